@@ -1,0 +1,118 @@
+"""Stage 2, analysis: linear-time dataflow passes over a captured graph (reach, origin, statistic).
+
+One walk in graph order computes every fact of a node from the facts of its operands.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterable
+
+from torch.fx import Graph, Node
+
+from lrp_fx.analysis.facts import Facts, Source
+from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
+from lrp_fx.analysis.sources import find_sources
+from lrp_fx.errors import UnknownOpError, locate
+from lrp_fx.optable import OpSpec, OpTable, bind, op_name
+
+__all__ = ["Facts", "Slot", "Source", "analyse"]
+
+
+def analyse(graph: Graph, ops: OpTable) -> Facts:
+    """Compute the facts of a captured graph.
+
+    Raises:
+        UnknownOpError: where relevance reaches an operator that ``ops`` does not declare.
+    """
+    facts = Facts(ops, sources=find_sources(graph, ops))
+    for source in facts.sources:
+        facts.operands[source.node] = {}
+        _root(facts, source.node)
+    for node in graph.nodes:
+        if node.op != "call_function" or node in facts.operands:
+            continue
+        spec = ops.get(node)
+        if spec is None:
+            _check_unreached(facts, node)
+            continue
+        if spec.kind == "constant" or not is_float(node):
+            continue
+        carrying = {slot: n for slot, n in declared(node, spec).items() if facts.carries(n) and is_float(n)}
+        if node.target is operator.getitem and not _picks_float(node):
+            continue
+        if carrying:
+            facts.specs[node] = spec
+            facts.operands[node] = carrying
+            _locate(facts, node, spec, carrying.values())
+    _find_manual_softmax(facts)
+    return facts
+
+
+def _picks_float(node: Node) -> bool:
+    val = value(node)
+    return val is not None and is_float(node)
+
+
+def _check_unreached(facts: Facts, node: Node) -> None:
+    reached = [slot.name for slot, n in all_slots(node).items() if facts.carries(n)]
+    if reached and is_float(node):
+        name = op_name(node)
+        raise UnknownOpError(
+            f"relevance reaches an operator that the op table does not declare: {locate(node)}.\n"
+            f"Declare what it is, in a TOML file or a dict given to convert(ops=...): for instance "
+            f'{{"linear": {{"{name}": "{" ".join(reached)}"}}}} if it is linear in {", ".join(reached)} '
+            f"(kinds: {', '.join(k for k in ('movement', 'linear', 'product', 'nonlinearity', 'constant'))}, ...)."
+        )
+
+
+def _root(facts: Facts, node: Node) -> None:
+    facts.origin[node] = node
+    facts.depth[node] = 0
+
+
+def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) -> None:
+    """Facts origin, parent and statistic of a node from those of its carrying operands."""
+    operands = list(dict.fromkeys(operands))
+    _root(facts, node)
+    if spec.elementwise:
+        origins = {facts.origin[n] for n in operands}
+        if len(origins) == 1:
+            facts.origin[node] = origins.pop()
+    if not (spec.elementwise or spec.reduces or spec.kind == "movement"):
+        return
+    parent: Node | None = functools.reduce(
+        lambda a, b: facts.common_ancestor(a, b) if a is not None else None, operands[1:], operands[0]
+    )
+    if parent is None:
+        return
+    facts.parent[node] = parent
+    facts.depth[node] = facts.depth[parent] + 1
+    if spec.reduces:
+        facts.reduced_from[node] = parent
+    elif all(n in facts.reduced_from for n in operands):
+        through = [facts.reduced_from[n] for n in operands]
+        meet = functools.reduce(lambda a, b: facts.common_ancestor(a, b) if a is not None else None, through[1:], through[0])
+        if meet is not None:
+            facts.reduced_from[node] = meet
+
+
+def _find_manual_softmax(facts: Facts) -> None:
+    """``e / e.sum(dim)`` with ``e = exp(z)``: every node of it is left to the natural gradient, which is softmax's."""
+    for node, spec in facts.specs.items():
+        if spec.kind != "quotient":
+            continue
+        bound = bind(node)
+        exponential, total = bound["self"], bound["other"]
+        if not (isinstance(exponential, Node) and isinstance(total, Node)):
+            continue
+        if (
+            op_name(exponential) == "aten.exp"
+            and op_name(total) == "aten.sum"
+            and total.args[0] is exponential
+            and facts.carries(exponential)
+            and set(exponential.users) == {node, total}
+            and set(total.users) == {node}
+        ):
+            facts.manual_softmax |= {node, exponential, total}

@@ -1,0 +1,101 @@
+"""The facts that analysis attaches to a graph. Rules are not known here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from lrp_fx.analysis.operands import Slot
+from lrp_fx.optable import OpSpec, OpTable
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor at which relevance of a user input is collected.
+
+    Attributes:
+        node: the tensor: a floating placeholder, or the rows that a lookup picked.
+        input: the placeholder it belongs to.
+        indices: for a lookup, the integer node that picked the rows; None for a floating input.
+        name: display name of the tensor ("inputs_embeds", or the parameter path of the table).
+    """
+
+    node: Node
+    input: Node
+    indices: Node | None
+    name: str
+
+
+@dataclass
+class Facts:
+    """What is known about every node of a captured graph.
+
+    Attributes:
+        ops: the op table used.
+        specs: declaration of every node that carries relevance.
+        sources: where relevance of the inputs is collected.
+        operands: carrying operands of every carrying node.
+        origin: the tensor of which a node is an elementwise function (itself where it is of none, or of several).
+        parent: nearest tensor that alone determines the node by elementwise, reducing or moving operators.
+        depth: length of the chain of parents.
+        reduced_from: tensor on which the node depends only through a reduction, or absent: a *statistic* of it.
+        manual_softmax: nodes that together spell a softmax (exp, and the division by its sum).
+    """
+
+    ops: OpTable
+    specs: dict[Node, OpSpec] = field(default_factory=dict)
+    sources: list[Source] = field(default_factory=list)
+    operands: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
+    origin: dict[Node, Node] = field(default_factory=dict)
+    parent: dict[Node, Node] = field(default_factory=dict)
+    depth: dict[Node, int] = field(default_factory=dict)
+    reduced_from: dict[Node, Node] = field(default_factory=dict)
+    manual_softmax: set[Node] = field(default_factory=set)
+
+    def carries(self, node: Node) -> bool:
+        """Whether relevance can reach ``node``."""
+        return node in self.operands
+
+    def common_ancestor(self, a: Node, b: Node) -> Node | None:
+        """Nearest tensor that determines both ``a`` and ``b`` through their parents, or None."""
+        while a is not b:
+            if self.depth[a] < self.depth[b]:
+                a, b = b, a
+            if a not in self.parent:
+                return None
+            a = self.parent[a]
+        return a
+
+    def is_affine_image(self, node: Node, of: Node) -> bool:
+        """Whether ``node`` is an affine function of ``of``, by linear, moving and constant-scaling operators alone."""
+        seen: set[Node] = {of}
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            if self.depth[current] <= self.depth[of] or current not in self.parent or not self._is_affine(current):
+                return False
+            stack += self.operands[current].values()
+        return True
+
+    def _is_affine(self, node: Node) -> bool:
+        kind, operands = self.specs[node].kind, self.operands[node]
+        scaling = kind == "product" or (kind == "quotient" and Slot("other") not in operands)
+        return kind in ("linear", "movement") or (scaling and len(operands) == 1)
+
+    def is_statistic_of(self, statistic: Node, signal: Node) -> bool:
+        """Whether ``statistic`` depends only through reductions on a tensor of which ``signal`` is an affine image.
+
+        A product or quotient of the two is then a normalization (RMSNorm, LayerNorm, cosine attention, ... however spelled).
+        """
+        through = self.reduced_from.get(statistic)
+        if through is None or statistic is signal:
+            return False
+        ancestor = self.common_ancestor(signal, through)
+        if ancestor is None or not self.is_affine_image(signal, ancestor):
+            return False
+        reduced = self.reduced_from.get(signal)  # the signal itself must not be a statistic of the same tensor
+        return reduced is None or self.depth[reduced] < self.depth[ancestor]

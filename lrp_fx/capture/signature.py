@@ -1,0 +1,117 @@
+"""Call signatures: how a call's arguments become the flat tensors of a captured graph, and which captures serve it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from lrp_fx.errors import InputError
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, flattened: tensor leaves in order with their display names, everything else hashable in ``key``.
+
+    Attributes:
+        names: user-facing name of every leaf (``"input_ids"``, ``"batch[0]"``).
+        leaves: every leaf of ``(args, kwargs)``, tensors and constants alike.
+        key: structure, dtypes, ranks, devices and constants; captures are looked up by it.
+    """
+
+    names: tuple[str, ...]
+    leaves: tuple[Any, ...]
+    key: tuple[Any, ...]
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensor leaves by name."""
+        return {n: v for n, v in zip(self.names, self.leaves, strict=True) if isinstance(v, torch.Tensor)}
+
+
+def _display(path: Sequence[Any], parameters: list[str]) -> str:
+    """``(args, kwargs)`` key path -> the name a user would say."""
+    head, rest = path[0].idx, path[1:]
+    if head == 0:
+        index = rest[0].idx
+        name = parameters[index] if index < len(parameters) else f"args[{index}]"
+    else:
+        name = str(rest[0].key)
+    return name + "".join(str(key) for key in rest[1:])
+
+
+def _positional_names(model: torch.nn.Module) -> list[str]:
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+
+
+def _hashable(value: Any) -> Any:
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)
+    return value
+
+
+def read_call(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Flatten a call. Keyword order does not matter.
+
+    Raises:
+        InputError: for an empty tensor, a non-finite floating input, or tensors on several devices.
+    """
+    flat, spec = pytree.tree_flatten_with_path((args, dict(sorted(kwargs.items()))))
+    parameters = _positional_names(model)
+    names = tuple(_display(path, parameters) for path, _ in flat)
+    leaves = tuple(leaf for _, leaf in flat)
+    key: list[Any] = [str(spec)]
+    for name, leaf in zip(names, leaves, strict=True):
+        if isinstance(leaf, torch.Tensor):
+            _check(name, leaf)
+            key.append((leaf.dtype, leaf.dim(), str(leaf.device)))
+        else:
+            key.append((type(leaf), _hashable(leaf)))
+    return Call(names, leaves, tuple(key))
+
+
+def _check(name: str, value: torch.Tensor) -> None:
+    if value.numel() == 0:
+        raise InputError(f"input '{name}' is empty (shape {tuple(value.shape)}): give at least one sample and one position")
+    if value.is_floating_point() and not value.is_meta and not torch.compiler.is_compiling() and value.isnan().any():
+        raise InputError(f"input '{name}' contains NaN: clean it before explaining")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes a capture accepts: one tuple per tensor input, an int where specialised, a symbol's name where free."""
+
+    dims: tuple[tuple[int | str, ...], ...]
+    limits: dict[str, tuple[int, int]]
+
+    def mismatch(self, tensors: Sequence[torch.Tensor]) -> str | None:
+        """None when the capture serves these tensors, else why not."""
+        bound: dict[str, int] = {}
+        for tensor, dims in zip(tensors, self.dims, strict=True):
+            for axis, (size, dim) in enumerate(zip(tensor.shape, dims, strict=True)):
+                want = dim if isinstance(dim, int) else bound.setdefault(dim, int(size))
+                if want != size:
+                    return f"dimension {axis} is {size}, captured as {want}"
+                if isinstance(dim, str) and not self._within(dim, int(size)):
+                    return f"dimension {axis} is {size}, outside {self.limits[dim]}"
+        return None
+
+    def _within(self, symbol: str, size: int) -> bool:
+        low, high = self.limits.get(symbol, (0, 2**63))
+        # export never proves a size of one (it assumes two and more); the graph is checked there by `verify`
+        return (low <= 2 and size >= 1 or size >= low) and size <= high
+
+    @property
+    def specialised(self) -> list[tuple[int, int, int]]:
+        """(input number, axis, size) of every dimension that could not stay free."""
+        return [(i, a, d) for i, dims in enumerate(self.dims) for a, d in enumerate(dims) if isinstance(d, int)]

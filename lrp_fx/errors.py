@@ -1,0 +1,78 @@
+"""Typed errors. Each names where in the model it happened and what to do about it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.fx import Node
+
+
+class LrpError(Exception):
+    """Base class of every error raised by lrp_fx."""
+
+
+class CaptureError(LrpError):
+    """The model could not be captured as a graph."""
+
+
+class InputError(LrpError, ValueError):
+    """The inputs cannot be explained (empty batch, NaN, no floating or token input, ...)."""
+
+
+class UnknownOpError(LrpError):
+    """Relevance reaches an operator that the op table does not declare."""
+
+
+class RuleSetError(LrpError, ValueError):
+    """A rule set is malformed or names a role, rule or file that does not exist."""
+
+
+class TargetError(LrpError, ValueError):
+    """The target does not select one scalar per sample of an output that depends on the inputs."""
+
+
+class LatentError(LrpError, KeyError):
+    """A module path given to ``at=`` has no output in the captured graph."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class NumericalError(LrpError, ArithmeticError):
+    """A forward value or a relevance is NaN or infinite."""
+
+
+class MissingExtraError(LrpError, ImportError):
+    """An optional dependency is not installed."""
+
+
+def module_path(node: Node) -> str:
+    """Path of the innermost module whose forward created ``node`` ("" for the root), from its capture metadata."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next((path for path, _ in reversed(list(stack.values()))), "")
+
+
+def source_line(node: Node) -> str:
+    """The user's source line that created ``node``: ``file:line: code``, outermost library frames dropped."""
+    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
+    if len(trace) < 2:
+        return "<no source recorded>"
+    where, code = trace[-2].strip(), trace[-1].strip()
+    return f"{where.replace('File ', '').replace(', line ', ':').replace(chr(34), '')}: {code}"
+
+
+def locate(node: Node) -> str:
+    """One line naming node, op, module path and source, for error messages and reports."""
+    path = module_path(node) or "<root>"
+    return f"node '{node.name}' (op {node.target}) in module '{path}', {source_line(node)}"
+
+
+def require(module: str, extra: str) -> object:
+    """Import an optional dependency or raise :class:`MissingExtraError` naming the extra that brings it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(f"'{module}' is needed here: pip install 'lrp_fx[{extra}]'") from error

@@ -1,0 +1,172 @@
+"""Stage 5, explain: one forward and one relevance sweep -> an :class:`Attribution`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from lrp_fx.analysis import Source
+from lrp_fx.capture import Call, Captured
+from lrp_fx.errors import InputError, NumericalError, TargetError, locate
+from lrp_fx.explain import tokens
+from lrp_fx.explain.accounts import Sweep, account
+from lrp_fx.explain.attribution import Attribution
+from lrp_fx.explain.latents import find_latents
+from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
+from lrp_fx.explain.target import Target, select
+from lrp_fx.rewrite import Rewritten, copy_graph
+from lrp_fx.rewrite.ops import source
+
+__all__ = ["Attribution", "Entry", "Ledger", "Sweeper", "Target"]
+
+
+@dataclass(frozen=True)
+class Sweeper:
+    """A rewritten graph with its sources and latents as further outputs.
+
+    Attributes:
+        captured: the capture it serves.
+        rewritten: the rewritten graph.
+        tapped: flat inputs -> (output leaves, sources, latents).
+        latents: module path -> captured node.
+    """
+
+    captured: Captured
+    rewritten: Rewritten
+    tapped: fx.GraphModule
+    latents: dict[str, Node]
+
+    @classmethod
+    def build(cls, captured: Captured, rewritten: Rewritten, at: Iterable[str]) -> Sweeper:
+        """Tap the rewritten graph at its sources and at the modules named by ``at``."""
+        latents = find_latents(captured.graph_module.graph, at)
+        graph, mapping = copy_graph(rewritten.graph_module.graph)
+        graph._codegen = CodeGen()
+        taps = []
+        for item in rewritten.plan.facts.sources:
+            node = mapping[rewritten.copies[item.node]]
+            with graph.inserting_after(node):
+                tap = graph.call_function(source, (node,))
+            node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
+            taps.append(tap)
+        end = next(n for n in reversed(graph.nodes) if n.op == "output")
+        read = dict(zip([s.node for s in rewritten.plan.facts.sources], taps, strict=True))
+        held = [read.get(n) or mapping[rewritten.results[n]] for n in latents.values()]
+        end.args = ((end.args[0], taps, held),)
+        module = fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
+        return cls(captured, rewritten, module, latents)
+
+    def explain(self, call: Call, target: Target) -> Attribution:
+        """Explain one call.
+
+        Raises:
+            TargetError: when the target does not depend on any input.
+            NumericalError: when an output or a relevance is not finite.
+        """
+        plan = self.rewritten.plan
+        if not plan.facts.sources:
+            raise InputError("no input can carry relevance: there is no floating input and no token id that picks a table row")
+        masks = {n: v for n, v in call.tensors.items() if "mask" in n and v.dim() == 2}
+
+        def choose(output: Any) -> Tensor:
+            return select(output, target, masks)
+
+        leaves = tuple(_usable(v) for v in call.leaves)
+        with torch.inference_mode(False), torch.enable_grad():
+            flat, taps, held = self.tapped(*leaves)
+            output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
+            chosen = choose(output)
+            if not chosen.requires_grad:
+                raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+            wanted = [t for t in held if t.requires_grad]
+            grads = torch.autograd.grad(chosen.sum(), [*taps, *wanted], allow_unused=True)
+        collected = [_times(x, g) for x, g in zip(taps, grads, strict=False)]
+        latent_grads = iter(grads[len(taps) :])
+        latents = {
+            path: _times(z, next(latent_grads) if z.requires_grad else None)
+            for path, z in zip(self.latents, held, strict=True)
+        }
+        self._check_finite(chosen, collected, leaves, choose)
+        return Attribution(
+            self._per_input(plan.facts.sources, collected, leaves),
+            latents,
+            chosen.detach(),
+            pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
+            plan.ruleset.name,
+            self._named(plan.facts.sources, collected),
+            lambda: make_ledger(plan, self.account(leaves, choose)),
+        )
+
+    def account(self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]) -> Sweep:
+        """The accounting sweep on the same inputs."""
+        return account(self.rewritten, leaves, choose, self.captured.out_spec)
+
+    def _named(self, sources: list[Source], collected: list[Tensor]) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for item, relevance in zip(sources, collected, strict=True):
+            name = self._input_name(item.input) if item.indices is None else item.name
+            named[f"{name} ({self._input_name(item.input)})" if name in named else name] = relevance
+        return named
+
+    def _input_name(self, placeholder: Node) -> str:
+        return self.captured.names[self.captured.placeholders.index(placeholder)]
+
+    def _per_input(self, sources: list[Source], collected: list[Tensor], leaves: tuple[Any, ...]) -> dict[str, Tensor]:
+        relevance: dict[str, Tensor] = {}
+        env = _Lazy(self.captured, leaves)
+        for item, value in zip(sources, collected, strict=True):
+            name = self._input_name(item.input)
+            if item.indices is not None:
+                value = tokens.to_input(item, tokens.row_relevance(value, env[item.indices]), env)
+            relevance[name] = relevance[name] + value if name in relevance else value
+        return relevance
+
+    def _check_finite(
+        self, chosen: Tensor, collected: list[Tensor], leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]
+    ) -> None:
+        if chosen.is_meta or (bool(chosen.isfinite().all()) and all(bool(r.isfinite().all()) for r in collected)):
+            return
+        sweep = self.account(leaves, choose)
+        if not bool(chosen.isfinite().all()):
+            where = f", first at {locate(sweep.first_bad)}" if sweep.first_bad is not None else ""
+            raise NumericalError(f"the explained output is not finite{where}. Remedy: check the inputs, or use float32.")
+        bad = [n for n, a in sweep.accounts.items() if any(not bool(g.isfinite().all()) for _, g in a.outputs)]
+        where = locate(bad[-1]) if bad else "an input"
+        raise NumericalError(
+            f"relevance is not finite, first at {where}. Remedy: explain in float32 or float64, or override the rule of "
+            "that module in the rule set (a larger epsilon, or a rule that does not divide)."
+        )
+
+
+def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
+    return torch.zeros_like(value).detach() if gradient is None else (value * gradient).detach()
+
+
+def _usable(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+class _Lazy(dict[Node, Tensor]):
+    """Values of integer nodes of a captured graph, computed on demand from the flat inputs."""
+
+    def __init__(self, captured: Captured, leaves: tuple[Any, ...]) -> None:
+        super().__init__(zip(captured.placeholders, leaves, strict=True))
+        self.root = captured.graph_module
+
+    def __missing__(self, node: Node) -> Tensor:
+        if node.op == "get_attr":
+            found: Any = self.root
+            for name in str(node.target).split("."):
+                found = getattr(found, name)
+        else:
+            args, kwargs = fx.map_arg(node.args, self.__getitem__), fx.map_arg(dict(node.kwargs), self.__getitem__)
+            found = node.target(*args, **kwargs)  # type: ignore[operator]
+        self[node] = found
+        return found

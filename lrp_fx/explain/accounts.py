@@ -1,0 +1,155 @@
+"""The accounting sweep: one relevance sweep that records, at every node, what arrives, what leaves and what stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lrp_fx.rewrite import OWNER, Rewritten
+from lrp_fx.rewrite.ops import source
+
+
+@dataclass
+class Account:
+    """Everything seen at one captured node during a sweep.
+
+    Attributes:
+        node: the captured node.
+        arguments: evaluated (args, kwargs) of its operator.
+        post: evaluated args of the rule operator after it, if any.
+        outputs: its floating output tensors, with the cotangent of each.
+        passed: relevance that its rule handed to its operands.
+    """
+
+    node: Node
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    post: tuple[Any, ...] = ()
+    outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    passed: float = 0.0
+
+    @property
+    def arrived(self) -> float:
+        """Relevance that arrived: sum of output times cotangent."""
+        return sum(safe_dot(y, g) for y, g in self.outputs)
+
+    @property
+    def magnitude(self) -> float:
+        """Sum of absolute relevances that arrived: the scale for defects."""
+        return sum(float(torch.nan_to_num(y * g).abs().sum()) for y, g in self.outputs)
+
+
+def safe_dot(value: Tensor, cotangent: Tensor) -> float:
+    """Sum of value * cotangent in double precision, 0 where the cotangent is 0 (a mask of -inf never contributes)."""
+    product = value.double() * cotangent.double()
+    return float(torch.where(cotangent == 0, 0.0, product).sum())
+
+
+class Accountant(fx.Interpreter):
+    """Runs a rewritten graph and opens an account for every planned node.
+
+    Operands enter each account through an alias of their own, so that what a node's rule passes to an operand is told
+    apart from what the operand's other users pass.
+    """
+
+    def __init__(self, rewritten: Rewritten) -> None:
+        super().__init__(rewritten.graph_module)
+        self.rewritten = rewritten
+        self.accounts: dict[Node, Account] = {}
+        self.sources: dict[Node, Tensor] = {}
+        self.first_bad: Node | None = None
+        self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.facts.sources}
+        self._aliases: dict[tuple[Node, Node], Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Evaluate one node, through aliases where it belongs to an account."""
+        owner = n.meta.get(OWNER)
+        if owner is None or n.op != "call_function":
+            result = super().run_node(n)
+        else:
+            result = self._run_owned(n, owner)
+        if n in self._source_of:
+            result = source(result)
+            self.sources[self._source_of[n]] = result
+        if self.first_bad is None and n.op == "call_function" and _is_nan(result):
+            self.first_bad = n
+        return result
+
+    def _run_owned(self, n: Node, owner: Node) -> Any:
+        account = self.accounts.setdefault(owner, Account(owner))
+
+        def fetch(operand: Node) -> Any:
+            val = self.env[operand]
+            foreign = operand.meta.get(OWNER) is not owner and isinstance(val, Tensor) and val.requires_grad
+            return self._alias(account, operand, val) if foreign else val
+
+        args, kwargs = fx.map_arg(n.args, fetch), fx.map_arg(dict(n.kwargs), fetch)
+        result = n.target(*args, **kwargs)  # type: ignore[operator]
+        if n is self.rewritten.copies[owner]:
+            account.arguments = (args, kwargs)
+        elif n is self.rewritten.results[owner]:
+            account.post = args
+        if n is self.rewritten.results[owner]:
+            for leaf in pytree.tree_leaves(result):
+                if isinstance(leaf, Tensor) and leaf.requires_grad:
+                    leaf.register_hook(lambda g, y=leaf.detach(): account.outputs.append((y, g.detach())))
+        return result
+
+    def _alias(self, account: Account, operand: Node, val: Tensor) -> Tensor:
+        key = (account.node, operand)
+        if key not in self._aliases:
+            alias = val.view_as(val)
+
+            def collect(g: Tensor) -> None:
+                account.passed += safe_dot(val.detach(), g)
+
+            alias.register_hook(collect)
+            self._aliases[key] = alias
+        return self._aliases[key]
+
+
+def _is_nan(result: Any) -> bool:
+    return any(
+        isinstance(t, Tensor) and t.is_floating_point() and not t.is_meta and bool(t.isnan().any())
+        for t in pytree.tree_leaves(result)
+    )
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Result of an accounting sweep: accounts by captured node, source values and cotangents, the target."""
+
+    accounts: dict[Node, Account]
+    sources: dict[Node, tuple[Tensor, Tensor]]
+    target: Tensor
+    target_defect: float
+    first_bad: Node | None
+
+
+def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any], Tensor], out_spec: Any) -> Sweep:
+    """Run the accounting sweep on flat inputs; ``select`` maps the model's output to the (B,) target."""
+    accountant = Accountant(rewritten)
+    with torch.inference_mode(False), torch.enable_grad():
+        outputs = accountant.run(*leaves, enable_io_processing=False)
+        flat = pytree.tree_leaves(outputs)
+        handles = [o.view_as(o) if isinstance(o, Tensor) and o.requires_grad else o for o in flat]
+        target = select(pytree.tree_unflatten(handles, out_spec))
+        nodes, tensors = list(accountant.sources), list(accountant.sources.values())
+        live = [h for h in handles if isinstance(h, Tensor) and h.requires_grad]
+        seen: list[float] = []
+        for handle in live:
+            handle.register_hook(lambda g, h=handle: seen.append(safe_dot(h.detach(), g)))
+        if target.requires_grad and tensors:
+            grads = torch.autograd.grad(target.sum(), tensors, allow_unused=True)
+        else:
+            grads = tuple(None for _ in tensors)
+    found = {
+        n: (t.detach(), torch.zeros_like(t) if g is None else g) for n, t, g in zip(nodes, tensors, grads, strict=True)
+    }
+    defect = float(target.detach().double().sum()) - sum(seen)
+    return Sweep(accountant.accounts, found, target.detach(), defect, accountant.first_bad)

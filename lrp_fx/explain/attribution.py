@@ -1,0 +1,55 @@
+"""The result of an explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from lrp_fx.explain.ledger import Ledger
+
+
+@dataclass
+class Attribution:
+    """Relevance of one target per sample.
+
+    Attributes:
+        relevance: input name -> relevance. Token ids: (B, S), summed over features; floating inputs: their own shape.
+        latents: module path -> relevance of that module's output, in its shape (what ``at=`` asked for).
+        target: (B,) the explained values.
+        output: the model's output, of its own type, detached.
+        ruleset: name of the rule set.
+    """
+
+    relevance: dict[str, Tensor]
+    latents: dict[str, Tensor]
+    target: Tensor
+    output: Any
+    ruleset: str
+    _inputs: dict[str, Tensor] = field(repr=False)
+    _account: Callable[[], Ledger] = field(repr=False)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Where all of the relevance went. Computed at first use, by a second sweep on the same inputs and weights."""
+        return self._account()
+
+    @cached_property
+    def sources(self) -> dict[str, Tensor]:
+        """Every tensor that relevance was collected at, by name, elementwise: embeddings of the inputs, then the
+        position, type, class-token and latent parameters that join on the way (from the ledger)."""
+        collected = dict(self._inputs)
+        for entry in self.ledger.entries:
+            if entry.category == "source" and entry.relevance is not None:
+                held = collected.get(entry.name)
+                same = held is not None and held.shape == entry.relevance.shape
+                key = entry.name if held is None or same else f"{entry.name} ({entry.node})"
+                collected[key] = held + entry.relevance if same and held is not None else entry.relevance
+        return collected
+
+    def __repr__(self) -> str:
+        shapes = {name: tuple(r.shape) for name, r in self.relevance.items()}
+        return f"Attribution(relevance={shapes}, latents={len(self.latents)}, target={self.target.tolist()}, rules={self.ruleset!r})"

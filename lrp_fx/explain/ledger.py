@@ -1,0 +1,328 @@
+"""The ledger: where all relevance went. Every entry is computed on its own, and together they are the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lrp_fx.analysis import Slot
+from lrp_fx.analysis.operands import declared
+from lrp_fx.errors import module_path
+from lrp_fx.explain.accounts import Account, Sweep, safe_dot
+from lrp_fx.optable import bind
+from lrp_fx.plan import Decision, Plan
+from lrp_fx.rewrite.ops import stabilised
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One amount in the ledger.
+
+    Attributes:
+        category: input, source (position, type and latent parameters), bias, constant, stopped, softmax, stabiliser,
+            rule (what a rule that does not conserve loses or invents), rounding (operators that the model itself runs in
+            a lower precision than its output) or target (a target that is not linear).
+        name: input, parameter path, or operator.
+        role: role of the node that absorbed it.
+        module: module path of that node.
+        node: its name.
+        amount: relevance, summed over the batch.
+        relevance: elementwise relevance, for sources.
+    """
+
+    category: str
+    name: str
+    role: str
+    module: str
+    node: str
+    amount: float
+    relevance: Tensor | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """All entries of one explanation, and the target they account for (both summed over the batch)."""
+
+    entries: tuple[Entry, ...]
+    target: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all entries."""
+        return sum(e.amount for e in self.entries)
+
+    @property
+    def residual(self) -> float:
+        """Target minus total: 0 up to rounding, on any model, under any rule set."""
+        return self.target - self.total
+
+    @property
+    def balance(self) -> float:
+        """Residual relative to the sum of absolute entries (or the target, if larger)."""
+        scale = max(abs(self.target), sum(abs(e.amount) for e in self.entries), 1e-300)
+        return abs(self.residual) / scale
+
+    def by(self, key: str) -> dict[str, float]:
+        """Amounts grouped by an attribute of the entries: "category", "name", "role", "module"."""
+        groups: dict[str, float] = {}
+        for entry in self.entries:
+            group = str(getattr(entry, key))
+            groups[group] = groups.get(group, 0.0) + entry.amount
+        return groups
+
+    def __getitem__(self, category: str) -> float:
+        return self.by("category").get(category, 0.0)
+
+    def __str__(self) -> str:
+        rows = [f"{category:12} {amount: .6g}" for category, amount in self.by("category").items()]
+        return "\n".join([*rows, f"{'total':12} {self.total: .6g}", f"{'target':12} {self.target: .6g}"])
+
+
+def make_ledger(plan: Plan, sweep: Sweep) -> Ledger:
+    """Every entry of a sweep."""
+    entries = [_source_entry(plan, node, x, g) for node, (x, g) in sweep.sources.items()]
+    for account in sweep.accounts.values():
+        if account.outputs:
+            entries += absorbed(plan, account)
+    if sweep.target_defect:
+        entries.append(Entry("target", "target function", "target", "", "", sweep.target_defect))
+    return Ledger(tuple(entries), float(sweep.target.double().sum()))
+
+
+def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
+    source = next(s for s in plan.facts.sources if s.node is node)
+    return Entry("input", source.name, "input", module_path(node), node.name, safe_dot(x, g), (x * g).detach())
+
+
+def absorbed(plan: Plan, account: Account) -> list[Entry]:
+    """What stays at one node: biases and other constants, softmax, stabilisers, non-conserving rules."""
+    decision, node = plan.decisions[account.node], account.node
+    base = {"role": decision.role, "module": module_path(node), "node": node.name}
+    return [
+        Entry(category, name, amount=amount, relevance=relevance, **base)
+        for category, name, amount, relevance in _absorbed(plan, decision, account)
+        if amount != 0.0
+    ]
+
+
+Amounts = Iterator[tuple[str, str, float, Tensor | None]]
+
+
+def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
+    spec, op = plan.facts.specs[account.node], str(account.node.target)
+    rule = decision.rule.name
+    if decision.role == "attention":
+        yield from _attention(plan, decision, account)
+        return
+    if decision.role == "softmax":
+        yield "softmax", op, account.arrived - sum(_natural(account, list(decision.live)).values()), None
+        return
+    if spec.kind in ("product", "quotient", "homogeneous"):
+        lost = 1 - _fraction(plan, decision, account)
+        if abs(lost) > 1e-12:
+            yield "rule", op, lost * account.arrived, None
+    elif spec.kind == "nonlinearity" or (spec.kind == "linear" and decision.role == "nonlinearity"):
+        if rule == "identity":
+            y, x, slope = account.post[:3]
+            yield "stabiliser", op, safe_dot(y.detach() - x.detach() * slope, _cotangent(account)), None
+        else:
+            yield "rule", op, account.arrived - sum(_natural(account, list(decision.live)).values()), None
+        return
+    elif spec.kind == "normalization" and rule == "gradient":
+        lost = account.arrived - sum(_natural(account, [Slot(n) for n in ("input", *spec.terms)]).values())
+        yield "rule", op, lost, None
+    kept = 1.0
+    epsilon = decision.rule.get("epsilon", 0.0) if rule == "epsilon" else 0.0
+    if epsilon:
+        (y, g) = account.outputs[0]
+        yield "stabiliser", op, safe_dot(y - y * y / stabilised(y, epsilon), g), None
+        kept = y / stabilised(y, epsilon)
+    yield from _constants(plan, decision, account, kept)
+    if spec.elementwise and spec.kind in ("movement", "linear", "product", "quotient"):
+        yield "rounding", op, _rounding(decision, account), None
+
+
+def _cotangent(account: Account) -> Tensor:
+    return account.outputs[0][1]
+
+
+def _fraction(plan: Plan, decision: Decision, account: Account) -> float:
+    """Share of what arrives that the operands of a (multi)homogeneous node receive: degree times factor, summed."""
+    spec = plan.facts.specs[account.node]
+    factors = {slot: decision.factors.get(slot, 1.0) for slot in decision.live if slot.name in spec.args}
+    if spec.kind == "homogeneous":
+        degree = bind(account.node)[spec.degree] if isinstance(spec.degree, str) else spec.degree
+        return sum(f * float(degree) for f in factors.values())  # type: ignore[arg-type]
+    if not factors:  # only an added term is live
+        return 1.0
+    inverse = spec.kind == "quotient"
+    return sum(-f if inverse and slot.name == "other" else f for slot, f in factors.items())
+
+
+def _call(account: Account, replaced: dict[Slot, Tensor]) -> Any:
+    """The captured operator on recorded arguments, some of them replaced."""
+    args, kwargs = account.arguments
+    schema = list(bind(account.node))
+
+    def swap(name: str, value: Any) -> Any:
+        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+            return [replaced.get(Slot(name, i), _plain(v)) for i, v in enumerate(value)]
+        return replaced.get(Slot(name), _plain(value))
+
+    names = _positional(account.node, schema)
+    return account.node.target(  # type: ignore[operator]
+        *[swap(n, a) for n, a in zip(names, args, strict=False)], **{k: swap(k, v) for k, v in kwargs.items()}
+    )
+
+
+def _positional(node: Node, names: list[str]) -> list[str]:
+    schema = getattr(node.target, "_schema", None)
+    return [a.name for a in schema.arguments] if schema is not None else names
+
+
+def _plain(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _value(account: Account, slot: Slot) -> Tensor | None:
+    args, kwargs = account.arguments
+    bound = dict(zip(_positional(account.node, list(bind(account.node))), args, strict=False)) | kwargs
+    value = bound.get(slot.name)
+    value = value[slot.index] if slot.index is not None and value is not None else value
+    return value.detach() if isinstance(value, Tensor) else None
+
+
+def _natural(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) -> dict[Slot, float]:
+    """Sum of x times the operator's own gradient, for each of ``slots``, at the recorded values."""
+    return {slot: safe_dot(x, g) for slot, (x, g) in _gradients(account, slots, scale).items()}
+
+
+def _gradients(
+    account: Account, slots: list[Slot], scale: Tensor | float = 1.0
+) -> dict[Slot, tuple[Tensor, Tensor]]:
+    values = {s: v for s in slots if (v := _value(account, s)) is not None and v.is_floating_point()}
+    if not values:
+        return {}
+    leaves = {s: v.clone().requires_grad_() for s, v in values.items()}
+    with torch.enable_grad():
+        result = _call(account, leaves)
+        outputs = [r for r in (result if isinstance(result, (tuple, list)) else [result]) if r.requires_grad]
+        cotangents = [g * scale for _, g in account.outputs]
+        grads = torch.autograd.grad(outputs[: len(cotangents)], list(leaves.values()), cotangents, allow_unused=True)
+    return {s: (v, g) for (s, v), g in zip(values.items(), grads, strict=True) if g is not None}
+
+
+_CASTS = ("to", "_to_copy", "type_as")
+
+
+def _rounding(decision: Decision, account: Account) -> float:
+    """What an elementwise operator in single or half precision loses against double, in its value and its cotangents.
+
+    Models cast inside (norms and softmax in float32); a sum in double precision sees their rounding. It is computed
+    from the operator alone, in both precisions, so it hides no broken rule.
+    """
+    (y, g), slots = account.outputs[0], list(decision.live)
+    values = {s: v for s in slots if (v := _value(account, s)) is not None}
+    if all(v.dtype is torch.float64 for v in (y, *values.values())):
+        return 0.0
+    if getattr(account.node.target, "_opname", "") in _CASTS:
+        (x,) = values.values()
+        return safe_dot(y.double() - x.double(), g) + safe_dot(x, g.double() - g.to(x.dtype).double())
+    wide = _in_double(account)
+    exact = _call(wide, {})
+    lost = safe_dot(y.double() - exact, g)
+    narrow_sums, wide_sums = _natural(account, slots), _natural(wide, slots)
+    return lost + sum(abs(decision.factors.get(s, 1.0)) * (wide_sums[s] - narrow_sums[s]) for s in narrow_sums)
+
+
+def _in_double(account: Account) -> Account:
+    def widen(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    arguments = torch.utils._pytree.tree_map(widen, account.arguments)
+    return Account(account.node, arguments, outputs=[(y.double(), g.double()) for y, g in account.outputs])
+
+
+def _attention(plan: Plan, decision: Decision, account: Account) -> Amounts:
+    """Half of what arrives goes to the scores; of that, what queries, keys and mask do not receive stays in softmax."""
+    share = decision.softmax_share
+    slots = [s for s in decision.live if s.name in ("query", "key") and decision.factors.get(s, 1.0) != 0]
+    taken = _fraction_uniform(decision, account)
+    if not share:
+        return
+    mask = Slot("attn_mask")
+    natural = _natural(account, [*slots[:1], mask])
+    scores = sum(v for s, v in natural.items() if s != mask)
+    constant = natural.get(mask, 0.0) if mask not in decision.live else 0.0
+    if constant:
+        name, category = constant_name(plan, declared(account.node, plan.facts.specs[account.node])[mask])
+        yield category, name, share * constant, None
+    yield "softmax", str(account.node.target), share * (account.arrived - scores - natural.get(mask, 0.0)), None
+    if taken:
+        yield "rule", str(account.node.target), taken * account.arrived + _excess(decision, share, scores), None
+
+
+def _fraction_uniform(decision: Decision, account: Account) -> float:
+    """What values and scores together take beyond what arrives (0 under the uniform rule)."""
+    values = sum(decision.factors.get(s, 1.0) for s in decision.live if s.name == "value")
+    return 1 - values - decision.softmax_share
+
+
+def _excess(decision: Decision, share: float, scores: float) -> float:
+    pair = [decision.factors.get(s, 1.0) for s in decision.live if s.name in ("query", "key")]
+    return (share - sum(pair)) * scores if pair else 0.0
+
+
+def _constants(plan: Plan, decision: Decision, account: Account, kept: Tensor | float) -> Amounts:
+    """Additive constants of an affine node: each as constant times its cotangent; then what literals add."""
+    spec = plan.facts.specs[account.node]
+    additive = spec.args + spec.terms if spec.kind in ("linear", "movement") else spec.terms
+    if spec.kind == "selection":
+        additive = spec.args
+    operands = {s: n for s, n in declared(account.node, spec).items() if s.name in additive}
+    constant = [s for s in operands if s not in decision.live]
+    for slot, (x, g) in _gradients(account, constant, kept).items():
+        name, category = constant_name(plan, operands[slot])
+        yield category, name, safe_dot(x, g), torch.where(g == 0, torch.zeros_like(x), x * g)
+    if spec.kind in ("linear", "movement") and _has_literal(account):
+        zeros = {s: torch.zeros_like(v) for s in operands if (v := _value(account, s)) is not None}
+        offset = _call(account, zeros)
+        if isinstance(offset, Tensor):
+            category = "bias" if spec.name.endswith(("batch_norm", "no_training")) else "constant"
+            g = _cotangent(account) * kept
+            yield category, str(account.node.target), safe_dot(offset, g), None
+
+
+def _has_literal(account: Account) -> bool:
+    """Whether an affine operator can add something that is not one of its declared tensors."""
+    name = getattr(account.node.target, "_opname", "")
+    numbers = any(isinstance(a, (int, float)) and a != 0 for a in account.node.args)
+    return name.endswith(("batch_norm", "no_training")) or (
+        name in ("add", "sub", "rsub", "where", "masked_fill", "constant_pad_nd", "pad", "scatter", "nan_to_num") and numbers
+    )
+
+
+def constant_name(plan: Plan, node: Node) -> tuple[str, str]:
+    """(name, category) of a tensor that carries no relevance: the parameters it is computed from."""
+    if node in plan.stopped or node in plan.facts.operands:
+        return node.name, "stopped"
+    names, stack, seen = [], [node], set()
+    sizes: list[int] = []
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        if current.op == "get_attr":
+            names.append(str(current.target))
+            val = current.meta.get("val")
+            sizes.append(sum(int(d) > 1 for d in val.shape) if isinstance(val, Tensor) else 0)
+        stack += current.all_input_nodes
+    if not names:
+        return node.name, "constant"
+    return "+".join(dict.fromkeys(names)), "bias" if max(sizes) <= 1 and node.op == "get_attr" else "source"

@@ -1,0 +1,117 @@
+"""Which scalar of the output is explained, one per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lrp_fx.errors import TargetError
+
+Target = int | Tensor | tuple[Any, ...] | Callable[[Any], Tensor] | None
+
+
+def find_logits(output: Any) -> Tensor:
+    """The tensor a target indexes: ``output.logits`` where there is one, else the first floating tensor.
+
+    Raises:
+        TargetError: when the output has no floating tensor.
+    """
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    for leaf in pytree.tree_leaves(output):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            return leaf
+    raise TargetError("the output has no floating-point tensor to explain; pass target=callable(output) -> (B,)")
+
+
+def last_positions(length: int, batch: int, masks: Mapping[str, Tensor]) -> Tensor:
+    """Index of each sample's last non-padding position, from the (B, S) mask among the inputs; else the last one.
+
+    A decoder's own mask wins over an encoder's; a mask of another length belongs to another sequence and is ignored.
+    """
+    for name in sorted(masks, key=lambda n: "decoder" not in n):
+        mask = masks[name]
+        if tuple(mask.shape) == (batch, length):
+            positions = torch.arange(length, device=mask.device)
+            return torch.where(mask.bool(), positions, -1).amax(-1).clamp(min=0)
+    return torch.full((batch,), length - 1)
+
+
+def select(output: Any, target: Target, masks: Mapping[str, Tensor]) -> Tensor:
+    """The (B,) scalars to explain.
+
+    Args:
+        output: the model's output.
+        target: None (each sample's largest logit, at the last non-padding position of a sequence), a class index, a
+            (B,) tensor of class indices, a tuple index into the non-batch dimensions (or into all of them: one sample),
+            or a callable.
+        masks: inputs whose name says they are padding masks.
+
+    Raises:
+        TargetError: for an index out of range, a wrong number of targets, or a callable that returns another shape.
+    """
+    if callable(target) and not isinstance(target, Tensor):
+        return _from_callable(output, target)
+    logits = find_logits(output)
+    if logits.dim() == 0:
+        logits = logits.reshape(1)
+    if isinstance(target, tuple):
+        return _from_tuple(logits, target)
+    if logits.dim() == 1:
+        return _one_per_sample(logits, target)
+    rows = torch.arange(logits.shape[0], device=logits.device)
+    while logits.dim() > 2:
+        positions = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
+        logits = logits[rows, positions]
+    return logits[rows, _classes(logits, target)]
+
+
+def _one_per_sample(logits: Tensor, target: Target) -> Tensor:
+    if target is not None and (not isinstance(target, int) or target not in (0, -1)):
+        raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): target must be None or 0")
+    return logits
+
+
+def _classes(logits: Tensor, target: int | Tensor | None) -> Tensor:
+    batch, classes = logits.shape
+    if target is None:
+        return logits.detach().argmax(-1)
+    index = torch.as_tensor(target, device=logits.device)
+    if index.is_floating_point() or index.dtype is torch.bool or index.dim() > 1:
+        raise TargetError(f"target must be an int or a (B,) integer tensor, not {index.dtype} of shape {tuple(index.shape)}")
+    if index.dim() == 1 and index.shape[0] != batch:
+        raise TargetError(f"{index.shape[0]} targets for a batch of {batch}: give one per sample")
+    if bool((index >= classes).any()) or bool((index < -classes).any()):
+        raise TargetError(f"target {index.tolist()} is out of range: the output has {classes} classes (0 to {classes - 1})")
+    return (index % classes).expand(batch)
+
+
+def _from_tuple(logits: Tensor, target: tuple[Any, ...]) -> Tensor:
+    if len(target) not in (logits.dim() - 1, logits.dim()):
+        raise TargetError(
+            f"target {target} has {len(target)} indices, the output {tuple(logits.shape)}: give {logits.dim() - 1} "
+            f"(the non-batch dimensions) or {logits.dim()} (one sample)"
+        )
+    batched = len(target) == logits.dim() - 1
+    rows = (torch.arange(logits.shape[0], device=logits.device),) if batched else ()
+    try:
+        chosen = logits[rows + target]
+    except (IndexError, TypeError) as error:
+        raise TargetError(f"target {target} does not index an output of shape {tuple(logits.shape)}: {error}") from error
+    chosen = chosen.reshape(1) if chosen.dim() == 0 else chosen
+    if chosen.dim() != 1:
+        raise TargetError(f"target {target} selects shape {tuple(chosen.shape)}: select one scalar per sample")
+    return chosen
+
+
+def _from_callable(output: Any, target: Callable[[Any], Tensor]) -> Tensor:
+    chosen = target(output)
+    if not isinstance(chosen, Tensor) or not chosen.is_floating_point() or chosen.dim() > 1:
+        shape = tuple(chosen.shape) if isinstance(chosen, Tensor) else type(chosen).__name__
+        raise TargetError(f"the target callable must return a floating (B,) tensor, not {shape}")
+    return chosen.reshape(-1)

@@ -1,0 +1,189 @@
+"""The converted module: captures per call signature, plans per rule set, and the methods a user calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from lrp_fx.analysis import Facts, analyse
+from lrp_fx.capture import Call, Captured, capture, read_call
+from lrp_fx.errors import CaptureError
+from lrp_fx.explain import Attribution, Sweeper, Target
+from lrp_fx.optable import OpTable
+from lrp_fx.plan import make_plan
+from lrp_fx.report import Report, make_report
+from lrp_fx.rewrite import Rewritten, rewrite
+from lrp_fx.ruleset import RuleSet
+from lrp_fx.verify import Verification, verify
+
+RuleSource = RuleSet | str | Path | Mapping[str, Any]
+
+
+@dataclass
+class Conversion:
+    """One capture with its facts and, per rule set, its rewritten graph."""
+
+    captured: Captured
+    facts: Facts
+    rewritten: dict[str, Rewritten] = field(default_factory=dict)
+    sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
+
+    def under(self, ruleset: RuleSet) -> Rewritten:
+        """The graph rewritten under ``ruleset``."""
+        key = repr(ruleset)
+        if key not in self.rewritten:
+            plan = make_plan(self.captured.graph_module.graph, self.facts, ruleset)
+            self.rewritten[key] = rewrite(self.captured, plan)
+        return self.rewritten[key]
+
+    def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        """The rewritten graph, tapped at its sources and at ``at``."""
+        key = (repr(ruleset), at)
+        if key not in self.sweepers:
+            self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
+        return self.sweepers[key]
+
+
+class ExplainableModule(torch.nn.Module):
+    """A model whose backward is Layer-wise Relevance Propagation.
+
+    Calls return exactly what the model returns, and plain autograd through them yields modified gradients: input times
+    gradient is relevance. Parameters are shared with the model, which is left as it was.
+    """
+
+    def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, dynamic: bool) -> None:
+        super().__init__()
+        self.ruleset = ruleset
+        self._model = (model,)  # in a tuple: this module does not own the user's model, nor its training mode
+        self._ops = ops
+        self._dynamic = dynamic
+        self._conversions: dict[tuple[Any, ...], list[Conversion]] = {}
+        self._latest: Conversion | None = None
+        self.train(model.training)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The user's model."""
+        return self._model[0]
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The rewritten graph of the latest capture, with the model's own call signature.
+
+        Raises:
+            CaptureError: before the first capture.
+        """
+        return self._current.under(self.ruleset).graph_module
+
+    @property
+    def _current(self) -> Conversion:
+        if self._latest is None:
+            raise CaptureError("nothing is captured yet: give convert() example inputs, or call the module once")
+        return self._latest
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's own output."""
+        if torch.compiler.is_compiling() and self._latest is not None:
+            return self.graph_module(*args, **kwargs)
+        conversion, _ = self._conversion(args, kwargs)
+        return conversion.under(self.ruleset).graph_module(*args, **kwargs)
+
+    def explain(
+        self,
+        *args: Any,
+        target: Target = None,
+        at: str | Iterable[str] = (),
+        rules: RuleSource | None = None,
+        **kwargs: Any,
+    ) -> Attribution:
+        """Relevance of every input, and of the outputs of the modules named by ``at``, for one scalar per sample.
+
+        Args:
+            *args: the model's inputs.
+            target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
+                class or token id, a (B,) tensor of them, a tuple index into the output's non-batch dimensions, or a
+                callable from the output to (B,) scalars.
+            at: module paths or globs, ``"model.layers.*.mlp"``.
+            rules: another rule set than the one the model was converted with.
+            **kwargs: the model's inputs.
+
+        Raises:
+            InputError, TargetError, LatentError, NumericalError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
+        """
+        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        conversion, call = self._conversion(args, kwargs)
+        patterns = (at,) if isinstance(at, str) else tuple(at)
+        return conversion.sweeper(ruleset, patterns).explain(call, target)
+
+    def report(self) -> Report:
+        """What every node of the latest capture is, and which rule it got."""
+        return make_report(self._current.captured, self._current.under(self.ruleset).plan)
+
+    def verify(self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any) -> Verification:
+        """Check forward equality, conservation at every node and finiteness on these inputs; prints and returns a table."""
+        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        conversion, call = self._conversion(args, kwargs)
+        result = verify(self.model, conversion.sweeper(ruleset, ()), call, args, kwargs, target)
+        result.print()
+        return result
+
+    def _conversion(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
+        """The conversion that serves a call; captures when there is none for its signature and sizes."""
+        call = read_call(self.model, args, kwargs)
+        key = (*call.key, _weights_key(self.model))
+        tensors = list(call.tensors.values())
+        for conversion in self._conversions.get(key, ()):
+            if conversion.captured.shapes.mismatch(tensors) is None:
+                self._latest = conversion
+                return conversion, call
+        captured = capture(self.model, args, kwargs, dynamic=self._dynamic)
+        conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops))
+        self._conversions.setdefault(key, []).append(conversion)
+        self._latest = conversion
+        return conversion, call
+
+    def extra_repr(self) -> str:
+        """Rule set and number of captures."""
+        captures = sum(len(c) for c in self._conversions.values())
+        return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={captures}"
+
+
+def _weights_key(model: torch.nn.Module) -> tuple[Any, ...]:
+    """Changes when the model is moved to another device or precision: the capture has to follow."""
+    return tuple(sorted({(str(p.dtype), str(p.device)) for p in model.parameters()}))
+
+
+def convert(
+    model: torch.nn.Module,
+    *args: Any,
+    rules: RuleSource = "attnlrp",
+    dynamic: bool = True,
+    ops: str | Path | Mapping[str, Any] | None = None,
+    **kwargs: Any,
+) -> ExplainableModule:
+    """Convert any ``nn.Module`` into an explainable one.
+
+    Args:
+        model: the model; it is not modified.
+        *args: example inputs. With them the model is captured now, without them at the first call.
+        rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
+        dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
+        ops: further op declarations: path of a TOML file, or a dict of the same form.
+        **kwargs: example inputs by keyword.
+
+    Raises:
+        CaptureError: when the model cannot be captured.
+        UnknownOpError: when relevance reaches an operator that nobody declared.
+        RuleSetError: for a malformed rule set or op table.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
+    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic)
+    if args or kwargs:
+        module._conversion(args, kwargs)
+    return module

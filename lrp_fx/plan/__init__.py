@@ -1,0 +1,214 @@
+"""Stage 3, choice: facts + rule set -> a plan, one decision per node that relevance flows through."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from torch.fx import Graph, Node
+
+from lrp_fx.analysis import Facts, Slot
+from lrp_fx.errors import module_path
+from lrp_fx.optable import OpSpec, bind, op_name
+from lrp_fx.plan.products import DENOMINATOR, flatten, is_nonlinear, is_product, is_top, shares
+from lrp_fx.ruleset import Rule, RuleSet
+
+__all__ = ["Decision", "Plan", "make_plan"]
+
+EXACT = Rule("exact")
+STOP = Rule("stop")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens at one node.
+
+    Attributes:
+        role: movement, linear, selection, bilinear, gate, nonlinearity, normalization, softmax or attention.
+        rule: the rule chosen for that role.
+        live: operands that receive relevance.
+        factors: what each live operand's cotangent is multiplied by (0: the operand is a constant here; absent: 1).
+        softmax_share: share of relevance that a fused attention passes to its scores.
+    """
+
+    role: str
+    rule: Rule
+    live: dict[Slot, Node]
+    factors: dict[Slot, float] = field(default_factory=dict)
+    softmax_share: float = 0.0
+
+
+@dataclass
+class Plan:
+    """A rule set applied to a graph.
+
+    Attributes:
+        ruleset: the rule set.
+        facts: what it was applied to.
+        decisions: one per node that relevance flows through.
+        stopped: role of every node whose relevance a rule stops.
+        differentiable: nodes through which autograd would flow (a superset of ``decisions``: statistics are in it).
+    """
+
+    ruleset: RuleSet
+    facts: Facts
+    decisions: dict[Node, Decision] = field(default_factory=dict)
+    stopped: dict[Node, str] = field(default_factory=dict)
+    differentiable: set[Node] = field(default_factory=set)
+
+
+def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
+    """Choose a rule for every node that carries relevance.
+
+    Two walks: first which operands are live and what role each node has (a rule may stop relevance, which makes later
+    products linear), then the shares of products, which are decided at the top of each product tree.
+    """
+    plan = Plan(ruleset, facts)
+    live: dict[Node, dict[Slot, Node]] = {source.node: {} for source in facts.sources}
+    for node in graph.nodes:
+        if node not in facts.specs:
+            continue
+        operands = {slot: n for slot, n in facts.operands[node].items() if n in live}
+        if not operands:
+            continue
+        live[node] = operands
+        decision = _decide(plan, node, operands, live)
+        if decision.rule.name == "stop" or not decision.live:
+            plan.stopped[node] = decision.role
+            del live[node]
+        else:
+            plan.decisions[node] = decision
+    plan.differentiable = set(live)
+    _share_products(plan, live)
+    _prune(plan, graph)
+    return plan
+
+
+def _prune(plan: Plan, graph: Graph) -> None:
+    """Drop decisions at nodes that relevance never arrives at (statistics, closed-form slopes, unused results)."""
+    reached: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output":
+            reached.update(node.all_input_nodes)
+        decision = plan.decisions.get(node)
+        if decision is None:
+            continue
+        if node not in reached:
+            del plan.decisions[node]
+            continue
+        reached.update(n for slot, n in decision.live.items() if decision.factors.get(slot, 1.0) != 0)
+
+
+def _rule(plan: Plan, role: str, node: Node) -> Rule:
+    return plan.ruleset.rule(role, module_path(node), op_name(node))
+
+
+def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node, dict[Slot, Node]]) -> Decision:
+    facts, spec = plan.facts, plan.facts.specs[node]
+    if node in facts.manual_softmax:
+        return Decision("softmax", _rule(plan, "softmax", node), operands)
+    if spec.kind == "movement":
+        return Decision("movement", EXACT, operands)
+    if spec.kind == "attention":
+        return _attention(plan, node, operands)
+    if is_product(facts, node):
+        role = flatten(facts, node, live).role
+        return Decision(role, _rule(plan, role, node), operands)
+    if spec.kind in ("product", "quotient"):
+        return _multilinear(plan, node, spec, operands)
+    if spec.kind == "homogeneous":
+        return _homogeneous(plan, node, spec, operands)
+    role = "nonlinearity" if spec.kind == "linear" and _is_interior(facts, node, live) else spec.kind
+    return Decision(role, _rule(plan, role, node), operands)
+
+
+def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
+    """Linear, convolution, matmul, einsum, ...: uniform over the factors that carry; added terms keep theirs."""
+    factors = [slot for slot in operands if slot.name in spec.args]
+    role = "bilinear" if len(factors) > 1 else "linear"
+    rule = _rule(plan, role, node)
+    share = 1 / len(factors) if rule.name == "uniform" else 1.0
+    return Decision(role, rule, operands, {slot: share for slot in factors if share != 1})
+
+
+def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
+    """f(t x) = t^k f(x) gives x f'(x) = k f(x): the identity rule is the gradient divided by k."""
+    degree = bind(node)[spec.degree] if isinstance(spec.degree, str) else spec.degree
+    if not isinstance(degree, (int, float)) or degree == 0:
+        return Decision("nonlinearity", STOP, operands)
+    rule = _rule(plan, "nonlinearity", node)
+    identity = rule.name == "identity" and degree != 1
+    return Decision("nonlinearity", rule, operands, {slot: 1 / degree for slot in operands} if identity else {})
+
+
+def _attention(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
+    """Two uniform products around a softmax: values get half, queries and keys a quarter each (design, AttnLRP 3.3)."""
+    bilinear, softmax = _rule(plan, "bilinear", node), _rule(plan, "softmax", node)
+    values = {s for s in operands if s.name == "value"}
+    scores = {s for s in operands if s.name != "value"} if softmax.name != "stop" else set()
+    kept = {slot: n for slot, n in operands.items() if slot in values | scores}
+    if bilinear.name == "stop":
+        return Decision("attention", STOP, {})
+    uniform = bilinear.name == "uniform"
+    share = 1 / (bool(values) + bool(scores)) if uniform and kept else 1.0
+    pair = [s for s in scores if s.name in ("query", "key")]
+    factors = {slot: share for slot in values | scores}
+    factors |= {slot: share / len(pair) for slot in pair if uniform}
+    rule = Rule(f"{bilinear.name}+{softmax.name}")
+    return Decision("attention", rule, kept, {s: f for s, f in factors.items() if f != 1}, share if scores else 0.0)
+
+
+def _is_interior(facts: Facts, node: Node, live: dict[Node, dict[Slot, Node]]) -> bool:
+    """Whether a literal added here lies inside one elementwise nonlinearity, as in ``1 / (1 + exp(-x))``.
+
+    Such a constant belongs to the definition of the function; it takes no relevance of its own.
+    """
+    operands = live[node]
+    literals = [a for a in node.args if isinstance(a, (int, float))]
+    if len(operands) != 1 or not literals or not is_nonlinear(facts, next(iter(operands.values())), live):
+        return False
+    return any(_continues(facts, node, user) for user in node.users)
+
+
+def _continues(facts: Facts, node: Node, user: Node) -> bool:
+    spec = facts.specs.get(user)
+    if spec is None or not spec.elementwise or facts.origin.get(user) is not facts.origin[node]:
+        return False
+    if spec.kind in ("nonlinearity", "homogeneous"):
+        return True
+    if spec.kind == "quotient" and facts.operands[user].get(DENOMINATOR) is node:
+        return True
+    if spec.kind == "product" and len(facts.operands[user]) > 1:
+        return True
+    return any(_continues(facts, user, further) for further in user.users)
+
+
+def _share_products(plan: Plan, live: dict[Node, dict[Slot, Node]]) -> None:
+    """Second walk: shares of every product tree, turned into a factor per edge of the tree."""
+    facts = plan.facts
+    for top in [n for n in plan.decisions if is_product(facts, n) and n not in facts.manual_softmax]:
+        if not is_top(facts, top, live):
+            continue
+        product = flatten(facts, top, live)
+        share = shares(facts, product, live, lambda role, top=top: _rule(plan, role, top).name)
+        if all(s == 1 for s in share.values()) and _rule(plan, "nonlinearity", top).name == "gradient":
+            continue
+        flow: dict[tuple[Node, Slot], float] = defaultdict(float)
+        for factor, amount in share.items():
+            for edge in factor.edges:
+                flow[edge] += amount
+        through: dict[Node, float] = {top: 1.0}
+        for node, slot in flow:
+            through.setdefault(live[node][slot], flow[(node, slot)])
+        per_node: dict[Node, dict[Slot, float]] = defaultdict(dict)
+        for (node, slot), amount in flow.items():
+            sign = -1.0 if facts.specs[node].kind == "quotient" and slot == DENOMINATOR else 1.0
+            sign = 1.0 if sign < 0 and _denominator_natural(plan, top) else sign
+            arriving = through[node]
+            per_node[node][slot] = sign * amount / arriving if arriving else 1.0
+        for node, edges in per_node.items():
+            plan.decisions[node] = replace(plan.decisions[node], factors={s: f for s, f in edges.items() if f != 1})
+
+
+def _denominator_natural(plan: Plan, top: Node) -> bool:
+    return _rule(plan, "nonlinearity", top).name == "gradient"

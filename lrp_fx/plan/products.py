@@ -1,0 +1,212 @@
+"""Products in canonical form: whatever the association, spelling or casts, a product is a list of factors with shares.
+
+``a * (b * c)``, ``x.pow(2) * z``, ``x * rsqrt(mean(x * x)) * w``, ``x * (sigmoid(x) * z)`` and ``a / b`` are all trees of
+elementwise products, quotients, casts and constant scalings. Flattened, each has factors; factors that are functions of
+the same tensor form one group (``x * sigmoid(x)`` is one nonlinearity); a factor that is a statistic of another one
+makes the product a normalization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch.fx import Node
+
+from lrp_fx.analysis import Facts, Slot
+
+Live = Mapping[Node, Mapping[Slot, Node]]
+
+DENOMINATOR = Slot("other")
+
+
+@dataclass(frozen=True)
+class Factor:
+    """One factor of a flattened product.
+
+    Attributes:
+        node: the tensor whose share is decided (for ``x.pow(3)`` the power itself).
+        base: the tensor it is a power of (itself for power 1).
+        power: multiplicity.
+        edges: the (product node, slot) edges from the top of the tree down to it.
+    """
+
+    node: Node
+    base: Node
+    power: int
+    edges: tuple[tuple[Node, Slot], ...]
+
+
+@dataclass
+class Product:
+    """A flattened product: its factors by group, its statistics, and which groups are gates."""
+
+    top: Node
+    factors: list[Factor] = field(default_factory=list)
+    statistics: list[Factor] = field(default_factory=list)
+    groups: list[list[Factor]] = field(default_factory=list)
+    gates: list[bool] = field(default_factory=list)
+
+    @property
+    def role(self) -> str:
+        """The role of the product, decided by what is most particular about it."""
+        if len(self.groups) > 1:
+            return "gate" if any(self.gates) and not all(self.gates) else "bilinear"
+        if self.statistics:
+            return "normalization"
+        inverted = any(slot == DENOMINATOR and node in self._quotients for node, slot in self.factors[0].edges)
+        return "nonlinearity" if len(self.factors) > 1 or inverted else "linear"
+
+    _quotients: frozenset[Node] = frozenset()
+
+
+def is_product(facts: Facts, node: Node) -> bool:
+    """Whether ``node`` is an elementwise product or quotient."""
+    spec = facts.specs.get(node)
+    return spec is not None and spec.kind in ("product", "quotient") and spec.elementwise and not spec.terms
+
+
+def _passes(facts: Facts, node: Node, live: Live) -> bool:
+    """Whether a node belongs inside the tree of the product that uses it, and has no other user."""
+    if len(node.users) != 1 or node not in live or node in facts.manual_softmax:
+        return False
+    spec = facts.specs.get(node)
+    if spec is None:
+        return False
+    cast_or_sign = len(live[node]) == 1 and spec.elementwise and _is_cast_or_sign(node)
+    return is_product(facts, node) or cast_or_sign
+
+
+def _is_cast_or_sign(node: Node) -> bool:
+    return getattr(node.target, "_opname", "") in ("to", "_to_copy", "type_as", "neg")
+
+
+def is_top(facts: Facts, node: Node, live: Live) -> bool:
+    """Whether ``node`` is the outermost node of its product tree."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    while user is not None and user in live:
+        if is_product(facts, user) and user not in facts.manual_softmax:
+            return False
+        if not _passes(facts, user, live):
+            return True
+        user = next(iter(user.users))
+    return True
+
+
+def flatten(facts: Facts, top: Node, live: Live) -> Product:
+    """Flatten the product tree under ``top`` and group its factors."""
+    product = Product(top)
+    quotients: set[Node] = set()
+
+    def visit(node: Node, edges: tuple[tuple[Node, Slot], ...]) -> None:
+        if facts.specs[node].kind == "quotient":
+            quotients.add(node)
+        for slot, operand in live[node].items():
+            path = (*edges, (node, slot))
+            if _passes(facts, operand, live):
+                visit(operand, path)
+            else:
+                base, power = _power(facts, operand, live)
+                product.factors.append(Factor(operand, base, power, path))
+
+    visit(top, ())
+    product._quotients = frozenset(quotients)
+    _group(facts, product, live)
+    return product
+
+
+def _power(facts: Facts, node: Node, live: Live) -> tuple[Node, int]:
+    spec = facts.specs.get(node)
+    if spec is not None and spec.kind == "homogeneous" and spec.elementwise and node in live:
+        degree = node.args[1] if spec.degree == "exponent" else spec.degree
+        if isinstance(degree, (int, float)) and degree >= 2 and float(degree).is_integer():
+            return next(iter(live[node].values())), int(degree)
+    return node, 1
+
+
+def _group(facts: Facts, product: Product, live: Live) -> None:
+    factors = product.factors
+    signals = [
+        f for f in factors if not any(facts.is_statistic_of(f.node, g.node) for g in factors if g is not f)
+    ]
+    product.statistics = [f for f in factors if f not in signals]
+    groups: dict[Node, list[Factor]] = {}
+    for factor in signals:
+        groups.setdefault(facts.origin.get(factor.base, factor.base), []).append(factor)
+    product.groups = list(groups.values())
+    product.gates = [
+        len({f.base for f in group}) > 1 or any(is_nonlinear(facts, f.node, live) for f in group) for group in product.groups
+    ]
+
+
+def is_nonlinear(facts: Facts, node: Node, live: Live) -> bool:
+    """Whether ``node`` is a nonlinearity's output, seen through movement, casts, added constants and constant scalings."""
+    while node in live and node in facts.specs:
+        spec = facts.specs[node]
+        if spec.kind in ("nonlinearity", "homogeneous"):
+            return spec.elementwise
+        if len(set(live[node].values())) != 1:
+            return len({facts.origin[n] for n in live[node].values()}) == 1 and is_product(facts, node)
+        if spec.kind not in ("movement", "linear", "product", "quotient") or spec.terms or spec.reduces:
+            return False
+        if spec.kind == "quotient" and DENOMINATOR in live[node]:
+            return True
+        node = next(iter(live[node].values()))
+    return False
+
+
+def weight(facts: Facts, factor: Factor, live: Live) -> int:
+    """How many factors a factor counts for: its power, times those of a product that is also used elsewhere."""
+    inner = facts.specs.get(factor.base)
+    if inner is None or factor.base not in live or not is_product(facts, factor.base) or factor.base in facts.manual_softmax:
+        return factor.power
+    product = flatten(facts, factor.base, live)
+    return factor.power * max(1, sum(_group_weight(facts, group, live) for group in product.groups))
+
+
+def _group_weight(facts: Facts, group: list[Factor], live: Live) -> int:
+    """A power of one tensor counts as often as it is multiplied; a nonlinearity of one tensor counts once."""
+    if len({f.base for f in group}) > 1:
+        return 1
+    return sum(weight(facts, f, live) for f in group)
+
+
+def shares(
+    facts: Facts, product: Product, live: Live, rule: Callable[[str], str]
+) -> dict[Factor, float]:
+    """Share of the product's relevance that each factor receives (AttnLRP prop. 3.3, generalised to n factors).
+
+    Args:
+        rule: name of the rule for a role ("bilinear", "gate", "nonlinearity", "normalization").
+
+    Returns:
+        A share per factor; under conserving rules they add up to 1. Under ``gradient`` every share is 1.
+    """
+    groups = list(range(len(product.groups)))
+    split = rule(product.role) if len(groups) > 1 else "uniform"
+    weights = [_group_weight(facts, group, live) for group in product.groups]
+    if split == "signal-takes-all":
+        weights = [0 if gate else w for w, gate in zip(weights, product.gates, strict=True)]
+    total = sum(weights)
+    result: dict[Factor, float] = {}
+    for index, group in zip(groups, product.groups, strict=True):
+        whole = 1.0 if split == "gradient" else weights[index] / total
+        result |= _within_group(facts, group, live, whole, split, rule)
+    for statistic in product.statistics:
+        result[statistic] = 1.0 if rule("normalization") == "gradient" else 0.0
+    return result
+
+
+def _within_group(
+    facts: Facts, group: list[Factor], live: Live, whole: float, split: str, rule: Callable[[str], str]
+) -> dict[Factor, float]:
+    natural = split == "gradient" or rule("nonlinearity") == "gradient"
+    if len(group) == 1 or natural:
+        return {f: whole for f in group}
+    if len({f.base for f in group}) == 1:
+        counts = {f: weight(facts, f, live) for f in group}
+        return {f: whole * n / sum(counts.values()) for f, n in counts.items()}
+    # f(x) = x h(x): the slope f(x)/x is h(x) in closed form when x takes all and h is a constant
+    origin = facts.origin[group[0].base]
+    carrier = next((f for f in group if f.base is origin), None) or min(group, key=lambda f: facts.depth.get(f.base, 0))
+    return {f: whole if f is carrier else 0.0 for f in group}

@@ -1,0 +1,177 @@
+"""Stage 4, rewrite: every decision of a plan becomes a forward-exact change of the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch.fx import Graph, Node
+
+from lrp_fx.analysis import Slot
+from lrp_fx.analysis.operands import all_slots, is_float, replace
+from lrp_fx.capture import Captured
+from lrp_fx.errors import locate
+from lrp_fx.optable import OpSpec, bind
+from lrp_fx.plan import Decision, Plan
+from lrp_fx.rewrite.ops import epsilon_rule, identity_rule, normalization_rule, scale_relevance
+from lrp_fx.rewrite.slopes import emit_slope
+
+__all__ = ["Rewritten", "rewrite"]
+
+OWNER = "lrp_node"  #: meta key of a rewritten node: the captured node whose decision put it there
+
+_detach = torch.ops.aten.detach.default
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A rewritten graph.
+
+    Attributes:
+        graph_module: same call signature, output type and outputs as the captured one; its autograd is LRP.
+        copies: captured node -> its copy in the rewritten graph.
+        results: captured node -> the rewritten node that its users read.
+        plan: the plan that was carried out.
+    """
+
+    graph_module: fx.GraphModule
+    copies: dict[Node, Node]
+    results: dict[Node, Node]
+    plan: Plan
+
+
+def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
+    """A copy of ``graph`` with its code generation, and the map from its nodes to the copies."""
+    new, mapping = Graph(), {}
+    output = new.graph_copy(graph, mapping)
+    new.output(output)
+    new._codegen = graph._codegen
+    return new, mapping
+
+
+def rewrite(captured: Captured, plan: Plan) -> Rewritten:
+    """Carry out ``plan`` on a copy of the captured graph. Parameters become constants to autograd; nothing is copied."""
+    graph, copies = copy_graph(captured.graph_module.graph)
+    results = dict(copies)
+    for old in captured.graph_module.graph.nodes:
+        node = copies.get(old)
+        if node is None:
+            continue
+        if old.op == "get_attr" and isinstance(_attribute(captured.graph_module, str(old.target)), torch.nn.Parameter):
+            results[old] = _after(graph, node, _detach)
+        elif old in plan.decisions:
+            node.meta[OWNER] = old
+            results[old] = _carry_out(graph, plan, old, node)
+        elif old in plan.stopped or (_touches(plan, old) and old not in plan.differentiable):
+            if is_float(old) and not isinstance(old.meta["val"], (tuple, list)):
+                results[old] = _after(graph, node, _detach)
+    graph.eliminate_dead_code()
+    graph.lint()
+    module = fx.GraphModule(captured.graph_module, graph, class_name="ExplainableGraph")
+    return Rewritten(module, copies, results, plan)
+
+
+def _attribute(root: torch.nn.Module, path: str) -> object:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def _touches(plan: Plan, old: Node) -> bool:
+    return old.op == "call_function" and any(n in plan.differentiable for n in old.all_input_nodes)
+
+
+def _after(graph: Graph, node: Node, target, *args) -> Node:
+    """Insert ``target(node, *args)`` after ``node`` and let it replace ``node`` for all users."""
+    with graph.inserting_after(node):
+        new = graph.call_function(target, (node, *args))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    return new
+
+
+def _before(graph: Graph, node: Node, slot: Slot, target, *args) -> Node:
+    """Insert ``target`` between ``node`` and the operand in ``slot``."""
+    operand = all_slots(node)[slot]
+    with graph.inserting_before(node):
+        new = graph.call_function(target, (operand, *args))
+    new.meta = dict(operand.meta) | {OWNER: node.meta.get(OWNER)}
+    replace(node, slot, new)
+    return new
+
+
+def _carry_out(graph: Graph, plan: Plan, old: Node, node: Node) -> Node:
+    """Rewrite one node; returns the node that its users read from now on."""
+    decision, spec = plan.decisions[old], plan.facts.specs[old]
+    for slot, operand in all_slots(old).items():
+        constant = slot not in decision.live or decision.factors.get(slot) == 0
+        if constant and operand in plan.differentiable:
+            _before(graph, node, slot, _detach)
+    if decision.rule.name == "identity" and decision.role == "normalization" and spec.kind == "normalization":
+        return _normalization(graph, node, spec)
+    if decision.rule.name == "identity" and spec.kind in ("nonlinearity", "linear"):
+        return _identity(graph, node, spec, decision)
+    result = _scale(graph, node, decision)
+    if decision.rule.name == "epsilon" and (epsilon := decision.rule.get("epsilon", 0.0)):
+        result = _after(graph, result, epsilon_rule, epsilon)
+    return result
+
+
+def _scale(graph: Graph, node: Node, decision: Decision) -> Node:
+    """Multiply cotangents: once at the output where all operands get the same factor, else operand by operand."""
+    factors = {slot: decision.factors.get(slot, 1.0) for slot in decision.live}
+    scaled = {slot: factor for slot, factor in factors.items() if factor not in (0.0, 1.0)}
+    if not scaled:
+        return node
+    alive = {factor for factor in factors.values() if factor != 0}
+    if len(alive) == 1 and len(scaled) > 1 and not isinstance(node.meta.get("val"), (tuple, list)):
+        return _after(graph, node, scale_relevance, alive.pop())
+    for slot, factor in scaled.items():
+        _before(graph, node, slot, scale_relevance, factor)
+    return node
+
+
+def _identity(graph: Graph, node: Node, spec: OpSpec, decision: Decision) -> Node:
+    """y = f(x): f on a detached x (the same kernel, the same bits), and the cotangent by the slope."""
+    (slot,) = decision.live
+    operand = all_slots(node)[slot]
+    constant = _before(graph, node, slot, _detach)
+    generic = spec if spec.kind == "nonlinearity" else OpSpec(spec.name, "nonlinearity")
+    anchor = node.next
+    with graph.inserting_before(anchor):
+        slope = emit_slope(graph, node, constant, generic)
+        new = graph.call_function(identity_rule, (node, operand, slope))
+    new.meta = dict(node.meta)
+    inside = _between(node, anchor)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
+    return new
+
+
+def _between(node: Node, end: Node) -> set[Node]:
+    inside, current = set(), node.next
+    while current is not end:
+        inside.add(current)
+        current = current.next
+    return inside
+
+
+def _normalization(graph: Graph, node: Node, spec: OpSpec) -> Node:
+    bound, layout = bind(node), spec.extra["layout"]
+    x, weight = bound["input"], bound.get("weight")
+    shape = x.meta["val"].shape
+    if layout == "instance" and not bound.get("use_input_stats", True):
+        raise NotImplementedError(f"instance normalization with running statistics at {locate(node)}")
+    groups = {"group": bound.get("num_groups"), "instance": int(shape[1])}.get(layout)
+    width = -groups if groups else len(bound["normalized_shape"])
+    eps = bound["eps"] if bound["eps"] is not None else torch.finfo(x.meta["val"].dtype).eps
+    _before(graph, node, Slot("input"), _detach)
+    anchor = node.next
+    with graph.inserting_before(anchor):
+        if weight is not None and groups:
+            weight = graph.call_function(torch.ops.aten.reshape.default, (weight, [-1] + [1] * (len(shape) - 2)))
+        new = graph.call_function(normalization_rule, (node, x, weight, width, eps, spec.extra["centred"]))
+    new.meta = dict(node.meta)
+    inside = _between(node, anchor)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
+    return new

@@ -1,0 +1,169 @@
+"""Rule operators: forward-exact identities whose backward is a rule.
+
+Each returns its first argument unchanged and passes the cotangent on as its rule says. They are ordinary calls in the
+rewritten graph: in eager mode, under ``torch.compile`` and ``make_fx`` an autograd function (no copy), under
+``torch.export`` a registered operator of the same name in ``torch.ops.lrp_fx``, with the same backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def stabilised(z: Tensor, epsilon: float) -> Tensor:
+    """``z + epsilon * sign(z)`` with sign(0) = 1: the stabiliser of the epsilon rule (AttnLRP eq. 8)."""
+    return torch.where(z >= 0, z + epsilon, z - epsilon)
+
+
+class _Scale(Function):
+    """Uniform rule (AttnLRP eq. 7, prop. 3.3) and degree-k identity: cotangent times a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return g * ctx.factor, None
+
+
+class _Identity(Function):
+    """Identity rule (AttnLRP eq. 9) on y = f(x): cotangent times the slope f(x)/x, so that x g_x = y g_y."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return None, (g * slope).to(ctx.dtype), None
+
+
+class _Epsilon(Function):
+    """Epsilon rule (AttnLRP eq. 8) at the output z of a linear map: cotangent times z / (z + epsilon sign z)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, epsilon: float) -> Tensor:
+        return z.view_as(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.epsilon = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (z,) = ctx.saved_tensors
+        return g * (z / stabilised(z, ctx.epsilon)), None
+
+
+class _Normalization(Function):
+    """Identity rule on a fused normalization y = (x - mean) * rstd * weight + bias, rstd constant (AttnLRP 3.3.2).
+
+    ``weight`` broadcasts against x. ``rows`` statistics each cover ``x.numel() / rows`` consecutive elements; the
+    centring, where there is one, is linear and stays so.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, weight, ctx.width, ctx.eps, ctx.centred = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        return None, normalization_cotangent(g, x, weight, ctx.width, ctx.eps, ctx.centred), None, None, None, None
+
+
+def normalization_cotangent(
+    g: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool
+) -> Tensor:
+    """Cotangent of x for y = (x - mean) * rstd * weight with rstd constant; ``width`` trailing dimensions share one
+    statistic when positive, ``-width`` groups of channels (dimension 1) do when negative."""
+    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    weighted = (g if weight is None else g * weight).to(wide)
+    if width > 0:
+        rows, back = x.flatten(-width).to(wide), weighted.flatten(-width)
+    else:
+        rows, back = (t.reshape(x.shape[0], -width, -1).to(wide) for t in (x, weighted))
+    if centred:
+        power = rows.var(-1, correction=0, keepdim=True)
+    else:
+        power = rows.square().mean(-1, keepdim=True)
+    back = back * torch.rsqrt(power + eps)
+    if centred:
+        back = back - back.mean(-1, keepdim=True)
+    return back.reshape(x.shape).to(x.dtype)
+
+
+def _register(rule: type[Function], schema: str) -> Any:
+    """The exportable twin of a rule: an operator with the same backward. Operators may not return views, so it copies."""
+    name = schema.split("(")[0]
+    op = torch.library.custom_op(
+        f"lrp_fx::{name}", lambda value, *_: value.clone(), mutates_args=(), schema=schema.removeprefix(name)
+    )
+    op.register_fake(lambda value, *_: torch.empty_like(value))
+    op.register_autograd(rule.backward, setup_context=rule.setup_context)
+    return op
+
+
+_scale = _register(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
+_identity = _register(_Identity, "identity_rule(Tensor y, Tensor x, Tensor slope) -> Tensor")
+_epsilon = _register(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor")
+_normalization = _register(
+    _Normalization,
+    "normalization_rule(Tensor y, Tensor x, Tensor? weight, int width, float eps, bool centred) -> Tensor",
+)
+
+
+def scale_relevance(x: Tensor, factor: float) -> Tensor:
+    """x, with its cotangent multiplied by ``factor`` (uniform rule, AttnLRP eq. 7; degree-k identity)."""
+    return _scale(x, factor) if torch.compiler.is_exporting() else _Scale.apply(x, factor)
+
+
+def identity_rule(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """y, with cotangent ``slope * g`` for x (identity rule, AttnLRP eq. 9). y and slope are constants to autograd."""
+    return _identity(y, x, slope) if torch.compiler.is_exporting() else _Identity.apply(y, x, slope)
+
+
+def epsilon_rule(z: Tensor, epsilon: float) -> Tensor:
+    """z, with cotangent ``g z / (z + epsilon sign z)`` (epsilon rule, AttnLRP eq. 8)."""
+    return _epsilon(z, epsilon) if torch.compiler.is_exporting() else _Epsilon.apply(z, epsilon)
+
+
+def normalization_rule(y: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool) -> Tensor:
+    """y, with the cotangent of its linear part for x: the statistic is a constant (AttnLRP section 3.3.2)."""
+    if torch.compiler.is_exporting():
+        return _normalization(y, x, weight, width, eps, centred)
+    return _Normalization.apply(y, x, weight, width, eps, centred)
+
+
+def source(x: Tensor) -> Tensor:
+    """x as a leaf at which a cotangent is collected."""
+    return x.detach().requires_grad_()

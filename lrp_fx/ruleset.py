@@ -1,0 +1,122 @@
+"""Stage 3, choice: rule sets as data. A rule set maps roles (and module paths, and operators) to rules."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from lrp_fx.errors import RuleSetError
+from lrp_fx.optable import rules_dir
+
+#: role -> rules that exist for it
+ROLES: dict[str, tuple[str, ...]] = {
+    "linear": ("epsilon", "gradient", "stop"),
+    "selection": ("winner-takes-all", "gradient", "stop"),
+    "bilinear": ("uniform", "gradient", "stop"),
+    "gate": ("uniform", "signal-takes-all", "gradient", "stop"),
+    "nonlinearity": ("identity", "gradient", "stop"),
+    "normalization": ("identity", "gradient", "stop"),
+    "softmax": ("taylor", "gradient", "stop"),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule's name with its parameters, ``Rule("epsilon", {"epsilon": 1e-6})``."""
+
+    name: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def get(self, key: str, default: float) -> float:
+        """Parameter ``key``."""
+        return float(self.parameters.get(key, default))
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{k}={v:g}" for k, v in self.parameters.items() if v)
+        return f"{self.name}({shown})" if shown else self.name
+
+
+def _rule(role: str, value: Any, where: str) -> Rule:
+    if role not in ROLES:
+        raise RuleSetError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
+    fields = dict(value) if isinstance(value, Mapping) else {"rule": value}
+    name = fields.pop("rule", None)
+    if name not in ROLES[role]:
+        raise RuleSetError(f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}")
+    bad = {k: v for k, v in fields.items() if not isinstance(v, (int, float)) or v < 0}
+    if bad:
+        raise RuleSetError(f"{where}: parameters of {role!r} must be numbers >= 0, not {bad}")
+    return Rule(name, fields)
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """A named mapping role -> rule, with overrides by module path or operator.
+
+    Attributes:
+        name: what reports call it.
+        rules: one rule per role.
+        overrides: glob of a module path, or ``"op:aten.name"``, -> role -> rule; later entries win.
+        conserves: whether every role but softmax conserves relevance at its node.
+    """
+
+    name: str
+    rules: Mapping[str, Rule]
+    overrides: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
+    conserves: bool = False
+
+    @classmethod
+    def load(cls, source: RuleSet | str | Path | Mapping[str, Any]) -> RuleSet:
+        """A rule set by name (of a file in ``rules/``), path of a TOML file, or dict of the same form.
+
+        A document may start from another one: ``base = "attnlrp"``.
+
+        Raises:
+            RuleSetError: when there is no such rule set, or a role, rule or parameter in it does not exist.
+        """
+        if isinstance(source, RuleSet):
+            return source
+        if isinstance(source, Mapping):
+            return cls._parse(source, "rules=")
+        path = Path(source)
+        if path.suffix != ".toml":
+            path = rules_dir() / f"{source}.toml"
+        if not path.is_file() or path.stem == "ops":
+            raise RuleSetError(f"no rule set {str(source)!r}: give the path of a TOML file, a dict, or one of {available()}")
+        return cls._parse(tomllib.loads(path.read_text()), str(path))
+
+    @classmethod
+    def _parse(cls, document: Mapping[str, Any], where: str) -> RuleSet:
+        unknown = set(document) - {"name", "base", "conserves", "rules", "overrides"}
+        if unknown:
+            raise RuleSetError(f"{where}: unknown keys {sorted(unknown)}")
+        base = cls.load(document["base"]) if "base" in document else None
+        rules = dict(base.rules) if base else {}
+        rules |= {role: _rule(role, value, where) for role, value in document.get("rules", {}).items()}
+        missing = [role for role in ROLES if role not in rules]
+        if missing:
+            raise RuleSetError(f"{where}: no rule for role(s) {', '.join(missing)}; add them or start from base = \"attnlrp\"")
+        overrides = dict(base.overrides) if base else {}
+        for pattern, table in document.get("overrides", {}).items():
+            overrides[pattern] = {role: _rule(role, value, f"{where} [{pattern}]") for role, value in table.items()}
+        default = base.conserves if base and "rules" not in document and not document.get("overrides") else False
+        name = document.get("name", f"{base.name}+" if base else "custom")
+        return cls(name, rules, overrides, bool(document.get("conserves", default)))
+
+    def rule(self, role: str, path: str, op: str) -> Rule:
+        """The rule for a node of ``role`` created in module ``path`` by operator ``op``."""
+        chosen = self.rules[role]
+        for pattern, table in self.overrides.items():
+            matches = op == pattern[3:] if pattern.startswith("op:") else fnmatchcase(path, pattern)
+            if matches and role in table:
+                chosen = table[role]
+        return chosen
+
+
+def available() -> list[str]:
+    """Names of the rule sets that ship with the package."""
+    return sorted(p.stem for p in rules_dir().glob("*.toml") if p.stem != "ops")
