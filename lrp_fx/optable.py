@@ -157,12 +157,18 @@ def op_name(node: Node) -> str:
 
 
 def bind(node: Node) -> dict[str, Any]:
-    """The node's arguments by the names of its operator's schema (or positional ``arg0``, ``arg1``, ... without one)."""
+    """The node's arguments by the names of its operator's schema, or of its Python function's parameters."""
     if isinstance(node.target, torch._ops.OpOverload):
         schema = node.target._schema.arguments
         bound = {a.name: v for a, v in zip(schema, node.args, strict=False)}
         return {a.name: a.default_value for a in schema if a.has_default_value()} | bound | dict(node.kwargs)
-    return {f"arg{i}": a for i, a in enumerate(node.args)} | dict(node.kwargs)
+    return dict(zip(_parameters(node), node.args, strict=False)) | dict(node.kwargs)
+
+
+def _parameters(node: Node) -> list[str]:
+    """Argument names of a Python function; ``arg0``, ``arg1``, ... for a builtin."""
+    code = getattr(node.target, "__code__", None)
+    return list(code.co_varnames[: code.co_argcount]) if code else [f"arg{i}" for i in range(len(node.args))]
 
 
 def set_arg(node: Node, name: str, value: Any) -> None:
@@ -173,7 +179,7 @@ def set_arg(node: Node, name: str, value: Any) -> None:
     if isinstance(node.target, torch._ops.OpOverload):
         index = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == name)
     else:
-        index = int(name.removeprefix("arg"))
+        index = _parameters(node).index(name)
     if index < len(node.args):
         node.update_arg(index, value)
     else:

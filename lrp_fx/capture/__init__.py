@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
 from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.precision import widen_islands
 from lrp_fx.capture.signature import Call, Shapes, read_call
 from lrp_fx.errors import CaptureError
 
@@ -156,6 +157,7 @@ def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
         normalise.functionalise(graph_module)
         normalise.mend(graph_module.graph)
     normalise.split_moments(graph_module.graph)
+    widen_islands(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module

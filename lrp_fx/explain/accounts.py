@@ -33,6 +33,16 @@ class Account:
     outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     passed: float = 0.0
 
+    def arrive(self, output: Tensor, cotangent: Tensor | None) -> None:
+        """Record the total cotangent of one output (None where nothing came back to it)."""
+        if cotangent is not None:
+            self.outputs.append((output, cotangent.detach()))
+
+    def receive(self, operand: Tensor, cotangent: Tensor | None) -> None:
+        """Record what the rule passed to one operand."""
+        if cotangent is not None:
+            self.passed += safe_dot(operand.detach(), cotangent)
+
     @property
     def arrived(self) -> float:
         """Relevance that arrived: sum of output times cotangent."""
@@ -64,7 +74,7 @@ class Accountant(fx.Interpreter):
         self.sources: dict[Node, Tensor] = {}
         self.first_bad: Node | None = None
         self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.facts.sources}
-        self._aliases: dict[tuple[Node, Node], Tensor] = {}
+        self._aliases: dict[tuple[Node, Node], Any] = {}
 
     def run_node(self, n: Node) -> Any:
         """Evaluate one node, through aliases where it belongs to an account."""
@@ -85,8 +95,7 @@ class Accountant(fx.Interpreter):
 
         def fetch(operand: Node) -> Any:
             val = self.env[operand]
-            foreign = operand.meta.get(OWNER) is not owner and isinstance(val, Tensor) and val.requires_grad
-            return self._alias(account, operand, val) if foreign else val
+            return val if operand.meta.get(OWNER) is owner else self._alias(account, operand, val)
 
         args, kwargs = fx.map_arg(n.args, fetch), fx.map_arg(dict(n.kwargs), fetch)
         result = n.target(*args, **kwargs)  # type: ignore[operator]
@@ -97,19 +106,22 @@ class Accountant(fx.Interpreter):
         if n is self.rewritten.results[owner]:
             for leaf in pytree.tree_leaves(result):
                 if isinstance(leaf, Tensor) and leaf.requires_grad:
-                    leaf.register_hook(lambda g, y=leaf.detach(): account.outputs.append((y, g.detach())))
+                    leaf.register_hook(lambda g, y=leaf.detach(): account.arrive(y, g))
         return result
 
-    def _alias(self, account: Account, operand: Node, val: Tensor) -> Tensor:
+    def _alias(self, account: Account, operand: Node, val: Any) -> Any:
+        """``val`` (a tensor, or a tuple of tensors) under a name of its own; what reaches it is what was passed."""
         key = (account.node, operand)
         if key not in self._aliases:
-            alias = val.view_as(val)
 
-            def collect(g: Tensor) -> None:
-                account.passed += safe_dot(val.detach(), g)
+            def alias(tensor: Any) -> Any:
+                if not isinstance(tensor, Tensor) or not tensor.requires_grad:
+                    return tensor
+                named = tensor.view_as(tensor)
+                named.register_hook(lambda g: account.receive(tensor, g))
+                return named
 
-            alias.register_hook(collect)
-            self._aliases[key] = alias
+            self._aliases[key] = type(val)(map(alias, val)) if isinstance(val, (tuple, list)) else alias(val)
         return self._aliases[key]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp_fx.analysis import Slot
-from lrp_fx.analysis.operands import declared
+from lrp_fx.analysis.operands import declared, is_float
 from lrp_fx.errors import module_path
 from lrp_fx.explain.accounts import Account, Sweep, safe_dot
 from lrp_fx.optable import bind
@@ -25,8 +25,7 @@ class Entry:
 
     Attributes:
         category: input, source (position, type and latent parameters), bias, constant, stopped, softmax, stabiliser,
-            rule (what a rule that does not conserve loses or invents), rounding (operators that the model itself runs in
-            a lower precision than its output) or target (a target that is not linear).
+            rule (what a rule that does not conserve loses or invents) or target (a target that is not linear).
         name: input, parameter path, or operator.
         role: role of the node that absorbed it.
         module: module path of that node.
@@ -143,8 +142,6 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
         yield "stabiliser", op, safe_dot(y - y * y / stabilised(y, epsilon), g), None
         kept = y / stabilised(y, epsilon)
     yield from _constants(plan, decision, account, kept)
-    if spec.elementwise and spec.kind in ("movement", "linear", "product", "quotient"):
-        yield "rounding", op, _rounding(decision, account), None
 
 
 def _cotangent(account: Account) -> Tensor:
@@ -217,37 +214,6 @@ def _gradients(
     return {s: (v, g) for (s, v), g in zip(values.items(), grads, strict=True) if g is not None}
 
 
-_CASTS = ("to", "_to_copy", "type_as")
-
-
-def _rounding(decision: Decision, account: Account) -> float:
-    """What an elementwise operator in single or half precision loses against double, in its value and its cotangents.
-
-    Models cast inside (norms and softmax in float32); a sum in double precision sees their rounding. It is computed
-    from the operator alone, in both precisions, so it hides no broken rule.
-    """
-    (y, g), slots = account.outputs[0], list(decision.live)
-    values = {s: v for s in slots if (v := _value(account, s)) is not None}
-    if all(v.dtype is torch.float64 for v in (y, *values.values())):
-        return 0.0
-    if getattr(account.node.target, "_opname", "") in _CASTS:
-        (x,) = values.values()
-        return safe_dot(y.double() - x.double(), g) + safe_dot(x, g.double() - g.to(x.dtype).double())
-    wide = _in_double(account)
-    exact = _call(wide, {})
-    lost = safe_dot(y.double() - exact, g)
-    narrow_sums, wide_sums = _natural(account, slots), _natural(wide, slots)
-    return lost + sum(abs(decision.factors.get(s, 1.0)) * (wide_sums[s] - narrow_sums[s]) for s in narrow_sums)
-
-
-def _in_double(account: Account) -> Account:
-    def widen(value: Any) -> Any:
-        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    arguments = torch.utils._pytree.tree_map(widen, account.arguments)
-    return Account(account.node, arguments, outputs=[(y.double(), g.double()) for y, g in account.outputs])
-
-
 def _attention(plan: Plan, decision: Decision, account: Account) -> Amounts:
     """Half of what arrives goes to the scores; of that, what queries, keys and mask do not receive stays in softmax."""
     share = decision.softmax_share
@@ -318,11 +284,11 @@ def constant_name(plan: Plan, node: Node) -> tuple[str, str]:
         if current in seen:
             continue
         seen.add(current)
-        if current.op == "get_attr":
+        val = current.meta.get("val")
+        if current.op == "get_attr" and not (isinstance(val, Tensor) and not val.is_floating_point()):
             names.append(str(current.target))
-            val = current.meta.get("val")
             sizes.append(sum(int(d) > 1 for d in val.shape) if isinstance(val, Tensor) else 0)
-        stack += current.all_input_nodes
+        stack += [n for n in current.all_input_nodes if n.op == "get_attr" or is_float(n)]
     if not names:
         return node.name, "constant"
     return "+".join(dict.fromkeys(names)), "bias" if max(sizes) <= 1 and node.op == "get_attr" else "source"

@@ -43,7 +43,7 @@ def _moved(node: Node, root: Node, leaf: Tensor, env: dict[Node, Tensor], memo: 
     if node in memo:
         return memo[node]
     memo[node] = None
-    if node.op != "call_function":
+    if node.op != "call_function" or not isinstance(env[node], Tensor) or env[node].dtype is torch.bool:
         return None
     twins = {n: _moved(n, root, leaf, env, memo) for n in node.all_input_nodes}
     held = [t for t in twins.values() if t is not None]

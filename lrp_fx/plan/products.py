@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from lrp_fx.analysis import Facts, Slot
+from lrp_fx.optable import op_name
 
 Live = Mapping[Node, Mapping[Slot, Node]]
 
@@ -78,7 +79,7 @@ def _passes(facts: Facts, node: Node, live: Live) -> bool:
 
 
 def _is_cast_or_sign(node: Node) -> bool:
-    return getattr(node.target, "_opname", "") in ("to", "_to_copy", "type_as", "neg")
+    return op_name(node).rpartition(".")[2] in ("to", "_to_copy", "type_as", "neg", "exact_value")
 
 
 def is_top(facts: Facts, node: Node, live: Live) -> bool:

@@ -1,0 +1,116 @@
+"""Single-precision islands in a double-precision model.
+
+Many models compute norms and softmax in float32 whatever their own precision. In a float64 model the values must stay
+those of the model, bit for bit, but sums of relevance would then be exact to 1e-8 only. So every such island gets a
+double-precision twin that carries the relevance, while the island gives the values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd import Function
+from torch.fx import Node
+
+aten = torch.ops.aten
+
+
+class _ExactValue(Function):
+    """Value of one tensor, relevance through another that equals it up to rounding."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, carrier: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        value, carrier = ctx.saved_tensors
+        return None, g * torch.where((carrier == 0) | ~carrier.isfinite(), 1.0, value / carrier).to(carrier.dtype)
+
+
+def exact_value(value: Tensor, carrier: Tensor) -> Tensor:
+    """``value``, whose relevance is carried by ``carrier``: g_carrier = g value / carrier, so that no rounding is lost."""
+    return torch.ops.lrp_fx.exact_value(value, carrier) if torch.compiler.is_exporting() else _ExactValue.apply(value, carrier)
+
+
+_op = torch.library.custom_op(
+    "lrp_fx::exact_value", lambda value, carrier: value.clone(), mutates_args=(), schema="(Tensor value, Tensor carrier) -> Tensor"
+)
+_op.register_fake(lambda value, carrier: torch.empty_like(value))
+_op.register_autograd(_ExactValue.backward, setup_context=_ExactValue.setup_context)
+
+
+def widen_islands(graph: fx.Graph) -> None:
+    """Give every float32 region fed by float64 values a float64 twin, joined by :func:`exact_value` where it ends."""
+    twins: dict[Node, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        fed = [n for n in node.all_input_nodes if n in twins]
+        if _dtype(node) is torch.float32 and (fed or _narrows(node)):
+            twins[node] = _twin(graph, node, twins)
+        elif fed and isinstance(node.meta.get("val"), (tuple, list)):
+            twins[node] = _twin(graph, node, twins)
+        elif fed and _dtype(node) is torch.float64:
+            wide = _twin(graph, node, twins)
+            with graph.inserting_after(node if _is_cast(node) else wide):
+                joined = graph.call_function(exact_value, (node, wide))
+            joined.meta = dict(node.meta)
+            node.replace_all_uses_with(joined, delete_user_cb=lambda user, joined=joined: user is not joined)
+    graph.eliminate_dead_code()
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    val = node.meta.get("val")
+    return val.dtype if isinstance(val, Tensor) else None
+
+
+def _narrows(node: Node) -> bool:
+    return any(_dtype(n) is torch.float64 and n.op != "get_attr" for n in node.all_input_nodes)
+
+
+def _is_cast(node: Node) -> bool:
+    return getattr(node.target, "_opname", "") in ("to", "_to_copy", "type_as")
+
+
+def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
+    """The same operator on twins, in float64; a cast between the two precisions is its operand."""
+    if _is_cast(node) and node.args:
+        operand = node.args[0]
+        return twins.get(operand, operand)  # type: ignore[arg-type, return-value]
+
+    def wide(operand: Node) -> Node:
+        if operand in twins:
+            return twins[operand]
+        if _dtype(operand) is not torch.float32:
+            return operand
+        cast = graph.call_function(aten.to.dtype, (operand, torch.float64))
+        cast.meta = dict(operand.meta) | {"val": operand.meta["val"].double()}
+        return cast
+
+    with graph.inserting_after(node):
+        marker = graph.call_function(node.target, ())  # a place after the node; filled below
+    with graph.inserting_before(marker):
+        args, kwargs = fx.map_arg(node.args, wide), fx.map_arg(dict(node.kwargs), wide)
+    marker.args, marker.kwargs = _in_double(args), _in_double(kwargs)
+    val = node.meta.get("val")
+    marker.meta = dict(node.meta) | {"val": torch.utils._pytree.tree_map(_widened, val)}
+    return marker
+
+
+def _widened(val: Any) -> Any:
+    return val.double() if isinstance(val, Tensor) and val.dtype is torch.float32 else val
+
+
+def _in_double(arguments: Any) -> Any:
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(torch.float64 if a is torch.float32 else a for a in arguments)
+    return {k: torch.float64 if a is torch.float32 else a for k, a in arguments.items()}
