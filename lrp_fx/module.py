@@ -21,6 +21,8 @@ from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.ruleset import RuleSet
 from lrp_fx.verify import Verification, verify
 
+_NOTHING = "nothing is captured yet: give convert() example inputs, or call the module once"
+
 RuleSource = RuleSet | str | Path | Mapping[str, Any]
 
 
@@ -35,15 +37,14 @@ class Conversion:
 
     def under(self, ruleset: RuleSet) -> Rewritten:
         """The graph rewritten under ``ruleset``."""
-        key = repr(ruleset)
-        if key not in self.rewritten:
+        if ruleset.key not in self.rewritten:
             plan = make_plan(self.captured.graph_module.graph, self.facts, ruleset)
-            self.rewritten[key] = rewrite(self.captured, plan)
-        return self.rewritten[key]
+            self.rewritten[ruleset.key] = rewrite(self.captured, plan)
+        return self.rewritten[ruleset.key]
 
     def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The rewritten graph, tapped at its sources and at ``at``."""
-        key = (repr(ruleset), at)
+        key = (ruleset.key, at)
         if key not in self.sweepers:
             self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
         return self.sweepers[key]
@@ -64,6 +65,7 @@ class ExplainableModule(torch.nn.Module):
         self._dynamic = dynamic
         self._conversions: dict[tuple[Any, ...], list[Conversion]] = {}
         self._latest: Conversion | None = None
+        self._active: fx.GraphModule | None = None
         self.train(model.training)
 
     @property
@@ -78,20 +80,21 @@ class ExplainableModule(torch.nn.Module):
         Raises:
             CaptureError: before the first capture.
         """
-        return self._current.under(self.ruleset).graph_module
+        if self._active is None:
+            raise CaptureError(_NOTHING)
+        return self._active
 
     @property
     def _current(self) -> Conversion:
         if self._latest is None:
-            raise CaptureError("nothing is captured yet: give convert() example inputs, or call the module once")
+            raise CaptureError(_NOTHING)
         return self._latest
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own output."""
-        if torch.compiler.is_compiling() and self._latest is not None:
-            return self.graph_module(*args, **kwargs)
-        conversion, _ = self._conversion(args, kwargs)
-        return conversion.under(self.ruleset).graph_module(*args, **kwargs)
+        if not torch.compiler.is_compiling():
+            self._conversion(args, kwargs)
+        return self.graph_module(*args, **kwargs)
 
     def explain(
         self,
@@ -139,13 +142,16 @@ class ExplainableModule(torch.nn.Module):
         tensors = list(call.tensors.values())
         for conversion in self._conversions.get(key, ()):
             if conversion.captured.shapes.mismatch(tensors) is None:
-                self._latest = conversion
-                return conversion, call
+                return self._activate(conversion), call
         captured = capture(self.model, args, kwargs, dynamic=self._dynamic)
         conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops))
         self._conversions.setdefault(key, []).append(conversion)
-        self._latest = conversion
-        return conversion, call
+        return self._activate(conversion), call
+
+    def _activate(self, conversion: Conversion) -> Conversion:
+        if conversion is not self._latest:
+            self._latest, self._active = conversion, conversion.under(self.ruleset).graph_module
+        return conversion
 
     def extra_repr(self) -> str:
         """Rule set and number of captures."""

@@ -6,6 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,11 @@ class RuleSet:
         default = base.conserves if base and "rules" not in document and not document.get("overrides") else False
         name = document.get("name", f"{base.name}+" if base else "custom")
         return cls(name, rules, overrides, bool(document.get("conserves", default)))
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for equal rule sets."""
+        return repr(self)
 
     def rule(self, role: str, path: str, op: str) -> Rule:
         """The rule for a node of ``role`` created in module ``path`` by operator ``op``."""

@@ -16,6 +16,7 @@ from lrp_fx.errors import module_path
 from lrp_fx.explain.accounts import Account, Sweep, safe_dot
 from lrp_fx.optable import bind
 from lrp_fx.plan import Decision, Plan
+from lrp_fx.plan.products import degree
 from lrp_fx.rewrite.ops import stabilised
 
 
@@ -153,8 +154,7 @@ def _fraction(plan: Plan, decision: Decision, account: Account) -> float:
     spec = plan.facts.specs[account.node]
     factors = {slot: decision.factors.get(slot, 1.0) for slot in decision.live if slot.name in spec.args}
     if spec.kind == "homogeneous":
-        degree = bind(account.node)[spec.degree] if isinstance(spec.degree, str) else spec.degree
-        return sum(f * float(degree) for f in factors.values())  # type: ignore[arg-type]
+        return sum(f * degree(account.node, spec) for f in factors.values())
     if not factors:  # only an added term is live
         return 1.0
     inverse = spec.kind == "quotient"

@@ -9,8 +9,8 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis import Facts, Slot
 from lrp_fx.errors import module_path
-from lrp_fx.optable import OpSpec, bind, op_name
-from lrp_fx.plan.products import DENOMINATOR, flatten, is_nonlinear, is_product, is_top, shares
+from lrp_fx.optable import OpSpec, op_name
+from lrp_fx.plan.products import DENOMINATOR, degree, flatten, is_nonlinear, is_product, is_top, shares
 from lrp_fx.ruleset import Rule, RuleSet
 
 __all__ = ["Decision", "Plan", "make_plan"]
@@ -133,12 +133,12 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
 
 def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """f(t x) = t^k f(x) gives x f'(x) = k f(x): the identity rule is the gradient divided by k."""
-    degree = bind(node)[spec.degree] if isinstance(spec.degree, str) else spec.degree
-    if not isinstance(degree, (int, float)) or degree == 0:
+    power = degree(node, spec)
+    if power == 0:
         return Decision("nonlinearity", STOP, operands)
     rule = _rule(plan, "nonlinearity", node)
-    identity = rule.name == "identity" and degree != 1
-    return Decision("nonlinearity", rule, operands, {slot: 1 / degree for slot in operands} if identity else {})
+    identity = rule.name == "identity" and power != 1
+    return Decision("nonlinearity", rule, operands, {slot: 1 / power for slot in operands} if identity else {})
 
 
 def _attention(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:

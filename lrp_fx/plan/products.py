@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from lrp_fx.analysis import Facts, Slot
-from lrp_fx.optable import op_name
+from lrp_fx.optable import OpSpec, bind, op_name
 
 Live = Mapping[Node, Mapping[Slot, Node]]
 
@@ -27,14 +27,13 @@ class Factor:
 
     Attributes:
         node: the tensor whose share is decided (for ``x.pow(3)`` the power itself).
-        base: the tensor it is a power of (itself for power 1).
-        power: multiplicity.
+        count: as how many factors it counts: its degree of homogeneity in the tensor it is a function of, times the
+            factors of that tensor where it is itself a product; None for a function that is not homogeneous.
         edges: the (product node, slot) edges from the top of the tree down to it.
     """
 
     node: Node
-    base: Node
-    power: int
+    count: float | None
     edges: tuple[tuple[Node, Slot], ...]
 
 
@@ -107,8 +106,7 @@ def flatten(facts: Facts, top: Node, live: Live) -> Product:
             if _passes(facts, operand, live):
                 visit(operand, path)
             else:
-                base, power = _power(facts, operand, live)
-                product.factors.append(Factor(operand, base, power, path))
+                product.factors.append(Factor(operand, _count(facts, operand, live), path))
 
     visit(top, ())
     product._quotients = frozenset(quotients)
@@ -116,13 +114,26 @@ def flatten(facts: Facts, top: Node, live: Live) -> Product:
     return product
 
 
-def _power(facts: Facts, node: Node, live: Live) -> tuple[Node, int]:
+def _count(facts: Facts, node: Node, live: Live) -> float | None:
+    """Number of factors that ``node`` stands for: x.pow(3) is three, relu(x) one, sigmoid(x) none that can be counted."""
     spec = facts.specs.get(node)
-    if spec is not None and spec.kind == "homogeneous" and spec.elementwise and node in live:
-        degree = node.args[1] if spec.degree == "exponent" else spec.degree
-        if isinstance(degree, (int, float)) and degree >= 2 and float(degree).is_integer():
-            return next(iter(live[node].values())), int(degree)
-    return node, 1
+    if spec is None or node not in live or not spec.elementwise or node in facts.manual_softmax:
+        return 1
+    if is_product(facts, node):
+        return sum(_group_weight(group) for group in flatten(facts, node, live).groups)
+    operands = list(live[node].values())
+    if spec.kind == "homogeneous":
+        inner = _count(facts, operands[0], live)
+        return None if inner is None else degree(node, spec) * inner
+    if len(operands) == 1 and _is_cast_or_sign(node):
+        return _count(facts, operands[0], live)
+    return 1 if facts.origin[node] is node else None
+
+
+def degree(node: Node, spec: OpSpec) -> float:
+    """Degree of homogeneity of a homogeneous operator, 0 where it is not a number."""
+    value = bind(node)[spec.degree] if isinstance(spec.degree, str) else spec.degree
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def _group(facts: Facts, product: Product, live: Live) -> None:
@@ -133,43 +144,35 @@ def _group(facts: Facts, product: Product, live: Live) -> None:
     product.statistics = [f for f in factors if f not in signals]
     groups: dict[Node, list[Factor]] = {}
     for factor in signals:
-        groups.setdefault(facts.origin.get(factor.base, factor.base), []).append(factor)
+        groups.setdefault(facts.origin.get(factor.node, factor.node), []).append(factor)
     product.groups = list(groups.values())
-    product.gates = [
-        len({f.base for f in group}) > 1 or any(is_nonlinear(facts, f.node, live) for f in group) for group in product.groups
-    ]
+    product.gates = [any(is_nonlinear(facts, f.node, live) for f in group) for group in product.groups]
 
 
 def is_nonlinear(facts: Facts, node: Node, live: Live) -> bool:
-    """Whether ``node`` is a nonlinearity's output, seen through movement, casts, added constants and constant scalings."""
+    """Whether ``node`` is a nonlinearity's output, seen through movement, casts, added constants, scalings and powers."""
     while node in live and node in facts.specs:
-        spec = facts.specs[node]
-        if spec.kind in ("nonlinearity", "homogeneous"):
+        spec, operands = facts.specs[node], list(dict.fromkeys(live[node].values()))
+        if spec.kind == "nonlinearity":
+            return True
+        if spec.kind == "homogeneous" and not (spec.elementwise and degree(node, spec) in (2, 3, 4, 5, 6)):
             return spec.elementwise
-        if len(set(live[node].values())) != 1:
-            return len({facts.origin[n] for n in live[node].values()}) == 1 and is_product(facts, node)
-        if spec.kind not in ("movement", "linear", "product", "quotient") or spec.terms or spec.reduces:
+        if len(operands) > 1:
+            same = len({facts.origin[n] for n in operands}) == 1 and is_product(facts, node)
+            return same and any(is_nonlinear(facts, n, live) for n in operands)
+        if spec.kind not in ("movement", "linear", "product", "quotient", "homogeneous") or spec.terms or spec.reduces:
             return False
         if spec.kind == "quotient" and DENOMINATOR in live[node]:
             return True
-        node = next(iter(live[node].values()))
+        node = operands[0]
     return False
 
 
-def weight(facts: Facts, factor: Factor, live: Live) -> int:
-    """How many factors a factor counts for: its power, times those of a product that is also used elsewhere."""
-    inner = facts.specs.get(factor.base)
-    if inner is None or factor.base not in live or not is_product(facts, factor.base) or factor.base in facts.manual_softmax:
-        return factor.power
-    product = flatten(facts, factor.base, live)
-    return factor.power * max(1, sum(_group_weight(facts, group, live) for group in product.groups))
-
-
-def _group_weight(facts: Facts, group: list[Factor], live: Live) -> int:
-    """A power of one tensor counts as often as it is multiplied; a nonlinearity of one tensor counts once."""
-    if len({f.base for f in group}) > 1:
-        return 1
-    return sum(weight(facts, f, live) for f in group)
+def _group_weight(group: list[Factor]) -> float:
+    """A homogeneous function counts as often as it is multiplied, x * x * relu(x) three times; any other one once."""
+    counts = [f.count for f in group]
+    total = sum(c for c in counts if c is not None)
+    return total if None not in counts and total >= 1 and float(total).is_integer() else 1
 
 
 def shares(
@@ -185,29 +188,29 @@ def shares(
     """
     groups = list(range(len(product.groups)))
     split = rule(product.role) if len(groups) > 1 else "uniform"
-    weights = [_group_weight(facts, group, live) for group in product.groups]
+    weights = [_group_weight(group) for group in product.groups]
     if split == "signal-takes-all":
         weights = [0 if gate else w for w, gate in zip(weights, product.gates, strict=True)]
     total = sum(weights)
     result: dict[Factor, float] = {}
     for index, group in zip(groups, product.groups, strict=True):
         whole = 1.0 if split == "gradient" else weights[index] / total
-        result |= _within_group(facts, group, live, whole, split, rule)
+        result |= _within_group(facts, group, whole, split, rule)
     for statistic in product.statistics:
         result[statistic] = 1.0 if rule("normalization") == "gradient" else 0.0
     return result
 
 
 def _within_group(
-    facts: Facts, group: list[Factor], live: Live, whole: float, split: str, rule: Callable[[str], str]
+    facts: Facts, group: list[Factor], whole: float, split: str, rule: Callable[[str], str]
 ) -> dict[Factor, float]:
     natural = split == "gradient" or rule("nonlinearity") == "gradient"
     if len(group) == 1 or natural:
         return {f: whole for f in group}
-    if len({f.base for f in group}) == 1:
-        counts = {f: weight(facts, f, live) for f in group}
+    counts = {f: f.count or 0.0 for f in group}
+    if all(count > 0 for count in counts.values()):
         return {f: whole * n / sum(counts.values()) for f, n in counts.items()}
     # f(x) = x h(x): the slope f(x)/x is h(x) in closed form when x takes all and h is a constant
-    origin = facts.origin[group[0].base]
-    carrier = next((f for f in group if f.base is origin), None) or min(group, key=lambda f: facts.depth.get(f.base, 0))
+    origin = facts.origin[group[0].node]
+    carrier = next((f for f in group if f.node is origin), None) or min(group, key=lambda f: facts.depth.get(f.node, 0))
     return {f: whole if f is carrier else 0.0 for f in group}

@@ -1,0 +1,186 @@
+"""Relevance does not depend on how the author spelled a function (the critique of arXiv:2510.18810)."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lrp_fx
+
+D = 8
+
+
+class Net(nn.Module):
+    """A small network around the spelling under test, with shared weights."""
+
+    def __init__(self, function):
+        super().__init__()
+        torch.manual_seed(3)
+        self.inner, self.other, self.outer = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 3)
+        self.scale = nn.Parameter(torch.randn(D))
+        self.function = function
+        self.double()
+
+    def forward(self, x):
+        return self.outer(self.function(self.inner(x), self.other(x), self.scale)).sum(1)
+
+
+def relevance(function, rules):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, D, dtype=torch.float64)
+    attribution = lrp_fx.convert(Net(function), x, rules=rules).explain(x, target=1)
+    assert attribution.ledger.balance < 1e-9
+    return attribution.relevance["x"]
+
+
+def heads(x):
+    return x.unflatten(-1, (2, 4)).transpose(1, 2)
+
+
+def merge(x):
+    return x.transpose(1, 2).flatten(2)
+
+
+def attention(q, k, v, **kwargs):
+    return merge(F.scaled_dot_product_attention(heads(q), heads(k), heads(v), **kwargs))
+
+
+def eager(q, k, v, causal=False):
+    scores = heads(q) @ heads(k).transpose(-1, -2) / math.sqrt(4)
+    if causal:
+        scores = scores + torch.full((5, 5), float("-inf"), dtype=q.dtype).triu(1)
+    return merge(F.softmax(scores, -1) @ heads(v))
+
+
+def manual_softmax(q, k, v):
+    scores = heads(q) @ heads(k).transpose(-1, -2) * 0.5
+    e = torch.exp(scores - scores.amax(-1, keepdim=True))
+    return merge((e / e.sum(-1, keepdim=True)) @ heads(v))
+
+
+def grouped(x):
+    return x[..., :4].unflatten(-1, (1, 4)).transpose(1, 2)
+
+
+def rms(x, w):
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * w
+
+
+def layer(x, w):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w
+
+
+def new_gelu(x):
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * torch.pow(x, 3))))
+
+
+SPELLINGS = {
+    "attention": [lambda a, b, w, f=f: f(a, b, a + b) for f in (attention, eager, manual_softmax)],
+    "causal attention": [
+        lambda a, b, w: attention(a, b, a, is_causal=True),
+        lambda a, b, w: eager(a, b, a, causal=True),
+        lambda a, b, w: attention(a, b, a, attn_mask=torch.ones(5, 5, dtype=torch.bool).tril()),
+    ],
+    "grouped queries": [
+        lambda a, b, w: merge(F.scaled_dot_product_attention(heads(a), grouped(b), grouped(a), enable_gqa=True)),
+        lambda a, b, w: merge(
+            F.scaled_dot_product_attention(
+                heads(a), grouped(b).repeat_interleave(2, 1), grouped(a)[:, :, None].expand(2, 1, 2, 5, 4).reshape(2, 2, 5, 4)
+            )
+        ),
+    ],
+    "silu": [
+        lambda a, b, w: F.silu(a) * b,
+        lambda a, b, w: a * torch.sigmoid(a) * b,
+        lambda a, b, w: a * (torch.sigmoid(a) * b),
+        lambda a, b, w: b * (a / (1 + torch.exp(-a))),
+        lambda a, b, w: a * (b * torch.sigmoid(a)),
+    ],
+    "gelu": [lambda a, b, w: F.gelu(a, approximate="tanh"), lambda a, b, w: new_gelu(a)],
+    "exact gelu": [
+        lambda a, b, w: F.gelu(a),
+        lambda a, b, w: a * 0.5 * (1.0 + torch.erf(a / math.sqrt(2.0))),
+        lambda a, b, w: a * (0.5 + 0.5 * torch.erf(a * math.sqrt(0.5))),
+    ],
+    "sigmoid": [lambda a, b, w: torch.sigmoid(a), lambda a, b, w: 1 / (1 + torch.exp(-a))],
+    "softplus": [lambda a, b, w: F.softplus(a), lambda a, b, w: torch.log(1 + torch.exp(a))],
+    "mish": [lambda a, b, w: F.mish(a), lambda a, b, w: a * torch.tanh(F.softplus(a))],
+    "hardswish": [lambda a, b, w: F.hardswish(a), lambda a, b, w: a * F.relu6(a + 3) / 6],
+    "squared relu": [lambda a, b, w: F.relu(a).square() * b, lambda a, b, w: F.relu(a) * F.relu(a) * b],
+    "relu": [
+        lambda a, b, w: F.relu(a),
+        lambda a, b, w: torch.where(a > 0, a, torch.zeros_like(a)),
+        lambda a, b, w: a * (a > 0),
+        lambda a, b, w: a.clamp(min=0),
+        lambda a, b, w: torch.maximum(a, torch.zeros_like(a)),
+    ],
+    "rms norm": [
+        lambda a, b, w: F.rms_norm(a, (D,), w, 1e-6),
+        lambda a, b, w: rms(a, w),
+        lambda a, b, w: w * (a / torch.sqrt((a * a).mean(-1, keepdim=True) + 1e-6)),
+        lambda a, b, w: w * rms(a.to(torch.float64), 1.0),
+        lambda a, b, w: a * (torch.rsqrt(a.square().mean(-1, keepdim=True) + 1e-6) * w),
+    ],
+    "layer norm": [
+        lambda a, b, w: F.layer_norm(a, (D,), w),
+        lambda a, b, w: layer(a, w),
+        lambda a, b, w: w * (a - a.mean(-1, keepdim=True)) * torch.rsqrt(a.var(-1, correction=0, keepdim=True) + 1e-5),
+        lambda a, b, w: w * (a - (m := torch.var_mean(a, -1, correction=0, keepdim=True))[1]) / (m[0] + 1e-5).sqrt(),
+    ],
+    "gated norm": [
+        lambda a, b, w: F.rms_norm(a * F.silu(b), (D,), w, 1e-6),
+        lambda a, b, w: rms(a * F.silu(b), w),
+    ],
+    "l2": [
+        lambda a, b, w: F.normalize(a, dim=-1),
+        lambda a, b, w: a / a.pow(2).sum(-1, keepdim=True).sqrt(),
+        lambda a, b, w: a / torch.linalg.vector_norm(a, dim=-1, keepdim=True),
+    ],
+    "product": [
+        lambda a, b, w: (a * b) * F.tanh(a),
+        lambda a, b, w: a * (b * F.tanh(a)),
+        lambda a, b, w: (a * F.tanh(a)) * b,
+    ],
+    "three factors": [
+        lambda a, b, w: (a * b) * (a + b),
+        lambda a, b, w: a * (b * (a + b)),
+        lambda a, b, w: torch.einsum("bsd,bsd,bsd->bsd", a, b, a + b),
+    ],
+    "product of one tensor": [
+        lambda a, b, w: F.relu(a) * a * b,
+        lambda a, b, w: a * (b * F.relu(a)),
+        lambda a, b, w: F.relu(a).pow(2) * b,
+    ],
+    "square": [
+        lambda a, b, w: a * a * b,
+        lambda a, b, w: a.pow(2) * b,
+        lambda a, b, w: b * torch.square(a),
+        lambda a, b, w: (a * b) * a,
+    ],
+    "quotient": [
+        lambda a, b, w: a / b.exp(),
+        lambda a, b, w: a * b.exp().reciprocal(),
+        lambda a, b, w: a * b.exp().pow(-1),
+        lambda a, b, w: a * (1 / b.exp()),
+    ],
+    "linear": [
+        lambda a, b, w: a * w + b,
+        lambda a, b, w: torch.addcmul(b, a, w),
+        lambda a, b, w: b - a * -w,
+        lambda a, b, w: torch.einsum("bsd,d->bsd", a, w) + b,
+        lambda a, b, w: a @ torch.diag(w) + b,
+    ],
+}  # fmt: skip
+
+CASES = [(name, i) for name, spellings in SPELLINGS.items() for i in range(1, len(spellings))]
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", "cp_lrp"])
+@pytest.mark.parametrize(("name", "index"), CASES)
+def test_spelling(name, index, rules):
+    first, other = relevance(SPELLINGS[name][0], rules), relevance(SPELLINGS[name][index], rules)
+    assert first.abs().max() > 1e-3
+    assert (first - other).abs().max() < 1e-8 * first.abs().max()
