@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import torch
 from torch import fx
 
 from lrp_fx.analysis import Facts, analyse
-from lrp_fx.capture import Call, Captured, capture, read_call
-from lrp_fx.errors import CaptureError
+from lrp_fx.capture import Call, Captured, capture, failing_node, read_call
+from lrp_fx.errors import CaptureError, InputError, locate
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.optable import OpTable
 from lrp_fx.plan import make_plan
@@ -92,9 +93,11 @@ class ExplainableModule(torch.nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own output."""
-        if not torch.compiler.is_compiling():
-            self._conversion(args, kwargs)
-        return self.graph_module(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.graph_module(*args, **kwargs)
+        conversion, call = self._conversion(args, kwargs)
+        with self._named_failures(conversion, call):
+            return self.graph_module(*args, **kwargs)
 
     def explain(
         self,
@@ -121,7 +124,9 @@ class ExplainableModule(torch.nn.Module):
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         conversion, call = self._conversion(args, kwargs)
         patterns = (at,) if isinstance(at, str) else tuple(at)
-        return conversion.sweeper(ruleset, patterns).explain(call, target)
+        sweeper = conversion.sweeper(ruleset, patterns)
+        with self._named_failures(conversion, call):
+            return sweeper.explain(call, target)
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
@@ -152,6 +157,23 @@ class ExplainableModule(torch.nn.Module):
         if conversion is not self._latest:
             self._latest, self._active = conversion, conversion.under(self.ruleset).graph_module
         return conversion
+
+    @contextlib.contextmanager
+    def _named_failures(self, conversion: Conversion, call: Call) -> Iterator[None]:
+        """Turn a failure inside the graph into an :class:`InputError` that names the node."""
+        try:
+            yield
+        except RuntimeError as error:
+            node = failing_node(conversion.captured.graph_module, call.leaves)
+            if node is None:
+                raise
+            given = ", ".join(f"'{n}' is {t.dtype} of shape {tuple(t.shape)}" for n, t in call.tensors.items())
+            held = ", ".join(sorted({str(p.dtype) for p in self.model.parameters()})) or "none"
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the model cannot run on these inputs: {reason}, at {locate(node)}.\nRemedy: {given}; its parameters are "
+                f"{held}: give inputs of the precision, device and shape that the model itself accepts."
+            ) from error
 
     def extra_repr(self) -> str:
         """Rule set and number of captures."""

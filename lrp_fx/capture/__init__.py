@@ -18,7 +18,7 @@ from lrp_fx.capture.precision import widen_islands
 from lrp_fx.capture.signature import Call, Shapes, read_call
 from lrp_fx.errors import CaptureError
 
-__all__ = ["Call", "Captured", "Shapes", "capture", "read_call"]
+__all__ = ["Call", "Captured", "Shapes", "capture", "failing_node", "read_call"]
 
 
 @dataclass(frozen=True)
@@ -170,3 +170,23 @@ def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
         if not hasattr(plain, name.split(".")[0]):
             plain.register_buffer(name, buffer, persistent=False)
     return plain
+
+
+def failing_node(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> Node | None:
+    """The first node of a graph that raises on flat inputs, or None."""
+
+    class Probe(fx.Interpreter):
+        at: Node | None = None
+
+        def run_node(self, n: Node) -> Any:
+            self.at = n
+            return super().run_node(n)
+
+    probe = Probe(graph_module)
+    probe.extra_traceback = False
+    try:
+        with torch.no_grad():
+            probe.run(*leaves, enable_io_processing=False)
+    except Exception:
+        return probe.at
+    return None

@@ -1,0 +1,120 @@
+"""Every error names where it happened and what to do."""
+
+import pytest
+import torch
+from torch import nn
+
+import lrp_fx
+from lrp_fx import errors
+from lrp_fx.ruleset import RuleSet
+
+
+@torch.library.custom_op("lrp_test::mystery", mutates_args=())
+def mystery(x: torch.Tensor) -> torch.Tensor:
+    return 3 * x
+
+
+mystery.register_fake(lambda x: torch.empty_like(x))
+mystery.register_autograd(lambda ctx, g: 3 * g, setup_context=lambda ctx, inputs, output: None)
+
+
+class Inner(nn.Module):
+    def forward(self, x):
+        return mystery(x)
+
+
+class UsesMystery(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Inner()
+
+    def forward(self, x):
+        return self.block(x).sum(-1)
+
+
+def test_unknown_op_names_op_module_source_and_remedy():
+    with pytest.raises(errors.UnknownOpError) as caught:
+        lrp_fx.convert(UsesMystery(), torch.randn(2, 3))
+    message = str(caught.value)
+    assert "lrp_test.mystery" in message and "module 'block'" in message
+    assert "test_errors.py" in message and "return mystery(x)" in message
+    assert '{"linear": {"lrp_test.mystery": "x"}}' in message
+
+
+def test_a_declared_op_converts(tmp_path):
+    x = torch.randn(2, 3, dtype=torch.float64)
+    attribution = lrp_fx.convert(UsesMystery(), x, ops={"linear": {"lrp_test.mystery": "x"}}).explain(x)
+    torch.testing.assert_close(attribution.relevance["x"], 3 * x)
+    table = tmp_path / "mine.toml"
+    table.write_text('[linear]\n"lrp_test.mystery" = "x"\n')
+    assert lrp_fx.convert(UsesMystery(), x, ops=table).explain(x).ledger.balance < 1e-9
+
+
+def test_an_unknown_op_off_the_path_of_relevance_is_no_error():
+    class Off(nn.Module):
+        def forward(self, x):
+            return x * mystery(torch.ones(3, dtype=x.dtype))
+
+    lrp_fx.convert(Off(), torch.randn(2, 3)).explain(torch.randn(2, 3))
+
+
+def test_capture_error_carries_the_reason():
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(errors.CaptureError, match=r"cannot capture Branches.*\n.*Remedy"):
+        lrp_fx.convert(Branches(), torch.randn(2, 3))
+
+
+def test_nothing_captured_yet():
+    with pytest.raises(errors.CaptureError, match="give convert\\(\\) example inputs"):
+        lrp_fx.convert(nn.Linear(2, 2)).report()
+
+
+def test_empty_batch():
+    with pytest.raises(errors.InputError, match=r"'input' is empty \(shape \(0, 2\)\)"):
+        lrp_fx.convert(nn.Linear(2, 2)).explain(torch.randn(0, 2))
+
+
+def test_wrong_dtype():
+    xmodel = lrp_fx.convert(nn.Sequential(nn.Linear(2, 2)))
+    for call in (xmodel, xmodel.explain):
+        with pytest.raises(errors.InputError) as caught:
+            call(torch.randn(3, 2, dtype=torch.float64))
+        message = str(caught.value)
+        assert "same dtype" in message and "module '0'" in message
+        assert "'input' is torch.float64" in message and "parameters are torch.float32" in message
+
+
+def test_not_a_module():
+    with pytest.raises(TypeError, match="expects an nn.Module, not function"):
+        lrp_fx.convert(lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("attnlpr", r"no rule set 'attnlpr'.*attnlrp"),
+        ({"base": "attnlrp", "rules": {"linera": "epsilon"}}, "unknown role 'linera'; roles are linear"),
+        ({"base": "attnlrp", "rules": {"linear": "epsilonn"}}, "role 'linear' has no rule 'epsilonn'; choose one of epsilon"),
+        ({"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": -1}}}, "must be numbers >= 0"),
+        ({"rules": {"linear": "epsilon"}}, r"no rule for role\(s\) selection"),
+        ({"base": "attnlrp", "rule": {}}, r"unknown keys \['rule'\]"),
+    ],
+)
+def test_bad_rule_sets(source, message):
+    with pytest.raises(errors.RuleSetError, match=message):
+        RuleSet.load(source)
+
+
+def test_bad_op_tables():
+    with pytest.raises(errors.RuleSetError, match=r"unknown section \[linaer\]; the op table knows movement, linear"):
+        lrp_fx.convert(nn.Linear(2, 2), ops={"linaer": {}})
+    with pytest.raises(errors.RuleSetError, match="unknown role 'linaer'"):
+        lrp_fx.register_op("a::b", role="linaer", relevance_args=["x"])
+
+
+def test_missing_extra_names_the_extra():
+    with pytest.raises(errors.MissingExtraError, match=r"pip install 'lrp_fx\[html\]'"):
+        errors.require("a_module_that_does_not_exist", "html")

@@ -1,0 +1,64 @@
+"""Rules are ordinary calls of the graph: compile, export and make_fx keep them; plain autograd runs them."""
+
+import pytest
+import torch
+from models import build
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import lrp_fx
+
+
+def relevance(function, embeddings):
+    leaf = embeddings.clone().requires_grad_()
+    function(inputs_embeds=leaf).logits[:, -1].amax(-1).sum().backward()
+    return (leaf * leaf.grad).sum(-1)
+
+
+@pytest.fixture(scope="module", params=["llama2", "gpt2", "mixtral", "gemma2"])
+def converted(request):
+    torch.manual_seed(0)
+    model, inputs = build(request.param)
+    embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    xmodel = lrp_fx.convert(model, inputs_embeds=embeddings)
+    return xmodel, embeddings, relevance(xmodel, embeddings)
+
+
+def test_plain_autograd_is_explain(converted):
+    xmodel, embeddings, expected = converted
+    attribution = xmodel.explain(inputs_embeds=embeddings, target=lambda out: out.logits[:, -1].amax(-1))
+    torch.testing.assert_close(attribution.relevance["inputs_embeds"].sum(-1), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_torch_compile_keeps_the_rules(converted):
+    xmodel, embeddings, expected = converted
+    torch._dynamo.reset()
+    compiled = torch.compile(xmodel, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(relevance(compiled, embeddings), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_torch_export_keeps_the_rules(converted, tmp_path):
+    xmodel, embeddings, expected = converted
+    program = torch.export.export(xmodel.graph_module, (), {"inputs_embeds": embeddings}, strict=False)
+    torch.testing.assert_close(relevance(program.module(), embeddings), expected, rtol=1e-10, atol=1e-13)
+    torch.export.save(program, tmp_path / "x.pt2")
+    loaded = torch.export.load(tmp_path / "x.pt2").module()
+    torch.testing.assert_close(relevance(loaded, embeddings), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_make_fx_traces_forward_and_relevance_into_one_graph(converted):
+    xmodel, embeddings, expected = converted
+
+    def both(e):
+        e = e.detach().requires_grad_()
+        target = xmodel.graph_module(inputs_embeds=e).logits[:, -1].amax(-1).sum()
+        return (e * torch.autograd.grad(target, e)[0]).sum(-1)
+
+    graph = make_fx(both, tracing_mode="symbolic", _allow_non_fake_inputs=True)(embeddings)
+    torch.testing.assert_close(graph(embeddings), expected, rtol=1e-10, atol=1e-13)
+
+
+def test_fused_attention_stays_fused(converted):
+    xmodel, _, _ = converted
+    softmaxes = [n for n in xmodel.graph_module.graph.nodes if "softmax" in str(n.target) and n.meta["val"].dim() == 4]
+    fused = [n for n in xmodel.graph_module.graph.nodes if "scaled_dot_product_attention" in str(n.target)]
+    assert bool(fused) != bool(softmaxes)
