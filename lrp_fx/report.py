@@ -50,7 +50,10 @@ class Report:
     def table(self) -> Table:
         """As a rich table."""
         title = f"{self.nodes} nodes, rules {self.ruleset}, relevance collected at {', '.join(self.sources)}"
-        table = Table(title=title, caption=f"{self.unknown} unknown; input sizes {self.dimensions}; captured in {self.seconds:.1f} s")
+        table = Table(
+            title=title,
+            caption=f"{self.unknown} unknown; input sizes {self.dimensions}; captured in {self.seconds:.1f} s",
+        )
         for column in ("role", "rule", "operator", "nodes", "modules"):
             table.add_column(column, justify="right" if column == "nodes" else "left")
         for row in self.rows:

@@ -87,7 +87,9 @@ class RuleSet:
         if path.suffix != ".toml":
             path = rules_dir() / f"{source}.toml"
         if not path.is_file() or path.stem == "ops":
-            raise RuleSetError(f"no rule set {str(source)!r}: give the path of a TOML file, a dict, or one of {available()}")
+            raise RuleSetError(
+                f"no rule set {str(source)!r}: give the path of a TOML file, a dict, or one of {available()}"
+            )
         return cls._parse(tomllib.loads(path.read_text()), str(path))
 
     @classmethod
@@ -100,7 +102,9 @@ class RuleSet:
         rules |= {role: _rule(role, value, where) for role, value in document.get("rules", {}).items()}
         missing = [role for role in ROLES if role not in rules]
         if missing:
-            raise RuleSetError(f"{where}: no rule for role(s) {', '.join(missing)}; add them or start from base = \"attnlrp\"")
+            raise RuleSetError(
+                f'{where}: no rule for role(s) {", ".join(missing)}; add them or start from base = "attnlrp"'
+            )
         overrides = dict(base.overrides) if base else {}
         for pattern, table in document.get("overrides", {}).items():
             overrides[pattern] = {role: _rule(role, value, f"{where} [{pattern}]") for role, value in table.items()}

@@ -74,8 +74,16 @@ class Verification:
             table.add_column(column)
         table.add_row("forward", "", "", f"{self.forward_difference:.2e}", "bit-equal" if self.bit_equal else "")
         for r in self.roles:
-            table.add_row(r.role, str(r.nodes), f"{r.absorbed:.4g}", f"{r.defect:.2e}", r.worst if r.defect > self.tolerance else "")
-        table.add_row("ledger", "", f"{self.ledger.total:.6g}", f"{self.balance:.2e}", f"target {self.ledger.target:.6g}")
+            table.add_row(
+                r.role,
+                str(r.nodes),
+                f"{r.absorbed:.4g}",
+                f"{r.defect:.2e}",
+                r.worst if r.defect > self.tolerance else "",
+            )
+        table.add_row(
+            "ledger", "", f"{self.ledger.total:.6g}", f"{self.balance:.2e}", f"target {self.ledger.target:.6g}"
+        )
         table.add_row("finite", "", "", "yes" if self.finite else "NO", "")
         return table
 
@@ -125,12 +133,16 @@ def verify(
     return Verification(difference, equal, roles, ledger.balance, finite, tuple(failures), tolerance, ledger)
 
 
-def _forward(model: torch.nn.Module, sweeper: Sweeper, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, bool]:
+def _forward(
+    model: torch.nn.Module, sweeper: Sweeper, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[float, bool]:
     """Largest difference between the rewritten graph and the model in evaluation mode, without caches."""
     with torch.no_grad():
         with traceable(model, experts=None):
             expected = [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
-        found = [t for t in pytree.tree_leaves(sweeper.rewritten.graph_module(*args, **kwargs)) if isinstance(t, Tensor)]
+        found = [
+            t for t in pytree.tree_leaves(sweeper.rewritten.graph_module(*args, **kwargs)) if isinstance(t, Tensor)
+        ]
     if len(expected) != len(found):
         return float("inf"), False
     pairs = list(zip(expected, found, strict=True))

@@ -48,8 +48,14 @@ MODELS: dict[str, Build] = {
     "flan-t5": lambda: (
         tf.T5ForConditionalGeneration(
             tf.T5Config(
-                d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, vocab_size=100,
-                feed_forward_proj="gated-gelu", decoder_start_token_id=0,
+                d_model=32,
+                d_kv=8,
+                d_ff=64,
+                num_layers=2,
+                num_heads=4,
+                vocab_size=100,
+                feed_forward_proj="gated-gelu",
+                decoder_start_token_id=0,
             )
         ),
         {"input_ids": ids(), "decoder_input_ids": ids(length=5)},
@@ -75,8 +81,14 @@ MODELS: dict[str, Build] = {
     "qwen2": _text(tf.Qwen2ForCausalLM, tf.Qwen2Config, num_key_value_heads=2),
     "qwen3": _text(tf.Qwen3ForCausalLM, tf.Qwen3Config, num_key_value_heads=2, head_dim=8),
     "qwen3-moe": _text(
-        tf.Qwen3MoeForCausalLM, tf.Qwen3MoeConfig, num_key_value_heads=2, head_dim=8, num_experts=4,
-        num_experts_per_tok=2, moe_intermediate_size=16, decoder_sparse_step=1,
+        tf.Qwen3MoeForCausalLM,
+        tf.Qwen3MoeConfig,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        decoder_sparse_step=1,
     ),
     "phi": _text(tf.PhiForCausalLM, tf.PhiConfig),
     "distilbert": lambda: (
@@ -88,7 +100,12 @@ MODELS: dict[str, Build] = {
     "clip": _image(tf.CLIPVisionModel, tf.CLIPVisionConfig, **IMAGE),
     "deit": _image(tf.DeiTForImageClassification, tf.DeiTConfig, **IMAGE),
     "resnet": _image(
-        tf.ResNetForImageClassification, tf.ResNetConfig, embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5
+        tf.ResNetForImageClassification,
+        tf.ResNetConfig,
+        embedding_size=8,
+        hidden_sizes=[8, 16],
+        depths=[1, 1],
+        num_labels=5,
     ),
     "albert": _text(tf.AlbertForMaskedLM, tf.AlbertConfig, embedding_size=16),
 }
@@ -110,7 +127,15 @@ def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, dic
 
 def zero_additive_parameters(model: nn.Module) -> None:
     """Zero every parameter that is added: biases, class tokens, position and type tables, running means."""
-    tables = ("cls_token", "class_embedding", "distillation_token", "position", "token_type", "wpe", "relative_attention")
+    tables = (
+        "cls_token",
+        "class_embedding",
+        "distillation_token",
+        "position",
+        "token_type",
+        "wpe",
+        "relative_attention",
+    )
     with torch.no_grad():
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if name.endswith("bias") or any(table in name for table in tables):

@@ -97,7 +97,10 @@ def test_not_a_module():
     [
         ("attnlpr", r"no rule set 'attnlpr'.*attnlrp"),
         ({"base": "attnlrp", "rules": {"linera": "epsilon"}}, "unknown role 'linera'; roles are linear"),
-        ({"base": "attnlrp", "rules": {"linear": "epsilonn"}}, "role 'linear' has no rule 'epsilonn'; choose one of epsilon"),
+        (
+            {"base": "attnlrp", "rules": {"linear": "epsilonn"}},
+            "role 'linear' has no rule 'epsilonn'; choose one of epsilon",
+        ),
         ({"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": -1}}}, "must be numbers >= 0"),
         ({"rules": {"linear": "epsilon"}}, r"no rule for role\(s\) selection"),
         ({"base": "attnlrp", "rule": {}}, r"unknown keys \['rule'\]"),

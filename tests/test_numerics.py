@@ -53,7 +53,9 @@ def test_half_precision_llama_correlates_with_double(dtype, correlation):
 def test_half_precision_llama_is_finite_at_zero(dtype):
     model, inputs = build("llama2", dtype)
     embeddings = torch.zeros(1, 5, 32, dtype=dtype)
-    relevance = lrp_fx.convert(model, inputs_embeds=embeddings).explain(inputs_embeds=embeddings).relevance["inputs_embeds"]
+    relevance = (
+        lrp_fx.convert(model, inputs_embeds=embeddings).explain(inputs_embeds=embeddings).relevance["inputs_embeds"]
+    )
     assert (relevance == 0).all()
 
 

@@ -187,7 +187,9 @@ def test_rms_norm(data, n, m):
     torch.testing.assert_close(found, r, **TOLERANCE)
 
 
-@pytest.mark.parametrize("layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(4, 4, affine=False)])
+@pytest.mark.parametrize(
+    "layer", [nn.GroupNorm(2, 4), nn.InstanceNorm2d(4, affine=True), nn.GroupNorm(4, 4, affine=False)]
+)
 def test_group_and_instance_norm(layer):
     """Section 3.3.2 with one statistic per group: centring over the group stays linear."""
     layer = layer.double()
@@ -260,7 +262,12 @@ def test_convolution_and_batch_norm():
     """Eq. 8 on a convolution; batch norm in evaluation mode is affine."""
     x = torch.randn(1, 3, 5, 5, dtype=torch.float64)
     conv, norm = nn.Conv2d(3, 4, 3).double(), nn.BatchNorm2d(4).double().eval()
-    norm.running_mean.normal_(), norm.running_var.uniform_(0.5, 2), nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    (
+        norm.running_mean.normal_(),
+        norm.running_var.uniform_(0.5, 2),
+        nn.init.normal_(norm.weight),
+        nn.init.normal_(norm.bias),
+    )
     (found,), y, r = explain(nn.Sequential(conv, norm), x)
     scale = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach()
     g = safe(r, y) * scale.view(1, 4, 1, 1)

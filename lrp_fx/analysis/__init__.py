@@ -93,7 +93,9 @@ def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) ->
         facts.reduced_from[node] = parent
     elif all(n in facts.reduced_from for n in operands):
         through = [facts.reduced_from[n] for n in operands]
-        meet = functools.reduce(lambda a, b: facts.common_ancestor(a, b) if a is not None else None, through[1:], through[0])
+        meet = functools.reduce(
+            lambda a, b: facts.common_ancestor(a, b) if a is not None else None, through[1:], through[0]
+        )
         if meet is not None:
             facts.reduced_from[node] = meet
 

@@ -65,4 +65,6 @@ def is_float(node: Node) -> bool:
 def is_integer(node: Node) -> bool:
     """Whether the node's value is an integer (not boolean) tensor."""
     val = value(node)
-    return isinstance(val, torch.Tensor) and not (val.is_floating_point() or val.is_complex() or val.dtype is torch.bool)
+    return isinstance(val, torch.Tensor) and not (
+        val.is_floating_point() or val.is_complex() or val.dtype is torch.bool
+    )

@@ -71,12 +71,19 @@ def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> I
 
 
 def _export(model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool) -> torch.export.ExportedProgram:
-    free = torch.export.Dim.AUTO if dynamic else torch.export.Dim.STATIC
-    dims = pytree.tree_map(lambda x: {i: free for i in range(x.dim())} if isinstance(x, torch.Tensor) else None, (args, kwargs))
+    dims = pytree.tree_map(lambda x: _free_dims(x, dynamic) if isinstance(x, torch.Tensor) else None, (args, kwargs))
     # export takes one specification for *args and one for **kwargs, by parameter name
     names = [n for n in _parameter_names(model, len(args))]
     spec = dict(zip(names, dims[0], strict=False)) | dims[1]
     return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=spec or None)
+
+
+def _free_dims(tensor: torch.Tensor, dynamic: bool) -> dict[int, Any]:
+    """Batch and sequence dimensions are left free. Of images and video only the batch is: the arithmetic of strided
+    convolutions on a symbolic height takes export minutes, and a new size is captured anew in seconds."""
+    spatial = tensor.is_floating_point() and tensor.dim() >= 4
+    free = torch.export.Dim.AUTO
+    return {i: free if dynamic and (i == 0 or not spatial) else torch.export.Dim.STATIC for i in range(tensor.dim())}
 
 
 def _parameter_names(model: torch.nn.Module, count: int) -> list[str]:
@@ -141,7 +148,11 @@ def capture(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     graph_module = _plain(program)
     placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
     return Captured(
-        graph_module, call.names, program.call_spec.out_spec, _shapes(program, placeholders), time.perf_counter() - start
+        graph_module,
+        call.names,
+        program.call_spec.out_spec,
+        _shapes(program, placeholders),
+        time.perf_counter() - start,
     )
 
 

@@ -89,7 +89,18 @@ def _may_alias(node: Node) -> bool:
     if schema is None:
         return node.target is operator.getitem
     name = str(node.target.overloadpacket)
-    composites = ("reshape", "contiguous", "to", "flatten", "dropout", "type_as", "expand_as", "chunk", "split", "unflatten")
+    composites = (
+        "reshape",
+        "contiguous",
+        "to",
+        "flatten",
+        "dropout",
+        "type_as",
+        "expand_as",
+        "chunk",
+        "split",
+        "unflatten",
+    )
     return any(r.alias_info for r in schema.returns) or name.removeprefix("aten.") in composites
 
 

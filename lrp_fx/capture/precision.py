@@ -38,11 +38,18 @@ class _ExactValue(Function):
 
 def exact_value(value: Tensor, carrier: Tensor) -> Tensor:
     """``value``, whose relevance is carried by ``carrier``: g_carrier = g value / carrier, so that no rounding is lost."""
-    return torch.ops.lrp_fx.exact_value(value, carrier) if torch.compiler.is_exporting() else _ExactValue.apply(value, carrier)
+    return (
+        torch.ops.lrp_fx.exact_value(value, carrier)
+        if torch.compiler.is_exporting()
+        else _ExactValue.apply(value, carrier)
+    )
 
 
 _op = torch.library.custom_op(
-    "lrp_fx::exact_value", lambda value, carrier: value.clone(), mutates_args=(), schema="(Tensor value, Tensor carrier) -> Tensor"
+    "lrp_fx::exact_value",
+    lambda value, carrier: value.clone(),
+    mutates_args=(),
+    schema="(Tensor value, Tensor carrier) -> Tensor",
 )
 _op.register_fake(lambda value, carrier: torch.empty_like(value))
 _op.register_autograd(_ExactValue.backward, setup_context=_ExactValue.setup_context)
@@ -55,9 +62,9 @@ def widen_islands(graph: fx.Graph) -> None:
         if node.op != "call_function":
             continue
         fed = [n for n in node.all_input_nodes if n in twins]
-        if _dtype(node) is torch.float32 and (fed or _narrows(node)):
-            twins[node] = _twin(graph, node, twins)
-        elif fed and isinstance(node.meta.get("val"), (tuple, list)):
+        if (_dtype(node) is torch.float32 and (fed or _narrows(node))) or (
+            fed and isinstance(node.meta.get("val"), (tuple, list))
+        ):
             twins[node] = _twin(graph, node, twins)
         elif fed and _dtype(node) is torch.float64:
             wide = _twin(graph, node, twins)

@@ -82,7 +82,9 @@ def read_call(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _check(name: str, value: torch.Tensor) -> None:
     if value.numel() == 0:
-        raise InputError(f"input '{name}' is empty (shape {tuple(value.shape)}): give at least one sample and one position")
+        raise InputError(
+            f"input '{name}' is empty (shape {tuple(value.shape)}): give at least one sample and one position"
+        )
     if value.is_floating_point() and not value.is_meta and not torch.compiler.is_compiling() and value.isnan().any():
         raise InputError(f"input '{name}' contains NaN: clean it before explaining")
 
@@ -109,7 +111,7 @@ class Shapes:
     def _within(self, symbol: str, size: int) -> bool:
         low, high = self.limits.get(symbol, (0, 2**63))
         # export never proves a size of one (it assumes two and more); the graph is checked there by `verify`
-        return (low <= 2 and size >= 1 or size >= low) and size <= high
+        return ((low <= 2 and size >= 1) or size >= low) and size <= high
 
     @property
     def specialised(self) -> list[tuple[int, int, int]]:

@@ -72,7 +72,9 @@ class Sweeper:
         """
         plan = self.rewritten.plan
         if not plan.facts.sources:
-            raise InputError("no input can carry relevance: there is no floating input and no token id that picks a table row")
+            raise InputError(
+                "no input can carry relevance: there is no floating input and no token id that picks a table row"
+            )
         masks = {n: v for n, v in call.tensors.items() if "mask" in n and v.dim() == 2}
 
         def choose(output: Any) -> Tensor:
@@ -136,7 +138,9 @@ class Sweeper:
         sweep = self.account(leaves, choose)
         if not bool(chosen.isfinite().all()):
             where = f", first at {locate(sweep.first_bad)}" if sweep.first_bad is not None else ""
-            raise NumericalError(f"the explained output is not finite{where}. Remedy: check the inputs, or use float32.")
+            raise NumericalError(
+                f"the explained output is not finite{where}. Remedy: check the inputs, or use float32."
+            )
         bad = [n for n, a in sweep.accounts.items() if any(not bool(g.isfinite().all()) for _, g in a.outputs)]
         where = locate(bad[-1]) if bad else "an input"
         raise NumericalError(

@@ -199,9 +199,7 @@ def _natural(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) -
     return {slot: safe_dot(x, g) for slot, (x, g) in _gradients(account, slots, scale).items()}
 
 
-def _gradients(
-    account: Account, slots: list[Slot], scale: Tensor | float = 1.0
-) -> dict[Slot, tuple[Tensor, Tensor]]:
+def _gradients(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) -> dict[Slot, tuple[Tensor, Tensor]]:
     values = {s: v for s in slots if (v := _value(account, s)) is not None and v.is_floating_point()}
     if not values:
         return {}
@@ -269,7 +267,8 @@ def _has_literal(account: Account) -> bool:
     name = getattr(account.node.target, "_opname", "")
     numbers = any(isinstance(a, (int, float)) and a != 0 for a in account.node.args)
     return name.endswith(("batch_norm", "no_training")) or (
-        name in ("add", "sub", "rsub", "where", "masked_fill", "constant_pad_nd", "pad", "scatter", "nan_to_num") and numbers
+        name in ("add", "sub", "rsub", "where", "masked_fill", "constant_pad_nd", "pad", "scatter", "nan_to_num")
+        and numbers
     )
 
 

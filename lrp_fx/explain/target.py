@@ -73,7 +73,9 @@ def select(output: Any, target: Target, masks: Mapping[str, Tensor]) -> Tensor:
 
 def _one_per_sample(logits: Tensor, target: Target) -> Tensor:
     if target is not None and (not isinstance(target, int) or target not in (0, -1)):
-        raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): target must be None or 0")
+        raise TargetError(
+            f"the output has one value per sample (shape {tuple(logits.shape)}): target must be None or 0"
+        )
     return logits
 
 
@@ -83,11 +85,15 @@ def _classes(logits: Tensor, target: int | Tensor | None) -> Tensor:
         return logits.detach().argmax(-1)
     index = torch.as_tensor(target, device=logits.device)
     if index.is_floating_point() or index.dtype is torch.bool or index.dim() > 1:
-        raise TargetError(f"target must be an int or a (B,) integer tensor, not {index.dtype} of shape {tuple(index.shape)}")
+        raise TargetError(
+            f"target must be an int or a (B,) integer tensor, not {index.dtype} of shape {tuple(index.shape)}"
+        )
     if index.dim() == 1 and index.shape[0] != batch:
         raise TargetError(f"{index.shape[0]} targets for a batch of {batch}: give one per sample")
     if bool((index >= classes).any()) or bool((index < -classes).any()):
-        raise TargetError(f"target {index.tolist()} is out of range: the output has {classes} classes (0 to {classes - 1})")
+        raise TargetError(
+            f"target {index.tolist()} is out of range: the output has {classes} classes (0 to {classes - 1})"
+        )
     return (index % classes).expand(batch)
 
 
@@ -102,7 +108,9 @@ def _from_tuple(logits: Tensor, target: tuple[Any, ...]) -> Tensor:
     try:
         chosen = logits[rows + target]
     except (IndexError, TypeError) as error:
-        raise TargetError(f"target {target} does not index an output of shape {tuple(logits.shape)}: {error}") from error
+        raise TargetError(
+            f"target {target} does not index an output of shape {tuple(logits.shape)}: {error}"
+        ) from error
     chosen = chosen.reshape(1) if chosen.dim() == 0 else chosen
     if chosen.dim() != 1:
         raise TargetError(f"target {target} selects shape {tuple(chosen.shape)}: select one scalar per sample")

@@ -36,7 +36,9 @@ def to_input(source: Source, picked: Tensor, env: dict[Node, Tensor]) -> Tensor:
     return relevance.to(picked.dtype)
 
 
-def _moved(node: Node, root: Node, leaf: Tensor, env: dict[Node, Tensor], memo: dict[Node, Tensor | None]) -> Tensor | None:
+def _moved(
+    node: Node, root: Node, leaf: Tensor, env: dict[Node, Tensor], memo: dict[Node, Tensor | None]
+) -> Tensor | None:
     """The float twin of ``node``; None where it does not hold the input's values."""
     if node is root:
         return leaf
@@ -71,9 +73,31 @@ def _moved(node: Node, root: Node, leaf: Tensor, env: dict[Node, Tensor], memo: 
     return memo[node]
 
 
-_ARITHMETIC = {"add", "sub", "mul", "remainder", "clamp", "clamp_min", "clamp_max", "to", "_to_copy", "type_as", "clone"}
+_ARITHMETIC = {
+    "add",
+    "sub",
+    "mul",
+    "remainder",
+    "clamp",
+    "clamp_min",
+    "clamp_max",
+    "to",
+    "_to_copy",
+    "type_as",
+    "clone",
+}
 _POINTWISE = {"floor_divide", "div", "abs", "neg"}
-_MERGES = {"cat", "where", "slice_scatter", "select_scatter", "masked_fill", "index_put", "scatter", "stack", "masked_scatter"}
+_MERGES = {
+    "cat",
+    "where",
+    "slice_scatter",
+    "select_scatter",
+    "masked_fill",
+    "index_put",
+    "scatter",
+    "stack",
+    "masked_scatter",
+}
 
 
 def _values(node: Node) -> set[Node]:

@@ -138,9 +138,7 @@ def degree(node: Node, spec: OpSpec) -> float:
 
 def _group(facts: Facts, product: Product, live: Live) -> None:
     factors = product.factors
-    signals = [
-        f for f in factors if not any(facts.is_statistic_of(f.node, g.node) for g in factors if g is not f)
-    ]
+    signals = [f for f in factors if not any(facts.is_statistic_of(f.node, g.node) for g in factors if g is not f)]
     product.statistics = [f for f in factors if f not in signals]
     groups: dict[Node, list[Factor]] = {}
     for factor in signals:
@@ -175,9 +173,7 @@ def _group_weight(group: list[Factor]) -> float:
     return total if None not in counts and total >= 1 and float(total).is_integer() else 1
 
 
-def shares(
-    facts: Facts, product: Product, live: Live, rule: Callable[[str], str]
-) -> dict[Factor, float]:
+def shares(facts: Facts, product: Product, live: Live, rule: Callable[[str], str]) -> dict[Factor, float]:
     """Share of the product's relevance that each factor receives (AttnLRP prop. 3.3, generalised to n factors).
 
     Args:

@@ -52,7 +52,9 @@ def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
         try:
             slope = eval(spec.slope, {"__builtins__": {}}, {**_NAMES, **names, "x": px, "y": py})
         except Exception as error:
-            raise RuleSetError(f"slope {spec.slope!r} of {spec.name} cannot be evaluated at {locate(node)}: {error}") from error
+            raise RuleSetError(
+                f"slope {spec.slope!r} of {spec.name} cannot be evaluated at {locate(node)}: {error}"
+            ) from error
     elif spec.at_zero is not None:
         slope = torch.where(px == 0, float(spec.at_zero), py / px)
     else:

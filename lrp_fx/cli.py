@@ -1,0 +1,209 @@
+"""Command line: explain a text, show what the compiler did, verify it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import lrp_fx
+from lrp_fx.demo import demos, load_demo
+from lrp_fx.errors import LrpError, MissingExtraError, require
+from lrp_fx.ruleset import available
+from lrp_fx.viz import Word, heatmap_page, join_pieces, render_scale, render_tokens, write_page
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Layer-wise Relevance Propagation for any PyTorch model."
+)
+
+Model = Annotated[str, typer.Argument(help="folder of a saved Hugging Face model, or the name of a bundled demo")]
+Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
+Rules = Annotated[str, typer.Option(help="rule set: a name (see `lrp-fx rules`) or a TOML file")]
+Class = Annotated[int | None, typer.Option(help="class or token id to explain (default: the model's own answer)")]
+Precision = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16")]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer and, for a classifier, the label of every class."""
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: Any
+    labels: list[str] | None
+    title: str
+    text: str
+
+    def encode(self, text: str) -> tuple[dict[str, torch.Tensor], Any]:
+        """(model inputs, the tokenizer's encoding) of one text."""
+        encoding = self.tokenizer(text, return_tensors="pt")
+        return {k: encoding[k] for k in ("input_ids", "attention_mask") if k in encoding}, encoding
+
+    def label(self, index: int) -> str:
+        """What class or token ``index`` is called."""
+        if self.labels is not None:
+            return self.labels[index] if index < len(self.labels) else str(index)
+        return repr(self.tokenizer.decode([index]))
+
+
+def load(name: str, text: str | None, precision: str) -> Loaded:
+    """A demo by name, or a model saved in a local folder."""
+    dtype = getattr(torch, precision, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LrpError(f"unknown precision {precision!r}: use float32, float64, bfloat16 or float16")
+    if name in demos():
+        demo = demos()[name]
+        model, tokenizer, labels = load_demo(name)
+        return Loaded(name, model.to(dtype), tokenizer, labels, demo.title, text or demo.text)
+    if not (Path(name) / "config.json").is_file():
+        raise LrpError(
+            f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), or one of the demos: "
+            f"{', '.join(demos())}"
+        )
+    transformers: Any = require("transformers", "transformers")
+    config = transformers.AutoConfig.from_pretrained(name)
+    cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+    model = cls.from_pretrained(name).eval().to(dtype)
+    classes = getattr(model.config, "id2label", None)
+    classifies = "Classification" in cls.__name__ and classes
+    labels = [str(classes[i]) for i in sorted(classes)] if classifies else None
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+    return Loaded(
+        Path(name).resolve().name,
+        model,
+        tokenizer,
+        labels,
+        f"What did {Path(name).name} base its answer on?",
+        text or "",
+    )
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors of ours become one message and exit code 1."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders: nothing is looked up
+    try:
+        yield
+    except LrpError as error:
+        kind = "missing package" if isinstance(error, MissingExtraError) else type(error).__name__
+        Console(stderr=True).print(f"[bold red]{kind}[/]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from error
+
+
+def _quiet() -> None:
+    """No progress bar for loading weights: it tears the output of this command."""
+    with contextlib.suppress(LrpError, AttributeError):
+        transformers: Any = require("transformers", "transformers")
+        transformers.utils.logging.disable_progress_bar()
+
+
+def _words(loaded: Loaded, encoding: Any, text: str, relevance: list[float], pieces: bool) -> list[Word]:
+    tokens = loaded.tokenizer.convert_ids_to_tokens(encoding["input_ids"][0])
+    numbers = encoding.word_ids(0) if getattr(encoding, "is_fast", False) else None
+    if pieces or numbers is None:
+        special = set(loaded.tokenizer.all_special_tokens)
+        return [Word(t, r, special=t in special) for t, r in zip(tokens, relevance, strict=True)]
+    offsets = loaded.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    joined = join_pieces(text, offsets, numbers, relevance)
+    names = iter(t for t, n in zip(tokens, numbers, strict=True) if n is None)
+    return [Word(next(names), w.relevance, special=True) if w.special else w for w in joined]
+
+
+@app.command()
+def explain(
+    model: Model,
+    text: Text = None,
+    html: Annotated[Path | None, typer.Option(help="write the heatmap to this HTML file")] = None,
+    target: Class = None,
+    rules: Rules = "attnlrp",
+    pieces: Annotated[bool, typer.Option("--pieces", help="show the tokenizer's pieces instead of words")] = False,
+    precision: Precision = "float32",
+) -> None:
+    """Show which words made the model answer as it did."""
+    with _clear_errors():
+        console = Console()
+        with console.status("loading the model"):
+            _quiet()
+            loaded = load(model, text, precision)
+        if not loaded.text.strip():
+            raise LrpError("there is nothing to explain: give a text")
+        inputs, encoding = loaded.encode(loaded.text)
+        with console.status("capturing and rewriting the graph, then one backward sweep"):
+            attribution = lrp_fx.convert(loaded.model, rules=rules).explain(**inputs, target=target)
+            ledger = attribution.ledger
+        relevance = attribution.relevance["input_ids"][0].float().tolist()
+        words = _words(loaded, encoding, loaded.text, relevance, pieces)
+        index = target if target is not None else _answer(attribution)
+        answer = f"{loaded.label(index)} ({attribution.target[0].item():.3f})"
+        console.print(f"\n{escape(loaded.title)}  [bold]{escape(answer)}[/]\n", highlight=False)
+        console.print(render_tokens(words))
+        console.print(render_scale(words))
+        console.print(_ledger_table(ledger.by("category"), ledger.total))
+        if html is not None:
+            facts = {"model": loaded.name, "explained": answer, "rules": attribution.ruleset}
+            page = heatmap_page(words, title=loaded.title, facts=facts, ledger=ledger.by("category"))
+            console.print(f"heatmap: {write_page(html, page).resolve()}", highlight=False, soft_wrap=True)
+
+
+def _answer(attribution: lrp_fx.Attribution) -> int:
+    from lrp_fx.explain.target import find_logits
+
+    logits = find_logits(attribution.output)[0]
+    while logits.dim() > 1:
+        logits = logits[-1]
+    return int(logits.argmax())
+
+
+def _ledger_table(amounts: dict[str, float], total: float) -> Table:
+    table = Table(title="where all of it went", title_justify="left", box=None, pad_edge=False)
+    table.add_column("category", style="dim")
+    table.add_column("relevance", justify="right")
+    for category, amount in amounts.items():
+        table.add_row(category, f"{amount:+.4f}")
+    table.add_row("explained value", f"{total:+.4f}", style="bold")
+    return table
+
+
+@app.command()
+def report(model: Model, text: Text = None, rules: Rules = "attnlrp", precision: Precision = "float32") -> None:
+    """Show what every node of the model's graph is, and which rule it got."""
+    with _clear_errors():
+        loaded = load(model, text, precision)
+        inputs, _ = loaded.encode(loaded.text or "a b c")
+        lrp_fx.convert(loaded.model, **inputs, rules=rules).report().print()
+
+
+@app.command()
+def verify(
+    model: Model, text: Text = None, target: Class = None, rules: Rules = "attnlrp", precision: Precision = "float64"
+) -> None:
+    """Check outputs, conservation at every node and finiteness; exit code 1 when something fails."""
+    with _clear_errors():
+        loaded = load(model, text, precision)
+        inputs, _ = loaded.encode(loaded.text or "a b c")
+        result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=target)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command("rules")
+def rules_command() -> None:
+    """List the rule sets that ship with the package."""
+    for name in available():
+        ruleset = lrp_fx.RuleSet.load(name)
+        shown = ", ".join(f"{role}: {rule}" for role, rule in ruleset.rules.items())
+        Console().print(f"[bold]{name}[/]  {shown}", highlight=False)
+
+
+if __name__ == "__main__":
+    app()

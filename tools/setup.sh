@@ -1,0 +1,33 @@
+# Sourced by the scripts beside it: one virtual environment, torch pinned to its small CPU build, installed once.
+TORCH_PIN=2.13.0
+
+step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+
+# Print the first Python of 3.11 or newer.
+find_python() {
+    local candidate
+    for candidate in "${PYTHON_FOR_VENV:-}" python3.12 python3.11 python3.13 python3; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "lrp_fx needs Python 3.11 or newer on the PATH" >&2
+    return 1
+}
+
+# setup_venv EXTRA [PACKAGE==VERSION ...]: a .venv with lrp_fx[EXTRA]; further packages without their dependencies.
+setup_venv() {
+    local extra=$1 mark
+    shift
+    PYTHON="$PWD/.venv/bin/python"
+    mark=".venv/.lrp_fx-$extra-$({ echo "$TORCH_PIN $*"; cat pyproject.toml; } | cksum | cut -d' ' -f1)"
+    [ -e "$mark" ] && return
+    [ -x "$PYTHON" ] || { step "creating .venv" && "$(find_python)" -m venv .venv; }
+    step "installing torch $TORCH_PIN, then lrp_fx[$extra]"
+    # torch first and pinned: a range would pull several GB of CUDA libraries
+    "$PYTHON" -m pip install -q --disable-pip-version-check "torch==$TORCH_PIN"
+    "$PYTHON" -m pip install -q --disable-pip-version-check -e ".[$extra]"
+    [ $# -eq 0 ] || "$PYTHON" -m pip install -q --disable-pip-version-check --no-deps "$@"
+    touch "$mark"
+}
