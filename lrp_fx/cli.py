@@ -43,7 +43,7 @@ class Loaded:
     title: str
     text: str
 
-    def encode(self, text: str) -> tuple[dict[str, torch.Tensor], Any]:
+    def encode(self, text: str) -> tuple[dict[str, Any], Any]:
         """(model inputs, the tokenizer's encoding) of one text."""
         encoding = self.tokenizer(text, return_tensors="pt")
         return {k: encoding[k] for k in ("input_ids", "attention_mask") if k in encoding}, encoding
@@ -62,29 +62,22 @@ def load(name: str, text: str | None, precision: str) -> Loaded:
         raise LrpError(f"unknown precision {precision!r}: use float32, float64, bfloat16 or float16")
     if name in demos():
         demo = demos()[name]
-        model, tokenizer, labels = load_demo(name)
-        return Loaded(name, model.to(dtype), tokenizer, labels, demo.title, text or demo.text)
+        classifier, words, names = load_demo(name)
+        return Loaded(name, classifier.to(dtype), words, names, demo.title, text or demo.text)
     if not (Path(name) / "config.json").is_file():
         raise LrpError(
-            f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), or one of the demos: "
-            f"{', '.join(demos())}"
+            f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), "
+            f"or one of the demos: {', '.join(demos())}"
         )
     transformers: Any = require("transformers", "transformers")
     config = transformers.AutoConfig.from_pretrained(name)
     cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
     model = cls.from_pretrained(name).eval().to(dtype)
-    classes = getattr(model.config, "id2label", None)
-    classifies = "Classification" in cls.__name__ and classes
-    labels = [str(classes[i]) for i in sorted(classes)] if classifies else None
+    classes: dict[int, str] = getattr(model.config, "id2label", None) or {}
+    labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in cls.__name__ else None
+    title = f"What did {Path(name).resolve().name} base its answer on?"
     tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    return Loaded(
-        Path(name).resolve().name,
-        model,
-        tokenizer,
-        labels,
-        f"What did {Path(name).name} base its answer on?",
-        text or "",
-    )
+    return Loaded(Path(name).resolve().name, model, tokenizer, labels, title, text or "")
 
 
 @contextlib.contextmanager

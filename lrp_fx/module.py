@@ -133,7 +133,7 @@ class ExplainableModule(torch.nn.Module):
         return make_report(self._current.captured, self._current.under(self.ruleset).plan)
 
     def verify(self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any) -> Verification:
-        """Check forward equality, conservation at every node and finiteness on these inputs; prints and returns a table."""
+        """Check forward equality, conservation at every node and finiteness on these inputs; prints a table."""
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         conversion, call = self._conversion(args, kwargs)
         result = verify(self.model, conversion.sweeper(ruleset, ()), call, args, kwargs, target)
@@ -171,8 +171,8 @@ class ExplainableModule(torch.nn.Module):
             held = ", ".join(sorted({str(p.dtype) for p in self.model.parameters()})) or "none"
             reason = str(error).splitlines()[0]
             raise InputError(
-                f"the model cannot run on these inputs: {reason}, at {locate(node)}.\nRemedy: {given}; its parameters are "
-                f"{held}: give inputs of the precision, device and shape that the model itself accepts."
+                f"the model cannot run on these inputs: {reason}, at {locate(node)}.\nRemedy: {given}; its parameters "
+                f"are {held}: give inputs of the precision, device and shape that the model itself accepts."
             ) from error
 
     def extra_repr(self) -> str:

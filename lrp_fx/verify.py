@@ -110,7 +110,7 @@ def verify(
     accounts = [a for a in sweep.accounts.values() if a.outputs]
     scale = max([a.magnitude for a in accounts] + [1e-300])
     kept: dict[str, float] = {}
-    worst: dict[str, tuple[float, Node | None]] = {}
+    worst: dict[str, tuple[float, Node]] = {}
     counts: dict[str, int] = {}
     failures = []
     finite = True
@@ -127,8 +127,7 @@ def verify(
             failures.append(f"{role}: defect {defect:.2e} at {locate(account.node)}")
     ledger = make_ledger(plan, sweep)
     roles = tuple(
-        RoleCheck(role, counts[role], kept[role], worst[role][0], locate(worst[role][1]) if worst[role][1] else "")
-        for role in sorted(counts)
+        RoleCheck(role, counts[role], kept[role], worst[role][0], locate(worst[role][1])) for role in sorted(counts)
     )
     return Verification(difference, equal, roles, ledger.balance, finite, tuple(failures), tolerance, ledger)
 

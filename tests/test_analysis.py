@@ -57,7 +57,7 @@ ROLES = {
 def test_roles_follow_from_dataflow(role, index):
     function = ROLES[role][index]
     if role == "softmax" and index == 1:
-        function = lambda a, b: (e := a.exp()) / e.sum(-1, keepdim=True) + b  # noqa: E731
+        function = lambda a, b: (e := a.exp()) / e.sum(-1, keepdim=True) + b
     xmodel = lrp_fx.convert(Two(function), torch.randn(2, 4, 6))
     found = {row.role for row in xmodel.report().rows} - {"linear", "movement", "statistic"}
     assert role in found

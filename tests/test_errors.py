@@ -68,7 +68,7 @@ def test_capture_error_carries_the_reason():
 
 
 def test_nothing_captured_yet():
-    with pytest.raises(errors.CaptureError, match="give convert\\(\\) example inputs"):
+    with pytest.raises(errors.CaptureError, match=r"give convert\(\) example inputs"):
         lrp_fx.convert(nn.Linear(2, 2)).report()
 
 
@@ -88,7 +88,7 @@ def test_wrong_dtype():
 
 
 def test_not_a_module():
-    with pytest.raises(TypeError, match="expects an nn.Module, not function"):
+    with pytest.raises(TypeError, match=r"expects an nn\.Module, not function"):
         lrp_fx.convert(lambda x: x)
 
 

@@ -51,7 +51,7 @@ def test_half_precision_llama_correlates_with_double(dtype, correlation):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_llama_is_finite_at_zero(dtype):
-    model, inputs = build("llama2", dtype)
+    model, _ = build("llama2", dtype)
     embeddings = torch.zeros(1, 5, 32, dtype=dtype)
     relevance = (
         lrp_fx.convert(model, inputs_embeds=embeddings).explain(inputs_embeds=embeddings).relevance["inputs_embeds"]

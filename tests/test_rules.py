@@ -252,7 +252,7 @@ def test_gates():
 
 def test_selection_is_winner_takes_all():
     x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
-    (found,), y, r = explain(lambda x: F.max_pool2d(x, 2), x)
+    (found,), _, r = explain(lambda x: F.max_pool2d(x, 2), x)
     _, index = F.max_pool2d(x, 2, return_indices=True)
     expected = torch.zeros(1, 2, 36, dtype=torch.float64).scatter(2, index.flatten(2), r.flatten(2)).view_as(x)
     torch.testing.assert_close(found, expected, **TOLERANCE)

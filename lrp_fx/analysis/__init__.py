@@ -5,7 +5,6 @@ One walk in graph order computes every fact of a node from the facts of its oper
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Iterable
 
@@ -82,9 +81,7 @@ def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) ->
             facts.origin[node] = origins.pop()
     if not (spec.elementwise or spec.reduces or spec.kind == "movement"):
         return
-    parent: Node | None = functools.reduce(
-        lambda a, b: facts.common_ancestor(a, b) if a is not None else None, operands[1:], operands[0]
-    )
+    parent = facts.common_ancestor(operands)
     if parent is None:
         return
     facts.parent[node] = parent
@@ -92,12 +89,9 @@ def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) ->
     if spec.reduces:
         facts.reduced_from[node] = parent
     elif all(n in facts.reduced_from for n in operands):
-        through = [facts.reduced_from[n] for n in operands]
-        meet = functools.reduce(
-            lambda a, b: facts.common_ancestor(a, b) if a is not None else None, through[1:], through[0]
-        )
-        if meet is not None:
-            facts.reduced_from[node] = meet
+        through = facts.common_ancestor([facts.reduced_from[n] for n in operands])
+        if through is not None:
+            facts.reduced_from[node] = through
 
 
 def _find_manual_softmax(facts: Facts) -> None:

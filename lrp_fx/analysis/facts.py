@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch.fx import Node
@@ -57,8 +58,14 @@ class Facts:
         """Whether relevance can reach ``node``."""
         return node in self.operands
 
-    def common_ancestor(self, a: Node, b: Node) -> Node | None:
-        """Nearest tensor that determines both ``a`` and ``b`` through their parents, or None."""
+    def common_ancestor(self, nodes: Sequence[Node]) -> Node | None:
+        """Nearest tensor that determines all of ``nodes`` through their parents, or None."""
+        found: Node | None = nodes[0]
+        for node in nodes[1:]:
+            found = None if found is None else self._meet(found, node)
+        return found
+
+    def _meet(self, a: Node, b: Node) -> Node | None:
         while a is not b:
             if self.depth[a] < self.depth[b]:
                 a, b = b, a
@@ -89,12 +96,12 @@ class Facts:
     def is_statistic_of(self, statistic: Node, signal: Node) -> bool:
         """Whether ``statistic`` depends only through reductions on a tensor of which ``signal`` is an affine image.
 
-        A product or quotient of the two is then a normalization (RMSNorm, LayerNorm, cosine attention, ... however spelled).
+        A product or quotient of the two is then a normalization: RMSNorm, LayerNorm, cosine attention, however spelled.
         """
         through = self.reduced_from.get(statistic)
         if through is None or statistic is signal:
             return False
-        ancestor = self.common_ancestor(signal, through)
+        ancestor = self.common_ancestor((signal, through))
         if ancestor is None or not self.is_affine_image(signal, ancestor):
             return False
         reduced = self.reduced_from.get(signal)  # the signal itself must not be a statistic of the same tensor

@@ -11,10 +11,10 @@ from lrp_fx.optable import OpSpec, bind, set_arg
 
 
 class Slot(NamedTuple):
-    """One tensor argument: its schema name, and its index where that argument is a list of tensors."""
+    """One tensor argument: its schema name, and its position where that argument is a list of tensors."""
 
     name: str
-    index: int | None = None
+    position: int | None = None
 
 
 def slots(node: Node, names: tuple[str, ...]) -> dict[Slot, Node]:
@@ -42,11 +42,11 @@ def declared(node: Node, spec: OpSpec) -> dict[Slot, Node]:
 
 def replace(node: Node, slot: Slot, new: Node) -> None:
     """Put ``new`` into one slot of ``node``."""
-    if slot.index is None:
+    if slot.position is None:
         set_arg(node, slot.name, new)
         return
     values = list(bind(node)[slot.name])
-    values[slot.index] = new
+    values[slot.position] = new
     set_arg(node, slot.name, values)
 
 

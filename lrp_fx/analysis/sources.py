@@ -1,4 +1,4 @@
-"""Where relevance of the user's inputs is collected: floating inputs, and rows that input token ids pick from a table."""
+"""Where relevance of the inputs is collected: floating inputs, and rows that input token ids pick from a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1, capture: any ``nn.Module`` and example inputs -> a flat, functional ATen graph that shares its parameters."""
+"""Stage 1, capture: any ``nn.Module`` and example inputs -> a functional ATen graph that shares its parameters."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def _configs(model: torch.nn.Module) -> list[Any]:
 
 @contextlib.contextmanager
 def traceable(model: torch.nn.Module, experts: str | None = TRACEABLE_EXPERTS) -> Iterator[None]:
-    """Within: evaluation mode, caches off, experts traceable, no opaque inference kernels. Afterwards: all as it was."""
+    """Within: evaluation mode, caches off, experts traceable, no opaque kernels. Afterwards: all as it was."""
     training = [(module, module.training) for module in model.modules()]
     changed: list[tuple[Any, str, Any]] = []
     fastpath = torch.backends.mha.get_fastpath_enabled()

@@ -88,7 +88,7 @@ def _may_alias(node: Node) -> bool:
     schema = _schema(node)
     if schema is None:
         return node.target is operator.getitem
-    name = str(node.target.overloadpacket)
+    name = str(node.target.overloadpacket)  # type: ignore[union-attr]
     composites = (
         "reshape",
         "contiguous",

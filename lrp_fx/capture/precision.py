@@ -37,7 +37,7 @@ class _ExactValue(Function):
 
 
 def exact_value(value: Tensor, carrier: Tensor) -> Tensor:
-    """``value``, whose relevance is carried by ``carrier``: g_carrier = g value / carrier, so that no rounding is lost."""
+    """``value``, whose relevance is carried by ``carrier``: g_carrier = g value / carrier; no rounding is lost."""
     return (
         torch.ops.lrp_fx.exact_value(value, carrier)
         if torch.compiler.is_exporting()
@@ -104,7 +104,7 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
         return cast
 
     with graph.inserting_after(node):
-        marker = graph.call_function(node.target, ())  # a place after the node; filled below
+        marker = graph.call_function(node.target, ())  # type: ignore[arg-type]  # a place after the node; filled below
     with graph.inserting_before(marker):
         args, kwargs = fx.map_arg(node.args, wide), fx.map_arg(dict(node.kwargs), wide)
     marker.args, marker.kwargs = _in_double(args), _in_double(kwargs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +56,7 @@ class Sweeper:
             node = mapping[rewritten.copies[item.node]]
             with graph.inserting_after(node):
                 tap = graph.call_function(source, (node,))
-            node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
+            node.replace_all_uses_with(tap, delete_user_cb=functools.partial(operator.is_not, tap))
             taps.append(tap)
         end = next(n for n in reversed(graph.nodes) if n.op == "output")
         read = dict(zip([s.node for s in rewritten.plan.facts.sources], taps, strict=True))
@@ -122,11 +124,11 @@ class Sweeper:
 
     def _per_input(self, sources: list[Source], collected: list[Tensor], leaves: tuple[Any, ...]) -> dict[str, Tensor]:
         relevance: dict[str, Tensor] = {}
-        env = _Lazy(self.captured, leaves)
+        env, ops = _Lazy(self.captured, leaves), self.rewritten.plan.facts.ops
         for item, value in zip(sources, collected, strict=True):
             name = self._input_name(item.input)
             if item.indices is not None:
-                value = tokens.to_input(item, tokens.row_relevance(value, env[item.indices]), env)
+                value = tokens.to_input(item, tokens.row_relevance(value, env[item.indices]), env, ops)
             relevance[name] = relevance[name] + value if name in relevance else value
         return relevance
 
@@ -144,8 +146,8 @@ class Sweeper:
         bad = [n for n, a in sweep.accounts.items() if any(not bool(g.isfinite().all()) for _, g in a.outputs)]
         where = locate(bad[-1]) if bad else "an input"
         raise NumericalError(
-            f"relevance is not finite, first at {where}. Remedy: explain in float32 or float64, or override the rule of "
-            "that module in the rule set (a larger epsilon, or a rule that does not divide)."
+            f"relevance is not finite, first at {where}. Remedy: explain in float32 or float64, or override the rule "
+            "of that module in the rule set (a larger epsilon, or a rule that does not divide)."
         )
 
 

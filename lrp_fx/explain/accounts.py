@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -79,10 +81,7 @@ class Accountant(fx.Interpreter):
     def run_node(self, n: Node) -> Any:
         """Evaluate one node, through aliases where it belongs to an account."""
         owner = n.meta.get(OWNER)
-        if owner is None or n.op != "call_function":
-            result = super().run_node(n)
-        else:
-            result = self._run_owned(n, owner)
+        result = super().run_node(n) if owner is None else self._run_owned(n, owner)
         if n in self._source_of:
             result = source(result)
             self.sources[self._source_of[n]] = result
@@ -106,7 +105,7 @@ class Accountant(fx.Interpreter):
         if n is self.rewritten.results[owner]:
             for leaf in pytree.tree_leaves(result):
                 if isinstance(leaf, Tensor) and leaf.requires_grad:
-                    leaf.register_hook(lambda g, y=leaf.detach(): account.arrive(y, g))
+                    leaf.register_hook(functools.partial(account.arrive, leaf.detach()))
         return result
 
     def _alias(self, account: Account, operand: Node, val: Any) -> Any:
@@ -159,9 +158,9 @@ def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any
         if target.requires_grad and tensors:
             grads = torch.autograd.grad(target.sum(), tensors, allow_unused=True)
         else:
-            grads = tuple(None for _ in tensors)
-    found = {
-        n: (t.detach(), torch.zeros_like(t) if g is None else g) for n, t, g in zip(nodes, tensors, grads, strict=True)
+            grads = ()
+    found: dict[Node, tuple[Tensor, Tensor]] = {
+        n: (t.detach(), torch.zeros_like(t) if g is None else g) for n, t, g in zip_longest(nodes, tensors, grads)
     }
     defect = float(target.detach().double().sum()) - sum(seen)
     return Sweep(accountant.accounts, found, target.detach(), defect, accountant.first_bad)

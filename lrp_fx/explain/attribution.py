@@ -52,4 +52,4 @@ class Attribution:
 
     def __repr__(self) -> str:
         shapes = {name: tuple(r.shape) for name, r in self.relevance.items()}
-        return f"Attribution(relevance={shapes}, latents={len(self.latents)}, target={self.target.tolist()}, rules={self.ruleset!r})"
+        return f"Attribution(relevance={shapes}, target={self.target.tolist()}, rules={self.ruleset!r})"

@@ -42,7 +42,8 @@ def find_latents(graph: Graph, patterns: Iterable[str]) -> dict[str, Node]:
         if not matches:
             near = get_close_matches(pattern, outputs, n=3, cutoff=0.3)
             raise LatentError(
-                f"at={pattern!r} matches no module with an output in the captured graph; close: {near or sorted(outputs)[:5]}"
+                f"at={pattern!r} matches no module with an output in the captured graph; "
+                f"close: {near or sorted(outputs)[:5]}"
             )
         found |= matches
     return found

@@ -136,7 +136,7 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
     elif spec.kind == "normalization" and rule == "gradient":
         lost = account.arrived - sum(_natural(account, [Slot(n) for n in ("input", *spec.terms)]).values())
         yield "rule", op, lost, None
-    kept = 1.0
+    kept: Tensor | float = 1.0
     epsilon = decision.rule.get("epsilon", 0.0) if rule == "epsilon" else 0.0
     if epsilon:
         (y, g) = account.outputs[0]
@@ -190,7 +190,7 @@ def _value(account: Account, slot: Slot) -> Tensor | None:
     args, kwargs = account.arguments
     bound = dict(zip(_positional(account.node, list(bind(account.node))), args, strict=False)) | kwargs
     value = bound.get(slot.name)
-    value = value[slot.index] if slot.index is not None and value is not None else value
+    value = value[slot.position] if slot.position is not None and value is not None else value
     return value.detach() if isinstance(value, Tensor) else None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
@@ -103,6 +104,10 @@ def _rule(plan: Plan, role: str, node: Node) -> Rule:
     return plan.ruleset.rule(role, module_path(node), op_name(node))
 
 
+def _rule_name(plan: Plan, node: Node, role: str) -> str:
+    return _rule(plan, role, node).name
+
+
 def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node, dict[Slot, Node]]) -> Decision:
     facts, spec = plan.facts, plan.facts.specs[node]
     if node in facts.manual_softmax:
@@ -190,7 +195,7 @@ def _share_products(plan: Plan, live: dict[Node, dict[Slot, Node]]) -> None:
         if not is_top(facts, top, live):
             continue
         product = flatten(facts, top, live)
-        share = shares(facts, product, live, lambda role, top=top: _rule(plan, role, top).name)
+        share = shares(facts, product, live, functools.partial(_rule_name, plan, top))
         if all(s == 1 for s in share.values()) and _rule(plan, "nonlinearity", top).name == "gradient":
             continue
         flow: dict[tuple[Node, Slot], float] = defaultdict(float)

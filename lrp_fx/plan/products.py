@@ -1,6 +1,6 @@
-"""Products in canonical form: whatever the association, spelling or casts, a product is a list of factors with shares.
+"""Products in canonical form: whatever the association, spelling or casts, a list of factors with shares.
 
-``a * (b * c)``, ``x.pow(2) * z``, ``x * rsqrt(mean(x * x)) * w``, ``x * (sigmoid(x) * z)`` and ``a / b`` are all trees of
+``a * (b * c)``, ``x.pow(2) * z``, ``x * rsqrt(mean(x * x)) * w``, ``x * (sigmoid(x) * z)`` and ``a / b`` are trees of
 elementwise products, quotients, casts and constant scalings. Flattened, each has factors; factors that are functions of
 the same tensor form one group (``x * sigmoid(x)`` is one nonlinearity); a factor that is a statistic of another one
 makes the product a normalization.
@@ -115,7 +115,7 @@ def flatten(facts: Facts, top: Node, live: Live) -> Product:
 
 
 def _count(facts: Facts, node: Node, live: Live) -> float | None:
-    """Number of factors that ``node`` stands for: x.pow(3) is three, relu(x) one, sigmoid(x) none that can be counted."""
+    """Number of factors that ``node`` stands for: x.pow(3) three, relu(x) one, sigmoid(x) none that can be counted."""
     spec = facts.specs.get(node)
     if spec is None or node not in live or not spec.elementwise or node in facts.manual_softmax:
         return 1
@@ -148,7 +148,7 @@ def _group(facts: Facts, product: Product, live: Live) -> None:
 
 
 def is_nonlinear(facts: Facts, node: Node, live: Live) -> bool:
-    """Whether ``node`` is a nonlinearity's output, seen through movement, casts, added constants, scalings and powers."""
+    """Whether ``node`` is a nonlinearity's output, through movement, casts, added constants, scalings and powers."""
     while node in live and node in facts.specs:
         spec, operands = facts.specs[node], list(dict.fromkeys(live[node].values()))
         if spec.kind == "nonlinearity":

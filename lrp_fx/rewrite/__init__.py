@@ -43,7 +43,8 @@ class Rewritten:
 
 def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
     """A copy of ``graph`` with its code generation, and the map from its nodes to the copies."""
-    new, mapping = Graph(), {}
+    new = Graph()
+    mapping: dict[Node, Node] = {}
     output = new.graph_copy(graph, mapping)
     new.output(output)
     new._codegen = graph._codegen
@@ -51,7 +52,7 @@ def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
 
 
 def rewrite(captured: Captured, plan: Plan) -> Rewritten:
-    """Carry out ``plan`` on a copy of the captured graph. Parameters become constants to autograd; nothing is copied."""
+    """Carry out ``plan`` on a copy of the captured graph. Parameters become constants to autograd, and stay shared."""
     graph, copies = copy_graph(captured.graph_module.graph)
     results = dict(copies)
     for old in captured.graph_module.graph.nodes:
@@ -63,9 +64,8 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
         elif old in plan.decisions:
             node.meta[OWNER] = old
             results[old] = _carry_out(graph, plan, old, node)
-        elif old in plan.stopped or (_touches(plan, old) and old not in plan.differentiable):
-            if is_float(old) and not isinstance(old.meta["val"], (tuple, list)):
-                results[old] = _after(graph, node, _detach)
+        elif (old in plan.stopped or _touches(plan, old)) and _is_float_tensor(old):
+            results[old] = _after(graph, node, _detach)
     graph.eliminate_dead_code()
     graph.lint()
     module = fx.GraphModule(captured.graph_module, graph, class_name="ExplainableGraph")
@@ -79,7 +79,13 @@ def _attribute(root: torch.nn.Module, path: str) -> object:
 
 
 def _touches(plan: Plan, old: Node) -> bool:
-    return old.op == "call_function" and any(n in plan.differentiable for n in old.all_input_nodes)
+    """Whether autograd would flow into a node that relevance does not."""
+    fed = old.op == "call_function" and any(n in plan.differentiable for n in old.all_input_nodes)
+    return fed and old not in plan.differentiable
+
+
+def _is_float_tensor(old: Node) -> bool:
+    return is_float(old) and not isinstance(old.meta["val"], (tuple, list))
 
 
 def _after(graph: Graph, node: Node, target, *args) -> Node:

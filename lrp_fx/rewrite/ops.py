@@ -112,10 +112,7 @@ def normalization_cotangent(
         rows, back = x.flatten(-width).to(wide), weighted.flatten(-width)
     else:
         rows, back = (t.reshape(x.shape[0], -width, -1).to(wide) for t in (x, weighted))
-    if centred:
-        power = rows.var(-1, correction=0, keepdim=True)
-    else:
-        power = rows.square().mean(-1, keepdim=True)
+    power = rows.var(-1, correction=0, keepdim=True) if centred else rows.square().mean(-1, keepdim=True)
     back = back * torch.rsqrt(power + eps)
     if centred:
         back = back - back.mean(-1, keepdim=True)
@@ -123,7 +120,7 @@ def normalization_cotangent(
 
 
 def _register(rule: type[Function], schema: str) -> Any:
-    """The exportable twin of a rule: an operator with the same backward. Operators may not return views, so it copies."""
+    """The exportable twin of a rule: an operator with the same backward (it copies: operators return no views)."""
     name = schema.split("(")[0]
     op = torch.library.custom_op(
         f"lrp_fx::{name}", lambda value, *_: value.clone(), mutates_args=(), schema=schema.removeprefix(name)

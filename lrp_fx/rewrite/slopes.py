@@ -46,7 +46,8 @@ def singular_radius(dtype: torch.dtype) -> float:
 def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
     """Append the nodes that compute f(x)/x for ``node`` = f(x) at the graph's insertion point."""
     tracer = fx.proxy.GraphAppendingTracer(graph)
-    px, py = fx.Proxy(x, tracer), fx.Proxy(node, tracer)
+    px: Any = fx.Proxy(x, tracer)
+    py: Any = fx.Proxy(node, tracer)
     if spec.slope is not None:
         names = {k: v for k, v in bind(node).items() if not isinstance(v, Node)}
         try:

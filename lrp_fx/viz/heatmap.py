@@ -58,8 +58,8 @@ def heatmap_page(words: Sequence[Word], *, title: str, facts: Mapping[str, str],
     ranked = sorted((w for w in words if not w.special), key=lambda w: -abs(w.relevance))[:10]
     widest = max([abs(v) for v in ledger.values()], default=1.0) or 1.0
     return _template("heatmap.html.jinja").render(
-        cells=_cells(words), title=title, facts=facts, ledger=ledger, total=sum(ledger.values()), scale=scale, stops=stops,
-        ranked=_cells(ranked) if ranked else [], widest=widest, largest=scale,
+        cells=_cells(words), title=title, facts=facts, ledger=ledger, total=sum(ledger.values()), scale=scale,
+        stops=stops, ranked=_cells(ranked) if ranked else [], widest=widest, largest=scale,
     )  # fmt: skip
 
 
