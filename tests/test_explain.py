@@ -122,6 +122,36 @@ def test_sources_name_every_table():
     assert "target" in str(ledger)
 
 
+def test_the_ledger_is_a_mapping_that_sums_to_the_target(llama):
+    _, tokens, xmodel = llama
+    attribution = xmodel.explain(input_ids=tokens)
+    ledger = attribution.ledger
+    assert abs(sum(ledger.values()) - attribution.target.sum().item()) < 1e-9
+    assert set(ledger) == {"input", "softmax"} and "bias" not in ledger and ledger["bias"] == 0
+    assert abs(sum(ledger.by("role").values()) - ledger.target) < 1e-9
+    assert abs(sum(ledger.by("module").values()) - ledger.target) < 1e-9
+
+
+def test_a_floating_padding_mask_is_no_source():
+    model, inputs = build("bert")
+    whole = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
+    whole["attention_mask"][0, 5:] = 0
+    floating = {**whole, "attention_mask": whole["attention_mask"].double()}
+    xmodel = lrp_fx.convert(model)
+    expected, found = xmodel.explain(**whole), xmodel.explain(**floating)
+    assert set(found.relevance) == {"input_ids"}
+    torch.testing.assert_close(found.relevance["input_ids"], expected.relevance["input_ids"])
+
+
+def test_a_decoder_that_starts_with_one_token_stays_dynamic():
+    model, inputs = build("flan-t5")
+    first = {"input_ids": inputs["input_ids"][:1], "decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)}
+    xmodel = lrp_fx.convert(model, **first)
+    assert xmodel.explain(**first).relevance["decoder_input_ids"].shape == (1, 1)
+    assert xmodel.explain(**inputs).relevance["decoder_input_ids"].shape == (2, 5)
+    assert sum(len(c) for c in xmodel._conversions.values()) == 1
+
+
 def test_class_token_and_positions_are_sources():
     model, inputs = build("vit")
     attribution = lrp_fx.convert(model, **inputs).explain(**inputs)

@@ -21,7 +21,7 @@ def find_sources(graph: Graph, ops: OpTable) -> list[Source]:
     identity: dict[Node, Node] = {}  # integer node -> the placeholder whose values it holds
     for node in graph.nodes:
         if node.op == "placeholder":
-            if is_float(node):
+            if is_float(node) and "mask" not in str(node.target):  # a mask selects; it is no signal, whatever its type
                 sources.append(Source(node, node, None, str(node.target)))
             elif is_integer(node):
                 identity[node] = node

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +45,11 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Ledger:
-    """All entries of one explanation, and the target they account for (both summed over the batch)."""
+class Ledger(Mapping[str, float]):
+    """All entries of one explanation, and the target they account for (both summed over the batch).
+
+    As a mapping it gives the amount of each category; ``sum(ledger.values())`` is the target.
+    """
 
     entries: tuple[Entry, ...]
     target: float
@@ -77,6 +80,15 @@ class Ledger:
 
     def __getitem__(self, category: str) -> float:
         return self.by("category").get(category, 0.0)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by("category"))
+
+    def __len__(self) -> int:
+        return len(self.by("category"))
+
+    def __contains__(self, category: object) -> bool:
+        return category in self.by("category")
 
     def __str__(self) -> str:
         rows = [f"{category:12} {amount: .6g}" for category, amount in self.by("category").items()]
@@ -127,6 +139,8 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
         if abs(lost) > 1e-12:
             yield "rule", op, lost * account.arrived, None
     elif spec.kind == "nonlinearity" or (spec.kind == "linear" and decision.role == "nonlinearity"):
+        if rule == "identity" and (spec.slope is not None or spec.at_zero is not None):
+            return  # the slope is f(x)/x everywhere
         if rule == "identity":
             y, x, slope = account.post[:3]
             yield "stabiliser", op, safe_dot(y.detach() - x.detach() * slope, _cotangent(account)), None
