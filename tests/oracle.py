@@ -31,13 +31,29 @@ def identity(function, x: Tensor) -> Tensor:
     return y + (x * (y / x).detach() - (x * (y / x)).detach())
 
 
-def rms(self, x: Tensor) -> Tensor:
+def root_mean_square(self, x: Tensor, wide: torch.dtype, constant: bool) -> Tensor:
     eps = getattr(self, "variance_epsilon", None) or self.eps
-    wide = x.float()
-    normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps).detach()
+    inner = x.to(wide)
+    statistic = torch.rsqrt(inner.pow(2).mean(-1, keepdim=True) + eps)
+    normed = inner * (statistic.detach() if constant else statistic)
     if type(self).__name__.startswith("Gemma"):
-        return (normed * (1.0 + self.weight.float())).type_as(x)
+        return (normed * (1.0 + self.weight.to(wide))).type_as(x)
     return self.weight * normed.to(x.dtype)
+
+
+def rms(self, x: Tensor) -> Tensor:
+    """As published: the norm in float32, whatever the model's precision."""
+    return root_mean_square(self, x, torch.float32, constant=True)
+
+
+def exact_rms(self, x: Tensor) -> Tensor:
+    """In the model's own precision."""
+    return root_mean_square(self, x, x.dtype, constant=True)
+
+
+def natural_rms(self, x: Tensor) -> Tensor:
+    """The norm as the model has it, in its own precision, without a rule."""
+    return root_mean_square(self, x, x.dtype, constant=False)
 
 
 def layer(self, x: Tensor) -> Tensor:
@@ -69,12 +85,19 @@ def attention(module, query, key, value, *args, **kwargs):
     return sdpa(module, _Half.apply(query, 0.25), _Half.apply(key, 0.25), _Half.apply(value, 0.5), *args, **kwargs)
 
 
-def relevance(model: nn.Module, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def patch_norms(model: nn.Module, forward) -> None:
+    """Give every RMSNorm instance of ``model`` another forward."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(forward, module)
+
+
+def relevance(model: nn.Module, embeddings: Tensor, norm=rms) -> tuple[Tensor, Tensor]:
     """(logits, relevance per token) of the largest last logit under the oracle's formulas."""
     for module in model.modules():
         name = type(module).__name__
         forward = (
-            rms if name.endswith("RMSNorm")
+            norm if name.endswith("RMSNorm")
             else layer if isinstance(module, nn.LayerNorm)
             else experts if name.endswith("Experts")
             else gated if hasattr(module, "gate_proj") and hasattr(module, "down_proj")
