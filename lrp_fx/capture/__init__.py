@@ -111,8 +111,8 @@ def _shapes(program: torch.export.ExportedProgram, placeholders: list[Node]) -> 
     )
     limits = {}
     for symbol, rng in program.range_constraints.items():
-        high = min(rng.upper, 2**63)  # export's infinity is an integer of its own kind
-        limits[str(symbol)] = (int(rng.lower), int(high))
+        low, high = max(rng.lower, 0), min(rng.upper, 2**63)  # export's infinities are integers of their own kind
+        limits[str(symbol)] = (int(low), int(high))
     return Shapes(dims, limits)
 
 

@@ -7,6 +7,8 @@ double-precision twin that carries the relevance, while the island gives the val
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import torch
@@ -15,6 +17,8 @@ from torch.autograd import Function
 from torch.fx import Node
 
 aten = torch.ops.aten
+
+_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 class _ExactValue(Function):
@@ -33,7 +37,8 @@ class _ExactValue(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         value, carrier = ctx.saved_tensors
-        return None, g * torch.where((carrier == 0) | ~carrier.isfinite(), 1.0, value / carrier).to(carrier.dtype)
+        ratio = torch.where((carrier == 0) | ~carrier.isfinite(), 1.0, value / carrier).to(carrier.dtype)
+        return None, g.to(carrier.dtype) * ratio
 
 
 def exact_value(value: Tensor, carrier: Tensor) -> Tensor:
@@ -68,11 +73,20 @@ def widen_islands(graph: fx.Graph) -> None:
             twins[node] = _twin(graph, node, twins)
         elif fed and _dtype(node) is torch.float64:
             wide = _twin(graph, node, twins)
-            with graph.inserting_after(node if _is_cast(node) else wide):
-                joined = graph.call_function(exact_value, (node, wide))
-            joined.meta = dict(node.meta)
-            node.replace_all_uses_with(joined, delete_user_cb=lambda user, joined=joined: user is not joined)
+            joined = _join(graph, node if _is_cast(node) else wide, node, wide)
+            node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_not, joined))
+    end = next(node for node in reversed(graph.nodes) if node.op == "output")
+    for node in [n for n in end.all_input_nodes if n in twins and _dtype(n) is torch.float32]:
+        joined = _join(graph, end.prev, node, twins[node])
+        node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_, end))
     graph.eliminate_dead_code()
+
+
+def _join(graph: fx.Graph, after: Node, node: Node, wide: Node) -> Node:
+    with graph.inserting_after(after):
+        joined = graph.call_function(exact_value, (node, wide))
+    joined.meta = dict(node.meta)
+    return joined
 
 
 def _dtype(node: Node) -> torch.dtype | None:
@@ -97,10 +111,10 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
     def wide(operand: Node) -> Node:
         if operand in twins:
             return twins[operand]
-        if _dtype(operand) is not torch.float32:
+        if _dtype(operand) not in _WIDE:
             return operand
-        cast = graph.call_function(aten.to.dtype, (operand, torch.float64))
-        cast.meta = dict(operand.meta) | {"val": operand.meta["val"].double()}
+        cast = graph.call_function(aten.to.dtype, (operand, _WIDE[operand.meta["val"].dtype]))
+        cast.meta = dict(operand.meta) | {"val": _widened(operand.meta["val"])}
         return cast
 
     with graph.inserting_after(node):
@@ -114,7 +128,7 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
 
 
 def _widened(val: Any) -> Any:
-    return val.double() if isinstance(val, Tensor) and val.dtype is torch.float32 else val
+    return val.to(_WIDE[val.dtype]) if isinstance(val, Tensor) and val.dtype in _WIDE else val
 
 
 def _in_double(arguments: Any) -> Any:

@@ -58,6 +58,8 @@ class Account:
 
 def safe_dot(value: Tensor, cotangent: Tensor) -> float:
     """Sum of value * cotangent in double precision, 0 where the cotangent is 0 (a mask of -inf never contributes)."""
+    if value.is_complex():  # autograd's inner product of complex tensors is that of their real views
+        return safe_dot(torch.view_as_real(value), torch.view_as_real(cotangent))
     product = value.double() * cotangent.double()
     return float(torch.where(cotangent == 0, 0.0, product).sum())
 

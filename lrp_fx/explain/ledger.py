@@ -143,7 +143,8 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
             return  # the slope is f(x)/x everywhere
         if rule == "identity":
             y, x, slope = account.post[:3]
-            yield "stabiliser", op, safe_dot(y.detach() - x.detach() * slope, _cotangent(account)), None
+            kept_by_slope = torch.where(slope == 0, torch.zeros_like(x), x.detach() * slope)  # -inf * 0 = 0 at a mask
+            yield "stabiliser", op, safe_dot(y.detach() - kept_by_slope, _cotangent(account)), None
         else:
             yield "rule", op, account.arrived - sum(_natural(account, list(decision.live)).values()), None
         return
