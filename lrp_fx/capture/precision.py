@@ -67,9 +67,8 @@ def widen_islands(graph: fx.Graph) -> None:
         if node.op != "call_function":
             continue
         fed = [n for n in node.all_input_nodes if n in twins]
-        if (_dtype(node) is torch.float32 and (fed or _narrows(node))) or (
-            fed and isinstance(node.meta.get("val"), (tuple, list))
-        ):
+        narrow = _dtype(node) in _WIDE and (fed or _narrows(node))
+        if narrow or (fed and isinstance(node.meta.get("val"), (tuple, list))):
             twins[node] = _twin(graph, node, twins)
         elif fed and _dtype(node) is torch.float64:
             wide = _twin(graph, node, twins)
