@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from dataclasses import dataclass
 
@@ -62,9 +63,9 @@ class Report:
         return table
 
     def __str__(self) -> str:
-        console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        console.print(self.table())
-        return console.export_text()
+        text = io.StringIO()
+        Console(width=140, file=text).print(self.table())
+        return text.getvalue()
 
     def print(self) -> None:
         """Print the table to the terminal."""

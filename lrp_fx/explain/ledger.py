@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp_fx.analysis import Slot
-from lrp_fx.analysis.operands import declared, is_float
+from lrp_fx.analysis.operands import all_slots, declared, is_float
 from lrp_fx.errors import module_path
 from lrp_fx.explain.accounts import Account, Sweep, safe_dot
 from lrp_fx.optable import bind
@@ -268,23 +268,23 @@ def _constants(plan: Plan, decision: Decision, account: Account, kept: Tensor | 
     for slot, (x, g) in _gradients(account, constant, kept).items():
         name, category = constant_name(plan, operands[slot])
         yield category, name, safe_dot(x, g), torch.where(g == 0, torch.zeros_like(x), x * g)
-    if spec.kind in ("linear", "movement") and _has_literal(account):
+    others = {slot: n for slot, n in all_slots(account.node).items() if slot not in declared(account.node, spec)}
+    hidden = spec.kind == "linear" and any(
+        is_float(n) for n in others.values()
+    )  # running statistics, undeclared biases
+    if hidden or (spec.kind in ("linear", "movement") and _has_literal(account.node)):
         zeros = {s: torch.zeros_like(v) for s in operands if (v := _value(account, s)) is not None}
         offset = _call(account, zeros)
         if isinstance(offset, Tensor):
-            category = "bias" if spec.name.endswith(("batch_norm", "no_training")) else "constant"
             g = _cotangent(account) * kept
-            yield category, str(account.node.target), safe_dot(offset, g), None
+            yield "bias" if hidden else "constant", str(account.node.target), safe_dot(offset, g), None
 
 
-def _has_literal(account: Account) -> bool:
-    """Whether an affine operator can add something that is not one of its declared tensors."""
-    name = getattr(account.node.target, "_opname", "")
-    numbers = any(isinstance(a, (int, float)) and a != 0 for a in account.node.args)
-    return name.endswith(("batch_norm", "no_training")) or (
-        name in ("add", "sub", "rsub", "where", "masked_fill", "constant_pad_nd", "pad", "scatter", "nan_to_num")
-        and numbers
-    )
+def _has_literal(node: Node) -> bool:
+    """Whether an affine operator can add a number of its own."""
+    name = getattr(node.target, "_opname", "")
+    adds = ("add", "sub", "rsub", "where", "masked_fill", "constant_pad_nd", "pad", "scatter", "nan_to_num")
+    return name in adds and any(isinstance(a, (int, float)) and a != 0 for a in node.args)
 
 
 def constant_name(plan: Plan, node: Node) -> tuple[str, str]:

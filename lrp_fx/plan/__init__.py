@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis import Facts, Slot
 from lrp_fx.errors import module_path
 from lrp_fx.optable import OpSpec, op_name
-from lrp_fx.plan.products import DENOMINATOR, degree, flatten, is_nonlinear, is_product, is_top, shares
+from lrp_fx.plan.products import DENOMINATOR, degree, flatten, is_denominator, is_nonlinear, is_product, is_top, shares
 from lrp_fx.ruleset import Rule, RuleSet
 
 __all__ = ["Decision", "Plan", "make_plan"]
@@ -207,13 +207,10 @@ def _share_products(plan: Plan, live: dict[Node, dict[Slot, Node]]) -> None:
             through.setdefault(live[node][slot], flow[(node, slot)])
         per_node: dict[Node, dict[Slot, float]] = defaultdict(dict)
         for (node, slot), amount in flow.items():
-            sign = -1.0 if facts.specs[node].kind == "quotient" and slot == DENOMINATOR else 1.0
-            sign = 1.0 if sign < 0 and _denominator_natural(plan, top) else sign
+            # a reciprocal has degree -1: its identity rule is the gradient with its sign changed
+            identity = _rule_name(plan, top, "nonlinearity") != "gradient"
+            sign = -1.0 if identity and is_denominator(facts, node, slot) else 1.0
             arriving = through[node]
             per_node[node][slot] = sign * amount / arriving if arriving else 1.0
         for node, edges in per_node.items():
             plan.decisions[node] = replace(plan.decisions[node], factors={s: f for s, f in edges.items() if f != 1})
-
-
-def _denominator_natural(plan: Plan, top: Node) -> bool:
-    return _rule(plan, "nonlinearity", top).name == "gradient"

@@ -30,11 +30,13 @@ class Factor:
         count: as how many factors it counts: its degree of homogeneity in the tensor it is a function of, times the
             factors of that tensor where it is itself a product; None for a function that is not homogeneous.
         edges: the (product node, slot) edges from the top of the tree down to it.
+        inverse: whether it divides.
     """
 
     node: Node
     count: float | None
     edges: tuple[tuple[Node, Slot], ...]
+    inverse: bool
 
 
 @dataclass
@@ -54,10 +56,7 @@ class Product:
             return "gate" if any(self.gates) and not all(self.gates) else "bilinear"
         if self.statistics:
             return "normalization"
-        inverted = any(slot == DENOMINATOR and node in self._quotients for node, slot in self.factors[0].edges)
-        return "nonlinearity" if len(self.factors) > 1 or inverted else "linear"
-
-    _quotients: frozenset[Node] = frozenset()
+        return "nonlinearity" if len(self.factors) > 1 or self.factors[0].inverse else "linear"
 
 
 def is_product(facts: Facts, node: Node) -> bool:
@@ -96,22 +95,23 @@ def is_top(facts: Facts, node: Node, live: Live) -> bool:
 def flatten(facts: Facts, top: Node, live: Live) -> Product:
     """Flatten the product tree under ``top`` and group its factors."""
     product = Product(top)
-    quotients: set[Node] = set()
 
-    def visit(node: Node, edges: tuple[tuple[Node, Slot], ...]) -> None:
-        if facts.specs[node].kind == "quotient":
-            quotients.add(node)
+    def visit(node: Node, edges: tuple[tuple[Node, Slot], ...], inverse: bool) -> None:
         for slot, operand in live[node].items():
-            path = (*edges, (node, slot))
+            path, divides = (*edges, (node, slot)), inverse != is_denominator(facts, node, slot)
             if _passes(facts, operand, live):
-                visit(operand, path)
+                visit(operand, path, divides)
             else:
-                product.factors.append(Factor(operand, _count(facts, operand, live), path))
+                product.factors.append(Factor(operand, _count(facts, operand, live), path, divides))
 
-    visit(top, ())
-    product._quotients = frozenset(quotients)
+    visit(top, (), False)
     _group(facts, product, live)
     return product
+
+
+def is_denominator(facts: Facts, node: Node, slot: Slot) -> bool:
+    """Whether ``slot`` of ``node`` divides."""
+    return facts.specs[node].kind == "quotient" and slot == DENOMINATOR
 
 
 def _count(facts: Facts, node: Node, live: Live) -> float | None:

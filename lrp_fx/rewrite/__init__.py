@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis import Slot
 from lrp_fx.analysis.operands import all_slots, is_float, replace
 from lrp_fx.capture import Captured
-from lrp_fx.errors import locate
+from lrp_fx.errors import UnknownOpError, locate
 from lrp_fx.optable import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rewrite.ops import epsilon_rule, identity_rule, normalization_rule, scale_relevance
@@ -167,7 +167,10 @@ def _normalization(graph: Graph, node: Node, spec: OpSpec) -> Node:
     x, weight = bound["input"], bound.get("weight")
     shape = x.meta["val"].shape
     if layout == "instance" and not bound.get("use_input_stats", True):
-        raise NotImplementedError(f"instance normalization with running statistics at {locate(node)}")
+        raise UnknownOpError(
+            f"instance normalization with running statistics at {locate(node)} is linear, not a normalization: "
+            'declare it so for this model, convert(ops={"linear": {"aten.instance_norm": "input"}})'
+        )
     groups = {"group": bound.get("num_groups"), "instance": int(shape[1])}.get(layout)
     width = -groups if groups else len(bound["normalized_shape"])
     eps = bound["eps"] if bound["eps"] is not None else torch.finfo(x.meta["val"].dtype).eps
