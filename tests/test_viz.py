@@ -30,6 +30,14 @@ def test_pieces_join_to_words_and_keep_their_sum():
     assert [w.relevance for w in joined] == [0.5, 3.0, -1.0, 0.25]
 
 
+def test_pieces_that_hold_their_space_begin_words():
+    """Byte-level tokenizers number a whole sentence as one word and keep spaces inside their pieces."""
+    text = "an unbeliev able film"
+    offsets = [(0, 2), (2, 6), (6, 11), (11, 16), (16, 21)]
+    joined = join_pieces(text, offsets, [0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0])
+    assert [(w.text, w.relevance) for w in joined] == [("an", 1.0), ("unbeliev", 5.0), ("able", 4.0), ("film", 5.0)]
+
+
 def test_terminal_colours_follow_the_sign():
     text = render_tokens(WORDS)
     styles = {text.plain[s.start : s.end].strip(): s.style for s in text.spans}

@@ -2,6 +2,15 @@
 
 from lrp_fx.viz.heatmap import heatmap_page, token_html, write_page
 from lrp_fx.viz.terminal import render_scale, render_tokens
-from lrp_fx.viz.words import Word, join_pieces
+from lrp_fx.viz.words import Word, join_pieces, most_relevant
 
-__all__ = ["Word", "heatmap_page", "join_pieces", "render_scale", "render_tokens", "token_html", "write_page"]
+__all__ = [
+    "Word",
+    "heatmap_page",
+    "join_pieces",
+    "most_relevant",
+    "render_scale",
+    "render_tokens",
+    "token_html",
+    "write_page",
+]

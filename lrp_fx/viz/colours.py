@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lrp_fx.viz.words import Word
+
 _POSITIVE, _NEGATIVE = (178, 24, 43), (33, 102, 172)  # the ends of ColorBrewer's RdBu, safe for colour-blind readers
 
 RGB = tuple[int, int, int]
 
 
-def largest(relevance: Sequence[float]) -> float:
-    """The magnitude that gets the full colour; 1 where there is no relevance at all."""
-    return max((abs(r) for r in relevance), default=0.0) or 1.0
+def largest(words: Sequence[Word]) -> float:
+    """The magnitude that gets the full colour, among words that are coloured; 1 where there is no relevance at all."""
+    return max((abs(w.relevance) for w in words if not w.special), default=0.0) or 1.0
 
 
 def background(share: float) -> RGB:

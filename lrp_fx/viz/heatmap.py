@@ -9,7 +9,7 @@ from typing import Any
 
 from lrp_fx.errors import require
 from lrp_fx.viz.colours import background, css, foreground, largest
-from lrp_fx.viz.words import Word
+from lrp_fx.viz.words import Word, most_relevant
 
 
 def _template(name: str) -> Any:
@@ -20,7 +20,7 @@ def _template(name: str) -> Any:
 
 
 def _cells(words: Sequence[Word]) -> list[dict[str, Any]]:
-    scale = largest([w.relevance for w in words])
+    scale = largest(words)
     cells = []
     for word in words:
         colour = background(word.relevance / scale)
@@ -53,9 +53,9 @@ def heatmap_page(words: Sequence[Word], *, title: str, facts: Mapping[str, str],
     Raises:
         MissingExtraError: when jinja2 is not installed.
     """
-    scale = largest([w.relevance for w in words])
+    scale = largest(words)
     stops = [css(background(step / 6)) for step in range(-6, 7)]
-    ranked = sorted((w for w in words if not w.special), key=lambda w: -abs(w.relevance))[:10]
+    ranked = most_relevant(words)[:10]
     widest = max([abs(v) for v in ledger.values()], default=1.0) or 1.0
     return _template("heatmap.html.jinja").render(
         cells=_cells(words), title=title, facts=facts, ledger=ledger, total=sum(ledger.values()), scale=scale,
@@ -64,7 +64,8 @@ def heatmap_page(words: Sequence[Word], *, title: str, facts: Mapping[str, str],
 
 
 def write_page(path: str | Path, page: str) -> Path:
-    """Write a page and return its path."""
+    """Write a page, creating its folder where needed, and return its path."""
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
     return path

@@ -18,7 +18,7 @@ def _style(share: float) -> Style:
 
 def render_tokens(words: Sequence[Word]) -> Text:
     """Words on backgrounds from blue (negative) through white to red (positive); special tokens dimmed."""
-    scale = largest([w.relevance for w in words])
+    scale = largest(words)
     text = Text()
     for word in words:
         if word.special:
@@ -30,7 +30,7 @@ def render_tokens(words: Sequence[Word]) -> Text:
 
 def render_scale(words: Sequence[Word]) -> Text:
     """A legend for :func:`render_tokens`."""
-    scale = largest([w.relevance for w in words])
+    scale = largest(words)
     text = Text(f"{-scale:+.3g} ", style="dim")
     for step in range(-6, 7):
         text.append("  ", style=_style(step / 6))

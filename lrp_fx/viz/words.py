@@ -15,10 +15,18 @@ class Word:
     special: bool = False
 
 
+def most_relevant(words: Sequence[Word]) -> list[Word]:
+    """Words by magnitude of relevance, largest first; special tokens left out."""
+    return sorted((w for w in words if not w.special), key=lambda w: -abs(w.relevance))
+
+
 def join_pieces(
     text: str, offsets: Sequence[tuple[int, int]], words: Sequence[int | None], relevance: Sequence[float]
 ) -> list[Word]:
     """Sum the relevance of the pieces of each word.
+
+    A piece that begins with a space, or after one, begins a word too: some tokenizers number a whole sentence as one
+    word.
 
     Args:
         text: the original text.
@@ -32,11 +40,11 @@ def join_pieces(
     for (start, end), word, amount in zip(offsets, words, relevance, strict=True):
         if word is None:
             joined.append(Word("", float(amount), special=True))
-        elif word == previous and span is not None:
-            span = (span[0], end)
-            joined[-1] = Word(text[slice(*span)], joined[-1].relevance + float(amount))
+        elif word == previous and span is not None and not text[span[1] : start + 1][:1].isspace():
+            span = (span[0], max(span[1], end))
+            joined[-1] = Word(text[slice(*span)].strip(), joined[-1].relevance + float(amount))
         else:
             span = (start, end)
-            joined.append(Word(text[start:end], float(amount)))
+            joined.append(Word(text[start:end].strip(), float(amount)))
         previous = word
     return joined
