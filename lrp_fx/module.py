@@ -12,7 +12,8 @@ import torch
 from torch import fx
 
 from lrp_fx.analysis import Facts, analyse
-from lrp_fx.capture import Call, Captured, capture, failing_node, read_call
+from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
+from lrp_fx.capture import capture as capture_model
 from lrp_fx.errors import CaptureError, InputError, locate
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.optable import OpTable
@@ -58,12 +59,13 @@ class ExplainableModule(torch.nn.Module):
     gradient is relevance. Parameters are shared with the model, which is left as it was.
     """
 
-    def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, dynamic: bool) -> None:
+    def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, dynamic: bool, route: str) -> None:
         super().__init__()
         self.ruleset = ruleset
         self._model = (model,)  # in a tuple: this module does not own the user's model, nor its training mode
         self._ops = ops
         self._dynamic = dynamic
+        self._route = route
         self._conversions: dict[tuple[Any, ...], list[Conversion]] = {}
         self._latest: Conversion | None = None
         self._active: fx.GraphModule | None = None
@@ -144,11 +146,10 @@ class ExplainableModule(torch.nn.Module):
         """The conversion that serves a call; captures when there is none for its signature and sizes."""
         call = read_call(self.model, args, kwargs)
         key = (*call.key, _weights_key(self.model))
-        tensors = list(call.tensors.values())
         for conversion in self._conversions.get(key, ()):
-            if conversion.captured.shapes.mismatch(tensors) is None:
+            if conversion.captured.serves(call.leaves):
                 return self._activate(conversion), call
-        captured = capture(self.model, args, kwargs, dynamic=self._dynamic)
+        captured = capture_model(self.model, args, kwargs, dynamic=self._dynamic, route=self._route)
         conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops))
         self._conversions.setdefault(key, []).append(conversion)
         return self._activate(conversion), call
@@ -192,6 +193,7 @@ def convert(
     rules: RuleSource = "attnlrp",
     dynamic: bool = True,
     ops: str | Path | Mapping[str, Any] | None = None,
+    capture: str = "auto",
     **kwargs: Any,
 ) -> ExplainableModule:
     """Convert any ``nn.Module`` into an explainable one.
@@ -202,6 +204,8 @@ def convert(
         rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
         dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
         ops: further op declarations: path of a TOML file, or a dict of the same form.
+        capture: "export" (one graph for every size and value), "trace" (records a run; serves inputs that lead to the
+            same decisions, and records anew for others), or "auto": trace what export refuses.
         **kwargs: example inputs by keyword.
 
     Raises:
@@ -209,9 +213,11 @@ def convert(
         UnknownOpError: when relevance reaches an operator that nobody declared.
         RuleSetError: for a malformed rule set or op table.
     """
+    if capture not in ROUTES:
+        raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
-    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic)
+    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic, capture)
     if args or kwargs:
         module._conversion(args, kwargs)
     return module

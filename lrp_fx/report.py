@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
+from torch.fx import Node
 
 from lrp_fx.capture import Captured
 from lrp_fx.errors import module_path
@@ -37,6 +39,8 @@ class Report:
         nodes: number of nodes in the graph.
         unknown: nodes that relevance reaches without a declaration (always 0: they are an error at conversion).
         dimensions: sizes of every tensor input, a symbol where free.
+        specialised: one line per input dimension that is fixed: which, and why. A new size is captured anew.
+        route: how the model was captured: "export", or "trace" with why export refused.
         seconds: what the capture took.
     """
 
@@ -46,6 +50,8 @@ class Report:
     nodes: int
     unknown: int
     dimensions: tuple[tuple[int | str, ...], ...]
+    specialised: tuple[str, ...]
+    route: str
     seconds: float
 
     def table(self) -> Table:
@@ -53,7 +59,12 @@ class Report:
         title = f"{self.nodes} nodes, rules {self.ruleset}, relevance collected at {', '.join(self.sources)}"
         table = Table(
             title=title,
-            caption=f"{self.unknown} unknown; input sizes {self.dimensions}; captured in {self.seconds:.1f} s",
+            caption="\n".join(
+                [
+                    f"{self.unknown} unknown; input sizes {self.dimensions}; {self.route} in {self.seconds:.1f} s",
+                    *self.specialised,
+                ]
+            ),
         )
         for column in ("role", "rule", "operator", "nodes", "modules"):
             table.add_column(column, justify="right" if column == "nodes" else "left")
@@ -91,4 +102,13 @@ def make_report(captured: Captured, plan: Plan) -> Report:
     rows = tuple(Row(*key, count, tuple(modules[key])) for key, count in counts.most_common())
     sources = tuple(f"{s.name} <- {s.input.name}" if s.indices is not None else s.name for s in plan.facts.sources)
     nodes = len(captured.graph_module.graph.nodes)
-    return Report(rows, plan.ruleset.name, sources, nodes, 0, captured.shapes.dims, captured.seconds)
+    tensors = [n for n, p in zip(captured.names, captured.placeholders, strict=True) if _is_tensor(p)]
+    specialised = tuple(captured.shapes.explained(tensors))
+    route = f"{captured.route} ({captured.refusal})" if captured.refusal else captured.route
+    return Report(
+        rows, plan.ruleset.name, sources, nodes, 0, captured.shapes.dims, specialised, route, captured.seconds
+    )
+
+
+def _is_tensor(placeholder: Node) -> bool:
+    return isinstance(placeholder.meta.get("val"), Tensor)

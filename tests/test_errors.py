@@ -64,7 +64,16 @@ def test_capture_error_carries_the_reason():
             return x if x.sum() > 0 else -x
 
     with pytest.raises(errors.CaptureError, match=r"cannot capture Branches.*\n.*Remedy"):
-        lrp_fx.convert(Branches(), torch.randn(2, 3))
+        lrp_fx.convert(Branches(), torch.randn(2, 3), capture="export")
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            return x @ torch.ones(7, 7)
+
+    with pytest.raises(errors.CaptureError, match=r"Fails does not run on these inputs: RuntimeError.*\n.*Remedy"):
+        lrp_fx.convert(Fails(), torch.randn(2, 3))
+    with pytest.raises(ValueError, match="choose one of auto, export, trace"):
+        lrp_fx.convert(Branches(), torch.randn(2, 3), capture="dynamo")
 
 
 def test_nothing_captured_yet():

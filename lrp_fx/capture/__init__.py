@@ -3,170 +3,146 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.export._unlift import _get_codegen
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
+from lrp_fx.capture.captured import Captured, Decisions
+from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control
 from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.export import export, plain, shapes_of
 from lrp_fx.capture.precision import widen_islands
+from lrp_fx.capture.recurrent import written_out
 from lrp_fx.capture.signature import Call, Shapes, read_call
+from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError
 
-__all__ = ["Call", "Captured", "Shapes", "capture", "failing_node", "read_call"]
+__all__ = ["ROUTES", "Call", "Captured", "Shapes", "capture", "failing_node", "read_call"]
+
+ROUTES = ("auto", "export", "trace")
 
 
-@dataclass(frozen=True)
-class Captured:
-    """A captured model.
-
-    Attributes:
-        graph_module: the graph, with the model's own call signature and output type (pytree code generation).
-        names: user-facing name of each placeholder, in order (constants included).
-        out_spec: pytree structure of the output.
-        shapes: the sizes this capture serves.
-        seconds: what the capture took.
-    """
-
-    graph_module: fx.GraphModule
-    names: tuple[str, ...]
-    out_spec: pytree.TreeSpec
-    shapes: Shapes
-    seconds: float
-
-    @property
-    def placeholders(self) -> list[Node]:
-        """Placeholder nodes, in order."""
-        return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
-
-
-def _grown(axes: Callable[[torch.Tensor], tuple[int, ...]]) -> Callable[[Any], Any]:
-    """Repeat examples of size one along ``axes`` so that export does not freeze those dimensions."""
-
-    def grow(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        for axis in axes(leaf):
-            if leaf.dim() > axis and leaf.shape[axis] == 1:
-                leaf = torch.cat([leaf, leaf], dim=axis)
-        return leaf
-
-    return grow
-
-
-def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Iterator[tuple[Any, Any]]:
-    """Example inputs to try, the most general first."""
-    if dynamic:
-        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(t.dim() > 1 and t.shape[1] == 1 and not t.is_floating_point() for t in tensors):
-            yield pytree.tree_map(_grown(lambda t: (0,) if t.is_floating_point() else (0, 1)), (args, kwargs))
-        if any(t.dim() and t.shape[0] == 1 for t in tensors):
-            yield pytree.tree_map(_grown(lambda t: (0,)), (args, kwargs))
-    yield args, kwargs
-
-
-def _export(model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool) -> torch.export.ExportedProgram:
-    dims = pytree.tree_map(lambda x: _free_dims(x, dynamic) if isinstance(x, torch.Tensor) else None, (args, kwargs))
-    # export takes one specification for *args and one for **kwargs, by parameter name
-    names = [n for n in _parameter_names(model, len(args))]
-    spec = dict(zip(names, dims[0], strict=False)) | dims[1]
-    return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=spec or None)
-
-
-def _free_dims(tensor: torch.Tensor, dynamic: bool) -> dict[int, Any]:
-    """Batch and sequence dimensions are left free. Of images and video only the batch is: the arithmetic of strided
-    convolutions on a symbolic height takes export minutes, and a new size is captured anew in seconds."""
-    spatial = tensor.is_floating_point() and tensor.dim() >= 4
-    free = torch.export.Dim.AUTO
-    return {i: free if dynamic and (i == 0 or not spatial) else torch.export.Dim.STATIC for i in range(tensor.dim())}
-
-
-def _parameter_names(model: torch.nn.Module, count: int) -> list[str]:
-    import inspect
-
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if count > len(positional):
-        raise CaptureError(
-            f"{type(model).__name__}.forward takes *args: pass its {count} inputs by keyword, or wrap it in a module "
-            "with named parameters"
-        )
-    return positional[:count]
-
-
-def _size(dim: Any) -> int | str:
-    return int(str(dim)) if str(dim).isdigit() else str(dim)
-
-
-def _shapes(program: torch.export.ExportedProgram, placeholders: list[Node]) -> Shapes:
-    dims = tuple(
-        tuple(_size(d) for d in node.meta["val"].shape)
-        for node in placeholders
-        if isinstance(node.meta.get("val"), torch.Tensor)
-    )
-    limits = {}
-    for symbol, rng in program.range_constraints.items():
-        low, high = max(rng.lower, 0), min(rng.upper, 2**63)  # export's infinities are integers of their own kind
-        limits[str(symbol)] = (int(low), int(high))
-    return Shapes(dims, limits)
-
-
-def capture(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True) -> Captured:
+def capture(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True, route: str = "auto"
+) -> Captured:
     """Capture ``model`` as called with ``args`` and ``kwargs``.
 
-    Non-strict pre-dispatch export, with every tensor dimension left free where the model allows it. The model runs in
-    evaluation mode with caches off for the duration; parameters and buffers are shared, never copied.
+    Either by non-strict pre-dispatch export, with every tensor dimension left free where the model allows it, or by
+    recording a run (``lrp_fx.capture.trace``). The model runs in evaluation mode with caches off for the duration;
+    parameters and buffers are shared, never copied.
+
+    Args:
+        route: "export", "trace", or "auto": trace what export refuses.
 
     Raises:
-        CaptureError: when export refuses; the message carries export's own reason.
+        CaptureError: when neither can; the message carries the reasons.
     """
     start = time.perf_counter()
     call = read_call(model, args, kwargs)
     kwargs = dict(sorted(kwargs.items()))
-    failure: Exception | None = None
-    for example in _examples(args, kwargs, dynamic):
-        try:
-            with traceable(model), torch.enable_grad():
-                program = _export(model, *example, dynamic)
-            break
-        except CaptureError:
-            raise
-        except Exception as error:  # export raises many types; each means "not this example"
-            failure = failure or error
-    else:
-        reason = str(failure).strip().splitlines() or [type(failure).__name__]
-        raise CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: {type(failure).__name__}: {reason[0]}\n"
-            "Remedy: call the model once with the same arguments to see that it runs; replace data-dependent Python "
-            "control flow by tensor operations, or convert the submodule without it."
-        ) from failure
-    graph_module = _plain(program)
+    if route == "trace":
+        return _by_trace(model, call, args, kwargs, start)
+    try:
+        program = export(model, args, kwargs, dynamic)
+    except CaptureError:
+        raise
+    except Exception as error:
+        refusal = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        if route == "export":
+            raise CaptureError(
+                f"torch.export cannot capture {type(model).__name__}: {refusal}\n"
+                "Remedy: capture='auto' records a run of what export refuses."
+            ) from error
+        return _by_trace(model, call, args, kwargs, start, refusal)
+    graph_module = plain(program)
     placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    return Captured(
-        graph_module,
-        call.names,
-        program.call_spec.out_spec,
-        _shapes(program, placeholders),
-        time.perf_counter() - start,
-    )
+    if holds_control(graph_module):
+        drop_block_masks(graph_module)
+        recording = _recorded(
+            model, lambda *leaves: Unrolled(graph_module).run(*leaves, enable_io_processing=False), call
+        )
+        return _captured(recording, call, program.call_spec.in_spec, program.call_spec.out_spec, start, "control flow")
+    shapes = shapes_of(program, placeholders)
+    return Captured(_finished(graph_module), call.names, program.call_spec.out_spec, shapes, _since(start))
 
 
-def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The exported program as a functional GraphModule with the model's parameters as attributes."""
-    graph_module = _unlifted(program)
-    normalise.inline_regions(graph_module)
+def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start: float, refusal: str = "") -> Captured:
+    in_spec = pytree.tree_structure((args, kwargs))
+
+    def run(*leaves: Any) -> Any:
+        positional, keyword = pytree.tree_unflatten(list(leaves), in_spec)
+        return model(*positional, **keyword)
+
+    try:
+        recording = _recorded(model, run, call)
+    except CaptureError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        raise CaptureError(
+            f"{type(model).__name__} does not run on these inputs: {reason}"
+            + (f" (and torch.export refused it: {refusal})" if refusal else "")
+            + "\nRemedy: call the model itself once with the same arguments, in evaluation mode."
+        ) from error
+    return _captured(recording, call, in_spec, recording.out_spec, start, refusal)
+
+
+def _recorded(model: torch.nn.Module, run: Any, call: Call) -> Recording:
+    with traceable(model, experts=None), written_out(model):
+        return record(model, run, call.leaves)
+
+
+def _captured(
+    recording: Recording, call: Call, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, start: float, refusal: str
+) -> Captured:
+    """A recorded run as a capture: its graph with the model's signature, its decisions as a graph of their own."""
+    graph_module = recording.graph_module
     normalise.drop_assertions(graph_module.graph)
+    normalise.drop_inert(graph_module.graph)
     if not normalise.functionalise(graph_module):
-        graph_module = _unlifted(program.run_decompositions({}))
-        normalise.inline_regions(graph_module)
-        normalise.drop_assertions(graph_module.graph)
-        normalise.functionalise(graph_module)
+        graph_module = functional(graph_module, call.leaves)
         normalise.mend(graph_module.graph)
+    end = next(n for n in reversed(graph_module.graph.nodes) if n.op == "output")
+    outputs, *decisive = end.args[0]  # type: ignore[misc]
+    end.args = ([n for nodes in decisive for n in nodes],)  # type: ignore[union-attr]
+    decisions = fx.GraphModule(graph_module, _copied(graph_module.graph), class_name="Decisions")
+    tensors = iter(outputs)  # type: ignore[arg-type]
+    with graph_module.graph.inserting_before(end):
+        end.args = ([_leaf(graph_module, i, leaf, tensors) for i, leaf in enumerate(recording.leaves)],)
+    graph_module.graph._codegen = _get_codegen(in_spec, out_spec)
+    sizes = tuple(tuple(int(d) for d in t.shape) for t in call.tensors.values())
+    reasons = {
+        (n, axis): "the run was recorded at this size" for n, t in call.tensors.items() for axis in range(t.dim())
+    }
+    return Captured(
+        _finished(graph_module), call.names, out_spec, Shapes(sizes, {}, reasons), _since(start), "trace",
+        Decisions.of(decisions, call.leaves, recording.shaped), refusal,
+    )  # fmt: skip
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    new = fx.Graph()
+    new.output(new.graph_copy(graph, {}))
+    new.eliminate_dead_code()
+    return new
+
+
+def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
+    """An output leaf: a node that computes it, or the object of the recorded run."""
+    if leaf is None or isinstance(leaf, (bool, int, float, str)):
+        return leaf
+    if isinstance(leaf, Tensor):
+        return next(tensors)
+    setattr(owner, f"_output_{index}", leaf)
+    return owner.graph.get_attr(f"_output_{index}")
+
+
+def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     normalise.split_moments(graph_module.graph)
     widen_islands(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
@@ -174,13 +150,8 @@ def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
     return graph_module
 
 
-def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    module = program.module(check_guards=False)
-    plain = fx.GraphModule(module, module.graph, class_name="CapturedModule")
-    for name, buffer in module.named_buffers():  # buffers that are not persistent are missed by the copy
-        if not hasattr(plain, name.split(".")[0]):
-            plain.register_buffer(name, buffer, persistent=False)
-    return plain
+def _since(start: float) -> float:
+    return time.perf_counter() - start
 
 
 def failing_node(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> Node | None:

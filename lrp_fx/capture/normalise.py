@@ -21,6 +21,12 @@ _ASSERTIONS = {
     aten.sym_constrain_range.default,
     aten.sym_constrain_range_for_size.default,
 }
+_DROPOUT = {
+    aten.dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
 _REGIONS = {  # higher-order op -> position of its submodule among the arguments
     "wrap_with_set_grad_enabled": 1,
     "wrap_with_autocast": 4,
@@ -71,6 +77,14 @@ def drop_assertions(graph: fx.Graph) -> None:
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def drop_inert(graph: fx.Graph) -> None:
+    """Remove dropout in evaluation mode: it hands on its operand itself, memory and all."""
+    for node in list(graph.nodes):
+        if node.target in _DROPOUT and not node.args[2]:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _schema(node: Node) -> Any:

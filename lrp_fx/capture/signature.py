@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -91,10 +91,16 @@ def _check(name: str, value: torch.Tensor) -> None:
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes a capture accepts: one tuple per tensor input, an int where specialised, a symbol's name where free."""
+    """Sizes a capture accepts: one tuple per tensor input, an int where specialised, a symbol's name where free.
+
+    Attributes:
+        limits: smallest and largest size that each symbol stands for.
+        reasons: (input, axis) -> why a size is fixed, where that is known.
+    """
 
     dims: tuple[tuple[int | str, ...], ...]
     limits: dict[str, tuple[int, int]]
+    reasons: dict[tuple[str, int], str] = field(default_factory=dict)
 
     def mismatch(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """None when the capture serves these tensors, else why not."""
@@ -117,3 +123,16 @@ class Shapes:
     def specialised(self) -> list[tuple[int, int, int]]:
         """(input number, axis, size) of every dimension that could not stay free."""
         return [(i, a, d) for i, dims in enumerate(self.dims) for a, d in enumerate(dims) if isinstance(d, int)]
+
+    def explained(self, names: Sequence[str]) -> list[str]:
+        """One line per fixed dimension: which input, which axis, which size and why."""
+        return [
+            f"{names[i]} axis {axis} is {size}: {self.reasons.get((names[i], axis), _unknown_reason(size, axis))}"
+            for i, axis, size in self.specialised
+        ]
+
+
+def _unknown_reason(size: int, axis: int) -> str:
+    if size == 1:
+        return "the example has one; export takes a size of one for a fixed one"
+    return "sizes of images and video are kept" if axis > 1 else "the model broadcasts or compares it with a fixed size"

@@ -98,14 +98,15 @@ class Sweeper:
             for path, z in zip(self.latents, held, strict=True)
         }
         self._check_finite(chosen, collected, leaves, choose)
+        relevance, owned = self._per_input(plan.facts.sources, collected, leaves)
         return Attribution(
-            self._per_input(plan.facts.sources, collected, leaves),
+            relevance,
             latents,
             chosen.detach(),
             pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
             plan.ruleset.name,
             self._named(plan.facts.sources, collected),
-            lambda: make_ledger(plan, self.account(leaves, choose)),
+            lambda: make_ledger(plan, self.account(leaves, choose), owned),
         )
 
     def account(self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]) -> Sweep:
@@ -122,15 +123,21 @@ class Sweeper:
     def _input_name(self, placeholder: Node) -> str:
         return self.captured.names[self.captured.placeholders.index(placeholder)]
 
-    def _per_input(self, sources: list[Source], collected: list[Tensor], leaves: tuple[Any, ...]) -> dict[str, Tensor]:
+    def _per_input(
+        self, sources: list[Source], collected: list[Tensor], leaves: tuple[Any, ...]
+    ) -> tuple[dict[str, Tensor], dict[Node, float]]:
+        """Relevance by input; and by source, how much of it belongs to an input, where that is not all of it."""
         relevance: dict[str, Tensor] = {}
+        owned: dict[Node, float] = {}
         env, ops = _Lazy(self.captured, leaves), self.rewritten.plan.facts.ops
         for item, value in zip(sources, collected, strict=True):
             name = self._input_name(item.input)
             if item.indices is not None:
                 value = tokens.to_input(item, tokens.row_relevance(value, env[item.indices]), env, ops)
+                if item.indices is not item.input and not value.is_meta:
+                    owned[item.node] = float(value.double().sum())
             relevance[name] = relevance[name] + value if name in relevance else value
-        return relevance
+        return relevance, owned
 
     def _check_finite(
         self, chosen: Tensor, collected: list[Tensor], leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]

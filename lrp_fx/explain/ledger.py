@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -95,9 +95,21 @@ class Ledger(Mapping[str, float]):
         return "\n".join([*rows, f"{'total':12} {self.total: .6g}", f"{'target':12} {self.target: .6g}"])
 
 
-def make_ledger(plan: Plan, sweep: Sweep) -> Ledger:
-    """Every entry of a sweep."""
-    entries = [_source_entry(plan, node, x, g) for node, (x, g) in sweep.sources.items()]
+def make_ledger(plan: Plan, sweep: Sweep, owned: Mapping[Node, float] | None = None) -> Ledger:
+    """Every entry of a sweep.
+
+    Args:
+        owned: what of each source's relevance belongs to an input; the rest belongs to rows that the model picks by
+            itself (padding to a window, a start token).
+    """
+    entries = []
+    for node, (x, g) in sweep.sources.items():
+        entry = _source_entry(plan, node, x, g)
+        rest = entry.amount - owned.get(node, entry.amount) if owned else 0.0
+        if abs(rest) > 1e-12 * float((x * g).abs().sum()):
+            entries.append(replace(entry, category="source", amount=rest, relevance=None))
+            entry = replace(entry, amount=entry.amount - rest)
+        entries.append(entry)
     for account in sweep.accounts.values():
         if account.outputs:
             entries += absorbed(plan, account)
@@ -218,6 +230,8 @@ def _gradients(account: Account, slots: list[Slot], scale: Tensor | float = 1.0)
     values = {s: v for s in slots if (v := _value(account, s)) is not None and v.is_floating_point()}
     if not values:
         return {}
+    if account.outputs[0][0].dtype is torch.float64:  # a constant in single precision would round its cotangent
+        values = {s: v.double() for s, v in values.items()}
     leaves = {s: v.clone().requires_grad_() for s, v in values.items()}
     with torch.enable_grad():
         result = _call(account, leaves)

@@ -1,0 +1,86 @@
+"""The value of stage 1: a captured model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture.signature import Shapes
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What Python read from tensors while a run was recorded.
+
+    Attributes:
+        graph_module: flat input leaves -> the tensors that were read.
+        values: what they were: a tensor, or the size of one.
+    """
+
+    graph_module: fx.GraphModule
+    values: tuple[Tensor | torch.Size, ...]
+
+    @classmethod
+    def of(cls, graph_module: fx.GraphModule, leaves: Sequence[Any], shaped: Sequence[bool]) -> Decisions:
+        """The decisions that inputs lead to; of those that are ``shaped`` only the size counts."""
+        found = _run(graph_module, leaves)
+        return cls(graph_module, tuple(t.shape if s else t for t, s in zip(found, shaped, strict=True)))
+
+    def hold_for(self, leaves: Sequence[Any]) -> bool:
+        """Whether other inputs of the same sizes lead to the same decisions."""
+        try:
+            found = _run(self.graph_module, leaves)
+        except (RuntimeError, IndexError):  # an earlier decision would have been another one, and shapes do not fit
+            return False
+        return all(
+            t.shape == value if isinstance(value, torch.Size) else torch.equal(t, value)
+            for t, value in zip(found, self.values, strict=True)
+        )
+
+
+def _run(graph_module: fx.GraphModule, leaves: Sequence[Any]) -> list[Tensor]:
+    with torch.no_grad():
+        return list(graph_module(*leaves))
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A captured model.
+
+    Attributes:
+        graph_module: the graph, with the model's own call signature and output type (pytree code generation).
+        names: user-facing name of each placeholder, in order (constants included).
+        out_spec: pytree structure of the output.
+        shapes: the sizes this capture serves.
+        seconds: what the capture took.
+        route: "export", or "trace" for a recorded run.
+        decisions: what else has to agree for this capture to serve a call; None for an exported model.
+        refusal: why export refused, where it did.
+    """
+
+    graph_module: fx.GraphModule
+    names: tuple[str, ...]
+    out_spec: pytree.TreeSpec
+    shapes: Shapes
+    seconds: float
+    route: str = "export"
+    decisions: Decisions | None = None
+    refusal: str = field(default="", repr=False)
+
+    @property
+    def placeholders(self) -> list[Node]:
+        """Placeholder nodes, in order."""
+        return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
+
+    def serves(self, leaves: Sequence[Any]) -> bool:
+        """Whether this capture computes what the model does on these input leaves."""
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if self.shapes.mismatch(tensors) is not None:
+            return False
+        return self.decisions is None or self.decisions.hold_for(leaves)

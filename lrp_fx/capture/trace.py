@@ -1,0 +1,232 @@
+"""The second route: a recorded run, for what ``torch.export`` refuses.
+
+The model runs once as it is, on the real inputs, and every operator it calls goes into one graph; Python in between
+(branches on values, loops over experts, caches, containers) simply happens. What Python read from tensors while it
+ran, and the sizes that depended on values, are the *decisions* of the run. They are kept as a graph of their own: the
+capture serves every input of the same sizes that leads to the same decisions, and another one is recorded anew. Facts
+flow through the whole graph; there are no breaks for them to stop at.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
+from torch.fx.traceback import preserve_node_meta
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+aten = torch.ops.aten
+
+_READS = {"tolist", "numpy", "__array__"}  #: hand out values without calling an operator
+_SCALARS = {aten.item.default, aten._local_scalar_dense.default}
+_SIZING = {  # composites that are not tagged so
+    aten.argwhere.default,
+    aten.nonzero_numpy.default,
+    aten.one_hot.default,
+    aten.repeat_interleave.self_Tensor,
+    aten.where.default,
+    aten._pack_padded_sequence.default,
+    aten._pad_packed_sequence.default,
+}
+_GRAD_MODE = "_set_grad_enabled"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded run.
+
+    Attributes:
+        graph_module: flat input leaves -> (tensor leaves of the output, values read, tensors whose size was decided).
+        out_spec: pytree structure of the output.
+        leaves: leaves of the output; the tensors among them are outputs of the graph, in order.
+        shaped: whether a decision is the size of a tensor, not its value.
+    """
+
+    graph_module: fx.GraphModule
+    out_spec: pytree.TreeSpec
+    leaves: tuple[Any, ...]
+    shaped: tuple[bool, ...]
+
+
+class _Reads(TorchFunctionMode):
+    """Notes the nodes whose values Python takes out without an operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: list[fx.Node] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in _READS and (mode := get_proxy_mode()) is not None:
+            slot: Any = get_proxy_slot(args[0], mode.tracer, None, lambda p: p)
+            if slot is not None:
+                self.nodes.append(slot.proxy.node)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _module_stacks(model: torch.nn.Module, spans: list[tuple[int, int, dict[str, Any]]]) -> Iterator[None]:
+    """Note, for every module call, which nodes it made and inside which modules: (first, past the last, stack)."""
+    paths = {module: name for name, module in model.named_modules()}
+    stack: list[tuple[str, type]] = []
+    begun: list[int] = []
+
+    def count() -> int:
+        mode = get_proxy_mode()
+        return len(mode.tracer.graph.nodes) if mode is not None else 0
+
+    def enter(module: torch.nn.Module, _: Any) -> None:
+        stack.append((paths.get(module, ""), type(module)))
+        begun.append(count())
+
+    def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
+        spans.append((begun.pop(), count(), {path: (path, kind) for path, kind in stack}))
+        stack.pop()
+
+    with ExitStack() as hooks:
+        hooks.callback(register_module_forward_pre_hook(enter).remove)
+        hooks.callback(register_module_forward_hook(leave, always_call=True).remove)
+        yield
+
+
+def record(model: torch.nn.Module, call: Callable[..., Any], leaves: tuple[Any, ...]) -> Recording:
+    """Run ``call(*leaves)`` once and record it.
+
+    Args:
+        model: whose parameters the graph shares, by their own names.
+        call: runs the model, or a stand-in that computes the same from its parameters.
+        leaves: flat inputs, tensors and constants.
+
+    Raises:
+        Exception: whatever the model itself raises.
+    """
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    found: dict[str, Any] = {}
+    reads = _Reads()
+    spans: list[tuple[int, int, dict[str, Any]]] = []
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        with reads:
+            output = call(*filled)
+        found["leaves"], found["spec"] = pytree.tree_flatten(output)
+        return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]
+
+    with torch.no_grad(), _module_stacks(model, spans), preserve_node_meta():
+        traced = make_fx(
+            run, tracing_mode="real", pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False
+        )(*(leaves[place].clone() for place in places))
+    for node, stack in _stacks(list(traced.graph.nodes), spans):
+        node.meta["nn_module_stack"] = stack
+    graph_module, shaped = _finish(model, traced, {n.name for n in reads.nodes}, leaves, places)
+    return Recording(graph_module, found["spec"], tuple(found["leaves"]), shaped)
+
+
+def _stacks(
+    nodes: list[fx.Node], spans: list[tuple[int, int, dict[str, Any]]]
+) -> Iterator[tuple[fx.Node, dict[str, Any]]]:
+    """The innermost module stack of every node."""
+    seen: set[fx.Node] = set()
+    for first, end, stack in spans:  # inner calls end before outer ones
+        for node in nodes[first:end]:
+            if node not in seen:
+                seen.add(node)
+                yield node, stack
+
+
+def _finish(
+    model: torch.nn.Module, traced: fx.GraphModule, reads: set[str], leaves: tuple[Any, ...], places: list[int]
+) -> tuple[fx.GraphModule, tuple[bool, ...]]:
+    """Parameters under their own names, a placeholder per leaf, decisions among the outputs."""
+    owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    graph_module = _with_names(traced, owned, leaves, places)
+    graph = graph_module.graph
+    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    read = [n.args[0] if n.target in _SCALARS else n for n in graph.nodes if n.name in reads or n.target in _SCALARS]
+    sized = [t for n in graph.nodes if _size_depends_on_values(n) for t in _tensors_of(n)]
+    end.args = ((list(end.args[0]), read, sized),)  # type: ignore[arg-type]
+    graph_module.recompile()
+    return graph_module, tuple([False] * len(read) + [True] * len(sized))
+
+
+def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, places: list[int]) -> fx.GraphModule:
+    """A recorded graph whose attributes have the names that ``owned`` gives them, with a placeholder per leaf."""
+    graph = traced.graph
+    names = {id(tensor): name for name, tensor in reversed(owned.items())}
+    attributes: dict[str, Any] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            tensor = _attribute(traced, str(node.target))
+            node.target = names.get(id(tensor), str(node.target))
+            attributes[str(node.target)] = tensor
+            node.meta.setdefault("val", tensor)
+        elif getattr(node.target, "__name__", "") == _GRAD_MODE:
+            graph.erase_node(node)
+    _complete_placeholders(graph, leaves, places)
+    return fx.GraphModule(attributes, graph, class_name="RecordedModule")
+
+
+def _complete_placeholders(graph: fx.Graph, leaves: Any, places: list[int]) -> None:
+    """Constants among the inputs become placeholders too, so that all leaves are passed in order."""
+    given = dict(zip(places, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
+    with graph.inserting_before(next(iter(graph.nodes))):
+        nodes = [graph.placeholder(f"leaf_{i}" if i in given else f"constant_{i}") for i in range(len(leaves))]
+    for i, old in given.items():
+        nodes[i].meta = dict(old.meta)
+        old.replace_all_uses_with(nodes[i])
+        graph.erase_node(old)
+
+
+def _attribute(root: Any, path: str) -> Any:
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def _size_depends_on_values(node: fx.Node) -> bool:
+    if node.target is aten.index.Tensor:  # only a boolean index decides a size
+        return any(isinstance(i, fx.Node) and _is_mask(i) for i in node.args[1])  # type: ignore[union-attr]
+    return node.target in _SIZING or torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+
+
+def _tensors_of(node: fx.Node) -> list[fx.Node]:
+    """The node, or what is taken out of it where it is a list."""
+    return [u for u in node.users if u.target is operator.getitem] or [node]
+
+
+def _is_mask(node: fx.Node) -> bool:
+    val = node.meta.get("val")
+    return isinstance(val, Tensor) and val.dtype in (torch.bool, torch.uint8)
+
+
+def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.GraphModule:
+    """A recorded graph without in-place operators and writes through views: recorded again, functionalised."""
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def run(*tensors: Tensor) -> Any:
+        filled = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            filled[place] = tensor
+        return fx.Interpreter(graph_module).run(*filled)
+
+    mode = FunctionalTensorMode(pre_dispatch=True, export=True)  # `export` keeps composite operators whole
+    with torch.no_grad(), preserve_node_meta():
+        again = make_fx(
+            dispatch_functionalize(run, mode),
+            tracing_mode="real",
+            pre_dispatch=True,
+            _error_on_data_dependent_ops=False,
+        )(*(leaves[place].clone() for place in places))
+    return _with_names(
+        again, dict(graph_module.named_parameters()) | dict(graph_module.named_buffers()), leaves, places
+    )

@@ -1,0 +1,221 @@
+"""What export refuses: data-dependent Python, containers, control-flow operators, recurrent layers, fx graphs."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
+from torch.utils import _pytree as pytree
+
+import lrp_fx
+
+
+class Decides(nn.Module):
+    """Branches on a sum, loops over the rows it picks, writes through views, returns containers."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        if h.sum() > 1:
+            h = self.b(h)
+        buffer = torch.zeros(x.shape[0], 4, dtype=x.dtype)
+        buffer[:, 0] = h[:, 1]
+        view = buffer[:, 2:]
+        view += h[:, :2]
+        for i in torch.nonzero(h[:, 0] > 0).flatten().tolist():
+            buffer[i] = buffer[i] + h[i]
+        return {"y": [self.a(buffer)], "rest": (h, None, 3)}
+
+
+class Experts(nn.Module):
+    """A mixture of experts that loops over those that were chosen."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(6, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 6)) for _ in range(3))
+
+    def forward(self, x):
+        weights, chosen = self.router(x).softmax(-1).topk(2)
+        out = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            rows, place = torch.where(chosen == e)
+            if rows.numel():
+                out.index_add_(0, rows, expert(x[rows]) * weights[rows, place, None])
+        return x + out
+
+
+class Cache:
+    """A container that torch knows nothing of."""
+
+    def __init__(self, state):
+        self.state = state
+
+
+class Container(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        return y, Cache(y.detach())
+
+
+def leaves(value):
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+
+
+def first(output):
+    return leaves(output)[0].flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("kind, shape", [(Decides, (3, 4)), (Experts, (5, 6)), (Container, (2, 4))])
+def test_a_recorded_run_explains_exactly(kind, shape):
+    torch.manual_seed(0)
+    model = kind().double().eval()
+    x = torch.randn(shape, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x)
+    assert xmodel.report().route.startswith("trace (")
+    assert all(torch.equal(a, b) for a, b in zip(leaves(xmodel(x)), leaves(model(x)), strict=True))
+    attribution = xmodel.explain(x, target=first)
+    assert attribution.ledger.balance < 1e-12
+    assert attribution.relevance["x"].abs().sum() > 0
+    assert xmodel.verify(x, target=first).passed
+
+
+@pytest.mark.parametrize("kind, shape", [(Decides, (3, 4)), (Experts, (5, 6))])
+def test_other_decisions_are_recorded_anew(kind, shape):
+    torch.manual_seed(1)
+    model = kind().double().eval()
+    xmodel = lrp_fx.convert(model)
+    for _ in range(8):
+        x = 2 * torch.randn(shape, dtype=torch.float64)
+        assert all(torch.equal(a, b) for a, b in zip(leaves(xmodel(x)), leaves(model(x)), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(leaves(xmodel(x)), leaves(model(x)), strict=True))
+    captures = sum(len(c) for c in xmodel._conversions.values())
+    assert 1 < captures <= 8
+
+
+def test_the_same_decisions_are_not_recorded_again():
+    model = Decides().double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x)
+    xmodel(x * 1.0001)
+    assert sum(len(c) for c in xmodel._conversions.values()) == 1
+
+
+def test_a_recorded_run_keeps_names_and_parameters():
+    model = Decides().double().eval()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x)
+    assert {n for n, _ in xmodel.graph_module.named_parameters()} >= {"a.weight", "a.bias"}
+    mine = {p.data_ptr() for p in model.parameters()}
+    assert all(p.data_ptr() in mine for p in xmodel.graph_module.parameters())
+    assert "a" in {m for row in xmodel.report().rows for m in row.modules}
+    attribution = xmodel.explain(x, target=first, at="a")
+    assert set(attribution.latents) == {"a"}
+
+
+class Conditional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        from torch._higher_order_ops.scan import scan
+        from torch._higher_order_ops.while_loop import while_loop
+
+        h = torch.cond(x.sum() > 0, lambda x: torch.relu(self.a(x)), lambda x: self.b(x), (x,))
+        (h,) = while_loop(lambda h: h.abs().sum() < 50, lambda h: (h * 1.5 + 0.1 * self.b(h),), (h,))
+        step = lambda c, x: (torch.tanh(c + x), 2 * torch.tanh(c + x))
+        return scan(step, torch.zeros(4, dtype=x.dtype), h)[1]
+
+
+class Flexible(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(16, 48)
+
+    def forward(self, x):
+        q, k, v = self.a(x).unflatten(-1, (3, 4, 4)).permute(2, 0, 3, 1, 4)
+        return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: s + 0.1 * (i - j)).transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("kind, shape", [(Conditional, (3, 4)), (Flexible, (2, 8, 16))])
+def test_operators_of_higher_order(kind, shape):
+    torch.manual_seed(0)
+    model = kind().double().eval()
+    x = torch.randn(shape, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x)
+    for scale in (1, -1):
+        with torch.no_grad():
+            assert torch.allclose(xmodel(scale * x), model(scale * x), rtol=1e-12, atol=1e-12)
+        attribution = xmodel.explain(scale * x, target=lambda y: y.flatten()[:1])
+        assert attribution.ledger.balance < 1e-12
+        assert attribution.relevance["x"].abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])
+def test_recurrent_layers(kind, packed, options):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = kind(4, 6, batch_first=True, **options)
+
+        def forward(self, x, lengths):
+            if packed:
+                x = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+                y = nn.utils.rnn.pad_packed_sequence(self.core(x)[0], batch_first=True)[0]
+            else:
+                y = self.core(x)[0]
+            return y.sum(1)
+
+    torch.manual_seed(0)
+    model = Model().double().eval()
+    x, lengths = torch.randn(3, 5, 4, dtype=torch.float64), torch.tensor([2, 5, 3])
+    xmodel = lrp_fx.convert(model, x, lengths)
+    assert torch.allclose(xmodel(x, lengths), model(x, lengths), rtol=1e-12, atol=1e-14)
+    attribution = xmodel.explain(x, lengths)
+    assert attribution.ledger.balance < 1e-12
+    relevance = attribution.relevance["x"].abs().sum(-1)
+    assert (relevance[0, :2] > 0).all()
+    if packed:
+        assert relevance[0, 2:].sum() == 0
+    own = {id(p) for p in model.parameters()}
+    assert all(id(w) in own for w in model.core._flat_weights)  # export puts its own there, and takes them back
+
+
+def test_a_graph_that_was_traced_before_is_a_model_like_any_other():
+    model = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3)).double().eval()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    expected = lrp_fx.convert(model, x).explain(x).relevance["input"]
+    symbolic = torch.fx.symbolic_trace(model)
+    exported = torch.export.export(model, (x,)).module()
+    for graph_module in (symbolic, exported):
+        found = lrp_fx.convert(graph_module, x).explain(x).relevance
+        assert torch.allclose(next(iter(found.values())), expected, rtol=1e-12, atol=1e-14)
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 7 * g  # wrong on purpose: relevance follows what is computed, not what its author says of gradients
+
+
+def test_custom_autograd_functions_are_seen_through():
+    class Model(nn.Module):
+        def forward(self, x):
+            return Doubled.apply(x).sum(-1, keepdim=True)
+
+    x = torch.randn(2, 4, dtype=torch.float64)
+    relevance = lrp_fx.convert(Model(), x).explain(x).relevance["x"]
+    assert torch.allclose(relevance, 2 * x)
