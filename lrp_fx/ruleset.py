@@ -19,6 +19,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "selection": ("winner-takes-all", "gradient", "stop"),
     "bilinear": ("uniform", "gradient", "stop"),
     "gate": ("uniform", "signal-takes-all", "gradient", "stop"),
+    "recurrent-gate": ("uniform", "signal-takes-all", "gradient", "stop"),
     "nonlinearity": ("identity", "gradient", "stop"),
     "normalization": ("identity", "gradient", "stop"),
     "softmax": ("taylor", "gradient", "stop"),

@@ -138,7 +138,7 @@ def zero_additive_parameters(model: nn.Module) -> None:
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if name.endswith("bias") or any(table in name for table in tables):
+            if "bias" in name.rsplit(".", 1)[-1] or any(table in name for table in tables):
                 parameter.zero_()
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):

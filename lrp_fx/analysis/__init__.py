@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts, Source
+from lrp_fx.analysis.gates import find_gates
 from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
 from lrp_fx.analysis.sources import find_sources
 from lrp_fx.errors import UnknownOpError, locate
@@ -46,6 +47,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
             facts.operands[node] = carrying
             _locate(facts, node, spec, carrying.values())
     _find_manual_softmax(facts)
+    find_gates(graph, facts)
     return facts
 
 

@@ -42,6 +42,9 @@ class Facts:
         depth: length of the chain of parents.
         reduced_from: tensor on which the node depends only through a reduction, or absent: a *statistic* of it.
         manual_softmax: nodes that together spell a softmax (exp, and the division by its sum).
+        positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
+        decays: those of them with an exponential in them.
+        recurrent: products of a positive tensor with a state that is carried from step to step.
     """
 
     ops: OpTable
@@ -53,6 +56,9 @@ class Facts:
     depth: dict[Node, int] = field(default_factory=dict)
     reduced_from: dict[Node, Node] = field(default_factory=dict)
     manual_softmax: set[Node] = field(default_factory=set)
+    positive: set[Node] = field(default_factory=set)
+    decays: set[Node] = field(default_factory=set)
+    recurrent: set[Node] = field(default_factory=set)
 
     def carries(self, node: Node) -> bool:
         """Whether relevance can reach ``node``."""

@@ -33,7 +33,9 @@ def export(model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool) -> tor
     for example in _examples(args, kwargs, dynamic):
         try:
             with traceable(model), torch.enable_grad(), written_out(model):
-                return _export(model, *example, dynamic)
+                program = _export(model, *example, dynamic)
+            if _serves(program, args, kwargs):  # a grown example may have been fixed at the size it was grown to
+                return program
         except CaptureError:
             raise
         except Exception as error:  # export raises many types; each means "not this example"
@@ -45,6 +47,13 @@ def export(model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool) -> tor
         with traceable(model), torch.no_grad():
             return _export(model, args, kwargs, dynamic, strict=True)
     raise failure
+
+
+def _serves(program: torch.export.ExportedProgram, args: Any, kwargs: Any) -> bool:
+    names = set(program.graph_signature.user_inputs)
+    placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    return shapes_of(program, placeholders).mismatch(tensors) is None
 
 
 def _in_control_flow(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -47,50 +48,78 @@ def relu_step(x: Tensor, h: Tensor, state: State) -> State:
 _STEPS: dict[str, Step] = {"lstm": lstm_step, "gru": gru_step, "rnn_tanh": tanh_step, "rnn_relu": relu_step}
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """Rows of a packed sequence, longest samples first: ``sizes[t]`` of them belong to step t."""
+
+    sizes: list[int]
+
+    def steps(self, x: Tensor) -> list[Tensor]:
+        return list(x.split(self.sizes))
+
+    def joined(self, steps: list[Tensor]) -> Tensor:
+        return torch.cat(steps)
+
+
+class _Padded:
+    """Steps along the first dimension, all of the same number of rows."""
+
+    def steps(self, x: Tensor) -> list[Tensor]:
+        return list(x.unbind(0))
+
+    def joined(self, steps: list[Tensor]) -> Tensor:
+        return torch.stack(steps)
+
+
+def _run(
+    rows: list[Tensor], packed: bool, state: State, advance: Callable[[Tensor, State], State]
+) -> tuple[list[Tensor], State]:
+    """All steps in order; the rows of a packed sequence may become fewer (samples end) or more (samples begin)."""
+    active = rows[0].shape[0]
+    outputs, finished = [], []
+    current = tuple(s[:active] for s in state) if packed else state
+    for row in rows:
+        size = row.shape[0]
+        if packed and size < active:
+            finished.append(tuple(s[size:] for s in current))
+            current = tuple(s[:size] for s in current)
+        elif packed and size > active:
+            current = tuple(torch.cat([s, s0[active:size]]) for s, s0 in zip(current, state, strict=True))
+        active = size
+        current = advance(row, current)
+        outputs.append(current[0])
+    last = tuple(torch.cat([s, *(f[k] for f in reversed(finished))]) if finished else s for k, s in enumerate(current))
+    return outputs, last
+
+
 def _direction(
     x: Tensor,
-    sizes: list[int],
+    layout: _Packed | _Padded,
     state: State,
     weights: list[Tensor],
     biases: list[Tensor | None],
     step: Step,
-    back: bool,
+    backwards: bool,
 ) -> tuple[Tensor, State]:
-    """One layer in one direction over packed rows: ``sizes[t]`` rows of ``x`` belong to step t, longest samples first.
-
-    Args:
-        weights: W_ih, W_hh and, for a projected LSTM, W_hr.
+    """One layer in one direction; ``weights`` are W_ih, W_hh and, for a projected LSTM, W_hr.
 
     Returns:
-        The packed outputs, and the last state of every sample.
+        The outputs in the layout of x, and the last state of every sample.
     """
-    rows = list(linear(x, weights[0], biases[0]).split(sizes))
-    order = range(len(sizes) - 1, -1, -1) if back else range(len(sizes))
-    outputs: list[Tensor] = [x] * len(sizes)
-    active = sizes[order[0]]
-    current, finished = tuple(s[:active] for s in state), []
-    for t in order:
-        if sizes[t] < active:  # the shortest samples end here
-            finished.append(tuple(s[sizes[t] :] for s in current))
-            current = tuple(s[: sizes[t]] for s in current)
-        elif sizes[t] > active:  # backwards, longer samples begin here
-            current = tuple(torch.cat([s, s0[active : sizes[t]]]) for s, s0 in zip(current, state, strict=True))
-        active = sizes[t]
-        current = step(rows[t], linear(current[0], weights[1], biases[1]), current)
-        if len(weights) > 2:
-            current = (linear(current[0], weights[2]), *current[1:])
-        outputs[t] = current[0]
-    last = tuple(
-        torch.cat([current[k], *(f[k] for f in reversed(finished))]) if finished else current[k]
-        for k in range(len(state))
-    )
-    return torch.cat(outputs), last
+
+    def advance(row: Tensor, state: State) -> State:
+        new = step(row, linear(state[0], weights[1], biases[1]), state)
+        return (linear(new[0], weights[2]), *new[1:]) if len(weights) > 2 else new
+
+    rows = layout.steps(linear(x, weights[0], biases[0]))
+    outputs, last = _run(rows[::-1] if backwards else rows, isinstance(layout, _Packed), state, advance)
+    return layout.joined(outputs[::-1] if backwards else outputs), last
 
 
 def unroll(
-    x: Tensor, sizes: list[int], hx: State, flat: list[Tensor], bias: bool, layers: int, both: bool, step: Step
+    x: Tensor, layout: _Packed | _Padded, hx: State, flat: list[Tensor], bias: bool, layers: int, both: bool, step: Step
 ) -> tuple[Tensor, State]:
-    """A stack of layers over packed rows; the arguments are those of the fused operators."""
+    """A stack of layers; the arguments are those of the fused operators."""
     directions = 2 if both else 1
     per = len(flat) // (layers * directions)
     finals: list[State] = []
@@ -101,7 +130,7 @@ def unroll(
             own = flat[index * per : (index + 1) * per]
             biases: list[Tensor | None] = list(own[2:4]) if bias else [None, None]
             weights = own[:2] + (own[4:] if bias else own[2:])
-            output, last = _direction(x, sizes, tuple(s[index] for s in hx), weights, biases, step, d == 1)
+            output, last = _direction(x, layout, tuple(s[index] for s in hx), weights, biases, step, d == 1)
             outputs.append(output)
             finals.append(last)
         x = torch.cat(outputs, -1) if both else outputs[0]
@@ -110,17 +139,16 @@ def unroll(
 
 def _layer(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """A call of a fused recurrent operator, on a padded or a packed sequence."""
-    states = (lambda hx: tuple(hx)) if name == "lstm" else (lambda hx: (hx,))
     if isinstance(args[3], bool):
         x, hx, flat, bias, layers, _, _, both, batch_first = args
-        steps = x.transpose(0, 1) if batch_first else x
-        length, batch = int(steps.shape[0]), int(steps.shape[1])
-        y, last = unroll(steps.flatten(0, 1), [batch] * length, states(hx), flat, bias, layers, both, _STEPS[name])
-        y = y.unflatten(0, (length, batch))
-        return (y.transpose(0, 1) if batch_first else y, *last)
-    x, batch_sizes, hx, flat, bias, layers, _, _, both = args
-    y, last = unroll(x, batch_sizes.tolist(), states(hx), flat, bias, layers, both, _STEPS[name])
-    return (y, *last)
+        layout: _Packed | _Padded = _Padded()
+        x = x.transpose(0, 1) if batch_first else x
+    else:
+        x, sizes, hx, flat, bias, layers, _, _, both = args
+        layout, batch_first = _Packed(sizes.tolist()), False
+    states = tuple(hx) if name == "lstm" else (hx,)
+    y, last = unroll(x, layout, states, flat, bias, layers, both, _STEPS[name])
+    return (y.transpose(0, 1) if batch_first else y, *last)
 
 
 def _cell(name: str, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Any:

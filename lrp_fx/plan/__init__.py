@@ -131,9 +131,15 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
     """Linear, convolution, matmul, einsum, ...: uniform over the factors that carry; added terms keep theirs."""
     factors = [slot for slot in operands if slot.name in spec.args]
     role = "bilinear" if len(factors) > 1 else "linear"
+    if role == "bilinear" and node in plan.facts.recurrent:
+        role = "recurrent-gate"
     rule = _rule(plan, role, node)
-    share = 1 / len(factors) if rule.name == "uniform" else 1.0
-    return Decision(role, rule, operands, {slot: share for slot in factors if share != 1})
+    signals = factors
+    if rule.name == "signal-takes-all":
+        signals = [slot for slot in factors if operands[slot] not in plan.facts.positive]
+    share = 1 / len(signals) if rule.name in ("uniform", "signal-takes-all") else 1.0
+    shares = {slot: share if slot in signals else 0.0 for slot in factors}
+    return Decision(role, rule, operands, {slot: amount for slot, amount in shares.items() if amount != 1})
 
 
 def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:

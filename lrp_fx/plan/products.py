@@ -48,12 +48,15 @@ class Product:
     statistics: list[Factor] = field(default_factory=list)
     groups: list[list[Factor]] = field(default_factory=list)
     gates: list[bool] = field(default_factory=list)
+    recurrent: bool = False
 
     @property
     def role(self) -> str:
         """The role of the product, decided by what is most particular about it."""
         if len(self.groups) > 1:
-            return "gate" if any(self.gates) and not all(self.gates) else "bilinear"
+            if not any(self.gates) or all(self.gates):
+                return "bilinear"
+            return "recurrent-gate" if self.recurrent else "gate"
         if self.statistics:
             return "normalization"
         return "nonlinearity" if len(self.factors) > 1 or self.factors[0].inverse else "linear"
@@ -144,7 +147,11 @@ def _group(facts: Facts, product: Product, live: Live) -> None:
     for factor in signals:
         groups.setdefault(facts.origin.get(factor.node, factor.node), []).append(factor)
     product.groups = list(groups.values())
-    product.gates = [any(is_nonlinear(facts, f.node, live) for f in group) for group in product.groups]
+    nonlinear = [any(is_nonlinear(facts, f.node, live) for f in group) for group in product.groups]
+    positive = [all(f.node in facts.positive for f in group) for group in product.groups]
+    # of sigmoid(a) * tanh(c) the sigmoid is the gate
+    product.gates = positive if any(positive) and not all(positive) else nonlinear
+    product.recurrent = any(node in facts.recurrent for f in factors for node, _ in f.edges)
 
 
 def is_nonlinear(facts: Facts, node: Node, live: Live) -> bool:

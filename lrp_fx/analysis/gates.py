@@ -1,0 +1,114 @@
+"""Gates and recurrences: which factors only weigh a signal, and where the signal is a state carried from step to step.
+
+A uniform rule halves relevance at every product. In a recurrence c' = f c + i g that forgets as 2^-T whatever the model
+does, so the products of a recurrence are told apart from those of gated linear units:
+
+- a tensor is *positive* when it comes out of a function without sign (sigmoid, exp, softplus, softmax: the op table
+  says which), through sums, products, powers and movement of such tensors and constants alone;
+- a *decay* is a positive tensor with an exponential in it: however it multiplies a signal, it only weighs it;
+- a product of a positive factor and a signal is *recurrent* when the signal is a state: a sum that holds such a
+  product already (or that product itself is on the way into one), carried by movement, by functions of one tensor and
+  by weights that are applied again and again.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Graph, Node
+
+from lrp_fx.analysis.facts import Facts
+from lrp_fx.analysis.operands import slots
+from lrp_fx.optable import OpSpec
+
+_CARRYING_ON = ("movement", "linear", "nonlinearity", "homogeneous", "selection", "normalization")
+
+
+def find_gates(graph: Graph, facts: Facts) -> None:
+    """Fill ``facts.positive``, ``facts.decays`` and ``facts.recurrent`` in one walk."""
+    gated: set[Node] = set()  # a product of a positive factor and a signal, or what carries one on
+    states: set[Node] = set()  # a sum that holds one
+    for node in graph.nodes:
+        spec = facts.specs.get(node)
+        if spec is None:
+            continue
+        operands = list(facts.operands[node].values())
+        if _is_positive(facts, node, spec, operands):
+            facts.positive.add(node)
+            if spec.extra.get("decay") or any(n in facts.decays for n in operands):
+                facts.decays.add(node)
+        elif _is_product(spec) and len(operands) > 1:
+            signals = [n for n in operands if n not in facts.positive]
+            if len(signals) < len(operands):
+                gated.add(node)
+                weights = [n for n in operands if n in facts.positive]
+                if any(n in states for n in signals):
+                    _mark(facts, [node], gated)
+                elif any(n in facts.decays for n in weights):
+                    facts.recurrent.add(node)
+        elif spec.kind == "product" and len(operands) > 1 and _weighs(facts, operands):
+            facts.recurrent.add(node)
+            gated.add(node)
+        elif _carries_on(facts, node, spec, operands):
+            if any(n in gated for n in operands):
+                gated.add(node)
+            if any(n in states for n in operands) or (_adds(node, spec) and node in gated):
+                states.add(node)
+
+
+def _weighs(facts: Facts, operands: list[Node]) -> bool:
+    """Whether a matrix of decays is contracted with a signal, as in the chunks of a parallel scan."""
+    return any(n in facts.decays for n in operands) and not all(n in facts.positive for n in operands)
+
+
+def _is_product(spec: OpSpec) -> bool:
+    return spec.kind in ("product", "quotient") and spec.elementwise
+
+
+def _is_positive(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
+    declared = spec.extra.get("positive")
+    if declared:
+        return declared is True or set(operands) <= facts.positive
+    preserved = spec.kind in ("movement", "product", "quotient", "homogeneous", "selection") or (
+        spec.kind == "linear" and (spec.elementwise or spec.reduces)
+    )
+    preserved = preserved and (spec.elementwise or spec.kind in ("movement", "linear", "product")) and not spec.terms
+    return preserved and set(operands) <= facts.positive and _no_table(node, spec, operands)
+
+
+def _no_table(node: Node, spec: OpSpec, operands: list[Node]) -> bool:
+    """Whether every factor is among ``operands``: a weight that multiplies them has signs of its own."""
+    return spec.kind != "product" or spec.elementwise or len(slots(node, spec.args)) == len(operands)
+
+
+def _adds(node: Node, spec: OpSpec) -> bool:
+    return spec.kind == "linear" and spec.elementwise and len(slots(node, spec.args)) > 1
+
+
+def _carries_on(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
+    """Whether a state goes on through ``node``: not through a weight that is applied only once."""
+    if _is_product(spec):
+        return len(operands) == 1
+    if spec.kind == "product" and len(operands) == 1:
+        return any(_applied_again(n) for n in slots(node, spec.args).values() if n is not operands[0])
+    return spec.kind in _CARRYING_ON and (spec.elementwise or spec.kind != "linear")
+
+
+def _applied_again(weight: Node) -> bool:
+    while weight.op == "call_function" and len(weight.users) == 1 and len(weight.all_input_nodes) == 1:
+        weight = weight.all_input_nodes[0]
+    return weight.op == "get_attr" and len(weight.users) > 1
+
+
+def _mark(facts: Facts, stack: list[Node], gated: set[Node]) -> None:
+    """Mark a recurrent product, and those on the way into its state."""
+    seen: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node in seen or node not in gated:
+            continue
+        seen.add(node)
+        spec = facts.specs[node]
+        if _is_product(spec) and len(facts.operands[node]) > 1:
+            if node in facts.recurrent and len(seen) > 1:
+                continue
+            facts.recurrent.add(node)
+        stack += facts.operands[node].values()
