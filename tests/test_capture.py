@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from models import build
 from torch import nn
 
 import lrp_fx
 from lrp_fx.capture import capture
-from lrp_fx.capture.normalise import is_mutating
+from lrp_fx.capture.functional import is_mutating
 from lrp_fx.capture.precision import exact_value
 
 
@@ -101,3 +103,47 @@ def test_caches_are_switched_off_by_the_capture():
     assert model.config.use_cache
     output = lrp_fx.convert(model, **inputs)(**inputs)
     assert output.past_key_values is None and model.config.use_cache
+
+
+VIEWS = {
+    "row": lambda t: t[1] if t.dim() > 1 and t.shape[0] > 1 else t,
+    "rows": lambda t: t[1:],
+    "every second": lambda t: t[..., ::2],
+    "turned": lambda t: t.transpose(0, -1),
+    "flat": lambda t: t.reshape(-1),
+    "column": lambda t: t.unsqueeze(-1),
+    "half": lambda t: t.chunk(2, -1)[0],
+    "diagonal": lambda t: t.diagonal() if t.dim() > 1 else t,
+    "last": lambda t: t.unbind(-1)[-1] if t.dim() > 1 else t,
+    "permuted": lambda t: t.permute(*reversed(range(t.dim()))),
+}
+WRITES = {
+    "add": lambda t, x: t.add_(x.sum()),
+    "multiply": lambda t, x: t.mul_(x.mean()),
+    "copy": lambda t, x: t.copy_(x.sum().expand(t.shape)),
+    "set": lambda t, x: t.__setitem__((..., 0), x.max()),
+    "fill": lambda t, x: t.fill_(0.5),
+    "relu": lambda t, x: t.relu_(),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from([*VIEWS, *WRITES])), min_size=3, max_size=9))
+def test_writes_through_any_views_are_the_model_s(program):
+    """Random programs of views of views and writes into them, each view read again at the end."""
+
+    class Model(nn.Module):
+        def forward(self, x):
+            tensors = [x * 2]
+            for which, step in program:
+                tensor = tensors[which % len(tensors)]
+                if step in VIEWS:
+                    tensors.append(VIEWS[step](tensor))
+                elif tensor.numel():
+                    WRITES[step](tensor, x)
+            return sum(t.sin().sum() * (i + 1) for i, t in enumerate(tensors)).reshape(1)
+
+    x = torch.randn(4, 3, 4, dtype=torch.float64)
+    captured = capture(Model(), (x,), {}, dynamic=False, route="export")
+    assert not any(is_mutating(node) for node in captured.graph_module.graph.nodes)
+    assert torch.allclose(captured.graph_module(x), Model()(x), rtol=1e-12)

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
 from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.functional import functionalise
 from lrp_fx.capture.recurrent import written_out
 from lrp_fx.capture.signature import Shapes
 from lrp_fx.errors import CaptureError
@@ -156,11 +157,11 @@ def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
     normalise.inline_regions(graph_module)
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
-    if not normalise.functionalise(graph_module):
+    if not functionalise(graph_module):
         graph_module = _unlifted(program.run_decompositions({}))
         normalise.inline_regions(graph_module)
         normalise.drop_assertions(graph_module.graph)
-        normalise.functionalise(graph_module)
+        functionalise(graph_module)
         normalise.mend(graph_module.graph)
     return graph_module
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -85,81 +84,6 @@ def drop_inert(graph: fx.Graph) -> None:
         if node.target in _DROPOUT and not node.args[2]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-
-
-def _schema(node: Node) -> Any:
-    return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
-
-
-def is_mutating(node: Node) -> bool:
-    """Whether the operator writes into one of its arguments."""
-    schema = _schema(node)
-    return bool(schema and schema.is_mutable)
-
-
-def _may_alias(node: Node) -> bool:
-    """Whether the result may share memory with an operand: declared views, and composites that decide at run time."""
-    schema = _schema(node)
-    if schema is None:
-        return node.target is operator.getitem
-    name = str(node.target.overloadpacket)  # type: ignore[union-attr]
-    composites = (
-        "reshape",
-        "contiguous",
-        "to",
-        "flatten",
-        "dropout",
-        "type_as",
-        "expand_as",
-        "chunk",
-        "split",
-        "unflatten",
-    )
-    return any(r.alias_info for r in schema.returns) or name.removeprefix("aten.") in composites
-
-
-def _functional(target: torch._ops.OpOverload) -> torch._ops.OpOverload | None:
-    """``add_`` -> ``add``, same overload; None where there is none."""
-    packet = getattr(getattr(torch.ops, target.namespace), target._opname.removesuffix("_"), None)
-    return getattr(packet, target._overloadname, None) if packet is not None and target._opname.endswith("_") else None
-
-
-def _shares_memory_later(node: Node, order: dict[Node, int]) -> bool:
-    """Whether any alias of what ``node`` writes to, other than through the written value itself, is read after it."""
-    written = node.args[0]
-    assert isinstance(written, Node)
-    base = written
-    while _may_alias(base) and base.all_input_nodes:
-        base = base.all_input_nodes[0]
-    if base.op in ("placeholder", "get_attr"):
-        return True
-    family, stack = {base}, [base]
-    while stack:
-        for user in stack.pop().users:
-            if user not in family and _may_alias(user) and not is_mutating(user):
-                family.add(user)
-                stack.append(user)
-    family.discard(written)
-    return any(order[user] > order[node] for member in family for user in member.users)
-
-
-def functionalise(graph_module: fx.GraphModule) -> bool:
-    """Replace in-place operators by their functional twins where nobody else sees the memory they write to.
-
-    Returns:
-        False where a written tensor is seen through another view: the caller then asks torch for a full
-        functionalisation, which costs more than the export itself.
-    """
-    graph = graph_module.graph
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    mutating = [node for node in graph.nodes if is_mutating(node)]
-    if any(_functional(n.target) is None or _shares_memory_later(n, order) for n in mutating):
-        return False
-    for node in mutating:
-        written = node.args[0]
-        node.target = _functional(node.target)
-        written.replace_all_uses_with(node, delete_user_cb=lambda user, n=node: order[user] > order[n])
-    return True
 
 
 def mend(graph: fx.Graph) -> None:
