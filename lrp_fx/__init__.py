@@ -4,7 +4,17 @@ from lrp_fx import errors
 from lrp_fx.explain import Attribution, Ledger
 from lrp_fx.module import ExplainableModule, convert
 from lrp_fx.optable import OpTable, register_op
-from lrp_fx.ruleset import RuleSet
+from lrp_fx.ruleset import RuleSet, register_rule
 
-__all__ = ["Attribution", "ExplainableModule", "Ledger", "OpTable", "RuleSet", "convert", "errors", "register_op"]
+__all__ = [
+    "Attribution",
+    "ExplainableModule",
+    "Ledger",
+    "OpTable",
+    "RuleSet",
+    "convert",
+    "errors",
+    "register_op",
+    "register_rule",
+]
 __version__ = "0.1.0"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lrp_fx.errors import RuleSetError
 from lrp_fx.optable import rules_dir
@@ -26,12 +28,59 @@ ROLES: dict[str, tuple[str, ...]] = {
 }
 
 
+Backward = Callable[..., Tensor]  #: (g, y, **parameters) -> g'
+
+
+@dataclass(frozen=True)
+class OwnRule:
+    """A rule declared by :func:`register_rule`."""
+
+    base: str
+    backward: Backward
+
+
+_REGISTERED: dict[str, OwnRule] = {}
+
+
+def register_rule(name: str, *, base: str, backward: Backward) -> None:
+    """Declare a rule of your own, for rule sets to use wherever they could use ``base``.
+
+    At a node with output y and cotangent g the rule passes on ``backward(g, y, **parameters)``, and then does what
+    ``base`` does: with ``base="epsilon"`` that is the epsilon rule after a factor of your own. What it takes or adds is
+    an entry of category "rule" in the ledger.
+
+    Args:
+        name: what rule sets call it: ``linear = { rule = "damped", strength = 0.5 }``.
+        base: an existing rule: "epsilon", "uniform", "identity", "gradient", ...
+        backward: (g, y, **parameters) -> a tensor of the shape of g.
+
+    Raises:
+        RuleSetError: when there is no rule ``base``, or ``name`` is one that exists already.
+    """
+    known = {rule for rules in ROLES.values() for rule in rules}
+    if base not in known - {"stop"} or name in known:
+        raise RuleSetError(
+            f"register_rule({name!r}): a new name, and a base among {', '.join(sorted(known - {'stop'}))}"
+        )
+    _REGISTERED[name] = OwnRule(base, backward)
+
+
+def own_backward(name: str) -> Backward:
+    """The backward function of a registered rule."""
+    return _REGISTERED[name].backward
+
+
 @dataclass(frozen=True)
 class Rule:
-    """A rule's name with its parameters, ``Rule("epsilon", {"epsilon": 1e-6})``."""
+    """A rule's name with its parameters, ``Rule("epsilon", {"epsilon": 1e-6})``.
+
+    Attributes:
+        own: name of the registered rule of which this is the base, if any; the parameters are then its.
+    """
 
     name: str
     parameters: Mapping[str, float] = field(default_factory=dict)
+    own: str = ""
 
     def get(self, key: str, default: float) -> float:
         """Parameter ``key``."""
@@ -39,7 +88,8 @@ class Rule:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{k}={v:g}" for k, v in self.parameters.items() if v)
-        return f"{self.name}({shown})" if shown else self.name
+        name = self.own or self.name
+        return f"{name}({shown})" if shown else name
 
 
 def _rule(role: str, value: Any, where: str) -> Rule:
@@ -47,8 +97,14 @@ def _rule(role: str, value: Any, where: str) -> Rule:
         raise RuleSetError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
     fields = dict(value) if isinstance(value, Mapping) else {"rule": value}
     name = fields.pop("rule", None)
+    own = _REGISTERED.get(str(name))
+    if own is not None and own.base in ROLES[role]:
+        return Rule(own.base, fields, str(name))
     if name not in ROLES[role]:
-        raise RuleSetError(f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}")
+        raise RuleSetError(
+            f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}, "
+            "or declare it with lrp_fx.register_rule"
+        )
     bad = {k: v for k, v in fields.items() if not isinstance(v, (int, float)) or v < 0}
     if bad:
         raise RuleSetError(f"{where}: parameters of {role!r} must be numbers >= 0, not {bad}")

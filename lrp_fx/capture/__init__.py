@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
 from lrp_fx.capture.captured import Captured, Decisions
-from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control
+from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.export import export, plain, shapes_of
 from lrp_fx.capture.functional import is_mutating
@@ -60,6 +60,8 @@ def capture(
                 "Remedy: capture='auto' records a run of what export refuses."
             ) from error
         return _by_trace(model, call, args, kwargs, start, refusal)
+    if holds_vmap(program.graph_module) and not holds_control(program.graph_module):
+        return _by_trace(model, call, args, kwargs, start, "the graph opens levels of vmap")
     graph_module = plain(program)
     placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
     if holds_control(graph_module):

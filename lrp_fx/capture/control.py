@@ -14,8 +14,14 @@ from torch import Tensor, fx
 
 
 def holds_control(graph_module: fx.GraphModule) -> bool:
-    """Whether a graph calls an operator of higher order."""
-    return any(isinstance(n.target, torch._ops.HigherOrderOperator) for n in graph_module.graph.nodes)
+    """Whether a graph calls an operator of higher order that is no mere region to inline."""
+    called = [n.target for n in graph_module.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator)]
+    return any(not target.name().startswith("wrap_with") for target in called)
+
+
+def holds_vmap(graph_module: fx.GraphModule) -> bool:
+    """Whether a graph opens and closes levels of vmap: statements, which no graph pass may drop or move."""
+    return any("_vmap_increment_nesting" in str(n.target) for n in graph_module.graph.nodes)
 
 
 def drop_block_masks(graph_module: fx.GraphModule) -> None:

@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.rewrite import OWNER, Rewritten
-from lrp_fx.rewrite.ops import source
+from lrp_fx.rewrite.ops import identity_rule, source
 
 
 @dataclass
@@ -24,7 +24,7 @@ class Account:
     Attributes:
         node: the captured node.
         arguments: evaluated (args, kwargs) of its operator.
-        post: evaluated args of the rule operator after it, if any.
+        post: evaluated args of the identity rule after it, if any.
         outputs: its floating output tensors, with the cotangent of each.
         passed: relevance that its rule handed to its operands.
     """
@@ -102,7 +102,7 @@ class Accountant(fx.Interpreter):
         result = n.target(*args, **kwargs)  # type: ignore[operator]
         if n is self.rewritten.copies[owner]:
             account.arguments = (args, kwargs)
-        elif n is self.rewritten.results[owner]:
+        elif n.target is identity_rule:
             account.post = args
         if n is self.rewritten.results[owner]:
             for leaf in pytree.tree_leaves(result):

@@ -18,6 +18,7 @@ from lrp_fx.optable import bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.plan.products import degree
 from lrp_fx.rewrite.ops import stabilised
+from lrp_fx.ruleset import own_backward
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ Amounts = Iterator[tuple[str, str, float, Tensor | None]]
 def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
     spec, op = plan.facts.specs[account.node], str(account.node.target)
     rule = decision.rule.name
+    if decision.rule.own and len(account.outputs) == 1:
+        (y, g) = account.outputs[0]
+        changed = own_backward(decision.rule.own)(g, y, **decision.rule.parameters)
+        yield "rule", decision.rule.own, safe_dot(y, g) - safe_dot(y, changed), None
+        account = replace(account, outputs=[(y, changed)])
     if decision.role == "attention":
         yield from _attention(plan, decision, account)
         return

@@ -57,8 +57,12 @@ def _moved(node: Node, twins: dict[Node, Tensor | None], env: dict[Node, Any], o
     if held and spec.kind == "movement" and node.target.__name__.split(".")[0] not in _CASTS:  # type: ignore[union-attr]
         zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
         twins[node] = _call(node, {**zeros, **held}, env) - _call(node, zeros, env)  # literals that overwrite cancel
+    elif held and spec.reduces:  # a hash of several ids is of each of them alike
+        zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
+        count = next(iter(held.values())).numel() / max(env[node].numel(), 1)
+        twins[node] = _call(node, {**zeros, **held}, env) / count
     elif held:  # arithmetic: an id plus an offset is still that id
-        twins[node] = next(iter(held.values())).expand(env[node].shape)
+        twins[node] = torch.stack([t.expand(env[node].shape) for t in held.values()]).mean(0)
     return twins[node]
 
 

@@ -14,8 +14,9 @@ from lrp_fx.capture import Captured
 from lrp_fx.errors import UnknownOpError, locate
 from lrp_fx.optable import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
-from lrp_fx.rewrite.ops import epsilon_rule, identity_rule, normalization_rule, scale_relevance
+from lrp_fx.rewrite.ops import epsilon_rule, identity_rule, normalization_rule, own_rule, scale_relevance
 from lrp_fx.rewrite.slopes import emit_slope
+from lrp_fx.ruleset import Rule
 
 __all__ = ["Rewritten", "rewrite"]
 
@@ -63,7 +64,7 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
             results[old] = _after(graph, node, _detach)
         elif old in plan.decisions:
             node.meta[OWNER] = old
-            results[old] = _carry_out(graph, plan, old, node)
+            results[old] = _own(graph, _carry_out(graph, plan, old, node), plan.decisions[old].rule)
         elif (old in plan.stopped or _touches(plan, old)) and _is_float_tensor(old):
             results[old] = _after(graph, node, _detach)
     graph.eliminate_dead_code()
@@ -122,6 +123,15 @@ def _carry_out(graph: Graph, plan: Plan, old: Node, node: Node) -> Node:
     if decision.rule.name == "epsilon" and (epsilon := decision.rule.get("epsilon", 0.0)):
         result = _after(graph, result, epsilon_rule, epsilon)
     return result
+
+
+def _own(graph: Graph, result: Node, rule: Rule) -> Node:
+    """A registered rule acts on what arrives, before its base does."""
+    if not rule.own or isinstance(result.meta.get("val"), (tuple, list)):
+        return result
+    return _after(
+        graph, result, own_rule, rule.own, list(rule.parameters), [float(v) for v in rule.parameters.values()]
+    )
 
 
 def _scale(graph: Graph, node: Node, decision: Decision) -> Node:

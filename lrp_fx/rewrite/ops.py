@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lrp_fx.ruleset import own_backward
+
 
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
     """``z + epsilon * sign(z)`` with sign(0) = 1: the stabiliser of the epsilon rule (AttnLRP eq. 8)."""
@@ -77,6 +79,24 @@ class _Epsilon(Function):
         return g * (z / stabilised(z, ctx.epsilon)), None
 
 
+class _Own(Function):
+    """A registered rule at an output y: cotangent backward(g, y, **parameters)."""
+
+    @staticmethod
+    def forward(y: Tensor, name: str, keys: list[str], values: list[float]) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        y, ctx.name, ctx.keys, ctx.values = inputs
+        ctx.save_for_backward(y)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        return own_backward(ctx.name)(g, y, **dict(zip(ctx.keys, ctx.values, strict=True))), None, None, None
+
+
 class _Normalization(Function):
     """Identity rule on a fused normalization y = (x - mean) * rstd * weight + bias, rstd constant (AttnLRP 3.3.2).
 
@@ -133,6 +153,7 @@ def _register(rule: type[Function], schema: str) -> Any:
 _scale = _register(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
 _identity = _register(_Identity, "identity_rule(Tensor y, Tensor x, Tensor slope) -> Tensor")
 _epsilon = _register(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor")
+_own = _register(_Own, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
 _normalization = _register(
     _Normalization,
     "normalization_rule(Tensor y, Tensor x, Tensor? weight, int width, float eps, bool centred) -> Tensor",
@@ -152,6 +173,11 @@ def identity_rule(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
 def epsilon_rule(z: Tensor, epsilon: float) -> Tensor:
     """z, with cotangent ``g z / (z + epsilon sign z)`` (epsilon rule, AttnLRP eq. 8)."""
     return _epsilon(z, epsilon) if torch.compiler.is_exporting() else _Epsilon.apply(z, epsilon)
+
+
+def own_rule(y: Tensor, name: str, keys: list[str], values: list[float]) -> Tensor:
+    """y, with the cotangent of a rule that :func:`lrp_fx.register_rule` declared."""
+    return _own(y, name, keys, values) if torch.compiler.is_exporting() else _Own.apply(y, name, keys, values)
 
 
 def normalization_rule(y: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool) -> Tensor:
