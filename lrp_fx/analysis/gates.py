@@ -17,8 +17,9 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.analysis.operands import slots
-from lrp_fx.optable import OpSpec
+from lrp_fx.optable import OpSpec, op_name
 
+_NEGATIONS = ("aten.neg", "aten.negative")
 _CARRYING_ON = ("movement", "linear", "nonlinearity", "homogeneous", "selection", "normalization")
 
 
@@ -33,7 +34,7 @@ def find_gates(graph: Graph, facts: Facts) -> None:
         operands = list(facts.operands[node].values())
         if _is_positive(facts, node, spec, operands):
             facts.positive.add(node)
-            if spec.extra.get("decay") or any(n in facts.decays for n in operands):
+            if _is_decay(facts, node, spec, operands):
                 facts.decays.add(node)
         elif _is_product(spec) and len(operands) > 1:
             signals = [n for n in operands if n not in facts.positive]
@@ -52,6 +53,14 @@ def find_gates(graph: Graph, facts: Facts) -> None:
                 gated.add(node)
             if any(n in states for n in operands) or (_adds(node, spec) and node in gated):
                 states.add(node)
+
+
+def _is_decay(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
+    """Whether a positive tensor is made of exponentials: not 1 + exp, which spells a sigmoid, nor a softmax."""
+    if node in facts.manual_softmax:
+        return False
+    shifted = spec.kind == "linear" and spec.elementwise and len(operands) < 2 and op_name(node) not in _NEGATIONS
+    return bool(spec.extra.get("decay")) or (not shifted and any(n in facts.decays for n in operands))
 
 
 def _weighs(facts: Facts, operands: list[Node]) -> bool:

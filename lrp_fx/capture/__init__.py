@@ -146,6 +146,8 @@ def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
 
 
 def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
+    normalise.see_through(graph_module.graph)
+    normalise.spell_out(graph_module.graph)
     normalise.split_moments(graph_module.graph)
     widen_islands(graph_module.graph)
     graph_module.graph.eliminate_dead_code()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -101,6 +102,29 @@ def mend(graph: fx.Graph) -> None:
             cast.meta["val"] = source.meta["val"].to(target.meta["val"].dtype)
             node.replace_all_uses_with(grown)
             graph.erase_node(node)
+
+
+def see_through(graph: fx.Graph) -> None:
+    """``detach`` hands on its operand like any alias: what a node is follows from the values it computes."""
+    for node in graph.nodes:
+        if node.target in (aten.detach.default, aten.detach_copy.default, aten.lift_fresh_copy.default):
+            node.target = aten.alias.default
+
+
+def spell_out(graph: fx.Graph) -> None:
+    """``glu`` -> the product of a half with the sigmoid of the other."""
+    for node in [n for n in graph.nodes if n.target is aten.glu.default]:
+        x, dim = node.args[0], node.args[1] if len(node.args) > 1 else -1
+        with graph.inserting_before(node):
+            halves = graph.call_function(aten.chunk.default, (x, 2, dim))
+            signal, gate = (graph.call_function(operator.getitem, (halves, i)) for i in range(2))
+            weight = graph.call_function(aten.sigmoid.default, (gate,))
+            product = graph.call_function(aten.mul.Tensor, (signal, weight))
+        for new in (signal, gate, weight, product):
+            new.meta = dict(node.meta)
+        halves.meta = dict(node.meta) | {"val": (node.meta["val"], node.meta["val"])}
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
 
 
 def split_moments(graph: fx.Graph) -> None:
