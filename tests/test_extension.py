@@ -106,3 +106,20 @@ def test_bad_registrations(name, base, message):
 def test_an_unknown_rule_says_how_to_declare_it():
     with pytest.raises(lrp_fx.errors.RuleSetError, match="register_rule"):
         lrp_fx.convert(nn.Linear(2, 2), rules={"base": "attnlrp", "rules": {"linear": "mystery"}})
+
+
+def test_a_declaration_that_names_no_argument_is_an_error():
+    """It would lose relevance without a word."""
+    with pytest.raises(lrp_fx.errors.UnknownOpError, match=r"aten\.relu names input, but .* arguments are self"):
+        lrp_fx.convert(nn.ReLU(), X, ops={"movement": {"aten.relu": "input"}})
+
+
+def test_the_op_table_names_arguments_that_exist():
+    for name, spec in lrp_fx.OpTable.load().specs.items():
+        space, _, op = name.partition(".")
+        if space != "aten" or spec.kind == "constant":
+            continue
+        packet = getattr(torch.ops.aten, op.split(".")[0])
+        arguments = {a.name for o in packet.overloads() for a in getattr(packet, o)._schema.arguments}
+        assert set(spec.args) & arguments, name
+        assert set(spec.terms) <= arguments, name

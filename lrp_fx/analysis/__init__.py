@@ -39,6 +39,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
             continue
         if spec.kind == "constant" or not is_float(node):
             continue
+        _check_names(node, spec)
         carrying = {slot: n for slot, n in declared(node, spec).items() if facts.carries(n) and is_float(n)}
         if node.target is operator.getitem and not _picks_float(node):
             continue
@@ -54,6 +55,16 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
 def _picks_float(node: Node) -> bool:
     val = value(node)
     return val is not None and is_float(node)
+
+
+def _check_names(node: Node, spec: OpSpec) -> None:
+    """A declaration that names no argument of its operator would lose relevance without a word."""
+    if node.target is not operator.getitem and not set(spec.args) & set(bind(node)):
+        named = ", ".join(spec.args) or "no operand"
+        raise UnknownOpError(
+            f"the declaration of {spec.name} names {named}, but the operator's arguments are {', '.join(bind(node))}: "
+            f"{locate(node)}.\nCorrect it in the op table, or in what convert(ops=...) is given."
+        )
 
 
 def _check_unreached(facts: Facts, node: Node) -> None:

@@ -60,7 +60,7 @@ def capture(
                 "Remedy: capture='auto' records a run of what export refuses."
             ) from error
         return _by_trace(model, call, args, kwargs, start, refusal)
-    if holds_vmap(program.graph_module) and not holds_control(program.graph_module):
+    if holds_vmap(program.graph_module):
         return _by_trace(model, call, args, kwargs, start, "the graph opens levels of vmap")
     graph_module = plain(program)
     placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]

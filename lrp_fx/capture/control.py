@@ -20,8 +20,12 @@ def holds_control(graph_module: fx.GraphModule) -> bool:
 
 
 def holds_vmap(graph_module: fx.GraphModule) -> bool:
-    """Whether a graph opens and closes levels of vmap: statements, which no graph pass may drop or move."""
-    return any("_vmap_increment_nesting" in str(n.target) for n in graph_module.graph.nodes)
+    """Whether a graph opens and closes levels of vmap: statements, which no graph pass may drop or move.
+
+    Those that make the block mask of flexible attention go with it (:func:`drop_block_masks`).
+    """
+    flexible = any("flex_attention" in str(n.target) for n in graph_module.graph.nodes)
+    return not flexible and any("_vmap_increment_nesting" in str(n.target) for n in graph_module.graph.nodes)
 
 
 def drop_block_masks(graph_module: fx.GraphModule) -> None:

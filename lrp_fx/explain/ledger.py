@@ -233,10 +233,10 @@ def _natural(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) -
 
 
 def _gradients(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) -> dict[Slot, tuple[Tensor, Tensor]]:
-    values = {s: v for s in slots if (v := _value(account, s)) is not None and v.dtype is not torch.bool}
+    values = {s: v for s in slots if (v := _value(account, s)) is not None}
     if not values:
         return {}
-    exact = account.outputs[0][0].dtype  # integers that are added have a relevance like any other number
+    exact = account.outputs[0][0].dtype  # integers and booleans that are added have a relevance like any number
     values = {s: v if v.is_floating_point() or v.is_complex() else v.to(exact) for s, v in values.items()}
     if account.outputs[0][0].dtype is torch.float64:  # a constant in single precision would round its cotangent
         values = {s: v.double() for s, v in values.items()}

@@ -133,6 +133,8 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
     role = "bilinear" if len(factors) > 1 else "linear"
     if role == "bilinear" and node in plan.facts.recurrent:
         role = "recurrent-gate"
+    elif role == "bilinear" and _is_mixture(plan.facts, [operands[slot] for slot in factors]):
+        role = "gate"
     rule = _rule(plan, role, node)
     signals = factors
     if rule.name == "signal-takes-all":
@@ -140,6 +142,18 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
     share = 1 / len(signals) if rule.name in ("uniform", "signal-takes-all") else 1.0
     shares = {slot: share if slot in signals else 0.0 for slot in factors}
     return Decision(role, rule, operands, {slot: amount for slot, amount in shares.items() if amount != 1})
+
+
+def _is_mixture(facts: Facts, factors: list[Node]) -> bool:
+    """Whether weights without sign mix signals; those of a softmax are attention, whose own rules apply."""
+    weights = [n for n in factors if n in facts.positive]
+    return 0 < len(weights) < len(factors) and not all(_is_softmax(facts, n) for n in weights)
+
+
+def _is_softmax(facts: Facts, node: Node) -> bool:
+    while node in facts.specs and facts.specs[node].kind == "movement" and len(facts.operands[node]) == 1:
+        node = next(iter(facts.operands[node].values()))
+    return node in facts.manual_softmax or (node in facts.specs and facts.specs[node].kind == "softmax")
 
 
 def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
