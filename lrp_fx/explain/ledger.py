@@ -257,7 +257,9 @@ def _attention(plan: Plan, decision: Decision, account: Account) -> Amounts:
     if not share:
         return
     mask = Slot("attn_mask")
-    natural = _natural(account, [*slots[:1], mask])
+    given = _value(account, mask)
+    added = [mask] if given is not None and given.is_floating_point() else []  # a boolean mask selects, it is not added
+    natural = _natural(account, [*slots[:1], *added])
     scores = sum(v for s, v in natural.items() if s != mask)
     constant = natural.get(mask, 0.0) if mask not in decision.live else 0.0
     if constant:
