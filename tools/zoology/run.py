@@ -1,0 +1,174 @@
+"""Run suites of the zoo: every case in a process of its own, with a time limit; results are kept as they come."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import multiprocessing
+import platform
+import signal
+import sys
+import time
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from case import Case
+from check import Row, check
+from page import write_page
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SUITES = ("transformers", "timm", "torchvision", "pypi")
+
+
+def child(case: Case, connection: Connection) -> None:
+    """Check one case and send its row."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (40 * 2**30, 40 * 2**30))
+    connection.send(check(case.build).as_dict())
+
+
+class Results:
+    """Rows by key, in a JSON file that is rewritten after every row."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.document: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"versions": {}, "rows": {}}
+
+    def put(self, case: Case, row: dict[str, Any]) -> None:
+        self.document["rows"][case.key] = row
+        self.document["versions"][case.suite] = versions(case.suite)
+        self.save()
+
+    def save(self) -> None:
+        rows = {k: self.document["rows"][k] for k in sorted(self.document["rows"])}
+        lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items())
+        rest = "".join(f'"{k}": {json.dumps(v)},\n' for k, v in self.document.items() if k != "rows")
+        text = f'{{{rest}"rows": {{\n{lines}\n}}}}\n'
+        scratch = self.path.with_suffix(".tmp")
+        scratch.write_text(text)
+        scratch.replace(self.path)
+
+
+def versions(suite: str) -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    names = {
+        "transformers": ["transformers"],
+        "timm": ["timm"],
+        "torchvision": ["torchvision"],
+        "pypi": ["x-transformers", "vit-pytorch"],
+    }
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in names[suite]:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def wanted(cases: list[Case], rows: dict[str, Any], options: argparse.Namespace) -> list[Case]:
+    """The cases to run: all that have no row yet, or those asked for."""
+    if options.only:
+        return [c for c in cases if any(part in c.key for part in options.only)]
+    if options.failed:
+        return [c for c in cases if rows.get(c.key, {}).get("verdict") in ("fail", "timeout", "crash")]
+    return cases if options.fresh else [c for c in cases if c.key not in rows]
+
+
+def run(cases: list[Case], results: Results, jobs: int, limit: float, quiet: bool) -> None:
+    """Run cases, ``jobs`` at a time."""
+    fork = multiprocessing.get_context("fork")
+    queue, running = list(cases), {}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=quiet) as progress:
+        task = progress.add_task("zoo", total=len(cases))
+        while queue or running:
+            while queue and len(running) < jobs:
+                case, (mine, theirs) = queue.pop(0), fork.Pipe()
+                process: BaseProcess = fork.Process(target=child, args=(case, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                running[process.pid] = (case, process, mine, time.monotonic())
+            time.sleep(0.05)
+            for pid, (case, process, mine, begun) in list(running.items()):
+                row = _row(process, mine, time.monotonic() - begun, limit)
+                if row is None:
+                    continue
+                del running[pid]
+                results.put(case, row)
+                progress.advance(task)
+                if row["verdict"] != "pass":
+                    progress.console.print(
+                        f"{row['verdict']:13} {case.key}  {row['reason'][:260]}",
+                        highlight=False,
+                        markup=False,
+                        soft_wrap=True,
+                    )
+                elif not quiet:
+                    progress.update(task, description=case.name[:40])
+
+
+def _row(process: BaseProcess, mine: Connection, seconds: float, limit: float) -> dict[str, Any] | None:
+    """The row of a finished process; None while it runs."""
+    if mine.poll():
+        try:
+            row = mine.recv()
+        except EOFError:
+            process.join()
+            row = Row("crash", f"the process ended with {process.exitcode} ({_signal(process.exitcode)})").as_dict()
+    elif seconds > limit:
+        process.kill()
+        row = Row("timeout", f"not finished in {limit:g} s").as_dict()
+    elif not process.is_alive() and not mine.poll():
+        row = Row("crash", f"the process ended with {process.exitcode} ({_signal(process.exitcode)})").as_dict()
+    else:
+        return None
+    process.join()
+    return row
+
+
+def _signal(code: int | None) -> str:
+    return signal.Signals(-code).name if code is not None and code < 0 else "exit"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="tools/zoo", description=__doc__)
+    parser.add_argument("suites", nargs="*", help=", ".join(SUITES), default=["transformers"])
+    parser.add_argument("--only", action="append", help="run the rows whose key contains this (again)")
+    parser.add_argument("--failed", action="store_true", help="run again what failed")
+    parser.add_argument("--fresh", action="store_true", help="run everything again")
+    parser.add_argument("--broken", action="store_true", help="check the check: on rules broken on purpose")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=180, help="seconds per model")
+    parser.add_argument("--results", type=Path, default=Path("docs/zoo.json"))
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    results = Results(options.results)
+    if options.broken:
+        from broken import run_broken
+
+        results.document["broken"] = run_broken()
+        results.save()
+        write_page(results.document, options.results.with_suffix(".md"))
+        return
+    cases = [case for suite in options.suites for case in importlib.import_module(f"suite_{suite}").cases()]
+    run(wanted(cases, results.document["rows"], options), results, options.jobs, options.limit, options.quiet)
+    results.save()
+    write_page(results.document, options.results.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
