@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -127,7 +128,7 @@ def _shortcomings(row: Row, categories: dict[str, float], inputs: int, tolerance
 
 
 def _short(error: Exception, length: int = 200) -> str:
-    text = " ".join(str(error).split())
+    text = re.sub(r"[^\s,]*site-packages/", "", " ".join(str(error).split()))  # no paths of this machine in the report
     return f"{type(error).__name__}: {text[:length]}"
 
 
