@@ -213,7 +213,8 @@ def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.Grap
     """A recorded graph without in-place operators and writes through views: recorded again, functionalised."""
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     for node in [n for n in graph_module.graph.nodes if n.op == "get_attr"]:
-        if not isinstance(_attribute(graph_module, str(node.target)), torch.nn.Parameter):  # the run may write to it, a graph must not
+        # the run may write to it, a graph must not
+        if not isinstance(_attribute(graph_module, str(node.target)), torch.nn.Parameter):
             with graph_module.graph.inserting_after(node):
                 copied = graph_module.graph.call_function(aten.clone.default, (node,))
             node.replace_all_uses_with(copied, delete_user_cb=lambda user, own=copied: user is not own)
