@@ -16,7 +16,7 @@ from lrp_fx.capture.captured import Captured, Decisions
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.export import export, plain, shapes_of
-from lrp_fx.capture.functional import is_mutating
+from lrp_fx.capture.functional import drop_unread_writes, is_mutating
 from lrp_fx.capture.precision import widen_islands
 from lrp_fx.capture.recurrent import written_out
 from lrp_fx.capture.signature import Call, Shapes, read_call
@@ -107,6 +107,7 @@ def _captured(
     graph_module = recording.graph_module
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
+    drop_unread_writes(graph_module.graph)
     if any(is_mutating(n) for n in graph_module.graph.nodes):
         graph_module = functional(graph_module, call.leaves)
         normalise.mend(graph_module.graph)

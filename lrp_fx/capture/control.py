@@ -7,10 +7,12 @@ on the way is a decision of the run like any other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 
 
 def holds_control(graph_module: fx.GraphModule) -> bool:
@@ -48,10 +50,14 @@ class Unrolled(fx.Interpreter):
         """One call of a graph."""
         if not isinstance(target, torch._ops.HigherOrderOperator):
             return super().call_function(target, args, kwargs)
-        carry_out = getattr(self, "_" + target.name(), None)
+        carry_out = self.meaning(target)
         if carry_out is None:
             raise NotImplementedError(f"the higher-order operator {target.name()} has no meaning here yet")
         return carry_out(*args, **kwargs)
+
+    def meaning(self, target: torch._ops.HigherOrderOperator) -> Callable[..., Any] | None:
+        """What carries out an operator of higher order; None for one that is unknown."""
+        return getattr(self, "_" + target.name(), None)
 
     @staticmethod
     def _body(body: Any) -> Any:
@@ -107,3 +113,16 @@ class Unrolled(fx.Interpreter):
         logsumexp = torch.logsumexp(scores, -1)
         weights = torch.softmax(scores, -1)
         return weights @ value, logsumexp, scores.amax(-1)
+
+
+class CarriedOut(TorchFunctionMode):
+    """Within: operators of higher order that Python itself calls are answered by what they stand for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._unrolled = Unrolled(fx.GraphModule({}, fx.Graph()))
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer one call."""
+        carry_out = self._unrolled.meaning(func) if isinstance(func, torch._ops.HigherOrderOperator) else None
+        return (carry_out or func)(*args, **(kwargs or {}))

@@ -57,6 +57,31 @@ def is_mutating(node: Node) -> bool:
     return bool(schema and schema.is_mutable)
 
 
+def drop_unread_writes(graph: fx.Graph) -> None:
+    """Remove writes into a new tensor that nothing but the write looks at, and what only they needed."""
+    for node in reversed(graph.nodes):
+        if node.users or not is_mutating(node) or not isinstance(node.args[0], Node):
+            continue
+        schema = _schema(node.args[0])
+        fresh = schema is not None and all(r.alias_info is None for r in schema.returns)
+        if fresh and _leads_only_to(node.args[0], node):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _leads_only_to(start: Node, end: Node) -> bool:
+    """Whether whatever is computed from ``start`` goes into ``end`` and nowhere else."""
+    reached, stack = {end}, [start]
+    while stack:
+        for user in stack.pop().users:
+            if user not in reached:
+                if user.op == "output" or is_mutating(user):
+                    return False
+                reached.add(user)
+                stack.append(user)
+    return True
+
+
 def functionalise(graph_module: fx.GraphModule) -> bool:
     """Replace all in-place operators.
 

@@ -24,6 +24,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.control import CarriedOut
+
 aten = torch.ops.aten
 
 _READS = {"tolist", "numpy", "__array__"}  #: hand out values without calling an operator
@@ -73,6 +75,14 @@ class _Reads(TorchFunctionMode):
 
 
 @contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Within: what the model compiles itself, and operators of higher order, do what they stand for."""
+    unnoticed = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
+    with CarriedOut(), torch.compiler.set_stance("force_eager"), unnoticed:
+        yield
+
+
+@contextmanager
 def _module_stacks(model: torch.nn.Module, spans: list[tuple[int, int, dict[str, Any]]]) -> Iterator[None]:
     """Note, for every module call, which nodes it made and inside which modules: (first, past the last, stack)."""
     paths = {module: name for name, module in model.named_modules()}
@@ -117,7 +127,7 @@ def record(model: torch.nn.Module, call: Callable[..., Any], leaves: tuple[Any, 
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        with reads:
+        with reads, _uncompiled():
             output = call(*filled)
         found["leaves"], found["spec"] = pytree.tree_flatten(output)
         return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]

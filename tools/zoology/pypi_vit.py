@@ -114,7 +114,8 @@ PLAIN: list[tuple[str, str, dict[str, Any], tuple[int, ...]]] = [
     ("vivit", "ViViT", {**MOVIE, "spatial_depth": 1, "temporal_depth": 1}, VIDEO),
     ("vivit", "ViViT (factorized self-attention)",
      {**MOVIE, "spatial_depth": 1, "temporal_depth": 1, "variant": "factorized_self_attention"}, VIDEO),
-    ("vivit_with_moss", "ViViT", {**MOVIE, "spatial_depth": 1, "temporal_depth": 1, "moss_hidden_dim": 16}, VIDEO),
+    # causal in time: a class token in front would see nothing
+    ("vivit_with_moss", "ViViT", {**MOVIE, "spatial_depth": 1, "temporal_depth": 1, "moss_hidden_dim": 16, "pool": "mean"}, VIDEO),
     ("wwt", "WWT", {**PICTURE, "num_slots": 4}, IMAGE),
     ("xcit", "XCiT", {**PICTURE, "cls_depth": 1}, IMAGE),
 ]  # fmt: skip
