@@ -22,6 +22,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "bilinear": ("uniform", "gradient", "stop"),
     "gate": ("uniform", "signal-takes-all", "gradient", "stop"),
     "recurrent-gate": ("uniform", "signal-takes-all", "gradient", "stop"),
+    "selective": ("uniform", "signal-takes-all", "gradient", "stop"),
     "nonlinearity": ("identity", "gradient", "stop"),
     "normalization": ("identity", "gradient", "stop"),
     "softmax": ("taylor", "gradient", "stop"),

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 import lrp_fx
+from lrp_fx.ruleset import RuleSet
 
 
 class Recurrent(nn.Module):
@@ -116,3 +117,46 @@ def test_a_leaky_sum_forgets_as_the_model_does():
     kept = 1 / (1 + math.exp(-2.0))
     expected = x[0, :, 0] * kept ** torch.arange(63, -1, -1, dtype=torch.float64)
     assert torch.allclose(relevance, expected, rtol=1e-12, atol=1e-15)
+
+
+class StateSpace(nn.Module):
+    """h' = exp(-d a) h + d B x, y = C h with d, B and C computed from x; ``held`` makes them constants to autograd."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.select, self.rate, self.a = nn.Linear(6, 8, bias=False), nn.Linear(6, 6), nn.Parameter(torch.rand(6, 4))
+        self.held = held
+
+    def forward(self, x):
+        d, (b, c) = nn.functional.softplus(self.rate(x)), self.select(x).chunk(2, -1)
+        if self.held:
+            d, b, c = d.detach(), b.detach(), c.detach()
+        decay = torch.exp(-self.a * d[..., None])
+        taken = (d[..., None] * b[:, :, None]) * x[..., None]
+        h, read = torch.zeros(x.shape[0], 6, 4, dtype=x.dtype), []
+        for t in range(x.shape[1]):
+            h = decay[:, t] * h + taken[:, t]
+            read.append((h * c[:, t, None]).sum(-1))
+        return torch.stack(read, 1).sum((1, 2))
+
+
+def test_mamba_lrp_holds_selective_parameters_constant():
+    torch.manual_seed(0)
+    model, x = StateSpace(False).double().eval(), torch.randn(2, 7, 6, dtype=torch.float64)
+    reference = StateSpace(True).double()
+    reference.load_state_dict(model.state_dict())
+    leaf = x.clone().requires_grad_()
+    reference(leaf).sum().backward()
+    found = lrp_fx.convert(model, x).explain(x, rules="mamba_lrp", target=lambda y: y)
+    torch.testing.assert_close(found.relevance["x"], x * leaf.grad, rtol=1e-10, atol=1e-12)
+    shared = lrp_fx.convert(model, x).explain(x, rules="attnlrp", target=lambda y: y)
+    assert not torch.allclose(shared.relevance["x"], found.relevance["x"], rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_signal_takes_all_of_what_is_read_from_a_state(name):
+    _, xmodel, _ = converted(name, 6)
+    plan = xmodel._current.under(RuleSet.load("mamba_lrp")).plan
+    chosen = [d for d in plan.decisions.values() if d.role == "selective"]
+    assert chosen
+    assert all(sum(d.factors.get(slot, 1) != 0 for slot in d.live) == 1 for d in chosen)

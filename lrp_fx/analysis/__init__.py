@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.gates import find_gates
 from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
+from lrp_fx.analysis.selective import find_selective
 from lrp_fx.analysis.sources import find_sources
 from lrp_fx.errors import UnknownOpError, locate
 from lrp_fx.optable import OpSpec, OpTable, bind, op_name
@@ -49,6 +50,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
             _locate(facts, node, spec, carrying.values())
     _find_manual_softmax(facts)
     find_gates(graph, facts)
+    find_selective(graph, facts)
     return facts
 
 

@@ -45,6 +45,7 @@ class Facts:
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
         decays: those of them with an exponential in them.
         recurrent: products of a positive tensor with a state that is carried from step to step.
+        selective: slots of a product whose operands say what a state takes in or what is read from it.
     """
 
     ops: OpTable
@@ -59,6 +60,7 @@ class Facts:
     positive: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
     recurrent: set[Node] = field(default_factory=set)
+    selective: dict[Node, set[Slot]] = field(default_factory=dict)
 
     def carries(self, node: Node) -> bool:
         """Whether relevance can reach ``node``."""

@@ -48,10 +48,10 @@ def find_gates(graph: Graph, facts: Facts) -> None:
         elif spec.kind == "product" and len(operands) > 1 and _weighs(facts, operands):
             facts.recurrent.add(node)
             gated.add(node)
-        elif _carries_on(facts, node, spec, operands):
+        elif carries_on(facts, node, spec, operands):
             if any(n in gated for n in operands):
                 gated.add(node)
-            if any(n in states for n in operands) or (_adds(node, spec) and node in gated):
+            if any(n in states for n in operands) or (adds(node, spec) and node in gated):
                 states.add(node)
 
 
@@ -88,11 +88,12 @@ def _no_table(node: Node, spec: OpSpec, operands: list[Node]) -> bool:
     return spec.kind != "product" or spec.elementwise or len(slots(node, spec.args)) == len(operands)
 
 
-def _adds(node: Node, spec: OpSpec) -> bool:
+def adds(node: Node, spec: OpSpec) -> bool:
+    """Whether a node is a sum of several tensors."""
     return spec.kind == "linear" and spec.elementwise and len(slots(node, spec.args)) > 1
 
 
-def _carries_on(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
+def carries_on(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
     """Whether a state goes on through ``node``: not through a weight that is applied only once."""
     if _is_product(spec):
         return len(operands) == 1

@@ -133,12 +133,15 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
     role = "bilinear" if len(factors) > 1 else "linear"
     if role == "bilinear" and node in plan.facts.recurrent:
         role = "recurrent-gate"
+    elif role == "bilinear" and node in plan.facts.selective:
+        role = "selective"
     elif role == "bilinear" and _is_mixture(plan.facts, [operands[slot] for slot in factors]):
         role = "gate"
     rule = _rule(plan, role, node)
     signals = factors
     if rule.name == "signal-takes-all":
-        signals = [slot for slot in factors if operands[slot] not in plan.facts.positive]
+        weighing = plan.facts.selective.get(node, set())
+        signals = [slot for slot in factors if operands[slot] not in plan.facts.positive and slot not in weighing]
     share = 1 / len(signals) if rule.name in ("uniform", "signal-takes-all") else 1.0
     shares = {slot: share if slot in signals else 0.0 for slot in factors}
     return Decision(role, rule, operands, {slot: amount for slot, amount in shares.items() if amount != 1})

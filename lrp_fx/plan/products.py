@@ -31,23 +31,26 @@ class Factor:
             factors of that tensor where it is itself a product; None for a function that is not homogeneous.
         edges: the (product node, slot) edges from the top of the tree down to it.
         inverse: whether it divides.
+        selective: whether it only says what a state takes in or gives out.
     """
 
     node: Node
     count: float | None
     edges: tuple[tuple[Node, Slot], ...]
     inverse: bool
+    selective: bool = False
 
 
 @dataclass
 class Product:
-    """A flattened product: its factors by group, its statistics, and which groups are gates."""
+    """A flattened product: its factors by group, its statistics, and which groups are gates or selective."""
 
     top: Node
     factors: list[Factor] = field(default_factory=list)
     statistics: list[Factor] = field(default_factory=list)
     groups: list[list[Factor]] = field(default_factory=list)
     gates: list[bool] = field(default_factory=list)
+    selective: list[bool] = field(default_factory=list)
     recurrent: bool = False
 
     @property
@@ -55,7 +58,7 @@ class Product:
         """The role of the product, decided by what is most particular about it."""
         if len(self.groups) > 1:
             if not any(self.gates) or all(self.gates):
-                return "bilinear"
+                return "selective" if any(self.selective) else "bilinear"
             return "recurrent-gate" if self.recurrent else "gate"
         if self.statistics:
             return "normalization"
@@ -105,7 +108,8 @@ def flatten(facts: Facts, top: Node, live: Live) -> Product:
             if _passes(facts, operand, live):
                 visit(operand, path, divides)
             else:
-                product.factors.append(Factor(operand, _count(facts, operand, live), path, divides))
+                selective = any(s in facts.selective.get(n, ()) for n, s in path)
+                product.factors.append(Factor(operand, _count(facts, operand, live), path, divides, selective))
 
     visit(top, (), False)
     _group(facts, product, live)
@@ -151,6 +155,7 @@ def _group(facts: Facts, product: Product, live: Live) -> None:
     positive = [all(f.node in facts.positive for f in group) for group in product.groups]
     # of sigmoid(a) * tanh(c) the sigmoid is the gate
     product.gates = positive if any(positive) and not all(positive) else nonlinear
+    product.selective = [all(f.selective for f in group) for group in product.groups]
     product.recurrent = any(node in facts.recurrent for f in factors for node, _ in f.edges)
 
 
@@ -194,6 +199,8 @@ def shares(facts: Facts, product: Product, live: Live, rule: Callable[[str], str
     weights = [_group_weight(group) for group in product.groups]
     if split == "signal-takes-all":
         weights = [0 if gate else w for w, gate in zip(weights, product.gates, strict=True)]
+    if split != "gradient" and any(product.selective) and rule("selective") == "signal-takes-all":
+        weights = [0 if minor else w for w, minor in zip(weights, product.selective, strict=True)]
     total = sum(weights)
     result: dict[Factor, float] = {}
     for index, group in zip(groups, product.groups, strict=True):
