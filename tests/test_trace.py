@@ -3,10 +3,12 @@
 import pytest
 import torch
 from torch import nn
+from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils import _pytree as pytree
 
 import lrp_fx
+from lrp_fx.errors import CaptureError
 
 
 class Decides(nn.Module):
@@ -219,3 +221,62 @@ def test_custom_autograd_functions_are_seen_through():
     x = torch.randn(2, 4, dtype=torch.float64)
     relevance = lrp_fx.convert(Model(), x).explain(x).relevance["x"]
     assert torch.allclose(relevance, 2 * x)
+
+
+class Hashing(nn.Module):
+    """Takes the rows that a random projection, seeded anew in every call, picks."""
+
+    def forward(self, x):
+        torch.manual_seed(3)
+        if float((x @ torch.randn(5)).max()) > 1e6:
+            return x
+        return x * torch.randn(5)
+
+
+def test_numbers_drawn_during_the_run_stay_those_of_the_run():
+    model, x = Hashing(), torch.randn(4, 5)
+    xmodel = lrp_fx.convert(model, x)
+    assert xmodel.report().route.startswith("trace")
+    assert torch.equal(xmodel(x), model(x))
+    assert torch.equal(xmodel(x), model(x))
+
+
+class Shortcut(nn.Module):
+    """Skips its mask when it believes itself compiled."""
+
+    def forward(self, x):
+        return x.sum(-1) if torch.compiler.is_exporting() else x.tril().sum(-1)
+
+
+def test_an_export_that_computes_something_else_is_not_trusted():
+    model, x = Shortcut(), torch.randn(4, 4)
+    xmodel = lrp_fx.convert(model, x)
+    assert torch.equal(xmodel(x), model(x))
+    assert "something else" in xmodel._current.captured.refusal
+    with pytest.raises(CaptureError, match="something else"):
+        lrp_fx.convert(model, x, capture="export")
+
+
+class OwnControl(nn.Module):
+    """A branch on a value, ``torch.cond``, ``while_loop`` and a part that the model compiles itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 5)
+        self.c = torch.compile(nn.Sequential(nn.Linear(5, 5), nn.GELU()))
+
+    def forward(self, x):
+        if x.sum().item() > 1e9:
+            return x
+        y = torch.cond(x.sum() > 0, lambda x: torch.relu(self.a(x)), lambda x: torch.tanh(self.a(x)), (x,))
+        y = self.c(self.b(y))
+        return while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 0.5 + torch.tanh(y)), (torch.tensor(0), y))[1]
+
+
+def test_control_flow_inside_of_a_recorded_run():
+    torch.manual_seed(0)
+    model, x = OwnControl().double().eval(), torch.randn(3, 5, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x)
+    for value in (x, -x):
+        torch.testing.assert_close(xmodel(value), model(value), rtol=1e-12, atol=1e-12)
+        assert xmodel.verify(value, target=lambda y: y.sum(-1)).passed

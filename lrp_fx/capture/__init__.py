@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
+from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.captured import Captured, Decisions
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
 from lrp_fx.capture.conventions import traceable
@@ -55,10 +56,7 @@ def capture(
     except Exception as error:
         refusal = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         if route == "export":
-            raise CaptureError(
-                f"torch.export cannot capture {type(model).__name__}: {refusal}\n"
-                "Remedy: capture='auto' records a run of what export refuses."
-            ) from error
+            raise _refused(model, refusal) from error
         return _by_trace(model, call, args, kwargs, start, refusal)
     if holds_vmap(program.graph_module):
         return _by_trace(model, call, args, kwargs, start, "the graph opens levels of vmap")
@@ -71,7 +69,21 @@ def capture(
         )
         return _captured(recording, call, program.call_spec.in_spec, program.call_spec.out_spec, start, "control flow")
     shapes = shapes_of(program, placeholders)
-    return Captured(_finished(graph_module), call.names, program.call_spec.out_spec, shapes, _since(start))
+    captured = Captured(_finished(graph_module), call.names, program.call_spec.out_spec, shapes, _since(start))
+    difference = disagreement(model, captured.graph_module, args, kwargs)
+    if difference <= TOLERANCE:
+        return captured
+    refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
+    if route == "export":
+        raise _refused(model, refusal)
+    return _by_trace(model, call, args, kwargs, start, refusal)
+
+
+def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:
+    return CaptureError(
+        f"torch.export cannot capture {type(model).__name__}: {refusal}\n"
+        "Remedy: capture='auto' records a run of what export refuses."
+    )
 
 
 def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start: float, refusal: str = "") -> Captured:

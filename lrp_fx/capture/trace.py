@@ -18,7 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
+from torch.fx.experimental.proxy_tensor import (
+    disable_proxy_modes_tracing,
+    get_proxy_mode,
+    get_proxy_slot,
+    make_fx,
+)
 from torch.fx.traceback import preserve_node_meta
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
@@ -28,6 +33,7 @@ from lrp_fx.capture.control import CarriedOut
 
 aten = torch.ops.aten
 
+_DRAWS = {"rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "normal"}
 _READS = {"tolist", "numpy", "__array__"}  #: hand out values without calling an operator
 _SCALARS = {aten.item.default, aten._local_scalar_dense.default}
 _SIZING = {  # composites that are not tagged so
@@ -60,7 +66,7 @@ class Recording:
 
 
 class _Reads(TorchFunctionMode):
-    """Notes the nodes whose values Python takes out without an operator."""
+    """Notes the nodes whose values Python takes out without an operator; random draws become constants of the run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,6 +77,9 @@ class _Reads(TorchFunctionMode):
             slot: Any = get_proxy_slot(args[0], mode.tracer, None, lambda p: p)
             if slot is not None:
                 self.nodes.append(slot.proxy.node)
+        if getattr(func, "__name__", "") in _DRAWS:  # drawn again, hashes and noise would differ from the run's
+            with disable_proxy_modes_tracing():
+                return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 

@@ -175,20 +175,23 @@ def _between(node: Node, end: Node) -> set[Node]:
 def _normalization(graph: Graph, node: Node, spec: OpSpec) -> Node:
     bound, layout = bind(node), spec.extra["layout"]
     x, weight = bound["input"], bound.get("weight")
-    shape = x.meta["val"].shape
     if layout == "instance" and not bound.get("use_input_stats", True):
         raise UnknownOpError(
             f"instance normalization with running statistics at {locate(node)} is linear, not a normalization: "
             'declare it so for this model, convert(ops={"linear": {"aten.instance_norm": "input"}})'
         )
-    groups = {"group": bound.get("num_groups"), "instance": int(shape[1])}.get(layout)
-    width = -groups if groups else len(bound["normalized_shape"])
+    if layout == "layer":
+        groups, width = 0, len(bound["normalized_shape"])
+    else:
+        groups = bound["num_groups"] if layout == "group" else int(x.meta["val"].shape[1])
+        width = -groups
     eps = bound["eps"] if bound["eps"] is not None else torch.finfo(x.meta["val"].dtype).eps
     _before(graph, node, Slot("input"), _detach)
     anchor = node.next
     with graph.inserting_before(anchor):
         if weight is not None and groups:
-            weight = graph.call_function(torch.ops.aten.reshape.default, (weight, [-1] + [1] * (len(shape) - 2)))
+            along = [-1] + [1] * (x.meta["val"].dim() - 2)
+            weight = graph.call_function(torch.ops.aten.reshape.default, (weight, along))
         new = graph.call_function(normalization_rule, (node, x, weight, width, eps, spec.extra["centred"]))
     new.meta = dict(node.meta)
     inside = _between(node, anchor)
