@@ -14,16 +14,21 @@ from torch import Tensor
 
 from lrp_fx.errors import RuleSetError
 from lrp_fx.optable import rules_dir
+from lrp_fx.parts import PART_RULES, parameters
+
+#: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
+LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
 
 #: role -> rules that exist for it
 ROLES: dict[str, tuple[str, ...]] = {
     "linear": ("epsilon", "gradient", "stop"),
+    **dict.fromkeys(LAYERS, ("epsilon", *PART_RULES, "gradient", "stop")),
     "selection": ("winner-takes-all", "gradient", "stop"),
     "bilinear": ("uniform", "gradient", "stop"),
     "gate": ("uniform", "signal-takes-all", "gradient", "stop"),
     "recurrent-gate": ("uniform", "signal-takes-all", "gradient", "stop"),
     "selective": ("uniform", "signal-takes-all", "gradient", "stop"),
-    "nonlinearity": ("identity", "gradient", "stop"),
+    "nonlinearity": ("identity", "gradient", "guided-backprop", "deconvnet", "stop"),
     "normalization": ("identity", "gradient", "stop"),
     "softmax": ("taylor", "gradient", "stop"),
 }
@@ -106,6 +111,11 @@ def _rule(role: str, value: Any, where: str) -> Rule:
             f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}, "
             "or declare it with lrp_fx.register_rule"
         )
+    if name in PART_RULES:
+        try:
+            return Rule(name, parameters(name, fields))
+        except (ValueError, TypeError) as error:
+            raise RuleSetError(f"{where}: role {role!r}: {error}") from error
     bad = {k: v for k, v in fields.items() if not isinstance(v, (int, float)) or v < 0}
     if bad:
         raise RuleSetError(f"{where}: parameters of {role!r} must be numbers >= 0, not {bad}")
@@ -158,7 +168,7 @@ class RuleSet:
         base = cls.load(document["base"]) if "base" in document else None
         rules = dict(base.rules) if base else {}
         rules |= {role: _rule(role, value, where) for role, value in document.get("rules", {}).items()}
-        missing = [role for role in ROLES if role not in rules]
+        missing = [role for role in ROLES if role not in rules and role not in LAYERS]
         if missing:
             raise RuleSetError(
                 f'{where}: no rule for role(s) {", ".join(missing)}; add them or start from base = "attnlrp"'
@@ -175,13 +185,17 @@ class RuleSet:
         """Equal for equal rule sets."""
         return repr(self)
 
-    def rule(self, role: str, path: str, op: str) -> Rule:
-        """The rule for a node of ``role`` created in module ``path`` by operator ``op``."""
-        chosen = self.rules[role]
+    def rule(self, role: str | tuple[str, ...], path: str, op: str) -> Rule:
+        """The rule for a node of ``role`` created in module ``path`` by operator ``op``.
+
+        Of several roles (a layer's, the narrowest first) the first that has a rule counts.
+        """
+        roles = (role,) if isinstance(role, str) else role
+        chosen = next(self.rules[r] for r in roles if r in self.rules)
         for pattern, table in self.overrides.items():
             matches = op == pattern[3:] if pattern.startswith("op:") else fnmatchcase(path, pattern)
-            if matches and role in table:
-                chosen = table[role]
+            if matches and any(r in table for r in roles):
+                chosen = next(table[r] for r in roles if r in table)
         return chosen
 
 

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.gates import find_gates
+from lrp_fx.analysis.layers import find_layers
 from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
 from lrp_fx.analysis.selective import find_selective
 from lrp_fx.analysis.sources import find_sources
@@ -51,6 +52,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     _find_manual_softmax(facts)
     find_gates(graph, facts)
     find_selective(graph, facts)
+    find_layers(facts)
     return facts
 
 

@@ -28,6 +28,25 @@ class Source:
     name: str
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A product of one carrying tensor and one constant: a linear layer, a convolution, an expert.
+
+    Attributes:
+        roles: what rule sets may call it, the narrowest first; the last is "linear".
+        input: slot of the carrying operand.
+        weight: slot of the constant.
+        biases: slots of what is added.
+        channels: dimension of the weight that counts output channels, None where it is not known.
+    """
+
+    roles: tuple[str, ...]
+    input: Slot
+    weight: Slot
+    biases: tuple[Slot, ...]
+    channels: int | None
+
+
 @dataclass
 class Facts:
     """What is known about every node of a captured graph.
@@ -45,6 +64,8 @@ class Facts:
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
         decays: those of them with an exponential in them.
         recurrent: products of a positive tensor with a state that is carried from step to step.
+        layers: nodes that multiply one carrying tensor by weights.
+        folded: normalization over the batch -> the layer that it scales and shifts, for rules that see them as one.
         selective: slots of a product whose operands say what a state takes in or what is read from it.
     """
 
@@ -61,6 +82,8 @@ class Facts:
     decays: set[Node] = field(default_factory=set)
     recurrent: set[Node] = field(default_factory=set)
     selective: dict[Node, set[Slot]] = field(default_factory=dict)
+    layers: dict[Node, Layer] = field(default_factory=dict)
+    folded: dict[Node, Node] = field(default_factory=dict)
 
     def carries(self, node: Node) -> bool:
         """Whether relevance can reach ``node``."""

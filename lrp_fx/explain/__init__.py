@@ -24,7 +24,7 @@ from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
 from lrp_fx.explain.target import Target, select
 from lrp_fx.rewrite import Rewritten, copy_graph
-from lrp_fx.rewrite.ops import source
+from lrp_fx.rewrite.ops import nonzero, source
 
 __all__ = ["Attribution", "Entry", "Ledger", "Sweeper", "Target"]
 
@@ -159,7 +159,7 @@ class Sweeper:
 
 
 def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
-    return torch.zeros_like(value).detach() if gradient is None else (value * gradient).detach()
+    return torch.zeros_like(value).detach() if gradient is None else (nonzero(value) * gradient).detach()
 
 
 def _usable(value: Any) -> Any:

@@ -6,15 +6,28 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrp_fx.analysis import Slot
 from lrp_fx.rewrite import OWNER, Rewritten
-from lrp_fx.rewrite.ops import identity_rule, source
+from lrp_fx.rewrite.layers import RUN
+from lrp_fx.rewrite.ops import identity_rule, nonzero, share_relevance, source
+
+
+class LayerRun(NamedTuple):
+    """One evaluated run of a layer (:mod:`lrp_fx.parts`): which share it belongs to, its sign, and the call itself."""
+
+    node: Node
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    share: int
+    sign: int
+    input: Slot
 
 
 @dataclass
@@ -25,6 +38,8 @@ class Account:
         node: the captured node.
         arguments: evaluated (args, kwargs) of its operator.
         post: evaluated args of the identity rule after it, if any.
+        shares: evaluated args of the rules that share relevance among runs of a layer.
+        runs: (share, sign, operator, args, kwargs, name of the input) of each run.
         outputs: its floating output tensors, with the cotangent of each.
         passed: relevance that its rule handed to its operands.
     """
@@ -32,6 +47,8 @@ class Account:
     node: Node
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     post: tuple[Any, ...] = ()
+    shares: list[tuple[Any, ...]] = field(default_factory=list)
+    runs: list[LayerRun] = field(default_factory=list)
     outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     passed: float = 0.0
 
@@ -60,7 +77,7 @@ def safe_dot(value: Tensor, cotangent: Tensor) -> float:
     """Sum of value * cotangent in double precision, 0 where the cotangent is 0 (a mask of -inf never contributes)."""
     if value.is_complex():  # autograd's inner product of complex tensors is that of their real views
         return safe_dot(torch.view_as_real(value), torch.view_as_real(cotangent))
-    product = value.double() * cotangent.double()
+    product = nonzero(value).double() * cotangent.double()
     return float(torch.where(cotangent == 0, 0.0, product).sum())
 
 
@@ -104,6 +121,10 @@ class Accountant(fx.Interpreter):
             account.arguments = (args, kwargs)
         elif n.target is identity_rule:
             account.post = args
+        elif n.target is share_relevance:
+            account.shares.append(args)
+        elif RUN in n.meta:
+            account.runs.append(LayerRun(n, args, kwargs, *n.meta[RUN]))
         if n is self.rewritten.results[owner]:
             for leaf in pytree.tree_leaves(result):
                 if isinstance(leaf, Tensor) and leaf.requires_grad:

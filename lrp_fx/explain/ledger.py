@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Slot
 from lrp_fx.analysis.operands import all_slots, declared, is_float
 from lrp_fx.errors import module_path
-from lrp_fx.explain.accounts import Account, Sweep, safe_dot
+from lrp_fx.explain.accounts import Account, LayerRun, Sweep, safe_dot
 from lrp_fx.optable import bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.plan.products import degree
-from lrp_fx.rewrite.ops import stabilised
+from lrp_fx.rewrite.ops import nonzero, shared, stabilised
 from lrp_fx.ruleset import own_backward
 
 
@@ -121,7 +122,7 @@ def make_ledger(plan: Plan, sweep: Sweep, owned: Mapping[Node, float] | None = N
 
 def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
     source = next(s for s in plan.facts.sources if s.node is node)
-    return Entry("input", source.name, "input", module_path(node), node.name, safe_dot(x, g), (x * g).detach())
+    return Entry("input", source.name, "input", module_path(node), node.name, safe_dot(x, g), (nonzero(x) * g).detach())
 
 
 def absorbed(plan: Plan, account: Account) -> list[Entry]:
@@ -152,6 +153,9 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
     if decision.role == "softmax":
         yield "softmax", op, account.arrived - sum(_natural(account, list(decision.live)).values()), None
         return
+    if rule in ("guided-backprop", "deconvnet"):
+        yield "rule", op, account.arrived - _rectified(account, decision), None
+        return
     if spec.kind in ("product", "quotient", "homogeneous"):
         lost = 1 - _fraction(plan, decision, account)
         if abs(lost) > 1e-12:
@@ -169,6 +173,9 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
     elif spec.kind == "normalization" and rule == "gradient":
         lost = account.arrived - sum(_natural(account, [Slot(n) for n in ("input", *spec.terms)]).values())
         yield "rule", op, lost, None
+    if account.shares:
+        yield from _shared(account, op)
+        return
     kept: Tensor | float = 1.0
     epsilon = decision.rule.get("epsilon", 0.0) if rule == "epsilon" else 0.0
     if epsilon:
@@ -176,6 +183,42 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
         yield "stabiliser", op, safe_dot(y - y * y / stabilised(y, epsilon), g), None
         kept = y / stabilised(y, epsilon)
     yield from _constants(plan, decision, account, kept)
+
+
+def _rectified(account: Account, decision: Decision) -> float:
+    """What passes where negative cotangents are cut."""
+    cut = replace(account, outputs=[(y, g.clamp(min=0)) for y, g in account.outputs])
+    (slot,) = decision.live
+    if decision.rule.name == "guided-backprop":
+        return sum(_natural(cut, [slot]).values())
+    x = _value(account, slot)
+    return 0.0 if x is None else safe_dot(x, _cotangent(cut))
+
+
+def _shared(account: Account, op: str) -> Amounts:
+    """Rules on parts: what the biases of the runs receive, and what the divisors keep."""
+    y, g = account.outputs[0]
+    handed = [shared(y, g, *(_plain(a) for a in args[1:])) for args in account.shares]
+    bias = 0.0
+    for run in account.runs:
+        args, kwargs = pytree.tree_map(_plain, (run.args, run.kwargs))
+        bias += run.sign * safe_dot(_offset(run, args, kwargs), handed[run.share])
+    yield "bias", op, bias, None
+    passed = sum(safe_dot(_plain(args[1]), s) for args, s in zip(account.shares, handed, strict=True))
+    yield "stabiliser", op, account.arrived - passed, None
+
+
+def _offset(run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a layer gives for an input of zeros: its bias."""
+    names = [*bind(run.node)]
+    bound = dict(zip(_positional(run.node, names), args, strict=False)) | kwargs
+    at, position = run.input
+    zero = torch.zeros_like(bound[at] if position is None else bound[at][position])
+    bound[at] = zero if position is None else [zero if i == position else v for i, v in enumerate(bound[at])]
+    schema = getattr(run.node.target, "_schema", None)
+    only = {a.name for a in schema.arguments if a.kwarg_only} if schema is not None else set()
+    positional = [bound[n] for n in _positional(run.node, names)[: len(args)]]
+    return run.node.target(*positional, **{k: v for k, v in bound.items() if k in kwargs or k in only})  # type: ignore[operator]
 
 
 def _cotangent(account: Account) -> Tensor:

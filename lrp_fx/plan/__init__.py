@@ -100,7 +100,7 @@ def _prune(plan: Plan, graph: Graph) -> None:
         reached.update(n for slot, n in decision.live.items() if decision.factors.get(slot, 1.0) != 0)
 
 
-def _rule(plan: Plan, role: str, node: Node) -> Rule:
+def _rule(plan: Plan, role: str | tuple[str, ...], node: Node) -> Rule:
     return plan.ruleset.rule(role, module_path(node), op_name(node))
 
 
@@ -123,8 +123,19 @@ def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node,
         return _multilinear(plan, node, spec, operands)
     if spec.kind == "homogeneous":
         return _homogeneous(plan, node, spec, operands)
+    if node in facts.folded and facts.folded[node] in plan.decisions:
+        return _folded(plan, node, operands)
     role = "nonlinearity" if spec.kind == "linear" and _is_interior(facts, node, live) else spec.kind
     return Decision(role, _rule(plan, role, node), operands)
+
+
+def _folded(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
+    """A layer and the normalization over the batch that scales it are one layer: its rule applies behind both."""
+    layer = plan.facts.folded[node]
+    own = plan.decisions[layer]
+    if own.rule.name != "gradient":
+        plan.decisions[layer] = replace(own, rule=Rule("epsilon"))
+    return Decision("linear", own.rule, operands)
 
 
 def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
@@ -137,7 +148,8 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
         role = "selective"
     elif role == "bilinear" and _is_mixture(plan.facts, [operands[slot] for slot in factors]):
         role = "gate"
-    rule = _rule(plan, role, node)
+    layer = plan.facts.layers.get(node)
+    rule = _rule(plan, layer.roles if layer is not None and role == "linear" else role, node)
     signals = factors
     if rule.name == "signal-takes-all":
         weighing = plan.facts.selective.get(node, set())

@@ -13,8 +13,17 @@ from lrp_fx.analysis.operands import all_slots, is_float, replace
 from lrp_fx.capture import Captured
 from lrp_fx.errors import UnknownOpError, locate
 from lrp_fx.optable import OpSpec, bind
+from lrp_fx.parts import PART_RULES
 from lrp_fx.plan import Decision, Plan
-from lrp_fx.rewrite.ops import epsilon_rule, identity_rule, normalization_rule, own_rule, scale_relevance
+from lrp_fx.rewrite.layers import RUN, run_parts
+from lrp_fx.rewrite.ops import (
+    epsilon_rule,
+    identity_rule,
+    normalization_rule,
+    own_rule,
+    rectified_rule,
+    scale_relevance,
+)
 from lrp_fx.rewrite.slopes import emit_slope
 from lrp_fx.ruleset import Rule
 
@@ -115,6 +124,10 @@ def _carry_out(graph: Graph, plan: Plan, old: Node, node: Node) -> Node:
         constant = slot not in decision.live or decision.factors.get(slot) == 0
         if constant and operand in plan.differentiable:
             _before(graph, node, slot, _detach)
+    if decision.rule.name in PART_RULES:
+        return _parts(graph, plan, old, node)
+    if decision.rule.name in ("guided-backprop", "deconvnet"):
+        return _rectified(graph, node, decision)
     if decision.rule.name == "identity" and decision.role == "normalization" and spec.kind == "normalization":
         return _normalization(graph, node, spec)
     if decision.rule.name == "identity" and spec.kind in ("nonlinearity", "linear"):
@@ -162,6 +175,37 @@ def _identity(graph: Graph, node: Node, spec: OpSpec, decision: Decision) -> Nod
     inside = _between(node, anchor)
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
     return new
+
+
+def _parts(graph: Graph, plan: Plan, old: Node, node: Node) -> Node:
+    """The layer (and what is folded into it) as it is, its relevance by runs on parts."""
+    folded = plan.facts.folded.get(old)
+    base = node if folded is None else all_slots(node)[Slot("input")]
+    anchor = node.next
+    with graph.inserting_before(anchor):
+        new = run_parts(graph, node, base, plan.facts.layers[folded or old], plan.decisions[old].rule)
+    inside = _between(node, anchor)
+    for inner in inside:
+        inner.meta = dict(node.meta) | {k: v for k, v in inner.meta.items() if k == RUN}
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
+    return new
+
+
+def _rectified(graph: Graph, node: Node, decision: Decision) -> Node:
+    """Negative cotangents are cut; then the natural gradient (guided backpropagation), or 1 (DeconvNet)."""
+    if decision.rule.name == "guided-backprop":
+        return _after(graph, node, rectified_rule)
+    (slot,) = decision.live
+    operand = all_slots(node)[slot]
+    _before(graph, node, slot, _detach)
+    with graph.inserting_after(node):
+        ones = graph.call_function(torch.ops.aten.ones_like.default, (node,))
+    ones.meta = dict(node.meta)
+    with graph.inserting_after(ones):
+        new = graph.call_function(identity_rule, (node, operand, ones))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in (ones, new))
+    return _after(graph, new, rectified_rule)
 
 
 def _between(node: Node, end: Node) -> set[Node]:

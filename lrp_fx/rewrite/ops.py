@@ -7,6 +7,7 @@ rewritten graph: in eager mode, under ``torch.compile`` and ``make_fx`` an autog
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,16 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lrp_fx.ruleset import own_backward
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """x with a tiny number in place of every zero, so that x times (R / nonzero(x)) is R.
+
+    Rules that look at weights alone give relevance to inputs that are 0 (black pixels).
+    """
+    if x.is_complex() or not x.is_floating_point():
+        return x
+    return torch.where(x == 0, math.sqrt(torch.finfo(x.dtype).tiny), x)
 
 
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
@@ -77,6 +88,53 @@ class _Epsilon(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (z,) = ctx.saved_tensors
         return g * (z / stabilised(z, ctx.epsilon)), None
+
+
+class _Share(Function):
+    """A share of the relevance of a layer's output, handed to the runs that ``total`` sums: :func:`shared`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        y, total, ctx.coefficient, ctx.sign, ctx.epsilon = inputs
+        ctx.save_for_backward(y, total)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        y, total = ctx.saved_tensors
+        return g, shared(y, g, total, ctx.coefficient, ctx.sign, ctx.epsilon), None, None, None
+
+
+def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
+    """Cotangent of the runs of a share (:mod:`lrp_fx.parts`): coefficient * y g / (total + epsilon sign total).
+
+    With a sign of 1 or -1 only where y has it.
+    """
+    relevance = y * g if sign == 0 else torch.where(y * sign > 0, y * g, torch.zeros_like(y))
+    return coefficient * relevance / stabilised(total, epsilon)
+
+
+class _Rectified(Function):
+    """Only positive cotangents pass (DeconvNet, guided backpropagation)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clamp(min=0)
 
 
 class _Own(Function):
@@ -153,6 +211,10 @@ def _register(rule: type[Function], schema: str) -> Any:
 _scale = _register(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
 _identity = _register(_Identity, "identity_rule(Tensor y, Tensor x, Tensor slope) -> Tensor")
 _epsilon = _register(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor")
+_share = _register(
+    _Share, "share_relevance(Tensor y, Tensor total, float coefficient, int sign, float epsilon) -> Tensor"
+)
+_rectified = _register(_Rectified, "rectified_rule(Tensor y) -> Tensor")
 _own = _register(_Own, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
 _normalization = _register(
     _Normalization,
@@ -173,6 +235,17 @@ def identity_rule(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
 def epsilon_rule(z: Tensor, epsilon: float) -> Tensor:
     """z, with cotangent ``g z / (z + epsilon sign z)`` (epsilon rule, AttnLRP eq. 8)."""
     return _epsilon(z, epsilon) if torch.compiler.is_exporting() else _Epsilon.apply(z, epsilon)
+
+
+def share_relevance(y: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
+    """y, with a share of its relevance handed to the runs that ``total`` sums (:mod:`lrp_fx.parts`)."""
+    share = _share if torch.compiler.is_exporting() else _Share.apply
+    return share(y, total, coefficient, sign, epsilon)
+
+
+def rectified_rule(y: Tensor) -> Tensor:
+    """y, with its negative cotangents cut (Zeiler and Fergus 2014; Springenberg et al. 2015)."""
+    return _rectified(y) if torch.compiler.is_exporting() else _Rectified.apply(y)
 
 
 def own_rule(y: Tensor, name: str, keys: list[str], values: list[float]) -> Tensor:

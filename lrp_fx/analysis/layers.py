@@ -1,0 +1,82 @@
+"""Layers with weights: which nodes they are, of what kind, and which normalization over the batch belongs to them."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from lrp_fx.analysis.facts import Facts, Layer
+from lrp_fx.analysis.operands import is_float, slots
+
+
+def find_layers(facts: Facts) -> None:
+    """Fill ``facts.layers`` and ``facts.folded``."""
+    for node, spec in facts.specs.items():
+        if spec.kind == "product" and not spec.elementwise:
+            factors = slots(node, spec.args)
+            live = [s for s in factors if s in facts.operands[node]]
+            held = [s for s in factors if s not in facts.operands[node] and is_float(factors[s])]
+            if len(live) == len(held) == 1:
+                roles = _roles(facts, node, factors[live[0]], spec.extra.get("layer", "dense"))
+                biases = tuple(slots(node, spec.terms))
+                facts.layers[node] = Layer(roles, live[0], held[0], biases, spec.extra.get("channels"))
+        elif spec.extra.get("folds"):
+            layer = next(iter(facts.operands[node].values()))
+            known = facts.layers.get(layer)
+            if known is not None and known.channels is not None and set(layer.users) == {node}:
+                facts.folded[node] = layer
+
+
+def _roles(facts: Facts, node: Node, operand: Node, kind: str) -> tuple[str, ...]:
+    roles = [kind, "linear"]
+    if kind == "dense" and (_meets_attention(facts, node) or _comes_from_attention(facts, operand)):
+        roles.insert(0, "attention-projection")
+    if _is_input(facts, operand):
+        roles.insert(0, "first-layer")
+    return tuple(roles)
+
+
+def _is_input(facts: Facts, node: Node) -> bool:
+    """Whether ``node`` is a floating input, moved, shifted and scaled at most."""
+    entries = {source.node for source in facts.sources if source.indices is None}
+    while node not in entries:
+        spec, operands = facts.specs.get(node), list(facts.operands.get(node, {}).values())
+        affine = spec is not None and spec.elementwise and spec.kind in ("linear", "product", "quotient")
+        if spec is None or len(operands) != 1 or not (affine or spec.kind == "movement"):
+            return False
+        node = operands[0]
+    return True
+
+
+def _is_attention(facts: Facts, node: Node) -> bool:
+    """Whether ``node`` contracts two carrying tensors."""
+    spec = facts.specs.get(node)
+    contracts = spec is not None and spec.kind == "product" and not spec.elementwise and len(facts.operands[node]) > 1
+    return spec is not None and (spec.kind == "attention" or contracts)
+
+
+def _meets_attention(facts: Facts, node: Node) -> bool:
+    """Whether what ``node`` computes is a query, key or value: moved, normalized, rotated at most."""
+    seen, stack = {node}, [node]
+    while stack:
+        for user in stack.pop().users:
+            if _is_attention(facts, user):
+                return True
+            spec = facts.specs.get(user)
+            if spec is None or user in seen:
+                continue
+            seen.add(user)
+            rotated = spec.elementwise and spec.kind in ("linear", "product") and _one_origin(facts, user, seen)
+            if spec.kind in ("movement", "normalization") or rotated:
+                stack.append(user)
+    return False
+
+
+def _one_origin(facts: Facts, node: Node, seen: set[Node]) -> bool:
+    """Whether all carrying operands were reached before: a rotation adds a tensor to itself, a residual does not."""
+    return all(n in seen for n in facts.operands[node].values())
+
+
+def _comes_from_attention(facts: Facts, node: Node) -> bool:
+    while node in facts.specs and facts.specs[node].kind == "movement" and len(facts.operands[node]) == 1:
+        node = next(iter(facts.operands[node].values()))
+    return _is_attention(facts, node)
