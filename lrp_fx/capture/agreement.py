@@ -18,14 +18,21 @@ TOLERANCE = 1e-2  #: relative; far above what rounding makes of a model that is 
 
 
 def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: Any, kwargs: Any) -> float:
-    """Largest difference of outputs, relative to the largest output; 0 on tensors without values."""
+    """Largest difference of outputs, relative to the largest output.
+
+    0 on tensors without values, and for inputs on which the model itself fails: the graph fails on them too, and can say
+    where.
+    """
     if any(
         t.device.type == "meta" for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if _is_tensor(t)
     ):
         return 0.0
     with torch.no_grad():
-        with traceable(model, experts=None):
-            expected = _floats(model(*args, **kwargs))
+        try:
+            with traceable(model, experts=None):
+                expected = _floats(model(*args, **kwargs))
+        except Exception:
+            return 0.0
         found = _floats(graph_module(*args, **kwargs))
     if [t.shape for t in expected] != [t.shape for t in found]:
         return float("inf")
