@@ -20,7 +20,7 @@ TOLERANCE = 1e-2  #: relative; far above what rounding makes of a model that is 
 def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: Any, kwargs: Any) -> float:
     """Largest difference of outputs, relative to the largest output.
 
-    0 on tensors without values, and for inputs on which the model itself fails: the graph fails on them too, and can say
+    0 on tensors without values, and for inputs on which the model itself fails: the graph fails on them too, and says
     where.
     """
     if any(
