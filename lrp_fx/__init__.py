@@ -1,13 +1,14 @@
 """lrp_fx: a PyTorch FX compiler for Layer-wise Relevance Propagation (AttnLRP, ICML 2024, arXiv:2402.05602)."""
 
 from lrp_fx import errors
-from lrp_fx.explain import Attribution, Ledger
+from lrp_fx.explain import Attribution, Contrast, Ledger
 from lrp_fx.module import ExplainableModule, convert
 from lrp_fx.optable import OpTable, register_op
 from lrp_fx.ruleset import RuleSet, register_rule
 
 __all__ = [
     "Attribution",
+    "Contrast",
     "ExplainableModule",
     "Ledger",
     "OpTable",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
 from lrp_fx.errors import CaptureError, InputError, locate
-from lrp_fx.explain import Attribution, Sweeper, Target
+from lrp_fx.explain import Attribution, Condition, Sweeper, Target
 from lrp_fx.optable import OpTable
 from lrp_fx.plan import make_plan
 from lrp_fx.report import Report, make_report
@@ -106,6 +106,7 @@ class ExplainableModule(torch.nn.Module):
         *args: Any,
         target: Target = None,
         at: str | Iterable[str] = (),
+        condition: Condition | None = None,
         rules: RuleSource | None = None,
         **kwargs: Any,
     ) -> Attribution:
@@ -114,21 +115,50 @@ class ExplainableModule(torch.nn.Module):
         Args:
             *args: the model's inputs.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
-                class or token id, a (B,) tensor of them, a tuple index into the output's non-batch dimensions, or a
-                callable from the output to (B,) scalars.
+                class or token id, a (B,) tensor of them, a :class:`lrp_fx.Contrast` of two classes, a tuple index into
+                the output's non-batch dimensions, or a callable from the output to (B,) scalars.
             at: module paths or globs, ``"model.layers.*.mlp"``.
+            condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
+                these modules (CRP, arXiv:2206.03208).
             rules: another rule set than the one the model was converted with.
             **kwargs: the model's inputs.
 
         Raises:
             InputError, TargetError, LatentError, NumericalError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
+        return self._explain(args, kwargs, target, at, [condition or {}], rules)[0]
+
+    def explain_conditions(
+        self,
+        *args: Any,
+        conditions: Sequence[Condition],
+        target: Target = None,
+        at: str | Iterable[str] = (),
+        rules: RuleSource | None = None,
+        **kwargs: Any,
+    ) -> list[Attribution]:
+        """One attribution per condition (see :meth:`explain`), all from one forward pass.
+
+        Raises:
+            LatentError: for a condition that does not fit its module's output; else as :meth:`explain`.
+        """
+        return self._explain(args, kwargs, target, at, conditions, rules)
+
+    def _explain(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Target,
+        at: str | Iterable[str],
+        conditions: Sequence[Condition],
+        rules: RuleSource | None,
+    ) -> list[Attribution]:
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         conversion, call = self._conversion(args, kwargs)
-        patterns = (at,) if isinstance(at, str) else tuple(at)
-        sweeper = conversion.sweeper(ruleset, patterns)
+        places = dict.fromkeys(((at,) if isinstance(at, str) else tuple(at)) + tuple(p for c in conditions for p in c))
+        sweeper = conversion.sweeper(ruleset, tuple(places))
         with self._named_failures(conversion, call):
-            return sweeper.explain(call, target)
+            return sweeper.explain_under(call, target, conditions)
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""

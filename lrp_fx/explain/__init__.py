@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,17 +16,18 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Source
 from lrp_fx.capture import Call, Captured
-from lrp_fx.errors import InputError, NumericalError, TargetError, locate
+from lrp_fx.errors import InputError, LatentError, NumericalError, TargetError, locate
 from lrp_fx.explain import tokens
 from lrp_fx.explain.accounts import Sweep, account
 from lrp_fx.explain.attribution import Attribution
+from lrp_fx.explain.conditions import Condition, under
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
-from lrp_fx.explain.target import Target, select
+from lrp_fx.explain.target import Contrast, Target, select
 from lrp_fx.rewrite import Rewritten, copy_graph
 from lrp_fx.rewrite.ops import nonzero, source
 
-__all__ = ["Attribution", "Entry", "Ledger", "Sweeper", "Target"]
+__all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Sweeper", "Target"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,15 @@ class Sweeper:
             TargetError: when the target does not depend on any input.
             NumericalError: when an output or a relevance is not finite.
         """
+        return self.explain_under(call, target, [{}])[0]
+
+    def explain_under(self, call: Call, target: Target, conditions: Sequence[Condition]) -> list[Attribution]:
+        """Explain one call under several conditions, from one forward pass; the empty condition cuts nothing off.
+
+        Raises:
+            TargetError, NumericalError: as :meth:`explain`.
+            LatentError: for a condition that does not fit the output of its module.
+        """
         plan = self.rewritten.plan
         if not plan.facts.sources:
             raise InputError(
@@ -90,7 +100,31 @@ class Sweeper:
             if not chosen.requires_grad:
                 raise TargetError("the target does not depend on any input that can carry relevance under these rules")
             wanted = [t for t in held if t.requires_grad]
-            grads = torch.autograd.grad(chosen.sum(), [*taps, *wanted], allow_unused=True)
+            every = []
+            for condition in conditions:
+                with under(condition, dict(zip(self.latents, held, strict=True))):
+                    every.append(
+                        torch.autograd.grad(
+                            chosen.sum(), [*taps, *wanted], allow_unused=True, retain_graph=len(conditions) > 1
+                        )
+                    )
+        return [
+            self._attribution(leaves, choose, output, chosen, taps, held, grads, bool(condition))
+            for condition, grads in zip(conditions, every, strict=True)
+        ]
+
+    def _attribution(
+        self,
+        leaves: tuple[Any, ...],
+        choose: Callable[[Any], Tensor],
+        output: Any,
+        chosen: Tensor,
+        taps: Sequence[Tensor],
+        held: Sequence[Tensor],
+        grads: Sequence[Tensor | None],
+        conditional: bool,
+    ) -> Attribution:
+        plan = self.rewritten.plan
         collected = [_times(x, g) for x, g in zip(taps, grads, strict=False)]
         latent_grads = iter(grads[len(taps) :])
         latents = {
@@ -106,7 +140,7 @@ class Sweeper:
             pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
             plan.ruleset.name,
             self._named(plan.facts.sources, collected),
-            lambda: make_ledger(plan, self.account(leaves, choose), owned),
+            _no_ledger if conditional else lambda: make_ledger(plan, self.account(leaves, choose), owned),
         )
 
     def account(self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]) -> Sweep:
@@ -156,6 +190,13 @@ class Sweeper:
             f"relevance is not finite, first at {where}. Remedy: explain in float32 or float64, or override the rule "
             "of that module in the rule set (a larger epsilon, or a rule that does not divide)."
         )
+
+
+def _no_ledger() -> Ledger:
+    raise LatentError(
+        "a conditional explanation has no ledger: what its condition cuts off stays at that layer. "
+        "Explain without condition= for the whole account."
+    )
 
 
 def _times(value: Tensor, gradient: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,23 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import TargetError
 
-Target = int | Tensor | tuple[Any, ...] | Callable[[Any], Tensor] | None
+
+@dataclass(frozen=True)
+class Contrast:
+    """Why this class rather than that one: a difference of logits as the target.
+
+    Attributes:
+        chosen: class index, or a (B,) tensor of them; None for each sample's largest logit.
+        foil: the class it is set against (index or (B,) tensor). None for all others, each weighed by its share of
+            their softmax: z_c - sum_k p_k z_k / (1 - p_c), p held constant (softmax-contrastive, after CLRP, Gu et al.
+            2018). Relevance sums to that difference. Logits that are all negative, as GPT-2's, explain well this way.
+    """
+
+    chosen: int | Tensor | None = None
+    foil: int | Tensor | None = None
+
+
+Target = int | Tensor | tuple[Any, ...] | Callable[[Any], Tensor] | Contrast | None
 
 
 def find_logits(output: Any) -> Tensor:
@@ -48,8 +65,8 @@ def select(output: Any, target: Target, masks: Mapping[str, Tensor]) -> Tensor:
     Args:
         output: the model's output.
         target: None (each sample's largest logit, at the last non-padding position of a sequence), a class index, a
-            (B,) tensor of class indices, a tuple index into the non-batch dimensions (or into all of them: one sample),
-            or a callable.
+            (B,) tensor of class indices, a :class:`Contrast`, a tuple index into the non-batch dimensions (or into all
+            of them: one sample), or a callable.
         masks: inputs whose name says they are padding masks.
 
     Raises:
@@ -58,17 +75,38 @@ def select(output: Any, target: Target, masks: Mapping[str, Tensor]) -> Tensor:
     if callable(target) and not isinstance(target, Tensor):
         return _from_callable(output, target)
     logits = find_logits(output)
+    if isinstance(target, Contrast):
+        return _contrast(_by_class(logits, masks), target)
     if logits.dim() == 0:
         logits = logits.reshape(1)
     if isinstance(target, tuple):
         return _from_tuple(logits, target)
     if logits.dim() == 1:
         return _one_per_sample(logits, target)
+    logits = _by_class(logits, masks)
+    return logits[torch.arange(logits.shape[0], device=logits.device), _classes(logits, target)]
+
+
+def _by_class(logits: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+    """(B, classes): of a sequence, the logits at its last position."""
+    if logits.dim() < 2:
+        raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): nothing to contrast")
     rows = torch.arange(logits.shape[0], device=logits.device)
     while logits.dim() > 2:
         positions = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
         logits = logits[rows, positions]
-    return logits[rows, _classes(logits, target)]
+    return logits
+
+
+def _contrast(logits: Tensor, target: Contrast) -> Tensor:
+    rows = torch.arange(logits.shape[0], device=logits.device)
+    chosen = _classes(logits, target.chosen)
+    if target.foil is not None:
+        return logits[rows, chosen] - logits[rows, _classes(logits, target.foil)]
+    others = logits.detach().index_put((rows, chosen), torch.tensor(-float("inf"), dtype=logits.dtype))
+    shares = torch.softmax(others, -1)
+    weighed = torch.where(shares == 0, 0.0, logits * shares)  # 0 times a masked-out logit of -inf is 0
+    return logits[rows, chosen] - weighed.sum(-1)
 
 
 def _one_per_sample(logits: Tensor, target: Target) -> Tensor:

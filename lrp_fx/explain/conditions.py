@@ -1,0 +1,54 @@
+"""Conditional relevance (CRP, Achtibat et al. 2023, arXiv:2206.03208): only what flows through chosen neurons counts.
+
+A condition names features of module outputs. On the way back, relevance that arrives there at any other feature is cut
+off; what reaches the inputs is the part of the explanation that these neurons carry. The relevances conditioned on the
+neurons of a layer, one by one, add up to the unconditional one, as far as all of it flows through that layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from lrp_fx.errors import LatentError
+
+#: module path -> feature ids (last dimension; dimension 1 of images), or a mask that broadcasts to the output
+Condition = Mapping[str, int | Sequence[int] | Tensor]
+
+
+def kept(path: str, latent: Tensor, wanted: int | Sequence[int] | Tensor) -> Tensor:
+    """The mask of a latent that lets relevance through, 1 or 0 (or the weights that were given).
+
+    Raises:
+        LatentError: for a feature that the module's output does not have, or a mask of another shape.
+    """
+    if isinstance(wanted, Tensor) and (wanted.is_floating_point() or wanted.dtype is torch.bool):
+        try:
+            return wanted.to(latent).expand(latent.shape)
+        except RuntimeError as error:
+            raise LatentError(
+                f"the condition at {path!r} has the shape {tuple(wanted.shape)}, its output {tuple(latent.shape)}"
+            ) from error
+    axis = 1 if latent.dim() > 3 else -1
+    ids = torch.as_tensor(wanted, device=latent.device).reshape(-1)
+    width = latent.shape[axis]
+    if ids.numel() == 0 or bool((ids >= width).any()) or bool((ids < -width).any()):
+        raise LatentError(f"the condition at {path!r} names features {ids.tolist()}: give some of 0 to {width - 1}")
+    mask = torch.zeros(width, dtype=latent.dtype, device=latent.device)
+    mask[ids] = 1
+    return mask.reshape([-1, *[1] * (latent.dim() - 2)] if axis == 1 else [-1]).expand(latent.shape)
+
+
+@contextmanager
+def under(condition: Condition, latents: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within: cotangents at the latents of a condition are cut to what it lets through."""
+    with ExitStack() as hooks:
+        for path, wanted in condition.items():
+            latent = latents[path]
+            if latent.requires_grad:
+                mask = kept(path, latent.detach(), wanted)
+                hooks.callback(latent.register_hook(lambda g, mask=mask: g * mask).remove)
+        yield
