@@ -11,6 +11,8 @@ from transformers import (
     Mamba2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
     RwkvConfig,
@@ -42,6 +44,22 @@ MODELS = {
     "rg-lru": lambda: RecurrentGemmaForCausalLM(
         RecurrentGemmaConfig(
             **SMALL, lru_width=16, num_attention_heads=2, intermediate_size=24, block_types=["recurrent"]
+        )
+    ),
+    "gated delta rule": lambda: Qwen3NextForCausalLM(
+        Qwen3NextConfig(
+            **SMALL,
+            intermediate_size=24,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            num_experts=0,
+            layer_types=["linear_attention"],
+            linear_num_key_heads=1,
+            linear_num_value_heads=2,
+            linear_key_head_dim=8,
+            linear_value_head_dim=8,
+            mlp_only_layers=[0],
         )
     ),
 }

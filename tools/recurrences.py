@@ -114,14 +114,22 @@ def explain(model: nn.Module, length: int, samples: int) -> dict[str, tuple[floa
     return results
 
 
+def earlier(report: Path) -> dict[str, str]:
+    """Rows of an earlier report, by model: ``--only`` replaces some of them."""
+    lines = report.read_text().splitlines() if report.is_file() else []
+    named = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    return {name: line for name, line in named.items() if name in MODELS}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", type=Path, default=Path("docs/recurrences.md"))
     parser.add_argument("--length", type=int, default=32)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seconds", type=float, default=60, help="of training, per model")
-    parser.add_argument("--only", nargs="*", default=list(MODELS))
+    parser.add_argument("--only", nargs="*", default=list(MODELS), help="these models; the report keeps its other rows")
     options = parser.parse_args()
+    rows = earlier(options.report)
     lines = [
         "# Does relevance find the planted token?\n",
         f"Sequences of {options.length} tokens of noise hold one letter behind a marker; at the end the model names it. Every",
@@ -138,9 +146,9 @@ def main() -> None:
         accuracy, steps = train(model, options.length, options.steps, options.seconds)
         results = explain(model, options.length, 32)
         shown = " | ".join(f"{hit:.0%}, {share:.2f}" for hit, share, _ in results.values())
-        lines.append(f"| {name} | {accuracy:.1%} | {steps} | {shown} | {max(b for *_, b in results.values()):.0e} |")
-        print(lines[-1], flush=True)
-        options.report.write_text("\n".join(lines) + "\n")
+        rows[name] = f"| {name} | {accuracy:.1%} | {steps} | {shown} | {max(b for *_, b in results.values()):.0e} |"
+        print(rows[name], flush=True)
+        options.report.write_text("\n".join([*lines, *(rows[m] for m in MODELS if m in rows)]) + "\n")
 
 
 if __name__ == "__main__":
