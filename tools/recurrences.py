@@ -39,6 +39,15 @@ class Recurrent(nn.Module):
         return self.head(self.core(self.embed(input_ids))[0])
 
 
+def slow_to_forget(model: nn.Module) -> nn.Module:
+    """Delta rules begin with decays of up to exp(-16) a step, which keep nothing to learn from; begin near exp(-0.02)."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("A_log"):
+                parameter.fill_(-4.0)
+    return model
+
+
 def language_model(name: str, **sizes: object) -> nn.Module:
     """A causal language model of transformers."""
     common = {"vocab_size": VOCABULARY, "hidden_size": 32, "pad_token_id": 0, "use_cache": False}
@@ -53,11 +62,11 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "Mamba-2": lambda: language_model("Mamba2", num_hidden_layers=2, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=16),
     "RWKV": lambda: language_model("Rwkv", num_hidden_layers=2, attention_hidden_size=32),
     "RG-LRU": lambda: language_model("RecurrentGemma", num_hidden_layers=2, lru_width=32, intermediate_size=64, num_attention_heads=4, block_types=["recurrent"]),
-    "gated delta rule": lambda: language_model(
+    "gated delta rule": lambda: slow_to_forget(language_model(
         "Qwen3Next", num_hidden_layers=2, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
         layer_types=["linear_attention"] * 2, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=16,
         linear_value_head_dim=16, num_experts=0, mlp_only_layers=[0, 1],
-    ),
+    )),
 }  # fmt: skip
 
 

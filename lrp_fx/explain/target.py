@@ -21,7 +21,7 @@ class Contrast:
         chosen: class index, or a (B,) tensor of them; None for each sample's largest logit.
         foil: the class it is set against (index or (B,) tensor). None for all others, each weighed by its share of
             their softmax: z_c - sum_k p_k z_k / (1 - p_c), p held constant (softmax-contrastive, after CLRP, Gu et al.
-            2018). Relevance sums to that difference. Logits that are all negative, as GPT-2's, explain well this way.
+            2018). Relevance sums to that difference, which means something where all logits are negative, too.
     """
 
     chosen: int | Tensor | None = None
