@@ -96,6 +96,9 @@ PART_RULES: dict[str, PartRule] = {
 }
 
 
+BLIND = frozenset({"flat", "w-square", "z-box"})  #: rules that give relevance to inputs that are 0
+
+
 def parameters(rule: str, given: Parameters) -> dict[str, float]:
     """Given parameters over the defaults of a rule.
 

@@ -125,7 +125,7 @@ class Sweeper:
         conditional: bool,
     ) -> Attribution:
         plan = self.rewritten.plan
-        collected = [_times(x, g) for x, g in zip(taps, grads, strict=False)]
+        collected = [_times(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
         latent_grads = iter(grads[len(taps) :])
         latents = {
             path: _times(z, next(latent_grads) if z.requires_grad else None)
@@ -200,7 +200,7 @@ def _no_ledger() -> Ledger:
 
 
 def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
-    return torch.zeros_like(value).detach() if gradient is None else (nonzero(value) * gradient).detach()
+    return torch.zeros_like(value).detach() if gradient is None else (value * gradient).detach()
 
 
 def _usable(value: Any) -> Any:

@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis import Facts, Slot
 from lrp_fx.errors import module_path
 from lrp_fx.optable import OpSpec, op_name
+from lrp_fx.parts import BLIND
 from lrp_fx.plan.products import DENOMINATOR, degree, flatten, is_denominator, is_nonlinear, is_product, is_top, shares
 from lrp_fx.ruleset import Rule, RuleSet
 
@@ -56,6 +57,11 @@ class Plan:
     decisions: dict[Node, Decision] = field(default_factory=dict)
     stopped: dict[Node, str] = field(default_factory=dict)
     differentiable: set[Node] = field(default_factory=set)
+
+    @property
+    def blind(self) -> bool:
+        """Whether an input that is 0 can have relevance."""
+        return any(decision.rule.name in BLIND for decision in self.decisions.values())
 
 
 def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:

@@ -24,7 +24,8 @@ def nonzero(x: Tensor) -> Tensor:
     """
     if x.is_complex() or not x.is_floating_point():
         return x
-    return torch.where(x == 0, math.sqrt(torch.finfo(x.dtype).tiny), x)
+    smallest = torch.finfo(x.dtype).tiny
+    return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: its subnormal
 
 
 def stabilised(z: Tensor, epsilon: float) -> Tensor:

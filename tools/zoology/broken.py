@@ -38,8 +38,12 @@ BROKEN: dict[str, tuple[set[str], Mapping[str, Any]]] = {
 
 
 def _present(case: Case) -> set[str]:
+    """Roles, and operators, that relevance flows through under the rule set that the check runs on.
+
+    Under cp_lrp none flows through a gate: a derivative that is wrong there is no fault.
+    """
     built = case.build()
-    xmodel = lrp_fx.convert(built.model, *built.args, **built.inputs)
+    xmodel = lrp_fx.convert(built.model, *built.args, **built.inputs, rules="cp_lrp")
     decisions = xmodel._current.under(xmodel.ruleset).plan.decisions
     return {d.role for d in decisions.values()} | {op_name(n) for n in decisions if len(decisions[n].live) > 0}
 
