@@ -42,6 +42,7 @@ class Account:
         runs: (share, sign, operator, args, kwargs, name of the input) of each run.
         outputs: its floating output tensors, with the cotangent of each.
         passed: relevance that its rule handed to its operands.
+        blind: whether tensors that are 0 can have relevance (rules that look at weights alone).
     """
 
     node: Node
@@ -51,6 +52,7 @@ class Account:
     runs: list[LayerRun] = field(default_factory=list)
     outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     passed: float = 0.0
+    blind: bool = False
 
     def arrive(self, output: Tensor, cotangent: Tensor | None) -> None:
         """Record the total cotangent of one output (None where nothing came back to it)."""
@@ -60,12 +62,16 @@ class Account:
     def receive(self, operand: Tensor, cotangent: Tensor | None) -> None:
         """Record what the rule passed to one operand."""
         if cotangent is not None:
-            self.passed += safe_dot(operand.detach(), cotangent)
+            self.passed += safe_dot(self.seen(operand.detach()), cotangent)
+
+    def seen(self, value: Tensor) -> Tensor:
+        """``value`` as relevance is computed from it."""
+        return nonzero(value) if self.blind else value
 
     @property
     def arrived(self) -> float:
         """Relevance that arrived: sum of output times cotangent."""
-        return sum(safe_dot(y, g) for y, g in self.outputs)
+        return sum(safe_dot(self.seen(y), g) for y, g in self.outputs)
 
     @property
     def magnitude(self) -> float:
@@ -77,7 +83,7 @@ def safe_dot(value: Tensor, cotangent: Tensor) -> float:
     """Sum of value * cotangent in double precision, 0 where the cotangent is 0 (a mask of -inf never contributes)."""
     if value.is_complex():  # autograd's inner product of complex tensors is that of their real views
         return safe_dot(torch.view_as_real(value), torch.view_as_real(cotangent))
-    product = nonzero(value).double() * cotangent.double()
+    product = value.double() * cotangent.double()
     return float(torch.where(cotangent == 0, 0.0, product).sum())
 
 
@@ -95,6 +101,7 @@ class Accountant(fx.Interpreter):
         self.sources: dict[Node, Tensor] = {}
         self.first_bad: Node | None = None
         self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.facts.sources}
+        self._blind = rewritten.plan.blind
         self._aliases: dict[tuple[Node, Node], Any] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -109,7 +116,7 @@ class Accountant(fx.Interpreter):
         return result
 
     def _run_owned(self, n: Node, owner: Node) -> Any:
-        account = self.accounts.setdefault(owner, Account(owner))
+        account = self.accounts.setdefault(owner, Account(owner, blind=self._blind))
 
         def fetch(operand: Node) -> Any:
             val = self.env[operand]

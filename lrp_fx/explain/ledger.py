@@ -122,15 +122,8 @@ def make_ledger(plan: Plan, sweep: Sweep, owned: Mapping[Node, float] | None = N
 
 def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
     source = next(s for s in plan.facts.sources if s.node is node)
-    return Entry(
-        "input",
-        source.name,
-        "input",
-        module_path(node),
-        node.name,
-        safe_dot(x, g),
-        ((nonzero(x) if plan.blind else x) * g).detach(),
-    )
+    x = nonzero(x) if plan.blind else x
+    return Entry("input", source.name, "input", module_path(node), node.name, safe_dot(x, g), (x * g).detach())
 
 
 def absorbed(plan: Plan, account: Account) -> list[Entry]:
