@@ -40,7 +40,7 @@ MODELS = {
     "mamba2": lambda: Mamba2ForCausalLM(
         Mamba2Config(**SMALL, state_size=4, num_heads=4, head_dim=8, n_groups=1, chunk_size=64)
     ),
-    "rwkv": lambda: RwkvForCausalLM(RwkvConfig(**SMALL, attention_hidden_size=16)),
+    "rwkv": lambda: RwkvForCausalLM(RwkvConfig(**SMALL | {"num_hidden_layers": 2}, attention_hidden_size=16)),
     "rg-lru": lambda: RecurrentGemmaForCausalLM(
         RecurrentGemmaConfig(
             **SMALL, lru_width=16, num_attention_heads=2, intermediate_size=24, block_types=["recurrent"]
