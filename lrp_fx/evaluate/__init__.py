@@ -1,0 +1,1 @@
+"""Evaluation: how faithful explanations are, measured; baselines through the same interface."""

@@ -1,0 +1,155 @@
+"""What an evaluation needs to know of a model: its inputs, what is explained, and what a feature is.
+
+A *feature* is what an explanation ranks and an experiment takes away: a token, a patch of an image. Methods give one
+number per feature, ``(B, F)``; metrics see nothing else of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lrp_fx.errors import InputError
+from lrp_fx.explain.target import select
+
+#: (B,) class or token ids, or indices into the output's non-batch dimensions, (B,) each
+Targets = Tensor | tuple[Tensor, ...]
+
+
+class Features(Protocol):
+    """What the features of an input are."""
+
+    input: str
+
+    def pool(self, relevance: Tensor) -> Tensor:
+        """Relevance of that input, in the shape ``Attribution.relevance`` gives it, -> (B, F)."""
+
+    def perturb(self, inputs: Mapping[str, Tensor], flipped: Tensor) -> dict[str, Tensor]:
+        """The inputs with the features in ``flipped``, (B, F) bool, taken away."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Every position of a sequence of token ids is a feature; a token is taken away by putting another in its place.
+
+    Attributes:
+        replacement: id of the token put there (a mask, padding or unknown token).
+        input: name of the input.
+    """
+
+    replacement: int
+    input: str = "input_ids"
+
+    def pool(self, relevance: Tensor) -> Tensor:
+        """(B, S) as it is."""
+        return relevance
+
+    def perturb(self, inputs: Mapping[str, Tensor], flipped: Tensor) -> dict[str, Tensor]:
+        """Replace the tokens in ``flipped``."""
+        return {**inputs, self.input: inputs[self.input].masked_fill(flipped, self.replacement)}
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Square patches of a (B, C, H, W) image are features, row by row; one is taken away by filling it.
+
+    Attributes:
+        size: side of a patch in pixels; it divides height and width.
+        fill: what takes its place: a value per channel, or None for the mean of each image's channel.
+        input: name of the input.
+    """
+
+    size: int
+    fill: tuple[float, ...] | None = None
+    input: str = "x"
+
+    def pool(self, relevance: Tensor) -> Tensor:
+        """Sum over the pixels and channels of each patch."""
+        return F.avg_pool2d(relevance.sum(1, keepdim=True), self.size).flatten(1) * self.size**2
+
+    def perturb(self, inputs: Mapping[str, Tensor], flipped: Tensor) -> dict[str, Tensor]:
+        """Fill the patches in ``flipped``."""
+        image = inputs[self.input]
+        rows, columns = image.shape[2] // self.size, image.shape[3] // self.size
+        mask = flipped.view(-1, 1, rows, columns)
+        mask = mask.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3)
+        if self.fill is None:
+            fill = image.mean((2, 3), keepdim=True)
+        else:
+            fill = image.new_tensor(self.fill).view(1, -1, 1, 1)
+        return {**inputs, self.input: torch.where(mask, fill, image)}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples of a task: see :class:`Task` for the fields."""
+
+    inputs: dict[str, Tensor]
+    target: Targets
+    eligible: Tensor
+    annotated: Tensor | None
+
+    def __len__(self) -> int:
+        return self.eligible.shape[0]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A model with samples to explain.
+
+    Attributes:
+        name: what tables call it.
+        model: the model, in evaluation mode.
+        inputs: its inputs by keyword, all samples stacked, (N, ...) each.
+        target: (N,) class or token ids (of a sequence of logits, at the last position that is not padding), or a tuple
+            of (N,) indices into the output's further dimensions: (positions, token ids).
+        features: what is ranked and taken away.
+        eligible: (N, F) bool: features that are ever taken away (no start token, no padding); all where None.
+        annotated: (N, F) bool: features that are known to hold the answer.
+    """
+
+    name: str
+    model: nn.Module
+    inputs: Mapping[str, Tensor]
+    target: Targets
+    features: Features
+    eligible: Tensor | None = None
+    annotated: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {k: v.shape[0] for k, v in self.inputs.items()}
+        if len(set(sizes.values())) != 1 or 0 in sizes.values():
+            raise InputError(f"task {self.name!r}: inputs need one and the same number of samples, not {sizes}")
+        if self.features.input not in self.inputs:
+            raise InputError(f"task {self.name!r} has no input {self.features.input!r}, but {', '.join(self.inputs)}")
+
+    def __len__(self) -> int:
+        return next(iter(self.inputs.values())).shape[0]
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """The samples in order, ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size))
+
+    def batch(self, rows: slice | Tensor) -> Batch:
+        """The samples ``rows``."""
+        inputs = {k: v[rows] for k, v in self.inputs.items()}
+        target = tuple(t[rows] for t in self.target) if isinstance(self.target, tuple) else self.target[rows]
+        if self.eligible is not None:
+            eligible = self.eligible[rows]
+        else:
+            value = inputs[self.features.input]
+            eligible = torch.ones_like(self.features.pool(torch.ones(value.shape)), dtype=torch.bool)
+        annotated = None if self.annotated is None else self.annotated[rows]
+        return Batch(inputs, target, eligible, annotated)
+
+    def score(self, inputs: Mapping[str, Tensor], target: Targets) -> Tensor:
+        """(B,) explained values of the model on ``inputs``, without gradients."""
+        masks = {n: v for n, v in inputs.items() if "mask" in n and v.dim() == 2}
+        with torch.no_grad():
+            return select(self.model(**inputs), target, masks)
