@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import fx
 from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
+from lrp_fx.capture.attention import write_out_attention
 from lrp_fx.errors import CaptureError, InputError, locate
 from lrp_fx.explain import Attribution, Condition, Sweeper, Target
+from lrp_fx.explain.latents import looks_inside
 from lrp_fx.optable import OpTable
 from lrp_fx.plan import make_plan
 from lrp_fx.report import Report, make_report
@@ -46,10 +49,19 @@ class Conversion:
 
     def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The rewritten graph, tapped at its sources and at ``at``."""
+        return (self.written_out if looks_inside(at) else self)._tapped(ruleset, at)
+
+    def _tapped(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         key = (ruleset.key, at)
         if key not in self.sweepers:
             self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
         return self.sweepers[key]
+
+    @cached_property
+    def written_out(self) -> Conversion:
+        """The same capture with every fused attention written out."""
+        captured = write_out_attention(self.captured)
+        return Conversion(captured, analyse(captured.graph_module.graph, self.facts.ops))
 
 
 class ExplainableModule(torch.nn.Module):
@@ -110,16 +122,17 @@ class ExplainableModule(torch.nn.Module):
         rules: RuleSource | None = None,
         **kwargs: Any,
     ) -> Attribution:
-        """Relevance of every input, and of the outputs of the modules named by ``at``, for one scalar per sample.
+        """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
 
         Args:
             *args: the model's inputs.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
                 class or token id, a (B,) tensor of them, a :class:`lrp_fx.Contrast` of two classes, a tuple index into
                 the output's non-batch dimensions, or a callable from the output to (B,) scalars.
-            at: module paths or globs, ``"model.layers.*.mlp"``.
+            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes into them, ``"*.down_proj@input"``;
+                parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; heads apart).
             condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
-                these modules (CRP, arXiv:2206.03208).
+                these tensors (CRP, arXiv:2206.03208); of parts of attention the features are heads.
             rules: another rule set than the one the model was converted with.
             **kwargs: the model's inputs.
 

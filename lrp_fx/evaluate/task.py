@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from lrp_fx.errors import InputError
 from lrp_fx.explain.target import select
+from lrp_fx.module import ExplainableModule, convert
 
 #: (B,) class or token ids, or indices into the output's non-batch dimensions, (B,) each
 Targets = Tensor | tuple[Tensor, ...]
@@ -78,10 +80,8 @@ class Patches:
         rows, columns = image.shape[2] // self.size, image.shape[3] // self.size
         mask = flipped.view(-1, 1, rows, columns)
         mask = mask.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3)
-        if self.fill is None:
-            fill = image.mean((2, 3), keepdim=True)
-        else:
-            fill = image.new_tensor(self.fill).view(1, -1, 1, 1)
+        mean = self.fill is None
+        fill = image.mean((2, 3), keepdim=True) if mean else image.new_tensor(self.fill).view(1, -1, 1, 1)
         return {**inputs, self.input: torch.where(mask, fill, image)}
 
 
@@ -130,6 +130,11 @@ class Task:
 
     def __len__(self) -> int:
         return next(iter(self.inputs.values())).shape[0]
+
+    @cached_property
+    def converted(self) -> ExplainableModule:
+        """The model, converted once for all methods; it captures at its first call."""
+        return convert(self.model)
 
     def batches(self, size: int) -> Iterator[Batch]:
         """The samples in order, ``size`` at a time."""

@@ -49,7 +49,7 @@ class Sweeper:
     @classmethod
     def build(cls, captured: Captured, rewritten: Rewritten, at: Iterable[str]) -> Sweeper:
         """Tap the rewritten graph at its sources and at the modules named by ``at``."""
-        latents = find_latents(captured.graph_module.graph, at)
+        latents = find_latents(captured.graph_module.graph, rewritten.plan.facts, at)
         graph, mapping = copy_graph(rewritten.graph_module.graph)
         graph._codegen = CodeGen()
         taps = []
@@ -200,7 +200,10 @@ def _no_ledger() -> Ledger:
 
 
 def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
-    return torch.zeros_like(value).detach() if gradient is None else (value * gradient).detach()
+    if gradient is None:
+        return torch.zeros_like(value).detach()
+    product = (value * gradient).detach()
+    return torch.where(gradient == 0, torch.zeros_like(product), product)  # a score of -inf under a mask has none
 
 
 def _usable(value: Any) -> Any:
