@@ -129,7 +129,7 @@ class ExplainableModule(torch.nn.Module):
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
                 class or token id, a (B,) tensor of them, a :class:`lrp_fx.Contrast` of two classes, a tuple index into
                 the output's non-batch dimensions, or a callable from the output to (B,) scalars.
-            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes into them, ``"*.down_proj@input"``;
+            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes in, ``"*.down_proj@input"``;
                 parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; heads apart).
             condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
                 these tensors (CRP, arXiv:2206.03208); of parts of attention the features are heads.
