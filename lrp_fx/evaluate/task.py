@@ -97,6 +97,17 @@ class Batch:
     def __len__(self) -> int:
         return self.eligible.shape[0]
 
+    def part(self, rows: slice | Tensor) -> Batch:
+        """The samples ``rows``."""
+        annotated = None if self.annotated is None else self.annotated[rows]
+        inputs = {k: v[rows] for k, v in self.inputs.items()}
+        return Batch(inputs, pick(self.target, rows), self.eligible[rows], annotated)
+
+
+def pick(target: Targets, rows: slice | Tensor) -> Targets:
+    """The targets of the samples ``rows``."""
+    return tuple(t[rows] for t in target) if isinstance(target, tuple) else target[rows]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -144,14 +155,13 @@ class Task:
     def batch(self, rows: slice | Tensor) -> Batch:
         """The samples ``rows``."""
         inputs = {k: v[rows] for k, v in self.inputs.items()}
-        target = tuple(t[rows] for t in self.target) if isinstance(self.target, tuple) else self.target[rows]
         if self.eligible is not None:
             eligible = self.eligible[rows]
         else:
             value = inputs[self.features.input]
             eligible = torch.ones_like(self.features.pool(torch.ones(value.shape)), dtype=torch.bool)
         annotated = None if self.annotated is None else self.annotated[rows]
-        return Batch(inputs, target, eligible, annotated)
+        return Batch(inputs, pick(self.target, rows), eligible, annotated)
 
     def score(self, inputs: Mapping[str, Tensor], target: Targets) -> Tensor:
         """(B,) explained values of the model on ``inputs``, without gradients."""
