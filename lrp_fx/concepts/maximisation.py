@@ -188,6 +188,7 @@ def reference(
     neuron: int,
     *,
     at: str | None = None,
+    top: int | None = None,
     rules: RuleSource | None = None,
 ) -> list[Reference]:
     """Explain why the top samples of a neuron rank high there, best first.
@@ -196,12 +197,20 @@ def reference(
     it. Ranked by activation: the relevance of the inputs for the neuron's own activation, summed over positions or at
     the position of the largest, as it was pooled.
 
+    Args:
+        xmodel: the converted model.
+        collection: what :func:`collect` found.
+        neuron: feature of the latent.
+        at: the latent; may be left out where there is one.
+        top: how many samples; all that were kept where None.
+        rules: another rule set than the converted one.
+
     Raises:
         LatentError: for a latent or a neuron that was not collected.
     """
     path = collection.latent(at)
     explained = []
-    for hit in collection.top(neuron, path):
+    for hit in collection.top(neuron, path)[:top]:
         inputs = hit.sample.inputs
         if collection.by == "relevance":
             sample = xmodel.explain(**inputs, target=hit.sample.target, condition={path: neuron}, rules=rules)
