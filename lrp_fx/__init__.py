@@ -1,6 +1,6 @@
 """lrp_fx: a PyTorch FX compiler for Layer-wise Relevance Propagation (AttnLRP, ICML 2024, arXiv:2402.05602)."""
 
-from lrp_fx import errors
+from lrp_fx import concepts, errors
 from lrp_fx.explain import Attribution, Contrast, Ledger
 from lrp_fx.module import ExplainableModule, convert
 from lrp_fx.optable import OpTable, register_op
@@ -13,6 +13,7 @@ __all__ = [
     "Ledger",
     "OpTable",
     "RuleSet",
+    "concepts",
     "convert",
     "errors",
     "register_op",
