@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from lrp_fx.evaluate.grad_cam import grad_cam
 from lrp_fx.evaluate.measure import evaluate
 from lrp_fx.evaluate.methods import (
     Explainer,
@@ -18,12 +19,14 @@ from lrp_fx.evaluate.occlusion import kernel_shap, leave_one_out
 from lrp_fx.evaluate.perturbation import Curves, perturbation
 from lrp_fx.evaluate.randomisation import randomisation
 from lrp_fx.evaluate.results import Results
+from lrp_fx.evaluate.rollout import atman, attention_rollout, gradient_rollout
 from lrp_fx.evaluate.task import Batch, Features, Patches, Task, Tokens
 
 BASELINES = {
     m.name: m
     for m in (
-        random(), gradient(), input_x_gradient(), smoothgrad(), integrated_gradients(), kernel_shap(), leave_one_out(),
+        random(), gradient(), input_x_gradient(), smoothgrad(), integrated_gradients(), grad_cam(),
+        attention_rollout(), gradient_rollout(), atman(), kernel_shap(), leave_one_out(),
     )
 }  # fmt: skip
 
@@ -55,9 +58,13 @@ __all__ = [
     "Task",
     "Tokens",
     "Trial",
+    "atman",
+    "attention_rollout",
     "evaluate",
     "find_methods",
+    "grad_cam",
     "gradient",
+    "gradient_rollout",
     "input_x_gradient",
     "integrated_gradients",
     "kernel_shap",

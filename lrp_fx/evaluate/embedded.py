@@ -6,7 +6,9 @@ name. A captured graph knows where input enters, so that they work on any model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Source
-from lrp_fx.capture import Call, Captured
+from lrp_fx.capture import Captured
 from lrp_fx.errors import InputError
 from lrp_fx.evaluate.task import Batch, Task
 from lrp_fx.explain.target import select
@@ -44,13 +46,14 @@ class Embedded:
     cut: fx.GraphModule
 
     @classmethod
-    def build(cls, conversion: Conversion, name: str, layer: Node | None = None) -> Embedded:
+    def build(cls, conversion: Conversion, name: str, watched: Mapping[str, Node] | None = None) -> Embedded:
         """Cut at the sources of the input called ``name``.
 
         Args:
             conversion: what to cut.
             name: name of the input.
-            layer: a captured node that becomes the output of a submodule ``layer`` of ``cut``, to be hooked.
+            watched: captured nodes that become outputs of submodules of ``cut``, by the names of these: forward hooks
+                there read their values or replace them.
 
         Raises:
             InputError: when that input has no source: nothing differentiable depends on it.
@@ -61,7 +64,7 @@ class Embedded:
         if not sources:
             raise InputError(f"input {name!r} has no gradient: it is neither floating nor picks rows of a table")
         reader, copies = _read(captured, sources)
-        return cls(conversion, sources, reader, copies, _cut(captured, sources, layer))
+        return cls(conversion, sources, reader, copies, _cut(captured, sources, watched or {}))
 
     @property
     def captured(self) -> Captured:
@@ -105,25 +108,27 @@ def _read(captured: Captured, sources: Sequence[Source]) -> tuple[fx.GraphModule
     return fx.GraphModule(captured.graph_module, graph, class_name="SourceReader"), copies
 
 
-def _cut(captured: Captured, sources: Sequence[Source], layer: Node | None) -> fx.GraphModule:
+def _cut(captured: Captured, sources: Sequence[Source], watched: Mapping[str, Node]) -> fx.GraphModule:
     graph, copies = copy_graph(captured.graph_module.graph)
     graph._codegen = CodeGen()
-    root = torch.nn.Module()
-    root.__dict__.update(captured.graph_module.__dict__ | {"_modules": dict(captured.graph_module._modules)})
-    if layer is not None:
-        root.layer = torch.nn.Identity()
-        with graph.inserting_after(copies[layer]):
-            hooked = graph.call_module("layer", (copies[layer],))
-        copies[layer].replace_all_uses_with(hooked, delete_user_cb=lambda user: user is not hooked)
     first = next(iter(graph.nodes))
     for position, item in enumerate(sources):
         with graph.inserting_before(first):
             entry = graph.placeholder(f"source_{position}")
         entry.meta = dict(copies[item.node].meta)
         copies[item.node].replace_all_uses_with(entry)
-    graph.eliminate_dead_code()
-    graph.lint()
-    return fx.GraphModule(root, graph, class_name="EmbeddedGraph")
+    module = fx.GraphModule(captured.graph_module, graph, class_name="EmbeddedGraph")
+    copied = dict(zip(graph.nodes, module.graph.nodes, strict=True))
+    for name, node in watched.items():
+        module.add_submodule(name, torch.nn.Identity())
+        place = copied[copies[node]]
+        with module.graph.inserting_after(place):
+            seen = module.graph.call_module(name, (place,))
+        place.replace_all_uses_with(seen, delete_user_cb=functools.partial(operator.is_not, seen))
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return module
 
 
 @dataclass(frozen=True)
@@ -143,23 +148,41 @@ class Point:
     env: dict[Node, Any]
 
 
+#: the part of a capture that a method looks at, and what it watches there; None where there is no such thing
+View = Callable[[Conversion], "tuple[Conversion, Mapping[str, Node]] | None"]
+
+
+def whole(conversion: Conversion) -> tuple[Conversion, Mapping[str, Node]]:
+    """The view of a method that watches nothing."""
+    return conversion, {}
+
+
 @dataclass(frozen=True)
 class Embedder:
     """Embeds batches of one task, each capture of its model cut once."""
 
     task: Task
+    view: View = whole
     _cuts: dict[int, Embedded] = field(default_factory=dict, repr=False)
 
-    def conversion(self, batch: Batch) -> tuple[Conversion, Call]:
-        """The capture that serves ``batch``."""
-        return self.task.converted._conversion((), dict(batch.inputs))
+    def applies(self) -> bool:
+        """Whether the model has what the view looks for."""
+        conversion, _ = self.task.converted._conversion((), dict(self.task.batch(slice(0, 2)).inputs))
+        return self.view(conversion) is not None
 
     def point(self, batch: Batch) -> Point:
-        """The samples of ``batch`` at the sources."""
-        conversion, call = self.conversion(batch)
+        """The samples of ``batch`` at the sources.
+
+        Raises:
+            InputError: when the capture that serves this batch lacks what the view looks for.
+        """
+        conversion, call = self.task.converted._conversion((), dict(batch.inputs))
         key = id(conversion)  # alive as long as the task's converted model is
         if key not in self._cuts:
-            self._cuts[key] = Embedded.build(conversion, self.task.features.input)
+            seen = self.view(conversion)
+            if seen is None:
+                raise InputError(f"task {self.task.name!r}: a capture of the model lacks what this method looks at")
+            self._cuts[key] = Embedded.build(seen[0], self.task.features.input, seen[1])
         embedded = self._cuts[key]
         values, env = embedded.read(call.leaves)
         targets = batch.target if isinstance(batch.target, tuple) else (batch.target,)
