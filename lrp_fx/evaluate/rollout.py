@@ -8,6 +8,7 @@ features: tokens are positions; an image's patches are the last positions of the
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -27,9 +28,7 @@ from lrp_fx.module import Conversion
 def attention_rollout() -> Method:
     """Attention rollout (Abnar and Zuidema, arXiv:2005.00928): the product over the layers of (A + I) / 2, A the mean
     over heads; it knows no target beyond the positions that the explained value reads (see :func:`_read_at`)."""
-    return _rolled(
-        "attention_rollout", lambda weights, gradient: weights.mean(1), lambda state, mixed: (state + mixed) / 2
-    )
+    return _rolled("attention_rollout", lambda weights, _: weights.mean(1), lambda state, mixed: (state + mixed) / 2)
 
 
 def gradient_rollout() -> Method:
@@ -85,13 +84,13 @@ def atman(factor: float = 0.9, limit: int | None = None) -> Method:
             point = embedder.point(batch)
             with torch.no_grad():
                 shapes: list[torch.Size] = []
-                with _hooks(point.embedded, lambda name, scores: shapes.append(scores.shape)):
+                with _hooks(point.embedded, lambda scores: shapes.append(scores.shape)):
                     whole = point.embedded.explained(*point.values, *point.rest)
                 drops = []
                 for position in range(shapes[0][-1]):
                     scale = torch.ones(shapes[0][-1], dtype=whole.dtype)
                     scale[position] = 1 - factor
-                    with _hooks(point.embedded, lambda name, scores, scale=scale: _suppressed(scores, scale)):
+                    with _hooks(point.embedded, functools.partial(_suppressed, scale)):
                         drops.append(whole - point.embedded.explained(*point.values, *point.rest))
             return to_features(task, batch, torch.stack(drops, 1))
 
@@ -100,7 +99,7 @@ def atman(factor: float = 0.9, limit: int | None = None) -> Method:
     return Method("atman", prepare, limit=limit)
 
 
-def _suppressed(scores: Tensor, scale: Tensor) -> Tensor:
+def _suppressed(scale: Tensor, scores: Tensor) -> Tensor:
     return scores * scale if scores.shape[-1] == len(scale) else scores
 
 
@@ -142,7 +141,7 @@ def _rolls(task: Task, embedder: Embedder) -> bool:
     batch = task.batch(slice(0, 2))
     point = embedder.point(batch)
     shapes: list[torch.Size] = []
-    with torch.no_grad(), _hooks(point.embedded, lambda name, value: shapes.append(value.shape)):
+    with torch.no_grad(), _hooks(point.embedded, lambda value: shapes.append(value.shape)):
         point.embedded.explained(*point.values, *point.rest)
     value = batch.inputs[task.features.input]
     length = shapes[0][-1]
@@ -152,21 +151,15 @@ def _rolls(task: Task, embedder: Embedder) -> bool:
 
 
 @contextlib.contextmanager
-def _hooks(embedded: Embedded, see: Callable[[str, Tensor], Any]) -> Iterator[None]:
+def _hooks(embedded: Embedded, see: Callable[[Tensor], Any]) -> Iterator[None]:
     """Call ``see`` with the value at every watched attention; what it returns, if a tensor, takes its place."""
 
-    def hook(name: str) -> Callable[..., Any]:
-        def seen(module: object, inputs: object, output: Tensor) -> Tensor | None:
-            found = see(name, output)
-            return found if isinstance(found, Tensor) else None
+    def hook(module: object, inputs: object, output: Tensor) -> Tensor | None:
+        found = see(output)
+        return found if isinstance(found, Tensor) else None
 
-        return seen
-
-    handles = [
-        module.register_forward_hook(hook(name))
-        for name, module in embedded.cut.named_children()
-        if name.startswith("site_")
-    ]
+    sites = [module for name, module in embedded.cut.named_children() if name.startswith("site_")]
+    handles = [module.register_forward_hook(hook) for module in sites]
     try:
         yield
     finally:
@@ -183,7 +176,7 @@ def _weights(point: Point, size: int) -> tuple[list[Tensor], list[Tensor], Tenso
     last = point.embedded.cut.get_submodule("mixed")
     handle = last.register_forward_hook(lambda module, inputs, output: mixed.append(output))
     try:
-        with _hooks(point.embedded, lambda name, weights: seen.append(weights)), torch.enable_grad():
+        with _hooks(point.embedded, seen.append), torch.enable_grad():
             chosen = point.embedded.explained(*leaves, *point.rest)
     finally:
         handle.remove()
