@@ -26,7 +26,9 @@ Targets = Tensor | tuple[Tensor, ...]
 class Features(Protocol):
     """What the features of an input are."""
 
-    input: str
+    @property
+    def input(self) -> str:
+        """Name of the input."""
 
     def pool(self, relevance: Tensor) -> Tensor:
         """Relevance of that input, in the shape ``Attribution.relevance`` gives it, -> (B, F)."""
