@@ -19,6 +19,9 @@ from lrp_fx.parts import PART_RULES, parameters
 #: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
 LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
 
+#: roles that a rule set need not have a rule for: layers are then "linear", position tables constants
+OPTIONAL = (*LAYERS, "position")
+
 #: role -> rules that exist for it
 ROLES: dict[str, tuple[str, ...]] = {
     "linear": ("epsilon", "gradient", "stop"),
@@ -31,6 +34,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "nonlinearity": ("identity", "gradient", "guided-backprop", "deconvnet", "stop"),
     "normalization": ("identity", "gradient", "stop"),
     "softmax": ("taylor", "gradient", "stop"),
+    "position": ("uniform", "stop"),
 }
 
 
@@ -168,7 +172,7 @@ class RuleSet:
         base = cls.load(document["base"]) if "base" in document else None
         rules = dict(base.rules) if base else {}
         rules |= {role: _rule(role, value, where) for role, value in document.get("rules", {}).items()}
-        missing = [role for role in ROLES if role not in rules and role not in LAYERS]
+        missing = [role for role in ROLES if role not in rules and role not in OPTIONAL]
         if missing:
             raise RuleSetError(
                 f'{where}: no rule for role(s) {", ".join(missing)}; add them or start from base = "attnlrp"'
@@ -191,7 +195,7 @@ class RuleSet:
         Of several roles (a layer's, the narrowest first) the first that has a rule counts.
         """
         roles = (role,) if isinstance(role, str) else role
-        chosen = next(self.rules[r] for r in roles if r in self.rules)
+        chosen = next((self.rules[r] for r in roles if r in self.rules), Rule("stop"))
         for pattern, table in self.overrides.items():
             matches = op == pattern[3:] if pattern.startswith("op:") else fnmatchcase(path, pattern)
             if matches and any(r in table for r in roles):

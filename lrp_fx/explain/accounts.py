@@ -100,7 +100,7 @@ class Accountant(fx.Interpreter):
         self.accounts: dict[Node, Account] = {}
         self.sources: dict[Node, Tensor] = {}
         self.first_bad: Node | None = None
-        self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.facts.sources}
+        self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.sources}
         self._blind = rewritten.plan.blind
         self._aliases: dict[tuple[Node, Node], Any] = {}
 
