@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis import Facts, Slot, Source
 from lrp_fx.errors import module_path
 from lrp_fx.optable import OpSpec, op_name
-from lrp_fx.parts import BLIND
+from lrp_fx.parts import BLIND, PART_RULES
 from lrp_fx.plan.products import DENOMINATOR, degree, flatten, is_denominator, is_nonlinear, is_product, is_top, shares
 from lrp_fx.ruleset import Rule, RuleSet
 
@@ -68,7 +68,10 @@ class Plan:
     @property
     def blind(self) -> bool:
         """Whether an input that is 0 can have relevance."""
-        return any(decision.rule.name in BLIND for decision in self.decisions.values())
+        return any(
+            decision.rule.name in BLIND or (decision.rule.name in PART_RULES and node in self.facts.thresholds)
+            for node, decision in self.decisions.items()
+        )
 
 
 def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
