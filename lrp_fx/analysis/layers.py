@@ -1,8 +1,8 @@
 """Layers with weights: which nodes they are, of what kind, and which normalization over the batch belongs to them.
 
-Behind a layer, a normalization only scales and shifts its output. In front of it, with a ReLU between the two, it scales
-and shifts a threshold: relu(a z + b) = a max(z, -b/a) + b for a > 0, and a min(z, -b/a) + b for a < 0 (Pahde et al. 2022,
-arXiv:2211.17174). Either way rules that look at the signs of weights and inputs see one layer.
+Behind a layer, a normalization only scales and shifts its output. In front of it, with a ReLU between the two, it
+scales and shifts a threshold: relu(a z + b) = a max(z, -b/a) + b for a > 0, and a min(z, -b/a) + b for a < 0 (Pahde et
+al. 2022, arXiv:2211.17174). Either way rules that look at the signs of weights and inputs see one layer.
 """
 
 from __future__ import annotations
