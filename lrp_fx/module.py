@@ -57,6 +57,14 @@ class Conversion:
             self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
         return self.sweepers[key]
 
+    def forget(self, key: str) -> None:
+        """Drop what was made for a rule set's key."""
+        self.rewritten.pop(key, None)
+        for tapped in [k for k in self.sweepers if k[0] == key]:
+            del self.sweepers[tapped]
+        if "written_out" in self.__dict__:
+            self.written_out.forget(key)
+
     @cached_property
     def written_out(self) -> Conversion:
         """The same capture with every fused attention written out."""
@@ -172,6 +180,12 @@ class ExplainableModule(torch.nn.Module):
         sweeper = conversion.sweeper(ruleset, tuple(places))
         with self._named_failures(conversion, call):
             return sweeper.explain_under(call, target, conditions)
+
+    def forget(self, rules: RuleSource) -> None:
+        """Drop the graphs that were made for a rule set, where many are tried."""
+        key = RuleSet.load(rules).key
+        for conversion in (c for served in self._conversions.values() for c in served):
+            conversion.forget(key)
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
