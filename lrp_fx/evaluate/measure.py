@@ -42,9 +42,12 @@ def evaluate(
         progress: whether to show a progress bar.
 
     Raises:
-        InputError: for an unknown metric, a sample without eligible features, or relevance of another shape.
+        InputError: for no method, an unknown metric, a sample without eligible features, or relevance of another shape.
         NumericalError: for relevance that is not finite.
     """
+    methods = list(methods)
+    if not methods:
+        raise InputError("there is no method to evaluate: choose among METHODS, or make one with lrp(rules)")
     unknown = [m for m in metrics if isinstance(m, str) and m not in METRICS and m != "randomisation"]
     if unknown:
         raise InputError(f"unknown metrics {unknown}: choose among {', '.join([*METRICS, 'randomisation'])}")
@@ -54,7 +57,6 @@ def evaluate(
         if not bool(scene.batch.eligible.any(1).all()):
             raise InputError(f"task {task.name!r}: a sample has no eligible feature")
     parts = []
-    methods = list(methods)
     with _bar(progress) as bar:
         line = bar.add_task(task.name, total=len(methods) * len(scenes))
         for number, method in enumerate(methods):
