@@ -242,3 +242,11 @@ def test_targets_at_positions_follow_their_samples():
     assert [int(row.ne(0).sum()) for row in effects] == [int(ids[i, p] != 0) for i, p in enumerate([0, 2, 4])]
     last = task.batch(slice(2, 3))
     assert isinstance(last, Batch) and isinstance(perturbation(task, last, effects[2:]), Curves)
+
+
+def test_methods_are_compared_on_the_samples_they_share():
+    better = given(EFFECTS, "better")
+    worse = Method("worse", given(-EFFECTS).prepare, limit=1)
+    found = evaluate(linear(), [better, worse], ["abpc"], steps=4, batch=2, progress=False)
+    row = found.against("better").loc[("linear", "worse")]
+    assert row["mean"] == pytest.approx(-2 * (4 + 5.5 + 4) / 4, abs=1e-12) and row["samples"] == 1

@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from pathlib import Path
+from typing import Any
 
 import captum
 import pandas as pd
@@ -29,55 +30,59 @@ ABOUT = {
     "randomised 100%": "Randomisation (Adebayo et al.): Spearman correlation of |relevance| before and after all parameters were drawn anew, on "
     "24 samples. Near 0 is good.",
 }
+STANDS = (
+    "Differences of ABPC to AttnLRP on the same samples, with 95% bootstrap intervals: methods whose interval lies above 0 are better, "
+    "those whose interval holds 0 are level, all others are worse."
+)
+COST = "Milliseconds of processor time per explanation on one thread: median over batches of 25, the first use (capture and rewriting) left out."
+BUDGETS = (
+    "SmoothGrad takes 16 noisy copies, Integrated Gradients 20 points, KernelSHAP 128 coalitions, leave-one-out and AtMan a pass per feature. "
+    "Gradient and SmoothGrad are norms and have no sign. Integrated Gradients starts from the sample with all features taken away."
+)
 DIFFERENCES = ("integrated_gradients", "kernel_shap")
 
 
 def write_report(results: Results, path: Path) -> None:
     """Write the tables of all that was found."""
-    summary, cost = results.summary(), results.cost
+    summary, cost = results.summary().sort_index(), results.cost
     columns = [c for c in COLUMNS if c in set(cost["task"])]
+    annotated = [c for c in columns if _methods(summary, c, "top1")]
+    planted = f" Planted truth: {', '.join(c for c in annotated if c in PLANTED)}."
+
+    def table(metric: str, shown: list[str] = columns, **options: Any) -> list[str]:
+        return _table(summary, cost, metric, shown, **options)
+
+    sections = [
+        ("ABPC", ABOUT["abpc"], table("abpc", interval=True)),
+        ("Where AttnLRP stands", STANDS, _standing(results, summary, columns)),
+        ("Cost", COST, _cost_table(cost, columns)),
+        ("Annotated and planted truth: top-1", ABOUT["top1"] + planted, table("top1", annotated)),
+        ("Annotated and planted truth: IoU", ABOUT["iou"] + planted, table("iou", annotated)),
+        ("Leave-one-out correlation", ABOUT["loo"], table("loo")),
+        ("Share of the explained value", ABOUT["share"], table("share")),
+        ("Completeness of differences", ABOUT["gap"], table("gap", only=DIFFERENCES)),
+        ("Randomisation", ABOUT["randomised 100%"], table("randomised 100%")),
+    ]
+    lines = [*_head(cost, columns)]
+    for title, about, body in sections:
+        if body:
+            lines += ["", f"## {title}", "", about, "", *body]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _head(cost: pd.DataFrame, columns: list[str]) -> list[str]:
     counts = cost.groupby("task")["samples"].max()
-    lines = [
+    return [
         "# Faithfulness",
         "",
         f"Written by `tools/faithfulness` on {time.strftime('%Y-%m-%d')}: torch {torch.__version__}, transformers {transformers.__version__}, captum "
-        f"{captum.__version__}, Python {platform.python_version()}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}, float32. Rows are methods (rule sets by the name of their file in `rules/`), "
-        "columns are models with samples to explain:",
+        f"{captum.__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, float32. Rows are methods (rule sets by "
+        "the name of their file in `rules/`, baselines by their name in `lrp_fx.evaluate.METHODS`), columns are models with samples to explain:",
         "",
         *[f"- **{c}** ({counts[c]} samples): {_first_line(COLUMNS[c].__doc__)}" for c in columns],
         "",
         *_about_methods(cost),
     ]
-    lines += ["", "## ABPC", "", ABOUT["abpc"], "", *_table(summary, cost, "abpc", columns, interval=True)]
-    lines += [
-        "",
-        "### Where AttnLRP stands",
-        "",
-        *[_standing(summary, c) for c in columns if ("attnlrp" in _methods(summary, c, "abpc"))],
-    ]
-    lines += [
-        "",
-        "## Cost",
-        "",
-        "Milliseconds per explanation: median over batches, the first use (capture and rewriting) left out. Other work ran beside.",
-        "",
-    ]
-    lines += _cost_table(cost, columns)
-    annotated = [c for c in columns if _methods(summary, c, "top1")]
-    for metric in ("top1", "iou"):
-        title = {"top1": "Annotated and planted truth: top-1", "iou": "Annotated and planted truth: IoU"}[metric]
-        planted = f" Planted: {', '.join(c for c in annotated if c in PLANTED)}." if annotated else ""
-        lines += ["", f"## {title}", "", ABOUT[metric] + planted, "", *_table(summary, cost, metric, annotated)]
-    for metric, title in (
-        ("loo", "Leave-one-out correlation"),
-        ("share", "Completeness"),
-        ("randomised 100%", "Randomisation"),
-    ):
-        lines += ["", f"## {title}", "", ABOUT[metric], "", *_table(summary, cost, metric, columns)]
-        if metric == "share":
-            lines += ["", ABOUT["gap"], "", *_table(summary, cost, "gap", columns, only=DIFFERENCES)]
-    path.write_text("\n".join(lines) + "\n")
 
 
 def _first_line(text: str | None) -> str:
@@ -95,7 +100,7 @@ def _about_methods(cost: pd.DataFrame) -> list[str]:
     fewer = cost[(cost["samples"] > 0) & (cost["samples"] < full)]
     limits = [f"`{m}` on {int(g['samples'].max())}" for m, g in fewer.groupby("method", sort=False)]
     about = "A dash: the method does not apply to the model (Grad-CAM without feature maps, rollout without attention)."
-    return [about + (f" On fewer samples, for their cost: {', '.join(limits)}." if limits else "")]
+    return [BUDGETS, "", about + (f" On fewer samples, for their cost: {', '.join(limits)}." if limits else "")]
 
 
 def _table(
@@ -108,6 +113,7 @@ def _table(
 ) -> list[str]:
     best = {c: summary.loc[(c, metric)]["mean"].max() for c in columns if _methods(summary, c, metric)}
     lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    empty = len(lines)
     for method in dict.fromkeys(cost["method"]):
         cells = []
         for c in columns:
@@ -121,11 +127,11 @@ def _table(
             cells.append(f"{shown} ({low:.2f} to {high:.2f})" if interval else shown)
         if any(cell != "-" for cell in cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return lines
+    return lines if len(lines) > empty else []
 
 
 def _cost_table(cost: pd.DataFrame, columns: list[str]) -> list[str]:
-    pivot = 1000 * cost.pivot_table(index="method", columns="task", values="seconds", sort=False)
+    pivot = 1000 * cost.pivot_table(index="method", columns="task", values="processor", sort=False)
     lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for method, row in pivot.iterrows():
         cells = ["-" if pd.isna(row.get(c)) else f"{row[c]:.3g}" for c in columns]
@@ -133,15 +139,18 @@ def _cost_table(cost: pd.DataFrame, columns: list[str]) -> list[str]:
     return lines
 
 
-def _standing(summary: pd.DataFrame, task: str) -> str:
-    rows = summary.loc[(task, "abpc")].sort_values("mean", ascending=False)
-    own = rows.loc["attnlrp"]
-    place = list(rows.index).index("attnlrp") + 1
-    above = [f"`{m}` ({r['mean']:.2f})" for m, r in rows.iterrows() if r["low"] > own["high"]]
-    level = [
-        f"`{m}`" for m, r in rows.iterrows() if m != "attnlrp" and r["low"] <= own["high"] and r["high"] >= own["low"]
-    ]
-    beaten = (
-        f"above it, intervals apart: {', '.join(above)}" if above else "no method is above it with its interval apart"
-    )
-    return f"- **{task}**: place {place} of {len(rows)} ({own['mean']:.2f}); {beaten}; intervals overlap with {', '.join(level) or 'none'}."
+def _standing(results: Results, summary: pd.DataFrame, columns: list[str]) -> list[str]:
+    paired = results.against("attnlrp")
+    lines = []
+    for task in columns:
+        if "attnlrp" not in _methods(summary, task, "abpc"):
+            continue
+        rows = summary.loc[(task, "abpc")].sort_values("mean", ascending=False)
+        place = list(rows.index).index("attnlrp") + 1
+        above = [(m, r) for m, r in paired.loc[task].sort_values("mean", ascending=False).iterrows() if r["low"] > 0]
+        level = [f"`{m}`" for m, r in paired.loc[task].iterrows() if r["low"] <= 0 <= r["high"]]
+        better = ", ".join(f"`{m}` (+{r['mean']:.2f}, {r['low']:.2f} to {r['high']:.2f})" for m, r in above)
+        lines.append(
+            f"- **{task}**: place {place} of {len(rows)}. Better: {better or 'none'}. Level: {', '.join(level) or 'none'}."
+        )
+    return lines

@@ -81,12 +81,12 @@ def _run(
             break
         if left < len(scene.batch):
             scene = Scene(scene.task, scene.batch.part(slice(0, left)))
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         relevance = explain(scene.batch)
-        seconds = (time.perf_counter() - start) / len(scene.batch)
+        spent = (time.perf_counter() - start, time.process_time() - used)
         trial = Trial(scene, checked(relevance, scene.batch, method.name), method.sums_to_value, steps)
         offset = found.samples
-        found.timed(seconds, len(scene.batch))
+        found.timed(*spent, len(scene.batch))
         for metric in metrics:
             found.add(metric(trial), offset)
         if "curves" in trial.__dict__:  # some metric asked for them
@@ -120,11 +120,13 @@ class _Found:
     method: str
     samples: int = 0
     seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     rows: list[tuple[str, int, float]] = field(default_factory=list)
     curves: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def timed(self, seconds: float, samples: int) -> None:
-        self.seconds.append(seconds)
+    def timed(self, seconds: float, processor: float, samples: int) -> None:
+        self.seconds.append(seconds / samples)
+        self.processor.append(processor / samples)
         self.samples += samples
 
     def add(self, measured: Any, offset: int) -> None:
@@ -140,8 +142,8 @@ class _Found:
                 mean = torch.cat(parts).double().mean(0).tolist()
                 curves += [(order, step / steps, v) for step, v in enumerate(mean)]
         taken = pandas.DataFrame(curves, columns=["order", "taken", "value"])
-        seconds = statistics.median(self.seconds) if self.seconds else None
-        cost = pandas.DataFrame({"seconds": [seconds], "samples": [self.samples]}).astype({"seconds": float})
+        spent = [statistics.median(found) if found else float("nan") for found in (self.seconds, self.processor)]
+        cost = pandas.DataFrame([[*spent, self.samples]], columns=["seconds", "processor", "samples"])
         for frame in (values, taken, cost):
             frame.insert(0, "task", self.task)
             frame.insert(1, "method", self.method)

@@ -33,8 +33,8 @@ class Results:
     Attributes:
         values: task, method, metric, sample, value: one row per sample.
         curves: task, method, order (most_first, least_first), taken (share of the features), value (mean over samples).
-        cost: task, method, seconds per explanation (median over batches, the first use left out), samples explained; a
-            method that does not apply to a task's model has neither.
+        cost: task, method; seconds per explanation, by the clock and of processor time over all threads (medians over
+            batches, the first use left out); samples explained, 0 of a method that does not apply to a task's model.
     """
 
     values: pd.DataFrame
@@ -56,6 +56,21 @@ class Results:
             if len(known):
                 rows[key] = (known.mean(), *bootstrap(known, level, seed=seed), len(known))
         index = pandas.MultiIndex.from_tuples(list(rows), names=["task", "metric", "method"])
+        return pandas.DataFrame(list(rows.values()), index=index, columns=["mean", "low", "high", "samples"])
+
+    def against(self, base: str, metric: str = "abpc", level: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """Mean difference of every method to ``base`` on the samples that both explained, with its bootstrap interval,
+        by (task, method): columns mean, low, high, samples."""
+        pandas: Any = require("pandas", "evaluate")
+        frame = self.values[self.values["metric"] == metric]
+        rows = {}
+        for task, part in frame.groupby("task", sort=False):
+            table = part.pivot(index="sample", columns="method", values="value")
+            for method in part["method"].unique():
+                if method != base and base in table:
+                    found = (table[method] - table[base]).dropna().to_numpy()
+                    rows[task, method] = (found.mean(), *bootstrap(found, level, seed=seed), len(found))
+        index = pandas.MultiIndex.from_tuples(list(rows), names=["task", "method"])
         return pandas.DataFrame(list(rows.values()), index=index, columns=["mean", "low", "high", "samples"])
 
     def plot(self, metric: str = "abpc") -> Figure:
