@@ -3,10 +3,16 @@
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
+from typer.testing import CliRunner
 
+from lrp_fx.cli import app
+from lrp_fx.cli_eval import text_task
 from lrp_fx.errors import InputError, NumericalError
 from lrp_fx.evaluate import (
     METHODS,
@@ -250,3 +256,60 @@ def test_methods_are_compared_on_the_samples_they_share():
     found = evaluate(linear(), [better, worse], ["abpc"], steps=4, batch=2, progress=False)
     row = found.against("better").loc[("linear", "worse")]
     assert row["mean"] == pytest.approx(-2 * (4 + 5.5 + 4) / 4, abs=1e-12) and row["samples"] == 1
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    config = tf.BertConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=len(WORDS)
+    )
+    tf.BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    named = {"unk_token": "[UNK]", "pad_token": "[PAD]", "mask_token": "[MASK]"}
+    tf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
+    return folder
+
+
+def test_command_line_evaluates_texts(saved, tmp_path):
+    file = tmp_path / "texts.txt"
+    file.write_text("a good film\n\na bad bad film\n")
+    options = [
+        "--methods",
+        "attnlrp,random,grad_cam",
+        "--csv",
+        str(tmp_path / "out"),
+        "--plot",
+        str(tmp_path / "plot.png"),
+    ]
+    result = CliRunner().invoke(app, ["eval", str(saved), str(file), "--text", "good", *options])
+    assert result.exit_code == 0, result.output
+    assert "3 texts" in result.output and all(m in result.output for m in ("attnlrp", "random", "grad_cam", "ABPC"))
+    values = pd.read_csv(tmp_path / "out" / "values.csv")
+    assert sorted(values["method"].unique()) == ["attnlrp", "random"] and values["sample"].max() == 2
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_command_line_says_what_is_missing(saved):
+    assert "nothing to evaluate on" in CliRunner().invoke(app, ["eval", str(saved)]).output
+    assert (
+        "no rule set" in CliRunner().invoke(app, ["eval", str(saved), "--text", "film", "--methods", "nonsense"]).output
+    )
+
+
+def test_texts_become_a_task(saved):
+    model = tf.AutoModelForSequenceClassification.from_pretrained(saved).eval()
+    tokenizer = tf.AutoTokenizer.from_pretrained(saved)
+    task = text_task("tiny", model, tokenizer, ["a good film", "[MASK] bad"])
+    assert task.eligible.tolist() == [[True, True, True], [False, True, False]]  # neither special tokens nor padding
+    assert task.features.replacement == WORDS.index("[MASK]")
+    with torch.no_grad():
+        assert torch.equal(task.target, model(**task.inputs).logits.argmax(-1))
+    assert text_task("tiny", model, tokenizer, ["film"], target=1).target.tolist() == [1]
+    with pytest.raises(InputError, match="text 2 has no token"):
+        text_task("tiny", model, tokenizer, ["film", "[MASK]"])
