@@ -313,3 +313,14 @@ def test_texts_become_a_task(saved):
     assert text_task("tiny", model, tokenizer, ["film"], target=1).target.tolist() == [1]
     with pytest.raises(InputError, match="text 2 has no token"):
         text_task("tiny", model, tokenizer, ["film", "[MASK]"])
+
+
+def test_padding_that_a_batch_shares_is_cut_off():
+    ids = torch.tensor([[1, 2, 0, 0], [3, 4, 5, 0]])
+    inputs = {"input_ids": ids, "attention_mask": (ids > 0).long(), "start": torch.zeros(2, 1)}
+    task = Task("padded", Linear(), inputs, torch.zeros(2), Tokens(9, mask="attention_mask"), annotated=ids == 2)
+    batches = list(task.batches(1))
+    assert [b.inputs["input_ids"].tolist() for b in batches] == [[[1, 2]], [[3, 4, 5]]]
+    assert [b.eligible.shape for b in batches] == [(1, 2), (1, 3)] and batches[0].annotated.tolist() == [[False, True]]
+    assert task.batch(slice(None)).inputs["attention_mask"].shape == (2, 3)
+    assert batches[0].inputs["start"].shape == (1, 1)

@@ -44,10 +44,18 @@ class Tokens:
     Attributes:
         replacement: id of the token put there (a mask, padding or unknown token).
         input: name of the input.
+        mask: name of its padding mask: batches are then cut to their longest sample, so that F differs between them.
     """
 
     replacement: int
     input: str = "input_ids"
+    mask: str | None = None
+
+    def length(self, inputs: Mapping[str, Tensor]) -> int:
+        """Positions up to the last that is not padding in every sample."""
+        if self.mask is None:
+            return inputs[self.input].shape[1]
+        return int(inputs[self.mask].any(0).nonzero().max()) + 1
 
     def pool(self, relevance: Tensor) -> Tensor:
         """(B, S) as it is."""
@@ -155,7 +163,7 @@ class Task:
             yield self.batch(slice(start, start + size))
 
     def batch(self, rows: slice | Tensor) -> Batch:
-        """The samples ``rows``."""
+        """The samples ``rows``, padding that they share cut off."""
         inputs = {k: v[rows] for k, v in self.inputs.items()}
         if self.eligible is not None:
             eligible = self.eligible[rows]
@@ -163,6 +171,13 @@ class Task:
             value = inputs[self.features.input]
             eligible = torch.ones_like(self.features.pool(torch.ones(value.shape)), dtype=torch.bool)
         annotated = None if self.annotated is None else self.annotated[rows]
+        if isinstance(self.features, Tokens):
+            whole, length = eligible.shape[1], self.features.length(inputs)
+            inputs = {
+                k: v[:, :length].contiguous() if v.dim() > 1 and v.shape[1] == whole else v for k, v in inputs.items()
+            }
+            eligible = eligible[:, :length]
+            annotated = None if annotated is None else annotated[:, :length]
         return Batch(inputs, pick(self.target, rows), eligible, annotated)
 
     def score(self, inputs: Mapping[str, Tensor], target: Targets) -> Tensor:
