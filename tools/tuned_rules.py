@@ -22,13 +22,13 @@ import lrp_fx
 from lrp_fx.evaluate import Results, Task, evaluate, lrp
 from lrp_fx.ruleset import available
 
-HELD_OUT = 200  # the samples of the faithfulness study; those after them are tuned on
+TUNED_ON = 100  # the last samples of a column; the study of all methods uses the first 200
 
 
-def parts(name: str, held_out: int) -> tuple[Task, Task]:
+def parts(name: str, tuned_on: int) -> tuple[Task, Task]:
     """(samples to tune on, samples held out) of a column."""
     task = COLUMNS[name]()
-    count = min(held_out, 2 * len(task) // 3)
+    count = len(task) - min(tuned_on, len(task) // 2)
 
     def part(rows: slice) -> Task:
         batch = task.batch(rows)
@@ -49,7 +49,7 @@ def column(name: str, options: argparse.Namespace, console: Console) -> None:
     folder = options.results / name
     if (folder / "cost.csv").is_file():
         return
-    held_in, held_out = parts(name, options.held_out)
+    held_in, held_out = parts(name, options.tuned_on)
     start = time.process_time()
     tuned = lrp_fx.tune(held_in.model, held_in, trials=options.trials, depths=options.depths, batch=options.batch)
     seconds = time.process_time() - start
@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--depths", type=int, default=3)
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--held-out", type=int, default=HELD_OUT)
+    parser.add_argument("--tuned-on", type=int, default=TUNED_ON, help="samples; all others are held out")
     parser.add_argument("--results", type=Path, default=Path(".models/tuning"))
     parser.add_argument("--rules", type=Path, default=Path("docs/tuned"))
     parser.add_argument("--report", type=Path, default=Path("docs/tuning.md"))

@@ -58,7 +58,7 @@ def photos() -> Task:
 def digits() -> Task:
     """The CNN of digit-recognizer-py on scikit-learn's digits, its own guess; patches of four pixels, blackened."""
     model = pretrained.digit_classifier(pretrained.find("digit_recognizer"))
-    images, _ = pretrained.digit_images(weights.SAMPLES)
+    images, _ = pretrained.digit_images(2 * weights.SAMPLES)
     inputs = {"x": images}
     target = weights.logits(model, inputs).argmax(-1)
     return Task("digits", model, inputs, target, Patches(4, (pretrained.BLACK,)))
