@@ -23,11 +23,19 @@ from torch import Tensor
 from lrp_fx.errors import LrpError
 from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, atman, evaluate, find_methods, kernel_shap
 
-RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus", "epsilon_alpha2_beta1", "guided_backprop")
+RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
+COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
+CONVOLUTIONAL = ("cnn", "photos", "digits")
 SAMPLES = {"reactions": 100, "mapper": 100, "microbes": 100, "photos": 40}  # a forward pass takes ten times as long
 RANDOMISED = 24  # samples of the randomisation test: it explains each five times
 COSTLY = {"kernel_shap": kernel_shap(limit=100), "atman": atman(limit=100)}
 CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised
+
+
+def default_methods(column: str) -> list[str]:
+    """Names of the methods of a column."""
+    own = COMPOSITES if column in CONVOLUTIONAL else ()
+    return list(dict.fromkeys([*RULE_SETS, *own, *METHODS]))
 
 
 def methods(names: list[str]) -> list[Method]:
@@ -66,7 +74,7 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, fo
     start = time.perf_counter()
     task = by_length(dataclasses.replace(first(COLUMNS[name](), samples), name=name))
     console.print(
-        f"{name}: {len(task)} samples, {task.batch(slice(0, 1)).eligible.shape[1]} features, {len(left)} methods"
+        f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )
     metrics = ("abpc", "deletion", "insertion", "localisation", "loo", "completeness")
     known: list[Results] = [] if done is None else [done]
@@ -94,7 +102,7 @@ def _randomised(task: Task, method: Method, batch: int) -> Results:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--columns", default=",".join(COLUMNS), help="comma-separated")
-    parser.add_argument("--methods", default=",".join(dict.fromkeys([*RULE_SETS, *METHODS])), help="comma-separated")
+    parser.add_argument("--methods", help="comma-separated (default: rule sets that fit the column, and all baselines)")
     parser.add_argument("--samples", type=int, help="of every column (default: 200, fewer where that takes too long)")
     parser.add_argument("--steps", type=int, default=10, help="of the perturbation curves")
     parser.add_argument("--batch", type=int, default=25)
@@ -112,7 +120,8 @@ def main() -> None:
         folder = options.results / name
         if options.again and folder.is_dir():
             shutil.rmtree(folder)
-        column(name, options.methods.split(","), samples, options.batch, options.steps, folder, console)
+        names = options.methods.split(",") if options.methods else default_methods(name)
+        column(name, names, samples, options.batch, options.steps, folder, console)
     found = [options.results / name for name in COLUMNS if (options.results / name / "cost.csv").is_file()]
     write_report(Results.concat([Results.load(f) for f in found]), options.report)
     console.print(f"{options.report} is written")
