@@ -23,9 +23,12 @@ from lrp_fx.evaluate.methods import lrp
 from lrp_fx.evaluate.metrics import METRICS, Scene, Trial
 from lrp_fx.evaluate.task import Task
 from lrp_fx.plan import Plan
-from lrp_fx.ruleset import RuleSet
+from lrp_fx.ruleset import RuleSet, available
 
-#: roles that have a choice of rules beside their parameters
+#: rules that a layer can get; the layer that sees the input can get two more
+KINDS = ("epsilon", "generalised-gamma", "z-plus", "alpha-beta")
+FIRST = (*KINDS, "flat", "w-square")
+#: roles that have a choice of rules
 CHOICES: dict[str, tuple[str, ...]] = {
     "softmax": ("taylor", "stop", "gradient"),
     "gate": ("uniform", "signal-takes-all", "gradient"),
@@ -33,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "nonlinearity": ("identity", "gradient"),
     "normalization": ("identity", "gradient"),
 }
-GAMMA = (1e-3, 30.0)  #: below the double of the least value the layer has the epsilon rule
+GAMMA = (0.01, 30.0)
 EPSILON = (1e-6, 1.0)
 _LOWER_IS_BETTER = ("deletion", "gap")
 
@@ -43,19 +46,24 @@ class Group:
     """Layers that share a rule.
 
     Attributes:
-        role: their narrowest role.
+        roles: what rule sets may call them, the narrowest first.
         depth: 0 for those near the input, counted in groups of equally many layers.
         paths: of their modules.
     """
 
-    role: str
+    roles: tuple[str, ...]
     depth: int
     paths: tuple[str, ...]
 
     @property
     def key(self) -> str:
         """Name of the group in a study."""
-        return f"{self.role}/{self.depth}"
+        return f"{self.roles[0]}/{self.depth}"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Rules that there are for them."""
+        return FIRST if self.roles[0] == "first-layer" else KINDS
 
 
 @dataclass(frozen=True)
@@ -70,13 +78,27 @@ class Space:
         rules = {role: {"rule": values[role]} for role in self.roles}
         overrides: dict[str, dict[str, Any]] = {}
         for group in self.groups:
-            gamma, epsilon = (_rounded(values[f"{group.key} {p}"]) for p in ("gamma", "epsilon"))
-            rule: dict[str, Any] = {"rule": "epsilon", "epsilon": epsilon}
-            if gamma >= 2 * GAMMA[0]:
-                rule = {"rule": "generalised-gamma", "gamma": gamma, "epsilon": epsilon}
+            kind = values[group.key]
+            rule: dict[str, Any] = {"rule": kind, "epsilon": _rounded(values[f"{group.key} epsilon"])}
+            if kind == "generalised-gamma":
+                rule["gamma"] = _rounded(values[f"{group.key} gamma"])
             for path in group.paths:
-                overrides.setdefault(path, {})[group.role] = rule
+                overrides.setdefault(path, {})[group.roles[0]] = rule
         return base.altered(rules, overrides, name)
+
+    def point(self, ruleset: RuleSet) -> dict[str, Any]:
+        """The point of the space nearest to a rule set: what the space cannot say stays as it is in attnlrp."""
+        values: dict[str, Any] = {}
+        for role in self.roles:
+            found = ruleset.rule(role, "", "").name
+            values[role] = found if found in CHOICES[role] else CHOICES[role][0]
+        for group in self.groups:
+            rule = ruleset.rule(group.roles, group.paths[0], "")
+            kind = "generalised-gamma" if rule.name == "gamma" else rule.name
+            values[group.key] = kind if kind in group.kinds else KINDS[0]
+            for key, (low, high), usual in (("gamma", GAMMA, 0.25), ("epsilon", EPSILON, 1e-6)):
+                values[f"{group.key} {key}"] = min(max(rule.get(key, usual), low), high)
+        return values
 
 
 @dataclass(frozen=True)
@@ -101,7 +123,7 @@ class Tuned:
 def find_space(facts: Facts, plan: Plan, depths: int) -> Space:
     """The layers of a captured model in ``depths`` groups per role, and its roles that have a choice."""
     layers = list(facts.layers.items())
-    members: dict[tuple[str, int], dict[str, None]] = {}
+    members: dict[tuple[tuple[str, ...], int], dict[str, None]] = {}
     seen: set[tuple[str, str]] = set()
     for index, (node, layer) in enumerate(layers):
         role, path = layer.roles[0], module_path(node)
@@ -109,8 +131,8 @@ def find_space(facts: Facts, plan: Plan, depths: int) -> Space:
             continue
         seen.add((role, path))
         depth = 0 if role == "first-layer" else index * depths // len(layers)
-        members.setdefault((role, depth), {})[path] = None
-    groups = tuple(Group(role, depth, tuple(paths)) for (role, depth), paths in members.items())
+        members.setdefault((layer.roles, depth), {})[path] = None
+    groups = tuple(Group(roles, depth, tuple(paths)) for (roles, depth), paths in members.items())
     present = {d.role for d in plan.decisions.values()} | set(plan.stopped.values())
     if "attention" in present:
         present |= {"bilinear", "softmax"}
@@ -131,13 +153,16 @@ def tune(
 ) -> Tuned:
     """Search rules by role and depth for the largest mean ``metric`` on ``data``.
 
+    The search starts from every rule set that ships, so that on ``data`` none of them is better than what it finds
+    (as far as the space can say them: parameters outside of it are moved to its edge).
+
     Args:
         model: whose explanations are tuned.
         data: samples with targets and features, as :func:`lrp_fx.evaluate.evaluate` takes them.
         metric: what one of ``lrp_fx.evaluate.METRICS`` yields: "abpc", "insertion", "top1", "loo", ...; of "deletion"
             and "gap" the smallest is searched for.
         base: the rule set to start from; what the search does not touch stays as it is there.
-        trials: rule sets to try.
+        trials: rule sets to try; at least as many as it starts from.
         depths: into how many groups by depth the layers of a role are divided.
         batch: samples explained at a time.
         seed: of the search.
@@ -159,12 +184,14 @@ def tune(
     direction = "minimize" if metric in _LOWER_IS_BETTER else "maximize"
     study = optuna.create_study(direction=direction, sampler=sampler)
     named = _starts(space)
+    trials = max(trials, len(named) + len(starts := list(starts)))
     for point in [*named.values(), *starts]:
         study.enqueue_trial(dict(point))
 
     def objective(trial: Any) -> float:
         values = {role: trial.suggest_categorical(role, CHOICES[role]) for role in space.roles}
         for group in space.groups:
+            values[group.key] = trial.suggest_categorical(group.key, group.kinds)
             for key, (low, high) in (("gamma", GAMMA), ("epsilon", EPSILON)):
                 name = f"{group.key} {key}"
                 values[name] = trial.suggest_float(name, low, high, log=True)
@@ -210,16 +237,12 @@ def _measured(trial: Trial, metric: str) -> torch.Tensor:
 
 
 def _starts(space: Space) -> dict[str, dict[str, Any]]:
-    """Points that are known to be good somewhere: no gamma, a little, much, only the positive; with either softmax."""
-    gammas = {"epsilon": GAMMA[0], "gamma 0.05": 0.05, "gamma 0.25": 0.25, "positive": GAMMA[1]}
-    points = {}
-    for softmax in ("taylor", "stop") if "softmax" in space.roles else ("",):
-        for name, gamma in gammas.items():
-            roles = {role: CHOICES[role][0] for role in space.roles}
-            if softmax:
-                roles["softmax"] = softmax
-            layers = {f"{g.key} gamma": gamma for g in space.groups} | {f"{g.key} epsilon": 1e-6 for g in space.groups}
-            points[f"{name} {softmax}".strip()] = roles | layers
+    """The rule sets that ship, as points of the space; those that are one there are tried once."""
+    points: dict[str, dict[str, Any]] = {}
+    for name in available():
+        point = space.point(RuleSet.load(name))
+        if point not in points.values():
+            points[name] = point
     return points
 
 

@@ -1,7 +1,7 @@
 """Columns with planted truth: the answer depends on the annotated tokens and on the question, which is the last token.
 
-The question cannot be taken away and is not annotated: all explanations have to find are the tokens that answer it. Only samples that
-the model answers rightly are kept.
+What is the same in every sample (a start token, what is asked) cannot be taken away and is not annotated: all explanations
+have to find are the tokens that answer the question. Only samples that the model answers rightly are kept.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def _task(name: str, length: int) -> Task:
     kept = (guess == answer).nonzero()[: weights.SAMPLES, 0]
     if len(kept) < weights.SAMPLES:
         raise RuntimeError(f"{name} answers {len(kept)} of {len(ids)} sequences: train it again (tools/train {name})")
-    eligible = torch.ones_like(truth)
-    eligible[:, [0, length - 1]] = False
+    eligible = (ids != ids[:1]).any(0).expand_as(truth).clone()
+    eligible[:, length - 1] = False
     replacement = Tokens(planted.ASK)
     return Task(name, model, {"input_ids": ids[kept]}, answer[kept], replacement, eligible[kept], truth[kept])
 
