@@ -34,7 +34,7 @@ def recall() -> Task:
 
 
 def brackets() -> Task:
-    """Which bracket to close next; truth: the innermost open bracket."""
+    """Which bracket to close next; truth: the one that was opened last."""
     return _task("brackets", planted.LENGTH)
 
 

@@ -38,22 +38,21 @@ def moe() -> Task:
 
 
 def qa() -> Task:
-    """Extractive question answering about entities never seen: the logit of the right answer, where the model gives it.
+    """Extractive question answering about entities never seen: the logit of the right code, where the model gives it.
 
-    Features are the words of question and context. Annotated is the word that is the answer.
+    The decoder is given the beginning of the answer, up to that code. Features are the words of question and context;
+    annotated is the word that is the answer.
     """
     model = weights.load("qa", transformers.T5ForConditionalGeneration)
     data = questions.batch(2 * weights.SAMPLES, np.random.default_rng(1), True)
     length = int(data["mask"].sum(1).max())
-    ids, mask = data["ids"][:, :length], data["mask"][:, :length]
-    start = torch.zeros(len(ids), 1, dtype=torch.long)
-    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": start}
-    kept = weights.logits(model, inputs)[:, 0].argmax(-1) == data["answer"]
-    kept = kept.nonzero()[: weights.SAMPLES, 0]
+    ids, mask, answer = data["ids"][:, :length], data["mask"][:, :length], data["answer"][:, -1]
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": questions.begun(data["answer"])}
+    kept = (weights.logits(model, inputs)[:, -1].argmax(-1) == answer).nonzero()[: weights.SAMPLES, 0]
     eligible = (ids != questions.PAD) & (ids != questions.END)
     annotated = nn.functional.one_hot(data["position"], length).bool()
     inputs = {name: value[kept] for name, value in inputs.items()}
-    return Task("qa", model, inputs, data["answer"][kept], Tokens(questions.PAD), eligible[kept], annotated[kept])
+    return Task("qa", model, inputs, answer[kept], Tokens(questions.PAD), eligible[kept], annotated[kept])
 
 
 def _digits(name: str, model: nn.Module, features: Features) -> Task:
@@ -65,11 +64,11 @@ def _digits(name: str, model: nn.Module, features: Features) -> Task:
 def vit() -> Task:
     """ViT on digits held out, its own guess; patches of four pixels, taken away by background."""
     model = weights.load("vit", transformers.ViTForImageClassification)
-    return _digits("vit", model, Patches(4, (-1.0,), "pixel_values"))
+    return _digits("vit", model, Patches(4, (0.0,), "pixel_values"))
 
 
 def cnn() -> Task:
     """CNN with batch normalization on the same digits, in the same patches."""
     model = networks.CNN()
     model.load_state_dict(weights.state("cnn"))
-    return _digits("cnn", model.eval(), Patches(4, (-1.0,)))
+    return _digits("cnn", model.eval(), Patches(4, (0.0,)))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 START, ASK = 0, 1
 PAIRS, KEYS, VALUES = 8, 24, 24
-KINDS, LETTERS, DEPTH, LENGTH = 4, 8, 3, 20
+KINDS, LETTERS, OPEN, LENGTH = 4, 8, 0.25, 20
 DIGITS = 4
 
 
@@ -45,15 +46,17 @@ def _empty(ids: Tensor) -> tuple[Tensor, Tensor]:
     return torch.full_like(ids, -100), torch.zeros(count, length, length, dtype=torch.bool)
 
 
-def recall(count: int, generator: torch.Generator) -> Sequences:
+def recall(count: int, generator: torch.Generator, fewest: int = PAIRS) -> Sequences:
     """Associative recall: ``k v k v ... k``, answered by the value that followed that key; then further keys, each a question.
 
-    Truth: that value and the key before it. Vocabulary: start, ask (unused), keys, values.
+    There are ``fewest`` to eight pairs; where fewer, ask tokens stand for the first ones. Truth: that value and the key
+    before it. Vocabulary: start, ask, keys, values.
     """
+    first = torch.randint(PAIRS - fewest + 1, (count, 1), generator=generator)
     keys = torch.rand(count, KEYS, generator=generator).argsort(-1)[:, :PAIRS] + 2
     values = torch.randint(VALUES, (count, PAIRS), generator=generator) + 2 + KEYS
-    asked = torch.randint(PAIRS, (count, PAIRS), generator=generator)
-    pairs = torch.stack([keys, values], -1).flatten(1)
+    asked = first + (torch.rand(count, PAIRS, generator=generator) * (PAIRS - first)).long()
+    pairs = torch.stack([keys, values], -1).masked_fill((torch.arange(PAIRS) < first)[..., None], ASK).flatten(1)
     ids = torch.cat([torch.full((count, 1), START), pairs, keys.gather(1, asked)], 1)
     answers, truth = _empty(ids)
     answers[:, 1 + 2 * PAIRS :] = values.gather(1, asked)
@@ -64,32 +67,22 @@ def recall(count: int, generator: torch.Generator) -> Sequences:
 
 
 def brackets(count: int, generator: torch.Generator) -> Sequences:
-    """Bracket matching: brackets of four kinds, nested up to three deep, between letters that mean nothing.
+    """Bracket matching: open brackets of four kinds between letters that mean nothing.
 
-    Every position from the first open bracket on asks which kind has to be closed next; the last token asks only. Truth: the innermost bracket that
-    is still open. Vocabulary: start, ask, open brackets, closing brackets (the answers), letters.
+    Every position from the first bracket on asks which kind has to be closed next; the last token asks only. Truth: the
+    last bracket that was opened. (With brackets that are closed again the truth would not be one token: an inner pair
+    matters as a pair.) Vocabulary: start, ask, open brackets, closing brackets (the answers alone), letters.
     """
-    ids = torch.empty(count, LENGTH, dtype=torch.long)
+    kinds = torch.randint(KINDS, (count, LENGTH), generator=generator)
+    letters = torch.randint(LETTERS, (count, LENGTH), generator=generator) + 2 + 2 * KINDS
+    opens = torch.rand(count, LENGTH, generator=generator) < OPEN
+    opens[:, 0], opens[:, 1], opens[:, -1] = False, True, False
+    ids = torch.where(opens, kinds + 2, letters)
     ids[:, 0], ids[:, -1] = START, ASK
     answers, truth = _empty(ids)
-    letters = torch.randint(LETTERS, ids.shape, generator=generator) + 2 + 2 * KINDS
-    kinds = torch.randint(KINDS, ids.shape, generator=generator)
-    moves = torch.rand(ids.shape, generator=generator)
-    for row in range(count):
-        still_open: list[tuple[int, int]] = []
-        for i in range(1, LENGTH):
-            if i < LENGTH - 1:
-                move, kind = float(moves[row, i]), int(kinds[row, i])
-                if not still_open or (move < 0.3 and len(still_open) < DEPTH):
-                    still_open.append((kind, i))
-                    ids[row, i] = 2 + kind
-                elif move < 0.55 and len(still_open) > 1:
-                    ids[row, i] = 2 + KINDS + still_open.pop()[0]
-                else:
-                    ids[row, i] = letters[row, i]
-            kind, where = still_open[-1]
-            answers[row, i] = 2 + KINDS + kind
-            truth[row, i, where] = True
+    last = torch.where(opens, torch.arange(LENGTH), 0).cummax(1).values[:, 1:]
+    answers[:, 1:] = kinds.gather(1, last) + 2 + KINDS
+    truth[:, 1:] = F.one_hot(last, LENGTH).bool()
     return Sequences(ids, answers, truth)
 
 
