@@ -73,7 +73,7 @@ def mapper() -> Task:
     """The masked language model of rxnmapper: one atom of a product masked, and rightly predicted by it."""
     model, smiles = pretrained.atom_mapper(pretrained.find("rxnmapper"))
     generator = torch.Generator().manual_seed(1)
-    made = reactions(2 * weights.SAMPLES, generator)
+    made = reactions(3 * weights.SAMPLES // 2, generator)
     ids, mask = smiles.batch([reaction for _, reaction in made])
     arrow = (ids == smiles.vocabulary[">>"]).cumsum(-1).bool()
     atoms = torch.tensor(smiles.ids(["C", "c", "N", "n", "O", "S", "F", "B"]))

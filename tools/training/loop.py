@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,18 @@ def train(
     steps: int,
     rate: float,
     decay: float = 0.01,
+    rates: Mapping[str, float] = MappingProxyType({}),
     report: Callable[[int, float], None] = lambda step, value: None,
 ) -> float:
     """Minimise ``loss(progress)``, progress running from 0 to 1, by AdamW under a one-cycle schedule; (CPU) seconds.
 
-    The model ends in evaluation mode. ``report`` is called with the number of steps done and a running mean of the loss.
+    Parameters whose name has a key of ``rates`` in it take that rate rather than ``rate``. The model ends in evaluation mode. ``report`` is called with the number of steps done and a running mean of the loss.
     """
     start = time.process_time()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.05)
+    own = {n: next((r for key, r in rates.items() if key in n), rate) for n, _ in model.named_parameters()}
+    groups = [{"params": [p], "lr": own[n]} for n, p in model.named_parameters()]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, list(own.values()), total_steps=steps, pct_start=0.1)
     model.train()
     mean = None
     for step in range(steps):

@@ -74,6 +74,17 @@ def windows(tokenizer: Tokenizer, texts: list[str], length: int) -> Tensor:
     return torch.tensor(rows)
 
 
+def blanked(windows: Tensor, generator: torch.Generator) -> Tensor:
+    """Some tokens of each window replaced by the unknown one, 25 per cent on average and of most windows few.
+
+    So a model knows inputs that tokens were taken away from, and an experiment that takes them away stays on its ground.
+    """
+    share = torch.rand(len(windows), 1, generator=generator) ** 3
+    gone = torch.rand(windows.shape, generator=generator) < share
+    gone[:, 0] = False
+    return windows.masked_fill(gone, UNKNOWN)
+
+
 def corpus(folder: Path, length: int, test_length: int) -> tuple[Tensor, Tensor]:
     """(windows to learn from, windows held out); they and the tokenizer are kept in ``folder``."""
     kept = folder / "windows.safetensors"

@@ -2,7 +2,7 @@
 
 A context has a few sentences about countries, currencies and languages; a question asks for one code, which is one token
 of one sentence. A model learns from tables whose codes are shuffled, so that it has to read them, and answers about
-entities that it has never seen, with their real codes.
+entities that it has never seen, with their real codes. It answers in a sentence, which ends with the code.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ SENTENCES = 5
 RELATIONS = {"alpha-2 code": "alpha_2", "alpha-3 code": "alpha_3", "numeric code": "numeric"}
 STATEMENTS = [
     "The {relation} of {entity} is {value} .",
-    "{entity} has the {relation} {value} .",
-    "{value} is the {relation} of {entity} .",
-    "For {entity} , the {relation} is {value} .",
+    "As its {relation} , {entity} has {value} .",
+    "As the {relation} , {entity} uses {value} .",
+    "Among all {relation} entries , {entity} got {value} .",
 ]
-QUESTIONS = ["What is the {relation} of {entity} ?", "Which {relation} does {entity} have ?"]
+ANSWER = "The {relation} of {entity} is"  # and then the value
+QUESTIONS = ["What is the {relation} of {entity} ?", "Which {relation} has {entity} ?"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,10 @@ def split(text: str) -> list[str]:
     return re.findall(r"[\w'’-]+|[^\w\s]", text)
 
 
+def _prose() -> set[str]:
+    return {w for text in [*STATEMENTS, *QUESTIONS, *RELATIONS, ANSWER] for w in re.sub(r"\{\w+\}", "", text).split()}
+
+
 @cache
 def tables() -> dict[str, Table]:
     """Countries, currencies, and the languages that have a code of two letters; every fifth entity is held out."""
@@ -61,14 +66,16 @@ def tables() -> dict[str, Table]:
         "currency": list(pycountry.currencies),
         "language": [x for x in pycountry.languages if hasattr(x, "alpha_2")],
     }
-    built = {}
+    built, prose, taken = {}, _prose(), set[str]()
     for table, entries in rows.items():
         entities = []
         for entry in sorted(entries, key=lambda x: x.name):
-            codes = {r: getattr(entry, field) for r, field in RELATIONS.items() if getattr(entry, field, None)}
+            codes = {r: getattr(entry, field, "") for r, field in RELATIONS.items()}
+            codes = {r: code for r, code in codes.items() if code and code not in prose}  # "is" is a language
             name = getattr(entry, "common_name", entry.name)
-            if len(split(name)) <= 4 and len(codes) > 1:
-                entities.append(Entity(table, " ".join(split(name)), codes))
+            if len(split(name)) == 1 and len(codes) > 1 and name not in taken:  # a name is one token
+                taken.add(name)
+                entities.append(Entity(table, name, codes))
         relations = {r for e in entities for r in e.codes}
         values = {r: sorted({e.codes[r] for e in entities if r in e.codes}) for r in sorted(relations)}
         held_out = entities[::5]
@@ -79,7 +86,7 @@ def tables() -> dict[str, Table]:
 @cache
 def vocabulary() -> dict[str, int]:
     """Every word of the templates, names and codes: its id."""
-    words = {w for text in [*STATEMENTS, *QUESTIONS, *RELATIONS] for w in re.sub(r"\{\w+\}", "", text).split()}
+    words = _prose()
     for table in tables().values():
         words |= {w for e in table.train + table.held_out for w in e.name.split()}
         words |= {v for values in table.values.values() for v in values}
@@ -109,22 +116,27 @@ def _codes(entity: Entity, real: bool, rng: np.random.Generator) -> dict[str, st
     return {r: _one(values[r], rng) for r in entity.codes}
 
 
-def sample(rng: np.random.Generator, real: bool, sentences: int = SENTENCES) -> tuple[list[str], str, int]:
-    """A question with its context as words, the answer, and its position.
+def sample(
+    rng: np.random.Generator, real: bool, sentences: int = SENTENCES, same: float = 0.5
+) -> tuple[list[str], list[str], int]:
+    """A question with its context as words, the answer as a sentence that ends with the value, and where that stands.
 
-    Among the sentences are one about the same entity with another code, and some with the same kind of code about others.
+    The other sentences are about other entities, most of them with the same kind of code; with probability ``same`` one
+    of them is about the same entity with another code.
     """
     table = list(tables().values())[rng.integers(len(tables()))]
     pool = table.held_out if real else table.train
     while True:
-        entities = [pool[i] for i in rng.choice(len(pool), sentences - 1, replace=False)]
+        entities = [pool[i] for i in rng.choice(len(pool), sentences, replace=False)]
         codes = [_codes(e, real, rng) for e in entities]
         subject = entities[0]
         relation = _one(list(subject.codes), rng)
-        other = _one([r for r in subject.codes if r != relation], rng)
-        facts = [(0, relation), (0, other)]
+        facts = [(0, relation)]
         for i, entity in enumerate(entities[1:], 1):
-            facts.append((i, relation if relation in entity.codes and rng.random() < 0.7 else _one(list(entity.codes), rng)))  # fmt: skip
+            shared = relation in entity.codes and rng.random() < 0.7
+            facts.append((i, relation if shared else _one(list(entity.codes), rng)))
+        if sentences > 1 and rng.random() < same:
+            facts[-1] = (0, _one([r for r in subject.codes if r != relation], rng))
         if len({codes[i][r] for i, r in facts}) == len(facts):
             break
     question = _one(QUESTIONS, rng).format(relation=relation, entity=subject.name).split()
@@ -135,19 +147,27 @@ def sample(rng: np.random.Generator, real: bool, sentences: int = SENTENCES) -> 
         if index == 0:
             position = len(words) + where
         words = words + sentence
-    return words, codes[0][relation], position
+    answer = ANSWER.format(relation=relation, entity=subject.name).split()
+    return words, [*answer, codes[0][relation]], position
 
 
-def batch(count: int, rng: np.random.Generator, real: bool, sentences: int = SENTENCES) -> dict[str, Tensor]:
-    """``count`` samples: ids (N, S), mask (N, S), answer (N,), position of the answer (N,)."""
+def batch(
+    count: int, rng: np.random.Generator, real: bool, sentences: int = SENTENCES, same: float = 0.5
+) -> dict[str, Tensor]:
+    """``count`` samples: ids (N, S), mask (N, S), answer (N, T), which ends with the value, position of the value (N,)."""
     known = vocabulary()
     ids, mask = torch.full((count, LENGTH), PAD), torch.zeros(count, LENGTH, dtype=torch.long)
     answers, positions = [], []
     for row in range(count):
-        words, answer, position = sample(rng, real, sentences)
+        words, answer, position = sample(rng, real, sentences, same)
         encoded = [*(known[w] for w in words), END]
         ids[row, : len(encoded)] = torch.tensor(encoded)
         mask[row, : len(encoded)] = 1
-        answers.append(known[answer])
+        answers.append([known[w] for w in answer])
         positions.append(position)
     return {"ids": ids, "mask": mask, "answer": torch.tensor(answers), "position": torch.tensor(positions)}
+
+
+def begun(answer: Tensor) -> Tensor:
+    """(N, T) answers -> (N, T) what a decoder is given: a start token, then all but the value."""
+    return torch.nn.functional.pad(answer[:, :-1], (1, 0), value=PAD)
