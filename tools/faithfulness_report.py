@@ -28,7 +28,7 @@ ABOUT = {
     "share": "Share of the explained logit that the input's features get; the rest is that of biases and other parameters.",
     "gap": "|sum of relevance - (f(x) - f(all features taken away))|, of the methods that promise 0.",
     "randomised 100%": "Randomisation (Adebayo et al.): Spearman correlation of |relevance| before and after all parameters were drawn anew, on "
-    "24 samples. Near 0 is good.",
+    "16 samples. Near 0 is good.",
 }
 STANDS = (
     "Differences of ABPC to AttnLRP on the same samples, with 95% bootstrap intervals: methods whose interval lies above 0 are better, "
