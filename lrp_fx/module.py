@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
 from lrp_fx.errors import CaptureError, InputError, locate
 from lrp_fx.explain import Attribution, Condition, Sweeper, Target
+from lrp_fx.lowering import Lowered, lower
 from lrp_fx.optable import OpTable
 from lrp_fx.plan import make_plan
 from lrp_fx.report import Report, make_report
@@ -159,6 +161,42 @@ class ExplainableModule(torch.nn.Module):
         sweeper = conversion.sweeper(ruleset, tuple(places))
         with self._named_failures(conversion, call):
             return sweeper.explain_under(call, target, conditions)
+
+    def lower(
+        self,
+        *args: Any,
+        target: Target = None,
+        at: str | Iterable[str] = (),
+        condition: Condition | None = None,
+        rules: RuleSource | None = None,
+        outputs: bool = False,
+        dynamic: bool = True,
+        **kwargs: Any,
+    ) -> Lowered:
+        """Forward, rule backward and choice of the target as ONE functional graph of plain tensor operators.
+
+        Called like :meth:`explain`, it explains inputs of any size that the capture serves, with any target of the same
+        form (a class, a tuple of indices, a :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
+
+        Args:
+            *args: example inputs.
+            target: its form is fixed, its value is an input of the graph.
+            at: as in :meth:`explain`.
+            condition: as in :meth:`explain`; a part of the graph.
+            rules: another rule set than the one the model was converted with.
+            outputs: also return the model's outputs; without them its head runs at the explained positions only.
+            dynamic: leave sizes free; otherwise what depends on sizes alone (masks, rotary tables) is computed now.
+            **kwargs: example inputs.
+
+        Raises:
+            InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
+        """
+        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        conversion, call = self._conversion(args, kwargs)
+        places = dict.fromkeys((*((at,) if isinstance(at, str) else at), *(condition or ())))
+        sweeper = conversion.sweeper(ruleset, tuple(places))
+        read = functools.partial(read_call, self.model)
+        return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""

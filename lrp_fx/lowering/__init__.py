@@ -1,0 +1,151 @@
+"""Stage 6, lower: forward, rule backward and choice of the target as ONE functional graph, to compile and to ship."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture import Call
+from lrp_fx.errors import InputError, NumericalError, TargetError
+from lrp_fx.explain import Attribution, Sweeper, Target
+from lrp_fx.explain.conditions import Condition
+from lrp_fx.lowering.clean import finished
+from lrp_fx.lowering.forms import Form, form_of
+from lrp_fx.lowering.sizes import Served, fake_inputs
+from lrp_fx.lowering.trace import (
+    attributes_of,
+    condition_masks,
+    mask_name,
+    relevance_function,
+    trace,
+    with_target,
+)
+
+__all__ = ["Lowered", "lower"]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A relevance graph: one functional graph of plain tensor operators, without autograd.
+
+    Attributes:
+        graph_module: (tensor inputs, target inputs) -> {"target": (B,), "relevance": {input: ...}, "latents": {path:
+            ...}, "output": [leaves]}, the outputs only where they were asked for. Parameters are shared with the model.
+        inputs: names of its tensor inputs, in order, those of the target last.
+        sweeper: what it was lowered from.
+        form: the kind of target it takes.
+        served: the sizes it serves.
+        target: the target it was lowered with, used where a call gives none.
+        condition: the condition that is part of it.
+        runner: what runs it: the graph module, or a compiled form of it.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: tuple[str, ...]
+    sweeper: Sweeper
+    form: Form
+    served: Served
+    target: Target
+    condition: Condition
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call]
+    runner: Callable[..., Any]
+
+    def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
+        """Explain one call of the model; ``target`` is of the form the graph was lowered with.
+
+        Raises:
+            InputError: for sizes that the graph does not serve.
+            TargetError: for a target of another form, or out of range.
+            NumericalError: when the target or a relevance is not finite.
+        """
+        call = self.read(args, kwargs)
+        tensors = list(call.tensors.values())
+        if (reason := self.served.mismatch(tensors)) is not None:
+            raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
+        asked = self.target if target is None else target
+        if self.form.kind == "callable" and asked is not self.target:
+            raise TargetError("this graph was lowered for one callable target: lower it again for another one")
+        extra = self.form.inputs(asked, self.served.limits(tensors), tensors[0].device)
+        with torch.no_grad():
+            found = self.runner(*tensors, *extra)
+        self._check(found)
+        return self._attribution(call, found, asked)
+
+    def compile(self, mode: str | None = None, **options: Any) -> Lowered:
+        """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call."""
+        compiled = torch.compile(self.graph_module, fullgraph=True, mode=mode, **options)
+        return replace(self, runner=compiled)
+
+    @staticmethod
+    def _check(found: dict[str, Any]) -> None:
+        values = [found["target"], *found["relevance"].values()]
+        if any(not v.is_meta and not bool(v.isfinite().all()) for v in values):
+            raise NumericalError(
+                "the target or a relevance is not finite. Remedy: explain() on the same inputs names where it begins."
+            )
+
+    def _attribution(self, call: Call, found: dict[str, Any], target: Target) -> Attribution:
+        sweeper = self.sweeper
+        output = None
+        if found["output"]:
+            output = pytree.tree_unflatten(found["output"], sweeper.captured.out_spec)
+
+        def eager() -> Attribution:
+            return sweeper.explain_under(call, target, [self.condition])[0]
+
+        return Attribution(
+            found["relevance"],
+            found["latents"],
+            found["target"],
+            output,
+            sweeper.rewritten.plan.ruleset.name,
+            dict(found["relevance"]),
+            lambda: eager().ledger,
+        )
+
+
+def lower(
+    sweeper: Sweeper,
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    call: Call,
+    target: Target,
+    *,
+    condition: Condition | None = None,
+    outputs: bool = False,
+    dynamic: bool = True,
+) -> Lowered:
+    """Lower a tapped graph.
+
+    Args:
+        sweeper: the tapped graph.
+        read: flattens a call.
+        call: an example, for what its capture does not leave free.
+        target: its form is fixed in the graph, its value is an input.
+        condition: part of the graph, if any.
+        outputs: also return the model's outputs; without them the head runs at explained positions only.
+        dynamic: leave sizes free where the capture does; otherwise everything that depends on sizes alone is folded.
+
+    Raises:
+        InputError: when no input can carry relevance.
+        TargetError: when the target does not depend on any input, or reads values.
+    """
+    if not sweeper.rewritten.plan.facts.sources:
+        raise InputError("no input can carry relevance: there is no floating input and no token id that picks a row")
+    captured, form = sweeper.captured, form_of(target)
+    fakes = fake_inputs(call.leaves, call.names, captured.shapes, dynamic)
+    targeted = with_target(sweeper, form, call.names, fakes, outputs)
+    masks = condition_masks(sweeper, condition or {}, targeted.graph_module)
+    attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
+    attributes |= {mask_name(path): mask for path, mask in masks.items()}
+    run = relevance_function(sweeper, targeted.graph_module, call.names, masks)
+    traced, structure = trace(run, attributes, fakes.leaves, targeted.inputs, fakes)
+    inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
+    graph_module = finished(traced, structure, attributes, [re.sub(r"\W", "_", n) for n in inputs])
+    served = Served.of(captured.shapes, fakes, targeted.sizes)
+    return Lowered(graph_module, inputs, sweeper, form, served, target, condition or {}, read, graph_module)
