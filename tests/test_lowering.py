@@ -163,10 +163,10 @@ def test_the_head_and_the_last_feed_forward_run_at_explained_positions_only():
 
 def test_no_gradient_of_a_weight_is_computed():
     xmodel, inputs = case("llama2")
-    shapes = {tuple(p.shape) for p in xmodel.model.parameters() if p.dim() == 2}
+    shapes = {str(tuple(p.shape)) for p in xmodel.model.parameters() if p.dim() == 2}
     for node in xmodel.lower(**inputs).graph_module.graph.nodes:
         if "mm" in str(node.target):
-            assert tuple(node.meta["val"].shape) not in shapes
+            assert str(tuple(node.meta["val"].shape)) not in shapes
 
 
 def test_constants_are_folded_where_sizes_are_fixed():

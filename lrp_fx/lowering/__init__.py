@@ -23,7 +23,7 @@ from lrp_fx.lowering.trace import (
     condition_masks,
     mask_name,
     relevance_function,
-    trace,
+    functional_graph,
     with_target,
 )
 
@@ -144,7 +144,7 @@ def lower(
     attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
     run = relevance_function(sweeper, targeted.graph_module, call.names, masks)
-    traced, structure = trace(run, attributes, fakes.leaves, targeted.inputs, fakes)
+    traced, structure = functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes)
     inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
     graph_module = finished(traced, structure, attributes, [re.sub(r"\W", "_", n) for n in inputs])
     served = Served.of(captured.shapes, fakes, targeted.sizes)

@@ -44,9 +44,7 @@ class Form:
         classes = sizes[1:] if self.kind == "index" else sizes[-1:] * len(self.names)
         if len(sizes) < 2:
             classes = (1,) * len(self.names)
-        return tuple(
-            _per_sample(v, sizes[0] or 1, n, device) for v, n in zip(_parts(target), classes, strict=True)
-        )
+        return tuple(_per_sample(v, sizes[0] or 1, n, device) for v, n in zip(_parts(target), classes, strict=True))
 
 
 def _parts(target: Target) -> list[Any]:

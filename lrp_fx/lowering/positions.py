@@ -8,6 +8,7 @@ the head, the last norm and the last feed-forward layer then run at one position
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -26,7 +27,11 @@ _ELEMENTWISE: set[Any] = {
     ops.scale_relevance, ops.identity_rule, ops.epsilon_rule, ops.share_relevance, ops.rectified_rule, exact_value,
     ops.nonzero, aten.detach.default, aten.alias.default, aten.clone.default, aten.contiguous.default,
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.zeros_like.default, aten.ones_like.default,
-    aten.full_like.default, torch.where,
+    aten.full_like.default,
+    # as slopes are written (lrp_fx.rewrite.slopes)
+    torch.abs, torch.erf, torch.exp, torch.sigmoid, torch.tanh, torch.where, torch.nn.functional.softplus,
+    torch.nn.functional.hardsigmoid, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
+    operator.pow, operator.eq, operator.ge, operator.gt, operator.le, operator.lt, "clamp",
 }  # fmt: skip
 _OVER_FEATURES = {aten.linear.default: "input", aten.layer_norm.default: "input", aten.rms_norm.default: "input"}
 _REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.var.correction, aten.amax.default, aten.amin.default}
@@ -43,6 +48,28 @@ def drop_whole_slices(graph: fx.Graph) -> None:
         if start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**31)) and bound["step"] == 1:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def sizes_from_inputs(graph: fx.Graph) -> None:
+    """Read sizes from the inputs that have them: a tensor that is read for its size alone need not be computed."""
+    known: dict[str, Node] = {}
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in list(graph.nodes):
+        if node.target is not aten.sym_size.int:
+            continue
+        size = str(node.meta["val"])
+        for source in placeholders:
+            shape = getattr(source.meta.get("val"), "shape", ())
+            axis = next((i for i, n in enumerate(shape) if str(n) == size), None)
+            if axis is None:
+                continue
+            if size not in known:
+                with graph.inserting_after(placeholders[-1]):
+                    known[size] = graph.call_function(aten.sym_size.int, (source, axis))
+                known[size].meta = {"val": node.meta["val"]}
+            node.replace_all_uses_with(known[size])
+            break
+    graph.eliminate_dead_code()
 
 
 def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> int:
@@ -92,7 +119,9 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
     same = {u for u in top.users if _alike(u, choice)}
     for node in _upstream(top):
         wanted = node is top or any(user in region for user in node.users)
-        readers = [u for u in node.users if u not in region and u not in (same if node is top else ()) and u.op != "output"]
+        readers = [
+            u for u in node.users if u not in region and u not in (same if node is top else ()) and u.op != "output"
+        ]
         if not wanted or readers or (any(u.op == "output" for u in node.users) and node not in reported):
             continue
         operands = _positional(node, depth)
@@ -124,7 +153,7 @@ def _alike(a: Node, b: Node) -> bool:
 def _positional(node: Node, depth: int) -> list[Slot] | None:
     """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not."""
     val = node.meta.get("val")
-    if node.op != "call_function" or not isinstance(val, Tensor) or val.dim() <= depth:
+    if node.op not in ("call_function", "call_method") or not isinstance(val, Tensor) or val.dim() <= depth:
         return None
     slots = all_slots(node)
     tags = getattr(node.target, "tags", ())
@@ -189,7 +218,7 @@ def _at_positions(
 ) -> Node:
     """``node``, computed from the chosen positions of its operands."""
     new = graph.node_copy(node)
-    new.meta = dict(node.meta)
+    new.meta = dict(node.meta) | {"val": _chosen_value(node, choice)}
     if node.target in _REDUCTIONS or node.target in _SOFTMAX:
         dims = _dims(node)
         assert dims is not None
@@ -200,7 +229,14 @@ def _at_positions(
         operand = all_slots(node)[slot]
         if operand not in chosen:
             with graph.inserting_before(new):
-                chosen[operand] = graph.call_function(choice.target, (operand, *choice.args[1:]), dict(choice.kwargs))  # type: ignore[arg-type]
+                chosen[operand] = graph.call_function(choice.target, (operand, *choice.args[1:]))  # type: ignore[arg-type]
+            chosen[operand].meta["val"] = _chosen_value(operand, choice)
         replace(new, slot, chosen[operand])
     return new
 
+
+def _chosen_value(node: Node, choice: Node) -> Tensor:
+    value = node.meta["val"]
+    arguments = fx.map_arg(choice.args[1:], lambda n: n.meta["val"])
+    with value.fake_mode:
+        return choice.target(value, *arguments)  # type: ignore[operator]

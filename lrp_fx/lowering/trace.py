@@ -20,7 +20,7 @@ from lrp_fx.explain import Sweeper, tokens
 from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import find_logits
 from lrp_fx.lowering.forms import Form
-from lrp_fx.lowering.positions import behind_selection, drop_whole_slices
+from lrp_fx.lowering.positions import behind_selection, drop_whole_slices, sizes_from_inputs
 from lrp_fx.lowering.sizes import Fakes
 from lrp_fx.rewrite import copy_graph
 from lrp_fx.rewrite.ops import nonzero
@@ -72,9 +72,7 @@ class Targeted:
     sizes: tuple[Any, ...]
 
 
-def with_target(
-    sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes, report: bool
-) -> Targeted:
+def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes, report: bool) -> Targeted:
     """The tapped graph with the choice of the target in it, moved as far up as it goes.
 
     Args:
@@ -120,8 +118,7 @@ def with_target(
     feed += [placeholders[names.index(name)] for name in masks]
     chosen = _spliced(graph_module, traced, [*feed, *new], end)
     end.args = ((leaves if report else [], taps, held, chosen),)
-    graph.eliminate_dead_code()
-    graph_module.recompile()
+    sizes_from_inputs(graph)
     behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
     graph.lint()
     graph_module.recompile()
@@ -233,7 +230,7 @@ def condition_masks(sweeper: Sweeper, condition: Condition, targeted: fx.GraphMo
     return masks
 
 
-def trace(
+def functional_graph(
     run: Callable[..., Any], attributes: Attributes, leaves: Sequence[Any], targets: Sequence[Tensor], fakes: Fakes
 ) -> tuple[fx.GraphModule, Any]:
     """One functional graph of ``run``, and the structure of its outputs, with nodes for tensors.
