@@ -2,6 +2,7 @@
 
 from lrp_fx import errors
 from lrp_fx.explain import Attribution, Contrast, Ledger
+from lrp_fx.lowering import Lowered, load
 from lrp_fx.module import ExplainableModule, convert
 from lrp_fx.optable import OpTable, register_op
 from lrp_fx.ruleset import RuleSet, register_rule
@@ -11,10 +12,12 @@ __all__ = [
     "Contrast",
     "ExplainableModule",
     "Ledger",
+    "Lowered",
     "OpTable",
     "RuleSet",
     "convert",
     "errors",
+    "load",
     "register_op",
     "register_rule",
 ]

@@ -36,6 +36,7 @@ class Conversion:
 
     captured: Captured
     facts: Facts
+    example: Call
     rewritten: dict[str, Rewritten] = field(default_factory=dict)
     sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
 
@@ -175,6 +176,8 @@ class ExplainableModule(torch.nn.Module):
     ) -> Lowered:
         """Forward, rule backward and choice of the target as ONE functional graph of plain tensor operators.
 
+        Without example inputs, as the latest capture was called.
+
         Called like :meth:`explain`, it explains inputs of any size that the capture serves, with any target of the same
         form (a class, a tuple of indices, a :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
 
@@ -192,11 +195,30 @@ class ExplainableModule(torch.nn.Module):
             InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
-        conversion, call = self._conversion(args, kwargs)
+        if args or kwargs:
+            conversion, call = self._conversion(args, kwargs)
+        else:
+            conversion, call = self._current, self._current.example
         places = dict.fromkeys((*((at,) if isinstance(at, str) else at), *(condition or ())))
         sweeper = conversion.sweeper(ruleset, tuple(places))
         read = functools.partial(read_call, self.model)
         return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
+
+    def compile(self, *args: Any, mode: str | None = None, **kwargs: Any) -> Lowered:  # type: ignore[override]
+        """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's."""
+        return self.lower(*args, **kwargs).compile(mode)
+
+    def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """:meth:`lower`, saved with its weights; :func:`lrp_fx.load` reads it, without the model's class."""
+        self.lower(*args, **kwargs).save(path)
+
+    def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
+        """:meth:`lower`, compiled ahead of time (AOTInductor) to a package that runs from C++, or with torch alone."""
+        return self.lower(*args, **kwargs).package(path)
+
+    def to_onnx(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """:meth:`lower`, as an ONNX model (needs the extra "onnx")."""
+        self.lower(*args, **kwargs).to_onnx(path)
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
@@ -218,7 +240,7 @@ class ExplainableModule(torch.nn.Module):
             if conversion.captured.serves(call.leaves):
                 return self._activate(conversion), call
         captured = capture_model(self.model, args, kwargs, dynamic=self._dynamic, route=self._route)
-        conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops))
+        conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops), call.hollow())
         self._conversions.setdefault(key, []).append(conversion)
         return self._activate(conversion), call
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.attention
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
@@ -15,19 +17,21 @@ from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.conditions import Condition
+from lrp_fx.lowering import ship
 from lrp_fx.lowering.clean import finished
 from lrp_fx.lowering.forms import Form, form_of
+from lrp_fx.lowering.ship import Artefact, load
 from lrp_fx.lowering.sizes import Served, fake_inputs
 from lrp_fx.lowering.trace import (
     attributes_of,
     condition_masks,
+    functional_graph,
     mask_name,
     relevance_function,
-    functional_graph,
     with_target,
 )
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Artefact", "Lowered", "load", "lower"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ class Lowered:
         served: the sizes it serves.
         target: the target it was lowered with, used where a call gives none.
         condition: the condition that is part of it.
+        outputs: whether the model's outputs are among what it returns.
+        example: the call it was lowered with.
+        read: flattens a call.
         runner: what runs it: the graph module, or a compiled form of it.
     """
 
@@ -53,7 +60,9 @@ class Lowered:
     served: Served
     target: Target
     condition: Condition
-    read: Callable[[tuple[Any, ...], dict[str, Any]], Call]
+    outputs: bool
+    example: Call = field(repr=False)
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call] = field(repr=False)
     runner: Callable[..., Any]
 
     def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
@@ -77,9 +86,51 @@ class Lowered:
         self._check(found)
         return self._attribution(call, found, asked)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file of it has to say: names of inputs and (flattened) outputs, kind of target, rule set."""
+        relevance, latents = self._returned()
+        outputs = ["explained", *(f"relevance.{n}" for n in relevance), *(f"latents.{n}" for n in latents)]
+        return {
+            "inputs": list(self.inputs),
+            "outputs": outputs,
+            "target": self.form.kind,
+            "rules": self.sweeper.rewritten.plan.ruleset.name,
+        }
+
+    def _returned(self) -> tuple[list[str], list[str]]:
+        end = next(n for n in reversed(self.graph_module.graph.nodes) if n.op == "output")
+        found: Any = end.args[0]
+        return list(found["relevance"]), list(found["latents"])
+
+    def save(self, path: str | Path) -> None:
+        """Save it, weights and all; :func:`lrp_fx.load` reads it, and so does ``torch.export.load``."""
+        ship.save(self.graph_module, path, self.about)
+
+    def package(self, path: str | Path) -> Path:
+        """Compile it ahead of time (AOTInductor): the package runs from C++, or from Python with torch alone.
+
+        ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
+        """
+        return ship.package(self.graph_module, path)
+
+    def to_onnx(self, path: str | Path) -> None:
+        """Write it as an ONNX model, attention and experts spelled out; its outputs are "explained", then
+        "relevance.INPUT" and "latents.PATH".
+
+        Raises:
+            MissingExtraError: without the packages of the extra "onnx".
+        """
+        if self.outputs:
+            raise InputError("an ONNX model returns relevance alone: lower it without outputs=True")
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
+        ship.to_onnx(spelled.graph_module, path, self.about)
+
     def compile(self, mode: str | None = None, **options: Any) -> Lowered:
         """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call."""
-        compiled = torch.compile(self.graph_module, fullgraph=True, mode=mode, **options)
+        free = any(isinstance(d, str) for dims in self.served.shapes.dims for d in dims)
+        compiled = torch.compile(self.graph_module, fullgraph=True, mode=mode, dynamic=free or None, **options)
         return replace(self, runner=compiled)
 
     @staticmethod
@@ -148,4 +199,6 @@ def lower(
     inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
     graph_module = finished(traced, structure, attributes, [re.sub(r"\W", "_", n) for n in inputs])
     served = Served.of(captured.shapes, fakes, targeted.sizes)
-    return Lowered(graph_module, inputs, sweeper, form, served, target, condition or {}, read, graph_module)
+    return Lowered(
+        graph_module, inputs, sweeper, form, served, target, condition or {}, outputs, call, read, graph_module
+    )

@@ -1,4 +1,4 @@
-"""From a traced function to a module: attributes back in place, inputs named, common and constant parts computed once."""
+"""From a traced function to a module: attributes in place, inputs named, common and constant parts computed once."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
+
+from lrp_fx.lowering.portable import drop_weight_gradients
 
 
 def finished(
@@ -39,6 +41,7 @@ def finished(
             env[node] = graph.node_copy(node, env.__getitem__)
     graph.output(fx.map_arg(outputs, env.__getitem__))
     graph.eliminate_dead_code()
+    drop_weight_gradients(graph)
     module = fx.GraphModule(_nested(root), graph, class_name="RelevanceGraph")
     result = CSEPass()(module)
     cleaned = result.graph_module if result is not None else module

@@ -12,13 +12,12 @@ from lrp_fx.optable import bind
 aten = torch.ops.aten
 
 
-def transpose_convolutions(graph_module: fx.GraphModule) -> None:
+def transpose_convolutions(graph: fx.Graph) -> None:
     """``convolution_backward`` for the input alone -> a transposed convolution (ONNX has no other name for it).
 
     The backward of a convolution with respect to its input is the convolution of the cotangent with the same weights,
     transposed, and padded at the end by what the strides left over.
     """
-    graph = graph_module.graph
     for node in list(graph.nodes):
         if node.target is not aten.convolution_backward.default:
             continue
@@ -46,5 +45,3 @@ def transpose_convolutions(graph_module: fx.GraphModule) -> None:
             user.replace_all_uses_with(new)
             graph.erase_node(user)
         graph.erase_node(node)
-    graph.lint()
-    graph_module.recompile()

@@ -41,7 +41,7 @@ class Form:
                 f"this graph was lowered for a target of kind {self.kind!r} with inputs {list(self.names)}, not "
                 f"{given.kind!r} with {list(given.names)}: lower it for that kind with target="
             )
-        classes = sizes[1:] if self.kind == "index" else sizes[-1:] * len(self.names)
+        classes = tuple(sizes[1:]) if self.kind == "index" else (sizes[-1],) * len(self.names)
         if len(sizes) < 2:
             classes = (1,) * len(self.names)
         return tuple(_per_sample(v, sizes[0] or 1, n, device) for v, n in zip(_parts(target), classes, strict=True))

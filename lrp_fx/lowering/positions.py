@@ -119,10 +119,9 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
     same = {u for u in top.users if _alike(u, choice)}
     for node in _upstream(top):
         wanted = node is top or any(user in region for user in node.users)
-        readers = [
-            u for u in node.users if u not in region and u not in (same if node is top else ()) and u.op != "output"
-        ]
-        if not wanted or readers or (any(u.op == "output" for u in node.users) and node not in reported):
+        others = node.users.keys() - region.keys() - (same if node is top else set())
+        read_out = any(user.op == "output" for user in others)
+        if not wanted or any(user.op != "output" for user in others) or (read_out and node not in reported):
             continue
         operands = _positional(node, depth)
         if operands is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,25 @@ from torch import Tensor, fx
 from lrp_fx.errors import InputError, LrpError, require
 from lrp_fx.explain import Attribution, Ledger
 from lrp_fx.lowering.convolutions import transpose_convolutions
+from lrp_fx.lowering.portable import spell_grouped_products
+from lrp_fx.rewrite import copy_graph
 
 _META = "lrp_fx.json"
 
 
-def exported(graph_module: fx.GraphModule) -> torch.export.ExportedProgram:
-    """The exported program of a relevance graph, its sizes as free as the graph leaves them."""
+def exported(graph_module: fx.GraphModule, plain: bool = False) -> torch.export.ExportedProgram:
+    """The exported program of a relevance graph, its sizes as free as the graph leaves them.
+
+    Args:
+        plain: spell out what other runtimes than PyTorch do not have.
+    """
+    graph, _ = copy_graph(graph_module.graph)
+    graph_module = fx.GraphModule(graph_module, graph, class_name="RelevanceGraph")
+    spell_grouped_products(graph, plain)
+    if plain:
+        transpose_convolutions(graph)
+    graph.lint()
+    graph_module.recompile()
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     examples, free = [], []
     for node in placeholders:
@@ -59,9 +73,8 @@ def to_onnx(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, 
     """
     require("onnx", "onnx")
     require("onnxscript", "onnx")
-    transpose_convolutions(graph_module)
     program: Any = torch.onnx.export(
-        exported(graph_module),
+        exported(graph_module, plain=True),
         dynamo=True,
         input_names=list(about["inputs"]),
         output_names=list(about["outputs"]),
@@ -98,15 +111,8 @@ class Artefact:
         with torch.no_grad():
             found = self.module(*ready)
         relevance = dict(found["relevance"])
-        return Attribution(
-            relevance,
-            dict(found["latents"]),
-            found["target"],
-            found["output"],
-            self.about["rules"],
-            relevance,
-            _no_ledger,
-        )
+        latents, rules = dict(found["latents"]), self.about["rules"]
+        return Attribution(relevance, latents, found["target"], found["output"], rules, relevance, _no_ledger)
 
 
 def _no_ledger() -> Ledger:
@@ -123,6 +129,6 @@ def load(path: str | Path) -> Artefact:
     try:
         program = torch.export.load(path, extra_files=extra)
         about = json.loads(extra[_META])
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{str(path)!r} is no saved relevance graph: {str(error).splitlines()[0]}") from error
     return Artefact(program.module(check_guards=False), about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -186,7 +187,7 @@ def relevance_function(
             raise TargetError("the target does not depend on any input that can carry relevance under these rules")
         for path, latent in zip(sweeper.latents, held, strict=True):
             if path in masks and latent.requires_grad:
-                latent.register_hook(lambda g, mask=attributes[mask_name(path)]: g * mask)
+                latent.register_hook(functools.partial(torch.mul, attributes[mask_name(path)]))
         wanted = [t for t in held if t.requires_grad]
         grads = torch.autograd.grad(chosen.sum(), [*taps, *wanted], allow_unused=True)
         later = iter(grads[len(taps) :])
@@ -211,6 +212,7 @@ def relevance_function(
 
 
 def mask_name(path: str) -> str:
+    """What the mask of a condition at ``path`` is called among the attributes."""
     return f"_condition_{path.replace('.', '_')}"
 
 
