@@ -2,15 +2,17 @@
 
 from lrp_fx import errors
 from lrp_fx.explain import Attribution, Contrast, Ledger
-from lrp_fx.lowering import Lowered, load
+from lrp_fx.lowering import Attributions, Generation, Lowered, load
 from lrp_fx.module import ExplainableModule, convert
 from lrp_fx.optable import OpTable, register_op
 from lrp_fx.ruleset import RuleSet, register_rule
 
 __all__ = [
     "Attribution",
+    "Attributions",
     "Contrast",
     "ExplainableModule",
+    "Generation",
     "Ledger",
     "Lowered",
     "OpTable",

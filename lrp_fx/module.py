@@ -17,7 +17,7 @@ from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
 from lrp_fx.errors import CaptureError, InputError, locate
 from lrp_fx.explain import Attribution, Condition, Sweeper, Target
-from lrp_fx.lowering import Lowered, lower
+from lrp_fx.lowering import Attributions, Generation, Lowered, ManyTargets, generate, lower
 from lrp_fx.optable import OpTable
 from lrp_fx.plan import make_plan
 from lrp_fx.report import Report, make_report
@@ -39,6 +39,7 @@ class Conversion:
     example: Call
     rewritten: dict[str, Rewritten] = field(default_factory=dict)
     sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
+    many: dict[tuple[str, tuple[str, ...]], ManyTargets] = field(default_factory=dict)
 
     def under(self, ruleset: RuleSet) -> Rewritten:
         """The graph rewritten under ``ruleset``."""
@@ -53,6 +54,13 @@ class Conversion:
         if key not in self.sweepers:
             self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
         return self.sweepers[key]
+
+    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...]) -> ManyTargets:
+        """The tapped graph for many targets at once."""
+        key = (ruleset.key, at)
+        if key not in self.many:
+            self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), self.example)
+        return self.many[key]
 
 
 class ExplainableModule(torch.nn.Module):
@@ -146,6 +154,63 @@ class ExplainableModule(torch.nn.Module):
             LatentError: for a condition that does not fit its module's output; else as :meth:`explain`.
         """
         return self._explain(args, kwargs, target, at, conditions, rules)
+
+    def explain_targets(
+        self,
+        *args: Any,
+        targets: Sequence[Target],
+        at: str | Iterable[str] = (),
+        rules: RuleSource | None = None,
+        chunk: int = 16,
+        **kwargs: Any,
+    ) -> Attributions:
+        """Relevance for many targets from one forward pass; what :meth:`explain` says of each, one by one.
+
+        Args:
+            *args: the model's inputs.
+            targets: classes, (B,) tensors of them, tuples (position, class), or None for the largest logit.
+            at: as in :meth:`explain`.
+            rules: as in :meth:`explain`.
+            chunk: how many backward sweeps run at once: memory grows with it.
+            **kwargs: the model's inputs.
+
+        Raises:
+            TargetError: for a target out of range, or of a kind that has to be explained by itself.
+        """
+        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        conversion, call = self._conversion(args, kwargs)
+        places = (at,) if isinstance(at, str) else tuple(at)
+        with self._named_failures(conversion, call):
+            return conversion.many_targets(ruleset, places).explain(call, targets, chunk)
+
+    def explain_generation(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        max_new_tokens: int,
+        rules: RuleSource | None = None,
+        chunk: int = 16,
+        options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Generation:
+        """Generate with the model's own ``generate`` and cache, then attribute every new token to all tokens before it.
+
+        One forward pass over the final sequence serves all of them: what a position says depends on its prefix only.
+
+        Args:
+            input_ids: (B, S) prompt.
+            max_new_tokens: how many tokens at most.
+            rules: as in :meth:`explain`.
+            chunk: how many backward sweeps run at once.
+            options: further arguments of ``generate`` (sampling is off unless they say otherwise).
+            **kwargs: further inputs of the model (``attention_mask``, images).
+
+        Raises:
+            InputError: when the model has no ``generate``.
+        """
+        explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
+        inputs = {"input_ids": input_ids, **kwargs}
+        return generate(self.model, explain, inputs, {"max_new_tokens": max_new_tokens, **(options or {})})
 
     def _explain(
         self,

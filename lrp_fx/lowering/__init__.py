@@ -20,8 +20,10 @@ from lrp_fx.explain.conditions import Condition
 from lrp_fx.lowering import ship
 from lrp_fx.lowering.clean import finished
 from lrp_fx.lowering.forms import Form, form_of
+from lrp_fx.lowering.generation import Generation, generate
 from lrp_fx.lowering.ship import Artefact, load
 from lrp_fx.lowering.sizes import Served, fake_inputs
+from lrp_fx.lowering.targets import Attributions, ManyTargets
 from lrp_fx.lowering.trace import (
     attributes_of,
     condition_masks,
@@ -31,7 +33,7 @@ from lrp_fx.lowering.trace import (
     with_target,
 )
 
-__all__ = ["Artefact", "Lowered", "load", "lower"]
+__all__ = ["Artefact", "Attributions", "Generation", "Lowered", "ManyTargets", "generate", "load", "lower"]
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ class Form:
     """The shape of a target: targets of one form share a graph.
 
     Attributes:
-        kind: "largest", "class", "index", "contrast" or "callable".
+        kind: "largest", "class", "index", "contrast", "callable" or "many" (each input is a vector of any length).
         names: its inputs, each a (B,) tensor of integers.
         choose: (output, masks, *inputs) -> (B,) values to explain; traced, so it reads no value.
     """

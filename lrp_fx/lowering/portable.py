@@ -21,7 +21,7 @@ _NATIVE = torch.bfloat16  # the only precision whose sizes PyTorch infers withou
 
 
 def drop_weight_gradients(graph: fx.Graph) -> None:
-    """The backward of a grouped product is one with the matrices transposed; the gradient of its weights is not read."""
+    """The backward of a grouped product is one with the matrices transposed; no gradient of its weights is read."""
     for node in list(graph.nodes):
         if _name(node) != _BACKWARD or any(user.args[1] for user in node.users):
             continue

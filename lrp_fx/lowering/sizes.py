@@ -15,6 +15,8 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 
 from lrp_fx.capture import Shapes
 
+_MANY = 8191  #: stands for a number of targets while a graph is traced; no input has this size
+
 
 @dataclass(frozen=True)
 class Fakes:
@@ -31,6 +33,14 @@ class Fakes:
     def constant(self, value: Tensor) -> Tensor:
         """A parameter, buffer or constant: its sizes are its own."""
         return self.mode.from_tensor(value.detach(), static_shapes=True)
+
+    def indices(self, name: str, device: torch.device) -> Tensor:
+        """A vector of indices, as many as one likes: equally many under every name."""
+        return self.mode.from_tensor(
+            torch.zeros(_MANY, dtype=torch.int64, device=device),
+            source=ConstantSource(name),
+            symbolic_context=StatelessSymbolicContext([DimDynamic.DUCK]),
+        )
 
 
 def fake_inputs(leaves: Sequence[Any], names: Sequence[str], shapes: Shapes, dynamic: bool) -> Fakes:

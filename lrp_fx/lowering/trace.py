@@ -90,8 +90,11 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     spec = sweeper.captured.out_spec
     flat = pytree.tree_leaves(outputs)
     logits = find_logits(pytree.tree_unflatten(flat, spec))
-    with fakes.mode:
-        extra = tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in form.names)
+    if form.kind == "many":
+        extra = tuple(fakes.indices(name, logits.device) for name in form.names)
+    else:
+        with fakes.mode:
+            extra = tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in form.names)
     masks = {n: v for n, v in zip(names, fakes.leaves, strict=True) if is_mask(n, v)}
     given = [v for v in flat if isinstance(v, Tensor)]
 
@@ -115,6 +118,8 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     with graph.inserting_after(placeholders[-1]):
         new = [graph.placeholder(name) for name in reversed(form.names)][::-1]
+    for node, value in zip(new, extra, strict=True):
+        node.meta["val"] = value
     feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]
     feed += [placeholders[names.index(name)] for name in masks]
     chosen = _spliced(graph_module, traced, [*feed, *new], end)
@@ -158,7 +163,7 @@ def _spliced(owner: fx.GraphModule, body: fx.GraphModule, inputs: list[Any], bef
     return result
 
 
-class _Values(dict[Node, Any]):
+class Values(dict[Node, Any]):
     """Values of integer nodes of a captured graph, computed on demand."""
 
     def __init__(self, inputs: Mapping[Node, Any], attributes: Attributes) -> None:
@@ -173,6 +178,18 @@ class _Values(dict[Node, Any]):
             found = node.target(*args, **kwargs)  # type: ignore[operator]
         self[node] = found
         return found
+
+
+def per_input(sweeper: Sweeper, collected: Sequence[Tensor], values: Values, names: Sequence[str]) -> dict[str, Tensor]:
+    """Relevance by input name from relevance by source: that of rows goes to the ids which picked them."""
+    captured, facts = sweeper.captured, sweeper.rewritten.plan.facts
+    relevance: dict[str, Tensor] = {}
+    for item, value in zip(facts.sources, collected, strict=True):
+        if item.indices is not None:
+            value = tokens.to_input(item, tokens.row_relevance(value, values[item.indices]), values, facts.ops)
+        name = names[captured.placeholders.index(item.input)]
+        relevance[name] = relevance[name] + value if name in relevance else value
+    return relevance
 
 
 def relevance_function(
@@ -195,15 +212,9 @@ def relevance_function(
             path: _times(z, next(later) if z.requires_grad else None)
             for path, z in zip(sweeper.latents, held, strict=True)
         }
-        env = _Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes)
-        relevance: dict[str, Tensor] = {}
-        for item, x, g in zip(plan.facts.sources, taps, grads, strict=False):
-            value = _times(nonzero(x) if plan.blind else x, g)
-            if item.indices is not None:
-                picked = tokens.row_relevance(value, env[item.indices])
-                value = tokens.to_input(item, picked, env, plan.facts.ops)
-            name = input_names[captured.placeholders.index(item.input)]
-            relevance[name] = relevance[name] + value if name in relevance else value
+        env = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes)
+        collected = [_times(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
+        relevance = per_input(sweeper, collected, env, input_names)
         found: dict[str, Any] = {"target": chosen.detach(), "relevance": relevance, "latents": latents}
         found["output"] = [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
         return found
