@@ -17,7 +17,7 @@ from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
 from lrp_fx.errors import CaptureError, InputError, locate
 from lrp_fx.explain import Attribution, Condition, Sweeper, Target
-from lrp_fx.lowering import Attributions, Generation, Lowered, ManyTargets, generate, lower
+from lrp_fx.lowering import Attributions, Generation, Lowered, ManyTargets, generate, low_memory, lower
 from lrp_fx.optable import OpTable
 from lrp_fx.plan import make_plan
 from lrp_fx.report import Report, make_report
@@ -39,6 +39,7 @@ class Conversion:
     example: Call
     rewritten: dict[str, Rewritten] = field(default_factory=dict)
     sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
+    sparing: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
     many: dict[tuple[str, tuple[str, ...]], ManyTargets] = field(default_factory=dict)
 
     def under(self, ruleset: RuleSet) -> Rewritten:
@@ -54,6 +55,13 @@ class Conversion:
         if key not in self.sweepers:
             self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
         return self.sweepers[key]
+
+    def sparing_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        """The tapped graph with its repeated blocks run again on the way back."""
+        key = (ruleset.key, at)
+        if key not in self.sparing:
+            self.sparing[key] = low_memory(self.sweeper(ruleset, at))
+        return self.sparing[key]
 
     def many_targets(self, ruleset: RuleSet, at: tuple[str, ...]) -> ManyTargets:
         """The tapped graph for many targets at once."""
@@ -119,6 +127,7 @@ class ExplainableModule(torch.nn.Module):
         at: str | Iterable[str] = (),
         condition: Condition | None = None,
         rules: RuleSource | None = None,
+        memory: str = "normal",
         **kwargs: Any,
     ) -> Attribution:
         """Relevance of every input, and of the outputs of the modules named by ``at``, for one scalar per sample.
@@ -132,12 +141,16 @@ class ExplainableModule(torch.nn.Module):
             condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
                 these modules (CRP, arXiv:2206.03208).
             rules: another rule set than the one the model was converted with.
+            memory: "low" runs the model's repeated blocks a second time on the way back instead of remembering what
+                they computed: a third more time, and a fraction of the memory.
             **kwargs: the model's inputs.
 
         Raises:
             InputError, TargetError, LatentError, NumericalError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
-        return self._explain(args, kwargs, target, at, [condition or {}], rules)[0]
+        if memory not in ("normal", "low"):
+            raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
+        return self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low")[0]
 
     def explain_conditions(
         self,
@@ -220,11 +233,13 @@ class ExplainableModule(torch.nn.Module):
         at: str | Iterable[str],
         conditions: Sequence[Condition],
         rules: RuleSource | None,
+        sparing: bool = False,
     ) -> list[Attribution]:
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         conversion, call = self._conversion(args, kwargs)
         places = dict.fromkeys(((at,) if isinstance(at, str) else tuple(at)) + tuple(p for c in conditions for p in c))
-        sweeper = conversion.sweeper(ruleset, tuple(places))
+        tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
+        sweeper = tapped(ruleset, tuple(places))
         with self._named_failures(conversion, call):
             return sweeper.explain_under(call, target, conditions)
 

@@ -21,6 +21,7 @@ from lrp_fx.lowering import ship
 from lrp_fx.lowering.clean import finished
 from lrp_fx.lowering.forms import Form, form_of
 from lrp_fx.lowering.generation import Generation, generate
+from lrp_fx.lowering.memory import low_memory
 from lrp_fx.lowering.ship import Artefact, load
 from lrp_fx.lowering.sizes import Served, fake_inputs
 from lrp_fx.lowering.targets import Attributions, ManyTargets
@@ -33,7 +34,17 @@ from lrp_fx.lowering.trace import (
     with_target,
 )
 
-__all__ = ["Artefact", "Attributions", "Generation", "Lowered", "ManyTargets", "generate", "load", "lower"]
+__all__ = [
+    "Artefact",
+    "Attributions",
+    "Generation",
+    "Lowered",
+    "ManyTargets",
+    "generate",
+    "load",
+    "low_memory",
+    "lower",
+]
 
 
 @dataclass(frozen=True)
