@@ -284,9 +284,14 @@ class ExplainableModule(torch.nn.Module):
         read = functools.partial(read_call, self.model)
         return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
 
-    def compile(self, *args: Any, mode: str | None = None, **kwargs: Any) -> Lowered:  # type: ignore[override]
-        """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's."""
-        return self.lower(*args, **kwargs).compile(mode)
+    def compile(  # type: ignore[override]
+        self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any
+    ) -> Lowered:
+        """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's.
+
+        With ``per_block`` each kind of repeated block is compiled once: what it costs does not grow with depth.
+        """
+        return self.lower(*args, **kwargs).compile(mode, per_block=per_block)
 
     def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """:meth:`lower`, saved with its weights; :func:`lrp_fx.load` reads it, without the model's class."""

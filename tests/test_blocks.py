@@ -19,7 +19,7 @@ def deep(name):
             d_model=16, d_kv=4, d_ff=32, num_layers=4, num_heads=4, vocab_size=100, decoder_start_token_id=0
         )
         return tf.T5ForConditionalGeneration(config), {"input_ids": ids(), "decoder_input_ids": ids(2, 5)}
-    if name == "gemma3":  # two kinds of layers, one after the other
+    if name == "gemma3":  # two masks, read by one layer after the other
         config = tf.Gemma3TextConfig(**{**DEEP, "num_key_value_heads": 2}, head_dim=4, sliding_window=4,
                                      layer_types=["sliding_attention", "full_attention"] * 2)  # fmt: skip
         return tf.Gemma3ForCausalLM(config), {"input_ids": ids()}
@@ -76,7 +76,7 @@ def test_the_blocks_are_the_layers(case):
     name, xmodel, _ = case
     graph = xmodel._current.sweeper(xmodel.ruleset, ()).tapped.graph
     stacks = [stack for stack in find_blocks(graph) if len(stack[0].nodes) > 30]
-    expected = {"llama": [4], "gemma3": [2], "vit": [4], "t5": [3, 3]}[name]
+    expected = {"llama": [4], "gemma3": [4], "vit": [4], "t5": [3, 3]}[name]
     assert [len(stack) for stack in stacks] == expected
     for stack in stacks:
         assert all(stack[0].alike(block) for block in stack)
@@ -108,3 +108,33 @@ def test_a_model_without_blocks_is_explained_as_ever():
     assert torch.equal(xmodel.explain(x, memory="low").relevance["input"], xmodel.explain(x).relevance["input"])
     with pytest.raises(ValueError, match="memory"):
         xmodel.explain(x, memory="tiny")
+
+
+class Stack(nn.Module):
+    def __init__(self, depth):
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(8) for _ in range(depth))
+        self.up = nn.ModuleList(nn.Linear(8, 16) for _ in range(depth))
+        self.down = nn.ModuleList(nn.Linear(16, 8) for _ in range(depth))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
+            a, b, c = torch.tanh(up(norm(x))), torch.sigmoid(up(x)), nn.functional.gelu(up(x))
+            x = x + down(a * b) + down(nn.functional.silu(c) * a)
+        return self.head(x[:, -1])
+
+
+def test_a_block_is_compiled_once_however_deep_the_model_is():
+    kernels = {}
+    for depth in (4, 8):
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        xmodel = lrp_fx.convert(Stack(depth), torch.randn(2, 5, 8))
+        torch._inductor.metrics.reset()
+        x = torch.randn(3, 6, 8)
+        found = xmodel.compile(target=0, per_block=True)(x, target=1).relevance["x"]
+        kernels[depth] = torch._inductor.metrics.generated_kernel_count
+        wanted = xmodel.explain(x, target=1).relevance["x"]
+        assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    assert kernels[4] == kernels[8] > 0

@@ -22,6 +22,7 @@ from lrp_fx.lowering.clean import finished
 from lrp_fx.lowering.forms import Form, form_of
 from lrp_fx.lowering.generation import Generation, generate
 from lrp_fx.lowering.memory import low_memory
+from lrp_fx.lowering.regions import once_per_block
 from lrp_fx.lowering.ship import Artefact, load
 from lrp_fx.lowering.sizes import Served, fake_inputs
 from lrp_fx.lowering.targets import Attributions, ManyTargets
@@ -140,10 +141,17 @@ class Lowered:
             spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
         ship.to_onnx(spelled.graph_module, path, self.about)
 
-    def compile(self, mode: str | None = None, **options: Any) -> Lowered:
-        """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call."""
+    def compile(self, mode: str | None = None, *, per_block: bool = False, **options: Any) -> Lowered:
+        """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call.
+
+        Args:
+            mode: as in ``torch.compile``.
+            per_block: compile each kind of repeated block once, so that what it costs does not grow with depth.
+            **options: as in ``torch.compile``.
+        """
         free = any(isinstance(d, str) for dims in self.served.shapes.dims for d in dims)
-        compiled = torch.compile(self.graph_module, fullgraph=True, mode=mode, dynamic=free or None, **options)
+        graph_module = once_per_block(self.graph_module) if per_block else self.graph_module
+        compiled = torch.compile(graph_module, fullgraph=True, mode=mode, dynamic=free or None, **options)
         return replace(self, runner=compiled)
 
     @staticmethod

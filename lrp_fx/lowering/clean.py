@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from lrp_fx.lowering.portable import drop_weight_gradients
+from lrp_fx.lowering.positions import sizes_from_inputs
 
 
 def finished(
@@ -40,8 +41,11 @@ def finished(
         if node.op in ("call_function", "get_attr"):
             env[node] = graph.node_copy(node, env.__getitem__)
     graph.output(fx.map_arg(outputs, env.__getitem__))
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach.default):
+        node.replace_all_uses_with(node.args[0])  # nothing is differentiated any more
     graph.eliminate_dead_code()
     drop_weight_gradients(graph)
+    sizes_from_inputs(graph)
     module = fx.GraphModule(_nested(root), graph, class_name="RelevanceGraph")
     result = CSEPass()(module)
     cleaned = result.graph_module if result is not None else module
