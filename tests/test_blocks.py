@@ -120,14 +120,13 @@ class Stack(nn.Module):
 
     def forward(self, x):
         for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
-            a, b, c = torch.tanh(up(norm(x))), torch.sigmoid(up(x)), nn.functional.gelu(up(x))
-            x = x + down(a * b) + down(nn.functional.silu(c) * a)
+            x = x + down(torch.tanh(up(norm(x))) * torch.sigmoid(up(x)))
         return self.head(x[:, -1])
 
 
 def test_a_block_is_compiled_once_however_deep_the_model_is():
     kernels = {}
-    for depth in (4, 8):
+    for depth in (3, 5):
         torch.manual_seed(0)
         torch._dynamo.reset()
         xmodel = lrp_fx.convert(Stack(depth), torch.randn(2, 5, 8))
@@ -137,4 +136,4 @@ def test_a_block_is_compiled_once_however_deep_the_model_is():
         kernels[depth] = torch._inductor.metrics.generated_kernel_count
         wanted = xmodel.explain(x, target=1).relevance["x"]
         assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
-    assert kernels[4] == kernels[8] > 0
+    assert kernels[3] == kernels[5] > 0

@@ -54,9 +54,15 @@ class Block:
         return same and fits and [pairs[n] for n in self.outputs] == list(other.outputs)
 
 
-def find_blocks(graph: fx.Graph, least: int = 8) -> list[list[Block]]:
-    """Stacks of repeated blocks, in graph order; a block has at least ``least`` operators."""
-    sequence = _sequence(graph)
+def find_blocks(graph: fx.Graph, least: int = 8, constants: bool = False) -> list[list[Block]]:
+    """Stacks of repeated blocks, in graph order.
+
+    Args:
+        graph: a graph, its nodes with ``meta["val"]``.
+        least: operators that a block has at least.
+        constants: count operators that depend on no input (views of weights) as parts of blocks.
+    """
+    sequence = [n for n in graph.nodes if n.op.startswith("call_")] if constants else _sequence(graph)
     found: list[list[Block]] = []
     pending = [(0, len(sequence))]
     labels = np.array([hash(_label(n)) for n in sequence], dtype=np.int64)

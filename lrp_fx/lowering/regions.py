@@ -14,7 +14,7 @@ from lrp_fx.rewrite import copy_graph
 
 aten = torch.ops.aten
 
-_LEAST = 24  #: operators of a block that is worth a region of its own
+_LEAST = 12  #: operators of a block that is worth a region of its own
 
 
 class Region(torch.nn.Module):
@@ -40,7 +40,7 @@ def once_per_block(graph_module: fx.GraphModule) -> fx.GraphModule:
     graph, _ = copy_graph(graph_module.graph)
     sink_views(graph)
     sunk = fx.GraphModule(graph_module, graph, class_name="RelevanceGraph")
-    blocks = [block for stack in find_blocks(graph, _LEAST) for block in stack]
+    blocks = [block for stack in find_blocks(graph, _LEAST, constants=True) for block in stack]
     return folded(sunk, blocks, Region)
 
 
