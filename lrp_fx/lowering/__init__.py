@@ -30,6 +30,7 @@ from lrp_fx.lowering.trace import (
     attributes_of,
     condition_masks,
     functional_graph,
+    inner_tensors,
     mask_name,
     relevance_function,
     with_target,
@@ -218,7 +219,7 @@ def lower(
     run = relevance_function(sweeper, targeted.graph_module, call.names, masks)
     traced, structure = functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes)
     inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
-    graph_module = finished(traced, structure, attributes, [re.sub(r"\W", "_", n) for n in inputs])
+    graph_module = finished(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in inputs])
     served = Served.of(captured.shapes, fakes, targeted.sizes)
     return Lowered(
         graph_module, inputs, sweeper, form, served, target, condition or {}, outputs, call, read, graph_module

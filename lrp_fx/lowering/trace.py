@@ -15,6 +15,7 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.errors import TargetError
 from lrp_fx.explain import Sweeper, tokens
@@ -71,6 +72,26 @@ class Targeted:
     graph_module: fx.GraphModule
     inputs: tuple[Tensor, ...]
     sizes: tuple[Any, ...]
+
+
+def inner_tensors(attributes: Attributes) -> dict[str, Tensor]:
+    """The plain tensors that attributes consist of: a quantized weight is several (data, scales)."""
+    found: dict[str, Tensor] = {}
+    for name, value in attributes.items():
+        if is_traceable_wrapper_subclass(value):
+            parts = value.__tensor_flatten__()[0]
+            found |= inner_tensors({f"{name}.{part}": getattr(value, part) for part in parts})
+        else:
+            found[name] = value
+    return found
+
+
+def _rebuilt(name: str, like: Tensor, inner: Attributes) -> Tensor:
+    if not is_traceable_wrapper_subclass(like):
+        return inner[name]
+    parts, context = like.__tensor_flatten__()
+    held = {part: _rebuilt(f"{name}.{part}", getattr(like, part), inner) for part in parts}
+    return type(like).__tensor_unflatten__(held, context, like.shape, like.stride())
 
 
 def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes, report: bool) -> Targeted:
@@ -248,20 +269,21 @@ def functional_graph(
 ) -> tuple[fx.GraphModule, Any]:
     """One functional graph of ``run``, and the structure of its outputs, with nodes for tensors.
 
-    Its placeholders are the attributes, the tensors among ``leaves`` and the target inputs, in this order.
+    Its placeholders are the inner tensors of the attributes, the tensors among ``leaves`` and the target inputs.
     """
-    lifted = {k: fakes.constant(v) for k, v in attributes.items()}
+    plain = {k: fakes.constant(v) for k, v in inner_tensors(attributes).items()}
     spec: list[pytree.TreeSpec] = []
 
     def flat(values: Sequence[Tensor]) -> list[Any]:
         feed = iter(values)
-        held = {name: next(feed) for name in lifted}
+        inner = {name: next(feed) for name in plain}
+        held = {name: _rebuilt(name, value, inner) for name, value in attributes.items()}
         inputs = [next(feed) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         found, structure = pytree.tree_flatten(run(held, inputs, list(feed)))
         spec.append(structure)
         return found
 
-    tensors = [*lifted.values(), *(v for v in leaves if isinstance(v, Tensor)), *targets]
+    tensors = [*plain.values(), *(v for v in leaves if isinstance(v, Tensor)), *targets]
     with fakes.mode, enable_python_dispatcher(), torch.enable_grad():
         traced = make_fx(flat)(tensors)
     traced.graph._codegen = CodeGen()
