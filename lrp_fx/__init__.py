@@ -2,6 +2,7 @@
 
 from lrp_fx import concepts, errors, evaluate
 from lrp_fx.explain import Attribution, Contrast, Ledger
+from lrp_fx.lowering import Attributions, Generation, Lowered, load
 from lrp_fx.module import ExplainableModule, convert
 from lrp_fx.optable import OpTable, register_op
 from lrp_fx.ruleset import RuleSet, register_rule
@@ -9,9 +10,12 @@ from lrp_fx.tuning import Tuned, tune
 
 __all__ = [
     "Attribution",
+    "Attributions",
     "Contrast",
     "ExplainableModule",
+    "Generation",
     "Ledger",
+    "Lowered",
     "OpTable",
     "RuleSet",
     "Tuned",
@@ -19,6 +23,7 @@ __all__ = [
     "convert",
     "errors",
     "evaluate",
+    "load",
     "register_op",
     "register_rule",
     "tune",

@@ -3,73 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from lrp_fx.analysis import Facts, analyse
-from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
+from lrp_fx.analysis import analyse
+from lrp_fx.capture import ROUTES, Call, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
-from lrp_fx.capture.attention import write_out_attention
+from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, locate
-from lrp_fx.explain import Attribution, Condition, Sweeper, Target
-from lrp_fx.explain.latents import looks_inside
+from lrp_fx.explain import Attribution, Condition, Target
+from lrp_fx.lowering import Attributions, Generation, Lowered, generate, lower
 from lrp_fx.optable import OpTable
-from lrp_fx.plan import make_plan
 from lrp_fx.report import Report, make_report
-from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.ruleset import RuleSet
 from lrp_fx.verify import Verification, verify
 
 _NOTHING = "nothing is captured yet: give convert() example inputs, or call the module once"
 
 RuleSource = RuleSet | str | Path | Mapping[str, Any]
-
-
-@dataclass
-class Conversion:
-    """One capture with its facts and, per rule set, its rewritten graph."""
-
-    captured: Captured
-    facts: Facts
-    rewritten: dict[str, Rewritten] = field(default_factory=dict)
-    sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
-
-    def under(self, ruleset: RuleSet) -> Rewritten:
-        """The graph rewritten under ``ruleset``."""
-        if ruleset.key not in self.rewritten:
-            plan = make_plan(self.captured.graph_module.graph, self.facts, ruleset)
-            self.rewritten[ruleset.key] = rewrite(self.captured, plan)
-        return self.rewritten[ruleset.key]
-
-    def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        """The rewritten graph, tapped at its sources and at ``at``."""
-        return (self.written_out if looks_inside(at) else self)._tapped(ruleset, at)
-
-    def _tapped(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        key = (ruleset.key, at)
-        if key not in self.sweepers:
-            self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
-        return self.sweepers[key]
-
-    def forget(self, key: str) -> None:
-        """Drop what was made for a rule set's key."""
-        self.rewritten.pop(key, None)
-        for tapped in [k for k in self.sweepers if k[0] == key]:
-            del self.sweepers[tapped]
-        if "written_out" in self.__dict__:
-            self.written_out.forget(key)
-
-    @cached_property
-    def written_out(self) -> Conversion:
-        """The same capture with every fused attention written out."""
-        captured = write_out_attention(self.captured)
-        return Conversion(captured, analyse(captured.graph_module.graph, self.facts.ops))
 
 
 class ExplainableModule(torch.nn.Module):
@@ -128,6 +84,7 @@ class ExplainableModule(torch.nn.Module):
         at: str | Iterable[str] = (),
         condition: Condition | None = None,
         rules: RuleSource | None = None,
+        memory: str = "normal",
         **kwargs: Any,
     ) -> Attribution:
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
@@ -142,12 +99,16 @@ class ExplainableModule(torch.nn.Module):
             condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
                 these tensors (CRP, arXiv:2206.03208); of parts of attention the features are heads.
             rules: another rule set than the one the model was converted with.
+            memory: "low" runs the model's repeated blocks a second time on the way back instead of remembering what
+                they computed: a third more time, and a fraction of the memory.
             **kwargs: the model's inputs.
 
         Raises:
             InputError, TargetError, LatentError, NumericalError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
-        return self._explain(args, kwargs, target, at, [condition or {}], rules)[0]
+        if memory not in ("normal", "low"):
+            raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
+        return self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low")[0]
 
     def explain_conditions(
         self,
@@ -165,6 +126,63 @@ class ExplainableModule(torch.nn.Module):
         """
         return self._explain(args, kwargs, target, at, conditions, rules)
 
+    def explain_targets(
+        self,
+        *args: Any,
+        targets: Sequence[Target],
+        at: str | Iterable[str] = (),
+        rules: RuleSource | None = None,
+        chunk: int = 16,
+        **kwargs: Any,
+    ) -> Attributions:
+        """Relevance for many targets from one forward pass; what :meth:`explain` says of each, one by one.
+
+        Args:
+            *args: the model's inputs.
+            targets: classes, (B,) tensors of them, tuples (position, class), or None for the largest logit.
+            at: as in :meth:`explain`.
+            rules: as in :meth:`explain`.
+            chunk: how many backward sweeps run at once: memory grows with it.
+            **kwargs: the model's inputs.
+
+        Raises:
+            TargetError: for a target out of range, or of a kind that has to be explained by itself.
+        """
+        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        conversion, call = self._conversion(args, kwargs)
+        places = (at,) if isinstance(at, str) else tuple(at)
+        with self._named_failures(conversion, call):
+            return conversion.many_targets(ruleset, places).explain(call, targets, chunk)
+
+    def explain_generation(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        max_new_tokens: int,
+        rules: RuleSource | None = None,
+        chunk: int = 16,
+        options: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Generation:
+        """Generate with the model's own ``generate`` and cache, then attribute every new token to all tokens before it.
+
+        One forward pass over the final sequence serves all of them: what a position says depends on its prefix only.
+
+        Args:
+            input_ids: (B, S) prompt.
+            max_new_tokens: how many tokens at most.
+            rules: as in :meth:`explain`.
+            chunk: how many backward sweeps run at once.
+            options: further arguments of ``generate`` (sampling is off unless they say otherwise).
+            **kwargs: further inputs of the model (``attention_mask``, images).
+
+        Raises:
+            InputError: when the model has no ``generate``.
+        """
+        explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
+        inputs = {"input_ids": input_ids, **kwargs}
+        return generate(self.model, explain, inputs, {"max_new_tokens": max_new_tokens, **(options or {})})
+
     def _explain(
         self,
         args: tuple[Any, ...],
@@ -173,11 +191,13 @@ class ExplainableModule(torch.nn.Module):
         at: str | Iterable[str],
         conditions: Sequence[Condition],
         rules: RuleSource | None,
+        sparing: bool = False,
     ) -> list[Attribution]:
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         conversion, call = self._conversion(args, kwargs)
         places = dict.fromkeys(((at,) if isinstance(at, str) else tuple(at)) + tuple(p for c in conditions for p in c))
-        sweeper = conversion.sweeper(ruleset, tuple(places))
+        tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
+        sweeper = tapped(ruleset, tuple(places))
         with self._named_failures(conversion, call):
             return sweeper.explain_under(call, target, conditions)
 
@@ -186,6 +206,68 @@ class ExplainableModule(torch.nn.Module):
         key = RuleSet.load(rules).key
         for conversion in (c for served in self._conversions.values() for c in served):
             conversion.forget(key)
+
+    def lower(
+        self,
+        *args: Any,
+        target: Target = None,
+        at: str | Iterable[str] = (),
+        condition: Condition | None = None,
+        rules: RuleSource | None = None,
+        outputs: bool = False,
+        dynamic: bool = True,
+        **kwargs: Any,
+    ) -> Lowered:
+        """Forward, rule backward and choice of the target as ONE functional graph of plain tensor operators.
+
+        Without example inputs, as the latest capture was called.
+
+        Called like :meth:`explain`, it explains inputs of any size that the capture serves, with any target of the same
+        form (a class, a tuple of indices, a :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
+
+        Args:
+            *args: example inputs.
+            target: its form is fixed, its value is an input of the graph.
+            at: as in :meth:`explain`.
+            condition: as in :meth:`explain`; a part of the graph.
+            rules: another rule set than the one the model was converted with.
+            outputs: also return the model's outputs; without them its head runs at the explained positions only.
+            dynamic: leave sizes free; otherwise what depends on sizes alone (masks, rotary tables) is computed now.
+            **kwargs: example inputs.
+
+        Raises:
+            InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
+        """
+        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        if args or kwargs:
+            conversion, call = self._conversion(args, kwargs)
+        else:
+            conversion, call = self._current, self._current.example
+        places = dict.fromkeys((*((at,) if isinstance(at, str) else at), *(condition or ())))
+        sweeper = conversion.sweeper(ruleset, tuple(places))
+        read = functools.partial(read_call, self.model)
+        return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
+
+    def compile(  # type: ignore[override]
+        self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any
+    ) -> Lowered:
+        """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's.
+
+        With ``per_block`` each kind of repeated block is compiled once: what it costs does not grow with depth.
+        """
+        return self.lower(*args, **kwargs).compile(mode, per_block=per_block)
+
+    def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """:meth:`lower`, saved with its weights; :func:`lrp_fx.load` reads it, without the model's class."""
+        self.lower(*args, **kwargs).save(path)
+
+    def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
+        """:meth:`lower`, compiled ahead of time (AOTInductor) to a package that runs from C++, or with torch alone."""
+        return self.lower(*args, **kwargs).package(path)
+
+    def to_onnx(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """:meth:`lower`, as an ONNX model (needs the extra "onnx")."""
+        self.lower(*args, **kwargs).to_onnx(path)
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
@@ -207,7 +289,7 @@ class ExplainableModule(torch.nn.Module):
             if conversion.captured.serves(call.leaves):
                 return self._activate(conversion), call
         captured = capture_model(self.model, args, kwargs, dynamic=self._dynamic, route=self._route)
-        conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops))
+        conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops), call.hollow())
         self._conversions.setdefault(key, []).append(conversion)
         return self._activate(conversion), call
 

@@ -33,6 +33,12 @@ class Call:
         return {n: v for n, v in zip(self.names, self.leaves, strict=True) if isinstance(v, torch.Tensor)}
 
 
+    def hollow(self) -> Call:
+        """The same call with tensors of one entry, expanded: its sizes without its contents."""
+        leaves = tuple(v.new_zeros(()).expand(v.shape) if isinstance(v, torch.Tensor) else v for v in self.leaves)
+        return Call(self.names, leaves, self.key)
+
+
 def _display(path: Sequence[Any], parameters: list[str]) -> str:
     """``(args, kwargs)`` key path -> the name a user would say."""
     head, rest = path[0].idx, path[1:]

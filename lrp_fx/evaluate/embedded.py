@@ -24,7 +24,7 @@ from lrp_fx.errors import InputError
 from lrp_fx.evaluate.task import Batch, Task
 from lrp_fx.explain.target import select
 from lrp_fx.explain.tokens import row_relevance, to_input
-from lrp_fx.module import Conversion
+from lrp_fx.conversion import Conversion
 from lrp_fx.rewrite import copy_graph
 
 

@@ -22,7 +22,7 @@ from lrp_fx.evaluate.embedded import Embedded, Embedder, Point
 from lrp_fx.evaluate.grad_cam import pool_map
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.task import Batch, Task
-from lrp_fx.module import Conversion
+from lrp_fx.conversion import Conversion
 
 
 def attention_rollout() -> Method:

@@ -76,18 +76,18 @@ def select(output: Any, target: Target, masks: Mapping[str, Tensor]) -> Tensor:
         return _from_callable(output, target)
     logits = find_logits(output)
     if isinstance(target, Contrast):
-        return _contrast(_by_class(logits, masks), target)
+        return _contrast(by_class(logits, masks), target)
     if logits.dim() == 0:
         logits = logits.reshape(1)
     if isinstance(target, tuple):
         return _from_tuple(logits, target)
     if logits.dim() == 1:
         return _one_per_sample(logits, target)
-    logits = _by_class(logits, masks)
+    logits = by_class(logits, masks)
     return logits[torch.arange(logits.shape[0], device=logits.device), _classes(logits, target)]
 
 
-def _by_class(logits: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
+def by_class(logits: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
     """(B, classes): of a sequence, the logits at its last position."""
     if logits.dim() < 2:
         raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): nothing to contrast")

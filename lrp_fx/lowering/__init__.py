@@ -1,0 +1,226 @@
+"""Stage 6, lower: forward, rule backward and choice of the target as ONE functional graph, to compile and to ship."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.attention
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture import Call
+from lrp_fx.errors import InputError, NumericalError, TargetError
+from lrp_fx.explain import Attribution, Sweeper, Target
+from lrp_fx.explain.conditions import Condition
+from lrp_fx.lowering import ship
+from lrp_fx.lowering.clean import finished
+from lrp_fx.lowering.forms import Form, form_of
+from lrp_fx.lowering.generation import Generation, generate
+from lrp_fx.lowering.memory import low_memory
+from lrp_fx.lowering.regions import once_per_block
+from lrp_fx.lowering.ship import Artefact, load
+from lrp_fx.lowering.sizes import Served, fake_inputs
+from lrp_fx.lowering.targets import Attributions, ManyTargets
+from lrp_fx.lowering.trace import (
+    attributes_of,
+    condition_masks,
+    functional_graph,
+    inner_tensors,
+    mask_name,
+    relevance_function,
+    with_target,
+)
+
+__all__ = [
+    "Artefact",
+    "Attributions",
+    "Generation",
+    "Lowered",
+    "ManyTargets",
+    "generate",
+    "load",
+    "low_memory",
+    "lower",
+]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A relevance graph: one functional graph of plain tensor operators, without autograd.
+
+    Attributes:
+        graph_module: (tensor inputs, target inputs) -> {"target": (B,), "relevance": {input: ...}, "latents": {path:
+            ...}, "output": [leaves]}, the outputs only where they were asked for. Parameters are shared with the model.
+        inputs: names of its tensor inputs, in order, those of the target last.
+        sweeper: what it was lowered from.
+        form: the kind of target it takes.
+        served: the sizes it serves.
+        target: the target it was lowered with, used where a call gives none.
+        condition: the condition that is part of it.
+        outputs: whether the model's outputs are among what it returns.
+        example: the call it was lowered with.
+        read: flattens a call.
+        runner: what runs it: the graph module, or a compiled form of it.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: tuple[str, ...]
+    sweeper: Sweeper
+    form: Form
+    served: Served
+    target: Target
+    condition: Condition
+    outputs: bool
+    example: Call = field(repr=False)
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call] = field(repr=False)
+    runner: Callable[..., Any]
+
+    def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
+        """Explain one call of the model; ``target`` is of the form the graph was lowered with.
+
+        Raises:
+            InputError: for sizes that the graph does not serve.
+            TargetError: for a target of another form, or out of range.
+            NumericalError: when the target or a relevance is not finite.
+        """
+        call = self.read(args, kwargs)
+        tensors = list(call.tensors.values())
+        if (reason := self.served.mismatch(tensors)) is not None:
+            raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
+        asked = self.target if target is None else target
+        if self.form.kind == "callable" and asked is not self.target:
+            raise TargetError("this graph was lowered for one callable target: lower it again for another one")
+        extra = self.form.inputs(asked, self.served.limits(tensors), tensors[0].device)
+        with torch.no_grad():
+            found = self.runner(*tensors, *extra)
+        self._check(found)
+        return self._attribution(call, found, asked)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file of it has to say: names of inputs and (flattened) outputs, kind of target, rule set."""
+        relevance, latents = self._returned()
+        outputs = ["explained", *(f"relevance.{n}" for n in relevance), *(f"latents.{n}" for n in latents)]
+        return {
+            "inputs": list(self.inputs),
+            "outputs": outputs,
+            "target": self.form.kind,
+            "rules": self.sweeper.rewritten.plan.ruleset.name,
+        }
+
+    def _returned(self) -> tuple[list[str], list[str]]:
+        end = next(n for n in reversed(self.graph_module.graph.nodes) if n.op == "output")
+        found: Any = end.args[0]
+        return list(found["relevance"]), list(found["latents"])
+
+    def save(self, path: str | Path) -> None:
+        """Save it, weights and all; :func:`lrp_fx.load` reads it, and so does ``torch.export.load``."""
+        ship.save(self.graph_module, path, self.about)
+
+    def package(self, path: str | Path) -> Path:
+        """Compile it ahead of time (AOTInductor): the package runs from C++, or from Python with torch alone.
+
+        ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
+        """
+        return ship.package(self.graph_module, path)
+
+    def to_onnx(self, path: str | Path) -> None:
+        """Write it as an ONNX model, attention and experts spelled out; its outputs are "explained", then
+        "relevance.INPUT" and "latents.PATH".
+
+        Raises:
+            MissingExtraError: without the packages of the extra "onnx".
+        """
+        if self.outputs:
+            raise InputError("an ONNX model returns relevance alone: lower it without outputs=True")
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
+        ship.to_onnx(spelled.graph_module, path, self.about)
+
+    def compile(self, mode: str | None = None, *, per_block: bool = False, **options: Any) -> Lowered:
+        """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call.
+
+        Args:
+            mode: as in ``torch.compile``.
+            per_block: compile each kind of repeated block once, so that what it costs does not grow with depth.
+            **options: as in ``torch.compile``.
+        """
+        free = any(isinstance(d, str) for dims in self.served.shapes.dims for d in dims)
+        graph_module = once_per_block(self.graph_module) if per_block else self.graph_module
+        compiled = torch.compile(graph_module, fullgraph=True, mode=mode, dynamic=free or None, **options)
+        return replace(self, runner=compiled)
+
+    @staticmethod
+    def _check(found: dict[str, Any]) -> None:
+        values = [found["target"], *found["relevance"].values()]
+        if any(not v.is_meta and not bool(v.isfinite().all()) for v in values):
+            raise NumericalError(
+                "the target or a relevance is not finite. Remedy: explain() on the same inputs names where it begins."
+            )
+
+    def _attribution(self, call: Call, found: dict[str, Any], target: Target) -> Attribution:
+        sweeper = self.sweeper
+        output = None
+        if found["output"]:
+            output = pytree.tree_unflatten(found["output"], sweeper.captured.out_spec)
+
+        def eager() -> Attribution:
+            return sweeper.explain_under(call, target, [self.condition])[0]
+
+        return Attribution(
+            found["relevance"],
+            found["latents"],
+            found["target"],
+            output,
+            sweeper.rewritten.plan.ruleset.name,
+            dict(found["relevance"]),
+            lambda: eager().ledger,
+        )
+
+
+def lower(
+    sweeper: Sweeper,
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    call: Call,
+    target: Target,
+    *,
+    condition: Condition | None = None,
+    outputs: bool = False,
+    dynamic: bool = True,
+) -> Lowered:
+    """Lower a tapped graph.
+
+    Args:
+        sweeper: the tapped graph.
+        read: flattens a call.
+        call: an example, for what its capture does not leave free.
+        target: its form is fixed in the graph, its value is an input.
+        condition: part of the graph, if any.
+        outputs: also return the model's outputs; without them the head runs at explained positions only.
+        dynamic: leave sizes free where the capture does; otherwise everything that depends on sizes alone is folded.
+
+    Raises:
+        InputError: when no input can carry relevance.
+        TargetError: when the target does not depend on any input, or reads values.
+    """
+    if not sweeper.rewritten.plan.facts.sources:
+        raise InputError("no input can carry relevance: there is no floating input and no token id that picks a row")
+    captured, form = sweeper.captured, form_of(target)
+    fakes = fake_inputs(call.leaves, call.names, captured.shapes, dynamic)
+    targeted = with_target(sweeper, form, call.names, fakes, outputs)
+    masks = condition_masks(sweeper, condition or {}, targeted.graph_module)
+    attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
+    attributes |= {mask_name(path): mask for path, mask in masks.items()}
+    run = relevance_function(sweeper, targeted.graph_module, call.names, masks)
+    traced, structure = functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes)
+    inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
+    graph_module = finished(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in inputs])
+    served = Served.of(captured.shapes, fakes, targeted.sizes)
+    return Lowered(
+        graph_module, inputs, sweeper, form, served, target, condition or {}, outputs, call, read, graph_module
+    )

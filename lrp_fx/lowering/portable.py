@@ -1,0 +1,77 @@
+"""Graph passes: operators of a library become operators that PyTorch has everywhere, so that a graph ships without it.
+
+The product of rows with the matrix of the group they belong to (experts) is PyTorch's own in half precision; otherwise,
+and where only plain operators are known (ONNX), it is written out as a sum over groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx import Node
+
+from lrp_fx.optable import bind
+
+aten = torch.ops.aten
+
+_FORWARD, _BACKWARD = "transformers::grouped_mm_fallback", "transformers::grouped_mm_fallback_backward"
+_NATIVE = torch.bfloat16  # the only precision whose sizes PyTorch infers without running it
+
+
+def drop_weight_gradients(graph: fx.Graph) -> None:
+    """The backward of a grouped product is one with the matrices transposed; no gradient of its weights is read."""
+    for node in list(graph.nodes):
+        if _name(node) != _BACKWARD or any(user.args[1] for user in node.users):
+            continue
+        bound = bind(node)
+        forward = next(n.target for n in graph.nodes if _name(n) == _FORWARD)
+        for user in list(node.users):
+            with graph.inserting_before(node):
+                back = graph.call_function(aten.transpose.int, (bound["weight"], -2, -1))
+                back.meta["val"] = bound["weight"].meta["val"].transpose(-2, -1)
+                new = graph.call_function(forward, (bound["grad_output"], back, bound["offs"]))
+            new.meta = dict(user.meta)
+            user.replace_all_uses_with(new)
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def spell_grouped_products(graph: fx.Graph, plain: bool) -> None:
+    """Replace a library's grouped products; with ``plain`` PyTorch's own one as well."""
+    for node in list(graph.nodes):
+        if _name(node) == _FORWARD or (plain and node.target is aten._grouped_mm.default):
+            x, weight, groups = node.args[:3]
+            with graph.inserting_before(node):
+                new = _grouped(graph, x, weight, groups, node.meta, plain)
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+
+
+def _name(node: Node) -> str:
+    return node.target.name() if isinstance(node.target, torch._ops.OpOverload) else ""
+
+
+def _grouped(graph: fx.Graph, x: Any, weight: Any, groups: Any, meta: dict[str, Any], plain: bool) -> Node:
+    """Rows of x (T, K), sorted by group, times the (K, N) matrix of their group; ``groups`` are the ends of each."""
+    if not plain and meta["val"].dtype is _NATIVE:
+        new = graph.call_function(aten._grouped_mm.default, (x, weight, groups))
+        new.meta = dict(meta)
+        return new
+
+    def call(target: Any, *args: Any) -> Node:
+        node = graph.call_function(target, args)
+        node.meta = {k: v for k, v in meta.items() if k != "val"}
+        return node
+
+    rows = call(aten.arange.default, call(aten.sym_size.int, x, 0))
+    group = call(aten.sum.dim_IntList, call(aten.ge.Tensor, call(aten.unsqueeze.default, rows, 1), groups), [1])
+    total: Node | None = None
+    for index in range(int(weight.meta["val"].shape[0])):
+        mine = call(aten.unsqueeze.default, call(aten.eq.Scalar, group, index), 1)
+        product = call(aten.mm.default, call(aten.mul.Tensor, x, mine), call(aten.select.int, weight, 0, index))
+        total = product if total is None else call(aten.add.Tensor, total, product)
+    assert total is not None
+    total.meta = dict(meta)
+    return total

@@ -1,0 +1,241 @@
+"""A graph pass: what is only read at selected positions is computed at these positions only.
+
+A language model's head is as large as several of its layers, and of its output an explanation reads one position. An
+operator that treats positions alike (a linear layer, a normalization over features, anything elementwise) commutes with
+the choice of positions, so the choice is moved in front of it, and on, as far as every reader wants the same positions:
+the head, the last norm and the last feed-forward layer then run at one position instead of all.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from lrp_fx.analysis.operands import Slot, all_slots, replace
+from lrp_fx.capture.precision import exact_value
+from lrp_fx.optable import bind, set_arg
+from lrp_fx.rewrite import ops
+
+aten = torch.ops.aten
+
+_ELEMENTWISE: set[Any] = {
+    ops.scale_relevance, ops.identity_rule, ops.epsilon_rule, ops.share_relevance, ops.rectified_rule, exact_value,
+    ops.nonzero, aten.detach.default, aten.alias.default, aten.clone.default, aten.contiguous.default,
+    aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.zeros_like.default, aten.ones_like.default,
+    aten.full_like.default,
+    # as slopes are written (lrp_fx.rewrite.slopes)
+    torch.abs, torch.erf, torch.exp, torch.sigmoid, torch.tanh, torch.where, torch.nn.functional.softplus,
+    torch.nn.functional.hardsigmoid, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
+    operator.pow, operator.eq, operator.ge, operator.gt, operator.le, operator.lt, "clamp",
+}  # fmt: skip
+_OVER_FEATURES = {aten.linear.default: "input", aten.layer_norm.default: "input", aten.rms_norm.default: "input"}
+_REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.var.correction, aten.amax.default, aten.amin.default}
+_SOFTMAX = {aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default}
+
+
+def drop_whole_slices(graph: fx.Graph) -> None:
+    """Remove slices that keep everything."""
+    for node in list(graph.nodes):
+        if node.target is not aten.slice.Tensor:
+            continue
+        bound = bind(node)
+        start, end = bound.get("start"), bound.get("end")
+        if start in (None, 0) and (end is None or (isinstance(end, int) and end >= 2**31)) and bound["step"] == 1:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def sizes_from_inputs(graph: fx.Graph) -> None:
+    """Read sizes from the inputs that have them: a tensor that is read for its size alone need not be computed."""
+    known: dict[str, Node] = {}
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in list(graph.nodes):
+        if node.target is not aten.sym_size.int:
+            continue
+        size = str(node.meta["val"])
+        for source in placeholders:
+            shape = getattr(source.meta.get("val"), "shape", ())
+            axis = next((i for i, n in enumerate(shape) if str(n) == size), None)
+            if axis is None:
+                continue
+            if size not in known:
+                with graph.inserting_after(placeholders[-1]):
+                    known[size] = graph.call_function(aten.sym_size.int, (source, axis))
+                known[size].meta = {"val": node.meta["val"]}
+            node.replace_all_uses_with(known[size])
+            break
+    graph.eliminate_dead_code()
+
+
+def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> int:
+    """Move every choice of positions as far up as it goes; returns how many operators now run at chosen positions only.
+
+    Nodes need ``meta["val"]``.
+
+    Args:
+        reported: nodes of which the output reads the value only, as a constant: they are still computed in full for it.
+    """
+    count = 0
+    reported = set(reported)
+    for node in reversed(list(graph.nodes)):
+        depth = _leading(node)
+        if depth is not None and node.users:
+            count += _move_up(graph, node, depth, reported)
+    graph.eliminate_dead_code()
+    return count
+
+
+def _leading(node: Node) -> int | None:
+    """How many leading dimensions a choice of positions looks at; None for any other node."""
+    operand = node.args[0] if node.args else None
+    if not isinstance(operand, Node) or not isinstance(operand.meta.get("val"), Tensor):
+        return None
+    rank = operand.meta["val"].dim()
+    if node.target is aten.index.Tensor:
+        indices = node.args[1]
+        if not all(isinstance(i, Node) and i.meta["val"].dim() == 1 and not _boolean(i) for i in indices):  # type: ignore[union-attr]
+            return None
+        depth = len(indices)  # type: ignore[arg-type]
+    elif node.target is aten.select.int and isinstance(node.args[1], int):
+        depth = node.args[1] % rank + 1
+    else:
+        return None
+    return depth if 1 < depth < rank else None
+
+
+def _boolean(node: Node) -> bool:
+    return node.meta["val"].dtype is torch.bool
+
+
+def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> int:
+    top = choice.args[0]
+    assert isinstance(top, Node)
+    region: dict[Node, list[Slot]] = {}  # operator -> its operands that have positions
+    same = {u for u in top.users if _alike(u, choice)}
+    for node in _upstream(top):
+        wanted = node is top or any(user in region for user in node.users)
+        others = node.users.keys() - region.keys() - (same if node is top else set())
+        read_out = any(user.op == "output" for user in others)
+        if not wanted or any(user.op != "output" for user in others) or (read_out and node not in reported):
+            continue
+        operands = _positional(node, depth)
+        if operands is not None:
+            region[node] = operands
+    if not any(node.target in _OVER_FEATURES for node in region):
+        return 0  # elementwise operators alone are not worth it
+    chosen: dict[Node, Node] = {}
+    with graph.inserting_before(next(n for n in graph.nodes if n in same)):
+        for node in reversed(list(region)):
+            chosen[node] = _at_positions(graph, node, region[node], choice, chosen)
+    for twin in same:
+        twin.replace_all_uses_with(chosen[top])
+    return len(region)
+
+
+def _upstream(top: Node) -> Iterator[Node]:
+    """``top`` and everything before it, last first."""
+    current = top
+    while current.op != "root":
+        yield current
+        current = current.prev
+
+
+def _alike(a: Node, b: Node) -> bool:
+    return a is b or (a.target is b.target and a.args == b.args and a.kwargs == b.kwargs)
+
+
+def _positional(node: Node, depth: int) -> list[Slot] | None:
+    """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not."""
+    val = node.meta.get("val")
+    if node.op not in ("call_function", "call_method") or not isinstance(val, Tensor) or val.dim() <= depth:
+        return None
+    slots = all_slots(node)
+    tags = getattr(node.target, "tags", ())
+    if node.target in _OVER_FEATURES:
+        return [Slot(_OVER_FEATURES[node.target])] if _features_behind(node, depth) else None
+    if node.target is ops.normalization_rule:
+        width = bind(node)["width"]
+        return [Slot("y"), Slot("x")] if 0 < width <= val.dim() - depth else None
+    if node.target in _REDUCTIONS or node.target in _SOFTMAX:
+        return [Slot("self")] if _dims_behind(node, depth) else None
+    if node.target in _ELEMENTWISE or torch.Tag.pointwise in tags:
+        return _broadcast(slots, val, depth)
+    return None
+
+
+def _features_behind(node: Node, depth: int) -> bool:
+    x = all_slots(node)[Slot("input")].meta["val"]
+    taken = len(bind(node)["normalized_shape"]) if node.target is not aten.linear.default else 1
+    return x.dim() - taken >= depth
+
+
+def _dims(node: Node) -> list[int] | None:
+    dim = bind(node).get("dim")
+    rank = all_slots(node)[Slot("self")].meta["val"].dim()
+    dims = [dim] if isinstance(dim, int) else dim
+    if not dims or not all(isinstance(d, int) for d in dims):
+        return None
+    return [d % rank for d in dims]
+
+
+def _dims_behind(node: Node, depth: int) -> bool:
+    dims = _dims(node)
+    keeps = node.target in _SOFTMAX or bool(bind(node).get("keepdim"))
+    return dims is not None and keeps and min(dims) >= depth
+
+
+def _broadcast(slots: Mapping[Slot, Node], val: Tensor, depth: int) -> list[Slot] | None:
+    positional = []
+    for slot, operand in slots.items():
+        held = operand.meta.get("val")
+        if not isinstance(held, Tensor):
+            if isinstance(held, (tuple, list)):
+                return None
+            continue
+        if held.dim() == val.dim() and _same(held.shape[:depth], val.shape[:depth]):
+            positional.append(slot)
+        elif held.dim() > val.dim() - depth:
+            return None
+    return positional or None
+
+
+def _same(a: Iterable[Any], b: Iterable[Any]) -> bool:
+    return all(str(x) == str(y) for x, y in zip(a, b, strict=True))
+
+
+def _at_positions(
+    graph: fx.Graph,
+    node: Node,
+    positional: list[Slot],
+    choice: Node,
+    chosen: dict[Node, Node],
+) -> Node:
+    """``node``, computed from the chosen positions of its operands."""
+    new = graph.node_copy(node)
+    new.meta = dict(node.meta) | {"val": _chosen_value(node, choice)}
+    if node.target in _REDUCTIONS or node.target in _SOFTMAX:
+        dims = _dims(node)
+        assert dims is not None
+        rank = node.meta["val"].dim()
+        behind = [d - rank for d in dims]
+        set_arg(new, "dim", behind if isinstance(bind(node)["dim"], (list, tuple)) else behind[0])
+    for slot in positional:
+        operand = all_slots(node)[slot]
+        if operand not in chosen:
+            with graph.inserting_before(new):
+                chosen[operand] = graph.call_function(choice.target, (operand, *choice.args[1:]))  # type: ignore[arg-type]
+            chosen[operand].meta["val"] = _chosen_value(operand, choice)
+        replace(new, slot, chosen[operand])
+    return new
+
+
+def _chosen_value(node: Node, choice: Node) -> Tensor:
+    value = node.meta["val"]
+    arguments = fx.map_arg(choice.args[1:], lambda n: n.meta["val"])
+    with value.fake_mode:
+        return choice.target(value, *arguments)  # type: ignore[operator]

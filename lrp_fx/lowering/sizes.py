@@ -1,0 +1,157 @@
+"""Sizes that stay free: fake inputs of a captured graph, one symbol per free dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import Tensor
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from lrp_fx.capture import Shapes
+
+_MANY = 8191  #: stands for a number of targets while a graph is traced; no input has this size
+
+
+@dataclass(frozen=True)
+class Fakes:
+    """Fake tensors of one mode.
+
+    Attributes:
+        mode: the mode they belong to.
+        leaves: the flat inputs, every tensor a fake one, constants as they are.
+    """
+
+    mode: FakeTensorMode
+    leaves: tuple[Any, ...]
+
+    def constant(self, value: Tensor) -> Tensor:
+        """A parameter, buffer or constant: its sizes are its own."""
+        return self.mode.from_tensor(value.detach(), static_shapes=True)
+
+    def indices(self, name: str, device: torch.device) -> Tensor:
+        """A vector of indices, as many as one likes: equally many under every name."""
+        return self.mode.from_tensor(
+            torch.zeros(_MANY, dtype=torch.int64, device=device),
+            source=ConstantSource(name),
+            symbolic_context=StatelessSymbolicContext([DimDynamic.DUCK]),
+        )
+
+
+def fake_inputs(leaves: Sequence[Any], names: Sequence[str], shapes: Shapes, dynamic: bool) -> Fakes:
+    """Fake inputs, free in every dimension that the capture leaves free (in none, unless ``dynamic``).
+
+    Dimensions that the capture has under one symbol get one symbol here, too: equal sizes do, so every symbol gets a
+    size of its own, the example's where that is at least two (a size of one would be taken for a fixed one).
+    """
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    hints = _hints(leaves, shapes) if dynamic else {}
+    dims = iter(shapes.dims)
+    fakes: list[Any] = []
+    for name, leaf in zip(names, leaves, strict=True):
+        if not isinstance(leaf, Tensor):
+            fakes.append(leaf)
+            continue
+        symbols = next(dims)
+        sizes = [hints.get(str(d), int(n)) for d, n in zip(symbols, leaf.shape, strict=True)]
+        free = [DimDynamic.DUCK if str(d) in hints else DimDynamic.STATIC for d in symbols]
+        fakes.append(
+            mode.from_tensor(
+                torch.empty(sizes, dtype=leaf.dtype, device=leaf.device),
+                source=ConstantSource(name),
+                symbolic_context=StatelessSymbolicContext(free),
+            )
+        )
+    return Fakes(mode, tuple(fakes))
+
+
+def _hints(leaves: Sequence[Any], shapes: Shapes) -> dict[str, int]:
+    """A size for each symbol: its own, within its limits. Sizes given by a formula of symbols stay the example's.
+
+    Inputs with equally many samples have one batch, whether the capture knows it or not: a mask that only the choice of
+    the target reads is of the sequence it masks.
+    """
+    hints: dict[str, int] = {}
+    batches: dict[int, int] = {}
+    taken = {d for dims in shapes.dims for d in dims if isinstance(d, int)}
+    for leaf, dims in zip([v for v in leaves if isinstance(v, Tensor)], shapes.dims, strict=True):
+        for axis, (size, dim) in enumerate(zip(leaf.shape, dims, strict=True)):
+            if not isinstance(dim, str) or dim in hints or not dim.isidentifier():
+                continue
+            if axis == 0 and int(size) in batches:
+                hints[dim] = batches[int(size)]
+                continue
+            low, high = shapes.limits.get(dim, (2, 2**63))
+            candidates = [int(size), *range(max(low, 2), max(low, 2) + 64)]
+            fitting = [c for c in candidates if c not in taken and max(low, 2) <= c <= high]
+            if fitting:
+                hints[dim] = fitting[0]
+                taken.add(fitting[0])
+                if axis == 0:
+                    batches.setdefault(int(size), fitting[0])
+    return hints
+
+
+@dataclass(frozen=True)
+class Served:
+    """The sizes that a lowered graph serves.
+
+    Attributes:
+        shapes: sizes of its inputs.
+        guards: what else has to hold for them, formulas of their symbols.
+        indexed: sizes of what the target indexes, formulas too: the batch first.
+    """
+
+    shapes: Shapes
+    guards: tuple[Any, ...]
+    indexed: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, captured: Shapes, fakes: Fakes, indexed: Sequence[Any]) -> Served:
+        """What tracing on these fakes left free."""
+        environment = fakes.mode.shape_env
+        assert environment is not None
+
+        def expression(size: Any) -> Any:
+            return environment.replace(size.node.expr) if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
+
+        dims, limits = [], {}
+        for leaf, old in zip([v for v in fakes.leaves if isinstance(v, Tensor)], captured.dims, strict=True):
+            found = [expression(size) for size in leaf.shape]
+            dims.append(tuple(int(e) if e.is_number else str(e) for e in found))
+            for formula, symbol in zip(found, old, strict=True):
+                if isinstance(symbol, str) and symbol in captured.limits and not formula.is_number:
+                    limits[str(formula)] = captured.limits[symbol]
+        guards = tuple(environment.replace(g.expr) for g in environment.guards)
+        return cls(Shapes(tuple(dims), limits, captured.reasons), guards, tuple(expression(s) for s in indexed))
+
+    def mismatch(self, tensors: Sequence[Tensor]) -> str | None:
+        """None when the graph serves these inputs, else why not."""
+        if (reason := self.shapes.mismatch(tensors)) is not None:
+            return reason
+        bound = {k: max(v, 2) for k, v in self._bound(tensors).items()}  # a size of one is served like one of two
+        broken = [g for g in self.guards if _at(g, bound) == sympy.false]
+        return f"{broken[0]} does not hold" if broken else None
+
+    def limits(self, tensors: Sequence[Tensor]) -> tuple[int | None, ...]:
+        """Sizes of what the target indexes on these inputs, None where it is not known."""
+        bound = self._bound(tensors)
+        found = [_at(size, bound) for size in self.indexed]
+        return tuple(int(s) if s.is_number else None for s in found)
+
+    def _bound(self, tensors: Sequence[Tensor]) -> dict[str, int]:
+        return {
+            dim: int(size)
+            for tensor, dims in zip(tensors, self.shapes.dims, strict=True)
+            for size, dim in zip(tensor.shape, dims, strict=True)
+            if isinstance(dim, str)
+        }
+
+
+def _at(formula: Any, bound: dict[str, int]) -> Any:
+    return formula.subs({s: bound[s.name] for s in formula.free_symbols if s.name in bound})

@@ -1,0 +1,297 @@
+"""Forward, rule backward and choice of the target, traced into one functional graph without autograd."""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lrp_fx.errors import TargetError
+from lrp_fx.explain import Sweeper, tokens
+from lrp_fx.explain.conditions import Condition, kept
+from lrp_fx.explain.target import find_logits
+from lrp_fx.lowering.forms import Form
+from lrp_fx.lowering.positions import behind_selection, drop_whole_slices, sizes_from_inputs
+from lrp_fx.lowering.sizes import Fakes
+from lrp_fx.rewrite import copy_graph
+from lrp_fx.rewrite.ops import nonzero
+
+Attributes = Mapping[str, Tensor]
+
+
+class Lifted(fx.Interpreter):
+    """Runs a graph whose parameters and constants are handed in, and remembers every value."""
+
+    def __init__(self, graph_module: fx.GraphModule, attributes: Attributes) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+        self.attributes = attributes
+        self.extra_traceback = False
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The attribute that was handed in, or the module's own where it is no tensor."""
+        return self.attributes[target] if target in self.attributes else super().get_attr(target, args, kwargs)
+
+
+def is_mask(name: str, value: Any) -> bool:
+    """Whether an input is a padding mask."""
+    return isinstance(value, Tensor) and "mask" in name and value.dim() == 2
+
+
+def attributes_of(graph_module: fx.GraphModule) -> dict[str, Tensor]:
+    """Every tensor that a graph reads from its module, by path."""
+    found: dict[str, Tensor] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(graph_module)
+            if isinstance(value, Tensor):
+                found[str(node.target)] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """A tapped graph with its target.
+
+    Attributes:
+        graph_module: (flat inputs, target inputs) -> (output leaves, sources, latents, target).
+        inputs: fake target inputs.
+        sizes: shape of what the target indexes.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: tuple[Tensor, ...]
+    sizes: tuple[Any, ...]
+
+
+def inner_tensors(attributes: Attributes) -> dict[str, Tensor]:
+    """The plain tensors that attributes consist of: a quantized weight is several (data, scales)."""
+    found: dict[str, Tensor] = {}
+    for name, value in attributes.items():
+        if is_traceable_wrapper_subclass(value):
+            parts = value.__tensor_flatten__()[0]
+            found |= inner_tensors({f"{name}.{part}": getattr(value, part) for part in parts})
+        else:
+            found[name] = value
+    return found
+
+
+def _rebuilt(name: str, like: Tensor, inner: Attributes) -> Tensor:
+    if not is_traceable_wrapper_subclass(like):
+        return inner[name]
+    parts, context = like.__tensor_flatten__()
+    held = {part: _rebuilt(f"{name}.{part}", getattr(like, part), inner) for part in parts}
+    return type(like).__tensor_unflatten__(held, context, like.shape, like.stride())
+
+
+def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes, report: bool) -> Targeted:
+    """The tapped graph with the choice of the target in it, moved as far up as it goes.
+
+    Args:
+        report: keep the model's outputs among those of the graph.
+
+    Raises:
+        TargetError: when the choice reads values.
+    """
+    graph, _ = copy_graph(sweeper.tapped.graph)
+    drop_whole_slices(graph)
+    graph_module = fx.GraphModule(sweeper.tapped, graph, class_name="TargetedGraph")
+    attributes = {k: fakes.constant(v) for k, v in attributes_of(graph_module).items()}
+    outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)
+    spec = sweeper.captured.out_spec
+    flat = pytree.tree_leaves(outputs)
+    logits = find_logits(pytree.tree_unflatten(flat, spec))
+    if form.kind == "many":
+        extra = tuple(fakes.indices(name, logits.device) for name in form.names)
+    else:
+        with fakes.mode:
+            extra = tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in form.names)
+    masks = {n: v for n, v in zip(names, fakes.leaves, strict=True) if is_mask(n, v)}
+    given = [v for v in flat if isinstance(v, Tensor)]
+
+    def choose(values: list[Tensor], masked: dict[str, Tensor], targets: list[Tensor]) -> Tensor:
+        feed = iter(values)
+        leaves = [next(feed) if isinstance(v, Tensor) else v for v in flat]
+        return form.choose(pytree.tree_unflatten(leaves, spec), masked, *targets)
+
+    try:
+        with fakes.mode, enable_python_dispatcher():
+            traced = make_fx(choose, pre_dispatch=True)(given, masks, list(extra))
+    except TargetError:
+        raise
+    except Exception as error:
+        raise TargetError(
+            f"the target reads values and cannot be part of a graph ({str(error).splitlines()[0]}): choose with tensor "
+            "operations alone, or use explain()"
+        ) from error
+    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    (leaves, taps, held) = end.args[0]
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    with graph.inserting_after(placeholders[-1]):
+        new = [graph.placeholder(name) for name in reversed(form.names)][::-1]
+    for node, value in zip(new, extra, strict=True):
+        node.meta["val"] = value
+    feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]
+    feed += [placeholders[names.index(name)] for name in masks]
+    chosen = _spliced(graph_module, traced, [*feed, *new], end)
+    end.args = ((leaves if report else [], taps, held, chosen),)
+    sizes_from_inputs(graph)
+    behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
+    graph.lint()
+    graph_module.recompile()
+    return Targeted(graph_module, extra, tuple(logits.shape))
+
+
+class _Propagator(Lifted):
+    def run_node(self, n: Node) -> Any:
+        n.meta["val"] = result = super().run_node(n)
+        return result
+
+
+def _propagate(graph_module: fx.GraphModule, attributes: Attributes, inputs: Sequence[Any], fakes: Fakes) -> Any:
+    """Run a graph on fake inputs and note every value as ``meta["val"]``; returns its outputs."""
+    with fakes.mode, torch.no_grad(), enable_python_dispatcher():
+        return _Propagator(graph_module, attributes).run(*inputs, enable_io_processing=False)
+
+
+def _spliced(owner: fx.GraphModule, body: fx.GraphModule, inputs: list[Any], before: Node) -> Node:
+    """Copy ``body`` in front of ``before``; returns the node of its output."""
+    env: dict[Node, Any] = {}
+    feed = iter(inputs)
+    result: Any = None
+    with owner.graph.inserting_before(before):
+        for node in body.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(feed)
+            elif node.op == "get_attr":
+                name = f"_target_{node.target}"
+                setattr(owner, name, operator.attrgetter(str(node.target))(body))
+                env[node] = owner.graph.get_attr(name)
+            elif node.op == "output":
+                (result,) = pytree.tree_leaves(fx.map_arg(node.args[0], env.__getitem__))
+            else:
+                env[node] = owner.graph.node_copy(node, env.__getitem__)
+    return result
+
+
+class Values(dict[Node, Any]):
+    """Values of integer nodes of a captured graph, computed on demand."""
+
+    def __init__(self, inputs: Mapping[Node, Any], attributes: Attributes) -> None:
+        super().__init__(inputs)
+        self.attributes = attributes
+
+    def __missing__(self, node: Node) -> Any:
+        if node.op == "get_attr":
+            found: Any = self.attributes[str(node.target)]
+        else:
+            args, kwargs = fx.map_arg(node.args, self.__getitem__), fx.map_arg(dict(node.kwargs), self.__getitem__)
+            found = node.target(*args, **kwargs)  # type: ignore[operator]
+        self[node] = found
+        return found
+
+
+def per_input(sweeper: Sweeper, collected: Sequence[Tensor], values: Values, names: Sequence[str]) -> dict[str, Tensor]:
+    """Relevance by input name from relevance by source: that of rows goes to the ids which picked them."""
+    captured, facts = sweeper.captured, sweeper.rewritten.plan.facts
+    relevance: dict[str, Tensor] = {}
+    for item, value in zip(facts.sources, collected, strict=False):
+        if item.indices is not None:
+            value = tokens.to_input(item, tokens.row_relevance(value, values[item.indices]), values, facts.ops)
+        name = names[captured.placeholders.index(item.input)]
+        relevance[name] = relevance[name] + value if name in relevance else value
+    return relevance
+
+
+def relevance_function(
+    sweeper: Sweeper, targeted: fx.GraphModule, input_names: Sequence[str], masks: Mapping[str, Tensor]
+) -> Callable[..., dict[str, Any]]:
+    """(attributes, flat inputs, target inputs) -> everything a lowered graph returns, as plain tensor code."""
+    plan, captured = sweeper.rewritten.plan, sweeper.captured
+
+    def run(attributes: dict[str, Tensor], leaves: Sequence[Any], targets: Sequence[Tensor]) -> dict[str, Any]:
+        outputs, taps, held, chosen = Lifted(targeted, attributes).run(*leaves, *targets, enable_io_processing=False)
+        if not chosen.requires_grad:
+            raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+        for path, latent in zip(sweeper.latents, held, strict=True):
+            if path in masks and latent.requires_grad:
+                latent.register_hook(functools.partial(torch.mul, attributes[mask_name(path)]))
+        wanted = [t for t in held if t.requires_grad]
+        grads = torch.autograd.grad(chosen.sum(), [*taps, *wanted], allow_unused=True)
+        later = iter(grads[len(taps) :])
+        latents = {
+            path: _times(z, next(later) if z.requires_grad else None)
+            for path, z in zip(sweeper.latents, held, strict=True)
+        }
+        env = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes)
+        collected = [_times(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
+        relevance = per_input(sweeper, collected, env, input_names)
+        found: dict[str, Any] = {"target": chosen.detach(), "relevance": relevance, "latents": latents}
+        found["output"] = [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
+        return found
+
+    return run
+
+
+def mask_name(path: str) -> str:
+    """What the mask of a condition at ``path`` is called among the attributes."""
+    return f"_condition_{path.replace('.', '_')}"
+
+
+def condition_masks(sweeper: Sweeper, condition: Condition, targeted: fx.GraphModule) -> dict[str, Tensor]:
+    """Module path -> the mask of a condition, as small as it can be (it broadcasts to the module's output)."""
+    end = next(n for n in reversed(targeted.graph.nodes) if n.op == "output")
+    held = dict(zip(sweeper.latents, end.args[0][2], strict=True))
+    masks = {}
+    for path, wanted in condition.items():
+        like = held[path].meta["val"]
+        if isinstance(wanted, Tensor) and (wanted.is_floating_point() or wanted.dtype is torch.bool):
+            masks[path] = wanted.to(like.dtype)
+        else:
+            axis = 1 if like.dim() > 3 else like.dim() - 1
+            sizes = [int(n) if i == axis else 1 for i, n in enumerate(like.shape)]
+            masks[path] = kept(path, torch.empty(sizes, dtype=like.dtype, device=like.device), wanted)
+    return masks
+
+
+def functional_graph(
+    run: Callable[..., Any], attributes: Attributes, leaves: Sequence[Any], targets: Sequence[Tensor], fakes: Fakes
+) -> tuple[fx.GraphModule, Any]:
+    """One functional graph of ``run``, and the structure of its outputs, with nodes for tensors.
+
+    Its placeholders are the inner tensors of the attributes, the tensors among ``leaves`` and the target inputs.
+    """
+    plain = {k: fakes.constant(v) for k, v in inner_tensors(attributes).items()}
+    spec: list[pytree.TreeSpec] = []
+
+    def flat(values: Sequence[Tensor]) -> list[Any]:
+        feed = iter(values)
+        inner = {name: next(feed) for name in plain}
+        held = {name: _rebuilt(name, value, inner) for name, value in attributes.items()}
+        inputs = [next(feed) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        found, structure = pytree.tree_flatten(run(held, inputs, list(feed)))
+        spec.append(structure)
+        return found
+
+    tensors = [*plain.values(), *(v for v in leaves if isinstance(v, Tensor)), *targets]
+    with fakes.mode, enable_python_dispatcher(), torch.enable_grad():
+        traced = make_fx(flat)(tensors)
+    traced.graph._codegen = CodeGen()
+    end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
+    return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
+
+
+def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
+        return torch.zeros_like(value).detach()
+    return torch.where(gradient == 0, torch.zeros_like(value), value * gradient).detach()  # as for a score of -inf

@@ -1,0 +1,188 @@
+"""Lowered graphs: the relevance of the eager sweep, from one functional graph, at sizes it was not traced with."""
+
+import functools
+
+import pytest
+import torch
+from models import build
+
+import lrp_fx
+from lrp_fx.errors import InputError, TargetError
+
+FAMILIES = ["llama2", "mixtral", "flan-t5", "bert", "vit", "resnet"]
+
+
+@functools.cache
+def case(name):
+    model, inputs = build(name)
+    return lrp_fx.convert(model, **inputs), inputs
+
+
+def resized(inputs, batch, length):
+    """Other inputs, of another batch size and, for text, another length."""
+    torch.manual_seed(1)
+    new = {}
+    for key, value in inputs.items():
+        if value.is_floating_point():
+            new[key] = torch.randn(batch, *value.shape[1:], dtype=value.dtype)
+        elif "mask" in key:
+            new[key] = torch.ones(batch, length, dtype=value.dtype)
+        elif "type" in key:
+            new[key] = torch.zeros(batch, length, dtype=value.dtype)
+        else:
+            new[key] = torch.randint(3, 99, (batch, length + ("decoder" in key)))
+    return new
+
+
+def same(found, expected):
+    assert found.relevance.keys() == expected.relevance.keys()
+    torch.testing.assert_close(found.target, expected.target, rtol=1e-12, atol=1e-12)
+    for name, value in expected.relevance.items():
+        assert float((found.relevance[name] - value).abs().max()) < 1e-9 * float(value.abs().max())
+    for name, value in expected.latents.items():
+        torch.testing.assert_close(found.latents[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_lowered_relevance_is_that_of_the_eager_sweep_at_other_sizes(name):
+    xmodel, inputs = case(name)
+    lowered = xmodel.lower(**inputs)
+    assert not any("lrp_fx" in str(n.target) or "autograd" in str(n.target) for n in lowered.graph_module.graph.nodes)
+    for batch, length in ((2, 7), (3, 11), (1, 5)):
+        other = resized(inputs, batch, length)
+        same(lowered(**other), xmodel.explain(**other))
+
+
+@pytest.mark.parametrize(
+    ("name", "rules"),
+    [
+        ("llama2", "cp_lrp"),
+        ("mixtral", {"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": 1e-3}}}),
+        ("bert", {"base": "attnlrp", "rules": {"dense": {"rule": "gamma", "gamma": 0.1}}}),
+        ("vit", "vit_gamma"),
+        ("resnet", "epsilon_gamma_box"),
+        ("resnet", "epsilon_alpha2_beta1_flat"),
+        ("resnet", "deconvnet"),
+    ],
+)
+def test_rule_sets_survive_lowering(name, rules):
+    xmodel, inputs = case(name)
+    other = resized(inputs, 3, 6)
+    same(xmodel.lower(**inputs, rules=rules)(**other), xmodel.explain(**other, rules=rules))
+
+
+def test_a_rule_of_the_users_own_survives_lowering():
+    lrp_fx.register_rule("lowered-damped", base="epsilon", backward=lambda g, y, strength: g * (1 - strength))
+    xmodel, inputs = case("llama2")
+    rules = {"base": "attnlrp", "rules": {"linear": {"rule": "lowered-damped", "strength": 0.1}}}
+    same(xmodel.lower(**inputs, rules=rules)(**inputs), xmodel.explain(**inputs, rules=rules))
+
+
+def test_targets_are_inputs_of_the_graph():
+    xmodel, inputs = case("llama2")
+    other = resized(inputs, 3, 6)
+    classes = xmodel.lower(**inputs, target=4)
+    same(classes(**other, target=17), xmodel.explain(**other, target=17))
+    same(classes(**other, target=torch.tensor([1, -1, 3])), xmodel.explain(**other, target=torch.tensor([1, -1, 3])))
+    indexed = xmodel.lower(**inputs, target=(0, 0))
+    same(indexed(**other, target=(2, 5)), xmodel.explain(**other, target=(2, 5)))
+    one = resized(inputs, 3, 6)["input_ids"][1:2, :4]
+    own = indexed(**other, target=(torch.tensor([5, 3, 0]), torch.tensor([1, 9, 2])))
+    torch.testing.assert_close(
+        own.relevance["input_ids"][1, :4], xmodel.explain(input_ids=one, target=(3, 9)).relevance["input_ids"][0]
+    )
+    contrast = xmodel.lower(**inputs, target=lrp_fx.Contrast(1, 2))
+    same(contrast(**other, target=lrp_fx.Contrast(3, 4)), xmodel.explain(**other, target=lrp_fx.Contrast(3, 4)))
+    rest = xmodel.lower(**inputs, target=lrp_fx.Contrast())
+    same(rest(**other, target=lrp_fx.Contrast()), xmodel.explain(**other, target=lrp_fx.Contrast()))
+
+
+def test_a_callable_target_is_traced():
+    xmodel, inputs = case("llama2")
+    other = resized(inputs, 3, 6)
+    difference = lambda out: out.logits[:, -1, 7] - out.logits[:, -1, 3]
+    lowered = xmodel.lower(**inputs, target=difference)
+    same(lowered(**other), xmodel.explain(**other, target=difference))
+    with pytest.raises(TargetError, match="another"):
+        lowered(**other, target=lambda out: out.logits[:, 0, 0])
+    with pytest.raises(TargetError, match="reads values"):
+        xmodel.lower(**inputs, target=lambda out: out.logits[:, -1, 7] * float(out.logits.sum()))
+
+
+def test_padding_moves_the_explained_position():
+    xmodel, inputs = case("llama2")
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, 5:] = 0
+    example = {**inputs, "attention_mask": mask}
+    lowered = xmodel.lower(**example)
+    other = {"input_ids": resized(inputs, 3, 6)["input_ids"], "attention_mask": torch.ones(3, 6, dtype=torch.long)}
+    other["attention_mask"][1, 2:] = 0
+    same(lowered(**other), xmodel.explain(**other))
+
+
+def test_latents_and_conditions_are_part_of_the_graph():
+    xmodel, inputs = case("llama2")
+    other = resized(inputs, 3, 6)
+    at = "model.layers.*.mlp"
+    lowered = xmodel.lower(**inputs, at=at)
+    found, expected = lowered(**other), xmodel.explain(**other, at=at)
+    assert len(expected.latents) == 2
+    same(found, expected)
+    condition = {"model.layers.0.mlp": [3, 5], "model.layers.1": torch.arange(32) % 2 == 0}
+    same(xmodel.lower(**inputs, condition=condition)(**other), xmodel.explain(**other, condition=condition))
+
+
+def test_outputs_come_with_it_where_they_are_asked_for():
+    xmodel, inputs = case("llama2")
+    other = resized(inputs, 3, 6)
+    found, expected = xmodel.lower(**inputs, outputs=True)(**other), xmodel.explain(**other)
+    same(found, expected)
+    assert type(found.output) is type(expected.output)
+    torch.testing.assert_close(found.output.logits, expected.output.logits, rtol=1e-12, atol=1e-12)
+    assert found.ledger.balance < 1e-9
+
+
+def products(lowered, width):
+    """Products of matrices that involve ``width`` columns, and the rows of each."""
+    rows = []
+    for node in lowered.graph_module.graph.nodes:
+        if "mm" in str(node.target) and width in node.meta["val"].shape:
+            rows.append(str(node.meta["val"].shape[0]))
+    return rows
+
+
+def test_the_head_and_the_last_feed_forward_run_at_explained_positions_only():
+    xmodel, inputs = case("llama2")
+    graph = xmodel.lower(**inputs)
+    batch = str(graph.graph_module.graph.find_nodes(op="placeholder")[0].meta["val"].shape[0])
+    assert products(graph, 100) == [batch]  # the head, forward
+    assert products(graph, 64).count(batch) >= 3  # gate, up, and back through down, of the last layer
+    whole = xmodel.lower(**inputs, outputs=True)
+    assert len(products(whole, 100)) == 2  # once in full, for the output, and once for the target
+
+
+def test_no_gradient_of_a_weight_is_computed():
+    xmodel, inputs = case("llama2")
+    shapes = {str(tuple(p.shape)) for p in xmodel.model.parameters() if p.dim() == 2}
+    for node in xmodel.lower(**inputs).graph_module.graph.nodes:
+        if "mm" in str(node.target):
+            assert str(tuple(node.meta["val"].shape)) not in shapes
+
+
+def test_constants_are_folded_where_sizes_are_fixed():
+    xmodel, inputs = case("llama2")
+    free, fixed = xmodel.lower(**inputs), xmodel.lower(**inputs, dynamic=False)
+    same(fixed(**inputs), xmodel.explain(**inputs))
+    names = [str(n.target) for n in fixed.graph_module.graph.nodes]
+    assert any("cos" in str(n.target) for n in free.graph_module.graph.nodes)
+    assert not any("cos" in n or "sym_size" in n for n in names)
+    with pytest.raises(InputError, match="other sizes"):
+        fixed(**resized(inputs, 3, 6))
+
+
+def test_wrong_targets_are_named():
+    xmodel, inputs = case("llama2")
+    lowered = xmodel.lower(**inputs, target=3)
+    for target in (100, torch.tensor([1, 2, 3]), (1, 2), lrp_fx.Contrast(1, 2)):
+        with pytest.raises(TargetError):
+            lowered(**inputs, target=target)

@@ -1,0 +1,166 @@
+"""Relevance graphs as files: the same relevance, at sizes they were not made with, without lrp_fx or transformers."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import transformers as tf
+from models import GQA
+
+import lrp_fx
+from lrp_fx.errors import InputError, LrpError
+
+
+def expected(xmodel, inputs, target):
+    return xmodel.explain(**inputs, target=target).relevance["input_ids"]
+
+
+def close(found, wanted):
+    assert found.shape == wanted.shape
+    assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+
+
+@pytest.fixture(scope="module")
+def case():
+    """A Mixtral-like model of one layer in float32, converted at (2, 7), and inputs of another size."""
+    torch.manual_seed(0)
+    config = tf.MixtralConfig(**{**GQA, "num_hidden_layers": 1}, num_local_experts=4)
+    model = tf.MixtralForCausalLM(config).eval()
+    xmodel = lrp_fx.convert(model, input_ids=torch.randint(3, 99, (2, 7)))
+    others = [{"input_ids": torch.randint(3, 99, size)} for size in ((3, 11), (1, 5))]
+    return xmodel, xmodel.lower(target=0), others
+
+
+class Small(torch.nn.Module):
+    """One causal attention layer over tokens: quick to compile."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = torch.nn.Embedding(100, 16), torch.nn.RMSNorm(16)
+        self.qkv, self.out, self.head = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16), torch.nn.Linear(16, 100)
+
+    def forward(self, input_ids):
+        h = self.embed(input_ids)
+        q, k, v = self.qkv(self.norm(h)).view(*h.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.head(h + torch.nn.functional.silu(self.out(mixed.transpose(1, 2).flatten(2))))
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    xmodel = lrp_fx.convert(Small().eval(), input_ids=torch.randint(3, 99, (2, 7)))
+    return xmodel, [{"input_ids": torch.randint(3, 99, size)} for size in ((3, 11), (1, 5))]
+
+
+def in_another_process(folder, code):
+    """Run code in a process that can import torch, and neither lrp_fx nor transformers."""
+    header = """
+        import sys
+        class Refuse:
+            def find_spec(self, name, path=None, target=None):
+                if name.split(".")[0] in ("lrp_fx", "transformers"):
+                    raise ImportError(name)
+        sys.meta_path.insert(0, Refuse())
+        import torch
+        torch.set_num_threads(1)
+        cases = torch.load("cases.pt")
+        def close(found, wanted):
+            assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
+    """
+    script = folder / "run.py"
+    script.write_text(textwrap.dedent(header) + textwrap.dedent(code))
+    done = subprocess.run([sys.executable, "-W", "ignore", str(script)], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def write_cases(folder, xmodel, others):
+    target = [torch.full((len(o["input_ids"]),), 5) for o in others]
+    cases = [(o["input_ids"], t, expected(xmodel, o, t)) for o, t in zip(others, target, strict=True)]
+    torch.save(cases, folder / "cases.pt")
+
+
+def test_a_saved_graph_explains_without_the_model(case, tmp_path):
+    xmodel, lowered, others = case
+    lowered.save(tmp_path / "x.pt2")
+    loaded = lrp_fx.load(tmp_path / "x.pt2")
+    for inputs in others:
+        found = loaded(**inputs, target=5)
+        close(found.relevance["input_ids"], expected(xmodel, inputs, 5))
+        assert found.ruleset == "attnlrp"
+    with pytest.raises(InputError, match="takes input_ids, target"):
+        loaded(input_ids=others[0]["input_ids"])
+    with pytest.raises(LrpError, match="no ledger"):
+        _ = found.ledger
+    write_cases(tmp_path, xmodel, others)
+    in_another_process(
+        tmp_path,
+        """
+        module = torch.export.load("x.pt2").module()
+        for ids, target, wanted in cases:
+            with torch.no_grad():
+                close(module(ids, target)["relevance"]["input_ids"], wanted)
+        """,
+    )
+
+
+def test_a_package_runs_with_torch_alone(small, tmp_path):
+    xmodel, others = small
+    xmodel.package(tmp_path / "x_aoti.pt2", target=0)
+    write_cases(tmp_path, xmodel, others)
+    in_another_process(
+        tmp_path,
+        """
+        module = torch._inductor.aoti_load_package("x_aoti.pt2")
+        for ids, target, wanted in cases:
+            close(module(ids, target)["relevance"]["input_ids"], wanted)
+        """,
+    )
+
+
+def test_an_onnx_model_explains_in_onnxruntime(case, tmp_path):
+    xmodel, lowered, others = case
+    lowered.to_onnx(tmp_path / "x.onnx")
+    write_cases(tmp_path, xmodel, others)
+    in_another_process(
+        tmp_path,
+        """
+        import onnxruntime
+        session = onnxruntime.InferenceSession("x.onnx")
+        assert [i.name for i in session.get_inputs()] == ["input_ids", "target"]
+        for ids, target, wanted in cases:
+            (found,) = session.run(["relevance.input_ids"], {"input_ids": ids.numpy(), "target": target.numpy()})
+            close(torch.from_numpy(found), wanted)
+        """,
+    )
+
+
+def test_images_ship_as_onnx_too(tmp_path):
+    torch.manual_seed(0)
+    import onnxruntime
+
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+        torch.nn.MaxPool2d(2), torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(24, 5),
+    ).eval()  # fmt: skip
+    xmodel = lrp_fx.convert(model, torch.randn(2, 3, 16, 16))
+    xmodel.to_onnx(tmp_path / "x.onnx", target=0)
+    session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"))
+    x = torch.randn(3, 3, 16, 16)
+    (found,) = session.run(["relevance.input"], {"input": x.numpy(), "target": torch.full((3,), 2).numpy()})
+    close(torch.from_numpy(found), xmodel.explain(x, target=2).relevance["input"])
+
+
+def test_a_compiled_graph_gives_the_eager_relevance(small):
+    xmodel, others = small
+    compiled = xmodel.compile(target=0)
+    for inputs in others[:1]:
+        close(compiled(**inputs, target=5).relevance["input_ids"], expected(xmodel, inputs, 5))
+
+
+def test_a_file_that_is_no_graph_is_named(tmp_path):
+    (tmp_path / "x.pt2").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="no saved relevance graph"):
+        lrp_fx.load(tmp_path / "x.pt2")

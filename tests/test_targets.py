@@ -1,0 +1,109 @@
+"""Many targets from one forward pass, and generated tokens: what one explanation after the other says."""
+
+import pytest
+import torch
+import transformers as tf
+from models import build, ids
+
+import lrp_fx
+from lrp_fx.errors import InputError, TargetError
+
+
+@pytest.fixture(scope="module")
+def llama():
+    model, inputs = build("llama2")
+    return model, inputs, lrp_fx.convert(model, **inputs)
+
+
+def same(found, wanted):
+    assert float((found - wanted).abs().max()) < 1e-9 * float(wanted.abs().max())
+
+
+def test_many_targets_are_explained_as_one_by_one(llama):
+    _, _, xmodel = llama
+    inputs = {"input_ids": ids(3, 5)}
+    targets = [4, None, torch.tensor([1, -1, 7]), (2, 9), (torch.tensor([0, 3, -2]), 11)]
+    found = xmodel.explain_targets(**inputs, targets=targets, at="model.layers.0.mlp", chunk=2)
+    assert len(found) == 5 and found.ruleset == "attnlrp"
+    for i, target in enumerate(targets[:4]):
+        one = xmodel.explain(**inputs, target=target, at="model.layers.0.mlp")
+        same(found.target[i], one.target)
+        same(found.relevance["input_ids"][i], one.relevance["input_ids"])
+        same(found.latents["model.layers.0.mlp"][i], one.latents["model.layers.0.mlp"])
+    for sample, position in enumerate((0, 3, 3)):
+        one = xmodel.explain(**inputs, target=(position, 11))
+        same(found.relevance["input_ids"][4][sample], one.relevance["input_ids"][sample])
+
+
+@pytest.mark.parametrize("name", ["mixtral", "vit"])
+def test_classes_of_other_models(name):
+    model, inputs = build(name)
+    xmodel = lrp_fx.convert(model, **inputs)
+    found = xmodel.explain_targets(**inputs, targets=[0, 1])
+    for i in range(2):
+        for key, wanted in xmodel.explain(**inputs, target=i).relevance.items():
+            same(found.relevance[key][i], wanted)
+
+
+def test_padding_decides_the_last_position(llama):
+    _, inputs, xmodel = llama
+    mask = torch.tensor([[1] * 7, [1] * 4 + [0] * 3])
+    found = xmodel.explain_targets(**inputs, attention_mask=mask, targets=[3, 5])
+    for i, target in enumerate((3, 5)):
+        wanted = xmodel.explain(**inputs, attention_mask=mask, target=target)
+        same(found.relevance["input_ids"][i], wanted.relevance["input_ids"])
+
+
+@pytest.mark.parametrize("target", [100, (9, 3), (1, 2, 3), lrp_fx.Contrast(1, 2), torch.tensor([1, 2, 3]), 0.5])
+def test_targets_that_do_not_fit_are_named(llama, target):
+    _, inputs, xmodel = llama
+    with pytest.raises(TargetError):
+        xmodel.explain_targets(**inputs, targets=[1, target])
+
+
+def test_generated_tokens_are_explained_as_each_prefix_is(llama):
+    model, inputs, xmodel = llama
+    prompt = inputs["input_ids"]
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    found = xmodel.explain_generation(prompt, max_new_tokens=4, chunk=3)
+    expected = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    assert torch.equal(found.sequences, expected) and found.start == 7
+    matrix = found.relevance["input_ids"]
+    assert matrix.shape == (2, 4, 11)
+    for i in range(4):
+        one = xmodel.explain(input_ids=expected[:, : 7 + i], target=expected[:, 7 + i])
+        same(matrix[:, i, : 7 + i], one.relevance["input_ids"])
+        same(found.target[:, i], one.target)
+        assert not matrix[:, i, 7 + i :].any()
+
+
+def test_left_padding_of_a_prompt(llama):
+    model, inputs, xmodel = llama
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    mask = torch.tensor([[1] * 7, [0] * 3 + [1] * 4])
+    found = xmodel.explain_generation(**inputs, attention_mask=mask, max_new_tokens=2)
+    for i in range(2):
+        whole = {
+            "input_ids": found.sequences[:, : 7 + i],
+            "attention_mask": torch.cat([mask, mask[:, :1].new_ones(2, i)], 1),
+        }
+        one = xmodel.explain(**whole, target=found.sequences[:, 7 + i])
+        same(found.relevance["input_ids"][:, i, : 7 + i], one.relevance["input_ids"])
+
+
+def test_an_encoder_decoder_attributes_to_both_of_its_inputs():
+    torch.manual_seed(0)
+    config = tf.T5Config(
+        d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=50, decoder_start_token_id=0, pad_token_id=0,
+        eos_token_id=None,
+    )  # fmt: skip
+    model = tf.T5ForConditionalGeneration(config).double().eval()
+    xmodel = lrp_fx.convert(model)
+    found = xmodel.explain_generation(ids(2, 6, high=49), max_new_tokens=3)
+    assert found.relevance["input_ids"].shape == (2, 3, 6)
+    assert found.relevance["decoder_input_ids"].shape == (2, 3, 4)
+
+
+def test_a_model_that_does_not_generate_is_named():
+    with pytest.raises(InputError, match="generate"):
+        lrp_fx.convert(torch.nn.Embedding(9, 3)).explain_generation(torch.ones(1, 2).long(), max_new_tokens=2)
