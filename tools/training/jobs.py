@@ -60,7 +60,7 @@ def learn_planted(name: str, draw: planted.Planted, steps: int, report: Report, 
 
 
 def learn_questions(steps: int, report: Report, size: int = 32) -> Trained:
-    """The question answering model, on contexts of one to five sentences; held out are entities, with their real codes."""
+    """The question answering model, on contexts of two to five sentences; held out are entities, with their real codes."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = networks.questions(len(questions.vocabulary()))
@@ -71,7 +71,7 @@ def learn_questions(steps: int, report: Report, size: int = 32) -> Trained:
         return model(**inputs, decoder_input_ids=questions.begun(data["answer"])).logits
 
     def error(_: float) -> Tensor:
-        data = questions.batch(size, rng, False, int(rng.integers(questions.SENTENCES)) + 1)
+        data = questions.batch(size, rng, False, int(rng.integers(2, questions.SENTENCES + 1)))
         return F.cross_entropy(answers(data).flatten(0, 1), data["answer"].flatten())
 
     rates = {"relative_attention_bias": 2e-2, "shared": 3e-3}  # they have far to go
@@ -135,10 +135,10 @@ def jobs(folder: Path) -> dict[str, Job]:
     return {
         "lm": Job("LLaMA-like language model", 1400, lambda n, r: learn_language(language, n, r, text)),
         "moe": Job("Mixtral-like language model", 1000, lambda n, r: learn_language(networks.experts, n, r, text)),
-        "qa": Job("T5-like, extractive question answering", 4000, learn_questions),
+        "qa": Job("T5-like, extractive question answering", 2000, learn_questions),
         "vit": Job("ViT, digits", 1500, lambda n, r: learn_digits(networks.vision, 1e-3, n, r)),
         "recall": Job(
-            "LLaMA-like, associative recall", 1500, partial(learn_planted, "recall", partial(planted.recall, fewest=1))
+            "LLaMA-like, associative recall", 2500, partial(learn_planted, "recall", partial(planted.recall, fewest=1))
         ),
         "brackets": Job("LLaMA-like, bracket matching", 1500, partial(learn_planted, "brackets", planted.brackets)),
         "addition": Job("LLaMA-like, addition with carry", 2500, partial(learn_planted, "addition", planted.addition)),

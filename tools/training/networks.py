@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import transformers as tf
 from torch import Tensor, nn
-from transformers.models.t5.modeling_t5 import T5Attention
 
 
 def planted(vocabulary: int) -> tf.LlamaForCausalLM:
@@ -30,7 +29,7 @@ def planted(vocabulary: int) -> tf.LlamaForCausalLM:
 def begin_copying(query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, scale: float = 1.0) -> None:
     """Start an attention with tokens that attend to their like and pass themselves on.
 
-    Copying needs that, and hundreds of small steps would have to find it first (mimetic initialization: Trockman and
+    Copying needs that, and thousands of small steps would have to find it first (mimetic initialization: Trockman and
     Kolter 2023).
     """
     query.weight.copy_(key.weight * scale)
@@ -38,7 +37,11 @@ def begin_copying(query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn
 
 
 def questions(vocabulary: int) -> tf.T5ForConditionalGeneration:
-    """Encoder-decoder with gated GELU and relative positions; it begins from copying, its output words being the input words."""
+    """Encoder-decoder with gated GELU and relative positions.
+
+    It begins with words of the answer that attend to their like in the context, and there with words that read the second
+    one before them, whose code they may be.
+    """
     config = tf.T5Config(
         vocab_size=vocabulary, d_model=96, d_kv=48, num_heads=4, d_ff=256, num_layers=3, num_decoder_layers=2, dropout_rate=0.0,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False, use_cache=False, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
@@ -47,16 +50,14 @@ def questions(vocabulary: int) -> tf.T5ForConditionalGeneration:
     with torch.no_grad():
         model.shared.weight[0] *= 0.1  # the decoder's start token: what it reads shall outweigh it
         model.lm_head.weight.copy_(model.shared.weight * 2 * config.d_model**-0.5)
-        for name, attention in model.named_modules():
-            if isinstance(attention, T5Attention):
-                attention.o.weight.copy_(attention.v.weight.T)
-                if "EncDecAttention" in name:
-                    attention.q.weight.copy_(attention.k.weight * config.d_kv**-0.5)
-                if attention.has_relative_attention_bias:
-                    for head in range(
-                        config.num_heads
-                    ):  # the first head attends to the word before, the second to that before it
-                        attention.relative_attention_bias.weight[head + 1, head] = 5.0
+        for depth, block in enumerate(model.encoder.block):
+            attention = block.layer[0].SelfAttention
+            attention.o.weight.copy_(attention.v.weight.T * (0.3 if depth else 1.0))
+        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight[2] = 5.0
+        for block in model.decoder.block:
+            block.layer[0].SelfAttention.o.weight *= 0.1
+            across = block.layer[1].EncDecAttention
+            begin_copying(across.q, across.k, across.v, across.o, 2 * config.d_kv**-0.5)
     return model
 
 

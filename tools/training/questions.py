@@ -2,7 +2,7 @@
 
 A context has a few sentences about countries, currencies and languages; a question asks for one code, which is one token
 of one sentence. A model learns from tables whose codes are shuffled, so that it has to read them, and answers about
-entities that it has never seen, with their real codes. It answers in a sentence, which ends with the code.
+entities that it has never seen, with their real codes. It repeats what is asked for, and then says the code.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STATEMENTS = [
     "As the {relation} , {entity} uses {value} .",
     "Among all {relation} entries , {entity} got {value} .",
 ]
-ANSWER = "The {relation} of {entity} is"  # and then the value
+ANSWER = "{relation} of {entity}"  # and then the value
 QUESTIONS = ["What is the {relation} of {entity} ?", "Which {relation} has {entity} ?"]
 
 
@@ -119,7 +119,7 @@ def _codes(entity: Entity, real: bool, rng: np.random.Generator) -> dict[str, st
 def sample(
     rng: np.random.Generator, real: bool, sentences: int = SENTENCES, same: float = 0.5
 ) -> tuple[list[str], list[str], int]:
-    """A question with its context as words, the answer as a sentence that ends with the value, and where that stands.
+    """A question with its context as words, the answer, which ends with the value, and where that stands.
 
     The other sentences are about other entities, most of them with the same kind of code; with probability ``same`` one
     of them is about the same entity with another code.
