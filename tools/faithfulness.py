@@ -26,7 +26,8 @@ from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, atman, evalu
 RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
 CONVOLUTIONAL = ("cnn", "photos", "digits")
-SAMPLES = {"photos": 40}  # a forward pass takes ten times as long
+SAMPLES = {"photos": 40}
+STEPS = {"sentiment": 5, "reactions": 5, "mapper": 5, "microbes": 5, "photos": 5}  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
 COSTLY = {"kernel_shap": kernel_shap(limit=50), "atman": atman(limit=50)}
 CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--columns", default=",".join(COLUMNS), help="comma-separated")
     parser.add_argument("--methods", help="comma-separated (default: rule sets that fit the column, and all baselines)")
     parser.add_argument("--samples", type=int, help="of every column (default: 200, fewer where that takes too long)")
-    parser.add_argument("--steps", type=int, default=10, help="of the perturbation curves")
+    parser.add_argument("--steps", type=int, help="of the perturbation curves (default: 10, 5 for the large models)")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="forget what is done of these columns")
@@ -121,7 +122,8 @@ def main() -> None:
         if options.again and folder.is_dir():
             shutil.rmtree(folder)
         names = options.methods.split(",") if options.methods else default_methods(name)
-        column(name, names, samples, options.batch, options.steps, folder, console)
+        steps = options.steps or STEPS.get(name, 10)
+        column(name, names, samples, options.batch, steps, folder, console)
     found = [options.results / name for name in COLUMNS if (options.results / name / "cost.csv").is_file()]
     write_report(Results.concat([Results.load(f) for f in found]), options.report)
     console.print(f"{options.report} is written")
