@@ -17,8 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 import lrp_fx
+from lrp_fx.cli_eval import results_table, text_task
 from lrp_fx.demo import demos, load_demo
 from lrp_fx.errors import LrpError, MissingExtraError, require
+from lrp_fx.evaluate import METHODS, evaluate, find_methods
 from lrp_fx.explain.target import find_logits
 from lrp_fx.ruleset import available
 from lrp_fx.viz import Word, heatmap_page, join_pieces, most_relevant, render_scale, render_tokens, write_page
@@ -227,6 +229,37 @@ def verify(
         result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=target)
     if not result.passed:
         raise typer.Exit(1)
+
+
+@app.command("eval")
+def eval_command(
+    model: Model,
+    file: Annotated[Path | None, typer.Argument(help="a file with a text per line (a demo has one of its own)")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="a text; may be given several times")] = None,
+    methods: Annotated[str, typer.Option(help="comma-separated: rule sets (names or TOML files) and baselines")] = "",
+    target: Class = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps of the perturbation curves")] = 10,
+    csv: Annotated[Path | None, typer.Option(help="write values, curves and cost as CSV to this folder")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write curves and means to this image file")] = None,
+    precision: Precision = "float32",
+) -> None:
+    """Measure how faithful rule sets and baselines are on a model and some texts."""
+    with _clear_errors():
+        loaded = load(model, None, precision)
+        lines = (file.read_text().splitlines() if file is not None else []) + (text or [])
+        texts = [line for line in lines if line.strip()] or ([loaded.text] if loaded.text else [])
+        if not texts:
+            raise LrpError("there is nothing to evaluate on: give a file with a text per line, or --text")
+        task = text_task(loaded.name, loaded.model, loaded.tokenizer, texts, target)
+        chosen = find_methods(methods.split(",") if methods else METHODS)
+        results = evaluate(task, chosen, steps=steps)
+        console = Console()
+        console.print(f"{len(texts)} texts; high is good, but of deletion low\n", highlight=False)
+        console.print(results_table(results))
+        if csv is not None:
+            results.save(csv)
+        if plot is not None:
+            results.plot().savefig(plot)
 
 
 @app.command("rules")

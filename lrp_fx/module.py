@@ -5,70 +5,27 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx
 
-from lrp_fx.analysis import Facts, analyse
-from lrp_fx.capture import ROUTES, Call, Captured, failing_node, read_call
+from lrp_fx.analysis import analyse
+from lrp_fx.capture import ROUTES, Call, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
+from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, locate
-from lrp_fx.explain import Attribution, Condition, Sweeper, Target
-from lrp_fx.lowering import Attributions, Generation, Lowered, ManyTargets, generate, low_memory, lower
+from lrp_fx.explain import Attribution, Condition, Target
+from lrp_fx.lowering import Attributions, Generation, Lowered, generate, lower
 from lrp_fx.optable import OpTable
-from lrp_fx.plan import make_plan
 from lrp_fx.report import Report, make_report
-from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.ruleset import RuleSet
 from lrp_fx.verify import Verification, verify
 
 _NOTHING = "nothing is captured yet: give convert() example inputs, or call the module once"
 
 RuleSource = RuleSet | str | Path | Mapping[str, Any]
-
-
-@dataclass
-class Conversion:
-    """One capture with its facts and, per rule set, its rewritten graph."""
-
-    captured: Captured
-    facts: Facts
-    example: Call
-    rewritten: dict[str, Rewritten] = field(default_factory=dict)
-    sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
-    sparing: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
-    many: dict[tuple[str, tuple[str, ...]], ManyTargets] = field(default_factory=dict)
-
-    def under(self, ruleset: RuleSet) -> Rewritten:
-        """The graph rewritten under ``ruleset``."""
-        if ruleset.key not in self.rewritten:
-            plan = make_plan(self.captured.graph_module.graph, self.facts, ruleset)
-            self.rewritten[ruleset.key] = rewrite(self.captured, plan)
-        return self.rewritten[ruleset.key]
-
-    def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        """The rewritten graph, tapped at its sources and at ``at``."""
-        key = (ruleset.key, at)
-        if key not in self.sweepers:
-            self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
-        return self.sweepers[key]
-
-    def sparing_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        """The tapped graph with its repeated blocks run again on the way back."""
-        key = (ruleset.key, at)
-        if key not in self.sparing:
-            self.sparing[key] = low_memory(self.sweeper(ruleset, at))
-        return self.sparing[key]
-
-    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...]) -> ManyTargets:
-        """The tapped graph for many targets at once."""
-        key = (ruleset.key, at)
-        if key not in self.many:
-            self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), self.example)
-        return self.many[key]
 
 
 class ExplainableModule(torch.nn.Module):
@@ -130,16 +87,17 @@ class ExplainableModule(torch.nn.Module):
         memory: str = "normal",
         **kwargs: Any,
     ) -> Attribution:
-        """Relevance of every input, and of the outputs of the modules named by ``at``, for one scalar per sample.
+        """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
 
         Args:
             *args: the model's inputs.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
                 class or token id, a (B,) tensor of them, a :class:`lrp_fx.Contrast` of two classes, a tuple index into
                 the output's non-batch dimensions, or a callable from the output to (B,) scalars.
-            at: module paths or globs, ``"model.layers.*.mlp"``.
+            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes in, ``"*.down_proj@input"``;
+                parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; heads apart).
             condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
-                these modules (CRP, arXiv:2206.03208).
+                these tensors (CRP, arXiv:2206.03208); of parts of attention the features are heads.
             rules: another rule set than the one the model was converted with.
             memory: "low" runs the model's repeated blocks a second time on the way back instead of remembering what
                 they computed: a third more time, and a fraction of the memory.
@@ -242,6 +200,12 @@ class ExplainableModule(torch.nn.Module):
         sweeper = tapped(ruleset, tuple(places))
         with self._named_failures(conversion, call):
             return sweeper.explain_under(call, target, conditions)
+
+    def forget(self, rules: RuleSource) -> None:
+        """Drop the graphs that were made for a rule set, where many are tried."""
+        key = RuleSet.load(rules).key
+        for conversion in (c for served in self._conversions.values() for c in served):
+            conversion.forget(key)
 
     def lower(
         self,

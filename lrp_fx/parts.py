@@ -4,8 +4,10 @@ A layer z = sum_i x_i w_i + b is run several times, on a part of its input with 
 the relevance R of an output is divided by the sum of the runs that belong to it and handed to their inputs. With
 x+ = max(x, 0), x- = min(x, 0), the same for weights and biases, and R_i the relevance of input i:
 
-- ``gamma``: w meets its positive part again, w + gamma w+ (Montavon et al. 2019); for inputs and outputs of any sign,
-  contributions of the output's own sign are favoured (Andeol et al. 2021);
+- ``gamma``: w meets its positive part again, R_i = x_i (w_i + gamma w_i+) / sum R (Montavon et al. 2019), for inputs
+  that are not negative;
+- ``generalised-gamma``: the same for inputs and outputs of any sign: contributions of the output's own sign are
+  favoured (Andeol et al. 2021);
 - ``alpha-beta``: R_i = (alpha (x_i w_i)+ / sum + - beta (x_i w_i)- / sum -) R, alpha - beta = 1 (Bach et al. 2015);
 - ``z-plus``: alpha 1, beta 0 (Montavon et al. 2017);
 - ``flat``: R evenly over the inputs an output sees (Lapuschkin et al. 2019);
@@ -63,7 +65,7 @@ class PartRule:
     defaults: Parameters
 
 
-def _gamma(_: Parameters) -> tuple[Share, ...]:
+def _generalised_gamma(_: Parameters) -> tuple[Share, ...]:
     more, less = "favour-positive", "favour-negative"
     return (
         Share((Run("positive", more), Run("negative", less, bias=False)), sign=1),
@@ -87,7 +89,8 @@ def _z_box(_: Parameters) -> tuple[Share, ...]:
 _STABLE = {"epsilon": 1e-6}
 
 PART_RULES: dict[str, PartRule] = {
-    "gamma": PartRule(_gamma, {"gamma": 0.25, **_STABLE}),
+    "gamma": PartRule(lambda _: (Share((Run("all", "favour-positive"),)),), {"gamma": 0.25, **_STABLE}),
+    "generalised-gamma": PartRule(_generalised_gamma, {"gamma": 0.25, **_STABLE}),
     "alpha-beta": PartRule(_alpha_beta, {"alpha": 2.0, "beta": 1.0, **_STABLE}),
     "z-plus": PartRule(lambda _: (Share(_EXCITING),), _STABLE),
     "flat": PartRule(lambda _: (Share((Run("ones", "ones", bias=False),)),), _STABLE),

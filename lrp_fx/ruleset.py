@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from lrp_fx.parts import PART_RULES, parameters
 #: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
 LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
 
+#: roles that a rule set need not have a rule for: layers are then "linear", position tables constants
+OPTIONAL = (*LAYERS, "position")
+
 #: role -> rules that exist for it
 ROLES: dict[str, tuple[str, ...]] = {
     "linear": ("epsilon", "gradient", "stop"),
@@ -31,6 +35,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "nonlinearity": ("identity", "gradient", "guided-backprop", "deconvnet", "stop"),
     "normalization": ("identity", "gradient", "stop"),
     "softmax": ("taylor", "gradient", "stop"),
+    "position": ("uniform", "stop"),
 }
 
 
@@ -161,14 +166,14 @@ class RuleSet:
         return cls._parse(tomllib.loads(path.read_text()), str(path))
 
     @classmethod
-    def _parse(cls, document: Mapping[str, Any], where: str) -> RuleSet:
+    def _parse(cls, document: Mapping[str, Any], where: str, base: RuleSet | None = None) -> RuleSet:
         unknown = set(document) - {"name", "base", "conserves", "rules", "overrides"}
         if unknown:
             raise RuleSetError(f"{where}: unknown keys {sorted(unknown)}")
-        base = cls.load(document["base"]) if "base" in document else None
+        base = cls.load(document["base"]) if "base" in document else base
         rules = dict(base.rules) if base else {}
         rules |= {role: _rule(role, value, where) for role, value in document.get("rules", {}).items()}
-        missing = [role for role in ROLES if role not in rules and role not in LAYERS]
+        missing = [role for role in ROLES if role not in rules and role not in OPTIONAL]
         if missing:
             raise RuleSetError(
                 f'{where}: no rule for role(s) {", ".join(missing)}; add them or start from base = "attnlrp"'
@@ -179,6 +184,44 @@ class RuleSet:
         default = base.conserves if base and "rules" not in document and not document.get("overrides") else False
         name = document.get("name", f"{base.name}+" if base else "custom")
         return cls(name, rules, overrides, bool(document.get("conserves", default)))
+
+    def altered(
+        self, rules: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]] | None = None, name: str = ""
+    ) -> RuleSet:
+        """This rule set with other rules for some roles, and further overrides; in the form of a document.
+
+        Raises:
+            RuleSetError: as :meth:`load`.
+        """
+        document = {"name": name or f"{self.name}+", "rules": rules, "overrides": overrides or {}}
+        return self._parse(document, "altered", self)
+
+    def document(self) -> dict[str, Any]:
+        """All of it as a document that :meth:`load` reads."""
+
+        def table(rules: Mapping[str, Rule]) -> dict[str, Any]:
+            return {role: {"rule": rule.own or rule.name, **rule.parameters} for role, rule in rules.items()}
+
+        overrides = {pattern: table(rules) for pattern, rules in self.overrides.items()}
+        return {"name": self.name, "conserves": self.conserves, "rules": table(self.rules), "overrides": overrides}
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a TOML file, to be given to ``convert(rules=path)``.
+
+        Raises:
+            RuleSetError: for a path that does not end in .toml.
+        """
+        path = Path(path)
+        if path.suffix != ".toml":
+            raise RuleSetError(f"{str(path)!r}: the name of a rule set's file ends in .toml")
+        found = self.document()
+        lines = [f"name = {json.dumps(self.name)}", f"conserves = {json.dumps(self.conserves)}", ""]
+        sections = {"rules": found["rules"]}
+        sections |= {f"overrides.{json.dumps(pattern)}": rules for pattern, rules in found["overrides"].items()}
+        for section, rules in sections.items():
+            lines += [f"[{section}]", *(f"{json.dumps(role)} = {_inline(rule)}" for role, rule in rules.items()), ""]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        return path
 
     @cached_property
     def key(self) -> str:
@@ -191,12 +234,17 @@ class RuleSet:
         Of several roles (a layer's, the narrowest first) the first that has a rule counts.
         """
         roles = (role,) if isinstance(role, str) else role
-        chosen = next(self.rules[r] for r in roles if r in self.rules)
+        chosen = next((self.rules[r] for r in roles if r in self.rules), Rule("stop"))
         for pattern, table in self.overrides.items():
             matches = op == pattern[3:] if pattern.startswith("op:") else fnmatchcase(path, pattern)
             if matches and any(r in table for r in roles):
                 chosen = next(table[r] for r in roles if r in table)
         return chosen
+
+
+def _inline(rule: Mapping[str, Any]) -> str:
+    """A rule as a TOML inline table (numbers and strings are written as in JSON)."""
+    return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in rule.items()) + " }"
 
 
 def available() -> list[str]:

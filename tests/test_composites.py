@@ -159,6 +159,16 @@ def stable(z):
 
 
 def test_gamma_by_its_formula():
+    """Montavon et al. 2019: x (w + gamma w+) over its sum, for inputs that are not negative."""
+    layer, x = layer_and_input()
+    x, w, b, gamma = x.abs(), layer.weight, layer.bias, 0.25
+    parts = x[:, None] * (w + gamma * w.clamp(min=0))
+    total = parts.sum(-1) + b + gamma * b.clamp(min=0)
+    expected = (parts * (layer(x) / stable(total))[..., None]).sum(1)
+    torch.testing.assert_close(explained(layer, x, {"rule": "gamma", "gamma": gamma}), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_generalised_gamma_by_its_formula():
     """For outputs above zero: x+ (w + gamma w+) and x- (w + gamma w-) over their sum; below zero the other way round."""
     layer, x = layer_and_input()
     w, b, gamma = layer.weight, layer.bias, 0.25
@@ -171,7 +181,8 @@ def test_gamma_by_its_formula():
         (parts * (torch.where(sign, y, 0.0) / stable(parts.sum(-1) + bias))[..., None]).sum(1)
         for (parts, bias), sign in ((over, y > 0), (under, y < 0))
     )
-    torch.testing.assert_close(explained(layer, x, {"rule": "gamma", "gamma": gamma}), expected, rtol=1e-10, atol=1e-12)
+    found = explained(layer, x, {"rule": "generalised-gamma", "gamma": gamma})
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (2.0, 1.0), (1.5, 0.5)])
@@ -218,7 +229,7 @@ class Experts(nn.Module):
         return torch.addmm(self.bias, torch.einsum("bi,oi->bo", x @ self.a, self.b), self.c).sum(-1)
 
 
-@pytest.mark.parametrize("rule", ["gamma", "alpha-beta", "z-plus", "w-square", "flat"])
+@pytest.mark.parametrize("rule", ["gamma", "generalised-gamma", "alpha-beta", "z-plus", "w-square", "flat"])
 def test_weights_of_every_kind(rule):
     torch.manual_seed(0)
     model, x = Experts(), torch.randn(3, 6, dtype=torch.float64)
@@ -262,3 +273,70 @@ def test_layers_are_told_apart():
 def test_parameters_are_checked(rule):
     with pytest.raises(RuleSetError):
         lrp_fx.RuleSet.load({"base": "attnlrp", "rules": {"convolution": rule}})
+
+
+def dense_block(kind, norm, size):
+    """Normalization over the batch, ReLU, layer, as in pre-activated residual and densely connected nets; and once more."""
+    make = {"conv": lambda: nn.Conv2d(5, 5, 3, padding=1), "transposed": lambda: nn.ConvTranspose2d(5, 5, 2)}
+    make["dense"] = lambda: nn.Linear(5, 5)
+    model = nn.Sequential(make[kind](), norm(5), nn.ReLU(), make[kind](), norm(5)).double().eval()
+    for module in model.modules():
+        if isinstance(module, norm):
+            module.running_mean.normal_(0, 0.5)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.weight)  # of both signs
+            nn.init.normal_(module.bias)
+    return model[1:], torch.randn(3, 5, *size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "size"),
+    [("conv", nn.BatchNorm2d, (6, 6)), ("transposed", nn.BatchNorm2d, (6, 6)), ("dense", nn.BatchNorm1d, ())],
+)
+@pytest.mark.parametrize("rule", ["gamma", "generalised-gamma", "alpha-beta", "z-plus", "flat", "w-square"])
+def test_a_normalization_in_front_of_a_relu_is_a_threshold(rule, kind, norm, size):
+    """Conserves at every node; outputs stay bit-equal; the ledger closes."""
+    torch.manual_seed(0)
+    model, x = dense_block(kind, norm, size)
+    rules = {"base": "cp_lrp", "rules": {"convolution": rule, "dense": rule, "first-layer": rule}}
+    xmodel = lrp_fx.convert(model, x, rules=rules)
+    target = lambda y: y.flatten(1).sum(-1)
+    check = xmodel.verify(x, target=target)
+    assert check.bit_equal and check.passed
+    found = xmodel.explain(x, target=target)
+    assert found.ledger.balance < 1e-12
+    assert "rule" not in found.ledger
+
+
+def test_a_threshold_by_its_formula():
+    """z+ on relu(a z + b) seen as a max(z, -b/a) + b (a > 0) or a min(z, -b/a) + b (a < 0), by hand."""
+    torch.manual_seed(0)
+    norm, layer = nn.BatchNorm1d(5).double().eval(), nn.Linear(5, 3).double()
+    norm.running_mean.normal_(0, 0.5)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    model, z = nn.Sequential(norm, nn.ReLU(), layer), torch.randn(4, 5, dtype=torch.float64)
+    rules = {"base": "cp_lrp", "rules": {"dense": "z-plus"}}
+    found = lrp_fx.convert(model, z, rules=rules).explain(z, target=lambda y: y.sum(-1)).relevance["input"]
+    a = norm.weight / (norm.running_var + norm.eps).sqrt()
+    b = norm.bias - a * norm.running_mean
+    cut = torch.where(a > 0, torch.maximum(z, -b / a), torch.minimum(z, -b / a))
+    torch.testing.assert_close(a * cut + b, torch.relu(norm(z)))
+    parts = (cut[:, None] * (layer.weight * a)).clamp(min=0)
+    total = parts.sum(-1) + (layer.bias + layer.weight @ b).clamp(min=0)
+    expected = (parts * (model(z) / stable(total))[..., None]).sum(1)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_grouped_experts_are_a_loop_of_linear_layers():
+    """Experts computed together by one operator, and by a loop of linear layers, have the same relevance under gamma."""
+    from models import build
+
+    model, inputs = build("mixtral")
+    rules = {"base": "attnlrp", "rules": {"dense": {"rule": "generalised-gamma", "gamma": 0.1}}}
+    grouped = lrp_fx.convert(model, **inputs, rules=rules)
+    looped = lrp_fx.convert(model, **inputs, rules=rules, capture="trace")
+    ops = [{r.op for r in x.report().rows if r.role == "linear"} for x in (grouped, looped)]
+    assert any("grouped" in op for op in ops[0]) and not any("grouped" in op for op in ops[1])
+    a, b = (x.explain(**inputs).relevance["input_ids"] for x in (grouped, looped))
+    torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)

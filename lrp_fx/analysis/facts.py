@@ -66,7 +66,11 @@ class Facts:
         recurrent: products of a positive tensor with a state that is carried from step to step.
         layers: nodes that multiply one carrying tensor by weights.
         folded: normalization over the batch -> the layer that it scales and shifts, for rules that see them as one.
+        thresholds: layer -> the normalization over the batch in front of it, with nothing but a ReLU between the two.
         selective: slots of a product whose operands say what a state takes in or what is read from it.
+        positions: tables of cosines and sines of positions, which a rule set can treat as inputs.
+        positional: products that such a table multiplies -> its slots.
+        tabled: nodes on the way from those tables to those products.
     """
 
     ops: OpTable
@@ -84,6 +88,10 @@ class Facts:
     selective: dict[Node, set[Slot]] = field(default_factory=dict)
     layers: dict[Node, Layer] = field(default_factory=dict)
     folded: dict[Node, Node] = field(default_factory=dict)
+    thresholds: dict[Node, Node] = field(default_factory=dict)
+    positions: list[Source] = field(default_factory=list)
+    positional: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
+    tabled: set[Node] = field(default_factory=set)
 
     def carries(self, node: Node) -> bool:
         """Whether relevance can reach ``node``."""

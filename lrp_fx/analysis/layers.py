@@ -1,4 +1,9 @@
-"""Layers with weights: which nodes they are, of what kind, and which normalization over the batch belongs to them."""
+"""Layers with weights: which nodes they are, of what kind, and which normalization over the batch belongs to them.
+
+Behind a layer, a normalization only scales and shifts its output. In front of it, with a ReLU between the two, it
+scales and shifts a threshold: relu(a z + b) = a max(z, -b/a) + b for a > 0, and a min(z, -b/a) + b for a < 0 (Pahde et
+al. 2022, arXiv:2211.17174). Either way rules that look at the signs of weights and inputs see one layer.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +11,11 @@ from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts, Layer
 from lrp_fx.analysis.operands import is_float, slots
+from lrp_fx.optable import bind, op_name
 
 
 def find_layers(facts: Facts) -> None:
-    """Fill ``facts.layers`` and ``facts.folded``."""
+    """Fill ``facts.layers``, ``facts.folded`` and ``facts.thresholds``."""
     for node, spec in facts.specs.items():
         if spec.kind == "product" and not spec.elementwise:
             factors = slots(node, spec.args)
@@ -24,6 +30,21 @@ def find_layers(facts: Facts) -> None:
             known = facts.layers.get(layer)
             if known is not None and known.channels is not None and set(layer.users) == {node}:
                 facts.folded[node] = layer
+    for layer, known in facts.layers.items():
+        norm = _norm_before(facts, layer, known)
+        if norm is not None:
+            facts.thresholds[layer] = norm
+
+
+def _norm_before(facts: Facts, node: Node, layer: Layer) -> Node | None:
+    """The normalization in front of a layer, where only it and a ReLU lie between its input and the layer."""
+    relu = facts.operands[node][layer.input]
+    if layer.channels is None or op_name(relu) != "aten.relu" or set(relu.users) != {node}:
+        return None
+    norm = next(iter(facts.operands.get(relu, {}).values()), None)
+    if norm is None or norm not in facts.specs or not facts.specs[norm].extra.get("folds") or norm in facts.folded:
+        return None
+    return norm if set(norm.users) == {relu} and bind(node).get("groups", 1) == 1 else None
 
 
 def _roles(facts: Facts, node: Node, operand: Node, kind: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from lrp_fx.errors import InputError
 from lrp_fx.explain.target import select
+from lrp_fx.module import ExplainableModule, convert
 
 #: (B,) class or token ids, or indices into the output's non-batch dimensions, (B,) each
 Targets = Tensor | tuple[Tensor, ...]
@@ -24,7 +26,9 @@ Targets = Tensor | tuple[Tensor, ...]
 class Features(Protocol):
     """What the features of an input are."""
 
-    input: str
+    @property
+    def input(self) -> str:
+        """Name of the input."""
 
     def pool(self, relevance: Tensor) -> Tensor:
         """Relevance of that input, in the shape ``Attribution.relevance`` gives it, -> (B, F)."""
@@ -40,10 +44,18 @@ class Tokens:
     Attributes:
         replacement: id of the token put there (a mask, padding or unknown token).
         input: name of the input.
+        mask: name of its padding mask: batches are then cut to their longest sample, so that F differs between them.
     """
 
     replacement: int
     input: str = "input_ids"
+    mask: str | None = None
+
+    def length(self, inputs: Mapping[str, Tensor]) -> int:
+        """Positions up to the last that is not padding in every sample."""
+        if self.mask is None:
+            return inputs[self.input].shape[1]
+        return int(inputs[self.mask].any(0).nonzero().max()) + 1
 
     def pool(self, relevance: Tensor) -> Tensor:
         """(B, S) as it is."""
@@ -78,10 +90,8 @@ class Patches:
         rows, columns = image.shape[2] // self.size, image.shape[3] // self.size
         mask = flipped.view(-1, 1, rows, columns)
         mask = mask.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3)
-        if self.fill is None:
-            fill = image.mean((2, 3), keepdim=True)
-        else:
-            fill = image.new_tensor(self.fill).view(1, -1, 1, 1)
+        mean = self.fill is None
+        fill = image.mean((2, 3), keepdim=True) if mean else image.new_tensor(self.fill).view(1, -1, 1, 1)
         return {**inputs, self.input: torch.where(mask, fill, image)}
 
 
@@ -96,6 +106,17 @@ class Batch:
 
     def __len__(self) -> int:
         return self.eligible.shape[0]
+
+    def part(self, rows: slice | Tensor) -> Batch:
+        """The samples ``rows``."""
+        annotated = None if self.annotated is None else self.annotated[rows]
+        inputs = {k: v[rows] for k, v in self.inputs.items()}
+        return Batch(inputs, pick(self.target, rows), self.eligible[rows], annotated)
+
+
+def pick(target: Targets, rows: slice | Tensor) -> Targets:
+    """The targets of the samples ``rows``."""
+    return tuple(t[rows] for t in target) if isinstance(target, tuple) else target[rows]
 
 
 @dataclass(frozen=True)
@@ -131,22 +152,33 @@ class Task:
     def __len__(self) -> int:
         return next(iter(self.inputs.values())).shape[0]
 
+    @cached_property
+    def converted(self) -> ExplainableModule:
+        """The model, converted once for all methods; it captures at its first call."""
+        return convert(self.model)
+
     def batches(self, size: int) -> Iterator[Batch]:
         """The samples in order, ``size`` at a time."""
         for start in range(0, len(self), size):
             yield self.batch(slice(start, start + size))
 
     def batch(self, rows: slice | Tensor) -> Batch:
-        """The samples ``rows``."""
+        """The samples ``rows``, padding that they share cut off."""
         inputs = {k: v[rows] for k, v in self.inputs.items()}
-        target = tuple(t[rows] for t in self.target) if isinstance(self.target, tuple) else self.target[rows]
         if self.eligible is not None:
             eligible = self.eligible[rows]
         else:
             value = inputs[self.features.input]
             eligible = torch.ones_like(self.features.pool(torch.ones(value.shape)), dtype=torch.bool)
         annotated = None if self.annotated is None else self.annotated[rows]
-        return Batch(inputs, target, eligible, annotated)
+        if isinstance(self.features, Tokens):
+            whole, length = eligible.shape[1], self.features.length(inputs)
+            inputs = {
+                k: v[:, :length].contiguous() if v.dim() > 1 and v.shape[1] == whole else v for k, v in inputs.items()
+            }
+            eligible = eligible[:, :length]
+            annotated = None if annotated is None else annotated[:, :length]
+        return Batch(inputs, pick(self.target, rows), eligible, annotated)
 
     def score(self, inputs: Mapping[str, Tensor], target: Targets) -> Tensor:
         """(B,) explained values of the model on ``inputs``, without gradients."""

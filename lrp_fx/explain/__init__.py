@@ -49,18 +49,18 @@ class Sweeper:
     @classmethod
     def build(cls, captured: Captured, rewritten: Rewritten, at: Iterable[str]) -> Sweeper:
         """Tap the rewritten graph at its sources and at the modules named by ``at``."""
-        latents = find_latents(captured.graph_module.graph, at)
+        latents = find_latents(captured.graph_module.graph, rewritten.plan.facts, at)
         graph, mapping = copy_graph(rewritten.graph_module.graph)
         graph._codegen = CodeGen()
         taps = []
-        for item in rewritten.plan.facts.sources:
+        for item in rewritten.plan.sources:
             node = mapping[rewritten.copies[item.node]]
             with graph.inserting_after(node):
                 tap = graph.call_function(source, (node,))
             node.replace_all_uses_with(tap, delete_user_cb=functools.partial(operator.is_not, tap))
             taps.append(tap)
         end = next(n for n in reversed(graph.nodes) if n.op == "output")
-        read = dict(zip([s.node for s in rewritten.plan.facts.sources], taps, strict=True))
+        read = dict(zip([s.node for s in rewritten.plan.sources], taps, strict=True))
         held = [read.get(n) or mapping[rewritten.results[n]] for n in latents.values()]
         end.args = ((end.args[0], taps, held),)
         module = fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
@@ -139,7 +139,7 @@ class Sweeper:
             chosen.detach(),
             pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
             plan.ruleset.name,
-            self._named(plan.facts.sources, collected),
+            self._named(plan.sources, collected),
             _no_ledger if conditional else lambda: make_ledger(plan, self.account(leaves, choose), owned),
         )
 
@@ -150,8 +150,9 @@ class Sweeper:
     def _named(self, sources: list[Source], collected: list[Tensor]) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
         for item, relevance in zip(sources, collected, strict=True):
-            name = self._input_name(item.input) if item.indices is None else item.name
-            named[f"{name} ({self._input_name(item.input)})" if name in named else name] = relevance
+            given = item.input.op == "placeholder"
+            name = self._input_name(item.input) if given and item.indices is None else item.name
+            named[f"{name} ({self._input_name(item.input)})" if given and name in named else name] = relevance
         return named
 
     def _input_name(self, placeholder: Node) -> str:
@@ -164,7 +165,7 @@ class Sweeper:
         relevance: dict[str, Tensor] = {}
         owned: dict[Node, float] = {}
         env, ops = _Lazy(self.captured, leaves), self.rewritten.plan.facts.ops
-        for item, value in zip(sources, collected, strict=True):
+        for item, value in zip(sources, collected, strict=False):
             name = self._input_name(item.input)
             if item.indices is not None:
                 value = tokens.to_input(item, tokens.row_relevance(value, env[item.indices]), env, ops)
@@ -200,7 +201,10 @@ def _no_ledger() -> Ledger:
 
 
 def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
-    return torch.zeros_like(value).detach() if gradient is None else (value * gradient).detach()
+    if gradient is None:
+        return torch.zeros_like(value).detach()
+    product = (value * gradient).detach()
+    return torch.where(gradient == 0, torch.zeros_like(product), product)  # a score of -inf under a mask has none
 
 
 def _usable(value: Any) -> Any:

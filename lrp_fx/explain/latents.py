@@ -1,4 +1,9 @@
-"""Module outputs in a captured graph, found from the module stack that capture recorded at every node."""
+"""Tensors inside a captured graph that have a name: outputs and inputs of modules, and the parts of attention.
+
+``model.layers.3.mlp`` is what that module returned, ``model.layers.3.mlp.down_proj@input`` what it was given (the
+neurons of the layer), ``model.layers.3.self_attn@mixed`` a part of its attention, heads apart
+(:data:`lrp_fx.analysis.attention.PARTS`).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +14,12 @@ from fnmatch import fnmatchcase
 import torch
 from torch.fx import Graph, Node
 
+from lrp_fx.analysis import Facts
+from lrp_fx.analysis.attention import PARTS, find_attention
 from lrp_fx.analysis.operands import is_float
 from lrp_fx.errors import LatentError
+
+INSIDE = ("scores", "weights")  #: parts of an attention that a fused one does not show
 
 
 def module_outputs(graph: Graph) -> dict[str, Node]:
@@ -29,21 +38,55 @@ def _paths(node: Node) -> set[str]:
     return {path for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
 
 
-def find_latents(graph: Graph, patterns: Iterable[str]) -> dict[str, Node]:
-    """Nodes of the modules whose path is, or matches, one of ``patterns``.
+def module_inputs(graph: Graph, facts: Facts) -> dict[str, Node]:
+    """Module path -> the first tensor that carries relevance from outside into it."""
+    inputs: dict[str, Node] = {}
+    for node in graph.nodes:
+        for operand in facts.operands.get(node, {}).values():
+            for path in _paths(node) - _paths(operand):
+                inputs.setdefault(path, operand)
+    return inputs
+
+
+def attention_parts(graph: Graph, facts: Facts) -> dict[str, Node | None]:
+    """``path@part`` -> node, None for what a fused attention hides. Further attentions of a module: ``path.1``."""
+    parts: dict[str, Node | None] = {}
+    count: dict[str, int] = {}
+    for site in find_attention(graph, facts):
+        number = count[site.path] = count.get(site.path, -1) + 1
+        path = f"{site.path}.{number}" if number else site.path
+        parts |= {f"{path}@{name}": site.part(name) for name in PARTS}
+    return parts
+
+
+def looks_inside(patterns: Iterable[str]) -> bool:
+    """Whether a pattern names what a fused attention does not show."""
+    return any(pattern.rpartition("@")[2] in INSIDE for pattern in patterns if "@" in pattern)
+
+
+def find_latents(graph: Graph, facts: Facts, patterns: Iterable[str]) -> dict[str, Node]:
+    """Nodes of the names that are, or match, one of ``patterns``; a pattern without "@" means outputs of modules.
 
     Raises:
-        LatentError: for a pattern that matches no module with an output in the graph.
+        LatentError: for a pattern that matches nothing in the graph.
     """
-    outputs = module_outputs(graph)
+    patterns = list(patterns)
+    named: dict[str, Node | None] = dict(module_outputs(graph)) if patterns else {}
+    if any("@" in pattern for pattern in patterns):
+        named |= {f"{path}@input": node for path, node in module_inputs(graph, facts).items()}
+        named |= attention_parts(graph, facts)
     found: dict[str, Node] = {}
     for pattern in patterns:
-        matches = {path: node for path, node in outputs.items() if fnmatchcase(path, pattern)}
+        matches = {
+            name: node
+            for name, node in named.items()
+            if node is not None and ("@" in name) == ("@" in pattern) and fnmatchcase(name, pattern)
+        }
         if not matches:
-            near = get_close_matches(pattern, outputs, n=3, cutoff=0.3)
+            near = get_close_matches(pattern, named, n=3, cutoff=0.3)
             raise LatentError(
-                f"at={pattern!r} matches no module with an output in the captured graph; "
-                f"close: {near or sorted(outputs)[:5]}"
+                f"at={pattern!r} matches no module with an output in the captured graph, no module@input and no part "
+                f"of an attention (@{', @'.join(PARTS)}); close: {near or sorted(named)[:5]}"
             )
         found |= matches
     return found

@@ -27,8 +27,9 @@ class Entry:
     """One amount in the ledger.
 
     Attributes:
-        category: input, source (position, type and latent parameters), bias, constant, stopped, softmax, stabiliser,
-            rule (what a rule that does not conserve loses or invents) or target (a target that is not linear).
+        category: input, source (position, type and latent parameters), position (rotary tables, where the rule set
+            counts them), bias, constant, stopped, softmax, stabiliser, rule (what a rule that does not conserve loses
+            or invents) or target (a target that is not linear).
         name: input, parameter path, or operator.
         role: role of the node that absorbed it.
         module: module path of that node.
@@ -121,9 +122,10 @@ def make_ledger(plan: Plan, sweep: Sweep, owned: Mapping[Node, float] | None = N
 
 
 def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
-    source = next(s for s in plan.facts.sources if s.node is node)
+    source = next(s for s in plan.sources if s.node is node)
+    category = "position" if source in plan.positions else "input"
     x = nonzero(x) if plan.blind else x
-    return Entry("input", source.name, "input", module_path(node), node.name, safe_dot(x, g), (x * g).detach())
+    return Entry(category, source.name, "input", module_path(node), node.name, safe_dot(x, g), (x * g).detach())
 
 
 def absorbed(plan: Plan, account: Account) -> list[Entry]:

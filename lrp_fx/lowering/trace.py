@@ -205,7 +205,7 @@ def per_input(sweeper: Sweeper, collected: Sequence[Tensor], values: Values, nam
     """Relevance by input name from relevance by source: that of rows goes to the ids which picked them."""
     captured, facts = sweeper.captured, sweeper.rewritten.plan.facts
     relevance: dict[str, Tensor] = {}
-    for item, value in zip(facts.sources, collected, strict=True):
+    for item, value in zip(facts.sources, collected, strict=False):
         if item.indices is not None:
             value = tokens.to_input(item, tokens.row_relevance(value, values[item.indices]), values, facts.ops)
         name = names[captured.placeholders.index(item.input)]
@@ -292,4 +292,6 @@ def functional_graph(
 
 
 def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
-    return torch.zeros_like(value).detach() if gradient is None else (value * gradient).detach()
+    if gradient is None:
+        return torch.zeros_like(value).detach()
+    return torch.where(gradient == 0, torch.zeros_like(value), value * gradient).detach()  # as for a score of -inf

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, Node
 
-from lrp_fx.analysis import Facts, Slot
+from lrp_fx.analysis import Facts, Slot, Source
 from lrp_fx.errors import module_path
 from lrp_fx.optable import OpSpec, op_name
-from lrp_fx.parts import BLIND
+from lrp_fx.parts import BLIND, PART_RULES
 from lrp_fx.plan.products import DENOMINATOR, degree, flatten, is_denominator, is_nonlinear, is_product, is_top, shares
 from lrp_fx.ruleset import Rule, RuleSet
 
@@ -50,6 +50,7 @@ class Plan:
         decisions: one per node that relevance flows through.
         stopped: role of every node whose relevance a rule stops.
         differentiable: nodes through which autograd would flow (a superset of ``decisions``: statistics are in it).
+        positions: position tables that the rule set treats as inputs.
     """
 
     ruleset: RuleSet
@@ -57,11 +58,20 @@ class Plan:
     decisions: dict[Node, Decision] = field(default_factory=dict)
     stopped: dict[Node, str] = field(default_factory=dict)
     differentiable: set[Node] = field(default_factory=set)
+    positions: list[Source] = field(default_factory=list)
+
+    @property
+    def sources(self) -> list[Source]:
+        """Where relevance is collected: at the inputs, then at position tables."""
+        return self.facts.sources + self.positions
 
     @property
     def blind(self) -> bool:
         """Whether an input that is 0 can have relevance."""
-        return any(decision.rule.name in BLIND for decision in self.decisions.values())
+        return any(
+            decision.rule.name in BLIND or (decision.rule.name in PART_RULES and node in self.facts.thresholds)
+            for node, decision in self.decisions.items()
+        )
 
 
 def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
@@ -78,6 +88,9 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
         operands = {slot: n for slot, n in facts.operands[node].items() if n in live}
         if not operands:
             continue
+        if node in facts.positional and _rule_name(plan, node, "position") != "stop":
+            operands |= facts.positional[node]
+            plan.positions = facts.positions
         live[node] = operands
         decision = _decide(plan, node, operands, live)
         if decision.rule.name == "stop" or not decision.live:
@@ -85,7 +98,7 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
             del live[node]
         else:
             plan.decisions[node] = decision
-    plan.differentiable = set(live)
+    plan.differentiable = set(live) | (facts.tabled if plan.positions else set())
     _share_products(plan, live)
     _prune(plan, graph)
     return plan

@@ -73,7 +73,7 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
             results[old] = _after(graph, node, _detach)
         elif old in plan.decisions:
             node.meta[OWNER] = old
-            results[old] = _own(graph, _carry_out(graph, plan, old, node), plan.decisions[old].rule)
+            results[old] = _own(graph, _carry_out(graph, plan, copies, old, node), plan.decisions[old].rule)
         elif (old in plan.stopped or _touches(plan, old)) and _is_float_tensor(old):
             results[old] = _after(graph, node, _detach)
     graph.eliminate_dead_code()
@@ -117,7 +117,7 @@ def _before(graph: Graph, node: Node, slot: Slot, target, *args) -> Node:
     return new
 
 
-def _carry_out(graph: Graph, plan: Plan, old: Node, node: Node) -> Node:
+def _carry_out(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, node: Node) -> Node:
     """Rewrite one node; returns the node that its users read from now on."""
     decision, spec = plan.decisions[old], plan.facts.specs[old]
     for slot, operand in all_slots(old).items():
@@ -125,7 +125,7 @@ def _carry_out(graph: Graph, plan: Plan, old: Node, node: Node) -> Node:
         if constant and operand in plan.differentiable:
             _before(graph, node, slot, _detach)
     if decision.rule.name in PART_RULES:
-        return _parts(graph, plan, old, node)
+        return _parts(graph, plan, copies, old, node)
     if decision.rule.name in ("guided-backprop", "deconvnet"):
         return _rectified(graph, node, decision)
     if decision.rule.name == "identity" and decision.role == "normalization" and spec.kind == "normalization":
@@ -177,13 +177,15 @@ def _identity(graph: Graph, node: Node, spec: OpSpec, decision: Decision) -> Nod
     return new
 
 
-def _parts(graph: Graph, plan: Plan, old: Node, node: Node) -> Node:
+def _parts(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, node: Node) -> Node:
     """The layer (and what is folded into it) as it is, its relevance by runs on parts."""
     folded = plan.facts.folded.get(old)
     base = node if folded is None else all_slots(node)[Slot("input")]
     anchor = node.next
     with graph.inserting_before(anchor):
-        new = run_parts(graph, node, base, plan.facts.layers[folded or old], plan.decisions[old].rule)
+        layer = folded or old
+        threshold = copies[plan.facts.thresholds[layer]] if layer in plan.facts.thresholds else None
+        new = run_parts(graph, node, base, plan.facts.layers[layer], plan.decisions[old].rule, threshold)
     inside = _between(node, anchor)
     for inner in inside:
         inner.meta = dict(node.meta) | {k: v for k, v in inner.meta.items() if k == RUN}

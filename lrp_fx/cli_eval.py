@@ -1,0 +1,76 @@
+"""What `lrp-fx eval` does: make a task of texts, and show what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from lrp_fx.errors import InputError, LrpError
+from lrp_fx.evaluate import Results, Task, Tokens
+from lrp_fx.explain.target import find_logits, last_positions
+
+#: what the table shows: metric -> heading
+SHOWN = {"deletion": "deletion", "insertion": "insertion", "loo": "LOO", "share": "share"}
+
+
+def text_task(name: str, model: nn.Module, tokenizer: Any, texts: Sequence[str], target: int | None = None) -> Task:
+    """A task of a text model: its own answers (or class ``target``) to ``texts``, tokens that are not special taken
+    away by the mask token, or the unknown or padding token where the tokenizer has none.
+
+    Raises:
+        InputError: for a text without a token that can be taken away, or an encoder with a decoder.
+        LrpError: for a text that is too long, or a tokenizer without a token to put in place of others.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise InputError("a model with a decoder of its own needs a task made in Python: see lrp_fx.evaluate.Task")
+    named = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
+    replacement = next((token for token in named if token is not None), None)
+    if replacement is None:
+        raise LrpError("the tokenizer has no mask, unknown, padding or end token to put in place of others")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = replacement  # masked out wherever it is padding
+    encoding = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="right")
+    ids, mask = encoding["input_ids"], encoding["attention_mask"]
+    if ids.shape[1] > tokenizer.model_max_length:
+        raise LrpError(f"a text has {ids.shape[1]} tokens: give at most {tokenizer.model_max_length}")
+    special = torch.tensor([i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id], dtype=ids.dtype)
+    eligible = mask.bool() & ~torch.isin(ids, special)
+    if not bool(eligible.any(1).all()):
+        empty = int((~eligible.any(1)).nonzero()[0])
+        raise InputError(f"text {empty + 1} has no token that can be taken away: {texts[empty]!r}")
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if target is not None:
+        answers = torch.full((len(ids),), target)
+    else:
+        with torch.no_grad():
+            answers = _answers(model(**inputs), mask)
+    return Task(name, model, inputs, answers, Tokens(replacement), eligible)
+
+
+def _answers(output: Any, mask: torch.Tensor) -> torch.Tensor:
+    logits = find_logits(output)
+    if logits.dim() == 3:
+        rows = torch.arange(len(logits))
+        logits = logits[rows, last_positions(logits.shape[1], len(logits), {"attention_mask": mask})]
+    return logits.argmax(-1)
+
+
+def results_table(results: Results) -> Table:
+    """Methods by metrics: ABPC with its 95% interval, means of the others, milliseconds per explanation."""
+    summary = results.summary()
+    table = Table(box=None, pad_edge=False)
+    table.add_column("method", style="dim", no_wrap=True)
+    for heading in ("ABPC", "95% interval", *SHOWN.values(), "ms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in results.cost.itertuples():
+        found = {metric: (row.task, metric, row.method) for metric in ("abpc", *SHOWN)}
+        means = [f"{summary.loc[key, 'mean']:.3f}" if key in summary.index else "-" for key in found.values()]
+        low, high = summary.loc[found["abpc"], ["low", "high"]] if row.samples else (None, None)
+        interval = f"{low:.3f}, {high:.3f}" if row.samples else "-"
+        cost = f"{1000 * row.seconds:.1f}" if row.samples else "-"
+        table.add_row(row.method, means[0], interval, *means[1:], cost)
+    return table

@@ -1,0 +1,167 @@
+"""One forward pass through a rewritten graph that is cut at its inputs and at named latents.
+
+Downstream of a cut everything reads a leaf, so autograd from any later tensor stops there: what arrives at the leaf is
+relevance that came directly, not through another named latent. Each piece of the graph can be swept on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lrp_fx.errors import InputError, TargetError
+from lrp_fx.explain import Sweeper, Target
+from lrp_fx.explain.target import select
+from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.rewrite.ops import nonzero, source
+from lrp_fx.ruleset import RuleSet
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One place where the graph is cut.
+
+    Attributes:
+        name: of the input, or path of the latent.
+        kind: "input" or "latent".
+        node: the captured node.
+        before: the tensor as it was computed.
+        after: the leaf that everything downstream reads; ``before`` itself where no relevance can pass.
+    """
+
+    name: str
+    kind: str
+    node: Node
+    before: Tensor = field(repr=False)
+    after: Tensor = field(repr=False)
+
+    def relevance(self, cotangent: Tensor | None, blind: bool = False) -> Tensor:
+        """Value times cotangent; 0 where the cotangent is (a masked score of -inf has none)."""
+        value = self.after.detach()
+        if cotangent is None:
+            return torch.zeros_like(value)
+        value = nonzero(value) if blind and self.kind == "input" else value
+        return torch.where(cotangent == 0, torch.zeros_like(value), value * cotangent)
+
+
+@dataclass(frozen=True)
+class CutRun:
+    """A forward pass with its cuts, in the order they were computed (so a topological order).
+
+    Attributes:
+        sweeper: the graph that ran.
+        leaves: its flat inputs.
+        cuts: inputs and latents.
+        output: the model's output.
+        chosen: the (B,) explained values.
+    """
+
+    sweeper: Sweeper
+    leaves: tuple[Any, ...] = field(repr=False)
+    cuts: tuple[Cut, ...]
+    output: Any = field(repr=False)
+    chosen: Tensor = field(repr=False)
+
+    @property
+    def blind(self) -> bool:
+        """Whether inputs that are 0 can have relevance."""
+        return self.sweeper.rewritten.plan.blind
+
+    def latent(self, name: str) -> Cut:
+        """The cut at a latent."""
+        return next(cut for cut in self.cuts if cut.kind == "latent" and cut.name == name)
+
+    def send(self, value: Tensor, cotangent: Tensor, to: Sequence[Cut]) -> list[Tensor | None]:
+        """Cotangents that reach cuts from ``cotangent`` at ``value``, None where none does."""
+        live = [cut for cut in to if cut.after.requires_grad]
+        if not live or not value.requires_grad:
+            return [None] * len(to)
+        found = iter(
+            torch.autograd.grad(value, [c.after for c in live], cotangent, allow_unused=True, retain_graph=True)
+        )
+        return [next(found) if cut.after.requires_grad else None for cut in to]
+
+    def to_inputs(self, value: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
+        """Relevance of every input, as in ``Attribution.relevance``, from ``cotangent`` at ``value``.
+
+        Only what reaches the inputs without crossing another cut counts.
+        """
+        inputs = [cut for cut in self.cuts if cut.kind == "input"]
+        sent = zip(inputs, self.send(value, cotangent, inputs), strict=True)
+        reached = {cut.node: cut.relevance(g, self.blind) for cut, g in sent}
+        sources = self.sweeper.rewritten.plan.facts.sources
+        return self.sweeper._per_input(sources, [reached[s.node] for s in sources], self.leaves)[0]
+
+
+class _Cutting(fx.Interpreter):
+    def __init__(self, sweeper: Sweeper) -> None:
+        super().__init__(sweeper.rewritten.graph_module)
+        rewritten = sweeper.rewritten
+        self.cuts: list[Cut] = []
+        self.places: dict[Node, list[tuple[str, str, Node]]] = {}
+        for name, node in _source_names(sweeper).items():
+            self.places.setdefault(rewritten.copies[node], []).append((name, "input", node))
+        innermost = sorted(sweeper.latents.items(), key=lambda item: -item[0].count("."))
+        for name, node in innermost:  # modules that return the same tensor are cut one after the other
+            self.places.setdefault(rewritten.results[node], []).append((name, "latent", node))
+
+    def run_node(self, n: Node) -> Any:
+        result = super().run_node(n)
+        for name, kind, node in self.places.get(n, ()):
+            before = result
+            if kind == "input" or before.requires_grad:
+                result = source(before)
+            self.cuts.append(Cut(name, kind, node, before, result))
+        return result
+
+
+def _source_names(sweeper: Sweeper) -> dict[str, Node]:
+    """A name of its own for every source: the input's, with the table's where an input has several."""
+    captured, sources = sweeper.captured, sweeper.rewritten.plan.facts.sources
+    if not sources:
+        raise InputError(
+            "no input can carry relevance: there is no floating input and no token id that picks a table row"
+        )
+    placeholders = captured.placeholders
+    inputs = [captured.names[placeholders.index(s.input)] for s in sources]
+    named: dict[str, Node] = {}
+    for name, item in zip(inputs, sources, strict=True):
+        plain = inputs.count(name) == 1 and name not in sweeper.latents
+        unique = name if plain else f"{name} ({item.name})"
+        named[unique if unique not in named else f"{unique} at {item.node.name}"] = item.node
+    return named
+
+
+def cut_forward(
+    xmodel: ExplainableModule,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    at: Iterable[str],
+    target: Target = None,
+    rules: RuleSource | None = None,
+) -> CutRun:
+    """Run a converted model once, cut at its inputs and at the latents that ``at`` names.
+
+    Raises:
+        LatentError: for a name that matches nothing in the graph.
+        TargetError: when the target does not depend on any input.
+    """
+    ruleset = xmodel.ruleset if rules is None else RuleSet.load(rules)
+    conversion, call = xmodel._conversion(args, dict(kwargs))
+    sweeper = conversion.sweeper(ruleset, tuple(dict.fromkeys(at)))
+    masks = {n: v for n, v in call.tensors.items() if "mask" in n and v.dim() == 2}
+    with xmodel._named_failures(conversion, call), torch.inference_mode(False), torch.enable_grad():
+        leaves = tuple(v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in call.leaves)
+        cutting = _Cutting(sweeper)
+        flat = cutting.run(*leaves, enable_io_processing=False)
+        output = pytree.tree_unflatten(pytree.tree_leaves(flat), sweeper.captured.out_spec)
+        chosen = select(output, target, masks)
+    if not chosen.requires_grad:
+        raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+    return CutRun(sweeper, leaves, tuple(cutting.cuts), output, chosen)

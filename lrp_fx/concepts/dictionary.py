@@ -1,0 +1,236 @@
+"""Sparse autoencoders as dictionaries of a latent: relevance feature by feature, and nothing left out.
+
+A dictionary writes a latent as x = decode(f) + error with f = encode(x), and decode(f) = sum_i f_i d_i + b. With g the
+cotangent of x (its relevance is x * g), the relevance of x is, exactly,
+
+    sum_i f_i <d_i, g>  +  error * g  +  b * g:
+
+feature i has f_i <d_i, g>, the rest belongs to what the dictionary does not explain and to its bias. The cotangent is
+taken from the sweep itself; nothing is divided by x. (Marks et al. 2024, arXiv:2403.19647, insert dictionaries and
+their errors in the same way, for gradients.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lrp_fx.concepts.cut import cut_forward
+from lrp_fx.errors import LatentError, LrpError
+from lrp_fx.explain import Target
+from lrp_fx.module import ExplainableModule, RuleSource, convert
+
+
+class DictionaryError(LrpError, ValueError):
+    """A dictionary does not fit the latent it is placed at, or its decoder is not affine."""
+
+
+class Dictionary(Protocol):
+    """What a sparse autoencoder has to offer; features are the last dimension of x and of f."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., N) features."""
+
+    def decode(self, f: Tensor) -> Tensor:
+        """(..., N) -> (..., D), affine."""
+
+
+@dataclass(frozen=True)
+class FeatureAttribution:
+    """Relevance of the features of a dictionary, for one target per sample.
+
+    Latents of images, (B, C, H, W), are read with their channels last: (B, H, W, C).
+
+    Attributes:
+        features: (..., N) relevance of every feature.
+        error: (..., D) relevance of what the dictionary does not explain, elementwise.
+        bias: (..., D) relevance of the decoder's bias, elementwise.
+        latent: (..., D) relevance of the latent, the sum of which is that of the three above.
+        activations: (..., N) the features.
+        reconstruction: (..., D) what the dictionary makes of the latent.
+        target: (B,) the explained values.
+        output: the model's output, detached.
+    """
+
+    features: Tensor
+    error: Tensor
+    bias: Tensor
+    latent: Tensor
+    activations: Tensor
+    reconstruction: Tensor
+    target: Tensor
+    output: Any = field(repr=False)
+    _pull: Callable[[Tensor | None], dict[str, Tensor]] = field(repr=False)
+
+    def to_inputs(self, features: int | Iterable[int] | Tensor) -> dict[str, Tensor]:
+        """Relevance of every input, as far as it flows through some features of the dictionary.
+
+        A feature's relevance goes to the latent by the rules of the encoder, converted as any model is, and from there
+        to the inputs. Summed over all features, with :meth:`error_to_inputs`, this is all that flows through the
+        latent. Biases of the encoder absorb, as they do elsewhere.
+
+        Args:
+            features: one, or several whose relevances are summed; or a mask that broadcasts to (..., N).
+
+        Raises:
+            DictionaryError: for a feature the dictionary does not have.
+        """
+        if isinstance(features, Tensor) and (features.is_floating_point() or features.dtype is torch.bool):
+            return self._pull(features)
+        width = self.features.shape[-1]
+        ids = torch.as_tensor(features if isinstance(features, (int, Tensor)) else list(features)).reshape(-1)
+        if ids.numel() == 0 or bool((ids >= width).any()) or bool((ids < -width).any()):
+            raise DictionaryError(f"features {ids.tolist()}: give some of 0 to {width - 1}")
+        mask = torch.zeros(width, dtype=torch.bool, device=self.features.device)
+        mask[ids.to(mask.device)] = True
+        return self._pull(mask)
+
+    def error_to_inputs(self) -> dict[str, Tensor]:
+        """Relevance of every input, as far as it flows past the dictionary's features.
+
+        The error is x - decode(encode(x)): x gets what arrives there, less what decode(encode(x)) hands down.
+        """
+        return self._pull(None)
+
+
+class _Encoder(nn.Module):
+    """The encoder as a module, so that it can be converted."""
+
+    def __init__(self, dictionary: Dictionary) -> None:
+        super().__init__()
+        self.dictionary = dictionary
+        self.train(getattr(dictionary, "training", False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dictionary.encode(x)
+
+
+@dataclass(frozen=True)
+class FeatureExplainer:
+    """A dictionary at its place in a model: explains many inputs with one conversion of its encoder.
+
+    Attributes:
+        xmodel: the converted model.
+        dictionary: the dictionary.
+        at: name of the latent that it reads.
+        encoder: the converted encoder.
+    """
+
+    xmodel: ExplainableModule
+    dictionary: Dictionary
+    at: str
+    encoder: ExplainableModule = field(repr=False)
+
+    @classmethod
+    def place(cls, xmodel: ExplainableModule, dictionary: Dictionary, at: str) -> FeatureExplainer:
+        """Place a dictionary at a latent; its encoder gets the rules of the model."""
+        return cls(xmodel, dictionary, at, convert(_Encoder(dictionary), rules=xmodel.ruleset))
+
+    def explain(
+        self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any
+    ) -> FeatureAttribution:
+        """Relevance of every feature; see :func:`explain_features`."""
+        run = cut_forward(self.xmodel, args, kwargs, (self.at,), target, rules)
+        places = [cut for cut in run.cuts if cut.kind == "latent"]
+        if len(places) != 1:
+            raise LatentError(f"at={self.at!r} names {len(places)} latents: a dictionary has one place")
+        (g,) = run.send(run.chosen, torch.ones_like(run.chosen), places)
+        value = places[0].after.detach()
+        x, g = (_features_last(t) for t in (value, torch.zeros_like(value) if g is None else g))
+        f, decoded, back, offset = _decoded(self.dictionary, x, g, self.at)
+
+        def pull(mask: Tensor | None) -> dict[str, Tensor]:
+            wanted = back if mask is None else back * mask.to(back)
+            encoding = cut_forward(self.encoder, (x,), {}, (), lambda encoded: (encoded * wanted).sum(), rules)
+            (sent,) = encoding.send(encoding.chosen, torch.ones_like(encoding.chosen), encoding.cuts)
+            sent = torch.zeros_like(x) if sent is None else sent
+            return run.to_inputs(places[0].before, _features_first(g - sent if mask is None else sent, value))
+
+        parts = (f * back, (x - decoded) * g, offset * g, x * g)
+        output = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, run.output)
+        return FeatureAttribution(*parts, f, decoded, run.chosen.detach(), output, pull)
+
+
+def explain_features(
+    xmodel: ExplainableModule,
+    dictionary: Dictionary,
+    *args: Any,
+    at: str,
+    target: Target = None,
+    rules: RuleSource | None = None,
+    **kwargs: Any,
+) -> FeatureAttribution:
+    """Relevance of every feature of a dictionary (a sparse autoencoder) placed at a latent.
+
+    The model is not run with the dictionary in it: its output and the relevance of its latent are as ever, and the
+    latter is told apart by feature. For many inputs, :class:`FeatureExplainer` converts the encoder once.
+
+    Args:
+        xmodel: the converted model.
+        dictionary: anything with ``encode`` and an affine ``decode``, in the precision of the model.
+        *args: inputs of the model.
+        at: name of the latent, as in ``explain``; it names one.
+        target: what is explained, as in ``explain``.
+        rules: another rule set than the converted one.
+        **kwargs: inputs of the model by keyword.
+
+    Raises:
+        LatentError: when ``at`` does not name one latent.
+        DictionaryError: when the dictionary does not fit the latent, or its decoder is not affine.
+    """
+    return FeatureExplainer.place(xmodel, dictionary, at).explain(*args, target=target, rules=rules, **kwargs)
+
+
+def _decoded(dictionary: Dictionary, x: Tensor, g: Tensor, at: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Features, their reconstruction, the cotangent of the features, and what the decoder makes of none.
+
+    Raises:
+        DictionaryError: as :func:`explain_features`.
+    """
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            f = dictionary.encode(x).detach().requires_grad_()
+            decoded = dictionary.decode(f)
+            if decoded.shape != x.shape:
+                raise DictionaryError(
+                    f"the dictionary decodes to {tuple(decoded.shape)}, {at!r} has {tuple(x.shape)} (features last)"
+                )
+            (back,) = torch.autograd.grad(decoded, f, g)
+    except RuntimeError as error:
+        raise DictionaryError(
+            f"the dictionary cannot read {at!r}, {x.dtype} of shape {tuple(x.shape)} (features last): "
+            f"{str(error).splitlines()[0]}. Remedy: give one trained on this latent, in the precision of the model."
+        ) from error
+    with torch.no_grad():
+        offset = dictionary.decode(torch.zeros_like(f))
+        _check_affine(dictionary, f.detach(), decoded.detach(), offset)
+    return f.detach(), decoded.detach(), back, offset
+
+
+def _check_affine(dictionary: Dictionary, f: Tensor, decoded: Tensor, offset: Tensor) -> None:
+    """decode(2 f - 3 p) against 2 decode(f) - 3 decode(p) + 2 decode(0), for random p of the size of f."""
+    generator = torch.Generator().manual_seed(0)  # its own: the global state stays as it is
+    p = torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) * f.abs().amax().clamp(min=1)
+    found = dictionary.decode(2 * f - 3 * p)
+    wanted = 2 * decoded - 3 * dictionary.decode(p) + 2 * offset
+    scale = float(wanted.abs().max()) or 1.0
+    defect = float((found - wanted).abs().max()) / scale
+    if not defect < torch.finfo(f.dtype).eps ** 0.5:
+        raise DictionaryError(
+            f"the decoder is not affine (off by {defect:.2g} of its largest output): feature relevances would not sum. "
+            "Remedy: leave out of decode what is not (a final nonlinearity, a normalization undone), or put it in a "
+            "module of the model."
+        )
+
+
+def _features_last(tensor: Tensor) -> Tensor:
+    return tensor.movedim(1, -1) if tensor.dim() > 3 else tensor
+
+
+def _features_first(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.movedim(-1, 1) if like.dim() > 3 else tensor

@@ -1,0 +1,85 @@
+"""A capture with everything that is made of it: facts, and per rule set the graphs that explain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from lrp_fx.analysis import Facts, analyse
+from lrp_fx.capture import Call, Captured
+from lrp_fx.capture.attention import write_out_attention
+from lrp_fx.explain import Sweeper
+from lrp_fx.explain.latents import looks_inside
+from lrp_fx.lowering import ManyTargets, low_memory
+from lrp_fx.plan import make_plan
+from lrp_fx.rewrite import Rewritten, rewrite
+from lrp_fx.ruleset import RuleSet
+
+
+@dataclass
+class Conversion:
+    """One capture with its facts and, per rule set, its rewritten graph.
+
+    Attributes:
+        captured: the capture.
+        facts: of its graph.
+        example: sizes of the call it was captured with.
+        rewritten: by rule set.
+        sweepers: by rule set and latents.
+        sparing: the same, for low memory.
+        many: the same, for many targets.
+    """
+
+    captured: Captured
+    facts: Facts
+    example: Call
+    rewritten: dict[str, Rewritten] = field(default_factory=dict)
+    sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
+    sparing: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
+    many: dict[tuple[str, tuple[str, ...]], ManyTargets] = field(default_factory=dict)
+
+    def under(self, ruleset: RuleSet) -> Rewritten:
+        """The graph rewritten under ``ruleset``."""
+        if ruleset.key not in self.rewritten:
+            plan = make_plan(self.captured.graph_module.graph, self.facts, ruleset)
+            self.rewritten[ruleset.key] = rewrite(self.captured, plan)
+        return self.rewritten[ruleset.key]
+
+    def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        """The rewritten graph, tapped at its sources and at ``at``."""
+        return (self.written_out if looks_inside(at) else self)._tapped(ruleset, at)
+
+    def _tapped(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        key = (ruleset.key, at)
+        if key not in self.sweepers:
+            self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
+        return self.sweepers[key]
+
+    def forget(self, key: str) -> None:
+        """Drop what was made for a rule set's key."""
+        self.rewritten.pop(key, None)
+        for made in (self.sweepers, self.sparing, self.many):
+            for tapped in [k for k in made if k[0] == key]:
+                del made[tapped]  # type: ignore[attr-defined]
+        if "written_out" in self.__dict__:
+            self.written_out.forget(key)
+
+    @cached_property
+    def written_out(self) -> Conversion:
+        """The same capture with every fused attention written out."""
+        captured = write_out_attention(self.captured)
+        return Conversion(captured, analyse(captured.graph_module.graph, self.facts.ops), self.example)
+
+    def sparing_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        """The tapped graph with its repeated blocks run again on the way back."""
+        key = (ruleset.key, at)
+        if key not in self.sparing:
+            self.sparing[key] = low_memory(self.sweeper(ruleset, at))
+        return self.sparing[key]
+
+    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...]) -> ManyTargets:
+        """The tapped graph for many targets at once."""
+        key = (ruleset.key, at)
+        if key not in self.many:
+            self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), self.example)
+        return self.many[key]

@@ -1,0 +1,198 @@
+"""The captured graph as a function of its sources: embedding rows and pixels become inputs that have gradients.
+
+Methods that need gradients at the embeddings (saliency, integrated gradients) usually ask their user to hook a layer by
+name. A captured graph knows where input enters, so that they work on any model.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+
+from lrp_fx.analysis import Source
+from lrp_fx.capture import Captured
+from lrp_fx.errors import InputError
+from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.explain.target import select
+from lrp_fx.explain.tokens import row_relevance, to_input
+from lrp_fx.conversion import Conversion
+from lrp_fx.rewrite import copy_graph
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A captured graph, as it is (no rule in it), cut at the sources of one input.
+
+    Attributes:
+        conversion: the capture and its facts.
+        sources: the sources of that input.
+        reader: flat inputs -> the tensors at the sources; ``copies`` maps captured nodes to its nodes.
+        cut: (sources..., flat inputs...) -> flat output.
+    """
+
+    conversion: Conversion
+    sources: tuple[Source, ...]
+    reader: fx.GraphModule
+    copies: dict[Node, Node] = field(repr=False)
+    cut: fx.GraphModule
+
+    @classmethod
+    def build(cls, conversion: Conversion, name: str, watched: Mapping[str, Node] | None = None) -> Embedded:
+        """Cut at the sources of the input called ``name``.
+
+        Args:
+            conversion: what to cut.
+            name: name of the input.
+            watched: captured nodes that become outputs of submodules of ``cut``, by the names of these: forward hooks
+                there read their values or replace them.
+
+        Raises:
+            InputError: when that input has no source: nothing differentiable depends on it.
+        """
+        captured = conversion.captured
+        names = dict(zip(captured.placeholders, captured.names, strict=True))
+        sources = tuple(s for s in conversion.facts.sources if names[s.input] == name)
+        if not sources:
+            raise InputError(f"input {name!r} has no gradient: it is neither floating nor picks rows of a table")
+        reader, copies = _read(captured, sources)
+        return cls(conversion, sources, reader, copies, _cut(captured, sources, watched or {}))
+
+    @property
+    def captured(self) -> Captured:
+        """The capture that was cut."""
+        return self.conversion.captured
+
+    def read(self, leaves: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[Node, Any]]:
+        """The tensors at the sources, and the values of all captured nodes that lead there."""
+        run = fx.Interpreter(self.reader, garbage_collect_values=False)
+        with torch.no_grad():
+            values = run.run(*leaves)
+        env = {node: run.env[copy] for node, copy in self.copies.items() if copy in run.env}
+        return tuple(v.detach() for v in values), env
+
+    def explained(self, *tensors: Tensor) -> Tensor:
+        """(sources..., input leaves..., target...) -> (B,) explained values, differentiable in the sources."""
+        first, last = len(self.sources), len(self.sources) + len(self.captured.names)
+        leaves, target = tensors[first:last], tensors[last:]
+        flat = self.cut(*tensors[:last])
+        output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
+        named = zip(self.captured.names, leaves, strict=True)
+        masks = {n: v for n, v in named if isinstance(v, Tensor) and "mask" in n and v.dim() == 2}
+        return select(output, target if len(target) > 1 else target[0], masks)
+
+    def at_input(self, relevance: Sequence[Tensor], env: dict[Node, Any]) -> Tensor:
+        """Relevance at the sources, elementwise, -> relevance of the input: (B, S) of token ids, else its own shape."""
+        collected = []
+        for item, value in zip(self.sources, relevance, strict=True):
+            if item.indices is not None:
+                value = to_input(item, row_relevance(value, env[item.indices]), env, self.conversion.facts.ops)
+            collected.append(value)
+        return torch.stack(collected).sum(0)
+
+
+def _read(captured: Captured, sources: Sequence[Source]) -> tuple[fx.GraphModule, dict[Node, Node]]:
+    graph, copies = copy_graph(captured.graph_module.graph)
+    graph._codegen = CodeGen()
+    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    end.args = (tuple(copies[s.node] for s in sources),)
+    graph.eliminate_dead_code()
+    return fx.GraphModule(captured.graph_module, graph, class_name="SourceReader"), copies
+
+
+def _cut(captured: Captured, sources: Sequence[Source], watched: Mapping[str, Node]) -> fx.GraphModule:
+    graph, copies = copy_graph(captured.graph_module.graph)
+    graph._codegen = CodeGen()
+    first = next(iter(graph.nodes))
+    for position, item in enumerate(sources):
+        with graph.inserting_before(first):
+            entry = graph.placeholder(f"source_{position}")
+        entry.meta = dict(copies[item.node].meta)
+        copies[item.node].replace_all_uses_with(entry)
+    module = fx.GraphModule(captured.graph_module, graph, class_name="EmbeddedGraph")
+    copied = dict(zip(graph.nodes, module.graph.nodes, strict=True))
+    for name, node in watched.items():
+        module.add_submodule(name, torch.nn.Identity())
+        place = copied[copies[node]]
+        with module.graph.inserting_after(place):
+            seen = module.graph.call_module(name, (place,))
+        place.replace_all_uses_with(seen, delete_user_cb=functools.partial(operator.is_not, seen))
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return module
+
+
+@dataclass(frozen=True)
+class Point:
+    """Some samples at the sources of a task's input: what a gradient method works on.
+
+    Attributes:
+        embedded: the graph that serves them.
+        values: the tensors at its sources.
+        rest: what ``embedded.explained`` takes after them: input leaves, then targets.
+        env: values of the captured nodes on the way to the sources.
+    """
+
+    embedded: Embedded
+    values: tuple[Tensor, ...]
+    rest: tuple[Any, ...]
+    env: dict[Node, Any]
+
+
+#: the part of a capture that a method looks at, and what it watches there; None where there is no such thing
+View = Callable[[Conversion], "tuple[Conversion, Mapping[str, Node]] | None"]
+
+
+def whole(conversion: Conversion) -> tuple[Conversion, Mapping[str, Node]]:
+    """The view of a method that watches nothing."""
+    return conversion, {}
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Embeds batches of one task, each capture of its model cut once."""
+
+    task: Task
+    view: View = whole
+    _cuts: dict[int, Embedded] = field(default_factory=dict, repr=False)
+
+    def applies(self) -> bool:
+        """Whether the model has what the view looks for."""
+        conversion, _ = self.task.converted._conversion((), dict(self.task.batch(slice(0, 2)).inputs))
+        return self.view(conversion) is not None
+
+    def point(self, batch: Batch) -> Point:
+        """The samples of ``batch`` at the sources.
+
+        Raises:
+            InputError: when the capture that serves this batch lacks what the view looks for.
+        """
+        conversion, call = self.task.converted._conversion((), dict(batch.inputs))
+        key = id(conversion)  # alive as long as the task's converted model is
+        if key not in self._cuts:
+            seen = self.view(conversion)
+            if seen is None:
+                raise InputError(f"task {self.task.name!r}: a capture of the model lacks what this method looks at")
+            self._cuts[key] = Embedded.build(seen[0], self.task.features.input, seen[1])
+        embedded = self._cuts[key]
+        values, env = embedded.read(call.leaves)
+        targets = batch.target if isinstance(batch.target, tuple) else (batch.target,)
+        return Point(embedded, values, (*call.leaves, *targets), env)
+
+    def emptied(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The tensors at the sources with every eligible feature of ``batch`` taken away: the reference point."""
+        inputs = self.task.features.perturb(batch.inputs, batch.eligible)
+        return self.point(Batch(inputs, batch.target, batch.eligible, None)).values
+
+    def features(self, point: Point, relevance: Sequence[Tensor]) -> Tensor:
+        """Relevance at the sources -> (B, F)."""
+        return self.task.features.pool(point.embedded.at_input(relevance, point.env)).detach()

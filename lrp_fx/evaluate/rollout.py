@@ -1,0 +1,200 @@
+"""Methods that read attention weights: rollout, gradient times rollout, and AtMan, which meddles with the scores.
+
+Attentions are found in the captured graph (:mod:`lrp_fx.analysis.attention`), fused ones written out, so that no method
+needs a model that returns its weights. Relevance of the positions of the sequence that the input becomes is mapped to
+features: tokens are positions; an image's patches are the last positions of theirs, in rows, after class tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lrp_fx.analysis.attention import find_attention
+from lrp_fx.evaluate.embedded import Embedded, Embedder, Point
+from lrp_fx.evaluate.grad_cam import pool_map
+from lrp_fx.evaluate.methods import Explainer, Method
+from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.conversion import Conversion
+
+
+def attention_rollout() -> Method:
+    """Attention rollout (Abnar and Zuidema, arXiv:2005.00928): the product over the layers of (A + I) / 2, A the mean
+    over heads; it knows no target beyond the positions that the explained value reads (see :func:`_read_at`)."""
+    return _rolled("attention_rollout", lambda weights, _: weights.mean(1), lambda state, mixed: (state + mixed) / 2)
+
+
+def gradient_rollout() -> Method:
+    """Gradient times attention rollout (Chefer et al., arXiv:2103.15679, eqs. 5 and 6): R <- R + A R with A the mean
+    over heads of the positive part of weight times gradient."""
+    return _rolled(
+        "gradient_rollout",
+        lambda weights, gradient: (weights * gradient).clamp(min=0).mean(1),
+        lambda state, mixed: state + mixed,
+    )
+
+
+#: (weights, gradient), (B, heads, S, T) each -> (B, S, T)
+_Join = Callable[[Tensor, Tensor], Tensor]
+#: (relevance of a stream before, A times that of the stream it attends to) -> after
+_Update = Callable[[Tensor, Tensor], Tensor]
+
+
+def _rolled(name: str, join: _Join, update: _Update) -> Method:
+    def prepare(task: Task) -> Explainer | None:
+        embedder = Embedder(task, _watch("weights"))
+        if not embedder.applies() or not _rolls(task, embedder):
+            return None
+
+        def explain(batch: Batch) -> Tensor:
+            point = embedder.point(batch)
+            weights, gradients, read = _weights(point, len(batch))
+            positions = weights[0].shape[-1]
+            streams = {positions: torch.eye(positions, dtype=read.dtype).expand(len(batch), -1, -1)}
+            for weight, gradient in zip(weights, gradients, strict=True):
+                attended, length = join(weight, gradient), weight.shape[-2]
+                if (state := streams.get(weight.shape[-1])) is not None:  # None: a decoder that has read nothing yet
+                    mixed = attended @ state
+                    streams[length] = update(streams.get(length, torch.zeros_like(mixed)), mixed)
+            found = (read[:, None] @ streams[read.shape[1]])[:, 0]
+            return to_features(task, batch, found)
+
+        return explain
+
+    return Method(name, prepare)
+
+
+def atman(factor: float = 0.9, limit: int | None = None) -> Method:
+    """AtMan (Deiseroth et al., arXiv:2301.08110, eqs. 4 to 6, without its similarity of tokens): drop of the explained
+    value when the scores of one position, as a key, are multiplied by 1 - ``factor`` in every attention to it."""
+
+    def prepare(task: Task) -> Explainer | None:
+        embedder = Embedder(task, _watch("scores"))
+        if not embedder.applies() or not _rolls(task, embedder):
+            return None
+
+        def explain(batch: Batch) -> Tensor:
+            point = embedder.point(batch)
+            with torch.no_grad():
+                shapes: list[torch.Size] = []
+                with _hooks(point.embedded, lambda scores: shapes.append(scores.shape)):
+                    whole = point.embedded.explained(*point.values, *point.rest)
+                drops = []
+                for position in range(shapes[0][-1]):
+                    scale = torch.ones(shapes[0][-1], dtype=whole.dtype)
+                    scale[position] = 1 - factor
+                    with _hooks(point.embedded, functools.partial(_suppressed, scale)):
+                        drops.append(whole - point.embedded.explained(*point.values, *point.rest))
+            return to_features(task, batch, torch.stack(drops, 1))
+
+        return explain
+
+    return Method("atman", prepare, limit=limit)
+
+
+def _suppressed(scale: Tensor, scores: Tensor) -> Tensor:
+    return scores * scale if scores.shape[-1] == len(scale) else scores
+
+
+def to_features(task: Task, batch: Batch, relevance: Tensor) -> Tensor:
+    """(B, T) relevance of the positions of a sequence -> (B, F)."""
+    value = batch.inputs[task.features.input]
+    if value.dim() != 4:
+        return task.features.pool(relevance)
+    rows, columns = grid(relevance.shape[1], *value.shape[2:])
+    return pool_map(task, batch, relevance[:, -rows * columns :].view(len(batch), 1, rows, columns))
+
+
+def grid(positions: int, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of the patches among ``positions``: as many as possible of the image's aspect; (0, 0) where
+    fewer than half of the positions can be patches."""
+    common = math.gcd(height, width)
+    down, across = height // common, width // common
+    times = math.isqrt(positions // (down * across))
+    rows, columns = times * down, times * across
+    return (rows, columns) if 2 * rows * columns > positions else (0, 0)
+
+
+def _watch(part: str) -> Callable[[Conversion], tuple[Conversion, Mapping[str, Node]] | None]:
+    def view(conversion: Conversion) -> tuple[Conversion, Mapping[str, Node]] | None:
+        written = conversion.written_out
+        sites = find_attention(written.captured.graph_module.graph, written.facts)
+        nodes = [site.part(part) for site in sites]
+        if not sites or None in nodes:
+            return None
+        watched = {f"site_{i}": node for i, node in enumerate(nodes) if node is not None}
+        return written, {**watched, "mixed": sites[-1].mixed}
+
+    return view
+
+
+def _rolls(task: Task, embedder: Embedder) -> bool:
+    """Whether the first attention is of the positions of the task's input with themselves, and all others are of these
+    or of another sequence that attends to them: not windows, not pyramids."""
+    batch = task.batch(slice(0, 2))
+    point = embedder.point(batch)
+    shapes: list[torch.Size] = []
+    with torch.no_grad(), _hooks(point.embedded, lambda value: shapes.append(value.shape)):
+        point.embedded.explained(*point.values, *point.rest)
+    value = batch.inputs[task.features.input]
+    length = shapes[0][-1]
+    known = grid(length, *value.shape[2:]) != (0, 0) if value.dim() == 4 else length == value.shape[1]
+    rows = [s[:-2].numel() % len(batch) == 0 and (s[0] % len(batch) == 0) for s in shapes]
+    return shapes[0][-2] == length and known and all(rows) and len({s[-2] for s in shapes} | {length}) <= 2
+
+
+@contextlib.contextmanager
+def _hooks(embedded: Embedded, see: Callable[[Tensor], Any]) -> Iterator[None]:
+    """Call ``see`` with the value at every watched attention; what it returns, if a tensor, takes its place."""
+
+    def hook(module: object, inputs: object, output: Tensor) -> Tensor | None:
+        found = see(output)
+        return found if isinstance(found, Tensor) else None
+
+    sites = [module for name, module in embedded.cut.named_children() if name.startswith("site_")]
+    handles = [module.register_forward_hook(hook) for module in sites]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _weights(point: Point, size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Attention weights and their gradients, (B, heads, S, T) each, in graph order; and (B, S) what the explained value
+    reads at the positions of the last attention."""
+    seen: list[Tensor] = []
+    mixed: list[Tensor] = []
+    leaves = tuple(v.clone().requires_grad_() for v in point.values)
+    last = point.embedded.cut.get_submodule("mixed")
+    handle = last.register_forward_hook(lambda module, inputs, output: mixed.append(output))
+    try:
+        with _hooks(point.embedded, seen.append), torch.enable_grad():
+            chosen = point.embedded.explained(*leaves, *point.rest)
+    finally:
+        handle.remove()
+    gradients = torch.autograd.grad(chosen.sum(), [*seen, *mixed], allow_unused=True)
+    known = [torch.zeros_like(w) if g is None else g for w, g in zip(seen, gradients[:-1], strict=True)]
+    assert gradients[-1] is not None
+    return (
+        [w.detach().reshape(size, -1, *w.shape[-2:]) for w in seen],
+        [g.reshape(size, -1, *g.shape[-2:]) for g in known],
+        _read_at(gradients[-1], size, seen[-1].shape[-2]),
+    )
+
+
+def _read_at(gradient: Tensor, size: int, positions: int) -> Tensor:
+    """(B, S) shares of the positions in the L1 norm of the gradient at the values that the last attention mixed.
+
+    A class token's row of a classifier that reads it alone, the last position of a language model, their mean for a
+    model that pools: the row of the rollout that its authors read off by hand.
+    """
+    norms = gradient.abs().reshape(size, -1, positions, gradient.shape[-1]).sum((1, 3))
+    return norms / norms.sum(1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)

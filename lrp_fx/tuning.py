@@ -1,0 +1,255 @@
+"""Search a rule set for faithfulness: rules by role and depth, on samples that are then left out of any test.
+
+How much a layer's positive contributions should be favoured (gamma), how small ones are damped (epsilon), and what
+products, gates and softmax do, differs from model to model and from layer to layer. The search space is read from the
+model: its layers, told apart by role and by how deep they lie, and those roles that have a choice. Optuna searches it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from lrp_fx.analysis import Facts
+from lrp_fx.errors import InputError, NumericalError, module_path, require
+from lrp_fx.evaluate.methods import lrp
+from lrp_fx.evaluate.metrics import METRICS, Scene, Trial
+from lrp_fx.evaluate.task import Task
+from lrp_fx.plan import Plan
+from lrp_fx.ruleset import RuleSet, available
+
+#: rules that a layer can get; the layer that sees the input can get two more
+KINDS = ("epsilon", "generalised-gamma", "z-plus", "alpha-beta")
+FIRST = (*KINDS, "flat", "w-square")
+#: roles that have a choice of rules
+CHOICES: dict[str, tuple[str, ...]] = {
+    "softmax": ("taylor", "stop", "gradient"),
+    "gate": ("uniform", "signal-takes-all", "gradient"),
+    "bilinear": ("uniform", "gradient"),
+    "nonlinearity": ("identity", "gradient"),
+    "normalization": ("identity", "gradient"),
+}
+GAMMA = (0.01, 30.0)
+EPSILON = (1e-6, 1.0)
+_LOWER_IS_BETTER = ("deletion", "gap")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that share a rule.
+
+    Attributes:
+        roles: what rule sets may call them, the narrowest first.
+        depth: 0 for those near the input, counted in groups of equally many layers.
+        paths: of their modules.
+    """
+
+    roles: tuple[str, ...]
+    depth: int
+    paths: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Name of the group in a study."""
+        return f"{self.roles[0]}/{self.depth}"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Rules that there are for them."""
+        return FIRST if self.roles[0] == "first-layer" else KINDS
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched: groups of layers, and the roles that occur and have a choice."""
+
+    groups: tuple[Group, ...]
+    roles: tuple[str, ...]
+
+    def document(self, base: RuleSet, values: Mapping[str, Any], name: str) -> RuleSet:
+        """The rule set at one point of the space."""
+        rules = {role: {"rule": values[role]} for role in self.roles}
+        overrides: dict[str, dict[str, Any]] = {}
+        for group in self.groups:
+            kind = values[group.key]
+            rule: dict[str, Any] = {"rule": kind, "epsilon": _rounded(values[f"{group.key} epsilon"])}
+            if kind == "generalised-gamma":
+                rule["gamma"] = _rounded(values[f"{group.key} gamma"])
+            for path in group.paths:
+                overrides.setdefault(path, {})[group.roles[0]] = rule
+        return base.altered(rules, overrides, name)
+
+    def point(self, ruleset: RuleSet) -> dict[str, Any]:
+        """The point of the space nearest to a rule set: what the space cannot say stays as it is in attnlrp."""
+        values: dict[str, Any] = {}
+        for role in self.roles:
+            found = ruleset.rule(role, "", "").name
+            values[role] = found if found in CHOICES[role] else CHOICES[role][0]
+        for group in self.groups:
+            rule = ruleset.rule(group.roles, group.paths[0], "")
+            kind = "generalised-gamma" if rule.name == "gamma" else rule.name
+            values[group.key] = kind if kind in group.kinds else KINDS[0]
+            for key, (low, high), usual in (("gamma", GAMMA, 0.25), ("epsilon", EPSILON, 1e-6)):
+                values[f"{group.key} {key}"] = min(max(rule.get(key, usual), low), high)
+        return values
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """The best rule set found.
+
+    Attributes:
+        ruleset: the rule set; ``ruleset.save("tuned.toml")`` keeps it.
+        value: its mean metric on the samples it was tuned on: an optimistic number, measure it on others.
+        starts: the same for what the search started from.
+        trials: how many rule sets were tried.
+        study: the optuna study.
+    """
+
+    ruleset: RuleSet
+    value: float
+    starts: dict[str, float]
+    trials: int
+    study: Any = field(repr=False)
+
+
+def find_space(facts: Facts, plan: Plan, depths: int) -> Space:
+    """The layers of a captured model in ``depths`` groups per role, and its roles that have a choice."""
+    layers = list(facts.layers.items())
+    members: dict[tuple[tuple[str, ...], int], dict[str, None]] = {}
+    seen: set[tuple[str, str]] = set()
+    for index, (node, layer) in enumerate(layers):
+        role, path = layer.roles[0], module_path(node)
+        if (role, path) in seen:  # applied again: weights that layers share keep their first place
+            continue
+        seen.add((role, path))
+        depth = 0 if role == "first-layer" else index * depths // len(layers)
+        members.setdefault((layer.roles, depth), {})[path] = None
+    groups = tuple(Group(roles, depth, tuple(paths)) for (roles, depth), paths in members.items())
+    present = {d.role for d in plan.decisions.values()} | set(plan.stopped.values())
+    if "attention" in present:
+        present |= {"bilinear", "softmax"}
+    return Space(groups, tuple(role for role in CHOICES if role in present))
+
+
+def tune(
+    model: nn.Module,
+    data: Task,
+    metric: str = "abpc",
+    base: str | RuleSet = "attnlrp",
+    trials: int = 100,
+    depths: int = 3,
+    batch: int = 64,
+    seed: int = 0,
+    starts: Iterable[Mapping[str, Any]] = (),
+    progress: bool = True,
+) -> Tuned:
+    """Search rules by role and depth for the largest mean ``metric`` on ``data``.
+
+    The search starts from every rule set that ships, so that on ``data`` none of them is better than what it finds
+    (as far as the space can say them: parameters outside of it are moved to its edge).
+
+    Args:
+        model: whose explanations are tuned.
+        data: samples with targets and features, as :func:`lrp_fx.evaluate.evaluate` takes them.
+        metric: what one of ``lrp_fx.evaluate.METRICS`` yields: "abpc", "insertion", "top1", "loo", ...; of "deletion"
+            and "gap" the smallest is searched for.
+        base: the rule set to start from; what the search does not touch stays as it is there.
+        trials: rule sets to try; at least as many as it starts from.
+        depths: into how many groups by depth the layers of a role are divided.
+        batch: samples explained at a time.
+        seed: of the search.
+        starts: further points to try first, values by name as in ``study.best_params``.
+        progress: whether to show a progress bar.
+
+    Raises:
+        InputError: for a metric that ``data`` cannot have.
+        MissingExtraError: when optuna is not installed.
+    """
+    optuna: Any = require("optuna", "tune")
+    task = dataclasses.replace(data, model=model)
+    ruleset = RuleSet.load(base)
+    scenes = [Scene(task, b) for b in task.batches(batch)]
+    conversion, _ = task.converted._conversion((), scenes[0].batch.inputs)
+    space = find_space(conversion.facts, conversion.under(ruleset).plan, depths)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, trials // 8))
+    direction = "minimize" if metric in _LOWER_IS_BETTER else "maximize"
+    study = optuna.create_study(direction=direction, sampler=sampler)
+    named = _starts(space)
+    trials = max(trials, len(named) + len(starts := list(starts)))
+    for point in [*named.values(), *starts]:
+        study.enqueue_trial(dict(point))
+
+    def objective(trial: Any) -> float:
+        values = {role: trial.suggest_categorical(role, CHOICES[role]) for role in space.roles}
+        for group in space.groups:
+            values[group.key] = trial.suggest_categorical(group.key, group.kinds)
+            for key, (low, high) in (("gamma", GAMMA), ("epsilon", EPSILON)):
+                name = f"{group.key} {key}"
+                values[name] = trial.suggest_float(name, low, high, log=True)
+        tried = space.document(ruleset, values, "trial")
+        try:
+            return measure(scenes, tried, metric)
+        except NumericalError as error:
+            raise optuna.TrialPruned(str(error)) from error
+        finally:
+            task.converted.forget(tried)
+
+    with _bar(progress) as bar:
+        line = bar.add_task(f"tuning {task.name}", total=trials)
+        study.optimize(objective, n_trials=trials, callbacks=[lambda *_: bar.advance(line)])
+    best = space.document(ruleset, study.best_params, f"{ruleset.name}-tuned")
+    first = {name: trial.value for name, trial in zip(named, study.trials, strict=False) if trial.value is not None}
+    return Tuned(best, study.best_value, first, len(study.trials), study)
+
+
+def measure(scenes: Sequence[Scene], ruleset: RuleSet, metric: str) -> float:
+    """Mean of a metric over all samples under one rule set.
+
+    Raises:
+        InputError: when no metric of that name applies.
+        NumericalError: when a relevance is not finite.
+    """
+    explain = lrp(ruleset).prepare(scenes[0].task)
+    assert explain is not None
+    values = []
+    for scene in scenes:
+        trial = Trial(scene, explain(scene.batch), sums_to_value=True)
+        values.append(_measured(trial, metric))
+    found = torch.cat(values)
+    return float(found[~found.isnan()].double().mean())
+
+
+def _measured(trial: Trial, metric: str) -> torch.Tensor:
+    family = {"top1": "localisation", "iou": "localisation", "share": "completeness"}.get(metric, metric)
+    found = METRICS[family](trial) if family in METRICS else {}
+    if metric not in found:
+        raise InputError(f"task {trial.scene.task.name!r} has no metric {metric!r}: choose among {', '.join(METRICS)}")
+    return found[metric]
+
+
+def _starts(space: Space) -> dict[str, dict[str, Any]]:
+    """The rule sets that ship, as points of the space; those that are one there are tried once."""
+    points: dict[str, dict[str, Any]] = {}
+    for name in available():
+        point = space.point(RuleSet.load(name))
+        if point not in points.values():
+            points[name] = point
+    return points
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _bar(shown: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)

@@ -1,0 +1,70 @@
+"""A relevance flow graph as a picture: inputs on the left, the target on the right."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lrp_fx.errors import require
+from lrp_fx.viz.colours import background
+
+if TYPE_CHECKING:
+    import networkx
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_circuit(graph: networkx.DiGraph, *, ax: Axes | None = None, amounts: bool = True) -> Figure:
+    """Draw a graph of :func:`lrp_fx.concepts.relevance_flow`.
+
+    A node stands in the column of the longest path that leads to it. Red edges carry relevance for the target, blue
+    ones against it, the wider the more; nodes are coloured likewise.
+
+    Args:
+        graph: the graph, pruned where it is large.
+        ax: where to draw; a new figure where None.
+        amounts: whether nodes show their relevance below their name.
+
+    Raises:
+        MissingExtraError: when networkx or matplotlib is not installed.
+    """
+    nx: Any = require("networkx", "concepts")
+    figures: Any = require("matplotlib.figure", "concepts")
+    columns = list(nx.topological_generations(graph))
+    if ax is None:
+        tallest = max(len(column) for column in columns)
+        size = (max(6.0, 1.9 * len(columns)), max(3.5, 0.9 * tallest + 1.5))
+        ax = figures.Figure(figsize=size, layout="constrained").add_subplot()
+    drawn = nx.DiGraph()
+    for layer, column in enumerate(columns):
+        drawn.add_nodes_from(column, layer=layer)
+    drawn.add_edges_from(graph.edges)
+    positions = nx.multipartite_layout(drawn, subset_key="layer")
+    for index, column in enumerate(columns):  # neighbours of a column stand at different heights: labels do not overlap
+        for node in column:
+            positions[node] = positions[node] + [0, 0.08 * (-1) ** index]
+    flows = {(a, b): w for a, b, w in graph.edges(data="weight")}
+    largest_flow = max(map(abs, flows.values()), default=0.0) or 1.0
+    relevances = {n: r for n, r in graph.nodes(data="relevance")}
+    largest = max(map(abs, relevances.values()), default=0.0) or 1.0
+    nx.draw_networkx_nodes(
+        drawn, positions, ax=ax, node_size=320, edgecolors="#6a6d76",
+        node_color=[_shade(relevances[n] / largest) for n in drawn],
+    )  # fmt: skip
+    nx.draw_networkx_edges(
+        drawn, positions, ax=ax, node_size=320, edgelist=list(flows), connectionstyle="arc3,rad=0.18",
+        edge_color=[_shade(0.25 * (1 if w >= 0 else -1) + 0.75 * w / largest_flow) for w in flows.values()],
+        width=[0.6 + 3.4 * abs(w) / largest_flow for w in flows.values()],
+    )  # fmt: skip
+    for node, (x, y) in positions.items():
+        text = f"{node}\n{relevances[node]:+.3g}" if amounts else node
+        ax.annotate(
+            text, (x, y), xytext=(0, -14), textcoords="offset points", ha="center", va="top", fontsize=7, zorder=5,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
+        )  # fmt: skip
+    ax.margins(0.12)
+    ax.set_axis_off()
+    return ax.figure  # type: ignore[return-value]
+
+
+def _shade(share: float) -> tuple[float, ...]:
+    return tuple(c / 255 for c in background(share))

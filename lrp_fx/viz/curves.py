@@ -1,0 +1,59 @@
+"""Plots of an evaluation: perturbation curves and means with their intervals (matplotlib, without global state)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lrp_fx.errors import InputError, require
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from lrp_fx.evaluate.results import Results
+
+
+def plot_results(results: Results, metric: str = "abpc") -> Figure:
+    """A row per task: the curves of every method, and the means of ``metric`` with 95% intervals.
+
+    Raises:
+        InputError: when ``metric`` was not measured.
+    """
+    figures: Any = require("matplotlib.figure", "evaluate")
+    summary = results.summary()
+    if metric not in summary.index.get_level_values("metric"):
+        measured = ", ".join(sorted(set(summary.index.get_level_values("metric"))))
+        raise InputError(f"metric {metric!r} was not measured: there is {measured}")
+    tasks = list(dict.fromkeys(results.cost["task"]))
+    methods = list(dict.fromkeys(results.cost["method"]))
+    colours = {method: f"C{i % 10}" for i, method in enumerate(methods)}
+    figure = figures.Figure(figsize=(11, 4 * len(tasks)), layout="constrained")
+    for (curves, bars), task in zip(figure.subplots(len(tasks), 2, squeeze=False), tasks, strict=True):
+        plot_curves(curves, results, task, colours)
+        plot_means(bars, results, task, metric, colours)
+    return figure
+
+
+def plot_curves(axes: Axes, results: Results, task: str, colours: dict[str, str]) -> None:
+    """Mean explained value over the share of features taken away: most relevant first solid, least first dashed."""
+    frame = results.curves[results.curves["task"] == task]
+    for method, colour in colours.items():
+        for order, style in (("most_first", "-"), ("least_first", "--")):
+            part = frame[(frame["method"] == method) & (frame["order"] == order)]
+            if len(part):
+                label = method if order == "most_first" else None
+                axes.plot(part["taken"], part["value"], style, color=colour, label=label, linewidth=1.2)
+    axes.set(title=task, xlabel="share of the features taken away", ylabel="explained value (mean)")
+    axes.legend(fontsize="x-small", frameon=False)
+
+
+def plot_means(axes: Axes, results: Results, task: str, metric: str, colours: dict[str, str]) -> None:
+    """A bar per method with its interval, in the order of the evaluation."""
+    summary = results.summary()
+    known = [m for m in colours if (task, metric, m) in summary.index]
+    rows = [summary.loc[(task, metric, m)] for m in known]
+    means = [row["mean"] for row in rows]
+    errors = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
+    axes.barh(known, means, xerr=errors, color=[colours[m] for m in known], error_kw={"elinewidth": 1})
+    axes.invert_yaxis()
+    axes.set(title=f"{task}: {metric}, mean with 95% interval")

@@ -1,0 +1,103 @@
+"""A gallery of neurons: for each, the samples that most use it, with the parts of the input that it sees there."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lrp_fx.concepts import Collection, Reference, reference
+from lrp_fx.errors import InputError, require
+from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.viz.heatmap import _cells, _template, write_page
+from lrp_fx.viz.words import Word
+
+#: ids of one sample -> the text of each
+Decode = Callable[[list[int]], list[str]]
+
+
+def gallery(
+    xmodel: ExplainableModule,
+    collection: Collection,
+    neurons: Iterable[int] | Mapping[str, Iterable[int]],
+    *,
+    decode: Decode | None = None,
+    input: str | None = None,
+    samples: int = 8,
+    title: str = "What neurons respond to",
+    path: str | Path | None = None,
+    rules: RuleSource | None = None,
+) -> str:
+    """A self-contained HTML page.
+
+    Token ids are shown as text, coloured by the relevance that flows through the neuron; images, (C, H, W), beside a
+    heat map of it; other floating inputs as a heat map alone, one row per position. Colours are scaled per sample.
+
+    Args:
+        xmodel: the converted model.
+        collection: what :func:`lrp_fx.concepts.collect` found.
+        neurons: features of the one latent collected, or latent -> features.
+        decode: ids of a sample -> texts (``tokenizer.convert_ids_to_tokens``); ids are shown as numbers without it.
+        input: name of the input to show; where None, the first that has relevance.
+        samples: how many per neuron, at most as many as were collected.
+        title: heading of the page.
+        path: where to write the page, too.
+        rules: another rule set than the converted one.
+
+    Raises:
+        LatentError: for a latent or neuron that was not collected.
+        InputError: for an input that has no relevance.
+        MissingExtraError: when jinja2, or matplotlib for images, is not installed.
+    """
+    wanted = neurons if isinstance(neurons, Mapping) else {collection.latent(): neurons}
+    groups = []
+    for latent, ids in wanted.items():
+        for neuron in ids:
+            shown = reference(xmodel, collection, neuron, at=latent, top=samples, rules=rules)
+            groups.append(
+                {"latent": latent, "neuron": neuron, "samples": [_shown(item, input, decode) for item in shown]}
+            )
+    page = str(_template("gallery.html.jinja").render(groups=groups, title=title, collection=collection))
+    if path is not None:
+        write_page(path, page)
+    return page
+
+
+def _shown(item: Reference, name: str | None, decode: Decode | None) -> dict[str, Any]:
+    name = next(iter(item.relevance)) if name is None else name
+    if name not in item.relevance:
+        raise InputError(f"input={name!r} has no relevance: choose one of {', '.join(item.relevance)}")
+    value, relevance = item.hit.sample.inputs[name][0], item.relevance[name][0].double()
+    facts: dict[str, Any] = {"number": item.hit.sample.index, "score": item.hit.score}
+    if not value.is_floating_point():
+        ids = value.flatten().tolist()
+        texts = decode(ids) if decode else [str(i) for i in ids]
+        pairs = zip(texts, relevance.flatten().tolist(), strict=True)
+        return facts | {"cells": _cells([Word(text.strip("Ġ▁ "), amount) for text, amount in pairs])}
+    if value.dim() == 3 and value.shape[0] in (1, 3):
+        return facts | {"pictures": [_picture(value), _heat(relevance.sum(0))]}
+    return facts | {"pictures": [_heat(relevance.reshape(-1, relevance.shape[-1]))]}
+
+
+def _picture(image: Tensor) -> str:
+    """A (C, H, W) image, its values stretched to the range of colours."""
+    low, high = image.amin(), image.amax()
+    stretched = ((image - low) / (high - low).clamp(min=1e-12)).detach().float().cpu()
+    return _uri(stretched.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+
+
+def _heat(relevance: Tensor) -> str:
+    """(H, W) relevance: blue against, white none, red for."""
+    largest = float(relevance.abs().amax()) or 1.0
+    return _uri(relevance.detach().cpu().numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
+
+
+def _uri(pixels: Any, **style: Any) -> str:
+    images: Any = require("matplotlib.image", "concepts")
+    buffer = io.BytesIO()
+    images.imsave(buffer, pixels, format="png", **style)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,32 @@
+"""The columns of the faithfulness study: evaluation tasks on trained and on pretrained models.
+
+Each entry of ``COLUMNS`` loads its model and makes its samples when it is called; the same ones each time. Trained
+models come from `tools/train`, pretrained ones from `tools/real`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from columns import chemistry, genera, pictures, planted, sentences, trained
+from lrp_fx.evaluate.task import Task
+
+COLUMNS: dict[str, Callable[[], Task]] = {
+    "lm": trained.lm,
+    "moe": trained.moe,
+    "qa": trained.qa,
+    "vit": trained.vit,
+    "cnn": trained.cnn,
+    "sentiment": sentences.sentiment,
+    "reactions": chemistry.classes,
+    "mapper": chemistry.mapper,
+    "microbes": genera.microbes,
+    "photos": pictures.photos,
+    "digits": pictures.digits,
+    "recall": planted.recall,
+    "brackets": planted.brackets,
+    "addition": planted.addition,
+}
+
+#: columns whose answer is known to depend on the annotated features, and on the question alone besides
+PLANTED = ("recall", "brackets", "addition")

@@ -1,0 +1,43 @@
+"""Columns with planted truth: the answer depends on the annotated tokens and on the question, which is the last token.
+
+What is the same in every sample (a start token, what is asked) cannot be taken away and is not annotated: all explanations
+have to find are the tokens that answer the question. Only samples that the model answers rightly are kept.
+"""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from training import planted
+
+from columns import weights
+from lrp_fx.evaluate.task import Task, Tokens
+
+
+def _task(name: str, length: int) -> Task:
+    model = weights.load(name, transformers.LlamaForCausalLM)
+    sequences = planted.TASKS[name](2 * weights.SAMPLES, torch.Generator().manual_seed(1))
+    ids, answer, truth = sequences.cut(length)
+    guess = weights.logits(model, {"input_ids": ids})[:, -1].argmax(-1)
+    kept = (guess == answer).nonzero()[: weights.SAMPLES, 0]
+    if len(kept) < weights.SAMPLES:
+        raise RuntimeError(f"{name} answers {len(kept)} of {len(ids)} sequences: train it again (tools/train {name})")
+    eligible = (ids != ids[:1]).any(0).expand_as(truth).clone()
+    eligible[:, length - 1] = False
+    replacement = Tokens(planted.ASK)
+    return Task(name, model, {"input_ids": ids[kept]}, answer[kept], replacement, eligible[kept], truth[kept])
+
+
+def recall() -> Task:
+    """Associative recall: eight pairs of key and value, and one key again; truth: the value and the key before it."""
+    return _task("recall", 2 * planted.PAIRS + 2)
+
+
+def brackets() -> Task:
+    """Which bracket to close next; truth: the one that was opened last."""
+    return _task("brackets", planted.LENGTH)
+
+
+def addition() -> Task:
+    """The hundreds' digit of a sum of two four-digit numbers; truth: its column and that of the tens."""
+    return _task("addition", 1 + 2 * planted.DIGITS + 3)

@@ -1,0 +1,131 @@
+"""The faithfulness study: methods by columns, and docs/faithfulness.md.
+
+Results of a column lie in .models/faithfulness/COLUMN-SAMPLES; methods that are there are not evaluated again. The report
+shows all that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from columns import COLUMNS
+from faithfulness_report import write_report
+from rich.console import Console
+from torch import Tensor
+
+from lrp_fx.errors import LrpError
+from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, atman, evaluate, find_methods, kernel_shap
+
+RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
+COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
+CONVOLUTIONAL = ("cnn", "photos", "digits")
+SAMPLES = {"photos": 40}  # a forward pass takes ten times as long
+RANDOMISED = 16  # samples of the randomisation test: it explains each five times
+COSTLY = {"kernel_shap": kernel_shap(limit=50), "atman": atman(limit=50)}
+CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised
+
+
+def default_methods(column: str) -> list[str]:
+    """Names of the methods of a column."""
+    own = COMPOSITES if column in CONVOLUTIONAL else ()
+    return list(dict.fromkeys([*RULE_SETS, *own, *METHODS]))
+
+
+def methods(names: list[str]) -> list[Method]:
+    """Methods by name; those whose cost grows with a power of the features are bounded."""
+    return [COSTLY.get(m.name, m) for m in find_methods(names)]
+
+
+def first(task: Task, count: int) -> Task:
+    """The first ``count`` samples of a task."""
+    return _chosen(task, torch.arange(min(count, len(task))))
+
+
+def by_length(task: Task) -> Task:
+    """The samples in the order of their lengths, so that batches hold little padding, and hold it no longer."""
+    mask = task.inputs.get("attention_mask")
+    if mask is None or not isinstance(task.features, Tokens) or mask.shape != task.inputs[task.features.input].shape:
+        return task
+    features = dataclasses.replace(task.features, mask="attention_mask")
+    return dataclasses.replace(_chosen(task, mask.sum(1).argsort(stable=True)), features=features)
+
+
+def _chosen(task: Task, rows: Tensor) -> Task:
+    batch = task.batch(rows)
+    return dataclasses.replace(
+        task, inputs=batch.inputs, target=batch.target, eligible=batch.eligible, annotated=batch.annotated
+    )
+
+
+def column(name: str, names: list[str], samples: int, batch: int, steps: int, folder: Path, console: Console) -> None:
+    """Evaluate the methods that are not done on one column, one after another, and save after each."""
+    done = Results.load(folder) if (folder / "cost.csv").is_file() else None
+    left = [m for m in methods(names) if done is None or m.name not in set(done.cost["method"])]
+    if not left:
+        console.print(f"{name}: done")
+        return
+    start = time.perf_counter()
+    task = by_length(dataclasses.replace(first(COLUMNS[name](), samples), name=name))
+    console.print(
+        f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
+    )
+    metrics = ("abpc", "deletion", "insertion", "localisation", "loo", "completeness")
+    known: list[Results] = [] if done is None else [done]
+    try:
+        known.append(evaluate(task, left, metrics, batch=batch, steps=steps))
+    except LrpError as error:
+        console.print(f"[red]{name}: one by one, after {type(error).__name__}[/]: {error}")
+        for method in left:
+            try:
+                known.append(evaluate(task, [method], metrics, batch=batch, steps=steps))
+            except LrpError as failure:
+                console.print(f"[red]{name}: {method.name}[/]: {failure}")
+    for method in left:
+        if method.name not in CHEAP and any((k.cost["method"] == method.name).any() for k in known):
+            known.append(_randomised(first(task, RANDOMISED), method, batch))
+    Results.concat(known).save(folder)
+    console.print(f"{name}: {time.perf_counter() - start:.0f} s")
+
+
+def _randomised(task: Task, method: Method, batch: int) -> Results:
+    found = evaluate(task, [method], ["randomisation"], batch=batch, progress=False)
+    return dataclasses.replace(found, cost=found.cost[:0])  # the cost was measured on more samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--columns", default=",".join(COLUMNS), help="comma-separated")
+    parser.add_argument("--methods", help="comma-separated (default: rule sets that fit the column, and all baselines)")
+    parser.add_argument("--samples", type=int, help="of every column (default: 200, fewer where that takes too long)")
+    parser.add_argument("--steps", type=int, default=10, help="of the perturbation curves")
+    parser.add_argument("--batch", type=int, default=25)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="forget what is done of these columns")
+    parser.add_argument("--results", type=Path, default=Path(".models/faithfulness"))
+    parser.add_argument("--report", type=Path, default=Path("docs/faithfulness.md"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    console = Console(stderr=True)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for name in options.columns.split(","):
+        samples = options.samples or SAMPLES.get(name, 200)
+        folder = options.results / name
+        if options.again and folder.is_dir():
+            shutil.rmtree(folder)
+        names = options.methods.split(",") if options.methods else default_methods(name)
+        column(name, names, samples, options.batch, options.steps, folder, console)
+    found = [options.results / name for name in COLUMNS if (options.results / name / "cost.csv").is_file()]
+    write_report(Results.concat([Results.load(f) for f in found]), options.report)
+    console.print(f"{options.report} is written")
+
+
+if __name__ == "__main__":
+    main()

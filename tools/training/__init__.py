@@ -1,0 +1,1 @@
+"""Small models of the faithfulness study, trained from data that ship in packages: run by `tools/train`."""

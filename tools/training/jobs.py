@@ -1,0 +1,146 @@
+"""What is trained: one function per model, from its data to what it achieves on data held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from training import images, networks, planted, prose, questions
+from training.loop import train
+
+Report = Callable[[int, float], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained model and a line of the report."""
+
+    model: nn.Module
+    data: str
+    steps: int
+    seconds: float
+    held_out: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """How a model is made: ``run(steps, report)``."""
+
+    what: str
+    steps: int
+    run: Callable[[int, Report], Trained]
+
+
+def learn_planted(name: str, draw: planted.Planted, steps: int, report: Report, size: int = 64) -> Trained:
+    """A model of two layers for one of the planted tasks, learning from what ``draw`` gives; held out are sequences of the task."""
+    torch.manual_seed(0)
+    generator = networks.seeded()
+    model = networks.planted(planted.VOCABULARY[name])
+    pool = draw(40 * 1024, generator)
+
+    def error(_: float) -> Tensor:
+        rows = torch.randint(len(pool.ids), (size,), generator=generator)
+        logits = model(input_ids=pool.ids[rows]).logits
+        return F.cross_entropy(logits.flatten(0, 1), pool.answers[rows].flatten())
+
+    seconds = train(model, error, steps=steps, rate=2e-3, report=report)
+    test = planted.TASKS[name](1000, generator)
+    with torch.no_grad():
+        guess = model(input_ids=test.ids).logits.argmax(-1)
+    asked = test.answers != -100
+    accuracy = float((guess == test.answers)[asked].float().mean())
+    return Trained(model, "drawn at random", steps, seconds, f"accuracy {accuracy:.2%}")
+
+
+def learn_questions(steps: int, report: Report, size: int = 32) -> Trained:
+    """The question answering model, on contexts of one to five sentences; held out are entities, with their real codes."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = networks.questions(len(questions.vocabulary()))
+
+    def answers(data: Mapping[str, Tensor]) -> Tensor:
+        length = int(data["mask"].sum(1).max())
+        inputs = {"input_ids": data["ids"][:, :length], "attention_mask": data["mask"][:, :length]}
+        return model(**inputs, decoder_input_ids=questions.begun(data["answer"])).logits
+
+    def error(_: float) -> Tensor:
+        data = questions.batch(size, rng, False, int(rng.integers(questions.SENTENCES)) + 1)
+        return F.cross_entropy(answers(data).flatten(0, 1), data["answer"].flatten())
+
+    rates = {"relative_attention_bias": 2e-2, "shared": 3e-3}  # they have far to go
+    seconds = train(model, error, steps=steps, rate=1e-3, rates=rates, report=report)
+    data = questions.batch(1000, rng, True)
+    with torch.no_grad():
+        right = (answers(data).argmax(-1) == data["answer"])[:, -1]
+    what = "pycountry: codes of countries, currencies, languages; shuffled to learn from, real to test"
+    return Trained(model, what, steps, seconds, f"accuracy {float(right.float().mean()):.2%} (entities never seen)")
+
+
+def learn_language(
+    build: Callable[[int], nn.Module], steps: int, report: Report, folder: Path, size: int = 16
+) -> Trained:
+    """A language model on windows of 128 tokens, some of them blanked; held out are documents."""
+    torch.manual_seed(0)
+    generator = networks.seeded()
+    windows, test = prose.corpus(folder, 128, 64)
+    model = build(prose.WORDS)
+
+    def error(_: float) -> Tensor:
+        rows = windows[torch.randint(len(windows), (size,), generator=generator)]
+        return model(input_ids=prose.blanked(rows, generator), labels=rows).loss
+
+    seconds = train(model, error, steps=steps, rate=3e-3, decay=0.1, report=report)
+    with torch.no_grad():
+        logits = torch.cat([model(input_ids=rows).logits[:, :-1] for rows in test[:512].split(64)])
+    wanted = test[:512, 1:]
+    loss = float(F.cross_entropy(logits.flatten(0, 1), wanted.flatten()))
+    accuracy = float((logits.argmax(-1) == wanted).float().mean())
+    data = f"language reference and docstrings of Python, {', '.join(prose.PACKAGES)}: {windows.numel():,} tokens"
+    return Trained(model, data, steps, seconds, f"loss {loss:.2f} per token, top-1 accuracy {accuracy:.2%}")
+
+
+def learn_digits(build: Callable[[], nn.Module], rate: float, steps: int, report: Report, size: int = 64) -> Trained:
+    """An image classifier on the digits of scikit-learn, moved about at random."""
+    torch.manual_seed(0)
+    generator = networks.seeded()
+    pictures, labels = images.digits()
+    model = build()
+
+    def guess(batch: Tensor) -> Tensor:
+        output = model(batch)
+        return output if isinstance(output, Tensor) else output.logits
+
+    def error(_: float) -> Tensor:
+        rows = torch.randint(images.TRAIN, (size,), generator=generator)
+        return F.cross_entropy(guess(images.shifted(pictures[rows], generator)), labels[rows], label_smoothing=0.05)
+
+    seconds = train(model, error, steps=steps, rate=rate, report=report)
+    with torch.no_grad():
+        right = guess(pictures[images.TRAIN :]).argmax(-1) == labels[images.TRAIN :]
+    return Trained(
+        model, "scikit-learn's digits, 32 x 32", steps, seconds, f"accuracy {float(right.float().mean()):.2%}"
+    )
+
+
+def jobs(folder: Path) -> dict[str, Job]:
+    """Every model by name, those that take longest first; ``folder`` keeps the prose."""
+    language, text = networks.language, folder / "prose"
+    return {
+        "lm": Job("LLaMA-like language model", 1400, lambda n, r: learn_language(language, n, r, text)),
+        "moe": Job("Mixtral-like language model", 1000, lambda n, r: learn_language(networks.experts, n, r, text)),
+        "qa": Job("T5-like, extractive question answering", 4000, learn_questions),
+        "vit": Job("ViT, digits", 1500, lambda n, r: learn_digits(networks.vision, 1e-3, n, r)),
+        "recall": Job(
+            "LLaMA-like, associative recall", 1500, partial(learn_planted, "recall", partial(planted.recall, fewest=1))
+        ),
+        "brackets": Job("LLaMA-like, bracket matching", 1500, partial(learn_planted, "brackets", planted.brackets)),
+        "addition": Job("LLaMA-like, addition with carry", 2500, partial(learn_planted, "addition", planted.addition)),
+        "cnn": Job("CNN with batch normalization, digits", 600, lambda n, r: learn_digits(networks.CNN, 4e-3, n, r)),
+    }

@@ -1,0 +1,113 @@
+"""Shapes of the small models."""
+
+from __future__ import annotations
+
+import torch
+import transformers as tf
+from torch import Tensor, nn
+from transformers.models.t5.modeling_t5 import T5Attention
+
+
+def planted(vocabulary: int) -> tf.LlamaForCausalLM:
+    """Two layers, for the tasks with planted truth; they begin from copying."""
+    config = tf.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, max_position_embeddings=64, tie_word_embeddings=False, use_cache=False, bos_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    model = tf.LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.normal_()
+        for layer in model.model.layers:
+            for projection in (layer.self_attn.k_proj, layer.self_attn.v_proj):
+                projection.weight.normal_(std=config.hidden_size**-0.5)
+            begin_copying(
+                layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.self_attn.o_proj
+            )
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight * config.hidden_size**-0.5)
+    return model
+
+
+def begin_copying(query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, scale: float = 1.0) -> None:
+    """Start an attention with tokens that attend to their like and pass themselves on.
+
+    Copying needs that, and hundreds of small steps would have to find it first (mimetic initialization: Trockman and
+    Kolter 2023).
+    """
+    query.weight.copy_(key.weight * scale)
+    output.weight.copy_(value.weight.T)
+
+
+def questions(vocabulary: int) -> tf.T5ForConditionalGeneration:
+    """Encoder-decoder with gated GELU and relative positions; it begins from copying, its output words being the input words."""
+    config = tf.T5Config(
+        vocab_size=vocabulary, d_model=96, d_kv=48, num_heads=4, d_ff=256, num_layers=3, num_decoder_layers=2, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, use_cache=False, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+    )  # fmt: skip
+    model = tf.T5ForConditionalGeneration(config)
+    with torch.no_grad():
+        model.shared.weight[0] *= 0.1  # the decoder's start token: what it reads shall outweigh it
+        model.lm_head.weight.copy_(model.shared.weight * 2 * config.d_model**-0.5)
+        for name, attention in model.named_modules():
+            if isinstance(attention, T5Attention):
+                attention.o.weight.copy_(attention.v.weight.T)
+                if "EncDecAttention" in name:
+                    attention.q.weight.copy_(attention.k.weight * config.d_kv**-0.5)
+                if attention.has_relative_attention_bias:
+                    for head in range(
+                        config.num_heads
+                    ):  # the first head attends to the word before, the second to that before it
+                        attention.relative_attention_bias.weight[head + 1, head] = 5.0
+    return model
+
+
+def language(vocabulary: int) -> tf.LlamaForCausalLM:
+    """Four layers, grouped-query attention."""
+    config = tf.LlamaConfig(
+        vocab_size=vocabulary, hidden_size=144, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=False, use_cache=False, bos_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return tf.LlamaForCausalLM(config)
+
+
+def experts(vocabulary: int) -> tf.MixtralForCausalLM:
+    """Four experts, two for each token."""
+    config = tf.MixtralConfig(
+        vocab_size=vocabulary, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2, router_aux_loss_coef=0.02, output_router_logits=False,
+        max_position_embeddings=128, tie_word_embeddings=False, use_cache=False, bos_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    return tf.MixtralForCausalLM(config)
+
+
+def vision() -> tf.ViTForImageClassification:
+    """(B, 1, 32, 32) pixels, patches of four, ten classes."""
+    config = tf.ViTConfig(
+        image_size=32, patch_size=4, num_channels=1, hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=10,
+    )  # fmt: skip
+    return tf.ViTForImageClassification(config)
+
+
+class CNN(nn.Module):
+    """(B, 1, 32, 32) pixels -> (B, 10) logits: convolutions with batch normalization, pooled three times, then averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((1, 16), (16, 32), (32, 64)):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(2)]
+        self.features = nn.Sequential(*layers, nn.Conv2d(64, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU())
+        self.classifier = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def parameters(model: nn.Module) -> int:
+    """How many numbers were learnt."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """Random numbers that are the same each time."""
+    return torch.Generator().manual_seed(seed)
