@@ -1,8 +1,8 @@
 """Extractive question answering over the tables of pycountry, set in prose.
 
 A context has a few sentences about countries, currencies and languages; a question asks for one code, which is one token
-of one sentence. A model learns from tables whose codes are shuffled at every turn, so that it can only read them, and is
-asked about real ones: facts that it was never trained on. It repeats what is asked for, and then says the code.
+of one sentence. A model learns from tables whose codes are shuffled, so that it has to read them, and answers about
+entities that it has never seen, with their real codes. It repeats what is asked for, and then says the code.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Entity:
 
 @dataclass(frozen=True)
 class Table:
-    """Entities, those apart whose real codes are asked about, and all values that a relation takes."""
+    """Entities to ask about, the held-out ones apart, and all values that a relation takes."""
 
     train: list[Entity]
     held_out: list[Entity]
@@ -60,7 +60,7 @@ def _prose() -> set[str]:
 
 @cache
 def tables() -> dict[str, Table]:
-    """Countries, currencies, and the languages that have a code of two letters; every fifth entity is asked about with its real codes."""
+    """Countries, currencies, and the languages that have a code of two letters; every fifth entity is held out."""
     rows = {
         "country": list(pycountry.countries),
         "currency": list(pycountry.currencies),
@@ -125,7 +125,7 @@ def sample(
     of them is about the same entity with another code.
     """
     table = list(tables().values())[rng.integers(len(tables()))]
-    pool = table.held_out if real else table.train + table.held_out
+    pool = table.held_out if real else table.train
     while True:
         entities = [pool[i] for i in rng.choice(len(pool), sentences, replace=False)]
         codes = [_codes(e, real, rng) for e in entities]
