@@ -62,7 +62,7 @@ def test_answers_to_questions_stand_where_it_is_said_and_are_real():
     assert torch.equal(questions.begun(data["answer"])[:, 1:], data["answer"][:, :-1])
     for ids, answer in zip(data["ids"], data["answer"], strict=True):
         text = " ".join(words[i] for i in answer)
-        _, kind, code, _, entity, _, given = text.split()
+        kind, code, _, entity, given = text.split()
         assert entities[entity].codes[f"{kind} {code}"] == given
         question = " ".join(words[i] for i in ids[:9])
         assert f"{kind} {code}" in question and f"{entity} ?" in question
