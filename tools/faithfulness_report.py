@@ -18,7 +18,7 @@ from lrp_fx.evaluate import Results
 
 #: what stands above the table of a metric
 ABOUT = {
-    "abpc": "Area between the perturbation curves, in units of the explained logit: mean over ten steps (five for moe, qa, sentiment, reactions, mapper, microbes and photos) of the value with the least "
+    "abpc": "Area between the perturbation curves, in units of the explained logit: mean over ten steps (five for lm, moe, qa, sentiment, reactions, mapper, microbes and photos) of the value with the least "
     "relevant features taken away minus that with the most relevant taken away. Higher is better; 95% percentile bootstrap "
     "intervals over samples (2,000 resamples). Best of each column in bold.",
     "loo": "Leave-one-out rank correlation: Spearman correlation of relevance with the drop of the logit when one feature is taken "
