@@ -21,6 +21,15 @@ def pad(tokens, left):
     return padded, mask, where
 
 
+def own_difference(padded, plain, where):
+    """How much padding changes the model's own outputs: 0, but for a softmax in single precision, which rounds
+    differently over another length on some processors. An explanation cannot be closer than what it explains."""
+    a, b = padded.logits, plain.logits
+    difference = float(((a[:, where] if a.dim() == 3 else a) - b).abs().max() / b.abs().max())
+    assert difference < 1e-6
+    return difference if difference > 1e-12 else 0.0
+
+
 @pytest.mark.parametrize(("name", "left"), [(n, True) for n in LEFT] + [(n, False) for n in RIGHT])
 def test_padding_changes_nothing(name, left):
     model, inputs = build(name)
@@ -30,11 +39,12 @@ def test_padding_changes_nothing(name, left):
     padded, mask, where = pad(tokens, left)
     positions = {"position_ids": (mask.cumsum(-1) - 1).clamp(min=0)} if left else {}
     attribution = xmodel.explain(input_ids=padded, attention_mask=mask, **positions)
-    torch.testing.assert_close(attribution.target, plain.target, rtol=1e-9, atol=1e-12)
+    rtol = 1e-9 + 4 * own_difference(attribution.output, plain.output, where)
+    torch.testing.assert_close(attribution.target, plain.target, rtol=rtol, atol=1e-12)
     relevance = attribution.relevance["input_ids"]
     assert (relevance[mask == 0] == 0).all()
     scale = plain.relevance["input_ids"].abs().max()
-    assert (relevance[:, where] - plain.relevance["input_ids"]).abs().max() < 1e-9 * max(1.0, scale)
+    assert (relevance[:, where] - plain.relevance["input_ids"]).abs().max() < rtol * max(1.0, scale)
 
 
 def test_samples_of_different_lengths_explain_as_alone():
