@@ -27,7 +27,16 @@ RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
 CONVOLUTIONAL = ("cnn", "photos", "digits")
 SAMPLES = {"photos": 40, "mapper": 100, "microbes": 100}
-STEPS = {"lm": 5, "moe": 5, "qa": 5, "sentiment": 5, "reactions": 5, "mapper": 5, "microbes": 5, "photos": 5}  # a forward pass takes ten times as long
+STEPS = {
+    "lm": 5,
+    "moe": 5,
+    "qa": 5,
+    "sentiment": 5,
+    "reactions": 5,
+    "mapper": 5,
+    "microbes": 5,
+    "photos": 5,
+}  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
 COSTLY = {"kernel_shap": kernel_shap(limit=50), "atman": atman(limit=50)}
 CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised

@@ -32,7 +32,6 @@ class Call:
         """The tensor leaves by name."""
         return {n: v for n, v in zip(self.names, self.leaves, strict=True) if isinstance(v, torch.Tensor)}
 
-
     def hollow(self) -> Call:
         """The same call with tensors of one entry, expanded: its sizes without its contents."""
         leaves = tuple(v.new_zeros(()).expand(v.shape) if isinstance(v, torch.Tensor) else v for v in self.leaves)

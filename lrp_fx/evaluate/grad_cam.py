@@ -11,11 +11,11 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from lrp_fx.analysis import Facts
+from lrp_fx.conversion import Conversion
 from lrp_fx.errors import require
 from lrp_fx.evaluate.embedded import Embedder
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.task import Batch, Task
-from lrp_fx.conversion import Conversion
 
 
 def grad_cam() -> Method:

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp_fx.analysis.attention import find_attention
+from lrp_fx.conversion import Conversion
 from lrp_fx.evaluate.embedded import Embedded, Embedder, Point
 from lrp_fx.evaluate.grad_cam import pool_map
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.task import Batch, Task
-from lrp_fx.conversion import Conversion
 
 
 def attention_rollout() -> Method:
