@@ -99,7 +99,7 @@ def _about_methods(cost: pd.DataFrame) -> list[str]:
     full = cost.groupby("task")["samples"].transform("max")
     fewer = cost[(cost["samples"] > 0) & (cost["samples"] < full)]
     limits = [f"`{m}` on {int(g['samples'].max())}" for m, g in fewer.groupby("method", sort=False)]
-    about = "A dash: the method does not apply to the model (Grad-CAM without feature maps, rollout without attention)."
+    about = "A dash: the method does not apply to the model (Grad-CAM without feature maps, rollout without attention), or was left out on that column for its cost."
     return [BUDGETS, "", about + (f" On fewer samples, for their cost: {', '.join(limits)}." if limits else "")]
 
 
