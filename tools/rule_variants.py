@@ -72,7 +72,7 @@ def write(results: Results, spelling: dict[str, float], path: Path) -> None:
     lines = [
         "# The default rules",
         "",
-        f"Written by `tools/rule_variants` on {time.strftime('%Y-%m-%d')} (torch {torch.__version__}, transformers {transformers.__version__}). Rows are",
+        f"Written by `tools/default_rules` on {time.strftime('%Y-%m-%d')} (torch {torch.__version__}, transformers {transformers.__version__}). Rows are",
         "the rules for softmax, for gates and for products of two signals, in this order; everything else is as in `attnlrp`. 95% bootstrap intervals.",
     ]
     for metric, title in (("abpc", "ABPC"), ("loo", "Rank correlation with leave-one-out")):
