@@ -191,9 +191,9 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
 def _rectified(account: Account, decision: Decision) -> float:
     """What passes where negative cotangents are cut."""
     cut = replace(account, outputs=[(y, g.clamp(min=0)) for y, g in account.outputs])
+    if decision.rule.name == "guided-backprop" or len(decision.live) > 1:
+        return sum(_natural(cut, list(decision.live)).values())
     (slot,) = decision.live
-    if decision.rule.name == "guided-backprop":
-        return sum(_natural(cut, [slot]).values())
     x = _value(account, slot)
     return 0.0 if x is None else safe_dot(x, _cotangent(cut))
 

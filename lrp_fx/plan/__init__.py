@@ -12,7 +12,17 @@ from lrp_fx.analysis import Facts, Slot, Source
 from lrp_fx.errors import module_path
 from lrp_fx.optable import OpSpec, op_name
 from lrp_fx.parts import BLIND, PART_RULES
-from lrp_fx.plan.products import DENOMINATOR, degree, flatten, is_denominator, is_nonlinear, is_product, is_top, shares
+from lrp_fx.plan.products import (
+    DENOMINATOR,
+    NATURAL,
+    degree,
+    flatten,
+    is_denominator,
+    is_nonlinear,
+    is_product,
+    is_top,
+    shares,
+)
 from lrp_fx.ruleset import Rule, RuleSet
 
 __all__ = ["Decision", "Plan", "make_plan"]
@@ -250,7 +260,7 @@ def _share_products(plan: Plan, live: dict[Node, dict[Slot, Node]]) -> None:
             continue
         product = flatten(facts, top, live)
         share = shares(facts, product, live, functools.partial(_rule_name, plan, top))
-        if all(s == 1 for s in share.values()) and _rule(plan, "nonlinearity", top).name == "gradient":
+        if all(s == 1 for s in share.values()) and _rule_name(plan, top, "nonlinearity") in NATURAL:
             continue
         flow: dict[tuple[Node, Slot], float] = defaultdict(float)
         for factor, amount in share.items():
@@ -262,7 +272,7 @@ def _share_products(plan: Plan, live: dict[Node, dict[Slot, Node]]) -> None:
         per_node: dict[Node, dict[Slot, float]] = defaultdict(dict)
         for (node, slot), amount in flow.items():
             # a reciprocal has degree -1: its identity rule is the gradient with its sign changed
-            identity = _rule_name(plan, top, "nonlinearity") != "gradient"
+            identity = _rule_name(plan, top, "nonlinearity") not in NATURAL
             sign = -1.0 if identity and is_denominator(facts, node, slot) else 1.0
             arriving = through[node]
             per_node[node][slot] = sign * amount / arriving if arriving else 1.0

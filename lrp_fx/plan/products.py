@@ -19,6 +19,11 @@ from lrp_fx.optable import OpSpec, bind, op_name
 Live = Mapping[Node, Mapping[Slot, Node]]
 
 DENOMINATOR = Slot("other")
+NATURAL = (
+    "gradient",
+    "guided-backprop",
+    "deconvnet",
+)  #: rules of nonlinearities that leave spelled-out ones their gradient
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def shares(facts: Facts, product: Product, live: Live, rule: Callable[[str], str
 def _within_group(
     facts: Facts, group: list[Factor], whole: float, split: str, rule: Callable[[str], str]
 ) -> dict[Factor, float]:
-    natural = split == "gradient" or rule("nonlinearity") == "gradient"
+    natural = split == "gradient" or rule("nonlinearity") in NATURAL
     if len(group) == 1 or natural:
         return {f: whole for f in group}
     counts = {f: f.count or 0.0 for f in group}

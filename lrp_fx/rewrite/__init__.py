@@ -194,8 +194,11 @@ def _parts(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, node: 
 
 
 def _rectified(graph: Graph, node: Node, decision: Decision) -> Node:
-    """Negative cotangents are cut; then the natural gradient (guided backpropagation), or 1 (DeconvNet)."""
-    if decision.rule.name == "guided-backprop":
+    """Negative cotangents are cut; then the natural gradient (guided backpropagation), or 1 (DeconvNet).
+
+    A product inside a nonlinearity that is spelled out has its natural gradient either way.
+    """
+    if decision.rule.name == "guided-backprop" or len(decision.live) > 1:
         return _after(graph, node, rectified_rule)
     (slot,) = decision.live
     operand = all_slots(node)[slot]
