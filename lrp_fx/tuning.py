@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from lrp_fx.analysis import Facts
 from lrp_fx.errors import InputError, NumericalError, module_path, require
+from lrp_fx.evaluate.measure import progress_bar
 from lrp_fx.evaluate.methods import lrp
 from lrp_fx.evaluate.metrics import METRICS, Scene, Trial
 from lrp_fx.evaluate.task import Task
@@ -203,7 +202,7 @@ def tune(
         finally:
             task.converted.forget(tried)
 
-    with _bar(progress) as bar:
+    with progress_bar(progress) as bar:
         line = bar.add_task(f"tuning {task.name}", total=trials)
         study.optimize(objective, n_trials=trials, callbacks=[lambda *_: bar.advance(line)])
     best = space.document(ruleset, study.best_params, f"{ruleset.name}-tuned")
@@ -248,8 +247,3 @@ def _starts(space: Space) -> dict[str, dict[str, Any]]:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
-
-
-def _bar(shown: bool) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)

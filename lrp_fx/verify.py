@@ -17,7 +17,7 @@ from lrp_fx.capture.conventions import traceable
 from lrp_fx.errors import locate
 from lrp_fx.explain import Ledger, Sweeper, Target
 from lrp_fx.explain.ledger import absorbed, make_ledger
-from lrp_fx.explain.target import select
+from lrp_fx.explain.target import padding_masks, select
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def verify(
 
     The tolerance follows the precision: 1e-9 in float64, 1e-4 in float32, 5e-2 below.
     """
-    masks = {n: v for n, v in call.tensors.items() if "mask" in n and v.dim() == 2}
+    masks = padding_masks(call.tensors)
     sweep = sweeper.account(call.leaves, lambda output: select(output, target, masks))
     difference, equal = _forward(model, sweeper, args, kwargs)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(sweep.target.dtype, 5e-2)

@@ -53,11 +53,6 @@ def methods(names: list[str]) -> list[Method]:
     return [COSTLY.get(m.name, m) for m in find_methods(names)]
 
 
-def first(task: Task, count: int) -> Task:
-    """The first ``count`` samples of a task."""
-    return _chosen(task, torch.arange(min(count, len(task))))
-
-
 def by_length(task: Task) -> Task:
     """The samples in the order of their lengths, so that batches hold little padding, and hold it no longer."""
     mask = task.inputs.get("attention_mask")
@@ -82,7 +77,7 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, fo
         console.print(f"{name}: done")
         return
     start = time.perf_counter()
-    task = by_length(dataclasses.replace(first(COLUMNS[name](), samples), name=name))
+    task = by_length(dataclasses.replace(COLUMNS[name]().part(slice(0, samples)), name=name))
     console.print(
         f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )
@@ -99,7 +94,7 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, fo
                 console.print(f"[red]{name}: {method.name}[/]: {failure}")
     for method in left:
         if method.name not in CHEAP and any((k.cost["method"] == method.name).any() for k in known):
-            known.append(_randomised(first(task, RANDOMISED), method, batch))
+            known.append(_randomised(task.part(slice(0, RANDOMISED)), method, batch))
     Results.concat(known).save(folder)
     console.print(f"{name}: {time.perf_counter() - start:.0f} s")
 

@@ -8,7 +8,6 @@ CP-LRP), and on the spellings of `tests/test_spelling.py` by how far relevance d
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import sys
 import time
@@ -19,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import torch
 import transformers
 from columns import COLUMNS, PLANTED
-from faithfulness import first
 from rich.console import Console
 from rich.progress import track
 from test_spelling import SPELLINGS, D, Net
@@ -122,7 +120,7 @@ def main() -> None:
     for name in options.columns.split(","):
         folder = options.results / name
         if not (folder / "cost.csv").is_file():
-            task = dataclasses.replace(first(COLUMNS[name](), options.samples), name=name)
+            task = COLUMNS[name]().part(slice(0, options.samples), name)
             methods = [lrp(ruleset) for ruleset in rulesets.values()]
             evaluate(task, methods, ("abpc", "loo"), batch=options.batch).save(folder)
         found.append(Results.load(folder))

@@ -29,19 +29,7 @@ def parts(name: str, tuned_on: int) -> tuple[Task, Task]:
     """(samples to tune on, samples held out) of a column."""
     task = COLUMNS[name]()
     count = len(task) - min(tuned_on, len(task) // 2)
-
-    def part(rows: slice) -> Task:
-        batch = task.batch(rows)
-        return dataclasses.replace(
-            task,
-            name=name,
-            inputs=batch.inputs,
-            target=batch.target,
-            eligible=batch.eligible,
-            annotated=batch.annotated,
-        )
-
-    return part(slice(count, None)), part(slice(0, count))
+    return task.part(slice(count, None), name), task.part(slice(0, count), name)
 
 
 def column(name: str, options: argparse.Namespace, console: Console) -> None:

@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Sweeper, Target
-from lrp_fx.explain.target import select
+from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.module import ExplainableModule, RuleSource
-from lrp_fx.rewrite.ops import nonzero, source
+from lrp_fx.rewrite.ops import nonzero, relevance_of, source
 from lrp_fx.ruleset import RuleSet
 
 
@@ -44,10 +44,7 @@ class Cut:
     def relevance(self, cotangent: Tensor | None, blind: bool = False) -> Tensor:
         """Value times cotangent; 0 where the cotangent is (a masked score of -inf has none)."""
         value = self.after.detach()
-        if cotangent is None:
-            return torch.zeros_like(value)
-        value = nonzero(value) if blind and self.kind == "input" else value
-        return torch.where(cotangent == 0, torch.zeros_like(value), value * cotangent)
+        return relevance_of(nonzero(value) if blind and self.kind == "input" else value, cotangent)
 
 
 @dataclass(frozen=True)
@@ -155,7 +152,7 @@ def cut_forward(
     ruleset = xmodel.ruleset if rules is None else RuleSet.load(rules)
     conversion, call = xmodel._conversion(args, dict(kwargs))
     sweeper = conversion.sweeper(ruleset, tuple(dict.fromkeys(at)))
-    masks = {n: v for n, v in call.tensors.items() if "mask" in n and v.dim() == 2}
+    masks = padding_masks(call.tensors)
     with xmodel._named_failures(conversion, call), torch.inference_mode(False), torch.enable_grad():
         leaves = tuple(v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in call.leaves)
         cutting = _Cutting(sweeper)

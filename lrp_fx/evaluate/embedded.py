@@ -23,7 +23,7 @@ from lrp_fx.capture import Captured
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import InputError
 from lrp_fx.evaluate.task import Batch, Task
-from lrp_fx.explain.target import select
+from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.explain.tokens import row_relevance, to_input
 from lrp_fx.rewrite import copy_graph
 
@@ -85,8 +85,7 @@ class Embedded:
         leaves, target = tensors[first:last], tensors[last:]
         flat = self.cut(*tensors[:last])
         output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
-        named = zip(self.captured.names, leaves, strict=True)
-        masks = {n: v for n, v in named if isinstance(v, Tensor) and "mask" in n and v.dim() == 2}
+        masks = padding_masks(dict(zip(self.captured.names, leaves, strict=True)))
         return select(output, target if len(target) > 1 else target[0], masks)
 
     def at_input(self, relevance: Sequence[Tensor], env: dict[Node, Any]) -> Tensor:

@@ -57,7 +57,7 @@ def evaluate(
         if not bool(scene.batch.eligible.any(1).all()):
             raise InputError(f"task {task.name!r}: a sample has no eligible feature")
     parts = []
-    with _bar(progress) as bar:
+    with progress_bar(progress) as bar:
         line = bar.add_task(task.name, total=len(methods) * len(scenes))
         for number, method in enumerate(methods):
             bar.update(line, description=f"{task.name}: {method.name}", completed=number * len(scenes))
@@ -150,6 +150,7 @@ class _Found:
         return Results(values, taken, cost)
 
 
-def _bar(shown: bool) -> Progress:
+def progress_bar(shown: bool) -> Progress:
+    """A bar on standard error, gone when it is done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)

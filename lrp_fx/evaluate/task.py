@@ -7,7 +7,7 @@ number per feature, ``(B, F)``; metrics see nothing else of them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lrp_fx.errors import InputError
-from lrp_fx.explain.target import select
+from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.module import ExplainableModule, convert
 
 #: (B,) class or token ids, or indices into the output's non-batch dimensions, (B,) each
@@ -180,8 +180,19 @@ class Task:
             annotated = None if annotated is None else annotated[:, :length]
         return Batch(inputs, pick(self.target, rows), eligible, annotated)
 
+    def part(self, rows: slice | Tensor, name: str | None = None) -> Task:
+        """A task of the samples ``rows``."""
+        batch = self.batch(rows)
+        return replace(
+            self,
+            name=name or self.name,
+            inputs=batch.inputs,
+            target=batch.target,
+            eligible=batch.eligible,
+            annotated=batch.annotated,
+        )
+
     def score(self, inputs: Mapping[str, Tensor], target: Targets) -> Tensor:
         """(B,) explained values of the model on ``inputs``, without gradients."""
-        masks = {n: v for n, v in inputs.items() if "mask" in n and v.dim() == 2}
         with torch.no_grad():
-            return select(self.model(**inputs), target, masks)
+            return select(self.model(**inputs), target, padding_masks(inputs))

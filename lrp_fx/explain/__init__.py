@@ -23,9 +23,9 @@ from lrp_fx.explain.attribution import Attribution
 from lrp_fx.explain.conditions import Condition, under
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
-from lrp_fx.explain.target import Contrast, Target, select
+from lrp_fx.explain.target import Contrast, Target, padding_masks, select
 from lrp_fx.rewrite import Rewritten, copy_graph
-from lrp_fx.rewrite.ops import nonzero, source
+from lrp_fx.rewrite.ops import nonzero, relevance_of, source
 
 __all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Sweeper", "Target"]
 
@@ -87,7 +87,7 @@ class Sweeper:
             raise InputError(
                 "no input can carry relevance: there is no floating input and no token id that picks a table row"
             )
-        masks = {n: v for n, v in call.tensors.items() if "mask" in n and v.dim() == 2}
+        masks = padding_masks(call.tensors)
 
         def choose(output: Any) -> Tensor:
             return select(output, target, masks)
@@ -125,10 +125,10 @@ class Sweeper:
         conditional: bool,
     ) -> Attribution:
         plan = self.rewritten.plan
-        collected = [_times(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
+        collected = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
         latent_grads = iter(grads[len(taps) :])
         latents = {
-            path: _times(z, next(latent_grads) if z.requires_grad else None)
+            path: relevance_of(z, next(latent_grads) if z.requires_grad else None)
             for path, z in zip(self.latents, held, strict=True)
         }
         self._check_finite(chosen, collected, leaves, choose)
@@ -198,13 +198,6 @@ def _no_ledger() -> Ledger:
         "a conditional explanation has no ledger: what its condition cuts off stays at that layer. "
         "Explain without condition= for the whole account."
     )
-
-
-def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
-    if gradient is None:
-        return torch.zeros_like(value).detach()
-    product = (value * gradient).detach()
-    return torch.where(gradient == 0, torch.zeros_like(product), product)  # a score of -inf under a mask has none
 
 
 def _usable(value: Any) -> Any:

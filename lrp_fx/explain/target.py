@@ -46,6 +46,11 @@ def find_logits(output: Any) -> Tensor:
     raise TargetError("the output has no floating-point tensor to explain; pass target=callable(output) -> (B,)")
 
 
+def padding_masks(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The (B, S) inputs whose name says that they are padding masks."""
+    return {n: v for n, v in inputs.items() if isinstance(v, Tensor) and "mask" in n and v.dim() == 2}
+
+
 def last_positions(length: int, batch: int, masks: Mapping[str, Tensor]) -> Tensor:
     """Index of each sample's last non-padding position, from the (B, S) mask among the inputs; else the last one.
 

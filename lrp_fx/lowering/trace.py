@@ -20,12 +20,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lrp_fx.errors import TargetError
 from lrp_fx.explain import Sweeper, tokens
 from lrp_fx.explain.conditions import Condition, kept
-from lrp_fx.explain.target import find_logits
+from lrp_fx.explain.target import find_logits, padding_masks
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.positions import behind_selection, drop_whole_slices, sizes_from_inputs
 from lrp_fx.lowering.sizes import Fakes
 from lrp_fx.rewrite import copy_graph
-from lrp_fx.rewrite.ops import nonzero
+from lrp_fx.rewrite.ops import nonzero, relevance_of
 
 Attributes = Mapping[str, Tensor]
 
@@ -41,11 +41,6 @@ class Lifted(fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The attribute that was handed in, or the module's own where it is no tensor."""
         return self.attributes[target] if target in self.attributes else super().get_attr(target, args, kwargs)
-
-
-def is_mask(name: str, value: Any) -> bool:
-    """Whether an input is a padding mask."""
-    return isinstance(value, Tensor) and "mask" in name and value.dim() == 2
 
 
 def attributes_of(graph_module: fx.GraphModule) -> dict[str, Tensor]:
@@ -116,7 +111,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     else:
         with fakes.mode:
             extra = tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in form.names)
-    masks = {n: v for n, v in zip(names, fakes.leaves, strict=True) if is_mask(n, v)}
+    masks = padding_masks(dict(zip(names, fakes.leaves, strict=True)))
     given = [v for v in flat if isinstance(v, Tensor)]
 
     def choose(values: list[Tensor], masked: dict[str, Tensor], targets: list[Tensor]) -> Tensor:
@@ -230,11 +225,11 @@ def relevance_function(
         grads = torch.autograd.grad(chosen.sum(), [*taps, *wanted], allow_unused=True)
         later = iter(grads[len(taps) :])
         latents = {
-            path: _times(z, next(later) if z.requires_grad else None)
+            path: relevance_of(z, next(later) if z.requires_grad else None)
             for path, z in zip(sweeper.latents, held, strict=True)
         }
         env = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes)
-        collected = [_times(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
+        collected = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
         relevance = per_input(sweeper, collected, env, input_names)
         found: dict[str, Any] = {"target": chosen.detach(), "relevance": relevance, "latents": latents}
         found["output"] = [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
@@ -289,9 +284,3 @@ def functional_graph(
     traced.graph._codegen = CodeGen()
     end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
-
-
-def _times(value: Tensor, gradient: Tensor | None) -> Tensor:
-    if gradient is None:
-        return torch.zeros_like(value).detach()
-    return torch.where(gradient == 0, torch.zeros_like(value), value * gradient).detach()  # as for a score of -inf

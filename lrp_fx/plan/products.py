@@ -19,11 +19,8 @@ from lrp_fx.optable import OpSpec, bind, op_name
 Live = Mapping[Node, Mapping[Slot, Node]]
 
 DENOMINATOR = Slot("other")
-NATURAL = (
-    "gradient",
-    "guided-backprop",
-    "deconvnet",
-)  #: rules of nonlinearities that leave spelled-out ones their gradient
+#: rules of nonlinearities that leave spelled-out ones their gradient
+NATURAL = ("gradient", "guided-backprop", "deconvnet")
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,13 @@ def nonzero(x: Tensor) -> Tensor:
     return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: its subnormal
 
 
+def relevance_of(value: Tensor, cotangent: Tensor | None) -> Tensor:
+    """Value times cotangent, 0 where the cotangent is: a score of -inf under a mask has none."""
+    if cotangent is None:
+        return torch.zeros_like(value).detach()
+    return torch.where(cotangent == 0, torch.zeros_like(value), value * cotangent).detach()
+
+
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
     """``z + epsilon * sign(z)`` with sign(0) = 1: the stabiliser of the epsilon rule (AttnLRP eq. 8)."""
     return torch.where(z >= 0, z + epsilon, z - epsilon)
