@@ -18,6 +18,8 @@ from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, ho
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.export import export, plain, shapes_of
 from lrp_fx.capture.functional import drop_unread_writes, is_mutating
+from lrp_fx.capture.masks import shorten_masks
+from lrp_fx.capture.offload import without_hooks
 from lrp_fx.capture.precision import widen_islands
 from lrp_fx.capture.recurrent import written_out
 from lrp_fx.capture.signature import Call, Shapes, read_call
@@ -46,7 +48,7 @@ def capture(
     """
     start = time.perf_counter()
     call = read_call(model, args, kwargs)
-    kwargs = dict(sorted(kwargs.items()))
+    model, kwargs = without_hooks(model), dict(sorted(kwargs.items()))
     if route == "trace":
         return _by_trace(model, call, args, kwargs, start)
     try:
@@ -162,6 +164,7 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     normalise.see_through(graph_module.graph)
     normalise.spell_out(graph_module.graph)
     normalise.split_moments(graph_module.graph)
+    shorten_masks(graph_module.graph)
     widen_islands(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
