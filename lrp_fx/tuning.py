@@ -32,11 +32,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "softmax": ("taylor", "stop", "gradient"),
     "gate": ("uniform", "signal-takes-all", "gradient"),
     "bilinear": ("uniform", "gradient"),
-    "nonlinearity": ("identity", "gradient"),
+    "nonlinearity": ("identity", "gradient", "guided-backprop"),
     "normalization": ("identity", "gradient"),
 }
-GAMMA = (0.01, 30.0)
-EPSILON = (1e-6, 1.0)
+#: parameters that are searched on a logarithmic scale: least and greatest value, and the usual one
+PARAMETERS = {"gamma": (0.01, 30.0, 0.25), "beta": (0.003, 2.0, 1.0), "epsilon": (1e-6, 1.0, 1e-6)}
+#: those of a rule besides epsilon
+OWN: dict[str, tuple[str, ...]] = {"generalised-gamma": ("gamma",), "alpha-beta": ("beta",)}
 _LOWER_IS_BETTER = ("deletion", "gap")
 
 
@@ -78,9 +80,11 @@ class Space:
         overrides: dict[str, dict[str, Any]] = {}
         for group in self.groups:
             kind = values[group.key]
-            rule: dict[str, Any] = {"rule": kind, "epsilon": _rounded(values[f"{group.key} epsilon"])}
-            if kind == "generalised-gamma":
-                rule["gamma"] = _rounded(values[f"{group.key} gamma"])
+            rule: dict[str, Any] = {"rule": kind}
+            for key in ("epsilon", *OWN.get(kind, ())):
+                rule[key] = _rounded(values[f"{group.key} {key}"])
+            if kind == "alpha-beta":
+                rule["alpha"] = 1 + rule["beta"]
             for path in group.paths:
                 overrides.setdefault(path, {})[group.roles[0]] = rule
         return base.altered(rules, overrides, name)
@@ -95,7 +99,7 @@ class Space:
             rule = ruleset.rule(group.roles, group.paths[0], "")
             kind = "generalised-gamma" if rule.name == "gamma" else rule.name
             values[group.key] = kind if kind in group.kinds else KINDS[0]
-            for key, (low, high), usual in (("gamma", GAMMA, 0.25), ("epsilon", EPSILON, 1e-6)):
+            for key, (low, high, usual) in PARAMETERS.items():
                 values[f"{group.key} {key}"] = min(max(rule.get(key, usual), low), high)
         return values
 
@@ -179,7 +183,7 @@ def tune(
     conversion, _ = task.converted._conversion((), scenes[0].batch.inputs)
     space = find_space(conversion.facts, conversion.under(ruleset).plan, depths)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, trials // 8))
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, trials // 8), multivariate=True)
     direction = "minimize" if metric in _LOWER_IS_BETTER else "maximize"
     study = optuna.create_study(direction=direction, sampler=sampler)
     named = _starts(space)
@@ -191,7 +195,7 @@ def tune(
         values = {role: trial.suggest_categorical(role, CHOICES[role]) for role in space.roles}
         for group in space.groups:
             values[group.key] = trial.suggest_categorical(group.key, group.kinds)
-            for key, (low, high) in (("gamma", GAMMA), ("epsilon", EPSILON)):
+            for key, (low, high, _) in PARAMETERS.items():
                 name = f"{group.key} {key}"
                 values[name] = trial.suggest_float(name, low, high, log=True)
         tried = space.document(ruleset, values, "trial")

@@ -41,14 +41,11 @@ def test_the_best_of_the_search_is_what_it_says(tuned):
     task, found = tuned
     assert found.trials == 24
     assert found.value >= max(found.starts.values())
-    results = lrp_fx.evaluate.evaluate(
-        task,
-        [lrp_fx.evaluate.lrp(n) for n in ("epsilon_plus", "epsilon_plus_flat", "vit_gamma")],
-        ["abpc"],
-        progress=False,
-    )
+    shipped = ("epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "vit_gamma", "guided_backprop")
+    methods = [lrp_fx.evaluate.lrp(name) for name in shipped]
+    results = lrp_fx.evaluate.evaluate(task, methods, ["abpc"], progress=False)
     measured = results.summary()["mean"].droplevel(["task", "metric"])
-    for name in ("epsilon_plus", "epsilon_plus_flat", "vit_gamma"):  # what ships is where it starts
+    for name in shipped:  # what ships is where it starts
         assert found.starts[name] == pytest.approx(measured[name], rel=1e-3)
     results = lrp_fx.evaluate.evaluate(task, [lrp_fx.evaluate.lrp(found.ruleset)], ["abpc"], progress=False)
     assert float(results.values["value"].mean()) == pytest.approx(found.value, rel=1e-5)

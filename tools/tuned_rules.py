@@ -9,27 +9,65 @@ import argparse
 import dataclasses
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 import transformers
-from columns import COLUMNS
+from columns import COLUMNS, EXTENSIBLE
 from rich.console import Console
 
 import lrp_fx
 from lrp_fx.evaluate import Results, Task, evaluate, lrp
 from lrp_fx.ruleset import available
 
-TUNED_ON = 100  # the last samples of a column; the study of all methods uses the first 200
+
+@dataclass(frozen=True)
+class Search:
+    """How a column is tuned.
+
+    Attributes:
+        tuned_on: samples, its last ones.
+        held_out: samples to measure on, its first ones; None: all others.
+        trials: rule sets to try.
+        depths: groups of layers by depth.
+    """
+
+    tuned_on: int = 100
+    held_out: int | None = None
+    trials: int = 100
+    depths: int = 3
 
 
-def parts(name: str, tuned_on: int) -> tuple[Task, Task]:
-    """(samples to tune on, samples held out) of a column."""
-    task = COLUMNS[name]()
-    count = len(task) - min(tuned_on, len(task) // 2)
-    return task.part(slice(count, None), name), task.part(slice(0, count), name)
+#: columns of which more samples can be made, or that are cheap
+SEARCHES = {
+    "recall": Search(200, 2000, 200),
+    "brackets": Search(200, 2000, 200),
+    "addition": Search(200, 3000, 200),
+    "cnn": Search(200, 797, 200, 8),
+    "qa": Search(100, 500, 60),
+}
+
+
+def parts(name: str, search: Search) -> tuple[Task, Task]:
+    """(samples to tune on, samples held out) of a column; no sample is in both.
+
+    Raises:
+        ValueError: when a sample is.
+    """
+    wanted = search.tuned_on + (search.held_out or 0)
+    task = COLUMNS[name](wanted) if search.held_out and name in EXTENSIBLE else COLUMNS[name]()
+    count = len(task) - min(search.tuned_on, len(task) // 2)
+    held_in, held_out = task.part(slice(count, None), name), task.part(slice(0, count), name)
+    if shared := _samples(held_in) & _samples(held_out):
+        raise ValueError(f"{name}: {len(shared)} samples are in both parts")
+    return held_in, held_out
+
+
+def _samples(task: Task) -> set[bytes]:
+    return {b"".join(v[i].numpy().tobytes() for v in task.inputs.values()) for i in range(len(task))}
 
 
 def column(name: str, options: argparse.Namespace, console: Console) -> None:
@@ -37,9 +75,11 @@ def column(name: str, options: argparse.Namespace, console: Console) -> None:
     folder = options.results / name
     if (folder / "cost.csv").is_file():
         return
-    held_in, held_out = parts(name, options.tuned_on)
+    given = {k: v for k in ("tuned_on", "trials", "depths") if (v := getattr(options, k)) is not None}
+    search = dataclasses.replace(SEARCHES.get(name, Search()), **given)
+    held_in, held_out = parts(name, search)
     start = time.process_time()
-    tuned = lrp_fx.tune(held_in.model, held_in, trials=options.trials, depths=options.depths, batch=options.batch)
+    tuned = lrp_fx.tune(held_in.model, held_in, trials=search.trials, depths=search.depths, batch=options.batch)
     seconds = time.process_time() - start
     options.rules.mkdir(parents=True, exist_ok=True)
     ruleset = dataclasses.replace(tuned.ruleset, name="tuned")
@@ -99,10 +139,10 @@ def write(names: list[str], options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--columns", default=",".join(COLUMNS), help="comma-separated")
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--depths", type=int, default=3)
+    parser.add_argument("--trials", type=int, help="(default: by column, mostly 100)")
+    parser.add_argument("--depths", type=int, help="(default: by column, mostly 3)")
     parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--tuned-on", type=int, default=TUNED_ON, help="samples; all others are held out")
+    parser.add_argument("--tuned-on", type=int, help="samples (default: by column, mostly 100)")
     parser.add_argument("--results", type=Path, default=Path(".models/tuning"))
     parser.add_argument("--rules", type=Path, default=Path("docs/tuned"))
     parser.add_argument("--report", type=Path, default=Path("docs/tuning.md"))

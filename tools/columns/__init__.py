@@ -1,7 +1,8 @@
 """The columns of the faithfulness study: evaluation tasks on trained and on pretrained models.
 
-Each entry of ``COLUMNS`` loads its model and makes its samples when it is called; the same ones each time. Trained
-models come from `tools/train`, pretrained ones from `tools/real`.
+Each entry of ``COLUMNS`` loads its model and makes its samples when it is called; the same ones each time. Those of
+``EXTENSIBLE`` take the number of samples; more begin with the same ones. Trained models come from `tools/train`,
+pretrained ones from `tools/real`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from columns import chemistry, genera, pictures, planted, sentences, trained
 from lrp_fx.evaluate.task import Task
 
-COLUMNS: dict[str, Callable[[], Task]] = {
+COLUMNS: dict[str, Callable[..., Task]] = {
     "lm": trained.lm,
     "moe": trained.moe,
     "qa": trained.qa,
@@ -27,6 +28,9 @@ COLUMNS: dict[str, Callable[[], Task]] = {
     "brackets": planted.brackets,
     "addition": planted.addition,
 }
+
+#: columns that take a number of samples
+EXTENSIBLE = ("qa", "vit", "cnn", "recall", "brackets", "addition")
 
 #: columns whose answer is known to depend on the annotated features, and on the question alone besides
 PLANTED = ("recall", "brackets", "addition")

@@ -14,13 +14,15 @@ from columns import weights
 from lrp_fx.evaluate.task import Task, Tokens
 
 
-def _task(name: str, length: int) -> Task:
+def _task(name: str, length: int, samples: int) -> Task:
     model = weights.load(name, transformers.LlamaForCausalLM)
-    sequences = planted.TASKS[name](2 * weights.SAMPLES, torch.Generator().manual_seed(1))
-    ids, answer, truth = sequences.cut(length)
+    generator = torch.Generator().manual_seed(1)
+    draws = -(-samples // weights.SAMPLES)  # of one size each: more samples begin with those that fewer are
+    made = [planted.TASKS[name](2 * weights.SAMPLES, generator).cut(length) for _ in range(draws)]
+    ids, answer, truth = (torch.cat(part) for part in zip(*made, strict=True))
     guess = weights.logits(model, {"input_ids": ids})[:, -1].argmax(-1)
-    kept = (guess == answer).nonzero()[: weights.SAMPLES, 0]
-    if len(kept) < weights.SAMPLES:
+    kept = (guess == answer).nonzero()[:samples, 0]
+    if len(kept) < samples:
         raise RuntimeError(f"{name} answers {len(kept)} of {len(ids)} sequences: train it again (tools/train {name})")
     eligible = (ids != ids[:1]).any(0).expand_as(truth).clone()
     eligible[:, length - 1] = False
@@ -28,16 +30,16 @@ def _task(name: str, length: int) -> Task:
     return Task(name, model, {"input_ids": ids[kept]}, answer[kept], replacement, eligible[kept], truth[kept])
 
 
-def recall() -> Task:
+def recall(samples: int = weights.SAMPLES) -> Task:
     """Associative recall: eight pairs of key and value, and one key again; truth: the value and the key before it."""
-    return _task("recall", 2 * planted.PAIRS + 2)
+    return _task("recall", 2 * planted.PAIRS + 2, samples)
 
 
-def brackets() -> Task:
+def brackets(samples: int = weights.SAMPLES) -> Task:
     """Which bracket to close next; truth: the one that was opened last."""
-    return _task("brackets", planted.LENGTH)
+    return _task("brackets", planted.LENGTH, samples)
 
 
-def addition() -> Task:
+def addition(samples: int = weights.SAMPLES) -> Task:
     """The hundreds' digit of a sum of two four-digit numbers; truth: its column and that of the tens."""
-    return _task("addition", 1 + 2 * planted.DIGITS + 3)
+    return _task("addition", 1 + 2 * planted.DIGITS + 3, samples)

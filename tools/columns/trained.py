@@ -37,38 +37,41 @@ def moe() -> Task:
     return _language("moe", transformers.MixtralForCausalLM)
 
 
-def qa() -> Task:
+def qa(samples: int = weights.SAMPLES) -> Task:
     """Extractive question answering about entities never seen: the logit of the right code, where the model gives it.
 
     The decoder is given the beginning of the answer, up to that code. Features are the words of question and context;
     annotated is the word that is the answer.
     """
     model = weights.load("qa", transformers.T5ForConditionalGeneration)
-    data = questions.batch(2 * weights.SAMPLES, np.random.default_rng(1), True)
+    data = questions.batch(2 * samples, np.random.default_rng(1), True)
     length = int(data["mask"].sum(1).max())
     ids, mask, answer = data["ids"][:, :length], data["mask"][:, :length], data["answer"][:, -1]
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": questions.begun(data["answer"])}
-    kept = (weights.logits(model, inputs)[:, -1].argmax(-1) == answer).nonzero()[: weights.SAMPLES, 0]
+    kept = (weights.logits(model, inputs)[:, -1].argmax(-1) == answer).nonzero()[:samples, 0]
     eligible = (ids != questions.PAD) & (ids != questions.END)
     annotated = nn.functional.one_hot(data["position"], length).bool()
     inputs = {name: value[kept] for name, value in inputs.items()}
     return Task("qa", model, inputs, answer[kept], Tokens(questions.PAD), eligible[kept], annotated[kept])
 
 
-def _digits(name: str, model: nn.Module, features: Features) -> Task:
+def _digits(name: str, model: nn.Module, features: Features, samples: int) -> Task:
     pictures, _ = images.digits()
-    inputs = {features.input: pictures[images.TRAIN :].clone()}
+    inputs = {features.input: pictures.roll(-images.TRAIN, 0)[:samples].clone()}
     return Task(name, model, inputs, weights.logits(model, inputs).argmax(-1), features)
 
 
-def vit() -> Task:
+HELD_OUT = 400  #: digits that were not trained on; where more samples are asked for, digits of the training follow
+
+
+def vit(samples: int = HELD_OUT) -> Task:
     """ViT on digits held out, its own guess; patches of four pixels, taken away by background."""
     model = weights.load("vit", transformers.ViTForImageClassification)
-    return _digits("vit", model, Patches(4, (0.0,), "pixel_values"))
+    return _digits("vit", model, Patches(4, (0.0,), "pixel_values"), samples)
 
 
-def cnn() -> Task:
+def cnn(samples: int = HELD_OUT) -> Task:
     """CNN with batch normalization on the same digits, in the same patches."""
     model = networks.CNN()
     model.load_state_dict(weights.state("cnn"))
-    return _digits("cnn", model.eval(), Patches(4, (0.0,)))
+    return _digits("cnn", model.eval(), Patches(4, (0.0,)), samples)
