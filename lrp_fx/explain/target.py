@@ -96,11 +96,15 @@ def by_class(logits: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
     """(B, classes): of a sequence, the logits at its last position."""
     if logits.dim() < 2:
         raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): nothing to contrast")
-    rows = torch.arange(logits.shape[0], device=logits.device)
     while logits.dim() > 2:
         positions = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
-        logits = logits[rows, positions]
+        logits = at_positions(logits, positions[:, None]).squeeze(1)
     return logits
+
+
+def at_positions(logits: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, ...) at (B, n) positions -> (B, n, ...)."""
+    return logits[torch.arange(logits.shape[0], device=logits.device)[:, None], positions]
 
 
 def _contrast(logits: Tensor, target: Contrast) -> Tensor:

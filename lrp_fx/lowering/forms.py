@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrp_fx.errors import TargetError
-from lrp_fx.explain.target import Contrast, Target, by_class, find_logits, select
+from lrp_fx.explain.target import Contrast, Target, at_positions, by_class, find_logits, select
 
 Choose = Callable[..., Tensor]
 
@@ -20,7 +20,7 @@ class Form:
     """The shape of a target: targets of one form share a graph.
 
     Attributes:
-        kind: "largest", "class", "index", "contrast", "callable" or "many" (each input is a vector of any length).
+        kind: "largest", "class", "index", "contrast", "callable" or "many" (each input is (B, n) for any n).
         names: its inputs, each a (B,) tensor of integers.
         choose: (output, masks, *inputs) -> (B,) values to explain; traced, so it reads no value.
     """
@@ -101,7 +101,7 @@ def _choose_index(output: Any, masks: Mapping[str, Tensor], *indices: Tensor) ->
             f"{logits.dim() - 1}, one per dimension but the batch"
         )
     for index in indices:  # one dimension after the other: what is computed behind the first is computed there only
-        logits = logits[_rows(logits), index % logits.shape[1]]
+        logits = at_positions(logits, (index % logits.shape[1])[:, None]).squeeze(1)
     return logits
 
 

@@ -3,7 +3,8 @@
 A language model's head is as large as several of its layers, and of its output an explanation reads one position. An
 operator that treats positions alike (a linear layer, a normalization over features, anything elementwise) commutes with
 the choice of positions, so the choice is moved in front of it, and on, as far as every reader wants the same positions:
-the head, the last norm and the last feed-forward layer then run at one position instead of all.
+the head, the last norm, the last feed-forward layer and the queries of the last attention then run at one position
+instead of all. A choice may be the target's, or one that the model makes: its class token, its last position.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.fx import Node
 
 from lrp_fx.analysis.operands import Slot, all_slots, replace
 from lrp_fx.capture.precision import exact_value
+from lrp_fx.lowering.queries import ask_chosen
 from lrp_fx.optable import bind, set_arg
 from lrp_fx.rewrite import ops
 
@@ -35,6 +37,7 @@ _ELEMENTWISE: set[Any] = {
 }  # fmt: skip
 _OVER_FEATURES = {aten.linear.default: "input", aten.layer_norm.default: "input", aten.rms_norm.default: "input"}
 _REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.var.correction, aten.amax.default, aten.amin.default}
+_WHOLE = 2**63 - 1
 _SOFTMAX = {aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default}
 
 
@@ -82,12 +85,29 @@ def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> int:
     """
     count = 0
     reported = set(reported)
+    _keep_dimensions(graph)
     for node in reversed(list(graph.nodes)):
         depth = _leading(node)
         if depth is not None and node.users:
             count += _move_up(graph, node, depth, reported)
     graph.eliminate_dead_code()
     return count
+
+
+def _keep_dimensions(graph: fx.Graph) -> None:
+    """Selections of one position -> slices of length one, which keep the dimension, and take it away afterwards."""
+    for node in [n for n in graph.nodes if n.target is aten.select.int]:
+        x, dim, at = node.args
+        rank = x.meta["val"].dim()
+        if not isinstance(at, int) or not 0 < dim % rank < rank - 1:
+            continue
+        with graph.inserting_before(node):
+            kept = graph.call_function(aten.slice.Tensor, (x, dim % rank, at, at + 1 if at != -1 else _WHOLE))
+            flat = graph.call_function(aten.squeeze.dim, (kept, dim % rank))
+        kept.meta = dict(node.meta) | {"val": node.meta["val"].unsqueeze(dim % rank)}
+        flat.meta = dict(node.meta)
+        node.replace_all_uses_with(flat)
+        graph.erase_node(node)
 
 
 def _leading(node: Node) -> int | None:
@@ -98,11 +118,13 @@ def _leading(node: Node) -> int | None:
     rank = operand.meta["val"].dim()
     if node.target is aten.index.Tensor:
         indices = node.args[1]
-        if not all(isinstance(i, Node) and i.meta["val"].dim() == 1 and not _boolean(i) for i in indices):  # type: ignore[union-attr]
+        if not all(isinstance(i, Node) and not _boolean(i) for i in indices):  # type: ignore[union-attr]
             return None
         depth = len(indices)  # type: ignore[arg-type]
-    elif node.target is aten.select.int and isinstance(node.args[1], int):
-        depth = node.args[1] % rank + 1
+        if {i.meta["val"].dim() for i in indices} not in ({1}, {depth}):  # type: ignore[union-attr]
+            return None
+    elif node.target is aten.slice.Tensor and all(isinstance(a, int) for a in node.args[1:]):
+        depth = node.args[1] % rank + 1  # type: ignore[operator]
     else:
         return None
     return depth if 1 < depth < rank else None
@@ -134,6 +156,10 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
             chosen[node] = _at_positions(graph, node, region[node], choice, chosen)
     for twin in same:
         twin.replace_all_uses_with(chosen[top])
+    if depth == 2 and choice.meta["val"].dim() == top.meta["val"].dim():
+        edges = [made for operand, made in chosen.items() if operand not in region]
+        graph.eliminate_dead_code()
+        return len(region) + sum(ask_chosen(graph, edge) for edge in edges)
     return len(region)
 
 

@@ -34,12 +34,16 @@ class Fakes:
         """A parameter, buffer or constant: its sizes are its own."""
         return self.mode.from_tensor(value.detach(), static_shapes=True)
 
-    def indices(self, name: str, device: torch.device) -> Tensor:
-        """A vector of indices, as many as one likes: equally many under every name."""
+    def indices(self, name: str, batch: Any, device: torch.device) -> Tensor:
+        """(batch, n) indices, as many as one likes per sample: equally many under every name."""
+        free = isinstance(batch, torch.SymInt)
+        dims = [DimDynamic.DUCK if free else DimDynamic.STATIC, DimDynamic.DUCK]
         return self.mode.from_tensor(
-            torch.zeros(_MANY, dtype=torch.int64, device=device),
+            torch.zeros(int(batch.node.hint) if free else batch, _MANY, dtype=torch.int64, device=device),
             source=ConstantSource(name),
-            symbolic_context=StatelessSymbolicContext([DimDynamic.DUCK]),
+            symbolic_context=StatelessSymbolicContext(
+                [DimDynamic.DUCK if free else DimDynamic.STATIC, DimDynamic.DUCK]
+            ),
         )
 
 

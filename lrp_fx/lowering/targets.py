@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
 from lrp_fx.explain import Sweeper, Target
-from lrp_fx.explain.target import find_logits, last_positions
+from lrp_fx.explain.target import at_positions, find_logits, last_positions
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Served, fake_inputs
 from lrp_fx.lowering.trace import Values, attributes_of, per_input, with_target
@@ -52,7 +52,7 @@ class ManyTargets:
 
     Attributes:
         sweeper: what it was made from.
-        graph_module: (flat inputs, sample, position, class) -> (no outputs, sources, latents, chosen values).
+        graph_module: (flat inputs, positions, classes) -> (no outputs, sources, latents, chosen values).
         served: the sizes it serves.
     """
 
@@ -90,11 +90,9 @@ class ManyTargets:
         batch, device = sizes[0] or tensors[0].shape[0], tensors[0].device
         picks = torch.stack([_pick(t, sizes, batch, device) for t in targets])  # (T, 2, B)
         count = len(picks)
-        rows = torch.arange(batch, device=device).repeat(count)
         leaves = [v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in call.leaves]
         with torch.inference_mode(False), torch.enable_grad():
-            chosen_from = self.graph_module(*leaves, rows, picks[:, 0].reshape(-1), picks[:, 1].reshape(-1))
-            _, taps, held, chosen = chosen_from
+            _, taps, held, chosen = self.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
             if not chosen.requires_grad:
                 raise TargetError("the targets do not depend on any input that can carry relevance under these rules")
             read = [*taps, *(t for t in held if t.requires_grad)]
@@ -119,28 +117,28 @@ class ManyTargets:
         return Attributions(
             {name: torch.stack([r[name] for r in relevance]) for name in relevance[0]},
             latents,
-            chosen.detach().reshape(count, batch),
+            chosen.detach().T,
             plan.ruleset.name,
         )
 
 
-def _choose(output: Any, masks: Mapping[str, Tensor], sample: Tensor, position: Tensor, index: Tensor) -> Tensor:
+def _choose(output: Any, masks: Mapping[str, Tensor], position: Tensor, index: Tensor) -> Tensor:
+    """(B, T) values at (B, T) positions and classes."""
     logits = find_logits(output)
     if logits.dim() > 3:
         raise TargetError(f"many targets of an output of shape {tuple(logits.shape)}: explain them one by one")
+    if logits.dim() < 2:
+        return logits.reshape(-1, 1).expand_as(index)
     if logits.dim() == 3:
         last = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
-        logits = logits[sample, torch.where(position == _LAST, last[sample], position % logits.shape[1])]
-    elif logits.dim() == 2:
-        logits = logits[sample]
+        logits = at_positions(logits, torch.where(position == _LAST, last[:, None], position % logits.shape[1]))
     else:
-        return logits.reshape(-1)[sample]
-    largest = logits.detach().argmax(-1)
-    chosen = torch.where(index == _LARGEST, largest, index % logits.shape[1])
-    return logits[torch.arange(logits.shape[0], device=logits.device), chosen]
+        logits = logits[:, None].expand(-1, index.shape[1], -1)
+    chosen = torch.where(index == _LARGEST, logits.detach().argmax(-1), index % logits.shape[2])
+    return logits.gather(2, chosen[..., None]).squeeze(2)
 
 
-_FORM = Form("many", ("sample", "position", "index"), _choose)
+_FORM = Form("many", ("position", "index"), _choose)
 
 
 def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch.device) -> Tensor:
@@ -166,5 +164,5 @@ def _index(value: Any, limit: int | None, batch: int, device: torch.device) -> T
 
 
 def _one_per_target(count: int, batch: int, like: Tensor) -> Tensor:
-    """(T, T * B): cotangents that pick the values of one target each."""
-    return torch.eye(count, dtype=like.dtype, device=like.device).repeat_interleave(batch, dim=1)
+    """(T, B, T): cotangents that pick the values of one target each."""
+    return torch.eye(count, dtype=like.dtype, device=like.device)[:, None].expand(-1, batch, -1)

@@ -107,7 +107,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     flat = pytree.tree_leaves(outputs)
     logits = find_logits(pytree.tree_unflatten(flat, spec))
     if form.kind == "many":
-        extra = tuple(fakes.indices(name, logits.device) for name in form.names)
+        extra = tuple(fakes.indices(name, logits.shape[0] if logits.dim() else 1, logits.device) for name in form.names)
     else:
         with fakes.mode:
             extra = tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in form.names)

@@ -1,0 +1,81 @@
+"""The last attention is asked at explained positions only, whoever chooses them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from models import build
+
+import lrp_fx
+
+FUSED = torch.ops.aten.scaled_dot_product_attention.default
+ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: 0,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: 1,
+}
+MASK = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "largest": ("llama2", {}, {}),
+    "class": ("llama2", {}, {"target": 7}),
+    "position": ("llama2", {}, {"target": (3, 7)}),
+    "position from behind": ("llama2", {}, {"target": (-2, 7)}),
+    "kept by the model": ("llama2", {"logits_to_keep": 1}, {"target": 7}),
+    "some kept by the model": ("llama2", {"logits_to_keep": 3}, {"target": (0, 7)}),
+    "padded": ("llama2", {"attention_mask": MASK}, {"target": 7}),
+    "grouped queries": ("qwen2", {}, {"target": (3, 7)}),
+    "window": ("mistral", {}, {"target": (3, 7)}),
+    "bias by distance": ("flan-t5", {}, {"target": (2, 7)}),
+    "class token": ("vit", {}, {"target": 1}),
+    "pooled token": ("bert-classifier", {"attention_mask": MASK}, {"target": 1}),
+}
+
+
+def _queries(graph_module: torch.fx.GraphModule) -> list[str]:
+    """Number of queries of every attention, forward and backward."""
+    found = []
+    for node in graph_module.graph.nodes:
+        if node.target in ATTENTION:
+            found.append(str(node.args[ATTENTION[node.target]].meta["val"].shape[2]))
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_only_chosen_queries_are_asked(name: str) -> None:
+    which, extra, how = CASES[name]
+    model, inputs = build(which)
+    inputs = {**inputs, **extra}
+    xmodel = lrp_fx.convert(model, **inputs)
+    lowered = xmodel.lower(**inputs, **how)
+    queries = _queries(lowered.graph_module)
+    every = sum(n.target is FUSED for n in xmodel.graph_module.graph.nodes)
+    few = {"1"} if name != "some kept by the model" else {"3", "1"}
+    assert len(queries) == 2 * every  # nothing is computed twice
+    assert sum(q in few for q in queries) == 2  # the last attention, forward and backward
+    eager, fast = xmodel.explain(**inputs, **how), lowered(**inputs, **how)
+    for source, relevance in eager.relevance.items():
+        assert (fast.relevance[source] - relevance).abs().max() <= 1e-10 * relevance.abs().max()
+
+
+def test_other_sizes() -> None:
+    model, inputs = build("llama2")
+    xmodel = lrp_fx.convert(model, **inputs)
+    lowered = xmodel.lower(**inputs, target=(3, 7))
+    for batch, length in ((1, 4), (3, 11)):
+        ids = torch.randint(3, 99, (batch, length))
+        position = torch.arange(batch) % length
+        eager = xmodel.explain(input_ids=ids, target=(position, 5)).relevance["input_ids"]
+        fast = lowered(input_ids=ids, target=(position, 5)).relevance["input_ids"]
+        assert (fast - eager).abs().max() <= 1e-10 * eager.abs().max()
+
+
+def test_a_position_that_others_read_is_left() -> None:
+    model, inputs = build("llama2")
+    xmodel = lrp_fx.convert(model, **inputs)
+    at = "model.layers.1.self_attn"
+    lowered = xmodel.lower(**inputs, target=(3, 7), at=at)
+    assert "1" not in _queries(lowered.graph_module)
+    eager, fast = xmodel.explain(**inputs, target=(3, 7), at=at), lowered(**inputs, target=(3, 7))
+    for path, latent in eager.latents.items():
+        assert (fast.latents[path] - latent).abs().max() <= 1e-10 * latent.abs().max()
