@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.control import CarriedOut
+from lrp_fx.capture.offload import Offloaded
 
 aten = torch.ops.aten
 
@@ -142,13 +143,27 @@ def record(model: torch.nn.Module, call: Callable[..., Any], leaves: tuple[Any, 
         return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]
 
     with torch.no_grad(), _module_stacks(model, spans), preserve_node_meta():
-        traced = make_fx(
-            run, tracing_mode="real", pre_dispatch=True, record_stack_traces=True, _error_on_data_dependent_ops=False
-        )(*(leaves[place].clone() for place in places))
+        traced = _made(run, [leaves[place].clone() for place in places], model, record_stack_traces=True)
     for node, stack in _stacks(list(traced.graph.nodes), spans):
         node.meta["nn_module_stack"] = stack
     graph_module, shaped = _finish(model, traced, {n.name for n in reads.nodes}, leaves, places)
     return Recording(graph_module, found["spec"], tuple(found["leaves"]), shaped)
+
+
+def _made(run: Callable[..., Any], inputs: list[Tensor], model: torch.nn.Module, **options: Any) -> fx.GraphModule:
+    """The graph of ``run(*inputs)``. A weight without data of its own has to be an input while that is traced."""
+    weights = [w for w in (*model.parameters(), *model.buffers()) if isinstance(w, Offloaded)]
+    traced = make_fx(
+        lambda *tensors: run(*tensors[: len(inputs)]),
+        tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False, **options,
+    )(*inputs, *weights)  # fmt: skip
+    placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
+    for index, (node, weight) in enumerate(zip(placeholders[len(inputs) :], weights, strict=True)):
+        setattr(traced, f"_offloaded_{index}", weight)
+        with traced.graph.inserting_before(node):
+            node.replace_all_uses_with(traced.graph.get_attr(f"_offloaded_{index}"))
+        traced.graph.erase_node(node)
+    return traced
 
 
 def _stacks(
@@ -246,12 +261,7 @@ def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.Grap
 
     mode = FunctionalTensorMode(pre_dispatch=True, export=True)  # `export` keeps composite operators whole
     with torch.no_grad(), preserve_node_meta():
-        again = make_fx(
-            dispatch_functionalize(run, mode),
-            tracing_mode="real",
-            pre_dispatch=True,
-            _error_on_data_dependent_ops=False,
-        )(*(leaves[place].clone() for place in places))
+        again = _made(dispatch_functionalize(run, mode), [leaves[place].clone() for place in places], graph_module)
     return _with_names(
         again, dict(graph_module.named_parameters()) | dict(graph_module.named_buffers()), leaves, places
     )
