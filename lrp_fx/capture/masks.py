@@ -45,7 +45,7 @@ def shorten_masks(graph: fx.Graph) -> None:
 
 
 def _kind(mask: Node) -> str | None:
-    """"causal", "whole" (it hides nothing), or None for any other mask."""
+    """What a mask is: "causal", "whole" (it hides nothing), or None for any other."""
     shape = mask.meta["val"].shape
     if len(shape) < 2 or str(shape[-1]) != str(shape[-2]):
         return None

@@ -41,9 +41,7 @@ class Fakes:
         return self.mode.from_tensor(
             torch.zeros(int(batch.node.hint) if free else batch, _MANY, dtype=torch.int64, device=device),
             source=ConstantSource(name),
-            symbolic_context=StatelessSymbolicContext(
-                [DimDynamic.DUCK if free else DimDynamic.STATIC, DimDynamic.DUCK]
-            ),
+            symbolic_context=StatelessSymbolicContext(dims),
         )
 
 

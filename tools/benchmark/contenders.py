@@ -1,0 +1,153 @@
+"""What is measured: functions that return relevance, by name, and the yardsticks."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import lrp_fx
+from benchmark.cases import Case
+
+Run = Callable[[], Tensor | None]
+ORDER = ("forward", "gradient", "eager", "lowered", "compiled", "compiled forward")
+
+
+def forward(case: Case) -> Run:
+    """The model alone."""
+
+    def run() -> None:
+        with torch.no_grad():
+            case.model(**case.inputs)
+
+    return run
+
+
+def gradient(case: Case) -> Run:
+    """Input times gradient by plain autograd, of the largest logit, as everybody runs it today."""
+
+    def run() -> Tensor:
+        inputs = case.embedded()
+        case.logits(case.model(**inputs)).max(-1).values.sum().backward()
+        sources = [v for v in inputs.values() if isinstance(v, Tensor) and v.requires_grad]
+        return torch.cat([(v.detach() * v.grad).flatten() for v in sources if v.grad is not None])
+
+    return run
+
+
+def compiled_forward(case: Case) -> Run:
+    """The model alone, compiled: twice its time bounds what a forward and a backward can take."""
+    fast = torch.compile(case.model, dynamic=False)
+
+    def run() -> None:
+        with torch.no_grad():
+            fast(**case.inputs)
+
+    return run
+
+
+def autolrp(case: Case) -> Run:
+    """autoLRP's AttnLRP on the same embeddings."""
+    import autolrp as other
+
+    def run() -> Tensor:
+        inputs = case.embedded()
+        wrapped = {k: other.tensor(v.detach()) if _differentiable(v) else v for k, v in inputs.items()}
+        out = case.logits(case.model(**wrapped))
+        out[0, int(out[0].argmax())].lrp(config=other.LRPConfig.attnlrp())
+        return torch.cat([w.relevance.flatten() for w in wrapped.values() if isinstance(w, other.LRPTensor)])
+
+    return run
+
+
+def zennit(case: Case) -> Run:
+    """zennit's EpsilonPlus, batch normalization merged."""
+    _stand_in_for_torchvision()
+    from zennit.attribution import Gradient
+    from zennit.canonizers import SequentialMergeBatchNorm
+    from zennit.composites import EpsilonPlus
+
+    composite = EpsilonPlus(canonizers=[SequentialMergeBatchNorm()])
+    (image,) = case.inputs.values()
+
+    def run() -> Tensor:
+        with Gradient(model=_LogitsOnly(case.model), composite=composite) as attributor:
+            return attributor(image.clone(), lambda out: torch.eye(out.shape[1])[out.argmax(-1)] * out)[1]
+
+    return run
+
+
+def _stand_in_for_torchvision() -> None:
+    """zennit needs two class names of torchvision only, which has no build for every torch."""
+    if importlib.util.find_spec("torchvision") is None:
+        for name in ("torchvision", "torchvision.models", "torchvision.models.resnet"):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["torchvision.models.resnet"].__dict__.update(
+            Bottleneck=type("B", (), {}), BasicBlock=type("A", (), {})
+        )
+        sys.modules["torchvision.models"].__dict__["resnet"] = sys.modules["torchvision.models.resnet"]
+
+
+class _LogitsOnly(torch.nn.Module):
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model(image).logits
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+def lxt(case: Case) -> Run:
+    """LXT's efficient implementation: it patches transformers for good, so it comes in a process of its own."""
+    from lxt.efficient import monkey_patch
+
+    monkey_patch(sys.modules[type(case.model).__module__])
+    return gradient(case)
+
+
+class Explainers:
+    """Our own contenders for one case, and what it took to make them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.seconds: dict[str, float] = {}
+        self.xmodel = self._timed("convert", lambda: lrp_fx.convert(case.model, **case.inputs))
+
+    def _timed(self, name: str, make: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        made = make()
+        self.seconds[name] = time.perf_counter() - start
+        return made
+
+    def eager(self) -> Run:
+        """``explain``."""
+        return lambda: _all(self.xmodel.explain(**self.case.inputs))
+
+    def low(self) -> Run:
+        """``explain(memory="low")``."""
+        return lambda: _all(self.xmodel.explain(**self.case.inputs, memory="low"))
+
+    def lowered(self) -> Run:
+        """``lower``."""
+        graph = self._timed("lower", lambda: self.xmodel.lower(**self.case.inputs))
+        return lambda: _all(graph(**self.case.inputs))
+
+    def compiled(self) -> Run:
+        """``compile``: each kind of block once, where there are repeated blocks."""
+        graph = self.xmodel.compile(**self.case.inputs)
+        self._timed("compile", lambda: graph(**self.case.inputs))
+        return lambda: _all(graph(**self.case.inputs))
+
+
+def _all(found: lrp_fx.Attribution) -> Tensor:
+    return torch.cat([r.flatten() for r in found.relevance.values()])

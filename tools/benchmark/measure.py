@@ -1,0 +1,202 @@
+"""Measurements, one process each; every function returns what JSON can hold."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import lrp_fx
+from benchmark import contenders
+from benchmark.cases import llama, make
+from benchmark.contenders import Explainers, Run
+
+TARGETS = 16
+NEW_TOKENS, PROMPT = 64, 64
+
+
+def interleaved(runs: Mapping[str, Run], repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Median seconds of each, after one run of each to warm up; they take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            _synchronise(device)
+            start = time.perf_counter()
+            run()
+            _synchronise(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def times(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
+    """Every contender on one case."""
+    case = make(name, device, dtype)
+    ours = Explainers(case)
+    runs: dict[str, Run] = {
+        "forward": contenders.forward(case),
+        "gradient": contenders.gradient(case),
+        "eager": ours.eager(),
+        "lowered": ours.lowered(),
+        "compiled": ours.compiled(),
+        "compiled forward": contenders.compiled_forward(case),
+    }
+    refused = {}
+    others = {"autolrp": contenders.autolrp} | ({"zennit": contenders.zennit} if name == "resnet" else {})
+    for other, build in others.items():
+        try:
+            runs[other] = build(case)
+            runs[other]()
+        except Exception as error:  # what another tool cannot do is a result, too
+            runs.pop(other, None)
+            refused[other] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+    found: dict[str, Any] = {n: runs[n]() for n in ("eager", "lowered", "compiled")}
+    scale = found["eager"].abs().max()
+    apart = {n: float((found[n] - found["eager"]).abs().max() / scale) for n in ("lowered", "compiled")}
+    return {
+        "seconds": interleaved(runs, repeats, device), "made": ours.seconds, "refused": refused, "apart": apart
+    }  # fmt: skip
+
+
+def against_lxt(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
+    """LXT, in units of the plain gradient before its patches."""
+    case = make(name, device, dtype)
+    plain = interleaved({"gradient": contenders.gradient(case)}, repeats, device)["gradient"]
+    patched = interleaved({"lxt": contenders.lxt(case)}, repeats, device)["lxt"]
+    return {"ratio": patched / plain}
+
+
+def memory(name: str, device: str, dtype: str, contender: str) -> dict[str, Any]:
+    """Peak memory of one contender above what the process held before, in MiB."""
+    case = make(name, device, dtype)
+    if contender in ("forward", "gradient"):
+        run = getattr(contenders, contender)(case)
+    else:
+        run = getattr(Explainers(case), contender)()
+    run()  # warm: what is made once does not count
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        run()
+        return {"peak": (torch.cuda.max_memory_allocated() - held) / 2**20}
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+    held = _status("VmRSS")
+    run()
+    return {"peak": (_status("VmHWM") - held) / 1024}
+
+
+def _status(field: str) -> int:
+    (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(field)]
+    return int(line.split()[1])
+
+
+def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
+    """16 targets against one, and generated tokens against one forward and backward pass for each."""
+    case = make("llama-512", device, dtype)
+    inputs = {"input_ids": case.inputs["input_ids"]}
+    xmodel = lrp_fx.convert(case.model, **inputs)
+    last = inputs["input_ids"].shape[1] - 1
+    spread = [((last + 1) * (i + 1) // TARGETS - 1, 100 * i) for i in range(TARGETS)]
+    runs: dict[str, Callable[[], Any]] = {
+        "one": lambda: xmodel.explain(**inputs, target=(last, 5)),
+        "16 tokens at one position": lambda: xmodel.explain_targets(
+            **inputs, targets=[(last, 100 * i) for i in range(TARGETS)]
+        ),
+        "16 positions": lambda: xmodel.explain_targets(**inputs, targets=spread),
+    }
+    seconds = interleaved(runs, repeats, device)
+    prompt = inputs["input_ids"][:, :PROMPT]
+    xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS)
+
+    def one_by_one() -> None:
+        ids = case.model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
+        for end in range(PROMPT, ids.shape[1]):
+            embeds = case.model.get_input_embeddings()(ids[:, :end]).detach().requires_grad_()  # type: ignore[operator]
+            logits = case.model(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1]
+            logits[ids[0, end]].backward()
+
+    generation = interleaved(
+        {
+            "one by one": one_by_one,
+            "explain_generation": lambda: xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS),
+        },
+        3,
+        device,
+    )
+    return {"seconds": seconds | generation}
+
+
+def conversion() -> dict[str, Any]:
+    """Seconds to convert a 7B-shaped model without weights."""
+    with torch.device("meta"):
+        case = llama(32, 4096, 16)
+    start = time.perf_counter()
+    lrp_fx.convert(case.model, input_ids=torch.zeros(2, 16, dtype=torch.long, device="meta"))
+    return {"seconds": time.perf_counter() - start}
+
+
+def compile_depth(layers: int, per_block: bool) -> dict[str, Any]:
+    """Seconds of ``compile`` and its first call, of a model of so many layers; no cache of earlier processes."""
+    case = llama(layers, 256, 64, 1000)
+    xmodel = lrp_fx.convert(case.model, **case.inputs)
+    start = time.perf_counter()
+    lowered = xmodel.lower(**case.inputs)
+    lowering = time.perf_counter() - start
+    lowered.compile(per_block=per_block)(**case.inputs)
+    return {"lowering": lowering, "compiling": time.perf_counter() - start - lowering}
+
+
+def start(compiled: bool) -> dict[str, Any]:
+    """Seconds from ``convert`` to the first relevance of Llama 8 x 512; a second process finds the cache warm."""
+    case = make("llama-512", "cpu", "float32")
+    begin = time.perf_counter()
+    xmodel = lrp_fx.convert(case.model, **case.inputs)
+    converted = time.perf_counter() - begin
+    if compiled:
+        xmodel.compile(**case.inputs)(**case.inputs)
+    else:
+        xmodel.explain(**case.inputs)
+    return {"convert": converted, "total": time.perf_counter() - begin}
+
+
+def isolated(call: str, arguments: dict[str, Any], fresh: bool = False, cache: str | None = None) -> dict[str, Any]:
+    """Call a function of this module in a process of its own.
+
+    Args:
+        call: its name.
+        arguments: its arguments.
+        fresh: keep caches of compiled code from it.
+        cache: folder for lrp_fx's cache and that of compiled code.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        environment = dict(os.environ)
+        if cache is not None:
+            environment |= {"LRP_FX_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
+        elif fresh:
+            environment |= {"TORCHINDUCTOR_CACHE_DIR": empty}
+        code = (
+            "import json, sys, warnings; warnings.simplefilter('ignore')\n"
+            "from benchmark import measure\n"
+            "import transformers; transformers.logging.set_verbosity_error()\n"
+            f"print('\\n' + json.dumps(getattr(measure, {call!r})(**json.loads(sys.argv[1]))))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps(arguments)], capture_output=True, text=True, env=environment
+        )
+    if done.returncode:
+        raise RuntimeError(f"{call}({arguments}) failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,0 +1,180 @@
+"""docs/performance.md from what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from benchmark.cases import ABOUT, CASES, ON_GPU
+
+COLUMNS = ("forward", "gradient", "eager", "lowered", "compiled")
+COLOURS = {"eager": "#7f8fa6", "lowered": "#e0a458", "compiled": "#3b6ea5"}
+
+
+def write(results: Path, report: Path) -> None:
+    """The page, and a plot beside it."""
+    lines = ["# Performance", "", *_preamble()]
+    for device in ("cpu", "cuda"):
+        found = {p.stem: json.loads(p.read_text()) for p in sorted((results / device).glob("*.json"))}
+        if found:
+            lines += _device(device, found, report)
+    report.write_text("\n".join(lines) + "\n")
+
+
+def _preamble() -> list[str]:
+    return [
+        f"Written by `tools/bench` on {time.strftime('%Y-%m-%d')}: torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, Python {platform.python_version()}, {platform.machine()} "
+        f"({_processor()}), {os.cpu_count()} cores.",
+        "",
+        "One row is one process; in it the contenders take turns and the medians of seven are compared. *Gradient* is input x gradient by "
+        "plain eager autograd, weights without gradients. Every contender explains the largest logit at the last position; language models "
+        "compute that position's logits alone, on all sides. *Bound* is twice the compiled forward pass.",
+        "",
+    ]
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def _device(device: str, found: dict[str, Any], report: Path) -> list[str]:
+    names = list(ON_GPU if device == "cuda" else CASES)
+    rows = {k: found[f"times_{k}"] for k in _rows(names) if f"times_{k}" in found}
+    lines = [f"## {'GPU' if device == 'cuda' else 'CPU'}", ""]
+    if rows:
+        lines += _times(rows) + _plot(rows, device, report)
+    lines += _memory(found, names) + _many(found) + _preparation(rows, found)
+    return lines
+
+
+def _rows(names: list[str]) -> list[str]:
+    return [f"{n}_{d}" for d in ("float32", "bfloat16") for n in names]
+
+
+def _title(row: str) -> str:
+    name, dtype = row.rsplit("_", 1)
+    return ABOUT[name] + ("" if dtype == "float32" else f", {dtype}")
+
+
+def _times(rows: dict[str, Any]) -> list[str]:
+    lines = [
+        "### Time of one explanation",
+        "",
+        "Milliseconds; in brackets, in units of the gradient.",
+        "",
+        "| model | forward | gradient | `explain` | `lower` | `compile` | compiled, of the bound | autoLRP | zennit |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row, found in rows.items():
+        s = found["seconds"]
+        cells = [f"{1e3 * s[c]:.0f}" + (f" ({s[c] / s['gradient']:.2f})" if c != "gradient" else "") for c in COLUMNS]
+        cells.append(f"{s['compiled'] / (2 * s['compiled forward']):.2f}")
+        cells += [f"{1e3 * s[o]:.0f} ({s[o] / s['gradient']:.2f})" if o in s else "-" for o in ("autolrp", "zennit")]
+        lines.append(f"| {_title(row)} | " + " | ".join(cells) + " |")
+    apart = max(max(found["apart"].values()) for row, found in rows.items() if row.endswith("float32"))
+    lines += ["", f"Largest difference of lowered or compiled to eager relevance, float32: {apart:.0e} of the largest."]
+    refused = {other: why for found in rows.values() for other, why in found["refused"].items()}
+    lines += [f"A dash: {other} does not explain it (`{why}`)." for other, why in refused.items()]
+    return [*lines, ""]
+
+
+def _plot(rows: dict[str, Any], device: str, report: Path) -> list[str]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        values = [f["seconds"][name] / f["seconds"]["gradient"] for f in rows.values()]
+        axes.barh([y + (1 - i) * 0.25 for y in range(len(rows))], values, 0.24, color=colour, label=name)
+    bounds = [2 * f["seconds"]["compiled forward"] / f["seconds"]["gradient"] for f in rows.values()]
+    axes.plot(bounds, range(len(rows)), "|", color="black", markersize=22, label="bound")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [_title(r) for r in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("time of one explanation, in units of the plain gradient")
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
+    axes.spines[["top", "right"]].set_visible(False)
+    path = report.with_name(f"performance-{device}.svg")
+    figure.savefig(path, metadata={"Date": None})
+    return [f"![time by model]({path.name})", ""]
+
+
+def _memory(found: dict[str, Any], names: list[str]) -> list[str]:
+    kinds = ("gradient", "eager", "low", "lowered", "compiled")
+    table = {n: {k: found.get(f"memory_{n}_{k}", {}).get("peak") for k in kinds} for n in [*names, "llama-32x512"]}
+    table = {n: row for n, row in table.items() if any(v is not None for v in row.values())}
+    if not table:
+        return []
+    lines = [
+        "### Peak memory",
+        "",
+        "MiB above what the process holds between explanations, a fresh process each; in brackets, of the gradient's.",
+        "",
+        '| model | gradient | `explain` | `memory="low"` | `lower` | `compile` |',
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name, row in table.items():
+        base = row["gradient"]
+        cells = ["-" if v is None else f"{v:.0f}" + (f" ({v / base:.2f})" if base and k != "gradient" else "") for k, v in row.items()]  # fmt: skip
+        title = ABOUT.get(name, "Llama-like, 32 x 512, 2048 tokens")
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    short, long = table.get("llama-2048"), table.get("llama-4096")
+    if short and long:
+        grown = [f"{k} {long[k] / short[k]:.2f}" for k in kinds if short.get(k) and long.get(k)]
+        lines += ["", f"From 2048 to 4096 tokens memory grows by: {', '.join(grown)}."]
+    return [*lines, ""]
+
+
+def _many(found: dict[str, Any]) -> list[str]:
+    if "many" not in found:
+        return []
+    s = found["many"]["seconds"]
+    one, apart, ours = s["one"], s["one by one"], s["explain_generation"]
+    lines = ["### Many targets", "", "Llama-like, 8 x 512, 512 tokens; in units of one `explain`.", ""]
+    lines += [f"- {name}: {s[name]:.2f} s, {s[name] / one:.1f} x." for name in s if name.startswith("16")]
+    lines += [
+        f"- 64 generated tokens after a prompt of 64: `explain_generation` {ours:.2f} s; generating, and one forward and backward pass for "
+        f"each token, {apart:.2f} s: {apart / ours:.1f} x as long.",
+        "",
+    ]
+    return lines
+
+
+def _preparation(rows: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    lines = ["### Preparation", ""]
+    if rows:
+        lines += ["| model | convert, s | lower, s | compile, s |", "|---|--:|--:|--:|"]
+        for row, result in rows.items():
+            made = result["made"]
+            cells = [f"{made[k]:.1f}" if k in made else "-" for k in ("convert", "lower", "compile")]
+            lines.append(f"| {_title(row)} | " + " | ".join(cells) + " |")
+        lines.append("")
+    if "conversion" in found:
+        lines += [f"- A 7B-shaped Llama (32 x 4096, on meta): converted in {found['conversion']['seconds']:.1f} s."]
+    for per_block, title in ((False, "`compile()`"), (True, "`compile(per_block=True)`")):
+        few, lots = (found.get(f"compile_{n}_{per_block}") for n in (8, 32))
+        if few and lots:
+            ratio = lots["compiling"] / few["compiling"]
+            lines.append(
+                f"- {title} without any cache, of 8 and 32 layers 256 wide: {few['compiling']:.0f} s and {lots['compiling']:.0f} s "
+                f"({ratio:.2f} x), after lowering in {few['lowering']:.0f} s and {lots['lowering']:.0f} s."
+            )
+    if "start" in found:
+        lines += [
+            f"- {name}: convert {s['convert']:.1f} s, first relevance after {s['total']:.1f} s (8 x 512, with LRP_FX_CACHE)."
+            for name, s in found["start"].items()
+        ]
+    return [*lines, ""]
