@@ -8,9 +8,9 @@ from functools import cached_property
 from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import Call, Captured
 from lrp_fx.capture.attention import write_out_attention
-from lrp_fx.explain import Sweeper
+from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
-from lrp_fx.lowering import ManyTargets, low_memory
+from lrp_fx.lowering import Lowered, ManyTargets, low_memory
 from lrp_fx.plan import make_plan
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.ruleset import RuleSet
@@ -28,6 +28,7 @@ class Conversion:
         sweepers: by rule set and latents.
         sparing: the same, for low memory.
         many: the same, for many targets.
+        compiled: the same, compiled graphs without a condition, the latest first.
     """
 
     captured: Captured
@@ -37,6 +38,7 @@ class Conversion:
     sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
     sparing: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
     many: dict[tuple[str, tuple[str, ...]], ManyTargets] = field(default_factory=dict)
+    compiled: dict[tuple[str, tuple[str, ...]], list[Lowered]] = field(default_factory=dict)
 
     def under(self, ruleset: RuleSet) -> Rewritten:
         """The graph rewritten under ``ruleset``."""
@@ -58,7 +60,7 @@ class Conversion:
     def forget(self, key: str) -> None:
         """Drop what was made for a rule set's key."""
         self.rewritten.pop(key, None)
-        for made in (self.sweepers, self.sparing, self.many):
+        for made in (self.sweepers, self.sparing, self.many, self.compiled):
             for tapped in [k for k in made if k[0] == key]:
                 del made[tapped]  # type: ignore[attr-defined]
         if "written_out" in self.__dict__:
@@ -83,3 +85,8 @@ class Conversion:
         if key not in self.many:
             self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), self.example)
         return self.many[key]
+
+    def faster(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> Lowered | None:
+        """A compiled graph that explains this call for this target, if one was made."""
+        known = self.compiled.get((ruleset.key, at), ())
+        return next((graph for graph in known if graph.serves(call, target)), None)

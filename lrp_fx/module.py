@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -15,13 +15,16 @@ from lrp_fx.analysis import analyse
 from lrp_fx.capture import ROUTES, Call, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
 from lrp_fx.conversion import Conversion
-from lrp_fx.errors import CaptureError, InputError, locate
+from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
 from lrp_fx.explain import Attribution, Condition, Target
 from lrp_fx.lowering import Attributions, Generation, Lowered, generate, lower
 from lrp_fx.optable import OpTable
 from lrp_fx.report import Report, make_report
 from lrp_fx.ruleset import RuleSet
 from lrp_fx.verify import Verification, verify
+
+if TYPE_CHECKING:
+    from lrp_fx.lowering.pipeline import Pipeline
 
 _NOTHING = "nothing is captured yet: give convert() example inputs, or call the module once"
 
@@ -150,9 +153,8 @@ class ExplainableModule(torch.nn.Module):
         """
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         conversion, call = self._conversion(args, kwargs)
-        places = (at,) if isinstance(at, str) else tuple(at)
         with self._named_failures(conversion, call):
-            return conversion.many_targets(ruleset, places).explain(call, targets, chunk)
+            return conversion.many_targets(ruleset, _places(at)).explain(call, targets, chunk)
 
     def explain_generation(
         self,
@@ -195,11 +197,16 @@ class ExplainableModule(torch.nn.Module):
     ) -> list[Attribution]:
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         conversion, call = self._conversion(args, kwargs)
-        places = dict.fromkeys(((at,) if isinstance(at, str) else tuple(at)) + tuple(p for c in conditions for p in c))
+        places = _places(at, *conditions)
+        fast = None
+        if not sparing and not any(conditions):
+            fast = conversion.faster(ruleset, places, call, target)
         tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
-        sweeper = tapped(ruleset, tuple(places))
         with self._named_failures(conversion, call):
-            return sweeper.explain_under(call, target, conditions)
+            if fast is not None:
+                with contextlib.suppress(NumericalError):  # the sweep below says where it begins
+                    return [fast.explain(call, target) for _ in conditions]
+            return tapped(ruleset, places).explain_under(call, target, conditions)
 
     def forget(self, rules: RuleSource) -> None:
         """Drop the graphs that were made for a rule set, where many are tried."""
@@ -243,8 +250,7 @@ class ExplainableModule(torch.nn.Module):
             conversion, call = self._conversion(args, kwargs)
         else:
             conversion, call = self._current, self._current.example
-        places = dict.fromkeys((*((at,) if isinstance(at, str) else at), *(condition or ())))
-        sweeper = conversion.sweeper(ruleset, tuple(places))
+        sweeper = conversion.sweeper(ruleset, _places(at, condition or {}))
         read = functools.partial(read_call, self.model)
         return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
 
@@ -253,9 +259,14 @@ class ExplainableModule(torch.nn.Module):
     ) -> Lowered:
         """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's.
 
+        From now on :meth:`explain` uses it for every call that it serves: the same form of target, rule set and ``at``.
         With ``per_block`` each kind of repeated block is compiled once: what it costs does not grow with depth.
         """
-        return self.lower(*args, **kwargs).compile(mode, per_block=per_block)
+        graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
+        if not graph.condition:
+            ruleset = RuleSet.load(kwargs.get("rules") or self.ruleset)
+            self._current.compiled.setdefault((ruleset.key, _places(kwargs.get("at", ()))), []).insert(0, graph)
+        return graph
 
     def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """:meth:`lower`, saved with its weights; :func:`lrp_fx.load` reads it, without the model's class."""
@@ -268,6 +279,20 @@ class ExplainableModule(torch.nn.Module):
     def to_onnx(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """:meth:`lower`, as an ONNX model (needs the extra "onnx")."""
         self.lower(*args, **kwargs).to_onnx(path)
+
+    def pipeline(
+        self, *args: Any, group: Any = None, at: str | Iterable[str] = (), rules: RuleSource | None = None, **kwargs: Any
+    ) -> Pipeline:
+        """This process's stage of the model, to explain with the other processes of a ``torch.distributed`` group.
+
+        Every process calls this alike, with example inputs or none, as :meth:`lower`; then ``explain`` of what it gives.
+        """
+        from lrp_fx.lowering.pipeline import Pipeline
+
+        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        conversion = self._conversion(args, kwargs)[0] if args or kwargs else self._current
+        sweeper = conversion.sweeper(ruleset, (at,) if isinstance(at, str) else tuple(at))
+        return Pipeline.build(sweeper, group, functools.partial(read_call, self.model))
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
@@ -319,6 +344,12 @@ class ExplainableModule(torch.nn.Module):
         """Rule set and number of captures."""
         captures = sum(len(c) for c in self._conversions.values())
         return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={captures}"
+
+
+def _places(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
+    """Names inside the model that an explanation needs: what it is asked for, and where it is cut."""
+    asked = (at,) if isinstance(at, str) else tuple(at)
+    return tuple(dict.fromkeys((*asked, *(path for condition in conditions for path in condition))))
 
 
 def _weights_key(model: torch.nn.Module) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Lowered graphs: the relevance of the eager sweep, from one functional graph, at sizes it was not traced with."""
 
+import dataclasses
 import functools
 
 import pytest
@@ -8,7 +9,7 @@ import transformers as tf
 from models import TEXT, build, ids
 
 import lrp_fx
-from lrp_fx.errors import InputError, TargetError
+from lrp_fx.errors import InputError, NumericalError, TargetError
 
 FAMILIES = ["llama2", "mixtral", "flan-t5", "bert", "vit", "resnet"]
 
@@ -193,3 +194,39 @@ def test_wrong_targets_are_named():
     for target in (100, torch.tensor([1, 2, 3]), (1, 2), lrp_fx.Contrast(1, 2)):
         with pytest.raises(TargetError):
             lowered(**inputs, target=target)
+
+
+def test_explain_uses_what_was_compiled() -> None:
+    """Calls that a compiled graph serves are explained by it; all others, and what it does not return, eagerly."""
+    model, inputs = build("llama2")
+    plain, xmodel = (lrp_fx.convert(model, **inputs) for _ in range(2))
+    graph = xmodel.lower(**inputs, target=7)
+    calls: list[int] = []
+
+    def counted(*tensors):
+        calls.append(1)
+        return graph.graph_module(*tensors)
+
+    xmodel._current.compiled[xmodel.ruleset.key, ()] = [dataclasses.replace(graph, runner=counted)]
+    other = {"input_ids": torch.randint(3, 99, (3, 9))}
+    found, expected = xmodel.explain(**other, target=5), plain.explain(**other, target=5)
+    assert len(calls) == 1
+    assert torch.allclose(found.relevance["input_ids"], expected.relevance["input_ids"], atol=1e-12)
+    assert torch.allclose(found.output.logits, expected.output.logits, atol=1e-12)
+    assert found.ledger.entries[0].amount == pytest.approx(expected.ledger.entries[0].amount)
+    assert {k: v.shape for k, v in found.sources.items()} == {k: v.shape for k, v in expected.sources.items()}
+    for how in ({}, {"target": (3, 7)}, {"target": 5, "rules": "cp_lrp"}, {"target": 5, "at": "*.mlp"}):
+        xmodel.explain(**other, **how)
+    xmodel.explain(**other, target=5, condition={"model.layers.0.mlp": [1]})
+    assert len(calls) == 1
+
+
+def test_a_bad_number_in_a_compiled_graph_is_named_by_the_sweep() -> None:
+    model, inputs = build("llama2")
+    xmodel = lrp_fx.convert(model, **inputs)
+    graph = xmodel.lower(**inputs, target=7)
+    xmodel._current.compiled[xmodel.ruleset.key, ()] = [graph]
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(NumericalError, match="first at"):
+        xmodel.explain(**inputs, target=7)

@@ -12,6 +12,13 @@ from torch import Tensor
 from lrp_fx.explain.ledger import Ledger
 
 
+@dataclass(frozen=True)
+class Later:
+    """A part of an attribution that is computed when it is asked for."""
+
+    make: Callable[[], Any]
+
+
 @dataclass
 class Attribution:
     """Relevance of one target per sample.
@@ -20,17 +27,22 @@ class Attribution:
         relevance: input name -> relevance. Token ids: (B, S), summed over features; floating inputs: their own shape.
         latents: module path -> relevance of that module's output, in its shape (what ``at=`` asked for).
         target: (B,) the explained values.
-        output: the model's output, of its own type, detached.
         ruleset: name of the rule set.
     """
 
     relevance: dict[str, Tensor]
     latents: dict[str, Tensor]
     target: Tensor
-    output: Any
+    _output: Any = field(repr=False)
     ruleset: str
-    _inputs: dict[str, Tensor] = field(repr=False)
+    _inputs: dict[str, Tensor] | Later = field(repr=False)
     _account: Callable[[], Ledger] = field(repr=False)
+
+    @cached_property
+    def output(self) -> Any:
+        """The model's output, of its own type, detached. Where a compiled graph that does not compute it explained,
+        a second sweep on the same inputs and weights does."""
+        return _now(self._output)
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -41,7 +53,7 @@ class Attribution:
     def sources(self) -> dict[str, Tensor]:
         """Every tensor that relevance was collected at, by name, elementwise: embeddings of the inputs, then the
         position, type, class-token and latent parameters that join on the way (from the ledger)."""
-        collected = dict(self._inputs)
+        collected = dict(_now(self._inputs))
         for entry in self.ledger.entries:
             if entry.category == "source" and entry.relevance is not None:
                 held = collected.get(entry.name)
@@ -53,3 +65,7 @@ class Attribution:
     def __repr__(self) -> str:
         shapes = {name: tuple(r.shape) for name, r in self.relevance.items()}
         return f"Attribution(relevance={shapes}, target={self.target.tolist()}, rules={self.ruleset!r})"
+
+
+def _now(value: Any) -> Any:
+    return value.make() if isinstance(value, Later) else value

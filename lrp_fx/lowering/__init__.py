@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
+from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.lowering import ship
 from lrp_fx.lowering.clean import finished
@@ -88,7 +90,18 @@ class Lowered:
             TargetError: for a target of another form, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
-        call = self.read(args, kwargs)
+        return self.explain(self.read(args, kwargs), target)
+
+    def serves(self, call: Call, target: Target) -> bool:
+        """Whether it can explain this call for this target."""
+        if self.form.kind == "callable" and target is not self.target:
+            return False
+        given = form_of(target)
+        same = (given.kind, given.names) == (self.form.kind, self.form.names)
+        return same and self.served.mismatch(list(call.tensors.values())) is None
+
+    def explain(self, call: Call, target: Target = None) -> Attribution:
+        """Explain one call, as :meth:`__call__` does."""
         tensors = list(call.tensors.values())
         if (reason := self.served.mismatch(tensors)) is not None:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
@@ -165,20 +178,21 @@ class Lowered:
 
     def _attribution(self, call: Call, found: dict[str, Any], target: Target) -> Attribution:
         sweeper = self.sweeper
-        output = None
-        if found["output"]:
-            output = pytree.tree_unflatten(found["output"], sweeper.captured.out_spec)
 
+        @functools.cache
         def eager() -> Attribution:
             return sweeper.explain_under(call, target, [self.condition])[0]
 
+        output: Any = Later(lambda: eager().output)
+        if found["output"]:
+            output = pytree.tree_unflatten(found["output"], sweeper.captured.out_spec)
         return Attribution(
             found["relevance"],
             found["latents"],
             found["target"],
             output,
             sweeper.rewritten.plan.ruleset.name,
-            dict(found["relevance"]),
+            Later(lambda: eager()._inputs),
             lambda: eager().ledger,
         )
 
