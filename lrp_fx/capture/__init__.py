@@ -11,7 +11,7 @@ from torch.export._unlift import _get_codegen
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture import normalise
+from lrp_fx.capture import normalise, store
 from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.captured import Captured, Decisions
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
@@ -38,7 +38,8 @@ def capture(
 
     Either by non-strict pre-dispatch export, with every tensor dimension left free where the model allows it, or by
     recording a run (``lrp_fx.capture.trace``). The model runs in evaluation mode with caches off for the duration;
-    parameters and buffers are shared, never copied.
+    parameters and buffers are shared, never copied. What ``LRP_FX_CACHE`` keeps of an earlier process is taken instead
+    (``lrp_fx.capture.store``).
 
     Args:
         route: "export", "trace", or "auto": trace what export refuses.
@@ -46,9 +47,21 @@ def capture(
     Raises:
         CaptureError: when neither can; the message carries the reasons.
     """
+    call, kwargs = read_call(model, args, kwargs), dict(sorted(kwargs.items()))
+    place = None if route == "trace" else store.entry(model, call, "capture", dynamic, route)
+    if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
+        return known
+    captured = _anew(model, call, args, kwargs, dynamic, route)
+    if place is not None:
+        store.keep(place, captured, model)
+    return captured
+
+
+def _anew(
+    model: torch.nn.Module, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, route: str
+) -> Captured:
     start = time.perf_counter()
-    call = read_call(model, args, kwargs)
-    model, kwargs = without_hooks(model), dict(sorted(kwargs.items()))
+    model = without_hooks(model)
     if route == "trace":
         return _by_trace(model, call, args, kwargs, start)
     try:

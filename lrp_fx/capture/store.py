@@ -1,0 +1,184 @@
+"""Captures kept on disk: the second process that explains the same model starts without capture.
+
+``LRP_FX_CACHE`` names the folder; without it nothing is written or read. A file holds the graph as plain data and the
+tensors that are in no parameter or buffer of the model, under a name made of the model's fingerprint. Weights are never
+written: the graph that is read looks them up in the model by name. Files are read by ``torch.load(weights_only=True)``
+and :mod:`lrp_fx.capture.serial`, which run no code; but a graph somebody else wrote computes what they like, so the
+folder should be one that only its user can write to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import operator
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export._unlift import _get_codegen
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture.agreement import TOLERANCE, disagreement
+from lrp_fx.capture.captured import Captured
+from lrp_fx.capture.fingerprint import Unkeyable, fingerprint
+from lrp_fx.capture.serial import Reader, Unstorable, Writer
+from lrp_fx.capture.signature import Call, Shapes
+
+VARIABLE = "LRP_FX_CACHE"
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where the captures of one model and kind of call are kept: one file per set of sizes.
+
+    Attributes:
+        folder: the user's cache.
+        key: fingerprint of model, call and options.
+    """
+
+    folder: Path
+    key: str
+
+    def documents(self) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        """Every readable file of this entry: its plain data and its tensors. What cannot be read is passed over."""
+        for path in sorted(self.folder.glob(f"{self.key}.*.pt")):
+            try:
+                held = torch.load(path, weights_only=True)
+                if held["format"] == _FORMAT:
+                    yield json.loads(held["document"]), held["tensors"]
+            except Exception:  # damaged or foreign in one of many ways: it is a cache, so it is as if it were not there
+                continue
+
+    def write(self, document: Any, tensors: Mapping[str, Tensor], variant: Any) -> None:
+        """Write one file, whole or not at all; a folder that cannot be written to is a warning."""
+        name = f"{self.key}.{hashlib.sha256(repr(variant).encode()).hexdigest()[:12]}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
+                try:
+                    torch.save({"format": _FORMAT, "document": json.dumps(document), "tensors": dict(tensors)}, file)
+                    file.close()
+                    os.replace(file.name, self.folder / name)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except (OSError, RuntimeError) as error:
+            warnings.warn(f"{VARIABLE}: nothing is kept in {str(self.folder)!r}: {error}", stacklevel=2)
+
+
+def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
+    """Where captures of this call are kept; None without a folder, or for a model that has no fingerprint."""
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        return None
+    try:
+        return Entry(Path(folder).expanduser(), fingerprint(model, call, *options))
+    except Unkeyable as reason:
+        warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
+        return None
+
+
+def write_graph(graph_module: fx.GraphModule, model: nn.Module, writer: Writer) -> tuple[Any, dict[str, Tensor]]:
+    """The plain form of a graph, and its tensors that are none of the model's.
+
+    Raises:
+        Unstorable: where something has no plain form.
+    """
+    named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+    by_id = {id(tensor): name for name, tensor in named.items()}
+    names: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        path = str(node.target)
+        value = operator.attrgetter(path)(graph_module)
+        if not isinstance(value, Tensor):
+            raise Unstorable(f"{path}, a {type(value).__name__}")
+        if id(value) in by_id:
+            names[path] = by_id[id(value)]
+        elif path in named and _one(value, named[path]):
+            names[path] = path
+        elif type(value) is Tensor and value.layout is torch.strided and value.grad_fn is None:
+            tensors[path] = value
+        else:
+            raise Unstorable(f"{path}, a {type(value).__name__}")
+    return {"nodes": writer.graph(graph_module.graph), "names": names}, tensors
+
+
+def _one(value: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one: the same memory, read in the same way."""
+    same = (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
+    if isinstance(value, FakeTensor) or value.device != other.device:
+        return False
+    return same and value.data_ptr() == other.data_ptr() and not value.is_meta
+
+
+def read_graph(plain: Any, tensors: Mapping[str, Tensor], model: nn.Module, reader: Reader) -> fx.GraphModule:
+    """The graph that :func:`write_graph` wrote, with the tensors of the model at hand."""
+    held = {path: operator.attrgetter(own)(model) for path, own in plain["names"].items()} | dict(tensors)
+    return fx.GraphModule(held, reader.graph(plain["nodes"]), class_name="CapturedModule")
+
+
+def keep(place: Entry, captured: Captured, model: nn.Module) -> None:
+    """Write a capture; a recorded run, and a graph without a plain form, stay where they are."""
+    if captured.route != "export":
+        return
+    writer = Writer()
+    codegen: Any = captured.graph_module.graph._codegen
+    try:
+        graph, tensors = write_graph(captured.graph_module, model, writer)
+        document = {
+            "graph": graph,
+            "symbols": writer.symbols(),
+            "table": writer.table,
+            "arguments": codegen.pytree_info.orig_args,
+            "inputs": str(codegen.pytree_info.in_spec),
+            "outputs": pytree.treespec_dumps(captured.out_spec),
+            "names": captured.names,
+            "dims": captured.shapes.dims,
+            "limits": captured.shapes.limits,
+            "reasons": [[*place, reason] for place, reason in captured.shapes.reasons.items()],
+        }
+    except (Unstorable, NotImplementedError) as reason:
+        warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
+        return
+    place.write(document, tensors, captured.shapes.dims)
+
+
+def held(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> Captured | None:
+    """A kept capture that serves this call, and computes what the model does: no fingerprint sees all of Python."""
+    start = time.perf_counter()
+    for document, tensors in place.documents():
+        try:
+            captured = _captured(document, tensors, model, pytree.tree_structure((args, kwargs)))
+            fits = captured.names == call.names and captured.serves(call.leaves)
+            if fits and disagreement(model, captured.graph_module, args, kwargs) <= TOLERANCE:
+                return dataclasses.replace(captured, seconds=time.perf_counter() - start)
+        except Exception:  # as for a file that cannot be read
+            continue
+    return None
+
+
+def _captured(document: Any, tensors: Mapping[str, Tensor], model: nn.Module, in_spec: pytree.TreeSpec) -> Captured:
+    if str(in_spec) != document["inputs"]:
+        raise ValueError("captured for a call of another structure")
+    out_spec = pytree.treespec_loads(document["outputs"])
+    reader = Reader(document["table"], document["symbols"])
+    graph_module = read_graph(document["graph"], tensors, model, reader)
+    graph_module.graph._codegen = _get_codegen(in_spec, out_spec, document["arguments"])
+    graph_module.recompile()
+    limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
+    reasons = {(name, axis): reason for name, axis, reason in document["reasons"]}
+    shapes = Shapes(tuple(tuple(d) for d in document["dims"]), limits, reasons)
+    return Captured(graph_module, tuple(document["names"]), out_spec, shapes, 0.0)

@@ -1,0 +1,73 @@
+"""From the call of convert to the first relevance in fresh processes, without and with LRP_FX_CACHE."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from statistics import median
+
+
+def measured(layers: int) -> dict[str, float]:
+    """Seconds of imports, of convert and of the first explanation in this process."""
+    start = time.perf_counter()
+    import torch
+    import transformers
+
+    import lrp_fx
+
+    imported = time.perf_counter()
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        hidden_size=512, intermediate_size=1408, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=4,
+        vocab_size=8000,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    ids = torch.randint(3, 7999, (1, 64))
+    ready = time.perf_counter()
+    xmodel = lrp_fx.convert(model, input_ids=ids)
+    converted = time.perf_counter()
+    xmodel.explain(input_ids=ids)
+    end = time.perf_counter()
+    return {
+        "imports": imported - start,
+        "convert": converted - ready,
+        "explain": end - converted,
+        "both": end - ready,
+        "with imports": end - ready + imported - start,
+    }
+
+
+def in_fresh_process(layers: int, folder: str) -> dict[str, float]:
+    """What a new process measures with this cache folder ("" for none)."""
+    command = [sys.executable, "-W", "ignore", __file__, "--layers", str(layers), "--child"]
+    environment = dict(os.environ, LRP_FX_CACHE=folder)
+    return json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    """Print one row without a cache and one from cache hits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--child", action="store_true")
+    asked = parser.parse_args()
+    if asked.child:
+        print(json.dumps(measured(asked.layers)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        in_fresh_process(asked.layers, folder)
+        rows: dict[str, list[dict[str, float]]] = {"captured": [], "from the cache": []}
+        for _ in range(asked.runs):
+            rows["captured"].append(in_fresh_process(asked.layers, ""))
+            rows["from the cache"].append(in_fresh_process(asked.layers, folder))
+    for name, found in rows.items():
+        print(name, {k: round(median(row[k] for row in found), 2) for k in found[0]})
+
+
+if __name__ == "__main__":
+    main()
