@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import statistics
@@ -93,6 +94,7 @@ def memory(name: str, device: str, dtype: str, contender: str) -> dict[str, Any]
         held = torch.cuda.memory_allocated()
         run()
         return {"peak": (torch.cuda.max_memory_allocated() - held) / 2**20}
+    gc.collect()  # (isolated() lets freed memory go back to the system at once)
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
     held = _status("VmRSS")
     run()
@@ -183,7 +185,7 @@ def isolated(call: str, arguments: dict[str, Any], fresh: bool = False, cache: s
         cache: folder for lrp_fx's cache and that of compiled code.
     """
     with tempfile.TemporaryDirectory() as empty:
-        environment = dict(os.environ)
+        environment = dict(os.environ) | {"MALLOC_MMAP_THRESHOLD_": "131072"} if call == "memory" else dict(os.environ)
         if cache is not None:
             environment |= {"LRP_FX_CACHE": cache, "TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor"}
         elif fresh:
