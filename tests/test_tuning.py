@@ -8,7 +8,8 @@ from torch import nn
 import lrp_fx
 from lrp_fx.errors import InputError, RuleSetError
 from lrp_fx.evaluate import Patches, Task, Tokens
-from lrp_fx.tuning import find_space
+from lrp_fx.ruleset import Rule
+from lrp_fx.tuning import Group, Space, find_space
 
 
 def picture_task():
@@ -29,6 +30,24 @@ def test_the_space_is_read_from_the_model():
     assert "model.layers.0.self_attn.q_proj" in space.groups[0].paths
     assert "model.layers.1.mlp.down_proj" in space.groups[3].paths
     assert set(space.roles) == {"softmax", "gate", "bilinear", "nonlinearity", "normalization"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("alpha-beta", {"alpha": 1.5, "beta": 0.5, "epsilon": 0.01}),
+        ("generalised-gamma", {"gamma": 3.0, "epsilon": 0.01}),
+        ("z-plus", {"epsilon": 0.01}),
+    ],
+)
+def test_a_point_of_the_space_is_a_rule_set(kind, expected):
+    space = Space((Group(("dense", "linear"), 0, ("fc",)),), ())
+    point = {"dense/0": kind, "dense/0 beta": 0.5, "dense/0 gamma": 3.0, "dense/0 epsilon": 0.01}
+    found = space.document(lrp_fx.RuleSet.load("attnlrp"), point, "point")
+    assert found.rule(("dense", "linear"), "fc", "") == Rule(kind, expected)
+    assert space.point(found) == {"dense/0 beta": 1.0, "dense/0 gamma": 0.25} | {
+        k: v for k, v in point.items() if k in ("dense/0", "dense/0 epsilon") or k.split()[-1] in expected
+    }
 
 
 @pytest.fixture(scope="module")
