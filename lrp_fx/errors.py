@@ -39,6 +39,10 @@ class LatentError(LrpError, KeyError):
         return str(self.args[0])
 
 
+class WeightError(LrpError, ValueError):
+    """A checkpoint does not have the weights that a saved graph refers to."""
+
+
 class NumericalError(LrpError, ArithmeticError):
     """A forward value or a relevance is NaN or infinite."""
 

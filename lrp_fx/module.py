@@ -268,9 +268,9 @@ class ExplainableModule(torch.nn.Module):
             self._current.compiled.setdefault((ruleset.key, _places(kwargs.get("at", ()))), []).insert(0, graph)
         return graph
 
-    def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        """:meth:`lower`, saved with its weights; :func:`lrp_fx.load` reads it, without the model's class."""
-        self.lower(*args, **kwargs).save(path)
+    def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
+        """:meth:`lower`, saved for :func:`lrp_fx.load`; ``weights="reference"`` leaves out what the checkpoint has."""
+        self.lower(*args, **kwargs).save(path, weights, self.model)
 
     def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
         """:meth:`lower`, compiled ahead of time (AOTInductor) to a package that runs from C++, or with torch alone."""
@@ -281,11 +281,16 @@ class ExplainableModule(torch.nn.Module):
         self.lower(*args, **kwargs).to_onnx(path)
 
     def pipeline(
-        self, *args: Any, group: Any = None, at: str | Iterable[str] = (), rules: RuleSource | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        group: Any = None,
+        at: str | Iterable[str] = (),
+        rules: RuleSource | None = None,
+        **kwargs: Any,
     ) -> Pipeline:
         """This process's stage of the model, to explain with the other processes of a ``torch.distributed`` group.
 
-        Every process calls this alike, with example inputs or none, as :meth:`lower`; then ``explain`` of what it gives.
+        Every process calls this alike, with example inputs or none, as :meth:`lower`; then ``explain`` of the result.
         """
         from lrp_fx.lowering.pipeline import Pipeline
 

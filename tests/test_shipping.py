@@ -10,7 +10,7 @@ import transformers as tf
 from models import GQA
 
 import lrp_fx
-from lrp_fx.errors import InputError, LrpError
+from lrp_fx.errors import InputError, LrpError, WeightError
 
 
 def expected(xmodel, inputs, target):
@@ -169,3 +169,119 @@ def test_a_file_that_is_no_graph_is_named(tmp_path):
     (tmp_path / "x.pt2").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no saved relevance graph"):
         lrp_fx.load(tmp_path / "x.pt2")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A LLaMA-like model with tied embeddings, its checkpoint, and its graph with weights inside and by reference."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("shared")
+    config = tf.LlamaConfig(
+        vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = tf.LlamaForCausalLM(config).eval()
+    model.save_pretrained(folder / "one")
+    model.save_pretrained(folder / "several", max_shard_size="200KB")
+    xmodel = lrp_fx.convert(model, input_ids=torch.randint(3, 99, (2, 7)))
+    lowered = xmodel.lower(target=0)
+    lowered.save(folder / "inside.pt2")
+    lowered.save(folder / "reference.pt2", "reference", model)
+    return folder, model, lrp_fx.load(folder / "inside.pt2")
+
+
+def forms_of(folder, model):
+    shards = sorted((folder / "several").glob("*.safetensors"))
+    assert len(shards) > 2
+    state = model.state_dict()
+    return {
+        "a file": folder / "one" / "model.safetensors",
+        "a folder": folder / "one",
+        "a folder with an index": folder / "several",
+        "an index": folder / "several" / "model.safetensors.index.json",
+        "files": [str(s) for s in shards],
+        "tensors": state,
+        "files by name": dict.fromkeys(set(state) - {"lm_head.weight"}, folder / "one" / "model.safetensors"),
+    }
+
+
+FORMS = ["a file", "a folder", "a folder with an index", "an index", "files", "tensors", "files by name"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_by_reference_give_the_very_same_relevance(form, shared):
+    folder, model, inside = shared
+    loaded = lrp_fx.load(folder / "reference.pt2", weights=forms_of(folder, model)[form])
+    for size in ((3, 11), (1, 5)):
+        ids = torch.randint(3, 99, size)
+        found, wanted = loaded(input_ids=ids, target=5), inside(input_ids=ids, target=5)
+        assert torch.equal(found.relevance["input_ids"], wanted.relevance["input_ids"])
+        assert torch.equal(found.target, wanted.target) and bool(found.target.isfinite().all())
+
+
+def test_a_graph_that_refers_to_its_weights_is_small(shared):
+    folder, model, _ = shared
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    sizes = {name: (folder / f"{name}.pt2").stat().st_size for name in ("inside", "reference")}
+    assert sizes["inside"] - sizes["reference"] > 0.99 * held
+    ids = torch.randint(3, 99, (2, 4))
+    alone = torch.export.load(folder / "reference.pt2").module()  # without the checkpoint: nothing that looks right
+    assert bool(alone(ids, torch.zeros(2, dtype=torch.long))["target"].isnan().all())
+
+
+def test_saving_by_reference_is_a_choice_of_the_converted_model(small, tmp_path):
+    xmodel, others = small
+    xmodel.save(tmp_path / "x.pt2", target=0, weights="reference")
+    loaded = lrp_fx.load(tmp_path / "x.pt2", weights=dict(xmodel.model.state_dict()))
+    close(loaded(**others[0], target=5).relevance["input_ids"], expected(xmodel, others[0], 5))
+    with pytest.raises(ValueError, match="choose"):
+        xmodel.save(tmp_path / "x.pt2", weights="elsewhere")
+
+
+def _renamed(state):
+    return {k.replace("layers.1.mlp", "layers.1.ffn"): v for k, v in state.items()}
+
+
+def _without_either_name(state):
+    return {k: v for k, v in state.items() if k not in ("lm_head.weight", "model.embed_tokens.weight")}
+
+
+WRONG = {
+    "other names": (_renamed, "have no model.layers.1.mlp.gate_proj.weight; no model.layers.1.mlp.up_proj.weight"),
+    "tied weights under no name": (_without_either_name, "have no model.embed_tokens.weight or lm_head.weight"),
+    "none": (lambda state: {}, "They have none"),
+    "another precision": (
+        lambda state: {k: v.bfloat16() for k, v in state.items()},
+        r"norm.weight is bfloat16 \(128,\), not float32 \(128,\)",
+    ),
+    "another size": (
+        lambda state: {k: v[:64] if k == "model.norm.weight" else v for k, v in state.items()},
+        r"model.norm.weight is float32 \(64,\), not float32 \(128,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_weights_that_do_not_fit_are_named(what, shared):
+    folder, model, _ = shared
+    change, message = WRONG[what]
+    with pytest.raises(WeightError, match=message):
+        lrp_fx.load(folder / "reference.pt2", weights=change(model.state_dict()))
+
+
+def test_files_that_are_no_checkpoint_are_named(shared, tmp_path):
+    folder, model, _ = shared
+    (tmp_path / "x.safetensors").write_bytes(b"nothing")
+    reference = folder / "reference.pt2"
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        lrp_fx.load(reference, weights=tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        lrp_fx.load(reference, weights=tmp_path / "missing.safetensors")
+    with pytest.raises(InputError, match=r"has neither model.safetensors.index.json nor model.safetensors"):
+        lrp_fx.load(reference, weights=tmp_path)
+    with pytest.raises(WeightError, match="has no model"):
+        lrp_fx.load(reference, weights=dict.fromkeys(model.state_dict(), next((folder / "several").glob("*-00001-*"))))
+    with pytest.raises(InputError, match="refers to a checkpoint"):
+        lrp_fx.load(reference)
+    with pytest.raises(InputError, match="holds its weights"):
+        lrp_fx.load(folder / "inside.pt2", weights=folder / "one")

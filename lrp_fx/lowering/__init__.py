@@ -131,9 +131,17 @@ class Lowered:
         found: Any = end.args[0]
         return list(found["relevance"]), list(found["latents"])
 
-    def save(self, path: str | Path) -> None:
-        """Save it, weights and all; :func:`lrp_fx.load` reads it, and so does ``torch.export.load``."""
-        ship.save(self.graph_module, path, self.about)
+    def save(self, path: str | Path, weights: str = "inside", model: torch.nn.Module | None = None) -> None:
+        """Save it; :func:`lrp_fx.load` reads it, and so does ``torch.export.load`` if its weights are inside.
+
+        Args:
+            path: the file to write.
+            weights: "inside", or "reference": those of ``model`` are left out, and looked up by name when it is loaded.
+            model: the model that it explains.
+        """
+        if weights not in ("inside", "reference") or (weights == "reference" and model is None):
+            raise ValueError(f'weights={weights!r}: choose "inside", or "reference" and the model they are of')
+        ship.save(self.graph_module, path, self.about, model if weights == "reference" else None)
 
     def package(self, path: str | Path) -> Path:
         """Compile it ahead of time (AOTInductor): the package runs from C++, or from Python with torch alone.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from lrp_fx.errors import InputError, LrpError, require
 from lrp_fx.explain import Attribution, Ledger
 from lrp_fx.lowering.convolutions import transpose_convolutions
 from lrp_fx.lowering.portable import spell_grouped_products
+from lrp_fx.lowering.weights import Weights, fill, placeholder, references
 from lrp_fx.rewrite import copy_graph
 
-_META = "lrp_fx.json"
+_META, _REFERENCES = "lrp_fx.json", "weights"
 
 
 def exported(graph_module: fx.GraphModule, plain: bool = False) -> torch.export.ExportedProgram:
@@ -53,9 +55,22 @@ def _size(size: Any) -> int:
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
 
-def save(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, Any]) -> None:
-    """Save a relevance graph with its weights; plain ``torch.export.load`` reads it, too."""
-    torch.export.save(exported(graph_module), path, extra_files={_META: json.dumps(about)})
+def save(
+    graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, Any], without: nn.Module | None = None
+) -> None:
+    """Save a relevance graph; plain ``torch.export.load`` reads it, too.
+
+    Args:
+        without: a model whose weights are left out and referred to by their names; otherwise they are in the file.
+    """
+    program = exported(graph_module)
+    known = {} if without is None else references(graph_module, without)
+    elsewhere = {name: names for name, names in known.items() if name in program.state_dict}
+    for name in elsewhere:
+        program.state_dict[name] = placeholder(program.state_dict[name])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No complete tensor found")  # placeholders are incomplete on purpose
+        torch.export.save(program, path, extra_files={_META: json.dumps({**about, _REFERENCES: elsewhere})})
 
 
 def package(graph_module: fx.GraphModule, path: str | Path) -> Path:
@@ -119,11 +134,17 @@ def _no_ledger() -> Ledger:
     raise LrpError("a saved graph has no ledger: explain with the converted model for the whole account")
 
 
-def load(path: str | Path) -> Artefact:
+def load(path: str | Path, weights: Weights | None = None) -> Artefact:
     """Read what :meth:`lrp_fx.ExplainableModule.save` wrote. Neither the model's class nor its library is needed.
 
+    Args:
+        path: the file.
+        weights: where the weights are, of a graph that was saved with ``weights="reference"``: a safetensors file,
+            several, a folder with ``model.safetensors`` or its index, or {name: file or tensor}.
+
     Raises:
-        InputError: for a file that is no saved relevance graph.
+        InputError: for a file that is no saved relevance graph, and where weights are needed or are not.
+        WeightError: for weights that are not there, or of another shape or precision.
     """
     extra = {_META: ""}
     try:
@@ -131,4 +152,10 @@ def load(path: str | Path) -> Artefact:
         about = json.loads(extra[_META])
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{str(path)!r} is no saved relevance graph: {str(error).splitlines()[0]}") from error
-    return Artefact(program.module(check_guards=False), about)
+    wanted, module = about.get(_REFERENCES, {}), program.module(check_guards=False)
+    if bool(wanted) != (weights is not None):
+        remedy = "refers to a checkpoint: name it with weights=" if wanted else "holds its weights: leave out weights="
+        raise InputError(f"{str(path)!r} {remedy}")
+    if weights is not None:
+        fill(module, wanted, weights)
+    return Artefact(module, about)
