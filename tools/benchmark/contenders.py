@@ -78,7 +78,9 @@ def zennit(case: Case) -> Run:
 
     def run() -> Tensor:
         with Gradient(model=_LogitsOnly(case.model), composite=composite) as attributor:
-            return attributor(image.clone(), lambda out: torch.eye(out.shape[1])[out.argmax(-1)] * out)[1]
+            return attributor(
+                image.clone(), lambda out: torch.eye(out.shape[1], device=out.device)[out.argmax(-1)] * out
+            )[1]
 
     return run
 

@@ -18,7 +18,7 @@ import torch
 
 import lrp_fx
 from benchmark import contenders
-from benchmark.cases import llama, make
+from benchmark.cases import Case, llama, make
 from benchmark.contenders import Explainers, Run
 
 TARGETS = 16
@@ -56,21 +56,24 @@ def times(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
         "compiled": ours.compiled(),
         "compiled forward": contenders.compiled_forward(case),
     }
-    refused = {}
-    others = {"autolrp": contenders.autolrp} | ({"zennit": contenders.zennit} if name == "resnet" else {})
-    for other, build in others.items():
-        try:
-            runs[other] = build(case)
-            runs[other]()
-        except Exception as error:  # what another tool cannot do is a result, too
-            runs.pop(other, None)
-            refused[other] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
     found: dict[str, Any] = {n: runs[n]() for n in ("eager", "lowered", "compiled")}
     scale = found["eager"].abs().max()
     apart = {n: float((found[n] - found["eager"]).abs().max() / scale) for n in ("lowered", "compiled")}
-    return {
-        "seconds": interleaved(runs, repeats, device), "made": ours.seconds, "refused": refused, "apart": apart
-    }  # fmt: skip
+    seconds = interleaved(runs, repeats, device)
+    others, refused = _others(name, case, device)
+    return {"seconds": seconds | others, "made": ours.seconds, "refused": refused, "apart": apart, "repeats": repeats}
+
+
+def _others(name: str, case: Case, device: str) -> tuple[dict[str, float], dict[str, str]]:
+    """Other tools on the same case, three runs of each: seconds, and why one does not explain it."""
+    seconds, refused = {}, {}
+    known = {"autolrp": contenders.autolrp} | ({"zennit": contenders.zennit} if name == "resnet" else {})
+    for other, build in known.items():
+        try:
+            seconds |= interleaved({other: build(case)}, 3, device)
+        except Exception as error:  # what another tool cannot do is a result, too
+            refused[other] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+    return seconds, refused
 
 
 def against_lxt(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def _preamble() -> list[str]:
         f"{transformers.__version__}, Python {platform.python_version()}, {platform.machine()} "
         f"({_processor()}), {os.cpu_count()} cores.",
         "",
-        "One row is one process; in it the contenders take turns and the medians of seven are compared. *Gradient* is input x gradient by "
+        "One row is one process; in it the contenders take turns and the medians of seven are compared (of three at 4096 tokens, and for other tools). *Gradient* is input x gradient by "
         "plain eager autograd, weights without gradients. Every contender explains the largest logit at the last position; language models "
         "compute that position's logits alone, on all sides. *Bound* is twice the compiled forward pass.",
         "",
