@@ -203,9 +203,10 @@ def test_a_function_put_into_a_class_is_another_model(folder, captures, monkeypa
     assert not torch.equal(relevance(net(), input_ids=IDS), before) and len(captures) == 2
 
 
-def test_what_no_fingerprint_sees_is_found_by_running_the_model(folder, captures, monkeypatch):
+@pytest.mark.parametrize("scale", [5.0, 1.001])
+def test_what_no_fingerprint_sees_is_found_by_running_the_model(scale, folder, captures, monkeypatch):
     relevance(net(), input_ids=IDS)
-    monkeypatch.setitem(SCALES, "after", 5.0)
+    monkeypatch.setitem(SCALES, "after", scale)
     found = relevance(net(), input_ids=IDS)
     monkeypatch.delenv("LRP_FX_CACHE")
     assert len(captures) == 2 and torch.equal(relevance(net(), input_ids=IDS), found)

@@ -163,11 +163,17 @@ def held(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> 
         try:
             captured = _captured(document, tensors, model, pytree.tree_structure((args, kwargs)))
             fits = captured.names == call.names and captured.serves(call.leaves)
-            if fits and disagreement(model, captured.graph_module, args, kwargs) <= TOLERANCE:
+            if fits and disagreement(model, captured.graph_module, args, kwargs) <= _tolerance(model):
                 return dataclasses.replace(captured, seconds=time.perf_counter() - start)
         except Exception:  # as for a file that cannot be read
             continue
     return None
+
+
+def _tolerance(model: nn.Module) -> float:
+    """What rounding may make of the same operators: less than is allowed to a capture, whose operators are seen."""
+    coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
+    return min(TOLERANCE, max(1e-4, coarsest**0.5))
 
 
 def _captured(document: Any, tensors: Mapping[str, Tensor], model: nn.Module, in_spec: pytree.TreeSpec) -> Captured:
