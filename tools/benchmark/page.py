@@ -73,17 +73,21 @@ def _times(rows: dict[str, Any]) -> list[str]:
         "",
         "Milliseconds; in brackets, in units of the gradient.",
         "",
-        "| model | forward | gradient | `explain` | `lower` | `compile` | compiled, of the bound | autoLRP | zennit |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| model | forward | gradient | `explain` | `lower` | `compile` | compiled, of the bound | agreement | autoLRP | zennit |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row, found in rows.items():
         s = found["seconds"]
         cells = [f"{1e3 * s[c]:.0f}" + (f" ({s[c] / s['gradient']:.2f})" if c != "gradient" else "") for c in COLUMNS]
         cells.append(f"{s['compiled'] / (2 * s['compiled forward']):.2f}")
+        cells.append(f"{max(found['apart'].values()):.0e}")
         cells += [f"{1e3 * s[o]:.0f} ({s[o] / s['gradient']:.2f})" if o in s else "-" for o in ("autolrp", "zennit")]
         lines.append(f"| {_title(row)} | " + " | ".join(cells) + " |")
-    apart = max(max(found["apart"].values()) for row, found in rows.items() if row.endswith("float32"))
-    lines += ["", f"Largest difference of lowered or compiled to eager relevance, float32: {apart:.0e} of the largest."]
+    lines += [
+        "",
+        "*Agreement* is the largest difference of lowered or compiled to eager relevance, in units of the largest relevance. ReLU networks with "
+        "random weights amplify rounding: eager relevance of this ResNet-50 in float32 differs from that in float64 by 2e-02.",
+    ]
     refused = {other: why for found in rows.values() for other, why in found["refused"].items()}
     lines += [f"A dash: {other} does not explain it (`{why}`)." for other, why in refused.items()]
     return [*lines, ""]
