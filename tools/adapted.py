@@ -1,8 +1,10 @@
-"""Adapted and quantized models against their dense equals (needs `pip install peft torchao`): prints one row each."""
+"""Adapted and quantized models against their dense equals (needs peft, torchao, bitsandbytes): one row each."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import transformers as tf
@@ -11,52 +13,130 @@ from torch import Tensor, nn
 import lrp_fx
 
 
-def tiny(dtype: torch.dtype) -> nn.Module:
+@dataclass(frozen=True)
+class Pair:
+    """A model, and the plain model that computes the same."""
+
+    model: nn.Module
+    dense: nn.Module
+
+
+def tiny(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
     config = tf.LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, vocab_size=100
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=112
     )
     return tf.LlamaForCausalLM(config).to(dtype).eval()
 
 
-def with_lora() -> tuple[nn.Module, nn.Module]:
-    """A model with LoRA adapters, and the same with the adapters merged into its weights."""
+def with_lora() -> Pair:
+    """LoRA adapters, against adapters merged into the weights."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
     adapted = get_peft_model(tiny(torch.float64), config).double().eval()
-    return adapted, copy.deepcopy(adapted).merge_and_unload().eval()
+    return Pair(adapted, copy.deepcopy(adapted).merge_and_unload().eval())
 
 
-def in_int8() -> tuple[nn.Module, nn.Module]:
-    """A model with int8 weights, and the same with the weights that these stand for."""
+def with_lora_on_int8() -> Pair:
+    """LoRA adapters on int8 weights, against the sum of both as weights."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = get_peft_model(in_int8().model, config).eval()
+    return Pair(adapted, dense(adapted.get_base_model()))
+
+
+def in_int8() -> Pair:
+    """int8 weights of torchao, one scale per row."""
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
-    quantized = tiny(torch.float32)
-    quantize_(quantized, Int8WeightOnlyConfig())
-    dense = copy.deepcopy(quantized)
-    for module in dense.modules():
-        if isinstance(module, nn.Linear) and hasattr(module.weight, "dequantize"):
-            module.weight = nn.Parameter(module.weight.dequantize().float(), requires_grad=False)
-    return quantized, dense
+    model = tiny()
+    quantize_(model, Int8WeightOnlyConfig())
+    return Pair(model, dense(model))
+
+
+def in_int4() -> Pair:
+    """int4 weights of torchao, kept as int8, a scale per 32 values."""
+    from torchao.quantization import IntxWeightOnlyConfig, quantize_
+    from torchao.quantization.granularity import PerGroup
+
+    model = tiny()
+    quantize_(model, IntxWeightOnlyConfig(torch.int4, PerGroup(32)))
+    return Pair(model, dense(model))
+
+
+def in_packed_int4() -> Pair:
+    """int4 weights of torchao, packed for the processor's own product: an operator without a derivative."""
+    from torchao.prototype.quantization.int4 import Int4OpaqueTensor
+
+    model = tiny()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            packed = Int4OpaqueTensor.from_hp(module.weight.detach(), [1, 32])
+            module.weight = nn.Parameter(packed, requires_grad=False)
+    return Pair(model, dense(model))
+
+
+def in_four_bits(kind: str, nested: bool) -> Pair:
+    """4-bit weights of bitsandbytes ("nf4" or "fp4"), their scales quantized once more where ``nested``."""
+    from bitsandbytes.nn import Linear4bit
+
+    model = tiny()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            new = Linear4bit(
+                module.in_features, module.out_features, bias=False, compute_dtype=torch.float32,
+                compress_statistics=nested, quant_type=kind,
+            )  # fmt: skip
+            new.load_state_dict(module.state_dict())
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, new.to("cpu"))
+    return Pair(model.eval(), dense(model))
+
+
+def dense(model: nn.Module) -> nn.Module:
+    """The plain model whose layers have for weights what the layers of ``model`` make of the unit vectors."""
+    plain = tiny()
+    with torch.no_grad():
+        for name, module in plain.named_modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(model.get_submodule(name)(torch.eye(module.in_features)).t())
+    return plain
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {
+    "LoRA": with_lora,
+    "LoRA on int8": with_lora_on_int8,
+    "int8": in_int8,
+    "int4": in_int4,
+    "int4, packed": in_packed_int4,
+    "nf4": lambda: in_four_bits("nf4", nested=False),
+    "nf4, nested": lambda: in_four_bits("nf4", nested=True),
+    "fp4": lambda: in_four_bits("fp4", nested=False),
+}
 
 
 def difference(found: Tensor, wanted: Tensor) -> float:
+    """Largest difference relative to the largest value."""
     return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def ids() -> Tensor:
+    return torch.randint(3, 99, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    ids = torch.randint(3, 99, (2, 7))
-    print("model         against dense   lowered against eager   route")
-    for name, pair in (("LoRA, float64", with_lora), ("int8 weights", in_int8)):
-        model, dense = pair()
-        xmodel = lrp_fx.convert(model, input_ids=ids)
-        found = xmodel.explain(input_ids=ids).relevance["input_ids"]
-        wanted = lrp_fx.convert(dense).explain(input_ids=ids).relevance["input_ids"]
-        lowered = xmodel.lower()(input_ids=ids).relevance["input_ids"]
+    print(f"{'weights':14}against dense   lowered against eager   route")
+    for name, build in PAIRS.items():
+        pair = build()
+        xmodel = lrp_fx.convert(pair.model, input_ids=ids())
+        found = xmodel.explain(input_ids=ids()).relevance["input_ids"]
+        wanted = lrp_fx.convert(pair.dense).explain(input_ids=ids()).relevance["input_ids"]
+        lowered = xmodel.lower()(input_ids=ids()).relevance["input_ids"]
         route = xmodel._current.captured.route
-        print(f"{name:13} {difference(found, wanted):<15.1e} {difference(lowered, found):<23.1e} {route}")
+        print(f"{name:14}{difference(found, wanted):<16.1e}{difference(lowered, found):<24.1e}{route}", flush=True)
 
 
 if __name__ == "__main__":

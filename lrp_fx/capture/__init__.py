@@ -20,6 +20,7 @@ from lrp_fx.capture.export import export, plain, shapes_of
 from lrp_fx.capture.functional import drop_unread_writes, is_mutating
 from lrp_fx.capture.masks import shorten_masks
 from lrp_fx.capture.offload import without_hooks
+from lrp_fx.capture.packed import unpack
 from lrp_fx.capture.precision import widen_islands
 from lrp_fx.capture.recurrent import written_out
 from lrp_fx.capture.signature import Call, Shapes, read_call
@@ -174,6 +175,7 @@ def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
 
 
 def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
+    unpack(graph_module)
     normalise.see_through(graph_module.graph)
     normalise.spell_out(graph_module.graph)
     normalise.split_moments(graph_module.graph)

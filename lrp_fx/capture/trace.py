@@ -30,7 +30,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.control import CarriedOut
-from lrp_fx.capture.offload import Offloaded
 
 aten = torch.ops.aten
 
@@ -46,6 +45,7 @@ _SIZING = {  # composites that are not tagged so
     aten._pack_padded_sequence.default,
     aten._pad_packed_sequence.default,
 }
+_KNOWN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _GRAD_MODE = "_set_grad_enabled"
 
 
@@ -151,17 +151,17 @@ def record(model: torch.nn.Module, call: Callable[..., Any], leaves: tuple[Any, 
 
 
 def _made(run: Callable[..., Any], inputs: list[Tensor], model: torch.nn.Module, **options: Any) -> fx.GraphModule:
-    """The graph of ``run(*inputs)``. A weight without data of its own has to be an input while that is traced."""
-    weights = [w for w in (*model.parameters(), *model.buffers()) if isinstance(w, Offloaded)]
+    """The graph of ``run(*inputs)``. A weight of a kind that tracing does not know has to be an input meanwhile."""
+    weights = [w for w in (*model.parameters(), *model.buffers()) if type(w) not in _KNOWN]
     traced = make_fx(
         lambda *tensors: run(*tensors[: len(inputs)]),
         tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False, **options,
     )(*inputs, *weights)  # fmt: skip
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     for index, (node, weight) in enumerate(zip(placeholders[len(inputs) :], weights, strict=True)):
-        setattr(traced, f"_offloaded_{index}", weight)
+        setattr(traced, f"_weight_{index}", weight)
         with traced.graph.inserting_before(node):
-            node.replace_all_uses_with(traced.graph.get_attr(f"_offloaded_{index}"))
+            node.replace_all_uses_with(traced.graph.get_attr(f"_weight_{index}"))
         traced.graph.erase_node(node)
     return traced
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.analysis import Slot
 from lrp_fx.rewrite import OWNER, Rewritten
@@ -158,6 +159,7 @@ def _is_nan(result: Any) -> bool:
     return any(
         isinstance(t, Tensor) and t.is_floating_point() and not t.is_meta and bool(t.isnan().any())
         for t in pytree.tree_leaves(result)
+        if not is_traceable_wrapper_subclass(t)  # a quantized weight, which may not know how to look for NaN
     )
 
 
