@@ -101,7 +101,6 @@ def _version(package: str) -> str | None:
         return getattr(sys.modules.get(package), "__version__", None)
 
 
-@functools.cache
 def _source(file: str) -> str:
     try:
         return hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -202,7 +201,7 @@ class _Describer:
         if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
             return self._function(value, where)
         if isinstance(value, types.MethodType):
-            return ("method", self.value(value.__self__, where), value.__func__.__qualname__)
+            return ("method", self.value(value.__self__, where), self.value(value.__func__, where))
         if isinstance(value, functools.partial):
             return ("partial", [self.value(v, where) for v in (value.func, value.args, value.keywords)])
         if id(value) not in self.met:
@@ -216,7 +215,8 @@ class _Describer:
         kind = type(value)
         held = self.items(vars(value), where) if hasattr(value, "__dict__") else []
         if isinstance(value, dict):
-            return (self.type(kind), self.items(dict(value), where), held)
+            factory = self.value(getattr(value, "default_factory", None), where)
+            return (self.type(kind), self.items(dict(value), where), factory, held)
         if isinstance(value, (list, tuple)):
             return (self.type(kind), [self.value(v, f"{where}[{i}]") for i, v in enumerate(value)], held)
         if isinstance(value, (set, frozenset)):
@@ -261,10 +261,14 @@ class _Describer:
         Functions that somebody else's code has put into a class or a module are told by the file they are from.
         """
         owners = {m for m in self.owners if not _is_torch(m) and m not in sys.stdlib_module_names}
-        definitions = set(self.definitions)
-        for owner in owners:
-            definitions |= set(_definitions(vars(sys.modules[owner]), owner))
         own = set(_reachable(m for m in owners if not _installed(m)))
+        definitions = set(self.definitions)
+        for owner in owners | own:  # what was imported may be older than the file: both count
+            definitions |= set(_definitions(vars(sys.modules[owner]), owner))
+            kinds = [v for v in vars(sys.modules[owner]).values() if isinstance(v, type) and v.__module__ == owner]
+            definitions |= {
+                d for k in kinds if owner in own for d in _definitions(vars(k), f"{owner}.{k.__qualname__}")
+            }
         files = {sys.modules[m].__file__ or "" for m in own | owners if getattr(sys.modules[m], "__file__", None)}
         if any(getattr(sys.modules[m], "__file__", None) is None for m in own):
             raise Unkeyable("a class without a source file")
