@@ -135,7 +135,7 @@ class ExplainableModule(torch.nn.Module):
         targets: Sequence[Target],
         at: str | Iterable[str] = (),
         rules: RuleSource | None = None,
-        chunk: int = 16,
+        chunk: int = 4,
         **kwargs: Any,
     ) -> Attributions:
         """Relevance for many targets from one forward pass; what :meth:`explain` says of each, one by one.
@@ -162,7 +162,7 @@ class ExplainableModule(torch.nn.Module):
         *,
         max_new_tokens: int,
         rules: RuleSource | None = None,
-        chunk: int = 16,
+        chunk: int = 4,
         options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Generation:

@@ -23,6 +23,7 @@ from benchmark.contenders import Explainers, Run
 
 TARGETS = 16
 NEW_TOKENS, PROMPT = 64, 64
+LARGE = ("llama-4096", "llama-7b")  #: attention written out, as other tools do, does not fit into memory
 
 
 def interleaved(runs: Mapping[str, Run], repeats: int, device: str = "cpu") -> dict[str, float]:
@@ -67,7 +68,8 @@ def times(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
 def _others(name: str, case: Case, device: str) -> tuple[dict[str, float], dict[str, str]]:
     """Other tools on the same case, three runs of each: seconds, and why one does not explain it."""
     seconds, refused = {}, {}
-    known = {"autolrp": contenders.autolrp} | ({"zennit": contenders.zennit} if name == "resnet" else {})
+    known = {"autolrp": contenders.autolrp} if name not in LARGE else {}
+    known |= {"zennit": contenders.zennit} if name == "resnet" else {}
     for other, build in known.items():
         try:
             seconds |= interleaved({other: build(case)}, 3, device)
