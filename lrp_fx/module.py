@@ -67,7 +67,8 @@ class ExplainableModule(torch.nn.Module):
         return self._active
 
     @property
-    def _current(self) -> Conversion:
+    def current(self) -> Conversion:
+        """The latest capture and all that was made of it, for what looks inside (concepts, evaluation)."""
         if self._latest is None:
             raise CaptureError(_NOTHING)
         return self._latest
@@ -76,8 +77,8 @@ class ExplainableModule(torch.nn.Module):
         """The model's own output."""
         if torch.compiler.is_compiling():
             return self.graph_module(*args, **kwargs)
-        conversion, call = self._conversion(args, kwargs)
-        with self._named_failures(conversion, call):
+        conversion, call = self.conversion(args, kwargs)
+        with self.named_failures(conversion, call):
             return self.graph_module(*args, **kwargs)
 
     def explain(
@@ -152,8 +153,8 @@ class ExplainableModule(torch.nn.Module):
             TargetError: for a target out of range, or of a kind that has to be explained by itself.
         """
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
-        conversion, call = self._conversion(args, kwargs)
-        with self._named_failures(conversion, call):
+        conversion, call = self.conversion(args, kwargs)
+        with self.named_failures(conversion, call):
             return conversion.many_targets(ruleset, _places(at)).explain(call, targets, chunk)
 
     def explain_generation(
@@ -196,13 +197,13 @@ class ExplainableModule(torch.nn.Module):
         sparing: bool = False,
     ) -> list[Attribution]:
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
-        conversion, call = self._conversion(args, kwargs)
+        conversion, call = self.conversion(args, kwargs)
         places = _places(at, *conditions)
         fast = None
         if not sparing and not any(conditions):
             fast = conversion.faster(ruleset, places, call, target)
         tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
-        with self._named_failures(conversion, call):
+        with self.named_failures(conversion, call):
             if fast is not None:
                 with contextlib.suppress(NumericalError):  # the sweep below says where it begins
                     return [fast.explain(call, target) for _ in conditions]
@@ -247,9 +248,9 @@ class ExplainableModule(torch.nn.Module):
         """
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
         if args or kwargs:
-            conversion, call = self._conversion(args, kwargs)
+            conversion, call = self.conversion(args, kwargs)
         else:
-            conversion, call = self._current, self._current.example
+            conversion, call = self.current, self.current.example
         sweeper = conversion.sweeper(ruleset, _places(at, condition or {}))
         read = functools.partial(read_call, self.model)
         return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
@@ -265,7 +266,7 @@ class ExplainableModule(torch.nn.Module):
         graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
         if not graph.condition:
             ruleset = RuleSet.load(kwargs.get("rules") or self.ruleset)
-            self._current.compiled.setdefault((ruleset.key, _places(kwargs.get("at", ()))), []).insert(0, graph)
+            self.current.compiled.setdefault((ruleset.key, _places(kwargs.get("at", ()))), []).insert(0, graph)
         return graph
 
     def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
@@ -295,23 +296,23 @@ class ExplainableModule(torch.nn.Module):
         from lrp_fx.lowering.pipeline import Pipeline
 
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
-        conversion = self._conversion(args, kwargs)[0] if args or kwargs else self._current
+        conversion = self.conversion(args, kwargs)[0] if args or kwargs else self.current
         sweeper = conversion.sweeper(ruleset, (at,) if isinstance(at, str) else tuple(at))
         return Pipeline.build(sweeper, group, functools.partial(read_call, self.model))
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
-        return make_report(self._current.captured, self._current.under(self.ruleset).plan)
+        return make_report(self.current.captured, self.current.under(self.ruleset).plan)
 
     def verify(self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any) -> Verification:
         """Check forward equality, conservation at every node and finiteness on these inputs; prints a table."""
         ruleset = self.ruleset if rules is None else RuleSet.load(rules)
-        conversion, call = self._conversion(args, kwargs)
+        conversion, call = self.conversion(args, kwargs)
         result = verify(self.model, conversion.sweeper(ruleset, ()), call, args, kwargs, target)
         result.print()
         return result
 
-    def _conversion(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
+    def conversion(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
         """The conversion that serves a call; captures when there is none for its signature and sizes."""
         call = read_call(self.model, args, kwargs)
         key = (*call.key, _weights_key(self.model))
@@ -329,7 +330,7 @@ class ExplainableModule(torch.nn.Module):
         return conversion
 
     @contextlib.contextmanager
-    def _named_failures(self, conversion: Conversion, call: Call) -> Iterator[None]:
+    def named_failures(self, conversion: Conversion, call: Call) -> Iterator[None]:
         """Turn a failure inside the graph into an :class:`InputError` that names the node."""
         try:
             yield
@@ -394,5 +395,5 @@ def convert(
         raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
     module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic, capture)
     if args or kwargs:
-        module._conversion(args, kwargs)
+        module.conversion(args, kwargs)
     return module

@@ -180,7 +180,7 @@ def tune(
     task = dataclasses.replace(data, model=model)
     ruleset = RuleSet.load(base)
     scenes = [Scene(task, b) for b in task.batches(batch)]
-    conversion, _ = task.converted._conversion((), scenes[0].batch.inputs)
+    conversion, _ = task.converted.conversion((), scenes[0].batch.inputs)
     space = find_space(conversion.facts, conversion.under(ruleset).plan, depths)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, trials // 8), multivariate=True)

@@ -178,7 +178,7 @@ def test_grad_cam_by_hand():
     # gradients of the maps average to 3/4 and 1/4; maps are relu(x) and relu(-x)
     assert torch.allclose(explained(task, "grad_cam"), torch.tensor([[0.75, 0.5, 0.0, 3.0]]).double(), atol=1e-9)
     task = picture("resnet")
-    maps = feature_maps(task.converted._conversion((), dict(task.inputs))[0].facts)
+    maps = feature_maps(task.converted.conversion((), dict(task.inputs))[0].facts)
     assert tuple(maps[-1].meta["val"].shape[1:]) == (16, 4, 4)  # the last block's sum, after its activation
     assert maps[-1].target.__name__.startswith("relu")
 

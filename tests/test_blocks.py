@@ -74,7 +74,7 @@ def test_low_memory_gives_the_same_relevance_and_remembers_less(case):
 
 def test_the_blocks_are_the_layers(case):
     name, xmodel, _ = case
-    graph = xmodel._current.sweeper(xmodel.ruleset, ()).tapped.graph
+    graph = xmodel.current.sweeper(xmodel.ruleset, ()).tapped.graph
     stacks = [stack for stack in find_blocks(graph) if len(stack[0].nodes) > 30]
     # layers with a window read a mask, the others use the kernel's own: of two kinds in turn, the pair repeats
     expected = {"llama": [4], "gemma3": [2], "vit": [4], "t5": [3, 3]}[name]
@@ -97,7 +97,7 @@ def test_blocks_that_differ_in_one_literal_are_not_alike():
             return x
 
     xmodel = lrp_fx.convert(Layers().double(), torch.randn(2, 8, dtype=torch.float64))
-    stacks = find_blocks(xmodel._current.sweeper(xmodel.ruleset, ()).tapped.graph)
+    stacks = find_blocks(xmodel.current.sweeper(xmodel.ruleset, ()).tapped.graph)
     assert [len(s) for s in stacks] == [3, 3]
     assert not stacks[0][0].alike(stacks[1][0])
 

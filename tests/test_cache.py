@@ -86,7 +86,7 @@ def test_a_kept_capture_is_the_capture(name, folder, captures):
     reports = [re.sub(r"in \d+\.\d s", "in a while", str(x.report())).split() for x in (first, second)]
     assert reports[0] == reports[1]
     made = {id(p) for p in model.parameters()}
-    held = [p for p in second._current.captured.graph_module.parameters()]
+    held = [p for p in second.current.captured.graph_module.parameters()]
     assert held and all(id(p) in made for p in held)
     lowered = second.lower(target=0)(**larger, target=1)
     wanted = first.explain(**larger, target=1)

@@ -82,7 +82,7 @@ def test_positional_keyword_and_nested_inputs_have_names():
 def test_sizes_of_images_are_captured_and_a_new_size_recaptures():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     xmodel = lrp_fx.convert(model, torch.randn(1, 3, 8, 8))
-    assert xmodel._current.captured.shapes.specialised == [(0, 1, 3), (0, 2, 8), (0, 3, 8)]
+    assert xmodel.current.captured.shapes.specialised == [(0, 1, 3), (0, 2, 8), (0, 3, 8)]
     assert xmodel.explain(torch.randn(5, 3, 8, 8)).relevance["input"].shape == (5, 3, 8, 8)
     assert xmodel.explain(torch.randn(2, 3, 10, 9)).relevance["input"].shape == (2, 3, 10, 9)
 

@@ -256,7 +256,7 @@ def test_layers_are_told_apart():
 
     x = torch.randn(2, 3, 8, 8)
     xmodel = lrp_fx.convert(Block().eval(), x)
-    layers = xmodel._current.under(xmodel.ruleset).plan.facts.layers
+    layers = xmodel.current.under(xmodel.ruleset).plan.facts.layers
     roles = [layer.roles[0] for layer in layers.values()]
     assert roles == ["first-layer", "attention-projection", "attention-projection", "dense", "dense"]
 

@@ -201,7 +201,7 @@ def test_a_dimension_the_model_freezes_recaptures():
 
 def test_static_capture():
     xmodel = lrp_fx.convert(nn.Linear(4, 2), torch.randn(3, 4), dynamic=False)
-    assert xmodel._current.captured.shapes.dims == ((3, 4),)
+    assert xmodel.current.captured.shapes.dims == ((3, 4),)
     assert xmodel(torch.randn(5, 4)).shape == (5, 2)  # a new size recaptures
 
 

@@ -83,7 +83,7 @@ def test_a_missing_rule_is_found_and_named():
     """Break RMSNorm by letting relevance through its statistic: the ledger no longer balances, verify names the node."""
     model, inputs = build("llama2")
     xmodel = lrp_fx.convert(model, **inputs)
-    sweeper = xmodel._current.sweeper(xmodel.ruleset, ())
+    sweeper = xmodel.current.sweeper(xmodel.ruleset, ())
     graph_module = sweeper.rewritten.graph_module
     broken = None
     for node in list(graph_module.graph.nodes):

@@ -165,7 +165,7 @@ def test_a_process_reads_the_weights_of_its_stage_alone(found, models):
 
 def test_stages_meet_between_blocks_and_hand_on_little(models):
     xmodel, inputs = models["llama"]
-    sweeper = xmodel._conversion((), inputs)[0].sweeper(xmodel.ruleset, ())
+    sweeper = xmodel.conversion((), inputs)[0].sweeper(xmodel.ruleset, ())
     for count in (2, 3, 4):
         stages = split(sweeper, count)
         assert [len(s.departs) for s in stages] == [2] * (count - 1) + [0]  # the residual stream and the mask
@@ -177,7 +177,7 @@ def test_stages_meet_between_blocks_and_hand_on_little(models):
 def test_more_stages_than_blocks(models):
     xmodel, inputs = models["llama"]
     with pytest.raises(InputError, match="Start fewer processes"):
-        split(xmodel._conversion((), inputs)[0].sweeper(xmodel.ruleset, ()), 9)
+        split(xmodel.conversion((), inputs)[0].sweeper(xmodel.ruleset, ()), 9)
 
 
 def test_without_processes(models):

@@ -86,7 +86,7 @@ def test_conservation_over_256_steps(name):
 def test_no_gate_of_a_recurrence_takes_relevance(name):
     """Under signal-takes-all rules nothing flows into a sigmoid, an exponential or a softplus."""
     _, xmodel, _ = converted(name, 6)
-    plan = xmodel._current.under(xmodel.ruleset).plan
+    plan = xmodel.current.under(xmodel.ruleset).plan
     roles = {d.role for d in plan.decisions.values()}
     assert "recurrent-gate" in roles
     for node, decision in plan.decisions.items():
@@ -108,7 +108,7 @@ def test_a_gated_linear_unit_is_no_recurrence():
 
     x = torch.randn(2, 6, dtype=torch.float64)
     xmodel = lrp_fx.convert(Unit().double(), x)
-    roles = [d.role for d in xmodel._current.under(xmodel.ruleset).plan.decisions.values()]
+    roles = [d.role for d in xmodel.current.under(xmodel.ruleset).plan.decisions.values()]
     assert "recurrent-gate" not in roles and roles.count("gate") == 3
 
 
@@ -174,7 +174,7 @@ def test_mamba_lrp_holds_selective_parameters_constant():
 @pytest.mark.parametrize("name", ["mamba", "mamba2"])
 def test_signal_takes_all_of_what_is_read_from_a_state(name):
     _, xmodel, _ = converted(name, 6)
-    plan = xmodel._current.under(RuleSet.load("mamba_lrp")).plan
+    plan = xmodel.current.under(RuleSet.load("mamba_lrp")).plan
     chosen = [d for d in plan.decisions.values() if d.role == "selective"]
     assert chosen
     assert all(sum(d.factors.get(slot, 1) != 0 for slot in d.live) == 1 for d in chosen)

@@ -162,7 +162,7 @@ def test_a_compiled_graph_gives_the_eager_relevance(small):
     assert torch.equal(
         xmodel.explain(**inputs, target=5).relevance["input_ids"], compiled(**inputs, target=5).relevance["input_ids"]
     )
-    xmodel._current.compiled.clear()
+    xmodel.current.compiled.clear()
 
 
 def test_a_file_that_is_no_graph_is_named(tmp_path):

@@ -203,7 +203,7 @@ def test_detach_hands_relevance_on():
 def test_glu_is_a_gate():
     x = torch.randn(2, 8, dtype=torch.float64)
     xmodel = lrp_fx.convert(nn.GLU(), x)
-    assert {d.role for d in xmodel._current.under(xmodel.ruleset).plan.decisions.values()} >= {"gate"}
+    assert {d.role for d in xmodel.current.under(xmodel.ruleset).plan.decisions.values()} >= {"gate"}
     assert xmodel.verify(x).passed
 
 

@@ -24,7 +24,7 @@ def picture_task():
 
 def test_the_space_is_read_from_the_model():
     model, inputs = build("llama2", torch.float32)
-    conversion = lrp_fx.convert(model, **inputs)._current
+    conversion = lrp_fx.convert(model, **inputs).current
     space = find_space(conversion.facts, conversion.under(lrp_fx.RuleSet.load("attnlrp")).plan, 2)
     assert [g.key for g in space.groups] == ["attention-projection/0", "dense/0", "attention-projection/1", "dense/1"]
     assert "model.layers.0.self_attn.q_proj" in space.groups[0].paths
@@ -100,7 +100,7 @@ def test_graphs_of_tried_rule_sets_are_dropped(tuned):
     xmodel = lrp_fx.convert(task.model, task.inputs["input"][:2])
     ruleset = lrp_fx.RuleSet.load("epsilon_plus")
     xmodel.explain(task.inputs["input"][:2], rules=ruleset)
-    conversion = xmodel._current
+    conversion = xmodel.current
     assert ruleset.key in conversion.rewritten
     xmodel.forget(ruleset)
     assert ruleset.key not in conversion.rewritten

@@ -135,7 +135,7 @@ def main() -> None:
         found = xmodel.explain(input_ids=ids()).relevance["input_ids"]
         wanted = lrp_fx.convert(pair.dense).explain(input_ids=ids()).relevance["input_ids"]
         lowered = xmodel.lower()(input_ids=ids()).relevance["input_ids"]
-        route = xmodel._current.captured.route
+        route = xmodel.current.captured.route
         print(f"{name:14}{difference(found, wanted):<16.1e}{difference(lowered, found):<24.1e}{route}", flush=True)
 
 

@@ -93,7 +93,7 @@ class CutRun:
         sent = zip(inputs, self.send(value, cotangent, inputs), strict=True)
         reached = {cut.node: cut.relevance(g, self.blind) for cut, g in sent}
         sources = self.sweeper.rewritten.plan.facts.sources
-        return self.sweeper._per_input(sources, [reached[s.node] for s in sources], self.leaves)[0]
+        return self.sweeper.per_input(sources, [reached[s.node] for s in sources], self.leaves)[0]
 
 
 class _Cutting(fx.Interpreter):
@@ -150,10 +150,10 @@ def cut_forward(
         TargetError: when the target does not depend on any input.
     """
     ruleset = xmodel.ruleset if rules is None else RuleSet.load(rules)
-    conversion, call = xmodel._conversion(args, dict(kwargs))
+    conversion, call = xmodel.conversion(args, dict(kwargs))
     sweeper = conversion.sweeper(ruleset, tuple(dict.fromkeys(at)))
     masks = padding_masks(call.tensors)
-    with xmodel._named_failures(conversion, call), torch.inference_mode(False), torch.enable_grad():
+    with xmodel.named_failures(conversion, call), torch.inference_mode(False), torch.enable_grad():
         leaves = tuple(v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in call.leaves)
         cutting = _Cutting(sweeper)
         flat = cutting.run(*leaves, enable_io_processing=False)

@@ -166,7 +166,7 @@ class Embedder:
 
     def applies(self) -> bool:
         """Whether the model has what the view looks for."""
-        conversion, _ = self.task.converted._conversion((), dict(self.task.batch(slice(0, 2)).inputs))
+        conversion, _ = self.task.converted.conversion((), dict(self.task.batch(slice(0, 2)).inputs))
         return self.view(conversion) is not None
 
     def point(self, batch: Batch) -> Point:
@@ -175,7 +175,7 @@ class Embedder:
         Raises:
             InputError: when the capture that serves this batch lacks what the view looks for.
         """
-        conversion, call = self.task.converted._conversion((), dict(batch.inputs))
+        conversion, call = self.task.converted.conversion((), dict(batch.inputs))
         key = id(conversion)  # alive as long as the task's converted model is
         if key not in self._cuts:
             seen = self.view(conversion)

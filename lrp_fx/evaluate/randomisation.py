@@ -37,7 +37,7 @@ def randomisation(task: Task, method: Method, batch: int = 32, stages: int = 4, 
     batches = [samples.part(slice(i, i + batch)) for i in range(0, len(samples), batch)]
     before = [explain(b).abs() for b in batches]
     twin.converted(**batches[0].inputs)
-    order = from_the_top(twin.model, twin.converted._current.captured)
+    order = from_the_top(twin.model, twin.converted.current.captured)
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for stage, group in enumerate(_groups(order, stages), 1):

@@ -132,7 +132,7 @@ class Sweeper:
             for path, z in zip(self.latents, held, strict=True)
         }
         self._check_finite(chosen, collected, leaves, choose)
-        relevance, owned = self._per_input(plan.facts.sources, collected, leaves)
+        relevance, owned = self.per_input(plan.facts.sources, collected, leaves)
         return Attribution(
             relevance,
             latents,
@@ -158,7 +158,7 @@ class Sweeper:
     def _input_name(self, placeholder: Node) -> str:
         return self.captured.names[self.captured.placeholders.index(placeholder)]
 
-    def _per_input(
+    def per_input(
         self, sources: list[Source], collected: list[Tensor], leaves: tuple[Any, ...]
     ) -> tuple[dict[str, Tensor], dict[Node, float]]:
         """Relevance by input; and by source, how much of it belongs to an input, where that is not all of it."""

@@ -297,7 +297,7 @@ class _Running(nn.Module):
         pairs = [(plan.facts.sources[i], t) for i, t in zip(self.pipeline.stage.sources, taps, strict=True)
                  if i < len(plan.facts.sources)]  # fmt: skip
         collected = [relevance_of(nonzero(t.detach()) if plan.blind else t.detach(), t.grad) for _, t in pairs]
-        return sweeper._per_input([source for source, _ in pairs], collected, self.runs.leaves(rows))[0]
+        return sweeper.per_input([source for source, _ in pairs], collected, self.runs.leaves(rows))[0]
 
     def output(self) -> Any:
         """The model's output, of its own type: the micro-batches' outputs one after the other."""

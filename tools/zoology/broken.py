@@ -44,7 +44,7 @@ def _present(case: Case) -> set[str]:
     """
     built = case.build()
     xmodel = lrp_fx.convert(built.model, *built.args, **built.inputs, rules="cp_lrp")
-    decisions = xmodel._current.under(xmodel.ruleset).plan.decisions
+    decisions = xmodel.current.under(xmodel.ruleset).plan.decisions
     return {d.role for d in decisions.values()} | {op_name(n) for n in decisions if len(decisions[n].live) > 0}
 
 

@@ -82,10 +82,10 @@ def check(build: Callable[[], Built], rules: Rules = "cp_lrp", ops: Mapping[str,
 def _check(built: Built, row: Row, rules: Rules, ops: Mapping[str, Any] | None) -> None:
     model, args, kwargs = built.model, built.args, built.inputs
     xmodel = lrp_fx.convert(model, *args, **kwargs, ops=ops)
-    captured = xmodel._current.captured
+    captured = xmodel.current.captured
     row.route = captured.route
     row.nodes, row.capture_seconds = len(captured.graph_module.graph.nodes), round(captured.seconds, 1)
-    row.roles = dict(Counter(d.role for d in xmodel._current.under(xmodel.ruleset).plan.decisions.values()))
+    row.roles = dict(Counter(d.role for d in xmodel.current.under(xmodel.ruleset).plan.decisions.values()))
     row.forward = _forward_difference(model, xmodel, args, kwargs)
     row.specialised = xmodel.report().specialised
     del xmodel
@@ -199,7 +199,7 @@ def _projection(output: Any) -> Tensor:
 
 def _explain_without_biases(xmodel: Any, args: Any, kwargs: Any, target: Any) -> lrp_fx.Attribution:
     """Zero whatever the ledger calls a bias, and explain again: what is left has to be sources."""
-    graph_module = xmodel._current.captured.graph_module
+    graph_module = xmodel.current.captured.graph_module
     for module in xmodel.model.modules():
         if getattr(module, "running_mean", None) is not None:
             module.running_mean.zero_()
