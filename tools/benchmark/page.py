@@ -160,10 +160,10 @@ def _many(found: dict[str, Any]) -> list[str]:
 def _preparation(rows: dict[str, Any], found: dict[str, Any]) -> list[str]:
     lines = ["### Preparation", ""]
     if rows:
-        lines += ["| model | convert, s | lower, s | compile, s |", "|---|--:|--:|--:|"]
+        lines += ["| model | convert, s | lower, s |", "|---|--:|--:|"]
         for row, result in rows.items():
             made = result["made"]
-            cells = [f"{made[k]:.1f}" if k in made else "-" for k in ("convert", "lower", "compile")]
+            cells = [f"{made[k]:.1f}" if k in made else "-" for k in ("convert", "lower")]
             lines.append(f"| {_title(row)} | " + " | ".join(cells) + " |")
         lines.append("")
     if "conversion" in found:
