@@ -37,7 +37,7 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[s
         yield f"times {name} {dtype}", _call("times", row | {"repeats": FEWER.get(name, repeats)})
     yield "many", _call("many", {"device": device, "dtype": dtypes[0], "repeats": 3})
     if options.lxt is not None:
-        row = {"name": "llama-512", "device": device, "dtype": dtypes[0], "repeats": repeats}
+        row = {"name": "llama-512", "device": device, "dtype": dtypes[0], "repeats": repeats, "path": options.lxt}
         yield "lxt", _call("against_lxt", row)
     for name in cases:
         if name == "llama-16x1024":

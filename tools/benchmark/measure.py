@@ -78,8 +78,9 @@ def _others(name: str, case: Case, device: str) -> tuple[dict[str, float], dict[
     return seconds, refused
 
 
-def against_lxt(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
-    """LXT, in units of the plain gradient before its patches."""
+def against_lxt(name: str, device: str, dtype: str, repeats: int, path: str) -> dict[str, Any]:
+    """LXT from its source at ``path``, in units of the plain gradient before its patches."""
+    sys.path.insert(0, path)
     case = make(name, device, dtype)
     plain = interleaved({"gradient": contenders.gradient(case)}, repeats, device)["gradient"]
     patched = interleaved({"lxt": contenders.lxt(case)}, repeats, device)["lxt"]

@@ -53,7 +53,7 @@ def _device(device: str, found: dict[str, Any], report: Path) -> list[str]:
     rows = {k: found[f"times_{k}"] for k in _rows(names) if f"times_{k}" in found}
     lines = [f"## {'GPU' if device == 'cuda' else 'CPU'}", ""]
     if rows:
-        lines += _times(rows) + _plot(rows, device, report)
+        lines += _times(rows, found.get("lxt")) + _plot(rows, device, report)
     lines += _memory(found, names) + _many(found) + _preparation(rows, found)
     return lines
 
@@ -67,7 +67,7 @@ def _title(row: str) -> str:
     return ABOUT[name] + ("" if dtype == "float32" else f", {dtype}")
 
 
-def _times(rows: dict[str, Any]) -> list[str]:
+def _times(rows: dict[str, Any], lxt: dict[str, Any] | None) -> list[str]:
     lines = [
         "### Time of one explanation",
         "",
@@ -88,6 +88,10 @@ def _times(rows: dict[str, Any]) -> list[str]:
         "*Agreement* is the largest difference of lowered or compiled to eager relevance, in units of the largest relevance. ReLU networks with "
         "random weights amplify rounding: eager relevance of this ResNet-50 in float32 differs from that in float64 by 2e-02.",
     ]
+    if lxt is not None:
+        lines += [
+            f"LXT (`lxt.efficient`) on Llama, 8 x 512, 512 tokens: {lxt['ratio']:.2f} of the gradient, in a process of its own."
+        ]
     refused = {other: why for found in rows.values() for other, why in found["refused"].items()}
     lines += [f"A dash: {other} does not explain it (`{why}`)." for other, why in refused.items()]
     return [*lines, ""]
