@@ -152,7 +152,7 @@ class ExplainableModule(torch.nn.Module):
         Raises:
             TargetError: for a target out of range, or of a kind that has to be explained by itself.
         """
-        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
         with self.named_failures(conversion, call):
             return conversion.many_targets(ruleset, _places(at)).explain(call, targets, chunk)
@@ -196,12 +196,10 @@ class ExplainableModule(torch.nn.Module):
         rules: RuleSource | None,
         sparing: bool = False,
     ) -> list[Attribution]:
-        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
         places = _places(at, *conditions)
-        fast = None
-        if not sparing and not any(conditions):
-            fast = conversion.faster(ruleset, places, call, target)
+        fast = None if sparing or any(conditions) else conversion.faster(ruleset, places, call, target)
         tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
         with self.named_failures(conversion, call):
             if fast is not None:
@@ -246,11 +244,8 @@ class ExplainableModule(torch.nn.Module):
         Raises:
             InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
-        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
-        if args or kwargs:
-            conversion, call = self.conversion(args, kwargs)
-        else:
-            conversion, call = self.current, self.current.example
+        ruleset = self._rules(rules)
+        conversion, call = self._asked(args, kwargs)
         sweeper = conversion.sweeper(ruleset, _places(at, condition or {}))
         read = functools.partial(read_call, self.model)
         return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
@@ -265,8 +260,8 @@ class ExplainableModule(torch.nn.Module):
         """
         graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
         if not graph.condition:
-            ruleset = RuleSet.load(kwargs.get("rules") or self.ruleset)
-            self.current.compiled.setdefault((ruleset.key, _places(kwargs.get("at", ()))), []).insert(0, graph)
+            key = (self._rules(kwargs.get("rules")).key, _places(kwargs.get("at", ())))
+            self.current.compiled.setdefault(key, []).insert(0, graph)
         return graph
 
     def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
@@ -295,9 +290,9 @@ class ExplainableModule(torch.nn.Module):
         """
         from lrp_fx.lowering.pipeline import Pipeline
 
-        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
-        conversion = self.conversion(args, kwargs)[0] if args or kwargs else self.current
-        sweeper = conversion.sweeper(ruleset, (at,) if isinstance(at, str) else tuple(at))
+        ruleset = self._rules(rules)
+        conversion, _ = self._asked(args, kwargs)
+        sweeper = conversion.sweeper(ruleset, _places(at))
         return Pipeline.build(sweeper, group, functools.partial(read_call, self.model))
 
     def report(self) -> Report:
@@ -306,11 +301,17 @@ class ExplainableModule(torch.nn.Module):
 
     def verify(self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any) -> Verification:
         """Check forward equality, conservation at every node and finiteness on these inputs; prints a table."""
-        ruleset = self.ruleset if rules is None else RuleSet.load(rules)
+        ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
         result = verify(self.model, conversion.sweeper(ruleset, ()), call, args, kwargs, target)
         result.print()
         return result
+
+    def _rules(self, rules: RuleSource | None) -> RuleSet:
+        return self.ruleset if rules is None else RuleSet.load(rules)
+
+    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
+        return self.conversion(args, kwargs) if args or kwargs else (self.current, self.current.example)
 
     def conversion(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
         """The conversion that serves a call; captures when there is none for its signature and sizes."""

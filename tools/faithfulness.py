@@ -18,7 +18,6 @@ import transformers
 from columns import COLUMNS
 from faithfulness_report import write_report
 from rich.console import Console
-from torch import Tensor
 
 from lrp_fx.errors import LrpError
 from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, atman, evaluate, find_methods, kernel_shap
@@ -27,16 +26,8 @@ RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
 CONVOLUTIONAL = ("cnn", "photos", "digits")
 SAMPLES = {"photos": 20, "mapper": 50, "microbes": 50}  # 200 take 15 minutes of a core and more, each
-STEPS = {
-    "lm": 5,
-    "moe": 5,
-    "qa": 5,
-    "sentiment": 5,
-    "reactions": 5,
-    "mapper": 5,
-    "microbes": 5,
-    "photos": 5,
-}  # a forward pass takes ten times as long
+LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")
+STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
 NOT_RANDOMISED = ("photos",)  # takes longer than all else there
 COSTLY = {"kernel_shap": kernel_shap(limit=50), "atman": atman(limit=50)}
@@ -60,14 +51,7 @@ def by_length(task: Task) -> Task:
     if mask is None or not isinstance(task.features, Tokens) or mask.shape != task.inputs[task.features.input].shape:
         return task
     features = dataclasses.replace(task.features, mask="attention_mask")
-    return dataclasses.replace(_chosen(task, mask.sum(1).argsort(stable=True)), features=features)
-
-
-def _chosen(task: Task, rows: Tensor) -> Task:
-    batch = task.batch(rows)
-    return dataclasses.replace(
-        task, inputs=batch.inputs, target=batch.target, eligible=batch.eligible, annotated=batch.annotated
-    )
+    return dataclasses.replace(task.part(mask.sum(1).argsort(stable=True)), features=features)
 
 
 def column(name: str, names: list[str], samples: int, batch: int, steps: int, folder: Path, console: Console) -> None:
@@ -78,7 +62,7 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, fo
         console.print(f"{name}: done")
         return
     start = time.perf_counter()
-    task = by_length(dataclasses.replace(COLUMNS[name]().part(slice(0, samples)), name=name))
+    task = by_length(COLUMNS[name]().part(slice(0, samples), name))
     console.print(
         f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )

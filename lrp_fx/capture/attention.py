@@ -39,19 +39,24 @@ def write_out_attention(captured: Captured) -> Captured:
     return dataclasses.replace(captured, graph_module=module)
 
 
-class _Writer:
-    """Appends nodes in place of one fused attention, each with the value that shape propagation needs."""
+class NodeWriter:
+    """Appends nodes in place of another one, each with the value that shape propagation needs."""
 
     def __init__(self, graph: fx.Graph, origin: Node) -> None:
         self.graph, self.origin = graph, origin
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
+        """A call of ``target``."""
         node = self.graph.call_function(target, args, kwargs)
         node.meta = {k: v for k, v in self.origin.meta.items() if k in ("nn_module_stack", "stack_trace")}
         values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
         with _fake(self.origin):
             node.meta["val"] = target(*values, **keywords)
         return node
+
+
+class _Writer(NodeWriter):
+    """Writes out one fused attention."""
 
     def attention(
         self,

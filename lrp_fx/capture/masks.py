@@ -6,13 +6,14 @@ too. Export cannot take the shorter way that the model takes in eager mode, beca
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.values import Values
 from lrp_fx.optable import bind
 
 aten = torch.ops.aten
@@ -50,13 +51,15 @@ def _kind(mask: Node) -> str | None:
     if len(shape) < 2 or str(shape[-1]) != str(shape[-2]):
         return None
     nodes = _upstream(mask)
-    free = sorted({str(n.meta["val"]) for n in nodes if n.target is aten.sym_size.int})
+    sized = [n for n in nodes if n.target is aten.sym_size.int]
+    free = sorted({str(n.meta["val"]) for n in sized})
     if not all(_pure(n, bool(free)) for n in nodes):
         return None
     found = set()
     for length in _TRIED if free else (0,):
+        sizes = {size: length + 2 * i for i, size in enumerate(free)}
         try:
-            seen = _seen(_value(mask, nodes, {size: length + 2 * i for i, size in enumerate(free)}))
+            seen = _seen(_OnCPU({n: sizes[str(n.meta["val"])] for n in sized})[mask])
         except (RuntimeError, TypeError, IndexError, ValueError):
             return None
         found.add("whole" if bool(seen.all()) else "causal" if torch.equal(seen, _below(seen)) else None)
@@ -64,7 +67,7 @@ def _kind(mask: Node) -> str | None:
 
 
 def _upstream(mask: Node) -> list[Node]:
-    """Every node that ``mask`` is computed from, but for the tensors of which only the size is read; in order."""
+    """Every node that ``mask`` is computed from, but for the tensors of which only the size is read."""
     found: dict[Node, None] = {}
     pending = [mask]
     while pending:
@@ -72,42 +75,26 @@ def _upstream(mask: Node) -> list[Node]:
         if node not in found:
             found[node] = None
             pending += [] if node.target is aten.sym_size.int else node.all_input_nodes
-    return [n for n in mask.graph.nodes if n in found]
+    return list(found)
 
 
 def _pure(node: Node, free: bool) -> bool:
     """Whether a node computes from sizes, and writes no number that could matter at other sizes."""
     if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return False
-    numbers = [] if node.target is aten.sym_size.int or not free else list(_numbers((node.args, dict(node.kwargs))))
+    if node.target is aten.sym_size.int or not free:
+        return True
+    written = pytree.tree_leaves((node.args, dict(node.kwargs)))
+    numbers = [n for n in written if isinstance(n, (int, float)) and not isinstance(n, bool)]
     return all(abs(n) <= _SMALL or abs(n) >= _WHOLE for n in numbers)
 
 
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _numbers(item)
-
-
-def _value(mask: Node, nodes: list[Node], sizes: Mapping[str, int]) -> Tensor:
-    env: dict[Node, Any] = {}
-    for node in nodes:
-        if node.target is aten.sym_size.int:
-            env[node] = sizes[str(node.meta["val"])]
-        else:
-            arguments = fx.map_arg((node.args, dict(node.kwargs)), env.__getitem__)
-            env[node] = node.target(*arguments[0], **(arguments[1] | _here(arguments[1])))  # type: ignore
-    return env[mask]
-
-
-def _here(keywords: Mapping[str, Any]) -> dict[str, Any]:
+class _OnCPU(Values):
     """Masks are tried on the CPU, wherever the model is."""
-    return {"device": torch.device("cpu")} if keywords.get("device") is not None else {}
+
+    def run(self, node: Node, args: Any, kwargs: Any) -> Any:
+        here = {"device": torch.device("cpu")} if kwargs.get("device") is not None else {}
+        return super().run(node, args, {**kwargs, **here})
 
 
 def _seen(mask: Tensor) -> Tensor:

@@ -115,11 +115,16 @@ def _take_over(module: nn.Module, hook: Any) -> None:
     inside = hook.place_submodules
     for path, tensor in [*module.named_parameters(recurse=inside), *module.named_buffers(recurse=inside)]:
         if tensor.is_meta:
-            weight: Tensor = Offloaded(tensor, torch.device(hook.execution_device), _Reader(hook, path, tensor.dtype))
-            owner, _, name = path.rpartition(".")
-            if isinstance(tensor, nn.Parameter):
-                weight = nn.Parameter(weight, tensor.requires_grad)
-            setattr(module.get_submodule(owner), name, weight)
+            device = torch.device(hook.execution_device)
+            put(module, path, Offloaded(tensor, device, _Reader(hook, path, tensor.dtype)))
+
+
+def put(module: nn.Module, path: str, tensor: Tensor) -> None:
+    """Replace the parameter or buffer at ``path``; a parameter stays one."""
+    owner, _, name = path.rpartition(".")
+    parent = module.get_submodule(owner)
+    old = getattr(parent, name)
+    setattr(parent, name, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ afterwards (:mod:`lrp_fx.capture.offload`).
 
 from __future__ import annotations
 
-import operator
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from lrp_fx.capture.offload import Offloaded
+from lrp_fx.capture.values import Values
 
 aten = torch.ops.aten
 
@@ -115,16 +115,9 @@ def _candidate(owner: fx.GraphModule, node: Node, constant: set[Node]) -> Packed
     widths = [t.shape[-1] for t in (given, value) if _floats(t)]  # type: ignore[union-attr]
     if len(widths) < 2 or not all(isinstance(width, int) for width in widths):
         return None
-    arguments = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n if n is varying[0] else _value(owner, n))
+    values = Values.of(owner, {varying[0]: varying[0]})
+    arguments = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)
     return Packed(node.target, arguments, varying[0])
-
-
-def _value(owner: fx.GraphModule, node: Node) -> Any:
-    """What a node that depends on no input is."""
-    if node.op == "get_attr":
-        return operator.attrgetter(str(node.target))(owner)
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: _value(owner, n))  # type: ignore[misc]
-    return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def _floats(value: Any) -> bool:

@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import InputError, TargetError
-from lrp_fx.explain import Sweeper, Target
+from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.module import ExplainableModule, RuleSource
 from lrp_fx.rewrite.ops import nonzero, relevance_of, source
@@ -93,7 +93,7 @@ class CutRun:
         sent = zip(inputs, self.send(value, cotangent, inputs), strict=True)
         reached = {cut.node: cut.relevance(g, self.blind) for cut, g in sent}
         sources = self.sweeper.rewritten.plan.facts.sources
-        return self.sweeper.per_input(sources, [reached[s.node] for s in sources], self.leaves)[0]
+        return self.sweeper.per_input(sources, [reached[s.node] for s in sources], self.sweeper.values(self.leaves))
 
 
 class _Cutting(fx.Interpreter):
@@ -154,7 +154,7 @@ def cut_forward(
     sweeper = conversion.sweeper(ruleset, tuple(dict.fromkeys(at)))
     masks = padding_masks(call.tensors)
     with xmodel.named_failures(conversion, call), torch.inference_mode(False), torch.enable_grad():
-        leaves = tuple(v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in call.leaves)
+        leaves = usable(call.leaves)
         cutting = _Cutting(sweeper)
         flat = cutting.run(*leaves, enable_io_processing=False)
         output = pytree.tree_unflatten(pytree.tree_leaves(flat), sweeper.captured.out_spec)

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Source
 from lrp_fx.capture import Call, Captured
+from lrp_fx.capture.values import Values
 from lrp_fx.errors import InputError, LatentError, NumericalError, TargetError, locate
 from lrp_fx.explain import tokens
 from lrp_fx.explain.accounts import Sweep, account
@@ -92,7 +93,7 @@ class Sweeper:
         def choose(output: Any) -> Tensor:
             return select(output, target, masks)
 
-        leaves = tuple(_usable(v) for v in call.leaves)
+        leaves = usable(call.leaves)
         with torch.inference_mode(False), torch.enable_grad():
             flat, taps, held = self.tapped(*leaves)
             output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
@@ -132,9 +133,15 @@ class Sweeper:
             for path, z in zip(self.latents, held, strict=True)
         }
         self._check_finite(chosen, collected, leaves, choose)
-        relevance, owned = self.per_input(plan.facts.sources, collected, leaves)
+        moved = self._moved(plan.facts.sources, collected, self.values(leaves))
+        # how much of a source belongs to an input, where that is not all of it
+        owned = {
+            item.node: float(value.double().sum())
+            for item, value in moved
+            if item.indices is not None and item.indices is not item.input and not value.is_meta
+        }
         return Attribution(
-            relevance,
+            self._summed(moved),
             latents,
             chosen.detach(),
             pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
@@ -158,21 +165,32 @@ class Sweeper:
     def _input_name(self, placeholder: Node) -> str:
         return self.captured.names[self.captured.placeholders.index(placeholder)]
 
-    def per_input(
-        self, sources: list[Source], collected: list[Tensor], leaves: tuple[Any, ...]
-    ) -> tuple[dict[str, Tensor], dict[Node, float]]:
-        """Relevance by input; and by source, how much of it belongs to an input, where that is not all of it."""
-        relevance: dict[str, Tensor] = {}
-        owned: dict[Node, float] = {}
-        env, ops = _Lazy(self.captured, leaves), self.rewritten.plan.facts.ops
+    def values(self, leaves: Sequence[Any]) -> Values:
+        """Values of captured nodes on flat inputs."""
+        return Values.of(self.captured.graph_module, dict(zip(self.captured.placeholders, leaves, strict=True)))
+
+    def per_input(self, sources: Sequence[Source], collected: Sequence[Tensor], values: Values) -> dict[str, Tensor]:
+        """Input name -> relevance, from that of ``sources``, elementwise; ``values`` are those of integer nodes."""
+        return self._summed(self._moved(sources, collected, values))
+
+    def _moved(
+        self, sources: Sequence[Source], collected: Sequence[Tensor], values: Values
+    ) -> list[tuple[Source, Tensor]]:
+        """Every source with its relevance in the shape of its input: that of rows goes to the ids which picked them."""
+        ops = self.rewritten.plan.facts.ops
+        moved = []
         for item, value in zip(sources, collected, strict=False):
-            name = self._input_name(item.input)
             if item.indices is not None:
-                value = tokens.to_input(item, tokens.row_relevance(value, env[item.indices]), env, ops)
-                if item.indices is not item.input and not value.is_meta:
-                    owned[item.node] = float(value.double().sum())
+                value = tokens.to_input(item, tokens.row_relevance(value, values[item.indices]), values, ops)
+            moved.append((item, value))
+        return moved
+
+    def _summed(self, moved: Iterable[tuple[Source, Tensor]]) -> dict[str, Tensor]:
+        relevance: dict[str, Tensor] = {}
+        for item, value in moved:
+            name = self._input_name(item.input)
             relevance[name] = relevance[name] + value if name in relevance else value
-        return relevance, owned
+        return relevance
 
     def _check_finite(
         self, chosen: Tensor, collected: list[Tensor], leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]
@@ -200,24 +218,6 @@ def _no_ledger() -> Ledger:
     )
 
 
-def _usable(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
-
-
-class _Lazy(dict[Node, Tensor]):
-    """Values of integer nodes of a captured graph, computed on demand from the flat inputs."""
-
-    def __init__(self, captured: Captured, leaves: tuple[Any, ...]) -> None:
-        super().__init__(zip(captured.placeholders, leaves, strict=True))
-        self.root = captured.graph_module
-
-    def __missing__(self, node: Node) -> Tensor:
-        if node.op == "get_attr":
-            found: Any = self.root
-            for name in str(node.target).split("."):
-                found = getattr(found, name)
-        else:
-            args, kwargs = fx.map_arg(node.args, self.__getitem__), fx.map_arg(dict(node.kwargs), self.__getitem__)
-            found = node.target(*args, **kwargs)  # type: ignore[operator]
-        self[node] = found
-        return found
+def usable(leaves: Sequence[Any]) -> tuple[Any, ...]:
+    """Flat inputs that autograd can work with: tensors of inference mode are copied."""
+    return tuple(v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in leaves)

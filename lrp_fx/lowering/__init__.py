@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
-from lrp_fx.errors import InputError, NumericalError, TargetError
+from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
@@ -30,6 +30,7 @@ from lrp_fx.lowering.sizes import Served, fake_inputs
 from lrp_fx.lowering.targets import Attributions, ManyTargets
 from lrp_fx.lowering.trace import (
     attributes_of,
+    check_finite,
     condition_masks,
     functional_graph,
     inner_tensors,
@@ -90,7 +91,10 @@ class Lowered:
             TargetError: for a target of another form, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
-        return self.explain(self.read(args, kwargs), target)
+        call = self.read(args, kwargs)
+        if (reason := self.served.mismatch(list(call.tensors.values()))) is not None:
+            raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
+        return self.explain(call, target)
 
     def serves(self, call: Call, target: Target) -> bool:
         """Whether it can explain this call for this target."""
@@ -101,17 +105,15 @@ class Lowered:
         return same and self.served.mismatch(list(call.tensors.values())) is None
 
     def explain(self, call: Call, target: Target = None) -> Attribution:
-        """Explain one call, as :meth:`__call__` does."""
+        """Explain one call of sizes that it serves, as :meth:`__call__` does."""
         tensors = list(call.tensors.values())
-        if (reason := self.served.mismatch(tensors)) is not None:
-            raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
         asked = self.target if target is None else target
         if self.form.kind == "callable" and asked is not self.target:
             raise TargetError("this graph was lowered for one callable target: lower it again for another one")
         extra = self.form.inputs(asked, self.served.limits(tensors), tensors[0].device)
         with torch.no_grad():
             found = self.runner(*tensors, *extra)
-        self._check(found)
+        check_finite([found["target"], *found["relevance"].values()])
         return self._attribution(call, found, asked)
 
     @property
@@ -176,14 +178,6 @@ class Lowered:
         compiled = torch.compile(graph_module, fullgraph=True, mode=mode, dynamic=free or None, **options)
         return replace(self, runner=compiled)
 
-    @staticmethod
-    def _check(found: dict[str, Any]) -> None:
-        values = [found["target"], *found["relevance"].values()]
-        if any(not v.is_meta and not bool(v.isfinite().all()) for v in values):
-            raise NumericalError(
-                "the target or a relevance is not finite. Remedy: explain() on the same inputs names where it begins."
-            )
-
     def _attribution(self, call: Call, found: dict[str, Any], target: Target) -> Attribution:
         sweeper = self.sweeper
 
@@ -238,7 +232,7 @@ def lower(
     masks = condition_masks(sweeper, condition or {}, targeted.graph_module)
     attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
-    run = relevance_function(sweeper, targeted.graph_module, call.names, masks)
+    run = relevance_function(sweeper, targeted.graph_module, masks)
     traced, structure = functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes)
     inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
     graph_module = finished(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in inputs])

@@ -19,13 +19,13 @@ from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
-from lrp_fx.capture.offload import Offloaded
-from lrp_fx.errors import InputError, LatentError, LrpError, NumericalError, TargetError
+from lrp_fx.capture.offload import Offloaded, put
+from lrp_fx.errors import InputError, LatentError, LrpError, TargetError
 from lrp_fx.explain import Attribution, Contrast, Ledger, Sweeper, Target
 from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.lowering.sizes import fake_inputs
 from lrp_fx.lowering.stages import Stage, split
-from lrp_fx.lowering.trace import Lifted, attributes_of
+from lrp_fx.lowering.trace import Lifted, attributes_of, check_finite
 from lrp_fx.rewrite.ops import nonzero, relevance_of
 
 
@@ -151,10 +151,7 @@ class Pipeline:
             latents |= {path: value.to(self.device) for path, value in found.latents.items()}
         target = gathered[-1].target
         assert target is not None
-        if any(not bool(value.isfinite().all()) for value in (target, *relevance.values())):
-            raise NumericalError(
-                "the target or a relevance is not finite. Remedy: explain() on the same inputs names where it begins."
-            )
+        check_finite((target, *relevance.values()))
         name = self.sweeper.rewritten.plan.ruleset.name
         order = {path: latents[path] for path in self.sweeper.latents}
         return Attribution(relevance, order, target.to(self.device), output, name, dict(relevance), _no_ledger)
@@ -168,8 +165,7 @@ def _read_weights(module: nn.Module) -> None:
     """Weights that are offloaded elsewhere, into memory."""
     for name, value in list(attributes_of(module).items()):  # type: ignore[arg-type]
         if isinstance(value, Offloaded):
-            owner, _, last = name.rpartition(".")
-            setattr(module.get_submodule(owner), last, nn.Parameter(value.read(), requires_grad=False))
+            put(module, name, value.read())
 
 
 @dataclass(frozen=True)
@@ -297,7 +293,7 @@ class _Running(nn.Module):
         pairs = [(plan.facts.sources[i], t) for i, t in zip(self.pipeline.stage.sources, taps, strict=True)
                  if i < len(plan.facts.sources)]  # fmt: skip
         collected = [relevance_of(nonzero(t.detach()) if plan.blind else t.detach(), t.grad) for _, t in pairs]
-        return sweeper.per_input([source for source, _ in pairs], collected, self.runs.leaves(rows))[0]
+        return sweeper.per_input([source for source, _ in pairs], collected, sweeper.values(self.runs.leaves(rows)))
 
     def output(self) -> Any:
         """The model's output, of its own type: the micro-batches' outputs one after the other."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from lrp_fx.capture.attention import NodeWriter
 from lrp_fx.optable import bind
 
 aten = torch.ops.aten
@@ -34,7 +35,7 @@ def ask_chosen(graph: fx.Graph, choice: Node) -> bool:
     if bound.get("dropout_p") or str(bound["query"].meta["val"].shape[2]) != str(top.meta["val"].shape[1]):  # type: ignore[union-attr]
         return False
     with graph.inserting_before(choice):
-        result = _Writer(graph, choice, fused).attention(bound)
+        result = _Asking(graph, choice, fused).attention(bound)
     choice.replace_all_uses_with(result)
     dead: Any = choice
     while not dead.users and dead.op == "call_function":  # attention may draw numbers: no general pass removes it
@@ -72,19 +73,12 @@ def _attention_behind(node: Node) -> Node | None:
     return node if transposed and len(node.users) == 1 and node.meta["val"].dim() == 4 else None
 
 
-class _Writer:
-    """Appends nodes, each with its value."""
+class _Asking(NodeWriter):
+    """Writes one fused attention at chosen queries."""
 
     def __init__(self, graph: fx.Graph, choice: Node, origin: Node) -> None:
-        self.graph, self.choice, self.origin = graph, choice, origin
-
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        node = self.graph.call_function(target, args, kwargs)
-        node.meta = {k: v for k, v in self.origin.meta.items() if k in ("nn_module_stack", "stack_trace")}
-        values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
-        with self.origin.meta["val"].fake_mode:
-            node.meta["val"] = target(*values, **keywords)
-        return node
+        super().__init__(graph, origin)
+        self.choice = choice
 
     def chosen(self, x: Node) -> Node:
         """(B, H, T, ...) -> (B, H, n, ...)."""

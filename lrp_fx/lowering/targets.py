@@ -16,11 +16,11 @@ from torch import Tensor, fx
 
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
-from lrp_fx.explain import Sweeper, Target
+from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.target import at_positions, find_logits, last_positions
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Served, fake_inputs
-from lrp_fx.lowering.trace import Values, attributes_of, per_input, with_target
+from lrp_fx.lowering.trace import with_target
 from lrp_fx.rewrite.ops import nonzero
 
 _LAST, _LARGEST = -(2**40), -(2**40)  #: of a target that leaves its position or its class open
@@ -82,7 +82,7 @@ class ManyTargets:
             TargetError: for a target that selects no single value per sample, or is out of range.
             NumericalError: when a relevance is not finite.
         """
-        plan, captured = self.sweeper.rewritten.plan, self.sweeper.captured
+        plan = self.sweeper.rewritten.plan
         tensors = list(call.tensors.values())
         if (reason := self.served.mismatch(tensors)) is not None:
             raise InputError(f"prepared for other sizes: {reason}")
@@ -90,7 +90,7 @@ class ManyTargets:
         batch, device = sizes[0] or tensors[0].shape[0], tensors[0].device
         picks = torch.stack([_pick(t, sizes, batch, device) for t in targets])  # (T, 2, B)
         count = len(picks)
-        leaves = [v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in call.leaves]
+        leaves = usable(call.leaves)
         with torch.inference_mode(False), torch.enable_grad():
             _, taps, held, chosen = self.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
             if not chosen.requires_grad:
@@ -109,9 +109,9 @@ class ManyTargets:
             path: z.detach() * next(later) if z.requires_grad else z.new_zeros((count, *z.shape))
             for path, z in zip(self.sweeper.latents, held, strict=True)
         }
-        values = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes_of(captured.graph_module))
+        values = self.sweeper.values(leaves)
         each = [(nonzero(x) if plan.blind else x).detach() * g for x, g in zip(taps, grads, strict=False)]
-        relevance = [per_input(self.sweeper, [r[i] for r in each], values, call.names) for i in range(count)]
+        relevance = [self.sweeper.per_input(plan.facts.sources, [r[i] for r in each], values) for i in range(count)]
         if any(not bool(r.isfinite().all()) for r in each):
             raise NumericalError("a relevance is not finite. Remedy: explain() its target names where it begins.")
         return Attributions(

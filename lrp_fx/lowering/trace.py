@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lrp_fx.errors import TargetError
-from lrp_fx.explain import Sweeper, tokens
+from lrp_fx.capture.values import Values
+from lrp_fx.errors import NumericalError, TargetError
+from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import find_logits, padding_masks
 from lrp_fx.lowering.forms import Form
@@ -179,37 +180,8 @@ def _spliced(owner: fx.GraphModule, body: fx.GraphModule, inputs: list[Any], bef
     return result
 
 
-class Values(dict[Node, Any]):
-    """Values of integer nodes of a captured graph, computed on demand."""
-
-    def __init__(self, inputs: Mapping[Node, Any], attributes: Attributes) -> None:
-        super().__init__(inputs)
-        self.attributes = attributes
-
-    def __missing__(self, node: Node) -> Any:
-        if node.op == "get_attr":
-            found: Any = self.attributes[str(node.target)]
-        else:
-            args, kwargs = fx.map_arg(node.args, self.__getitem__), fx.map_arg(dict(node.kwargs), self.__getitem__)
-            found = node.target(*args, **kwargs)  # type: ignore[operator]
-        self[node] = found
-        return found
-
-
-def per_input(sweeper: Sweeper, collected: Sequence[Tensor], values: Values, names: Sequence[str]) -> dict[str, Tensor]:
-    """Relevance by input name from relevance by source: that of rows goes to the ids which picked them."""
-    captured, facts = sweeper.captured, sweeper.rewritten.plan.facts
-    relevance: dict[str, Tensor] = {}
-    for item, value in zip(facts.sources, collected, strict=False):
-        if item.indices is not None:
-            value = tokens.to_input(item, tokens.row_relevance(value, values[item.indices]), values, facts.ops)
-        name = names[captured.placeholders.index(item.input)]
-        relevance[name] = relevance[name] + value if name in relevance else value
-    return relevance
-
-
 def relevance_function(
-    sweeper: Sweeper, targeted: fx.GraphModule, input_names: Sequence[str], masks: Mapping[str, Tensor]
+    sweeper: Sweeper, targeted: fx.GraphModule, masks: Mapping[str, Tensor]
 ) -> Callable[..., dict[str, Any]]:
     """(attributes, flat inputs, target inputs) -> everything a lowered graph returns, as plain tensor code."""
     plan, captured = sweeper.rewritten.plan, sweeper.captured
@@ -228,9 +200,9 @@ def relevance_function(
             path: relevance_of(z, next(later) if z.requires_grad else None)
             for path, z in zip(sweeper.latents, held, strict=True)
         }
-        env = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes)
+        values = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes.__getitem__)
         collected = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
-        relevance = per_input(sweeper, collected, env, input_names)
+        relevance = sweeper.per_input(plan.facts.sources, collected, values)
         found: dict[str, Any] = {"target": chosen.detach(), "relevance": relevance, "latents": latents}
         found["output"] = [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
         return found
@@ -284,3 +256,15 @@ def functional_graph(
     traced.graph._codegen = CodeGen()
     end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
+
+
+def check_finite(values: Iterable[Tensor]) -> None:
+    """Look at the target and the relevance that a graph returned.
+
+    Raises:
+        NumericalError: when one is not finite.
+    """
+    if any(not v.is_meta and not bool(v.isfinite().all()) for v in values):
+        raise NumericalError(
+            "the target or a relevance is not finite. Remedy: explain() on the same inputs names where it begins."
+        )

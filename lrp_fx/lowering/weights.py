@@ -6,6 +6,7 @@ The checkpoint is the model's own (safetensors files), so that the graph of a la
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lrp_fx.capture.offload import put
 from lrp_fx.errors import InputError, WeightError, require
 
 Weights = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Tensor]
@@ -63,14 +65,11 @@ def fill(module: nn.Module, wanted: Mapping[str, Sequence[str]], weights: Weight
     tensors = _read({n: places[n] for n in found.values()})
     unlike = []
     for path, name in found.items():
-        owner, _, attribute = path.rpartition(".")
-        parent = module.get_submodule(owner)
-        old, new = getattr(parent, attribute), tensors[name]
+        old, new = operator.attrgetter(path)(module), tensors[name]
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             unlike.append(f"{name} is {_form(new)}, not {_form(old)}")
             continue
-        new = new.detach().to(old.device)
-        setattr(parent, attribute, nn.Parameter(new, requires_grad=False) if isinstance(old, nn.Parameter) else new)
+        put(module, path, new.detach().to(old.device))
     if unlike:
         raise WeightError(
             "these weights are not those that the graph was made for: " + "; ".join(unlike) + ".\nRemedy: give the "

@@ -145,6 +145,7 @@ ABOUT = {
     "llama-2048": "Llama-like, 8 x 512, 2048 tokens",
     "llama-4096": "Llama-like, 8 x 512, 4096 tokens",
     "llama-16x1024": "Llama-like, 16 x 1024, 512 tokens",
+    "llama-32x512": "Llama-like, 32 x 512, 2048 tokens",
     "mixtral": "Mixtral-like, 8 x 512, 2 of 8 experts, 512 tokens",
     "t5": "T5-like (Flan-T5-small), 512 tokens in, 8 out",
     "bert": "BERT-base, 128 tokens",

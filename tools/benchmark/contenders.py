@@ -7,6 +7,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import lrp_fx
 from benchmark.cases import Case
+from lrp_fx.lowering import Lowered
 
 Run = Callable[[], Tensor | None]
 ORDER = ("forward", "gradient", "eager", "lowered", "compiled", "compiled forward")
@@ -139,15 +141,18 @@ class Explainers:
         """``explain(memory="low")``."""
         return lambda: _all(self.xmodel.explain(**self.case.inputs, memory="low"))
 
+    @cached_property
+    def graph(self) -> Lowered:
+        """The lowered graph."""
+        return self._timed("lower", lambda: self.xmodel.lower(**self.case.inputs))
+
     def lowered(self) -> Run:
         """``lower``."""
-        graph = self._timed("lower", lambda: self.xmodel.lower(**self.case.inputs))
-        return lambda: _all(graph(**self.case.inputs))
+        return lambda: _all(self.graph(**self.case.inputs))
 
     def compiled(self) -> Run:
         """``compile``, by way of ``lower``: so that ``explain`` stays what it is."""
-        graph = self.xmodel.lower(**self.case.inputs).compile()
-        self._timed("compile", lambda: graph(**self.case.inputs))
+        graph = self.graph.compile()
         return lambda: _all(graph(**self.case.inputs))
 
 

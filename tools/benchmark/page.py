@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,15 @@ def _times(rows: dict[str, Any], lxt: dict[str, Any] | None) -> list[str]:
         "",
         "Milliseconds; in brackets, in units of the gradient.",
         "",
-        "| model | forward | gradient | `explain` | `lower` | `compile` | compiled, of the bound | agreement | autoLRP | zennit |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
+    table = {}
     for row, found in rows.items():
-        s = found["seconds"]
-        cells = [f"{1e3 * s[c]:.0f}" + (f" ({s[c] / s['gradient']:.2f})" if c != "gradient" else "") for c in COLUMNS]
-        cells.append(f"{s['compiled'] / (2 * s['compiled forward']):.2f}")
-        cells.append(f"{max(found['apart'].values()):.0e}")
-        cells += [f"{1e3 * s[o]:.0f} ({s[o] / s['gradient']:.2f})" if o in s else "-" for o in ("autolrp", "zennit")]
-        lines.append(f"| {_title(row)} | " + " | ".join(cells) + " |")
+        s = {name: 1e3 * seconds for name, seconds in found["seconds"].items()}
+        bound, apart = s["compiled"] / (2 * s["compiled forward"]), max(found["apart"].values())
+        table[_title(row)] = [_against(s, c) for c in COLUMNS] + [f"{bound:.2f}", f"{apart:.0e}"]
+        table[_title(row)] += [_against(s, other) for other in ("autolrp", "zennit")]
+    own = "forward | gradient | `explain` | `lower` | `compile`"
+    lines += _table(f"{own} | compiled, of the bound | agreement | autoLRP | zennit", table)
     lines += [
         "",
         "*Agreement* is the largest difference of lowered or compiled to eager relevance, in units of the largest relevance. ReLU networks with "
@@ -96,6 +96,20 @@ def _times(rows: dict[str, Any], lxt: dict[str, Any] | None) -> list[str]:
     refused = {other: why for found in rows.values() for other, why in found["refused"].items()}
     lines += [f"A dash: {other} does not explain it (`{why}`)." for other, why in refused.items()]
     return [*lines, ""]
+
+
+def _against(values: Mapping[str, float | None], name: str) -> str:
+    """A value, and in brackets how many gradients it is."""
+    value, base = values.get(name), values.get("gradient")
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if name == "gradient" or not base else f"{value:.0f} ({value / base:.2f})"
+
+
+def _table(head: str, rows: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines of a table with a row for every model, numbers to the right."""
+    lines = [f"| model | {head} |", "|---|" + "--:|" * (head.count("|") + 1)]
+    return lines + [f"| {title} | {' | '.join(cells)} |" for title, cells in rows.items()]
 
 
 def _plot(rows: dict[str, Any], device: str, report: Path) -> list[str]:
@@ -132,14 +146,9 @@ def _memory(found: dict[str, Any], names: list[str]) -> list[str]:
         "",
         "MiB above what the process holds between explanations, a fresh process each; in brackets, of the gradient's.",
         "",
-        '| model | gradient | `explain` | `memory="low"` | `lower` | `compile` |',
-        "|---|--:|--:|--:|--:|--:|",
     ]
-    for name, row in table.items():
-        base = row["gradient"]
-        cells = ["-" if v is None else f"{v:.0f}" + (f" ({v / base:.2f})" if base and k != "gradient" else "") for k, v in row.items()]  # fmt: skip
-        title = ABOUT.get(name, "Llama-like, 32 x 512, 2048 tokens")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    cells = {ABOUT[name]: [_against(row, kind) for kind in kinds] for name, row in table.items()}
+    lines += _table('gradient | `explain` | `memory="low"` | `lower` | `compile`', cells)
     short, long = table.get("llama-2048"), table.get("llama-4096")
     if short and long:
         grown = [f"{k} {long[k] / short[k]:.2f}" for k in kinds if short.get(k) and long.get(k)]
@@ -165,12 +174,9 @@ def _many(found: dict[str, Any]) -> list[str]:
 def _preparation(rows: dict[str, Any], found: dict[str, Any]) -> list[str]:
     lines = ["### Preparation", ""]
     if rows:
-        lines += ["| model | convert, s | lower, s |", "|---|--:|--:|"]
-        for row, result in rows.items():
-            made = result["made"]
-            cells = [f"{made[k]:.1f}" if k in made else "-" for k in ("convert", "lower")]
-            lines.append(f"| {_title(row)} | " + " | ".join(cells) + " |")
-        lines.append("")
+        made = {_title(row): result["made"] for row, result in rows.items()}
+        cells = {title: [f"{taken[k]:.1f}" for k in ("convert", "lower")] for title, taken in made.items()}
+        lines += [*_table("convert, s | lower, s", cells), ""]
     if "conversion" in found:
         lines += [f"- A 7B-shaped Llama (32 x 4096, on meta): converted in {found['conversion']['seconds']:.1f} s."]
     for per_block, title in ((False, "`compile()`"), (True, "`compile(per_block=True)`")):
