@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as tf
 from models import GQA
+from torch._inductor.utils import run_and_get_code
 
 import lrp_fx
 from lrp_fx.errors import InputError, LrpError, WeightError
@@ -163,6 +164,23 @@ def test_a_compiled_graph_gives_the_eager_relevance(small):
         xmodel.explain(**inputs, target=5).relevance["input_ids"], compiled(**inputs, target=5).relevance["input_ids"]
     )
     xmodel.current.compiled.clear()
+
+
+def test_compiled_convolutions_leave_weights_and_cotangents_as_they_lie():
+    """Inductor would lay out the weights anew (channels last) at every call, and convolution_backward its inputs."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, stride=2), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(16 * 7 * 7, 5),
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 3, 16, 16)
+    xmodel = lrp_fx.convert(model, x)
+    eager = xmodel.explain(x, target=2).relevance["input"]
+    compiled = xmodel.compile(x, target=2, mode="default")
+    found, (code,) = run_and_get_code(compiled, x, target=2)
+    close(found.relevance["input"], eager)
+    assert "convolution_backward" in code
+    assert "(72, 1, 24, 8)" not in code, "strides of the second weight, channels last"
 
 
 def test_a_file_that_is_no_graph_is_named(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
@@ -95,7 +96,8 @@ def _export(
     # export takes one specification for *args and one for **kwargs, by parameter name
     names = [n for n in _parameter_names(model, len(args))]
     spec = dict(zip(names, dims[0], strict=False)) | dims[1]
-    with contextlib.redirect_stderr(io.StringIO()):  # where it fails, export prints all of the graph it had
+    # where it fails, export prints all of the graph it had; after each of its passes it would write the graph as Python
+    with contextlib.redirect_stderr(io.StringIO()), _use_lazy_graph_module(True):
         return torch.export.export(model, args, kwargs, strict=strict, dynamic_shapes=spec or None)
 
 

@@ -23,6 +23,7 @@ from lrp_fx.lowering import ship
 from lrp_fx.lowering.clean import finished
 from lrp_fx.lowering.forms import Form, form_of
 from lrp_fx.lowering.generation import Generation, generate
+from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.memory import low_memory
 from lrp_fx.lowering.regions import once_per_block
 from lrp_fx.lowering.ship import Artefact, load
@@ -171,11 +172,15 @@ class Lowered:
         Args:
             mode: as in ``torch.compile``.
             per_block: compile each kind of repeated block once, so that what it costs does not grow with depth.
-            **options: as in ``torch.compile``.
+            **options: as in ``torch.compile``; with a ``backend`` or ``options`` of your own, none of ours are given.
         """
         free = any(isinstance(d, str) for dims in self.served.shapes.dims for d in dims)
         graph_module = once_per_block(self.graph_module) if per_block else self.graph_module
-        compiled = torch.compile(graph_module, fullgraph=True, mode=mode, dynamic=free or None, **options)
+        if options.keys() & {"backend", "options"}:
+            options["mode"] = mode
+        else:  # torch.compile takes a mode or options, not both
+            options["options"] = inductor_options(graph_module, mode)
+        compiled = torch.compile(graph_module, fullgraph=True, dynamic=free or None, **options)
         return replace(self, runner=compiled)
 
     def _attribution(self, call: Call, found: dict[str, Any], target: Target) -> Attribution:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from lrp_fx.errors import InputError, LrpError, require
 from lrp_fx.explain import Attribution, Ledger
 from lrp_fx.lowering.convolutions import transpose_convolutions
+from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.portable import spell_grouped_products
 from lrp_fx.lowering.weights import Weights, fill, placeholder, references
 from lrp_fx.rewrite import copy_graph
@@ -75,8 +76,11 @@ def save(
 
 def package(graph_module: fx.GraphModule, path: str | Path) -> Path:
     """Compile a relevance graph ahead of time to a package that runs from C++, or from Python with torch alone."""
+    options = inductor_options(graph_module)
     with torch.no_grad():
-        made = torch._inductor.aoti_compile_and_package(exported(graph_module), package_path=str(path))
+        made = torch._inductor.aoti_compile_and_package(
+            exported(graph_module), package_path=str(path), inductor_configs=options
+        )
     return Path(made)
 
 
