@@ -169,7 +169,7 @@ class ExplainableModule(torch.nn.Module):
     ) -> Generation:
         """Generate with the model's own ``generate`` and cache, then attribute every new token to all tokens before it.
 
-        One forward pass over the final sequence serves all of them: what a position says depends on its prefix only.
+        One forward pass serves many of them: what a position says depends on its prefix only.
 
         Args:
             input_ids: (B, S) prompt.
@@ -183,8 +183,8 @@ class ExplainableModule(torch.nn.Module):
             InputError: when the model has no ``generate``.
         """
         explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
-        inputs = {"input_ids": input_ids, **kwargs}
-        return generate(self.model, explain, inputs, {"max_new_tokens": max_new_tokens, **(options or {})})
+        how = {"max_new_tokens": max_new_tokens, **(options or {})}
+        return generate(self.model, explain, self.conversion, {"input_ids": input_ids, **kwargs}, how)
 
     def _explain(
         self,

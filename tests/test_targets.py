@@ -65,12 +65,13 @@ def test_generated_tokens_are_explained_as_each_prefix_is(llama):
     model, inputs, xmodel = llama
     prompt = inputs["input_ids"]
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
-    found = xmodel.explain_generation(prompt, max_new_tokens=4, chunk=3)
-    expected = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    new = 19  # more than one forward pass serves
+    found = xmodel.explain_generation(prompt, max_new_tokens=new, chunk=3)
+    expected = model.generate(prompt, max_new_tokens=new, do_sample=False)
     assert torch.equal(found.sequences, expected) and found.start == 7
     matrix = found.relevance["input_ids"]
-    assert matrix.shape == (2, 4, 11)
-    for i in range(4):
+    assert matrix.shape == (2, new, 7 + new)
+    for i in range(new):
         one = xmodel.explain(input_ids=expected[:, : 7 + i], target=expected[:, 7 + i])
         same(matrix[:, i, : 7 + i], one.relevance["input_ids"])
         same(found.target[:, i], one.target)

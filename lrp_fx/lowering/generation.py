@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from lrp_fx.capture import Call
 from lrp_fx.errors import InputError
 from lrp_fx.lowering.targets import Attributions
+
+if TYPE_CHECKING:
+    from lrp_fx.conversion import Conversion
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,22 @@ class Generation:
     ruleset: str
 
 
+#: new tokens explained from one forward pass, over the longest of their prefixes: what lies behind it is not computed
+_GROUP = 16
+
+
 def generate(
-    model: torch.nn.Module, explain: Callable[..., Attributions], inputs: Mapping[str, Any], options: Mapping[str, Any]
+    model: torch.nn.Module,
+    explain: Callable[..., Attributions],
+    conversion: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Conversion, Call]],
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> Generation:
     """Generate from ``inputs`` and explain every new token.
 
     The logits at a position depend on nothing after it, so those of the final sequence are those that were seen while
-    generating, and one forward pass serves all new tokens.
+    generating, and one forward pass serves many new tokens. Where the captured graph leaves the length free, it goes no
+    further than the last of them; otherwise the whole sequence serves all.
 
     Raises:
         InputError: when the model has no ``generate``, or generates nothing.
@@ -50,18 +63,47 @@ def generate(
             "given tokens"
         )
     prompt = inputs["input_ids"]
+    cached = {"use_cache": True} if hasattr(model, "generation_config") else {}
     with torch.no_grad():
-        sequences = model.generate(**inputs, **{"do_sample": False, **options})  # type: ignore[operator]
+        sequences = model.generate(**inputs, **{"do_sample": False, **cached, **options})  # type: ignore[operator]
     separate = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
-    start = 1 if separate else prompt.shape[1]
-    new = sequences.shape[1] - start
-    if new < 1:
+    name = "decoder_input_ids" if separate else "input_ids"
+    start, total = 1 if separate else prompt.shape[1], sequences.shape[1]
+    if total <= start:
         raise InputError("nothing was generated: the first token ends the sequence")
-    whole = dict(inputs) | {"decoder_input_ids" if separate else "input_ids": sequences}
+    whole = dict(inputs) | {name: sequences}
     mask = inputs.get("attention_mask")
+    along = [name]
     if mask is not None and not separate:
-        whole["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), new)], dim=1)
-    targets = [(start + i - 1, sequences[:, start + i]) for i in range(new)]
-    found = explain(**whole, targets=targets)
-    relevance = {name: r.transpose(0, 1) for name, r in found.relevance.items()}
-    return Generation(sequences, start, relevance, found.target.T, found.ruleset)
+        whole["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), total - start)], dim=1)
+        along.append("attention_mask")
+    found = []
+    group = _GROUP if _resizes(conversion, whole, name) else total
+    for first in range(start, total, group):
+        end = min(first + group, total)
+        targets = [(i - 1, sequences[:, i]) for i in range(first, end)]
+        prefix = {k: whole[k][:, : end - 1] for k in along} if group < total else {}
+        found.append(explain(**{**whole, **prefix}, targets=targets))
+    return Generation(
+        sequences,
+        start,
+        {
+            n: torch.cat([_padded(f.relevance[n], total if n == name else None) for f in found], 1)
+            for n in found[0].relevance
+        },
+        torch.cat([f.target.T for f in found], 1),
+        found[0].ruleset,
+    )
+
+
+def _resizes(conversion: Callable[..., tuple[Conversion, Call]], inputs: dict[str, Any], name: str) -> bool:
+    """Whether a captured graph leaves the length of an input free."""
+    converted, call = conversion((), inputs)
+    dims = dict(zip(call.tensors, converted.captured.shapes.dims, strict=True))
+    return isinstance(dims[name][1], str)
+
+
+def _padded(relevance: Tensor, length: int | None) -> Tensor:
+    """(T, B, n) -> (B, T, length): nothing lies behind a prefix."""
+    relevance = relevance.transpose(0, 1)
+    return relevance if length is None else torch.nn.functional.pad(relevance, (0, length - relevance.shape[2]))

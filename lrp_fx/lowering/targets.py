@@ -18,6 +18,7 @@ from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.target import at_positions, find_logits, last_positions
+from lrp_fx.lowering.attention import fold_targets
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Served, fake_inputs
 from lrp_fx.lowering.trace import with_target
@@ -67,6 +68,8 @@ class ManyTargets:
             raise InputError("no input can carry relevance: there is no floating input and no token id")
         fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic=True)
         targeted = with_target(sweeper, _FORM, call.names, fakes, report=False)
+        fold_targets(targeted.graph_module.graph)
+        targeted.graph_module.recompile()
         served = Served.of(sweeper.captured.shapes, fakes, targeted.sizes)
         return cls(sweeper, targeted.graph_module, served)
 

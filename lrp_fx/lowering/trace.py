@@ -22,6 +22,7 @@ from lrp_fx.errors import NumericalError, TargetError
 from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import find_logits, padding_masks
+from lrp_fx.lowering.classes import choose_rows
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.positions import behind_selection, drop_whole_slices, sizes_from_inputs
 from lrp_fx.lowering.sizes import Fakes
@@ -143,6 +144,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     end.args = ((leaves if report else [], taps, held, chosen),)
     sizes_from_inputs(graph)
     behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
+    choose_rows(graph)
     graph.lint()
     graph_module.recompile()
     return Targeted(graph_module, extra, tuple(logits.shape))
