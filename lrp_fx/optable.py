@@ -20,7 +20,7 @@ from lrp_fx.errors import RuleSetError
 KINDS = (
     "movement",  # data is moved, never mixed: the gradient is the rule
     "linear",  # jointly linear in its operands; other additive operands are constants
-    "selection",  # picks entries of its operand (max, sort, topk): winner takes all
+    "selection",  # picks entries of its operand (max, sort, topk)
     "product",  # linear in each factor: degree 1 in every carrying one; `terms` are added
     "quotient",  # args = numerator, denominator: a product with a reciprocal
     "homogeneous",  # elementwise f(t x) = t^degree f(x): gradient / degree is the identity rule
@@ -47,7 +47,7 @@ class OpSpec:
         degree: degree of homogeneity (``homogeneous`` only); a string is an expression of the op's other arguments.
         slope: closed form of f(x)/x (``nonlinearity`` only) as an expression of ``x``, ``y`` and the op's arguments.
         at_zero: value of f(x)/x at x = 0 where f(0) = 0 and no closed form is given.
-        extra: kind-specific fields (the layout of a normalization).
+        extra: kind-specific fields (the layout of a normalization; the ``mean`` over the windows of a selection).
     """
 
     name: str

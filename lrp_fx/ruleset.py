@@ -23,11 +23,14 @@ LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
 #: roles that a rule set need not have a rule for: layers are then "linear", position tables constants
 OPTIONAL = (*LAYERS, "position")
 
+#: rules that hand the relevance of a selection to its whole window, where it has one
+SPREADING = ("proportional", "even")
+
 #: role -> rules that exist for it
 ROLES: dict[str, tuple[str, ...]] = {
     "linear": ("epsilon", "gradient", "stop"),
     **dict.fromkeys(LAYERS, ("epsilon", *PART_RULES, "gradient", "stop")),
-    "selection": ("winner-takes-all", "gradient", "stop"),
+    "selection": ("winner-takes-all", *SPREADING, "gradient", "stop"),
     "bilinear": ("uniform", "gradient", "stop"),
     "gate": ("uniform", "signal-takes-all", "gradient", "stop"),
     "recurrent-gate": ("uniform", "signal-takes-all", "gradient", "stop"),

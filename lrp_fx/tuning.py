@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "bilinear": ("uniform", "gradient"),
     "nonlinearity": ("identity", "gradient", "guided-backprop"),
     "normalization": ("identity", "gradient"),
+    "selection": ("winner-takes-all", "proportional", "even"),
 }
 #: parameters that are searched on a logarithmic scale: least and greatest value, and the usual one
 PARAMETERS = {"gamma": (0.01, 30.0, 0.25), "beta": (0.003, 2.0, 1.0), "epsilon": (1e-6, 1.0, 1e-6)}

@@ -55,6 +55,16 @@ def test_lowered(name):
     assert difference(xmodel.lower()(input_ids=ids()).relevance["input_ids"], eager) < 1e-5
 
 
+@pytest.mark.parametrize("name", ["int4, packed", "nf4"])
+def test_files_hold_packed_weights_as_what_they_stand_for(name, tmp_path):
+    xmodel = lrp_fx.convert(PAIRS[name]().model, input_ids=ids())
+    graph, eager = xmodel.lower(target=0), xmodel.explain(input_ids=ids(), target=5).relevance["input_ids"]
+    graph.save(tmp_path / "x.pt2")
+    for made in (graph.compile(backend="eager"), lrp_fx.load(tmp_path / "x.pt2")):
+        found = made(input_ids=ids(), target=5)
+        assert difference(found.relevance["input_ids"], eager) < 1e-5
+
+
 class Curved(torch.nn.Module):
     """A product with packed weights, squared inside of the operator."""
 

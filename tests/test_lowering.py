@@ -71,6 +71,7 @@ def test_lowered_relevance_is_that_of_the_eager_sweep_at_other_sizes(name):
         ("resnet", "epsilon_gamma_box"),
         ("resnet", "epsilon_alpha2_beta1_flat"),
         ("resnet", "deconvnet"),
+        ("resnet", {"base": "epsilon_plus", "rules": {"selection": "even"}}),
     ],
 )
 def test_rule_sets_survive_lowering(name, rules):

@@ -36,6 +36,19 @@ def test_finite_at_any_input(dtype, index):
     assert (attribution.relevance["x"][0] == 0).all()
 
 
+@pytest.mark.parametrize("rule", ["proportional", "even"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_windows_without_a_positive_value_are_finite(dtype, rule):
+    x = torch.randn(4, 6, 6, dtype=dtype)
+    x[0], x[1, :, ::2], x[2] = 0, 0, -x[2].abs()
+    model = nn.Sequential(nn.MaxPool1d(3, 2), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(1), nn.Linear(6, 3, bias=False))
+    attribution = lrp_fx.convert(model.to(dtype), x, rules={"base": "attnlrp", "rules": {"selection": rule}}).explain(x)
+    found, value = attribution.relevance["input"], attribution.target
+    assert found.isfinite().all()
+    assert not found[0].any() and not found[2].any()
+    torch.testing.assert_close(found.float().sum((1, 2)), value.float(), rtol=0.02, atol=0.01)
+
+
 @pytest.mark.parametrize(("dtype", "correlation"), [(torch.bfloat16, 0.99), (torch.float16, 0.999)])
 def test_half_precision_llama_correlates_with_double(dtype, correlation):
     torch.manual_seed(1)

@@ -12,6 +12,7 @@ import transformers as tf
 
 import lrp_fx
 from lrp_fx.capture.offload import Offloaded
+from lrp_fx.errors import InputError
 
 LAYERS = 3
 GAMMA = {"name": "gamma", "base": "attnlrp", "rules": {"dense": {"rule": "gamma", "gamma": 0.25}}}
@@ -175,3 +176,12 @@ def test_tensors_are_moved_to_the_device_of_each_module():
     linear = [n for n in xmodel.graph_module.graph.nodes if n.target is torch.ops.aten.linear.default]
     places = [{v.meta["val"].device.type for v in (*n.all_input_nodes, n)} for n in linear]
     assert places == [{"cpu"}, {"meta"}]
+
+
+def test_what_needs_all_weights_at_once_says_so(tmp_path):
+    """Compilers and files would bring in a model that was offloaded because it does not fit."""
+    xmodel = lrp_fx.convert(by_dispatch(torch.float32, tmp_path), input_ids=torch.ones(1, 4).long())
+    graph = xmodel.lower(target=0)
+    for needs in (graph.compile, lambda: graph.save(tmp_path / "x.pt2"), lambda: graph.package(tmp_path / "y.pt2")):
+        with pytest.raises(InputError, match="without offloading"):
+            needs()

@@ -258,6 +258,51 @@ def test_selection_is_winner_takes_all():
     torch.testing.assert_close(found, expected, **TOLERANCE)
 
 
+def windows(function, x):
+    """(outputs, inputs) bool: which inputs the window of every output of a selection holds."""
+    rows = torch.eye(x.numel(), dtype=x.dtype).reshape(-1, *x.shape)
+    seen = torch.stack([function(row) == 1 for row in rows])  # the only 1 among zeros is chosen wherever it is seen
+    return seen.flatten(1).T
+
+
+POOLS = {
+    "overlapping": (lambda x: F.max_pool2d(x, 3, 2, 1), (1, 2, 7, 7)),
+    "off the edge": (lambda x: F.max_pool2d(x, 2, 2, 0, ceil_mode=True), (1, 2, 5, 5)),
+    "one dimension": (lambda x: F.max_pool1d(x, 3, 1, 1), (1, 3, 8)),
+    "three dimensions": (lambda x: F.max_pool3d(x, 2), (1, 2, 4, 4, 4)),
+    "everywhere": (lambda x: torch.amax(x, (2, 3)), (1, 3, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("rule", ["proportional", "even"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_selections_spread_over_their_windows(pool, rule):
+    """R_i = x_i+ / sum x+ R, or evenly over positive inputs; of negative ones the winner takes all. It conserves."""
+    function, shape = POOLS[pool]
+    x = torch.randn(shape, dtype=torch.float64)
+    x.flatten()[: x.numel() // 2] -= 4  # windows without a positive input, too
+    rules = {"base": "attnlrp", "rules": {"selection": rule}}
+    (found,), y, r = explain(function, x, rules=rules)
+    assert (y < 0).any() and (y > 0).any()
+    inside = windows(function, x)
+    part = x.flatten().clamp(min=0) if rule == "proportional" else (x.flatten() > 0).double()
+    winners = inside & (x.flatten() == y.reshape(-1, 1))
+    share = torch.where(y.reshape(-1, 1) > 0, inside * part, winners)
+    expected = (share / share.sum(1, keepdim=True) * r.reshape(-1, 1)).sum(0).view_as(x)
+    torch.testing.assert_close(found, expected, **TOLERANCE)
+    torch.testing.assert_close(found.sum(), r.sum(), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: F.max_pool2d(x, 2, 1, 0, dilation=2), lambda x: x.topk(2, -1).values, lambda x: x.max(-1)[0]]
+)
+def test_selections_without_windows_stay_winner_takes_all(function):
+    x = torch.randn(1, 2, 6, 6, dtype=torch.float64)
+    (found,), _, _ = explain(function, x, rules={"base": "attnlrp", "rules": {"selection": "even"}})
+    (expected,), _, _ = explain(function, x)
+    assert torch.equal(found, expected)
+
+
 def test_convolution_and_batch_norm():
     """Eq. 8 on a convolution; batch norm in evaluation mode is affine."""
     x = torch.randn(1, 3, 5, 5, dtype=torch.float64)

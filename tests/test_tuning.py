@@ -70,6 +70,12 @@ def test_the_best_of_the_search_is_what_it_says(tuned):
     assert float(results.values["value"].mean()) == pytest.approx(found.value, rel=1e-5)
 
 
+def test_pooling_has_its_choices(tuned):
+    _, found = tuned
+    assert {t.params["selection"] for t in found.study.trials} == {"winner-takes-all", "proportional", "even"}
+    assert found.ruleset.rules["selection"].name == found.study.best_params["selection"]
+
+
 def test_a_tuned_rule_set_survives_its_file(tuned, tmp_path):
     task, found = tuned
     path = found.ruleset.save(tmp_path / "tuned.toml")

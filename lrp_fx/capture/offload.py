@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+
+from lrp_fx.errors import InputError
 
 _HOOK, _UNHOOKED = "_hf_hook", "_old_forward"  #: what accelerate leaves on a module
 
@@ -29,19 +31,21 @@ class Offloaded(Tensor):
 
     Attributes:
         read: fetches the data, anew each time.
+        away: they lie outside of the model (otherwise the model has them in another form).
     """
 
     read: Callable[[], Tensor]
+    away: bool
 
     @staticmethod
-    def __new__(cls, like: Tensor, device: torch.device, read: Callable[[], Tensor]) -> Offloaded:
+    def __new__(cls, like: Tensor, device: torch.device, read: Callable[[], Tensor], away: bool = True) -> Offloaded:
         """A stand-in of the sizes, strides and precision of ``like``."""
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, like.shape, like.stride(), dtype=like.dtype, device=device, requires_grad=False
         )
 
-    def __init__(self, like: Tensor, device: torch.device, read: Callable[[], Tensor]) -> None:
-        self.read = read
+    def __init__(self, like: Tensor, device: torch.device, read: Callable[[], Tensor], away: bool = True) -> None:
+        self.read, self.away = read, away
 
     def __repr__(self) -> str:  # type: ignore[override]
         return f"Offloaded({tuple(self.shape)}, dtype={self.dtype}, device={self.device})"
@@ -59,7 +63,9 @@ class Offloaded(Tensor):
         if func._schema.is_mutable or _NOW & set(func.tags) or not all(isinstance(t, Offloaded) for t in held):
             return run()
         like = func(*_sized(args), **_sized(kwargs))
-        return Offloaded(like, kwargs.get("device") or held[0].device, run) if isinstance(like, Tensor) else run()
+        if not isinstance(like, Tensor):
+            return run()
+        return Offloaded(like, kwargs.get("device") or held[0].device, run, any(t.away for t in held))  # type: ignore[attr-defined]
 
 
 _NOW = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
@@ -125,6 +131,28 @@ def put(module: nn.Module, path: str, tensor: Tensor) -> None:
     parent = module.get_submodule(owner)
     old = getattr(parent, name)
     setattr(parent, name, nn.Parameter(tensor, old.requires_grad) if isinstance(old, nn.Parameter) else tensor)
+
+
+def brought_in(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with all of its weights in memory, for what needs them all: compilers and files.
+
+    Raises:
+        InputError: for weights that lie outside of the model, because memory may not hold them.
+    """
+    held = [*graph_module.named_parameters(remove_duplicate=False), *graph_module.named_buffers(remove_duplicate=False)]
+    wanted = {path: tensor for path, tensor in held if isinstance(tensor, Offloaded)}
+    if not wanted:
+        return graph_module
+    if away := [path for path, tensor in wanted.items() if tensor.away]:
+        raise InputError(
+            f"weights of this model are offloaded ({away[0]} and {len(away) - 1} more), and compiling or saving its "
+            "relevance graph needs them all in memory. Remedy: load the model without offloading for that, or use "
+            "explain() and lower(), which read one weight at a time."
+        )
+    whole = fx.GraphModule(graph_module, graph_module.graph, class_name=type(graph_module).__name__)
+    for path, tensor in wanted.items():
+        put(whole, path, tensor.read())
+    return whole
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def _floats(value: Any) -> bool:
 def _replace(owner: fx.GraphModule, node: Node, packed: Packed, index: int) -> None:
     value, given = node.meta["val"], packed.operand.meta["val"]
     like = torch.empty(int(value.shape[-1]), packed.width, dtype=value.dtype, device="meta")
-    parts = {f"_unpacked_{index}": nn.Parameter(Offloaded(like, given.device, packed.weight), False)}
+    parts = {f"_unpacked_{index}": nn.Parameter(Offloaded(like, given.device, packed.weight, away=False), False)}
     bias = packed.bias()
     if bool(bias.any()):
         parts[f"_bias_{index}"] = nn.Parameter(bias, False)

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
+from lrp_fx.capture.offload import brought_in
 from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.attribution import Later
@@ -144,14 +145,14 @@ class Lowered:
         """
         if weights not in ("inside", "reference") or (weights == "reference" and model is None):
             raise ValueError(f'weights={weights!r}: choose "inside", or "reference" and the model they are of')
-        ship.save(self.graph_module, path, self.about, model if weights == "reference" else None)
+        ship.save(brought_in(self.graph_module), path, self.about, model if weights == "reference" else None)
 
     def package(self, path: str | Path) -> Path:
         """Compile it ahead of time (AOTInductor): the package runs from C++, or from Python with torch alone.
 
         ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
         """
-        return ship.package(self.graph_module, path)
+        return ship.package(brought_in(self.graph_module), path)
 
     def to_onnx(self, path: str | Path) -> None:
         """Write it as an ONNX model, attention and experts spelled out; its outputs are "explained", then
@@ -164,10 +165,12 @@ class Lowered:
             raise InputError("an ONNX model returns relevance alone: lower it without outputs=True")
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
-        ship.to_onnx(spelled.graph_module, path, self.about)
+        ship.to_onnx(brought_in(spelled.graph_module), path, self.about)
 
     def compile(self, mode: str | None = None, *, per_block: bool = False, **options: Any) -> Lowered:
         """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call.
+
+        Weights that a library keeps packed are unpacked once, for all calls; the same goes for files.
 
         Args:
             mode: as in ``torch.compile``.
@@ -175,7 +178,9 @@ class Lowered:
             **options: as in ``torch.compile``; with a ``backend`` or ``options`` of your own, none of ours are given.
         """
         free = any(isinstance(d, str) for dims in self.served.shapes.dims for d in dims)
-        graph_module = once_per_block(self.graph_module) if per_block else self.graph_module
+        graph_module = brought_in(self.graph_module)
+        if per_block:
+            graph_module = once_per_block(graph_module)
         if options.keys() & {"backend", "options"}:
             options["mode"] = mode
         else:  # torch.compile takes a mode or options, not both

@@ -10,7 +10,7 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis import Facts, Slot, Source
 from lrp_fx.errors import module_path
-from lrp_fx.optable import OpSpec, op_name
+from lrp_fx.optable import OpSpec, bind, op_name
 from lrp_fx.parts import BLIND, PART_RULES
 from lrp_fx.plan.products import (
     DENOMINATOR,
@@ -23,7 +23,7 @@ from lrp_fx.plan.products import (
     is_top,
     shares,
 )
-from lrp_fx.ruleset import Rule, RuleSet
+from lrp_fx.ruleset import SPREADING, Rule, RuleSet
 
 __all__ = ["Decision", "Plan", "make_plan"]
 
@@ -152,10 +152,21 @@ def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node,
         return _multilinear(plan, node, spec, operands)
     if spec.kind == "homogeneous":
         return _homogeneous(plan, node, spec, operands)
+    if spec.kind == "selection":
+        return _selection(plan, node, spec, operands)
     if node in facts.folded and facts.folded[node] in plan.decisions:
         return _folded(plan, node, operands)
     role = "nonlinearity" if spec.kind == "linear" and _is_interior(facts, node, live) else spec.kind
     return Decision(role, _rule(plan, role, node), operands)
+
+
+def _selection(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
+    """Relevance is spread where there is an operator that averages over the same windows; else the winner takes all."""
+    rule, dilation = _rule(plan, "selection", node), bind(node).get("dilation", 1)
+    dense = all(d == 1 for d in (dilation if isinstance(dilation, (list, tuple)) else [dilation]))
+    if rule.name in SPREADING and not ("mean" in spec.extra and dense):
+        rule = replace(rule, name="winner-takes-all")
+    return Decision("selection", rule, operands)
 
 
 def _folded(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:

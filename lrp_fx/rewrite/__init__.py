@@ -24,8 +24,9 @@ from lrp_fx.rewrite.ops import (
     rectified_rule,
     scale_relevance,
 )
+from lrp_fx.rewrite.pools import spread
 from lrp_fx.rewrite.slopes import emit_slope
-from lrp_fx.ruleset import Rule
+from lrp_fx.ruleset import SPREADING, Rule
 
 __all__ = ["Rewritten", "rewrite"]
 
@@ -126,6 +127,8 @@ def _carry_out(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, no
             _before(graph, node, slot, _detach)
     if decision.rule.name in PART_RULES:
         return _parts(graph, plan, copies, old, node)
+    if decision.rule.name in SPREADING:
+        return _spread(graph, node, spec, decision.rule.name)
     if decision.rule.name in ("guided-backprop", "deconvnet"):
         return _rectified(graph, node, decision)
     if decision.rule.name == "identity" and decision.role == "normalization" and spec.kind == "normalization":
@@ -186,6 +189,19 @@ def _parts(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, node: 
         layer = folded or old
         threshold = copies[plan.facts.thresholds[layer]] if layer in plan.facts.thresholds else None
         new = run_parts(graph, node, base, plan.facts.layers[layer], plan.decisions[old].rule, threshold)
+    return _stand_in(node, anchor, new)
+
+
+def _spread(graph: Graph, node: Node, spec: OpSpec, rule: str) -> Node:
+    """The selection as it is, its relevance over its windows."""
+    anchor = node.next
+    with graph.inserting_before(anchor):
+        new = spread(graph, node, spec, rule)
+    return _stand_in(node, anchor, new)
+
+
+def _stand_in(node: Node, anchor: Node, new: Node) -> Node:
+    """Let ``new`` replace ``node`` for all but the nodes in front of ``anchor``, which belong to its rule."""
     inside = _between(node, anchor)
     for inner in inside:
         inner.meta = dict(node.meta) | {k: v for k, v in inner.meta.items() if k == RUN}
