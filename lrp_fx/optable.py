@@ -47,7 +47,8 @@ class OpSpec:
         degree: degree of homogeneity (``homogeneous`` only); a string is an expression of the op's other arguments.
         slope: closed form of f(x)/x (``nonlinearity`` only) as an expression of ``x``, ``y`` and the op's arguments.
         at_zero: value of f(x)/x at x = 0 where f(0) = 0 and no closed form is given.
-        extra: kind-specific fields (the layout of a normalization; the ``mean`` over the windows of a selection).
+        extra: kind-specific fields (the layout of a normalization; the ``mean`` over the windows of a selection; the
+            operand of a product that, where it is ``constant``, is transposed on the way back).
     """
 
     name: str

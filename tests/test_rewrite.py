@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import build
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrp_fx
 
@@ -62,3 +63,25 @@ def test_fused_attention_stays_fused(converted):
     softmaxes = [n for n in xmodel.graph_module.graph.nodes if "softmax" in str(n.target) and n.meta["val"].dim() == 4]
     fused = [n for n in xmodel.graph_module.graph.nodes if "scaled_dot_product_attention" in str(n.target)]
     assert bool(fused) != bool(softmaxes)
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_gradient_of_expert_weights_is_computed():
+    """The library's backward of a grouped product computes one, whether anybody wants it or not."""
+    model, inputs = build("mixtral")
+    xmodel = lrp_fx.convert(model, **inputs)
+    with Operators() as ran:
+        xmodel.explain(**inputs)
+    assert "transformers::grouped_mm_fallback" in ran.names
+    assert not any("grouped" in name and "backward" in name for name in ran.names)

@@ -11,7 +11,6 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
-from lrp_fx.lowering.portable import drop_weight_gradients
 from lrp_fx.lowering.positions import sizes_from_inputs
 
 
@@ -44,7 +43,6 @@ def finished(
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.detach.default):
         node.replace_all_uses_with(node.args[0])  # nothing is differentiated any more
     graph.eliminate_dead_code()
-    drop_weight_gradients(graph)
     sizes_from_inputs(graph)
     module = fx.GraphModule(_nested(root), graph, class_name="RelevanceGraph")
     result = CSEPass()(module)

@@ -12,36 +12,16 @@ import torch
 from torch import fx
 from torch.fx import Node
 
-from lrp_fx.optable import bind
-
 aten = torch.ops.aten
 
-_FORWARD, _BACKWARD = "transformers::grouped_mm_fallback", "transformers::grouped_mm_fallback_backward"
+_GROUPED = "transformers::grouped_mm_fallback"
 _NATIVE = torch.bfloat16  # the only precision whose sizes PyTorch infers without running it
-
-
-def drop_weight_gradients(graph: fx.Graph) -> None:
-    """The backward of a grouped product is one with the matrices transposed; no gradient of its weights is read."""
-    for node in list(graph.nodes):
-        if _name(node) != _BACKWARD or any(user.args[1] for user in node.users):
-            continue
-        bound = bind(node)
-        forward = next(n.target for n in graph.nodes if _name(n) == _FORWARD)
-        for user in list(node.users):
-            with graph.inserting_before(node):
-                back = graph.call_function(aten.transpose.int, (bound["weight"], -2, -1))
-                back.meta["val"] = bound["weight"].meta["val"].transpose(-2, -1)
-                new = graph.call_function(forward, (bound["grad_output"], back, bound["offs"]))
-            new.meta = dict(user.meta)
-            user.replace_all_uses_with(new)
-            graph.erase_node(user)
-        graph.erase_node(node)
 
 
 def spell_grouped_products(graph: fx.Graph, plain: bool) -> None:
     """Replace a library's grouped products; with ``plain`` PyTorch's own one as well."""
     for node in list(graph.nodes):
-        if _name(node) == _FORWARD or (plain and node.target is aten._grouped_mm.default):
+        if _name(node) == _GROUPED or (plain and node.target is aten._grouped_mm.default):
             x, weight, groups = node.args[:3]
             with graph.inserting_before(node):
                 new = _grouped(graph, x, weight, groups, node.meta, plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -17,6 +18,7 @@ from lrp_fx.parts import PART_RULES
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rewrite.layers import RUN, run_parts
 from lrp_fx.rewrite.ops import (
+    constant_product,
     epsilon_rule,
     identity_rule,
     normalization_rule,
@@ -135,6 +137,9 @@ def _carry_out(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, no
         return _normalization(graph, node, spec)
     if decision.rule.name == "identity" and spec.kind in ("nonlinearity", "linear"):
         return _identity(graph, node, spec, decision)
+    if spec.extra.get("constant") and Slot(str(spec.extra["constant"])) not in decision.live:
+        operator: Any = node.target
+        node.args, node.target = (operator, *node.args), constant_product
     result = _scale(graph, node, decision)
     if decision.rule.name == "epsilon" and (epsilon := decision.rule.get("epsilon", 0.0)):
         result = _after(graph, result, epsilon_rule, epsilon)

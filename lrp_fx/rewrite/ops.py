@@ -187,6 +187,24 @@ class _Normalization(Function):
         return None, normalization_cotangent(g, x, weight, ctx.width, ctx.eps, ctx.centred), None, None, None, None
 
 
+class _Product(Function):
+    """A product with constant matrices: the backward for its rows is the product with these transposed."""
+
+    @staticmethod
+    def forward(op: Any, rows: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        return op(rows, weight, *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.op, _, weight, *rest = inputs
+        ctx.save_for_backward(weight, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *rest = ctx.saved_tensors
+        return None, ctx.op(g, weight.transpose(-2, -1), *rest), None, *(None for _ in rest)
+
+
 def normalization_cotangent(
     g: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool
 ) -> Tensor:
@@ -266,6 +284,11 @@ def normalization_rule(y: Tensor, x: Tensor, weight: Tensor | None, width: int, 
     if torch.compiler.is_exporting():
         return _normalization(y, x, weight, width, eps, centred)
     return _Normalization.apply(y, x, weight, width, eps, centred)
+
+
+def constant_product(op: Any, rows: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+    """``op(rows, weight, *rest)``, where the own backward of ``op`` computes a weight gradient that nobody reads."""
+    return op(rows, weight, *rest) if torch.compiler.is_exporting() else _Product.apply(op, rows, weight, *rest)
 
 
 def source(x: Tensor) -> Tensor:
