@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 import lrp_fx
 from benchmark import contenders
@@ -130,8 +131,11 @@ def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
     prompt = inputs["input_ids"][:, :PROMPT]
     xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS)
 
+    def generate() -> Tensor:
+        return case.model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=True)  # type: ignore[operator]
+
     def one_by_one() -> None:
-        ids = case.model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
+        ids = generate()
         for end in range(PROMPT, ids.shape[1]):
             embeds = case.model.get_input_embeddings()(ids[:, :end]).detach().requires_grad_()  # type: ignore[operator]
             logits = case.model(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1]
@@ -139,6 +143,7 @@ def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
 
     generation = interleaved(
         {
+            "generation": generate,
             "one by one": one_by_one,
             "explain_generation": lambda: xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS),
         },
