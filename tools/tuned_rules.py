@@ -46,7 +46,7 @@ SEARCHES = {
     "recall": Search(200, 2000, 200),
     "brackets": Search(200, 2000, 200),
     "addition": Search(200, 3000, 200),
-    "cnn": Search(150, 597, 150, 8),
+    "cnn": Search(150, 1647, 250, 8),
     "qa": Search(100, 500, 60),
 }
 
