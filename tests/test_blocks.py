@@ -127,7 +127,7 @@ class Stack(nn.Module):
 
 def test_a_block_is_compiled_once_however_deep_the_model_is():
     kernels = {}
-    for depth in (3, 5):
+    for depth in (4, 6):  # (the first and the last layer are blocks of their own)
         torch.manual_seed(0)
         torch._dynamo.reset()
         xmodel = lrp_fx.convert(Stack(depth), torch.randn(2, 5, 8))
@@ -137,4 +137,4 @@ def test_a_block_is_compiled_once_however_deep_the_model_is():
         found = xmodel.compile(target=0, per_block=True)(x, target=1).relevance["x"]
         kernels[depth] = torch._inductor.metrics.generated_kernel_count
         assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
-    assert kernels[3] == kernels[5] > 0
+    assert kernels[4] == kernels[6] > 0

@@ -1,5 +1,8 @@
 """Tuning: the space is read from the model, the search finds what is better, rule sets survive their TOML file."""
 
+import functools
+
+import optuna
 import pytest
 import torch
 from models import build
@@ -8,8 +11,8 @@ from torch import nn
 import lrp_fx
 from lrp_fx.errors import InputError, RuleSetError
 from lrp_fx.evaluate import Patches, Task, Tokens
-from lrp_fx.ruleset import Rule
-from lrp_fx.tuning import Group, Space, find_space
+from lrp_fx.ruleset import Rule, RuleSet
+from lrp_fx.tuning import CHOICES, Group, Space, _descend, find_space
 
 
 def picture_task():
@@ -128,3 +131,28 @@ def test_attention_has_its_choices():
     found = lrp_fx.tune(model, task, trials=9, depths=1, progress=False)
     assert {t.params["softmax"] for t in found.study.trials} == {"taylor", "stop", "gradient"}
     assert set(found.starts) >= {"attnlrp", "cp_lrp", "gradient"}
+
+
+def test_the_search_changes_one_choice_after_another_until_nothing_gains():
+    """A sum of gains, one for each right choice: every one of them is found, in about two passes."""
+    space = Space((Group(("dense",), 0, ("a",)), Group(("first-layer",), 0, ("b",))), ("gate", "bilinear"))
+    wanted = {"gate": "gradient", "bilinear": "gradient", "dense/0": "alpha-beta", "dense/0 beta": 0.3}
+    wanted |= {"first-layer/0": "flat"}
+
+    def objective(trial):
+        point = space.point(RuleSet.load("attnlrp"))
+        kinds = {**CHOICES, **{g.key: g.kinds for g in space.groups}}
+        values = {
+            k: trial.suggest_categorical(k, kinds[k]) if k in kinds else trial.suggest_float(k, 1e-6, 30.0)
+            for k in point
+        }
+        return sum(values[k] == v for k, v in wanted.items())
+
+    study = optuna.create_study(direction="maximize")
+    study.enqueue_trial(space.point(RuleSet.load("attnlrp")))
+    study.optimize(objective, n_trials=1)
+    one_pass = sum(len(changes) for changes in space.coordinates())
+    made = _descend(study, functools.partial(study.optimize, objective), space, 1000)
+    assert study.best_value == len(wanted)
+    assert one_pass - 4 <= made <= 2 * one_pass
+    assert _descend(study, functools.partial(study.optimize, objective), space, 3) == 3

@@ -26,6 +26,7 @@ from lrp_fx.lowering.forms import Form, form_of
 from lrp_fx.lowering.generation import Generation, generate
 from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.memory import low_memory
+from lrp_fx.lowering.partition import keep_least
 from lrp_fx.lowering.regions import once_per_block
 from lrp_fx.lowering.ship import Artefact, load
 from lrp_fx.lowering.sizes import Served, fake_inputs
@@ -243,7 +244,7 @@ def lower(
     attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
     run = relevance_function(sweeper, targeted.graph_module, masks)
-    traced, structure = functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes)
+    traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
     inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
     graph_module = finished(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in inputs])
     served = Served.of(captured.shapes, fakes, targeted.sizes)

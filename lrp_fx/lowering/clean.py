@@ -1,4 +1,4 @@
-"""From a traced function to a module: attributes in place, inputs named, common and constant parts computed once."""
+"""From a traced function to a module: attributes in place, inputs named, constant parts computed once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
-from torch.fx.passes.dialect.common.cse_pass import CSEPass
 
 from lrp_fx.lowering.positions import sizes_from_inputs
 
@@ -45,12 +44,10 @@ def finished(
     graph.eliminate_dead_code()
     sizes_from_inputs(graph)
     module = fx.GraphModule(_nested(root), graph, class_name="RelevanceGraph")
-    result = CSEPass()(module)
-    cleaned = result.graph_module if result is not None else module
-    fold_constants(cleaned)
-    cleaned.graph.lint()
-    cleaned.recompile()
-    return cleaned
+    fold_constants(module)
+    graph.lint()
+    module.recompile()
+    return module
 
 
 def _nested(attributes: Mapping[str, Any]) -> torch.nn.Module:

@@ -185,10 +185,15 @@ def _spliced(owner: fx.GraphModule, body: fx.GraphModule, inputs: list[Any], bef
 def relevance_function(
     sweeper: Sweeper, targeted: fx.GraphModule, masks: Mapping[str, Tensor]
 ) -> Callable[..., dict[str, Any]]:
-    """(attributes, flat inputs, target inputs) -> everything a lowered graph returns, as plain tensor code."""
+    """(attributes, flat inputs, target inputs, seed) -> everything a lowered graph returns, as plain tensor code.
+
+    The seed of the backward sweep is a scalar, which is one.
+    """
     plan, captured = sweeper.rewritten.plan, sweeper.captured
 
-    def run(attributes: dict[str, Tensor], leaves: Sequence[Any], targets: Sequence[Tensor]) -> dict[str, Any]:
+    def run(
+        attributes: dict[str, Tensor], leaves: Sequence[Any], targets: Sequence[Tensor], seed: Tensor
+    ) -> dict[str, Any]:
         outputs, taps, held, chosen = Lifted(targeted, attributes).run(*leaves, *targets, enable_io_processing=False)
         if not chosen.requires_grad:
             raise TargetError("the target does not depend on any input that can carry relevance under these rules")
@@ -196,7 +201,8 @@ def relevance_function(
             if path in masks and latent.requires_grad:
                 latent.register_hook(functools.partial(torch.mul, attributes[mask_name(path)]))
         wanted = [t for t in held if t.requires_grad]
-        grads = torch.autograd.grad(chosen.sum(), [*taps, *wanted], allow_unused=True)
+        start = seed.to(chosen.dtype).expand_as(chosen)
+        grads = torch.autograd.grad(chosen, [*taps, *wanted], start, allow_unused=True)
         later = iter(grads[len(taps) :])
         latents = {
             path: relevance_of(z, next(later) if z.requires_grad else None)
@@ -238,7 +244,8 @@ def functional_graph(
 ) -> tuple[fx.GraphModule, Any]:
     """One functional graph of ``run``, and the structure of its outputs, with nodes for tensors.
 
-    Its placeholders are the inner tensors of the attributes, the tensors among ``leaves`` and the target inputs.
+    Its placeholders are the inner tensors of the attributes, the tensors among ``leaves``, the target inputs and the
+    seed of the backward sweep.
     """
     plain = {k: fakes.constant(v) for k, v in inner_tensors(attributes).items()}
     spec: list[pytree.TreeSpec] = []
@@ -248,11 +255,14 @@ def functional_graph(
         inner = {name: next(feed) for name in plain}
         held = {name: _rebuilt(name, value, inner) for name, value in attributes.items()}
         inputs = [next(feed) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        found, structure = pytree.tree_flatten(run(held, inputs, list(feed)))
+        *given, seed = feed
+        found, structure = pytree.tree_flatten(run(held, inputs, given, seed))
         spec.append(structure)
         return found
 
-    tensors = [*plain.values(), *(v for v in leaves if isinstance(v, Tensor)), *targets]
+    device = next(v.device for v in leaves if isinstance(v, Tensor))
+    seed = fakes.constant(torch.ones((), device=device))
+    tensors = [*plain.values(), *(v for v in leaves if isinstance(v, Tensor)), *targets, seed]
     with fakes.mode, enable_python_dispatcher(), torch.enable_grad():
         traced = make_fx(flat)(tensors)
     traced.graph._codegen = CodeGen()
