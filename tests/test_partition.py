@@ -31,18 +31,27 @@ def test_cheap_values_are_computed_again_and_the_seed_is_one():
     torch.testing.assert_close(found[outputs["relevance"]["x"]], wanted[1])
 
 
-def test_layers_remember_less_than_they_compute():
-    """Between a nonlinearity's forward and its relevance one value is kept, not its slope and its output, too."""
-    layers = [torch.nn.Linear(8, 8), torch.nn.GELU()] * 3
-    x = torch.randn(2, 8)
-    graph = lrp_fx.convert(torch.nn.Sequential(*layers).eval(), x).lower(target=0).graph_module.graph
+class Gated(torch.nn.Module):
+    """Three times the same gated layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(8)
+        self.gate, self.up, self.down = (torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        for _ in range(3):
+            y = self.norm(x)
+            x = x + self.down(torch.nn.functional.silu(self.gate(y)) * self.up(y))
+        return x
+
+
+def test_layers_keep_products_and_statistics_and_nothing_that_follows_from_them():
+    graph = lrp_fx.convert(Gated().eval(), torch.randn(2, 8)).lower(target=0).graph_module.graph
     order = {node: i for i, node in enumerate(graph.nodes)}
-    products = [n for n in graph.nodes if n.target in (aten.addmm.default, aten.mm.default)]
-    turn = order[products[2]]  # the last layer of the forward pass
-    kept = {n for n in order if order[n] <= turn and any(order[u] > turn for u in n.users) and _wide(n)}
-    assert len(kept) <= 3
-
-
-def _wide(node):
-    value = node.meta.get("val")
-    return node.op == "call_function" and isinstance(value, torch.Tensor) and value.dim() == 2 and value.shape[0] != 8
+    turn = order[graph.output_node().args[0]["target"]]
+    crossing = [n for n in order if order[n] <= turn and any(order[u] > turn and u.op != "output" for u in n.users)]
+    chosen = {aten.index.Tensor, aten.arange.default, aten.remainder.Scalar}  # the target's row of the last layer
+    kept = [n.target for n in crossing if n.op == "call_function" and n.target not in {aten.t.default, *chosen}]
+    assert set(kept) <= {aten.addmm.default, aten.rsqrt.default, aten.sym_size.int}
+    assert kept.count(aten.addmm.default) == 6, "gate and up of every layer"
