@@ -25,7 +25,7 @@ from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, atman, evalu
 RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
 CONVOLUTIONAL = ("cnn", "photos", "digits")
-SAMPLES = {"photos": 20, "mapper": 50, "microbes": 50}  # 200 take 15 minutes of a core and more, each
+SAMPLES = {"photos": 20, "microbes": 50}  # 200 take 15 minutes of a core and more, each
 LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")
 STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
