@@ -11,8 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.autograd import Function
+from torch.nn.attention import SDPBackend
 
-_FUSED = torch.ops.aten.scaled_dot_product_attention.default
+aten = torch.ops.aten
+
+_FUSED = aten.scaled_dot_product_attention.default
+_FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default
+_FLASH_BACK = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 def fold_targets(graph: fx.Graph) -> None:
@@ -36,26 +41,47 @@ def attention(
     how = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
         return _FUSED(query, key, value, attn_mask, dropout_p, **how)
-    return _Attention.apply(query, key, value, attn_mask, how)
+    return _Attention.apply(query, key, value, attn_mask, how)[0]
 
 
 class _Attention(Function):
-    """Attention of which queries, keys and values are remembered."""
+    """Attention that remembers its operands, its output and, of the processor's kernel, the logarithms of its sums."""
 
     @staticmethod
-    def forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> Tensor:
-        return _FUSED(query, key, value, mask, **how)
+    def forward(
+        query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        if not _on_processor(query, key, value, mask, how):
+            return _FUSED(query, key, value, mask, **how), None
+        return _FLASH(query, key, value, 0.0, how["is_causal"], attn_mask=_added(mask, query), scale=how["scale"])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
         *tensors, ctx.how = inputs
-        ctx.save_for_backward(*tensors)
+        out, sums = output
+        if sums is not None:
+            ctx.mark_non_differentiable(sums)
+        ctx.save_for_backward(*tensors, out, sums)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         needs = tuple(ctx.needs_input_grad[:3])
         found = iter(_Cotangents.apply(g, *ctx.saved_tensors, ctx.how, needs))
         return *(next(found) if needed else None for needed in needs), None, None
+
+
+def _on_processor(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> bool:
+    """Whether PyTorch would run the processor's fused kernel, of which forward and backward can be called apart."""
+    if query.device.type != "cpu":
+        return False
+    return SDPBackend(torch._fused_sdp_choice(query, key, value, mask, 0.0, **how)) is SDPBackend.FLASH_ATTENTION
+
+
+def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
+    """A mask as what is added to scores."""
+    if mask is None or mask.dtype is not torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf)
 
 
 class _Cotangents(Function):
@@ -63,12 +89,27 @@ class _Cotangents(Function):
 
     @staticmethod
     def forward(
-        g: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any], needs: Any
-    ) -> tuple[Tensor, ...]:
+        g: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, out: Tensor, sums: Tensor | None,
+        how: dict[str, Any], needs: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        if sums is not None:
+            found = _FLASH_BACK(
+                g,
+                query,
+                key,
+                value,
+                out,
+                sums,
+                0.0,
+                how["is_causal"],
+                attn_mask=_added(mask, query),
+                scale=how["scale"],
+            )
+            return tuple(f for f, needed in zip(found, needs, strict=True) if needed)
         leaves = [x.detach().requires_grad_(n) for x, n in zip((query, key, value), needs, strict=True)]
         with torch.enable_grad():
-            out = _FUSED(*leaves, mask, **how)
-        return torch.autograd.grad(out, [x for x in leaves if x.requires_grad], g)
+            again = _FUSED(*leaves, mask, **how)
+        return torch.autograd.grad(again, [x for x in leaves if x.requires_grad], g)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
