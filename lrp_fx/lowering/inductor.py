@@ -12,7 +12,7 @@ def inductor_options(graph_module: fx.GraphModule, mode: str | None = None) -> d
     """Options of Inductor for a relevance graph: those of ``mode``, and convolutions as the model lays them out.
 
     Inductor prefers channels last for convolutions. Weights are inputs of the graph, so that on a processor every call
-    would lay them out anew, and ``convolution_backward`` its cotangents: a quarter of the time of a convolutional network.
+    would lay them out anew, and ``convolution_backward`` its cotangents: a quarter of the time of such a network.
     """
     options = dict(torch._inductor.list_mode_options(mode)) if mode else {}
     values = [n.meta.get("val") for n in graph_module.graph.find_nodes(op="placeholder")]
