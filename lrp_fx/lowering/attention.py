@@ -41,7 +41,7 @@ def attention(
     how = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
         return _FUSED(query, key, value, attn_mask, dropout_p, **how)
-    return _Attention.apply(query, key, value, attn_mask, how)[0]
+    return _Attention.apply(query, key, value, _added(attn_mask, query), how)[0]
 
 
 class _Attention(Function):
@@ -53,7 +53,7 @@ class _Attention(Function):
     ) -> tuple[Tensor, Tensor | None]:
         if not _on_processor(query, key, value, mask, how):
             return _FUSED(query, key, value, mask, **how), None
-        return _FLASH(query, key, value, 0.0, how["is_causal"], attn_mask=_added(mask, query), scale=how["scale"])
+        return _FLASH(query, key, value, 0.0, how["is_causal"], attn_mask=mask, scale=how["scale"])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor | None]) -> None:
