@@ -6,13 +6,13 @@ import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import fx
 
 from lrp_fx.analysis import analyse
-from lrp_fx.capture import ROUTES, Call, failing_node, read_call
+from lrp_fx.capture import Call, failing_node, read_call
 from lrp_fx.capture import capture as capture_model
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
@@ -81,6 +81,7 @@ class ExplainableModule(torch.nn.Module):
         with self.named_failures(conversion, call):
             return self.graph_module(*args, **kwargs)
 
+    @overload
     def explain(
         self,
         *args: Any,
@@ -89,8 +90,31 @@ class ExplainableModule(torch.nn.Module):
         condition: Condition | None = None,
         rules: RuleSource | None = None,
         memory: str = "normal",
+        targets: None = None,
         **kwargs: Any,
-    ) -> Attribution:
+    ) -> Attribution: ...
+
+    @overload
+    def explain(
+        self,
+        *args: Any,
+        targets: Sequence[Target],
+        at: str | Iterable[str] = (),
+        rules: RuleSource | None = None,
+        **kwargs: Any,
+    ) -> Attributions: ...
+
+    def explain(
+        self,
+        *args: Any,
+        target: Target = None,
+        at: str | Iterable[str] = (),
+        condition: Condition | None = None,
+        rules: RuleSource | None = None,
+        memory: str = "normal",
+        targets: Sequence[Target] | None = None,
+        **kwargs: Any,
+    ) -> Attribution | Attributions:
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
 
         Args:
@@ -105,6 +129,7 @@ class ExplainableModule(torch.nn.Module):
             rules: another rule set than the one the model was converted with.
             memory: "low" runs the model's repeated blocks a second time on the way back instead of remembering what
                 they computed: a third more time, and a fraction of the memory.
+            targets: several targets in place of one: :meth:`explain_targets`.
             **kwargs: the model's inputs.
 
         Raises:
@@ -112,7 +137,11 @@ class ExplainableModule(torch.nn.Module):
         """
         if memory not in ("normal", "low"):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
-        return self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low")[0]
+        if targets is None:
+            return self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low")[0]
+        if target is not None or condition or memory == "low":
+            raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
+        return self.explain_targets(*args, targets=targets, at=at, rules=rules, **kwargs)
 
     def explain_conditions(
         self,
@@ -362,39 +391,3 @@ def _places(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
 def _weights_key(model: torch.nn.Module) -> tuple[Any, ...]:
     """Changes when the model is moved to another device or precision: the capture has to follow."""
     return tuple(sorted({(str(p.dtype), str(p.device)) for p in model.parameters()}))
-
-
-def convert(
-    model: torch.nn.Module,
-    *args: Any,
-    rules: RuleSource = "attnlrp",
-    dynamic: bool = True,
-    ops: str | Path | Mapping[str, Any] | None = None,
-    capture: str = "auto",
-    **kwargs: Any,
-) -> ExplainableModule:
-    """Convert any ``nn.Module`` into an explainable one.
-
-    Args:
-        model: the model; it is not modified.
-        *args: example inputs. With them the model is captured now, without them at the first call.
-        rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
-        dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
-        ops: further op declarations: path of a TOML file, or a dict of the same form.
-        capture: "export" (one graph for every size and value), "trace" (records a run; serves inputs that lead to the
-            same decisions, and records anew for others), or "auto": trace what export refuses.
-        **kwargs: example inputs by keyword.
-
-    Raises:
-        CaptureError: when the model cannot be captured.
-        UnknownOpError: when relevance reaches an operator that nobody declared.
-        RuleSetError: for a malformed rule set or op table.
-    """
-    if capture not in ROUTES:
-        raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
-    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic, capture)
-    if args or kwargs:
-        module.conversion(args, kwargs)
-    return module

@@ -4,6 +4,7 @@ import pytest
 import torch
 import transformers as tf
 from models import build, ids
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrp_fx
 from lrp_fx.errors import InputError, TargetError
@@ -23,7 +24,7 @@ def test_many_targets_are_explained_as_one_by_one(llama):
     _, _, xmodel = llama
     inputs = {"input_ids": ids(3, 5)}
     targets = [4, None, torch.tensor([1, -1, 7]), (2, 9), (torch.tensor([0, 3, -2]), 11)]
-    found = xmodel.explain_targets(**inputs, targets=targets, at="model.layers.0.mlp", chunk=2)
+    found = xmodel.explain(**inputs, targets=targets, at="model.layers.0.mlp", chunk=2)
     assert len(found) == 5 and found.ruleset == "attnlrp"
     for i, target in enumerate(targets[:4]):
         one = xmodel.explain(**inputs, target=target, at="model.layers.0.mlp")
@@ -33,6 +34,32 @@ def test_many_targets_are_explained_as_one_by_one(llama):
     for sample, position in enumerate((0, 3, 3)):
         one = xmodel.explain(**inputs, target=(position, 11))
         same(found.relevance["input_ids"][4][sample], one.relevance["input_ids"][sample])
+
+
+def test_targets_go_with_places_and_rules_only(llama):
+    _, inputs, xmodel = llama
+    for further in ({"target": 3}, {"memory": "low"}, {"condition": {"model.layers.0.mlp": 0}}):
+        with pytest.raises(ValueError, match="targets="):
+            xmodel.explain(**inputs, targets=[1, 2], **further)
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_fused_attention_runs_forward_once_and_back_once_for_all_targets(llama):
+    model, inputs, xmodel = llama
+    xmodel.explain(**inputs, targets=[1, 2, 3, 4], chunk=4)
+    with _Calls() as calls:
+        xmodel.explain_targets(**inputs, targets=[1, 2, 3, 4], chunk=4)
+    fused = [name for name in calls.names if "scaled_dot_product" in name]
+    assert len([n for n in fused if "backward" in n]) == len(fused) / 2 == model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("name", ["mixtral", "vit"])

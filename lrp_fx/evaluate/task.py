@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrp_fx.converting import convert
 from lrp_fx.errors import InputError
 from lrp_fx.explain.target import padding_masks, select
-from lrp_fx.module import ExplainableModule, convert
+from lrp_fx.module import ExplainableModule
 
 #: (B,) class or token ids, or indices into the output's non-batch dimensions, (B,) each
 Targets = Tensor | tuple[Tensor, ...]

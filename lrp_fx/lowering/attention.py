@@ -74,7 +74,7 @@ def _on_processor(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     """Whether PyTorch would run the processor's fused kernel, of which forward and backward can be called apart."""
     if query.device.type != "cpu":
         return False
-    return SDPBackend(torch._fused_sdp_choice(query, key, value, mask, 0.0, **how)) is SDPBackend.FLASH_ATTENTION
+    return SDPBackend(torch._fused_sdp_choice(query, key, value, mask, 0.0, **how)) == SDPBackend.FLASH_ATTENTION
 
 
 def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:

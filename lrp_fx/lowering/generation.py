@@ -59,8 +59,7 @@ def generate(
     """
     if not hasattr(model, "generate"):
         raise InputError(
-            f"{type(model).__name__} has no generate(): explain_targets(targets=[(position, token), ...]) explains "
-            "given tokens"
+            f"{type(model).__name__} has no generate(): explain(targets=[(position, token), ...]) explains given tokens"
         )
     prompt = inputs["input_ids"]
     cached = {"use_cache": True} if hasattr(model, "generation_config") else {}

@@ -1,0 +1,50 @@
+"""The entry to it all: a model in, a converted module out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrp_fx.capture import ROUTES
+from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.optable import OpTable
+from lrp_fx.ruleset import RuleSet
+
+
+def convert(
+    model: torch.nn.Module,
+    *args: Any,
+    rules: RuleSource = "attnlrp",
+    dynamic: bool = True,
+    ops: str | Path | Mapping[str, Any] | None = None,
+    capture: str = "auto",
+    **kwargs: Any,
+) -> ExplainableModule:
+    """Convert any ``nn.Module`` into an explainable one.
+
+    Args:
+        model: the model; it is not modified.
+        *args: example inputs. With them the model is captured now, without them at the first call.
+        rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
+        dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
+        ops: further op declarations: path of a TOML file, or a dict of the same form.
+        capture: "export" (one graph for every size and value), "trace" (records a run; serves inputs that lead to the
+            same decisions, and records anew for others), or "auto": trace what export refuses.
+        **kwargs: example inputs by keyword.
+
+    Raises:
+        CaptureError: when the model cannot be captured.
+        UnknownOpError: when relevance reaches an operator that nobody declared.
+        RuleSetError: for a malformed rule set or op table.
+    """
+    if capture not in ROUTES:
+        raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
+    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic, capture)
+    if args or kwargs:
+        module.conversion(args, kwargs)
+    return module
