@@ -85,3 +85,22 @@ def test_no_gradient_of_expert_weights_is_computed():
         xmodel.explain(**inputs)
     assert "transformers::grouped_mm_fallback" in ran.names
     assert not any("grouped" in name and "backward" in name for name in ran.names)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2", "qwen3"])
+def test_heads_that_share_keys_read_them_unrepeated_and_explain_alike(name):
+    model, inputs = build(name)
+    xmodel = lrp_fx.convert(model, **inputs)
+    found = xmodel.explain(**inputs)
+    alone = xmodel.explain(**inputs, at="*@key")  # what is asked for stays as the model has it: a copy for every head
+    graphs = [s.tapped.graph for s in xmodel.current.sweepers.values()]
+    fused = [
+        g.find_nodes(op="call_function", target=torch.ops.aten.scaled_dot_product_attention.default) for g in graphs
+    ]
+    shared = [[bool(n.kwargs.get("enable_gqa")) for n in nodes] for nodes in fused]
+    causal = [len(n.args) < 4 for n in fused[0]]
+    assert any(causal) and shared == [causal, [False] * len(causal)]
+    key = alone.latents["model.layers.0.self_attn@key"]
+    assert key.shape[1] == model.config.num_attention_heads
+    wanted = alone.relevance["input_ids"]
+    assert float((found.relevance["input_ids"] - wanted).abs().max()) < 1e-12 * float(wanted.abs().max())

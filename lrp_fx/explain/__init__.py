@@ -26,6 +26,7 @@ from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
 from lrp_fx.explain.target import Contrast, Target, padding_masks, select
 from lrp_fx.rewrite import Rewritten, copy_graph
+from lrp_fx.rewrite.heads import share_heads
 from lrp_fx.rewrite.ops import nonzero, relevance_of, source
 
 __all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Sweeper", "Target"]
@@ -64,6 +65,7 @@ class Sweeper:
         read = dict(zip([s.node for s in rewritten.plan.sources], taps, strict=True))
         held = [read.get(n) or mapping[rewritten.results[n]] for n in latents.values()]
         end.args = ((end.args[0], taps, held),)
+        share_heads(graph)
         module = fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
         return cls(captured, rewritten, module, latents)
 
