@@ -18,6 +18,7 @@ from lrp_fx.parts import PART_RULES
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rewrite.layers import RUN, run_parts
 from lrp_fx.rewrite.ops import (
+    closed_identity_rule,
     constant_product,
     epsilon_rule,
     identity_rule,
@@ -27,7 +28,7 @@ from lrp_fx.rewrite.ops import (
     scale_relevance,
 )
 from lrp_fx.rewrite.pools import spread
-from lrp_fx.rewrite.slopes import emit_slope
+from lrp_fx.rewrite.slopes import closed_form, emit_slope
 from lrp_fx.ruleset import SPREADING, Rule
 
 __all__ = ["Rewritten", "rewrite"]
@@ -170,15 +171,21 @@ def _scale(graph: Graph, node: Node, decision: Decision) -> Node:
 
 
 def _identity(graph: Graph, node: Node, spec: OpSpec, decision: Decision) -> Node:
-    """y = f(x): f on a detached x (the same kernel, the same bits), and the cotangent by the slope."""
+    """y = f(x): f on a detached x (the same kernel, the same bits), and the cotangent by the slope.
+
+    A slope in closed form is computed on the way back: x is all that is kept, and often its memory is kept anyway.
+    """
     (slot,) = decision.live
     operand = all_slots(node)[slot]
     constant = _before(graph, node, slot, _detach)
     generic = spec if spec.kind == "nonlinearity" else OpSpec(spec.name, "nonlinearity")
     anchor = node.next
     with graph.inserting_before(anchor):
-        slope = emit_slope(graph, node, constant, generic)
-        new = graph.call_function(identity_rule, (node, operand, slope))
+        if generic.slope is not None:
+            new = graph.call_function(closed_identity_rule, (node, operand, closed_form(node, generic)))
+        else:
+            slope = emit_slope(graph, node, constant, generic)
+            new = graph.call_function(identity_rule, (node, operand, slope))
     new.meta = dict(node.meta)
     inside = _between(node, anchor)
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)

@@ -51,9 +51,9 @@ def _repeated(node: Node) -> tuple[Node, list[float]] | None:
     while node.target is scale_relevance and len(node.users) == 1:
         factors.append(node.args[1])  # type: ignore[arg-type]
         node = node.args[0]  # type: ignore[assignment]
-    shape = node.meta["val"].shape
-    if len(shape) != 4 or node.target not in _VIEWS or len(node.users) != 1:
+    if node.target not in _VIEWS or node.meta["val"].dim() != 4 or len(node.users) != 1:
         return None
+    shape = node.meta["val"].shape
     node = node.args[0]  # type: ignore[assignment]
     while node.target in _COPIES and len(node.users) == 1:
         node = node.args[0]  # type: ignore[assignment]

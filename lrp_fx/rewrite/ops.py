@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lrp_fx.rewrite.slopes import closed_slope
 from lrp_fx.ruleset import own_backward
 
 
@@ -76,6 +77,26 @@ class _Identity(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return None, (g * slope).to(ctx.dtype), None
+
+
+class _ClosedIdentity(Function):
+    """The identity rule with a slope in closed form, computed from x on the way back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, slope: str) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, ctx.slope = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return None, (g * closed_slope(ctx.slope, x.detach())).to(x.dtype), None
 
 
 class _Epsilon(Function):
@@ -236,6 +257,7 @@ def _register(rule: type[Function], schema: str) -> Any:
 
 _scale = _register(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
 _identity = _register(_Identity, "identity_rule(Tensor y, Tensor x, Tensor slope) -> Tensor")
+_closed_identity = _register(_ClosedIdentity, "closed_identity_rule(Tensor y, Tensor x, str slope) -> Tensor")
 _epsilon = _register(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor")
 _share = _register(
     _Share, "share_relevance(Tensor y, Tensor total, float coefficient, int sign, float epsilon) -> Tensor"
@@ -256,6 +278,11 @@ def scale_relevance(x: Tensor, factor: float) -> Tensor:
 def identity_rule(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
     """y, with cotangent ``slope * g`` for x (identity rule, AttnLRP eq. 9). y and slope are constants to autograd."""
     return _identity(y, x, slope) if torch.compiler.is_exporting() else _Identity.apply(y, x, slope)
+
+
+def closed_identity_rule(y: Tensor, x: Tensor, slope: str) -> Tensor:
+    """:func:`identity_rule` with a formula of x for the slope, as the op table has them."""
+    return _closed_identity(y, x, slope) if torch.compiler.is_exporting() else _ClosedIdentity.apply(y, x, slope)
 
 
 def epsilon_rule(z: Tensor, epsilon: float) -> Tensor:

@@ -1,12 +1,14 @@
-"""Slopes f(x)/x of the identity rule, emitted into the graph from the formulas of the op table."""
+"""Slopes f(x)/x of the identity rule: the formulas of the op table, or quotients emitted into the graph."""
 
 from __future__ import annotations
 
+import ast
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx import Node
 
 from lrp_fx.analysis.operands import value
@@ -43,23 +45,51 @@ def singular_radius(dtype: torch.dtype) -> float:
     return math.sqrt(torch.finfo(dtype).eps)
 
 
+def closed_form(node: Node, spec: OpSpec) -> str:
+    """The op table's formula of f(x)/x for ``node`` = f(x), with the node's other arguments written into it.
+
+    Raises:
+        RuleSetError: for a formula that cannot be evaluated.
+    """
+    given = {k: v for k, v in bind(node).items() if not isinstance(v, Node)}
+    try:
+        formula = ast.unparse(_Filled(given).visit(ast.parse(str(spec.slope), mode="eval")))
+        closed_slope(formula, torch.ones(1))
+    except Exception as error:
+        raise RuleSetError(
+            f"slope {spec.slope!r} of {spec.name} cannot be evaluated at {locate(node)}: {error}"
+        ) from error
+    return formula
+
+
+class _Filled(ast.NodeTransformer):
+    """Writes values in place of names."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values = values
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(self.values[node.id]) if node.id in self.values else node
+
+
+#: formulas that were used, as functions: what compiles a graph looks into functions, but evaluates no text
+_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {}
+
+
+def closed_slope(formula: str, x: Tensor) -> Tensor:
+    """What a formula makes of x."""
+    if formula not in _FUNCTIONS:
+        _FUNCTIONS[formula] = eval(f"lambda x: {formula}", {"__builtins__": {}, **_NAMES})
+    return _FUNCTIONS[formula](x)
+
+
 def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
-    """Append the nodes that compute f(x)/x for ``node`` = f(x) at the graph's insertion point."""
+    """Append the nodes that compute the quotient f(x)/x for ``node`` = f(x) at the graph's insertion point."""
     tracer = fx.proxy.GraphAppendingTracer(graph)
     px: Any = fx.Proxy(x, tracer)
     py: Any = fx.Proxy(node, tracer)
-    if spec.slope is not None:
-        names = {k: v for k, v in bind(node).items() if not isinstance(v, Node)}
-        try:
-            slope = eval(spec.slope, {"__builtins__": {}}, {**_NAMES, **names, "x": px, "y": py})
-        except Exception as error:
-            raise RuleSetError(
-                f"slope {spec.slope!r} of {spec.name} cannot be evaluated at {locate(node)}: {error}"
-            ) from error
-    elif spec.at_zero is not None:
-        slope = torch.where(px == 0, float(spec.at_zero), py / px)
-    else:
-        radius = singular_radius(value(x).dtype if value(x) is not None else torch.float32)
-        held = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
-        slope = py / held
-    return slope.node
+    if spec.at_zero is not None:
+        return torch.where(px == 0, float(spec.at_zero), py / px).node  # type: ignore[attr-defined]
+    radius = singular_radius(value(x).dtype if value(x) is not None else torch.float32)
+    held = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
+    return (py / held).node
