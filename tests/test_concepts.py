@@ -279,6 +279,15 @@ def test_features_and_places_that_do_not_exist_are_named():
         explain_features(xmodel, Autoencoder(8, 9), x, at="*")
 
 
+def test_a_gallery_shows_no_padding():
+    _, ids, xmodel = llama()
+    mask = torch.ones_like(ids)
+    mask[:, 4:] = 0
+    padded = {"input_ids": ids, "attention_mask": mask}
+    found = collect(xmodel, padded, at="model.layers.0.mlp", top=2, progress=False)
+    assert gallery(xmodel, found, [3]).count('class="token"') == 2 * 4
+
+
 def test_a_gallery_of_tokens_and_one_of_images(tmp_path):
     _, ids, xmodel = llama()
     place = "model.layers.0.mlp"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lrp_fx.concepts import Collection, Reference, reference
 from lrp_fx.errors import InputError, require
+from lrp_fx.explain.target import padding_masks
 from lrp_fx.module import ExplainableModule, RuleSource
 from lrp_fx.viz.heatmap import _cells, _template, write_page
 from lrp_fx.viz.words import Word
@@ -76,11 +77,20 @@ def _shown(item: Reference, name: str | None, decode: Decode | None) -> dict[str
     if not value.is_floating_point():
         ids = value.flatten().tolist()
         texts = decode(ids) if decode else [str(i) for i in ids]
-        pairs = zip(texts, relevance.flatten().tolist(), strict=True)
-        return facts | {"cells": _cells([Word(text.strip("Ġ▁ "), amount) for text, amount in pairs])}
+        pairs = zip(texts, relevance.flatten().tolist(), _real(item.hit.sample.inputs, name), strict=True)
+        return facts | {"cells": _cells([Word(text.strip("Ġ▁ "), amount) for text, amount, real in pairs if real])}
     if value.dim() == 3 and value.shape[0] in (1, 3):
         return facts | {"pictures": [_picture(value), _heat(relevance.sum(0))]}
     return facts | {"pictures": [_heat(relevance.reshape(-1, relevance.shape[-1]))]}
+
+
+def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
+    """Which token ids of one sample are no padding, by the mask that belongs to them."""
+    ids = inputs[name]
+    for other, mask in padding_masks(inputs).items():
+        if mask.shape == ids.shape and ("decoder" in other) == ("decoder" in name):
+            return mask[0].bool().tolist()
+    return [True] * ids[0].numel()
 
 
 def _picture(image: Tensor) -> str:
