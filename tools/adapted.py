@@ -68,40 +68,63 @@ def in_int4() -> Pair:
 
 def in_packed_int4() -> Pair:
     """int4 weights of torchao, packed for the processor's own product: an operator without a derivative."""
-    from torchao.prototype.quantization.int4 import Int4OpaqueTensor
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    from torchao.quantization import quantize_
 
     model = tiny()
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            packed = Int4OpaqueTensor.from_hp(module.weight.detach(), [1, 32])
-            module.weight = nn.Parameter(packed, requires_grad=False)
+    quantize_(model, PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False))
     return Pair(model, dense(model))
+
+
+def in_eight_bits(threshold: float) -> Pair:
+    """8-bit weights of bitsandbytes, whose product rounds activations to 8 bits too, in float64.
+
+    Args:
+        threshold: columns with an activation beyond it are not rounded; 0 rounds all.
+    """
+    from bitsandbytes.nn import Linear8bitLt
+
+    model = with_layers(
+        lambda old: Linear8bitLt(
+            old.in_features, old.out_features, bias=False, has_fp16_weights=False, threshold=threshold
+        )
+    )
+    return Pair(model.double().eval(), dense(model))
 
 
 def in_four_bits(kind: str, nested: bool) -> Pair:
     """4-bit weights of bitsandbytes ("nf4" or "fp4"), their scales quantized once more where ``nested``."""
     from bitsandbytes.nn import Linear4bit
 
+    model = with_layers(
+        lambda old: Linear4bit(
+            old.in_features, old.out_features, bias=False, compute_dtype=torch.float32,
+            compress_statistics=nested, quant_type=kind,
+        )
+    )  # fmt: skip
+    return Pair(model.eval(), dense(model))
+
+
+def with_layers(made: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    """A model with other layers that have the weights of its own, but for the last."""
     model = tiny()
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
-            new = Linear4bit(
-                module.in_features, module.out_features, bias=False, compute_dtype=torch.float32,
-                compress_statistics=nested, quant_type=kind,
-            )  # fmt: skip
+            new = made(module)
             new.load_state_dict(module.state_dict())
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, new.to("cpu"))
-    return Pair(model.eval(), dense(model))
+    return model
 
 
 def dense(model: nn.Module) -> nn.Module:
     """The plain model whose layers have for weights what the layers of ``model`` make of the unit vectors."""
-    plain = tiny()
+    dtype = model.get_input_embeddings().weight.dtype
+    plain = tiny(dtype)
     with torch.no_grad():
         for name, module in plain.named_modules():
             if isinstance(module, nn.Linear):
-                module.weight.copy_(model.get_submodule(name)(torch.eye(module.in_features)).t())
+                module.weight.copy_(model.get_submodule(name)(torch.eye(module.in_features, dtype=dtype)).t())
     return plain
 
 
@@ -114,6 +137,8 @@ PAIRS: dict[str, Callable[[], Pair]] = {
     "nf4": lambda: in_four_bits("nf4", nested=False),
     "nf4, nested": lambda: in_four_bits("nf4", nested=True),
     "fp4": lambda: in_four_bits("fp4", nested=False),
+    "8 bits": lambda: in_eight_bits(threshold=0.0),
+    "8 bits, outliers": lambda: in_eight_bits(threshold=2.0),
 }
 
 
@@ -128,15 +153,19 @@ def ids() -> Tensor:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print(f"{'weights':14}against dense   lowered against eager   route")
+    print(f"{'weights':18}against dense   lowered against eager   output against the model's   route")
     for name, build in PAIRS.items():
         pair = build()
+        with torch.no_grad():
+            output = pair.model(input_ids=ids()).logits
         xmodel = lrp_fx.convert(pair.model, input_ids=ids())
-        found = xmodel.explain(input_ids=ids()).relevance["input_ids"]
+        explained = xmodel.explain(input_ids=ids())
+        found = explained.relevance["input_ids"]
         wanted = lrp_fx.convert(pair.dense).explain(input_ids=ids()).relevance["input_ids"]
         lowered = xmodel.lower()(input_ids=ids()).relevance["input_ids"]
+        figures = f"{difference(found, wanted):<16.1e}{difference(lowered, found):<24.1e}"
         route = xmodel.current.captured.route
-        print(f"{name:14}{difference(found, wanted):<16.1e}{difference(lowered, found):<24.1e}{route}", flush=True)
+        print(f"{name:18}{figures}{difference(explained.output.logits, output):<29.1e}{route}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""Whether a function of rows is a linear layer, and which: seen by trying, nothing is known of it but its values.
+
+A linear layer is told by what it makes of the unit vectors. Some round their operand to few integers before they
+multiply, by a scale that they take from it. Such a product is told from a curved function by two things: where there is
+nothing to round, on vectors of zeros and ones of one sign, which every scale represents exactly, it is linear up to
+the precision of its numbers; and elsewhere it differs from the linear layer by no more than the rounding can make.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Rows = Callable[[Tensor], Tensor]  #: (n, width) -> (n, features)
+
+_LEVELS = 127  #: of 8 bits and a sign: coarser rounding changes too much of what a layer computes to be left out
+_DEVIATIONS = 6  #: standard deviations of a sum of rounding errors that are taken for chance
+_FAR = 2.0**5  #: how much larger than others some vectors and columns are
+
+
+class Linearity(enum.Enum):
+    """How far a function is a linear layer."""
+
+    EXACT = "linear"
+    ROUNDED = "linear but for the rounding of its operand"
+    NONE = "not linear"
+
+
+@dataclass(frozen=True)
+class Affine:
+    """What a function of rows makes of zero and of the unit vectors.
+
+    Attributes:
+        function: on rows of precision and place of ``like``.
+        width: length of a row.
+        like: any tensor of the operand's precision and device.
+    """
+
+    function: Rows
+    width: int
+    like: Tensor
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values as operands of the function."""
+        return values.to(self.like.device, self.like.dtype)
+
+    def bias(self) -> Tensor:
+        """(features,): what it makes of zero."""
+        return self.function(self.rows(torch.zeros(1, self.width)))[0]
+
+    def weight(self) -> Tensor:
+        """(features, width): what it makes of the unit vectors."""
+        return (self.function(self.rows(torch.eye(self.width))) - self.bias()).t()
+
+    def linearity(self, epsilon: float) -> Linearity:
+        """What the unit vectors foretell of other vectors.
+
+        Args:
+            epsilon: of the least precise numbers that the function computes with.
+        """
+        weight, bias, chance = self.weight(), self.bias(), torch.Generator().manual_seed(0)
+
+        def excess(rows: Tensor, tolerance: float, allowed: Tensor | float = 0.0) -> bool:
+            found = self.function(rows)
+            error = (found - nn.functional.linear(rows, weight, bias)).abs().double()
+            return not bool((error <= allowed + tolerance * found.abs().max().double()).all())
+
+        some = torch.randn(3, self.width, generator=chance)
+        samples = [self.rows(rows) for rows in (some, self._uneven(some), _FAR * some)]
+        exact = 8 * torch.finfo(self.like.dtype).eps * self.width**0.5
+        if not any(excess(rows, exact) for rows in samples):
+            return Linearity.EXACT
+        tolerance = max(exact, 8 * epsilon)
+        corners = (torch.rand(4, self.width, generator=chance) < 0.5).float() * torch.tensor([[1], [-1], [1], [-1]])
+        if excess(self.rows(corners), tolerance):
+            return Linearity.NONE
+        norms = weight.double().norm(dim=1)
+        for rows in samples:  # errors in (-step / 2, step / 2), whose deviation is step / 12**0.5
+            step = float(rows.abs().max()) / _LEVELS
+            if excess(rows, tolerance, _DEVIATIONS * step / 12**0.5 * norms):
+                return Linearity.NONE
+        return Linearity.ROUNDED
+
+    def _uneven(self, rows: Tensor) -> Tensor:
+        """With a few columns far larger than others, which some operators treat apart."""
+        far = torch.ones(self.width)
+        far[:: max(self.width // 4, 1)] = _FAR
+        return rows * far
