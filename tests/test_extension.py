@@ -62,6 +62,13 @@ def test_one_line_declares_it(model, way, tmp_path):
     assert xmodel.verify(X).passed
 
 
+@pytest.mark.parametrize("slope", ["2 * sigmoid(z)", "__import__('os').name", "x.mean()", "2 *"])
+def test_a_slope_reads_x_and_the_functions_it_may_have(model, slope):
+    ops = {"nonlinearity": {"mine.doubled_swish": {"args": "x", "slope": slope}}}
+    with pytest.raises(lrp_fx.errors.RuleSetError, match=r"mine\.doubled_swish"):
+        lrp_fx.convert(model, X, ops=ops)
+
+
 @pytest.fixture
 def damped():
     lrp_fx.register_rule("damped", base="epsilon", backward=lambda g, y, strength: g * (1 - strength))

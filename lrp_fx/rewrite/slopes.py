@@ -77,10 +77,23 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {}
 
 
 def closed_slope(formula: str, x: Tensor) -> Tensor:
-    """What a formula makes of x."""
+    """What a formula makes of x.
+
+    Raises:
+        NameError: for a formula of other names than x and the functions it may have.
+    """
     if formula not in _FUNCTIONS:
-        _FUNCTIONS[formula] = eval(f"lambda x: {formula}", {"__builtins__": {}, **_NAMES})
+        _FUNCTIONS[formula] = _function(formula)
     return _FUNCTIONS[formula](x)
+
+
+def _function(formula: str) -> Callable[[Tensor], Tensor]:
+    """A formula as a function; it may read x and call the functions above, nothing else."""
+    parsed = list(ast.walk(ast.parse(formula, mode="eval")))
+    unknown = {n.id for n in parsed if isinstance(n, ast.Name)} - {"x", *_NAMES}
+    if unknown or any(isinstance(n, ast.Attribute) for n in parsed):
+        raise NameError(f"it may read x and call {', '.join(_NAMES)}: not {', '.join(unknown) or 'attributes'}")
+    return eval(f"lambda x: {formula}", dict(_NAMES))  # with builtins: below this frame PyTorch imports
 
 
 def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
