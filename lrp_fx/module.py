@@ -165,7 +165,7 @@ class ExplainableModule(torch.nn.Module):
         targets: Sequence[Target],
         at: str | Iterable[str] = (),
         rules: RuleSource | None = None,
-        chunk: int = 4,
+        chunk: int | None = None,
         **kwargs: Any,
     ) -> Attributions:
         """Relevance for many targets from one forward pass; what :meth:`explain` says of each, one by one.
@@ -175,7 +175,7 @@ class ExplainableModule(torch.nn.Module):
             targets: classes, (B,) tensors of them, tuples (position, class), or None for the largest logit.
             at: as in :meth:`explain`.
             rules: as in :meth:`explain`.
-            chunk: how many backward sweeps run at once: memory grows with it.
+            chunk: how many backward sweeps run at once: memory grows with it. None: what is fastest.
             **kwargs: the model's inputs.
 
         Raises:
@@ -192,7 +192,7 @@ class ExplainableModule(torch.nn.Module):
         *,
         max_new_tokens: int,
         rules: RuleSource | None = None,
-        chunk: int = 4,
+        chunk: int | None = None,
         options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Generation:
@@ -204,7 +204,7 @@ class ExplainableModule(torch.nn.Module):
             input_ids: (B, S) prompt.
             max_new_tokens: how many tokens at most.
             rules: as in :meth:`explain`.
-            chunk: how many backward sweeps run at once.
+            chunk: as in :meth:`explain_targets`.
             options: further arguments of ``generate`` (sampling is off unless they say otherwise).
             **kwargs: further inputs of the model (``attention_mask``, images).
 
