@@ -53,9 +53,7 @@ def capture(
     if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
         return known
     captured = _anew(model, call, args, kwargs, dynamic, route)
-    if place is not None:
-        store.keep(place, captured, model)
-    return captured
+    return captured if place is None else store.keep(place, captured, model)
 
 
 def _anew(

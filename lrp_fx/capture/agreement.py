@@ -36,7 +36,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
         found = _floats(graph_module(*args, **kwargs))
     if [t.shape for t in expected] != [t.shape for t in found]:
         return float("inf")
-    return max((_relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    return max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
 
 
 def _floats(output: Any) -> list[Tensor]:
@@ -47,7 +47,8 @@ def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def _relative(expected: Tensor, found: Tensor) -> float:
+def relative(expected: Tensor, found: Tensor) -> float:
+    """Largest difference of two tensors where both are finite, relative to the largest entry."""
     known = expected.isfinite() & found.isfinite()
     if not bool(known.any()):
         return 0.0

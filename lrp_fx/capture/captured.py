@@ -62,6 +62,7 @@ class Captured:
         route: "export", or "trace" for a recorded run.
         decisions: what else has to agree for this capture to serve a call; None for an exported model.
         refusal: why export refused, where it did.
+        key: what it is kept under on disk, where it is (``lrp_fx.capture.store``).
     """
 
     graph_module: fx.GraphModule
@@ -72,6 +73,7 @@ class Captured:
     route: str = "export"
     decisions: Decisions | None = None
     refusal: str = field(default="", repr=False)
+    key: str | None = field(default=None, repr=False)
 
     @property
     def placeholders(self) -> list[Node]:

@@ -51,7 +51,7 @@ def fingerprint(model: nn.Module, call: Call, *options: Any) -> str:
         Unkeyable: for an attribute that is no plain value, tensor, module, importable function or plain object.
     """
     described = _Describer(model)
-    parts = [described.model(), described.call(call), [repr(o) for o in options], _environment()]
+    parts = [described.model(), described.call(call), [repr(o) for o in options], environment()]
     parts += [described.code()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
@@ -70,7 +70,7 @@ def contents(tensor: Tensor) -> str:
     return hashlib.sha256(values.numpy().tobytes()).hexdigest()
 
 
-def _environment() -> list[str]:
+def environment() -> list[str]:
     """Versions, and the switches of PyTorch that change what a model computes."""
     cuda = torch.backends.cuda
     switches = (

@@ -1,25 +1,19 @@
 """Captures kept on disk: the second process that explains the same model starts without capture.
 
-``LRP_FX_CACHE`` names the folder; without it nothing is written or read. A file holds the graph as plain data and the
-tensors that are in no parameter or buffer of the model, under a name made of the model's fingerprint. Weights are never
-written: the graph that is read looks them up in the model by name. Files are read by ``torch.load(weights_only=True)``
-and :mod:`lrp_fx.capture.serial`, which run no code; but a graph somebody else wrote computes what they like, so the
-folder should be one that only its user can write to.
+A file (:mod:`lrp_fx.capture.folder`) holds the graph as plain data and the tensors that are in no parameter or buffer
+of the model, under a name made of the model's fingerprint. Weights are never written: the graph that is read looks
+them up in the model by name. Files are read by ``torch.load(weights_only=True)`` and :mod:`lrp_fx.capture.serial`,
+which run no code; but a graph somebody else wrote computes what they like, so the folder should be one that only its
+user can write to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import operator
-import os
-import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,60 +25,18 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.fingerprint import Unkeyable, fingerprint
+from lrp_fx.capture.folder import VARIABLE, Entry, folder
 from lrp_fx.capture.serial import Reader, Unstorable, Writer
 from lrp_fx.capture.signature import Call, Shapes
-
-VARIABLE = "LRP_FX_CACHE"
-
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where the captures of one model and kind of call are kept: one file per set of sizes.
-
-    Attributes:
-        folder: the user's cache.
-        key: fingerprint of model, call and options.
-    """
-
-    folder: Path
-    key: str
-
-    def documents(self) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-        """Every readable file of this entry: its plain data and its tensors. What cannot be read is passed over."""
-        for path in sorted(self.folder.glob(f"{self.key}.*.pt")):
-            try:
-                held = torch.load(path, weights_only=True)
-                if held["format"] == _FORMAT:
-                    yield json.loads(held["document"]), held["tensors"]
-            except Exception:  # damaged or foreign in one of many ways: it is a cache, so it is as if it were not there
-                continue
-
-    def write(self, document: Any, tensors: Mapping[str, Tensor], variant: Any) -> None:
-        """Write one file, whole or not at all; a folder that cannot be written to is a warning."""
-        name = f"{self.key}.{hashlib.sha256(repr(variant).encode()).hexdigest()[:12]}.pt"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, suffix=".tmp", delete=False) as file:
-                try:
-                    torch.save({"format": _FORMAT, "document": json.dumps(document), "tensors": dict(tensors)}, file)
-                    file.close()
-                    os.replace(file.name, self.folder / name)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
-        except (OSError, RuntimeError) as error:
-            warnings.warn(f"{VARIABLE}: nothing is kept in {str(self.folder)!r}: {error}", stacklevel=2)
 
 
 def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
     """Where captures of this call are kept; None without a folder, or for a model that has no fingerprint."""
-    folder = os.environ.get(VARIABLE)
-    if not folder:
+    where = folder()
+    if where is None:
         return None
     try:
-        return Entry(Path(folder).expanduser(), fingerprint(model, call, *options))
+        return Entry(where, fingerprint(model, call, *options))
     except Unkeyable as reason:
         warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
         return None
@@ -124,16 +76,18 @@ def _one(value: Tensor, other: Tensor) -> bool:
     return same and value.data_ptr() == other.data_ptr() and not value.is_meta
 
 
-def read_graph(plain: Any, tensors: Mapping[str, Tensor], model: nn.Module, reader: Reader) -> fx.GraphModule:
+def read_graph(
+    plain: Any, tensors: Mapping[str, Tensor], model: nn.Module, reader: Reader, name: str = "CapturedModule"
+) -> fx.GraphModule:
     """The graph that :func:`write_graph` wrote, with the tensors of the model at hand."""
     held = {path: operator.attrgetter(own)(model) for path, own in plain["names"].items()} | dict(tensors)
-    return fx.GraphModule(held, reader.graph(plain["nodes"]), class_name="CapturedModule")
+    return fx.GraphModule(held, reader.graph(plain["nodes"]), class_name=name)
 
 
-def keep(place: Entry, captured: Captured, model: nn.Module) -> None:
-    """Write a capture; a recorded run, and a graph without a plain form, stay where they are."""
+def keep(place: Entry, captured: Captured, model: nn.Module) -> Captured:
+    """Write a capture, and say so in it; a recorded run, and a graph without a plain form, stay as they are."""
     if captured.route != "export":
-        return
+        return captured
     writer = Writer()
     codegen: Any = captured.graph_module.graph._codegen
     try:
@@ -152,25 +106,27 @@ def keep(place: Entry, captured: Captured, model: nn.Module) -> None:
         }
     except (Unstorable, NotImplementedError) as reason:
         warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
-        return
+        return captured
     place.write(document, tensors, captured.shapes.dims)
+    return dataclasses.replace(captured, key=place.key)
 
 
 def held(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> Captured | None:
     """A kept capture that serves this call, and computes what the model does: no fingerprint sees all of Python."""
     start = time.perf_counter()
-    for document, tensors in place.documents():
+    for kept in place.files():
         try:
-            captured = _captured(document, tensors, model, pytree.tree_structure((args, kwargs)))
+            captured = _captured(kept.document, kept.tensors, model, pytree.tree_structure((args, kwargs)))
             fits = captured.names == call.names and captured.serves(call.leaves)
-            if fits and disagreement(model, captured.graph_module, args, kwargs) <= _tolerance(model):
-                return dataclasses.replace(captured, seconds=time.perf_counter() - start)
+            if fits and disagreement(model, captured.graph_module, args, kwargs) <= tolerance(model):
+                kept.touch()
+                return dataclasses.replace(captured, seconds=time.perf_counter() - start, key=place.key)
         except Exception:  # as for a file that cannot be read
             continue
     return None
 
 
-def _tolerance(model: nn.Module) -> float:
+def tolerance(model: nn.Module) -> float:
     """What rounding may make of the same operators: less than is allowed to a capture, whose operators are seen."""
     coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
     return min(TOLERANCE, max(1e-4, coarsest**0.5))

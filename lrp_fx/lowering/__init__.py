@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable
@@ -15,13 +16,15 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
+from lrp_fx.capture.folder import Entry
 from lrp_fx.capture.offload import brought_in
+from lrp_fx.capture.store import tolerance
 from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
-from lrp_fx.lowering import ship
-from lrp_fx.lowering.clean import finished
+from lrp_fx.lowering import kept, ship
+from lrp_fx.lowering.clean import assembled, finished
 from lrp_fx.lowering.forms import Form, form_of
 from lrp_fx.lowering.generation import Generation, generate
 from lrp_fx.lowering.inductor import inductor_options
@@ -220,7 +223,7 @@ def lower(
     outputs: bool = False,
     dynamic: bool = True,
 ) -> Lowered:
-    """Lower a tapped graph.
+    """Lower a tapped graph, or take what ``LRP_FX_CACHE`` keeps of an earlier process (``lrp_fx.lowering.kept``).
 
     Args:
         sweeper: the tapped graph.
@@ -239,15 +242,47 @@ def lower(
         raise InputError("no input can carry relevance: there is no floating input and no token id that picks a row")
     captured, form = sweeper.captured, form_of(target)
     fakes = fake_inputs(call.leaves, call.names, captured.shapes, dynamic)
+    names = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
+
+    def made(graph_module: fx.GraphModule, served: Served) -> Lowered:
+        done = finished(graph_module)
+        return Lowered(done, names, sweeper, form, served, target, condition or {}, outputs, call, read, done)
+
+    place = kept.place(sweeper, form, fakes, condition or {}, outputs, dynamic)
+    if place is not None and (known := _known(place, made, sweeper, call, target, condition or {})) is not None:
+        return known
     targeted = with_target(sweeper, form, call.names, fakes, outputs)
     masks = condition_masks(sweeper, condition or {}, targeted.graph_module)
     attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
     run = relevance_function(sweeper, targeted.graph_module, masks)
     traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
-    inputs = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
-    graph_module = finished(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in inputs])
+    graph_module = assembled(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in names])
     served = Served.of(captured.shapes, fakes, targeted.sizes)
-    return Lowered(
-        graph_module, inputs, sweeper, form, served, target, condition or {}, outputs, call, read, graph_module
-    )
+    if place is not None:
+        kept.keep(place, graph_module, served, sweeper)
+    return made(graph_module, served)
+
+
+def _known(
+    place: Entry,
+    made: Callable[[fx.GraphModule, Served], Lowered],
+    sweeper: Sweeper,
+    call: Call,
+    target: Target,
+    condition: Condition,
+) -> Lowered | None:
+    """A kept graph that serves this call, and explains it as the eager sweep does."""
+
+    def eager(example: Call) -> Attribution:
+        return sweeper.explain_under(example, target, [condition])[0]
+
+    most = min(0.1, 10 * tolerance(sweeper.captured.graph_module))  # outputs' own, and rounding adds up on the way back
+    for held in kept.held(place, sweeper):
+        with contextlib.suppress(Exception):  # what cannot be run is as if it were not there
+            lowered = made(held.graph_module, held.served)
+            fast = functools.partial(lowered.explain, target=target)
+            if kept.agrees(fast, eager, kept.examples(call, held.served), most, lowered.outputs):
+                held.file.touch()
+                return lowered
+    return None

@@ -13,10 +13,12 @@ from torch.fx import Node
 from lrp_fx.lowering.positions import sizes_from_inputs
 
 
-def finished(
+def assembled(
     traced: fx.GraphModule, outputs: Any, attributes: Mapping[str, Tensor], names: Sequence[str]
 ) -> fx.GraphModule:
     """A module with the inputs ``names``, which returns ``outputs`` and shares the tensors in ``attributes``.
+
+    Nothing in it is computed yet.
 
     Args:
         traced: its placeholders are the attributes, then the inputs.
@@ -43,9 +45,13 @@ def finished(
         node.replace_all_uses_with(node.args[0])  # nothing is differentiated any more
     graph.eliminate_dead_code()
     sizes_from_inputs(graph)
-    module = fx.GraphModule(_nested(root), graph, class_name="RelevanceGraph")
+    return fx.GraphModule(_nested(root), graph, class_name="RelevanceGraph")
+
+
+def finished(module: fx.GraphModule) -> fx.GraphModule:
+    """The module with what depends on no input computed."""
     fold_constants(module)
-    graph.lint()
+    module.graph.lint()
     module.recompile()
     return module
 

@@ -1,0 +1,138 @@
+"""The folder that ``LRP_FX_CACHE`` names: files of plain data and tensors, and how large they may get together.
+
+Without the variable nothing is written or read. ``LRP_FX_CACHE_LIMIT`` (``500MB``, ``4GB``, or a number of bytes) is
+how much all files may hold; after a write, those that were not used for longest go until they fit. Other files in the
+folder are neither counted nor touched. Processes may share it: a file is whole or not there, and one that another
+process has just removed is one that is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VARIABLE, LIMIT = "LRP_FX_CACHE", "LRP_FX_CACHE_LIMIT"
+
+_FORMAT = 1
+_DEFAULT_LIMIT = 4 * 1000**3
+_UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
+_NAME = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{12}\.pt(\.\w+\.tmp)?")  #: ours; the latter while one is being written
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One file that was read.
+
+    Attributes:
+        path: where it is.
+        document: its plain data.
+        tensors: its tensors.
+    """
+
+    path: Path
+    document: Any
+    tensors: dict[str, Tensor]
+
+    def touch(self) -> None:
+        """Note that it was of use: what is used stays."""
+        with contextlib.suppress(OSError):  # removed by another process, or not ours to write to
+            os.utime(self.path)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where what was made of one model and kind of call is kept: one file per set of sizes.
+
+    Attributes:
+        folder: the user's cache.
+        key: fingerprint of all that it depends on.
+    """
+
+    folder: Path
+    key: str
+
+    def files(self) -> Iterator[Kept]:
+        """Every readable file of this entry. What cannot be read is passed over."""
+        for path in sorted(self.folder.glob(f"{self.key}.*.pt")):
+            try:
+                held = torch.load(path, weights_only=True)
+                if held["format"] == _FORMAT:
+                    yield Kept(path, json.loads(held["document"]), held["tensors"])
+            except Exception:  # damaged or foreign in one of many ways: it is a cache, so it is as if it were not there
+                continue
+
+    def write(self, document: Any, tensors: Mapping[str, Tensor], variant: Any) -> None:
+        """Write one file, whole or not at all; a folder that cannot be written to is a warning."""
+        name = f"{self.key}.{digest(variant)[:12]}.pt"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f"{name}.", suffix=".tmp", delete=False) as file:
+                try:
+                    torch.save({"format": _FORMAT, "document": json.dumps(document), "tensors": dict(tensors)}, file)
+                    file.close()
+                    os.replace(file.name, self.folder / name)
+                except BaseException:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+        except (OSError, RuntimeError) as error:
+            warnings.warn(f"{VARIABLE}: nothing is kept in {str(self.folder)!r}: {error}", stacklevel=2)
+        else:
+            make_room(self.folder, limit())
+
+
+def folder() -> Path | None:
+    """The user's cache; None where there is none."""
+    named = os.environ.get(VARIABLE)
+    return Path(named).expanduser() if named else None
+
+
+def digest(*parts: Any) -> str:
+    """A hexadecimal number for what values look like."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def limit() -> int:
+    """How many bytes all files may hold; a value that is no size is a warning."""
+    asked = os.environ.get(LIMIT, "").strip()
+    if not asked:
+        return _DEFAULT_LIMIT
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", asked.upper())
+    if found is None:
+        warnings.warn(
+            f"{LIMIT}={asked!r} is no size (500MB, 4GB, a number of bytes): it is {_DEFAULT_LIMIT // 1000**3}GB",
+            stacklevel=2,
+        )
+        return _DEFAULT_LIMIT
+    return int(float(found[1]) * _UNITS[found[2] or ""])
+
+
+def make_room(place: Path, most: int) -> None:
+    """Remove our files, those that were not used for longest first, until the others hold ``most`` bytes or less."""
+    found: list[tuple[int, int, str]] = []
+    with contextlib.suppress(OSError):  # the folder may be gone, or a file of it: another process was here
+        found += (_state(file) for file in os.scandir(place) if _NAME.fullmatch(file.name))
+    held = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if held <= most:
+            return
+        with contextlib.suppress(OSError):
+            Path(path).unlink(missing_ok=True)
+            held -= size
+
+
+def _state(file: os.DirEntry[str]) -> tuple[int, int, str]:
+    """When a file was last used, its size and its path."""
+    state = file.stat()
+    return state.st_mtime_ns, state.st_size, file.path
