@@ -1,4 +1,8 @@
 import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -17,3 +21,24 @@ settings.load_profile("lrp")
 def _seed():
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def in_two_processes(tmp_path):
+    """Runs a script in one process and then in another, which find "first" and "second" in ``sys.argv[1]``; what both
+    printed."""
+
+    def run(code):
+        script = tmp_path / "run.py"
+        head = (
+            f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport torch\ntorch.set_num_threads(1)\n"
+        )
+        script.write_text(head + textwrap.dedent(code))
+        printed = []
+        for which in ("first", "second"):
+            done = subprocess.run([sys.executable, "-W", "ignore", str(script), which], capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-2000:]
+            printed.append(done.stdout)
+        return printed
+
+    return run

@@ -3,9 +3,7 @@
 import collections
 import importlib
 import re
-import subprocess
 import sys
-import textwrap
 import types
 import warnings
 
@@ -99,14 +97,9 @@ def test_parts_of_attention_can_be_seen_in_a_kept_capture(folder, captures):
     assert len(captures) == 1 and a and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_the_second_process_starts_without_capture(folder, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(importlib.import_module("models").__file__.rsplit("/", 1)[0])!r})
-        import torch, models, lrp_fx
-        torch.set_num_threads(1)
+def test_the_second_process_starts_without_capture(folder, in_two_processes):
+    outputs = in_two_processes("""
+        import models, lrp_fx
         if sys.argv[1] == "second":
             def refuse(*args, **kwargs):
                 raise AssertionError("captured again")
@@ -114,13 +107,7 @@ def test_the_second_process_starts_without_capture(folder, tmp_path):
         model, inputs = models.build("llama2")
         route = lrp_fx.convert(model, input_ids=models.ids(1, 9), capture="export")
         print(route.explain(input_ids=models.ids(3, 4)).relevance["input_ids"].tolist())
-        """)
-    )
-    outputs = []
-    for which in ("first", "second"):
-        done = subprocess.run([sys.executable, "-W", "ignore", str(script), which], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        outputs.append(done.stdout)
+    """)
     assert outputs[0] == outputs[1]
 
 

@@ -1,11 +1,7 @@
 """LRP_FX_CACHE: relevance graphs kept on disk are those that are lowered anew, and the folder stays within its limit."""
 
-import importlib
 import json
 import os
-import subprocess
-import sys
-import textwrap
 
 import models
 import pytest
@@ -88,15 +84,10 @@ def test_a_kept_graph_is_the_graph(name, folder, traced):
     assert held and all(id(p) in own for p in held)
 
 
-def test_the_second_process_lowers_nothing_and_explains_the_same(folder, tmp_path):
-    script = tmp_path / "run.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        import sys
-        sys.path.insert(0, {str(importlib.import_module("models").__file__.rsplit("/", 1)[0])!r})
-        import torch, models, lrp_fx
+def test_the_second_process_lowers_nothing_and_explains_the_same(folder, in_two_processes):
+    printed = in_two_processes("""
+        import models, lrp_fx
         from lrp_fx import lowering
-        torch.set_num_threads(1)
         if sys.argv[1] == "second":
             def refuse(*args, **kwargs):
                 raise AssertionError("lowered again")
@@ -106,14 +97,8 @@ def test_the_second_process_lowers_nothing_and_explains_the_same(folder, tmp_pat
         lowered = xmodel.lower(target=3, at="model.layers.0.mlp", outputs=True)
         compiled = xmodel.compile(target=(2, 3), rules="cp_lrp").compile(backend="eager")
         for found in (lowered(input_ids=models.ids(3, 4)), compiled(input_ids=models.ids(4, 9), target=(4, [1, 2, 3, 4]))):
-            print(found.relevance["input_ids"].tolist(), {{k: float(v.sum()) for k, v in found.latents.items()}})
-        """)
-    )
-    printed = []
-    for which in ("first", "second"):
-        done = subprocess.run([sys.executable, "-W", "ignore", str(script), which], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
-        printed.append(done.stdout)
+            print(found.relevance["input_ids"].tolist(), {k: float(v.sum()) for k, v in found.latents.items()})
+    """)
     assert printed[0] == printed[1] and "model.layers.0.mlp" in printed[0]
     assert len(lowered_files(folder)) == 2
 

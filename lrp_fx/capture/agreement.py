@@ -6,6 +6,7 @@ of both, on the inputs of the capture, tells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,9 +35,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
         except Exception:
             return 0.0
         found = _floats(graph_module(*args, **kwargs))
-    if [t.shape for t in expected] != [t.shape for t in found]:
-        return float("inf")
-    return max((relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    return difference(expected, found)
 
 
 def _floats(output: Any) -> list[Tensor]:
@@ -47,7 +46,14 @@ def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def relative(expected: Tensor, found: Tensor) -> float:
+def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """Largest difference of tensors, relative to the largest entry of each; infinite where their shapes differ."""
+    if [t.shape for t in expected] != [t.shape for t in found]:
+        return float("inf")
+    return max((_relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
     """Largest difference of two tensors where both are finite, relative to the largest entry."""
     known = expected.isfinite() & found.isfinite()
     if not bool(known.any()):

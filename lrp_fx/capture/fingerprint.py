@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrp_fx.capture.folder import digest
 from lrp_fx.capture.signature import Call
 
 _BY_VALUE = (type(None), bool, int, float, complex, str, bytes, type(...), range, pathlib.PurePath, np.generic)
@@ -53,7 +54,7 @@ def fingerprint(model: nn.Module, call: Call, *options: Any) -> str:
     described = _Describer(model)
     parts = [described.model(), described.call(call), [repr(o) for o in options], environment()]
     parts += [described.code()]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return digest(*parts)
 
 
 def contents(tensor: Tensor) -> str:

@@ -93,18 +93,8 @@ class _Cotangents(Function):
         how: dict[str, Any], needs: Any,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         if sums is not None:
-            found = _FLASH_BACK(
-                g,
-                query,
-                key,
-                value,
-                out,
-                sums,
-                0.0,
-                how["is_causal"],
-                attn_mask=_added(mask, query),
-                scale=how["scale"],
-            )
+            rest = {"attn_mask": mask, "scale": how["scale"]}
+            found = _FLASH_BACK(g, query, key, value, out, sums, 0.0, how["is_causal"], **rest)
             return tuple(f for f, needed in zip(found, needs, strict=True) if needed)
         leaves = [x.detach().requires_grad_(n) for x, n in zip((query, key, value), needs, strict=True)]
         with torch.enable_grad():

@@ -20,7 +20,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call, Shapes
-from lrp_fx.capture.agreement import relative
+from lrp_fx.capture.agreement import difference
 from lrp_fx.capture.fingerprint import Unkeyable, contents, environment
 from lrp_fx.capture.folder import VARIABLE, Entry, Kept, digest, folder
 from lrp_fx.capture.serial import Reader, Unstorable, Writer, formula, formula_from
@@ -145,7 +145,7 @@ def agrees(found: Explain, expected: Explain, calls: Sequence[Call], most: float
         return True
     for call in calls:
         with contextlib.suppress(Exception):  # a target that is not among fewer positions, a graph of other operators
-            return _difference(_tensors(found(call), outputs), _tensors(expected(call), outputs)) <= most
+            return difference(_tensors(expected(call), outputs), _tensors(found(call), outputs)) <= most
     return False
 
 
@@ -153,13 +153,6 @@ def _tensors(explained: Attribution, outputs: bool) -> list[Tensor]:
     """All that an explanation consists of."""
     kept = [explained.target, explained.relevance, explained.latents, explained.output if outputs else None]
     return [t for t in pytree.tree_leaves(kept) if isinstance(t, Tensor) and t.is_floating_point()]
-
-
-def _difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Largest difference, relative to the largest entry of each tensor."""
-    if [t.shape for t in found] != [t.shape for t in expected]:
-        return float("inf")
-    return max(relative(b, a) for a, b in zip(found, expected, strict=True))
 
 
 def examples(call: Call, served: Served) -> list[Call]:

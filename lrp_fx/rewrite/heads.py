@@ -41,7 +41,8 @@ def share_heads(graph: fx.Graph) -> int:
         kept = {k: v for k, v in bound.items() if k in ("scale", "is_causal") and v}
         node.args, node.kwargs = (bound["query"], key, value), {**kept, "enable_gqa": True}
         count += 1
-    graph.eliminate_dead_code()
+    if count:
+        graph.eliminate_dead_code()
     return count
 
 
