@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from models import build
+from torch.utils._pytree import tree_leaves
 
 import lrp_fx
 
@@ -29,6 +30,13 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "bias by distance": ("flan-t5", {}, {"target": (2, 7)}),
     "class token": ("vit", {}, {"target": 1}),
     "pooled token": ("bert-classifier", {"attention_mask": MASK}, {"target": 1}),
+}
+
+
+ATTENTIONS = {
+    "llama2": "model.layers.1.self_attn",
+    "vit": "vit.layers.1.attention",
+    "bert-classifier": "bert.encoder.layer.1.attention.self",
 }
 
 
@@ -70,12 +78,38 @@ def test_other_sizes() -> None:
         assert (fast - eager).abs().max() <= 1e-10 * eager.abs().max()
 
 
-def test_a_position_that_others_read_is_left() -> None:
-    model, inputs = build("llama2")
+@pytest.mark.parametrize(("which", "target"), [("llama2", (3, 7)), ("bert-classifier", 1)])
+def test_a_position_that_others_read_is_left(which: str, target: Any) -> None:
+    model, inputs = build(which)
     xmodel = lrp_fx.convert(model, **inputs)
-    at = "model.layers.1.self_attn"
-    lowered = xmodel.lower(**inputs, target=(3, 7), at=at)
+    at = ATTENTIONS[which]
+    lowered = xmodel.lower(**inputs, target=target, at=at)
     assert "1" not in _queries(lowered.graph_module)
-    eager, fast = xmodel.explain(**inputs, target=(3, 7), at=at), lowered(**inputs, target=(3, 7))
+    eager, fast = xmodel.explain(**inputs, target=target, at=at), lowered(**inputs, target=target)
     for path, latent in eager.latents.items():
+        assert latent.abs().sum() > 0
         assert (fast.latents[path] - latent).abs().max() <= 1e-10 * latent.abs().max()
+
+
+@pytest.mark.parametrize("name", ["kept by the model", "some kept by the model", "class token", "pooled token"])
+def test_what_the_model_chooses_itself_is_not_computed_elsewhere_in_eager_sweeps_either(name: str) -> None:
+    """The last attention is asked in full where its output is, too; relevance and outputs are the same."""
+    which, extra, how = CASES[name]
+    model, inputs = build(which)
+    inputs = {**inputs, **extra}
+    xmodel = lrp_fx.convert(model, **inputs)
+    conversion, _ = xmodel.conversion((), inputs)
+
+    def asked(*at: str) -> list[str]:
+        graph = conversion.sweeper(xmodel.ruleset, at).swept.graph
+        return [str(n.args[0].meta["val"].shape[2]) for n in graph.nodes if n.target is FUSED]
+
+    few = {"1", "3"}
+    assert sum(q in few for q in asked()) == 1
+    assert sum(q in few for q in asked(ATTENTIONS[which])) == 0
+    found, full = xmodel.explain(**inputs, **how), xmodel.explain(**inputs, **how, at=ATTENTIONS[which])
+    assert (found.target - full.target).abs().max() <= 1e-12 * full.target.abs().max()
+    for source, relevance in full.relevance.items():
+        assert (found.relevance[source] - relevance).abs().max() <= 1e-10 * relevance.abs().max()
+    for given, expected in zip(tree_leaves(found.output), tree_leaves(full.output), strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-12)

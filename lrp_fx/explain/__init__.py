@@ -28,6 +28,7 @@ from lrp_fx.explain.target import Contrast, Target, padding_masks, select
 from lrp_fx.rewrite import Rewritten, copy_graph
 from lrp_fx.rewrite.heads import share_heads
 from lrp_fx.rewrite.ops import nonzero, relevance_of, source
+from lrp_fx.rewrite.positions import behind_selection, drop_whole_slices
 
 __all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Sweeper", "Target"]
 
@@ -59,6 +60,7 @@ class Sweeper:
             node = mapping[rewritten.copies[item.node]]
             with graph.inserting_after(node):
                 tap = graph.call_function(source, (node,))
+            tap.meta["val"] = node.meta.get("val")
             node.replace_all_uses_with(tap, delete_user_cb=functools.partial(operator.is_not, tap))
             taps.append(tap)
         end = next(n for n in reversed(graph.nodes) if n.op == "output")
@@ -68,6 +70,15 @@ class Sweeper:
         share_heads(graph)
         module = fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
         return cls(captured, rewritten, module, latents)
+
+    @functools.cached_property
+    def swept(self) -> fx.GraphModule:
+        """The tapped graph, where the model itself chooses positions (a class token, the last ones) at these alone."""
+        module = fx.GraphModule(self.tapped, copy_graph(self.tapped.graph)[0], class_name="SweptGraph")
+        drop_whole_slices(module.graph)
+        behind_selection(module.graph)
+        module.recompile()
+        return module
 
     def explain(self, call: Call, target: Target) -> Attribution:
         """Explain one call.
@@ -97,7 +108,7 @@ class Sweeper:
 
         leaves = usable(call.leaves)
         with torch.inference_mode(False), torch.enable_grad():
-            flat, taps, held = self.tapped(*leaves)
+            flat, taps, held = self.swept(*leaves)
             output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
             chosen = choose(output)
             if not chosen.requires_grad:

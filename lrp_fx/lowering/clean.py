@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
-from lrp_fx.lowering.positions import sizes_from_inputs
+from lrp_fx.rewrite.positions import sizes_from_inputs
 
 
 def assembled(

@@ -26,5 +26,5 @@ class Checkpointed(torch.nn.Module):
 
 def low_memory(sweeper: Sweeper) -> Sweeper:
     """The same sweep with every repeated block checkpointed: N layers remember N tensors, not N times a layer's."""
-    blocks = [block for stack in find_blocks(sweeper.tapped.graph) for block in stack]
-    return replace(sweeper, tapped=folded(sweeper.tapped, blocks, Checkpointed))
+    blocks = [block for stack in find_blocks(sweeper.swept.graph) for block in stack]
+    return replace(sweeper, tapped=folded(sweeper.swept, blocks, Checkpointed))

@@ -1,6 +1,6 @@
 """Many targets from one forward pass: their backward sweeps run as one, batched.
 
-The target is chosen inside the graph, as far up as it goes (:mod:`lrp_fx.lowering.positions`): with 64 targets the
+The target is chosen inside the graph, as far up as it goes (:mod:`lrp_fx.rewrite.positions`): with 64 targets the
 head of a language model runs at 64 positions, and no cotangent of the size of all its logits exists.
 """
 

@@ -24,10 +24,10 @@ from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import find_logits, padding_masks
 from lrp_fx.lowering.classes import choose_rows
 from lrp_fx.lowering.forms import Form
-from lrp_fx.lowering.positions import behind_selection, drop_whole_slices, sizes_from_inputs
 from lrp_fx.lowering.sizes import Fakes
 from lrp_fx.rewrite import copy_graph
 from lrp_fx.rewrite.ops import nonzero, relevance_of
+from lrp_fx.rewrite.positions import behind_selection, drop_whole_slices, sizes_from_inputs
 
 Attributes = Mapping[str, Tensor]
 

@@ -215,8 +215,9 @@ def _spread(graph: Graph, node: Node, spec: OpSpec, rule: str) -> Node:
 def _stand_in(node: Node, anchor: Node, new: Node) -> Node:
     """Let ``new`` replace ``node`` for all but the nodes in front of ``anchor``, which belong to its rule."""
     inside = _between(node, anchor)
-    for inner in inside:
-        inner.meta = dict(node.meta) | {k: v for k, v in inner.meta.items() if k == RUN}
+    for inner in inside:  # (of other shapes than the node, all but the one that stands for it)
+        meta = {k: v for k, v in node.meta.items() if k != "val" or inner is new}
+        inner.meta = meta | {k: v for k, v in inner.meta.items() if k == RUN}
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
     return new
 

@@ -19,9 +19,9 @@ from torch.fx import Node
 
 from lrp_fx.analysis.operands import Slot, all_slots, replace
 from lrp_fx.capture.precision import exact_value
-from lrp_fx.lowering.queries import ask_chosen
 from lrp_fx.optable import bind, set_arg
 from lrp_fx.rewrite import ops
+from lrp_fx.rewrite.queries import ask_chosen
 
 aten = torch.ops.aten
 
@@ -78,7 +78,7 @@ def sizes_from_inputs(graph: fx.Graph) -> None:
 def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> int:
     """Move every choice of positions as far up as it goes; returns how many operators now run at chosen positions only.
 
-    Nodes need ``meta["val"]``.
+    Nodes without ``meta["val"]`` are left as they are.
 
     Args:
         reported: nodes of which the output reads the value only, as a constant: they are still computed in full for it.
@@ -98,9 +98,10 @@ def _keep_dimensions(graph: fx.Graph) -> None:
     """Selections of one position -> slices of length one, which keep the dimension, and take it away afterwards."""
     for node in [n for n in graph.nodes if n.target is aten.select.int]:
         x, dim, at = node.args
-        rank = x.meta["val"].dim()
-        if not isinstance(at, int) or not 0 < dim % rank < rank - 1:
+        held = x.meta.get("val")
+        if held is None or not isinstance(at, int) or not 0 < dim % held.dim() < held.dim() - 1:
             continue
+        rank = held.dim()
         with graph.inserting_before(node):
             kept = graph.call_function(aten.slice.Tensor, (x, dim % rank, at, at + 1 if at != -1 else _WHOLE))
             flat = graph.call_function(aten.squeeze.dim, (kept, dim % rank))
@@ -177,10 +178,11 @@ def _alike(a: Node, b: Node) -> bool:
 
 def _positional(node: Node, depth: int) -> list[Slot] | None:
     """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not."""
-    val = node.meta.get("val")
+    val, slots = node.meta.get("val"), all_slots(node)
     if node.op not in ("call_function", "call_method") or not isinstance(val, Tensor) or val.dim() <= depth:
         return None
-    slots = all_slots(node)
+    if any(operand.meta.get("val") is None for operand in slots.values()):
+        return None
     tags = getattr(node.target, "tags", ())
     if node.target in _OVER_FEATURES:
         return [Slot(_OVER_FEATURES[node.target])] if _features_behind(node, depth) else None
@@ -219,9 +221,9 @@ def _broadcast(slots: Mapping[Slot, Node], val: Tensor, depth: int) -> list[Slot
     positional = []
     for slot, operand in slots.items():
         held = operand.meta.get("val")
+        if isinstance(held, (tuple, list)):
+            return None
         if not isinstance(held, Tensor):
-            if isinstance(held, (tuple, list)):
-                return None
             continue
         if held.dim() == val.dim() and _same(held.shape[:depth], val.shape[:depth]):
             positional.append(slot)

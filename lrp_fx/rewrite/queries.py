@@ -54,7 +54,7 @@ def _attention_behind(node: Node) -> Node | None:
     if len(shape) != 3:
         return None
     while node.target is not _FUSED:
-        if len(node.users) != 1 and node.meta["val"].dim() != 3:
+        if len(node.users) != 1:
             return None
         previous = node.args[0] if node.args else None
         if not isinstance(previous, Node) or not isinstance(previous.meta.get("val"), Tensor):
