@@ -23,6 +23,16 @@ def _seed():
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _captures(tmp_path_factory):
+    """One folder of captures for all tests and workers: what one test captured another need not capture again."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LRP_FX_CACHE", str(shared / "captures"))
+        yield
+
+
 @pytest.fixture
 def in_two_processes(tmp_path):
     """Runs a script in one process and then in another, which find "first" and "second" in ``sys.argv[1]``; what both

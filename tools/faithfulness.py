@@ -20,7 +20,7 @@ from faithfulness_report import write_report
 from rich.console import Console
 
 from lrp_fx.errors import LrpError
-from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, atman, evaluate, find_methods, kernel_shap
+from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, evaluate, find_methods
 
 RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
@@ -30,7 +30,6 @@ LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "pho
 STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
 NOT_RANDOMISED = ("photos",)  # takes longer than all else there
-COSTLY = {"kernel_shap": kernel_shap(limit=50), "atman": atman(limit=50)}
 CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised
 
 
@@ -38,11 +37,6 @@ def default_methods(column: str) -> list[str]:
     """Names of the methods of a column."""
     own = COMPOSITES if column in CONVOLUTIONAL else ()
     return list(dict.fromkeys([*RULE_SETS, *own, *METHODS]))
-
-
-def methods(names: list[str]) -> list[Method]:
-    """Methods by name; those whose cost grows with a power of the features are bounded."""
-    return [COSTLY.get(m.name, m) for m in find_methods(names)]
 
 
 def by_length(task: Task) -> Task:
@@ -57,7 +51,7 @@ def by_length(task: Task) -> Task:
 def column(name: str, names: list[str], samples: int, batch: int, steps: int, folder: Path, console: Console) -> None:
     """Evaluate the methods that are not done on one column, one after another, and save after each."""
     done = Results.load(folder) if (folder / "cost.csv").is_file() else None
-    left = [m for m in methods(names) if done is None or m.name not in set(done.cost["method"])]
+    left = [m for m in find_methods(names) if done is None or m.name not in set(done.cost["method"])]
     if not left:
         console.print(f"{name}: done")
         return

@@ -28,7 +28,7 @@ from lrp_fx.explain.target import Contrast, Target, padding_masks, select
 from lrp_fx.rewrite import Rewritten, copy_graph
 from lrp_fx.rewrite.heads import share_heads
 from lrp_fx.rewrite.ops import nonzero, relevance_of, source
-from lrp_fx.rewrite.positions import behind_selection, drop_whole_slices
+from lrp_fx.rewrite.positions import behind_selection, drop_whole_slices, may_move
 
 __all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Sweeper", "Target"]
 
@@ -68,17 +68,19 @@ class Sweeper:
         held = [read.get(n) or mapping[rewritten.results[n]] for n in latents.values()]
         end.args = ((end.args[0], taps, held),)
         share_heads(graph)
+        drop_whole_slices(graph)
         module = fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
         return cls(captured, rewritten, module, latents)
 
     @functools.cached_property
     def swept(self) -> fx.GraphModule:
         """The tapped graph, where the model itself chooses positions (a class token, the last ones) at these alone."""
-        module = fx.GraphModule(self.tapped, copy_graph(self.tapped.graph)[0], class_name="SweptGraph")
-        drop_whole_slices(module.graph)
-        behind_selection(module.graph)
-        module.recompile()
-        return module
+        if not may_move(self.tapped.graph):
+            return self.tapped
+        graph, _ = copy_graph(self.tapped.graph)
+        graph.owning_module = self.tapped
+        behind_selection(graph)
+        return fx.GraphModule(self.tapped, graph, class_name="SweptGraph")
 
     def explain(self, call: Call, target: Target) -> Attribution:
         """Explain one call.

@@ -27,7 +27,7 @@ from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Fakes
 from lrp_fx.rewrite import copy_graph
 from lrp_fx.rewrite.ops import nonzero, relevance_of
-from lrp_fx.rewrite.positions import behind_selection, drop_whole_slices, sizes_from_inputs
+from lrp_fx.rewrite.positions import behind_selection, sizes_from_inputs
 
 Attributes = Mapping[str, Tensor]
 
@@ -101,7 +101,6 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
         TargetError: when the choice reads values.
     """
     graph, _ = copy_graph(sweeper.tapped.graph)
-    drop_whole_slices(graph)
     graph_module = fx.GraphModule(sweeper.tapped, graph, class_name="TargetedGraph")
     attributes = {k: fakes.constant(v) for k, v in attributes_of(graph_module).items()}
     outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)

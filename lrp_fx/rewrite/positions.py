@@ -10,7 +10,7 @@ instead of all. A choice may be the target's, or one that the model makes: its c
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -94,14 +94,25 @@ def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> int:
     return count
 
 
+def may_move(graph: fx.Graph) -> bool:
+    """Whether a choice of positions is all that is read of an operator that treats positions alike."""
+    for node in graph.nodes:
+        depth = _leading(node) or _selecting(node)
+        if depth is not None and node.users:
+            top: Any = node.args[0]
+            if all(_alike(user, node) for user in top.users) and _positional(top, depth) is not None:
+                return True
+    return False
+
+
 def _keep_dimensions(graph: fx.Graph) -> None:
     """Selections of one position -> slices of length one, which keep the dimension, and take it away afterwards."""
-    for node in [n for n in graph.nodes if n.target is aten.select.int]:
+    for node in graph.find_nodes(op="call_function", target=aten.select.int):
+        depth = _selecting(node)
         x, dim, at = node.args
-        held = x.meta.get("val")
-        if held is None or not isinstance(at, int) or not 0 < dim % held.dim() < held.dim() - 1:
+        if depth is None or _positional(x, depth) is None:
             continue
-        rank = held.dim()
+        rank = x.meta["val"].dim()
         with graph.inserting_before(node):
             kept = graph.call_function(aten.slice.Tensor, (x, dim % rank, at, at + 1 if at != -1 else _WHOLE))
             flat = graph.call_function(aten.squeeze.dim, (kept, dim % rank))
@@ -109,6 +120,17 @@ def _keep_dimensions(graph: fx.Graph) -> None:
         flat.meta = dict(node.meta)
         node.replace_all_uses_with(flat)
         graph.erase_node(node)
+
+
+def _selecting(node: Node) -> int | None:
+    """How many leading dimensions the selection of one position looks at; None for any other node."""
+    if node.target is not aten.select.int:
+        return None
+    x, dim, at = node.args
+    held = x.meta.get("val")  # type: ignore[union-attr]
+    if not isinstance(held, Tensor) or not isinstance(dim, int) or not isinstance(at, int):
+        return None
+    return dim % held.dim() + 1 if 0 < dim % held.dim() < held.dim() - 1 else None
 
 
 def _leading(node: Node) -> int | None:
@@ -140,15 +162,18 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
     assert isinstance(top, Node)
     region: dict[Node, list[Slot]] = {}  # operator -> its operands that have positions
     same = {u for u in top.users if _alike(u, choice)}
-    for node in _upstream(top):
-        wanted = node is top or any(user in region for user in node.users)
+    pending = {top}
+    while pending:
+        node = max(pending)  # the last one: whoever reads it has been looked at
+        pending.remove(node)
         others = node.users.keys() - region.keys() - (same if node is top else set())
         read_out = any(user.op == "output" for user in others)
-        if not wanted or any(user.op != "output" for user in others) or (read_out and node not in reported):
+        if any(user.op != "output" for user in others) or (read_out and node not in reported):
             continue
         operands = _positional(node, depth)
         if operands is not None:
             region[node] = operands
+            pending |= {all_slots(node)[slot] for slot in operands}
     if not any(node.target in _OVER_FEATURES for node in region):
         return 0  # elementwise operators alone are not worth it
     chosen: dict[Node, Node] = {}
@@ -162,14 +187,6 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
         graph.eliminate_dead_code()
         return len(region) + sum(ask_chosen(graph, edge) for edge in edges)
     return len(region)
-
-
-def _upstream(top: Node) -> Iterator[Node]:
-    """``top`` and everything before it, last first."""
-    current = top
-    while current.op != "root":
-        yield current
-        current = current.prev
 
 
 def _alike(a: Node, b: Node) -> bool:

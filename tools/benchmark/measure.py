@@ -114,7 +114,7 @@ def _status(field: str) -> int:
 
 
 def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
-    """16 targets against one, and generated tokens against one forward and backward pass for each."""
+    """16 targets against one."""
     case = make("llama-512", device, dtype)
     inputs = {"input_ids": case.inputs["input_ids"]}
     xmodel = lrp_fx.convert(case.model, **inputs)
@@ -127,8 +127,14 @@ def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
         ),
         "16 positions": lambda: xmodel.explain_targets(**inputs, targets=spread),
     }
-    seconds = interleaved(runs, repeats, device)
-    prompt = inputs["input_ids"][:, :PROMPT]
+    return {"seconds": interleaved(runs, repeats, device)}
+
+
+def generated(name: str, device: str, dtype: str) -> dict[str, Any]:
+    """Generated tokens explained together against one forward and backward pass for each."""
+    case = make(name, device, dtype)
+    prompt = case.inputs["input_ids"][:, :PROMPT]
+    xmodel = lrp_fx.convert(case.model, input_ids=case.inputs["input_ids"])
     xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS)
 
     def generate() -> Tensor:
@@ -141,16 +147,12 @@ def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
             logits = case.model(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1]
             logits[ids[0, end]].backward()
 
-    generation = interleaved(
-        {
-            "generation": generate,
-            "one by one": one_by_one,
-            "explain_generation": lambda: xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS),
-        },
-        3,
-        device,
-    )
-    return {"seconds": seconds | generation}
+    runs: dict[str, Callable[[], Any]] = {
+        "generation": generate,
+        "one by one": one_by_one,
+        "explain_generation": lambda: xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS),
+    }
+    return {"seconds": interleaved(runs, 3, device)}
 
 
 def conversion() -> dict[str, Any]:

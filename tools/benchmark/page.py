@@ -160,16 +160,31 @@ def _many(found: dict[str, Any]) -> list[str]:
     if "many" not in found:
         return []
     s = found["many"]["seconds"]
-    one, apart, ours, alone = (s[k] for k in ("one", "one by one", "explain_generation", "generation"))
     lines = ["### Many targets", "", "Llama-like, 8 x 512, 512 tokens; in units of one `explain`.", ""]
-    lines += [f"- {name}: {s[name]:.2f} s, {s[name] / one:.1f} x." for name in s if name.startswith("16")]
-    lines += [
-        f"- 64 generated tokens after a prompt of 64: `explain_generation` {ours:.2f} s; generating, and one forward and backward pass for "
-        f"each token, {apart:.2f} s: {apart / ours:.1f} x as long. Of both, {alone:.2f} s are generating: without it "
-        f"{(apart - alone) / (ours - alone):.1f} x.",
+    lines += [f"- {name}: {s[name]:.2f} s, {s[name] / s['one']:.1f} x." for name in s if name.startswith("16")]
+    lines += _generated(found)
+    return [*lines, ""]
+
+
+def _generated(found: dict[str, Any]) -> list[str]:
+    rows = {job.split("_")[1]: result["seconds"] for job, result in found.items() if job.startswith("generated_")}
+    if not rows:
+        return []
+    lines = [
+        "",
+        "64 tokens generated after a prompt of 64 and explained, in seconds: by `explain_generation`; by generating, then one forward and "
+        "one backward pass for each token. Generating is part of both.",
         "",
     ]
-    return lines
+    cells = {}
+    for name, s in rows.items():
+        alone, apart, ours = (s[k] for k in ("generation", "one by one", "explain_generation"))
+        ratios = (apart / ours, (apart - alone) / (ours - alone))
+        cells[ABOUT[name].split(", 512 tokens")[0]] = [f"{x:.2f}" for x in (alone, ours, apart)] + [
+            f"{x:.1f}" for x in ratios
+        ]
+    head = "generating | `explain_generation` | one by one | times as long | without generating"
+    return lines + _table(head, cells)
 
 
 def _preparation(rows: dict[str, Any], found: dict[str, Any]) -> list[str]:
