@@ -78,7 +78,7 @@ class Sweeper:
         if not may_move(self.tapped.graph):
             return self.tapped
         graph, _ = copy_graph(self.tapped.graph)
-        graph.owning_module = self.tapped
+        graph.owning_module = self.tapped  # dead code is told by what the graph calls
         behind_selection(graph)
         return fx.GraphModule(self.tapped, graph, class_name="SweptGraph")
 

@@ -75,23 +75,21 @@ def sizes_from_inputs(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> int:
-    """Move every choice of positions as far up as it goes; returns how many operators now run at chosen positions only.
+def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> None:
+    """Move every choice of positions as far up as it goes.
 
     Nodes without ``meta["val"]`` are left as they are.
 
     Args:
         reported: nodes of which the output reads the value only, as a constant: they are still computed in full for it.
     """
-    count = 0
     reported = set(reported)
     _keep_dimensions(graph)
     for node in reversed(list(graph.nodes)):
         depth = _leading(node)
         if depth is not None and node.users:
-            count += _move_up(graph, node, depth, reported)
+            _move_up(graph, node, depth, reported)
     graph.eliminate_dead_code()
-    return count
 
 
 def may_move(graph: fx.Graph) -> bool:
@@ -157,7 +155,7 @@ def _boolean(node: Node) -> bool:
     return node.meta["val"].dtype is torch.bool
 
 
-def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> int:
+def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> None:
     top = choice.args[0]
     assert isinstance(top, Node)
     region: dict[Node, list[Slot]] = {}  # operator -> its operands that have positions
@@ -175,7 +173,7 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
             region[node] = operands
             pending |= {all_slots(node)[slot] for slot in operands}
     if not any(node.target in _OVER_FEATURES for node in region):
-        return 0  # elementwise operators alone are not worth it
+        return  # elementwise operators alone are not worth it
     chosen: dict[Node, Node] = {}
     with graph.inserting_before(next(n for n in graph.nodes if n in same)):
         for node in reversed(list(region)):
@@ -185,8 +183,8 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
     if depth == 2 and choice.meta["val"].dim() == top.meta["val"].dim():
         edges = [made for operand, made in chosen.items() if operand not in region]
         graph.eliminate_dead_code()
-        return len(region) + sum(ask_chosen(graph, edge) for edge in edges)
-    return len(region)
+        for edge in edges:
+            ask_chosen(graph, edge)
 
 
 def _alike(a: Node, b: Node) -> bool:
@@ -195,9 +193,10 @@ def _alike(a: Node, b: Node) -> bool:
 
 def _positional(node: Node, depth: int) -> list[Slot] | None:
     """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not."""
-    val, slots = node.meta.get("val"), all_slots(node)
+    val = node.meta.get("val")
     if node.op not in ("call_function", "call_method") or not isinstance(val, Tensor) or val.dim() <= depth:
         return None
+    slots = all_slots(node)
     if any(operand.meta.get("val") is None for operand in slots.values()):
         return None
     tags = getattr(node.target, "tags", ())

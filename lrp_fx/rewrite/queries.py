@@ -18,8 +18,8 @@ _ALIASES = {aten.contiguous.default, aten.clone.default, aten.alias.default, ate
 _VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
 
 
-def ask_chosen(graph: fx.Graph, choice: Node) -> bool:
-    """Let ``choice`` of positions in the output of a fused attention be one among its queries; whether it could be.
+def ask_chosen(graph: fx.Graph, choice: Node) -> None:
+    """Let ``choice`` of positions in the output of a fused attention be one among its queries, where it can be.
 
     Softmax and the mixing of values treat queries alike: attention of chosen queries is the chosen rows of attention.
 
@@ -30,10 +30,10 @@ def ask_chosen(graph: fx.Graph, choice: Node) -> bool:
     top = choice.args[0]
     fused = _attention_behind(top) if isinstance(top, Node) else None
     if fused is None:
-        return False
+        return
     bound = bind(fused)
     if bound.get("dropout_p") or str(bound["query"].meta["val"].shape[2]) != str(top.meta["val"].shape[1]):  # type: ignore[union-attr]
-        return False
+        return
     with graph.inserting_before(choice):
         result = _Asking(graph, choice, fused).attention(bound)
     choice.replace_all_uses_with(result)
@@ -44,7 +44,6 @@ def ask_chosen(graph: fx.Graph, choice: Node) -> bool:
         if dead is fused:
             break
         dead = before
-    return True
 
 
 def _attention_behind(node: Node) -> Node | None:
