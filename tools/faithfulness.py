@@ -25,7 +25,6 @@ from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, evaluate, fi
 RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
 CONVOLUTIONAL = ("cnn", "photos", "digits")
-SAMPLES = {"photos": 20, "microbes": 50}  # 200 take 15 minutes of a core and more, each
 LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")
 STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
@@ -87,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--columns", default=",".join(COLUMNS), help="comma-separated")
     parser.add_argument("--methods", help="comma-separated (default: rule sets that fit the column, and all baselines)")
-    parser.add_argument("--samples", type=int, help="of every column (default: 200, fewer where that takes too long)")
+    parser.add_argument("--samples", type=int, default=200, help="of every column")
     parser.add_argument("--steps", type=int, help="of the perturbation curves (default: 10, 5 for the large models)")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
@@ -100,13 +99,12 @@ def main() -> None:
     console = Console(stderr=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     for name in options.columns.split(","):
-        samples = options.samples or SAMPLES.get(name, 200)
         folder = options.results / name
         if options.again and folder.is_dir():
             shutil.rmtree(folder)
         names = options.methods.split(",") if options.methods else default_methods(name)
         steps = options.steps or STEPS.get(name, 10)
-        column(name, names, samples, options.batch, steps, folder, console)
+        column(name, names, options.samples, options.batch, steps, folder, console)
     found = [options.results / name for name in COLUMNS if (options.results / name / "cost.csv").is_file()]
     write_report(Results.concat([Results.load(f) for f in found]), options.report)
     console.print(f"{options.report} is written")

