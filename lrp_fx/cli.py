@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import lrp_fx
+from lrp_fx.capture.conventions import is_encoder_decoder
 from lrp_fx.cli_eval import results_table, text_task
 from lrp_fx.demo import demos, load_demo
 from lrp_fx.errors import LrpError, MissingExtraError, require
@@ -60,9 +61,8 @@ class Loaded:
         if not 0 < length <= self.tokenizer.model_max_length:
             raise LrpError(f"the text has {length} tokens: give 1 to {self.tokenizer.model_max_length}")
         inputs = {k: encoding[k] for k in ("input_ids", "attention_mask") if k in encoding}
-        config = getattr(self.model, "config", None)
-        if getattr(config, "is_encoder_decoder", False):
-            start = getattr(config, "decoder_start_token_id", None)
+        if is_encoder_decoder(self.model):
+            start = getattr(self.model.config, "decoder_start_token_id", None)
             inputs["decoder_input_ids"] = torch.tensor([[start or 0]])
         return inputs, encoding
 

@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 from torch import nn
 
+from lrp_fx.capture.conventions import is_encoder_decoder
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.evaluate import Results, Task, Tokens
 from lrp_fx.explain.target import find_logits, last_positions
@@ -25,7 +26,7 @@ def text_task(name: str, model: nn.Module, tokenizer: Any, texts: Sequence[str],
         InputError: for a text without a token that can be taken away, or an encoder with a decoder.
         LrpError: for a text that is too long, or a tokenizer without a token to put in place of others.
     """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if is_encoder_decoder(model):
         raise InputError("a model with a decoder of its own needs a task made in Python: see lrp_fx.evaluate.Task")
     named = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     replacement = next((token for token in named if token is not None), None)

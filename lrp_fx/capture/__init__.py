@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise, store
 from lrp_fx.capture.agreement import TOLERANCE, disagreement
-from lrp_fx.capture.captured import Captured, Decisions
+from lrp_fx.capture.captured import Captured, Decisions, copy_graph
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.export import export, plain, shapes_of
@@ -27,7 +27,7 @@ from lrp_fx.capture.signature import Call, Shapes, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError
 
-__all__ = ["ROUTES", "Call", "Captured", "Shapes", "capture", "failing_node", "read_call"]
+__all__ = ["ROUTES", "Call", "Captured", "Shapes", "capture", "copy_graph", "failing_node", "read_call"]
 
 ROUTES = ("auto", "export", "trace")
 
@@ -140,7 +140,9 @@ def _captured(
     end = next(n for n in reversed(graph_module.graph.nodes) if n.op == "output")
     outputs, *decisive = end.args[0]  # type: ignore[misc]
     end.args = ([n for nodes in decisive for n in nodes],)  # type: ignore[union-attr]
-    decisions = fx.GraphModule(graph_module, _copied(graph_module.graph), class_name="Decisions")
+    decided, _ = copy_graph(graph_module.graph)
+    decided.eliminate_dead_code()
+    decisions = fx.GraphModule(graph_module, decided, class_name="Decisions")
     tensors = iter(outputs)  # type: ignore[arg-type]
     with graph_module.graph.inserting_before(end):
         end.args = ([_leaf(graph_module, i, leaf, tensors) for i, leaf in enumerate(recording.leaves)],)
@@ -153,13 +155,6 @@ def _captured(
         _finished(graph_module), call.names, out_spec, Shapes(sizes, {}, reasons), _since(start), "trace",
         Decisions.of(decisions, call.leaves, recording.shaped), refusal,
     )  # fmt: skip
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    new = fx.Graph()
-    new.output(new.graph_copy(graph, {}))
-    new.eliminate_dead_code()
-    return new
 
 
 def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:

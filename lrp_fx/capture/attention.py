@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.fx import Node
 
-from lrp_fx.capture.captured import Captured
+from lrp_fx.capture.captured import Captured, copy_graph
 
 aten = torch.ops.aten
 
@@ -25,10 +25,7 @@ def write_out_attention(captured: Captured) -> Captured:
 
     Outputs agree up to rounding. Memory is quadratic in the length of the sequence, as that of the chain is.
     """
-    graph = fx.Graph()
-    mapping: dict[Node, Node] = {}
-    graph.output(graph.graph_copy(captured.graph_module.graph, mapping))
-    graph._codegen = captured.graph_module.graph._codegen
+    graph, _ = copy_graph(captured.graph_module.graph)
     for node in [n for n in graph.nodes if n.target is _FUSED]:
         with graph.inserting_before(node):
             result = _Writer(graph, node).attention(*node.args, **node.kwargs)

@@ -44,6 +44,16 @@ class Decisions:
         )
 
 
+def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[Node, Node]]:
+    """A copy of ``graph`` with its code generation, and the map from its nodes to the copies."""
+    new = fx.Graph()
+    mapping: dict[Node, Node] = {}
+    output = new.graph_copy(graph, mapping)
+    new.output(output)
+    new._codegen = graph._codegen
+    return new, mapping
+
+
 def _run(graph_module: fx.GraphModule, leaves: Sequence[Any]) -> list[Tensor]:
     with torch.no_grad():
         return list(graph_module(*leaves))

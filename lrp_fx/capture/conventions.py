@@ -30,6 +30,11 @@ def _configs(model: torch.nn.Module) -> list[Any]:
     return list(found.values())
 
 
+def is_encoder_decoder(model: torch.nn.Module) -> bool:
+    """Whether what a model generates is another sequence than the one it reads."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
 @contextlib.contextmanager
 def traceable(model: torch.nn.Module, experts: str | None = TRACEABLE_EXPERTS) -> Iterator[None]:
     """Within: evaluation mode, caches off, experts traceable, no opaque kernels. Afterwards: all as it was."""

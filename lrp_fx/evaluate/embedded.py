@@ -19,13 +19,12 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Source
-from lrp_fx.capture import Captured
+from lrp_fx.capture import Captured, copy_graph
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import InputError
 from lrp_fx.evaluate.task import Batch, Task
 from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.explain.tokens import row_relevance, to_input
-from lrp_fx.rewrite import copy_graph
 
 
 @dataclass(frozen=True)

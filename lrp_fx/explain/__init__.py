@@ -15,7 +15,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Source
-from lrp_fx.capture import Call, Captured
+from lrp_fx.capture import Call, Captured, copy_graph
 from lrp_fx.capture.values import Values
 from lrp_fx.errors import InputError, LatentError, NumericalError, TargetError, locate
 from lrp_fx.explain import tokens
@@ -25,7 +25,7 @@ from lrp_fx.explain.conditions import Condition, under
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
 from lrp_fx.explain.target import Contrast, Target, padding_masks, select
-from lrp_fx.rewrite import Rewritten, copy_graph
+from lrp_fx.rewrite import Rewritten
 from lrp_fx.rewrite.heads import share_heads
 from lrp_fx.rewrite.ops import nonzero, relevance_of, source
 from lrp_fx.rewrite.positions import behind_selection, drop_whole_slices, may_move

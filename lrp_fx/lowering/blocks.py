@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch.fx import Node
 
-from lrp_fx.rewrite import copy_graph
+from lrp_fx.capture import copy_graph
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrp_fx.capture import Call
+from lrp_fx.capture.conventions import is_encoder_decoder
 from lrp_fx.errors import InputError
 from lrp_fx.lowering.targets import Attributions
 
@@ -65,7 +66,7 @@ def generate(
     cached = {"use_cache": True} if hasattr(model, "generation_config") else {}
     with torch.no_grad():
         sequences = model.generate(**inputs, **{"do_sample": False, **cached, **options})  # type: ignore[operator]
-    separate = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+    separate = is_encoder_decoder(model)
     name = "decoder_input_ids" if separate else "input_ids"
     start, total = 1 if separate else prompt.shape[1], sequences.shape[1]
     if total <= start:

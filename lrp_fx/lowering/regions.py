@@ -9,8 +9,8 @@ from torch import fx
 from torch.compiler import nested_compile_region
 from torch.fx import Node
 
+from lrp_fx.capture import copy_graph
 from lrp_fx.lowering.blocks import find_blocks, folded
-from lrp_fx.rewrite import copy_graph
 
 aten = torch.ops.aten
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from lrp_fx.capture import copy_graph
 from lrp_fx.errors import InputError, LrpError, require
 from lrp_fx.explain import Attribution, Ledger
 from lrp_fx.lowering.convolutions import transpose_convolutions
 from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.portable import spell_grouped_products
 from lrp_fx.lowering.weights import Weights, fill, placeholder, references
-from lrp_fx.rewrite import copy_graph
 
 _META, _REFERENCES = "lrp_fx.json", "weights"
 

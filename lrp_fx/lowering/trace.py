@@ -17,6 +17,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lrp_fx.capture import copy_graph
 from lrp_fx.capture.values import Values
 from lrp_fx.errors import NumericalError, TargetError
 from lrp_fx.explain import Sweeper
@@ -25,7 +26,6 @@ from lrp_fx.explain.target import find_logits, padding_masks
 from lrp_fx.lowering.classes import choose_rows
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Fakes
-from lrp_fx.rewrite import copy_graph
 from lrp_fx.rewrite.ops import nonzero, relevance_of
 from lrp_fx.rewrite.positions import behind_selection, sizes_from_inputs
 

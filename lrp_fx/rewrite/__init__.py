@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis import Slot
 from lrp_fx.analysis.operands import all_slots, is_float, replace
-from lrp_fx.capture import Captured
+from lrp_fx.capture import Captured, copy_graph
 from lrp_fx.errors import UnknownOpError, locate
 from lrp_fx.optable import OpSpec, bind
 from lrp_fx.parts import PART_RULES
@@ -53,16 +53,6 @@ class Rewritten:
     copies: dict[Node, Node]
     results: dict[Node, Node]
     plan: Plan
-
-
-def copy_graph(graph: Graph) -> tuple[Graph, dict[Node, Node]]:
-    """A copy of ``graph`` with its code generation, and the map from its nodes to the copies."""
-    new = Graph()
-    mapping: dict[Node, Node] = {}
-    output = new.graph_copy(graph, mapping)
-    new.output(output)
-    new._codegen = graph._codegen
-    return new, mapping
 
 
 def rewrite(captured: Captured, plan: Plan) -> Rewritten:
