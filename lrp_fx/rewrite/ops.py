@@ -199,13 +199,13 @@ class _Normalization(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, x, weight, ctx.width, ctx.eps, ctx.centred = inputs
-        ctx.save_for_backward(x, weight)
+        _, x, weight, ctx.width, eps, ctx.centred = inputs
+        ctx.save_for_backward(inverse_deviation(x, ctx.width, eps, ctx.centred), weight)  # not x: it may go
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        return None, normalization_cotangent(g, x, weight, ctx.width, ctx.eps, ctx.centred), None, None, None, None
+        rstd, weight = ctx.saved_tensors
+        return None, normalization_cotangent(g, rstd, weight, ctx.width, ctx.centred), None, None, None, None
 
 
 class _Product(Function):
@@ -226,22 +226,27 @@ class _Product(Function):
         return None, ctx.op(g, weight.transpose(-2, -1), *rest), None, *(None for _ in rest)
 
 
-def normalization_cotangent(
-    g: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool
-) -> Tensor:
-    """Cotangent of x for y = (x - mean) * rstd * weight with rstd constant; ``width`` trailing dimensions share one
-    statistic when positive, ``-width`` groups of channels (dimension 1) do when negative."""
-    wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    weighted = (g if weight is None else g * weight).to(wide)
-    if width > 0:
-        rows, back = x.flatten(-width).to(wide), weighted.flatten(-width)
-    else:
-        rows, back = (t.reshape(x.shape[0], -width, -1).to(wide) for t in (x, weighted))
-    power = rows.var(-1, correction=0, keepdim=True) if centred else rows.square().mean(-1, keepdim=True)
-    back = back * torch.rsqrt(power + eps)
+def _rows(x: Tensor, width: int) -> Tensor:
+    """x in float32 or wider, with all that shares a statistic in the last dimension: ``width`` trailing ones when
+    positive, ``-width`` groups of channels (dimension 1) when negative."""
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    return wide.flatten(-width) if width > 0 else wide.reshape(x.shape[0], -width, -1)
+
+
+def inverse_deviation(x: Tensor, width: int, eps: float, centred: bool) -> Tensor:
+    """rstd of a normalization, one for each of its rows: 1 / sqrt(variance + eps), or mean square where not centred."""
+    rows = _rows(x.detach(), width)
+    if centred:
+        return torch.native_layer_norm(rows, rows.shape[-1:], None, None, eps)[2]  # of all kernels the fastest
+    return torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
+
+
+def normalization_cotangent(g: Tensor, rstd: Tensor, weight: Tensor | None, width: int, centred: bool) -> Tensor:
+    """Cotangent of x for y = (x - mean) * rstd * weight with rstd constant."""
+    back = _rows(g if weight is None else g * weight, width) * rstd
     if centred:
         back = back - back.mean(-1, keepdim=True)
-    return back.reshape(x.shape).to(x.dtype)
+    return back.reshape(g.shape).to(g.dtype)
 
 
 def _register(rule: type[Function], schema: str) -> Any:

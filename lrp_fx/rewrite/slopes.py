@@ -17,11 +17,13 @@ from lrp_fx.optable import OpSpec, bind
 
 
 def _normal_cdf(x: Any) -> Any:
-    return 0.5 * (1 + torch.erf(x * math.sqrt(0.5)))
+    return torch.rsub(torch.erf(x * math.sqrt(0.5)), 0.5, alpha=-0.5)  # 0.5 + 0.5 erf(..) in one kernel
 
 
 def _normal_cdf_tanh(x: Any) -> Any:
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+    scale = math.sqrt(2 / math.pi)
+    inner = x * torch.rsub(x * x, scale, alpha=-0.044715 * scale)  # scale (x + 0.044715 x^3)
+    return torch.rsub(torch.tanh(inner), 0.5, alpha=-0.5)
 
 
 _NAMES = {
