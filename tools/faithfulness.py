@@ -28,7 +28,6 @@ CONVOLUTIONAL = ("cnn", "photos", "digits")
 LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")
 STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
-NOT_RANDOMISED = ("photos",)  # takes longer than all else there
 CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised
 
 
@@ -70,7 +69,7 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, fo
                 known.append(evaluate(task, [method], metrics, batch=batch, steps=steps))
             except LrpError as failure:
                 console.print(f"[red]{name}: {method.name}[/]: {failure}")
-    for method in left if name not in NOT_RANDOMISED else []:
+    for method in left:
         if method.name not in CHEAP and any((k.cost["method"] == method.name).any() for k in known):
             known.append(_randomised(task.part(slice(0, RANDOMISED)), method, batch))
     Results.concat(known).save(folder)

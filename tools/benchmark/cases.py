@@ -133,7 +133,8 @@ CASES: dict[str, Callable[[], Case]] = {
 
 DEEP = {"llama-32x512": lambda: llama(32, 512, 2048)}
 
-SMALL = {"llama-4x128": lambda: llama(4, 128, 128, 1000)}  #: calls of operators take its time, not their arithmetic
+#: models that generate; calls of operators take the time of the smaller one, not their arithmetic
+GENERATING = {"llama-4x128": lambda: llama(4, 128, 128, 1000), "llama-8x512": lambda: llama(8, 512, 128)}
 
 ON_GPU: dict[str, Callable[[], Case]] = {
     "llama-1b": lambda: llama(16, 2048, 2048),
@@ -148,6 +149,7 @@ ABOUT = {
     "llama-4096": "Llama-like, 8 x 512, 4096 tokens",
     "llama-16x1024": "Llama-like, 16 x 1024, 512 tokens",
     "llama-4x128": "Llama-like, 4 x 128",
+    "llama-8x512": "Llama-like, 8 x 512",
     "llama-32x512": "Llama-like, 32 x 512, 2048 tokens",
     "mixtral": "Mixtral-like, 8 x 512, 2 of 8 experts, 512 tokens",
     "t5": "T5-like (Flan-T5-small), 512 tokens in, 8 out",
@@ -162,7 +164,7 @@ ABOUT = {
 def make(name: str, device: str, dtype: str) -> Case:
     """A case by name; the same weights and inputs each time."""
     torch.manual_seed(0)
-    known = CASES | DEEP | SMALL | ON_GPU
+    known = CASES | DEEP | GENERATING | ON_GPU
     with torch.device(device):
         case = known[name]()
     return case.to(device, getattr(torch, dtype))

@@ -15,13 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmark.cases import CASES, ON_GPU
+from benchmark.cases import CASES, GENERATING, ON_GPU
 from benchmark.measure import isolated
 from benchmark.page import write
 
 FEWER = {"llama-4096": 3}  #: repeats, where a single one takes long
 MEASURED = ("gradient", "eager", "lowered", "compiled")
-GENERATED = ("llama-512", "llama-4x128")  #: models whose generated tokens are explained
+HALVED = ("llama-512", "bert", "vit")  #: of a processor's rows, those in bfloat16, too
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
@@ -31,13 +31,13 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[s
     dtypes = ("bfloat16",) if gpu else ("float32",)
     cases = list(ON_GPU if gpu else CASES)
     rows = [(name, dtype) for dtype in dtypes for name in cases]
-    rows += [] if gpu else [("llama-128", "bfloat16")]
+    rows += [] if gpu else [(name, "bfloat16") for name in HALVED]
     rows.sort(key=lambda row: row != ("llama-512", "float32"))
     for name, dtype in rows:
         row = {"name": name, "device": device, "dtype": dtype}
         yield f"times {name} {dtype}", _call("times", row | {"repeats": FEWER.get(name, repeats)})
     yield "many", _call("many", {"device": device, "dtype": dtypes[0], "repeats": 3})
-    for name in GENERATED:
+    for name in GENERATING:
         yield f"generated {name}", _call("generated", {"name": name, "device": device, "dtype": dtypes[0]})
     if options.lxt is not None:
         row = {"name": "llama-512", "device": device, "dtype": dtypes[0], "repeats": repeats, "path": options.lxt}
