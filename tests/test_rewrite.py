@@ -104,3 +104,19 @@ def test_heads_that_share_keys_read_them_unrepeated_and_explain_alike(name):
     assert key.shape[1] == model.config.num_attention_heads
     wanted = alone.relevance["input_ids"]
     assert float((found.relevance["input_ids"] - wanted).abs().max()) < 1e-12 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("norm", [torch.nn.LayerNorm(8), torch.nn.RMSNorm(8), torch.nn.GroupNorm(4, 8)])
+def test_normalizations_keep_their_statistics_not_their_input(norm):
+    x = torch.randn(2, 8, 8)
+    xmodel = lrp_fx.convert(torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(64, 3)), x)
+    kept = []
+
+    def pack(tensor):
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        xmodel.graph_module(x.requires_grad_())
+    held = {p.data_ptr() for p in xmodel.model.parameters()}
+    assert max(t.numel() for t in kept if t.data_ptr() not in held) <= 2 * 8  # rows of the largest statistic
