@@ -1,4 +1,4 @@
-"""Run the benchmark; what is done lies in .models/bench and is not run again.
+"""Run the benchmark, or parts of it, and write docs/performance.md from all that docs/performance.json holds.
 
 Every row is a process of its own. In it the contenders take turns; the medians are compared.
 """
@@ -6,7 +6,6 @@ Every row is a process of its own. In it the contenders take turns; the medians 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.progress import Progress
 from benchmark.cases import CASES, GENERATING, ON_GPU
 from benchmark.measure import isolated
 from benchmark.page import write
+from benchmark.results import Results
 
 FEWER = {"llama-4096": 3}  #: repeats, where a single one takes long
 MEASURED = ("gradient", "eager", "lowered", "compiled")
@@ -80,25 +80,23 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--lxt", help="folder of LXT's source, for a row about it")
-    parser.add_argument("--again", action="store_true", help="run what is done, too")
-    parser.add_argument("--results", type=Path, default=Path(".models/bench"))
+    parser.add_argument("--missing", action="store_true", help="only what was never measured")
+    parser.add_argument("--results", type=Path, default=Path("docs/performance.json"))
     parser.add_argument("--report", type=Path, default=Path("docs/performance.md"))
     options = parser.parse_args()
     console = Console(stderr=True)
-    folder = options.results / options.device
-    folder.mkdir(parents=True, exist_ok=True)
+    kept = Results(options.results, options.device)
     wanted = tuple(options.only.split(",")) if options.only else ("",)
-    chosen = [(name, run) for name, run in jobs(options) if name.startswith(wanted)]
+    known = set(kept.read()) if options.missing else set()
+    chosen = [(job, run) for job, run in jobs(options) if job.startswith(wanted) and job not in known]
     with Progress(console=console) as progress:
         task = progress.add_task("benchmark", total=len(chosen))
-        for name, run in chosen:
-            progress.update(task, description=name)
-            path = folder / f"{name.replace(' ', '_')}.json"
-            if options.again or not path.is_file():
-                try:
-                    path.write_text(json.dumps(run()))
-                except RuntimeError as error:
-                    console.print(f"[red]{name}[/]: {error}")
+        for job, run in chosen:
+            progress.update(task, description=job)
+            try:
+                kept.keep(job, run())
+            except RuntimeError as error:
+                console.print(f"[red]{job}[/]: {error}")
             progress.advance(task)
     write(options.results, options.report)
     console.print(f"{options.report} is written")

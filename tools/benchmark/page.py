@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-
 from benchmark.cases import ABOUT, CASES, ON_GPU
+from benchmark.results import Results
 
 COLUMNS = ("forward", "gradient", "eager", "lowered", "compiled")
 COLOURS = {"eager": "#7f8fa6", "lowered": "#e0a458", "compiled": "#3b6ea5"}
@@ -21,38 +15,32 @@ COLOURS = {"eager": "#7f8fa6", "lowered": "#e0a458", "compiled": "#3b6ea5"}
 
 def write(results: Path, report: Path) -> None:
     """The page, and a plot beside it."""
-    lines = ["# Performance", "", *_preamble()]
+    lines = ["# Performance", "", *_PREAMBLE]
     for device in ("cpu", "cuda"):
-        found = {p.stem: json.loads(p.read_text()) for p in sorted((results / device).glob("*.json"))}
-        if found:
-            lines += _device(device, found, report)
+        kept = Results(results, device)
+        if found := kept.read():
+            lines += _device(device, found, kept.settings(), report)
     report.write_text("\n".join(lines) + "\n")
 
 
-def _preamble() -> list[str]:
-    return [
-        f"Written by `tools/bench` on {time.strftime('%Y-%m-%d')}: torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, Python {platform.python_version()}, {platform.machine()} "
-        f"({_processor()}), {os.cpu_count()} cores.",
+_PREAMBLE = (
+    "Written by `tools/bench`. One row is one process; in it the contenders take turns and the medians of seven are compared (of three at 4096 tokens, and for other tools). "
+    "*Gradient* is input x gradient by plain eager autograd, weights without gradients. Every contender explains the largest logit at the last position; language models "
+    "compute that position's logits alone, on all sides. *Bound* is twice the compiled forward pass.",
+    "",
+)
+
+
+def _device(device: str, found: dict[str, Any], settings: list[str], report: Path) -> list[str]:
+    names = list(ON_GPU if device == "cuda" else CASES)
+    rows = {k: found[f"times {k}"] for k in _rows(names) if f"times {k}" in found}
+    lines = [
+        f"## {'GPU' if device == 'cuda' else 'CPU'}",
         "",
-        "One row is one process; in it the contenders take turns and the medians of seven are compared (of three at 4096 tokens, and for other tools). *Gradient* is input x gradient by "
-        "plain eager autograd, weights without gradients. Every contender explains the largest logit at the last position; language models "
-        "compute that position's logits alone, on all sides. *Bound* is twice the compiled forward pass.",
+        "Measured on (performance.json says which row when):",
         "",
     ]
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
-
-
-def _device(device: str, found: dict[str, Any], report: Path) -> list[str]:
-    names = list(ON_GPU if device == "cuda" else CASES)
-    rows = {k: found[f"times_{k}"] for k in _rows(names) if f"times_{k}" in found}
-    lines = [f"## {'GPU' if device == 'cuda' else 'CPU'}", ""]
+    lines += [*(f"- {setting}" for setting in settings), ""]
     if rows:
         lines += _times(rows, found.get("lxt")) + _plot(rows, device, report)
     lines += _memory(found, names) + _many(found) + _preparation(rows, found)
@@ -60,11 +48,11 @@ def _device(device: str, found: dict[str, Any], report: Path) -> list[str]:
 
 
 def _rows(names: list[str]) -> list[str]:
-    return [f"{n}_{d}" for d in ("float32", "bfloat16") for n in names]
+    return [f"{n} {d}" for d in ("float32", "bfloat16") for n in names]
 
 
 def _title(row: str) -> str:
-    name, dtype = row.rsplit("_", 1)
+    name, dtype = row.rsplit(" ", 1)
     return ABOUT[name] + ("" if dtype == "float32" else f", {dtype}")
 
 
@@ -137,7 +125,7 @@ def _plot(rows: dict[str, Any], device: str, report: Path) -> list[str]:
 
 def _memory(found: dict[str, Any], names: list[str]) -> list[str]:
     kinds = ("gradient", "eager", "low", "lowered", "compiled")
-    table = {n: {k: found.get(f"memory_{n}_{k}", {}).get("peak") for k in kinds} for n in [*names, "llama-32x512"]}
+    table = {n: {k: found.get(f"memory {n} {k}", {}).get("peak") for k in kinds} for n in [*names, "llama-32x512"]}
     table = {n: row for n, row in table.items() if any(v is not None for v in row.values())}
     if not table:
         return []
@@ -167,7 +155,7 @@ def _many(found: dict[str, Any]) -> list[str]:
 
 
 def _generated(found: dict[str, Any]) -> list[str]:
-    rows = {job.split("_")[1]: result["seconds"] for job, result in found.items() if job.startswith("generated_")}
+    rows = {job.split()[1]: result["seconds"] for job, result in found.items() if job.startswith("generated ")}
     if not rows:
         return []
     lines = [
@@ -195,7 +183,7 @@ def _preparation(rows: dict[str, Any], found: dict[str, Any]) -> list[str]:
     if "conversion" in found:
         lines += [f"- A 7B-shaped Llama (32 x 4096, on meta): converted in {found['conversion']['seconds']:.1f} s."]
     for per_block, title in ((False, "`compile()`"), (True, "`compile(per_block=True)`")):
-        few, lots = (found.get(f"compile_{n}_{per_block}") for n in (8, 32))
+        few, lots = (found.get(f"compile {n} {per_block}") for n in (8, 32))
         if few and lots:
             ratio = lots["compiling"] / few["compiling"]
             lines.append(

@@ -1,0 +1,58 @@
+"""What was measured, one entry per job, in one file beside the page: a single row can be measured anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+
+@dataclass(frozen=True)
+class Results:
+    """Measured jobs of a device.
+
+    Attributes:
+        path: the file; it holds those of every device.
+        device: "cpu" or "cuda".
+    """
+
+    path: Path
+    device: str
+
+    def read(self) -> dict[str, Any]:
+        """Job -> what it measured."""
+        return {job: entry["measured"] for job, entry in self._all().get(self.device, {}).items()}
+
+    def settings(self) -> list[str]:
+        """The days, versions and machines of what is here, a line each."""
+        return sorted({entry["setting"] for entry in self._all().get(self.device, {}).values()})
+
+    def keep(self, job: str, measured: dict[str, Any]) -> None:
+        """Write one job down."""
+        found = self._all()
+        found.setdefault(self.device, {})[job] = {"setting": setting(self.device), "measured": measured}
+        ordered = {device: dict(sorted(jobs.items())) for device, jobs in sorted(found.items())}
+        self.path.write_text(json.dumps(ordered, indent=1) + "\n")
+
+    def _all(self) -> dict[str, Any]:
+        return json.loads(self.path.read_text()) if self.path.is_file() else {}
+
+
+def setting(device: str) -> str:
+    """When, with what, and on what a job is measured."""
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
+    machine = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {os.cpu_count()} cores"
+    return f"{time.strftime('%Y-%m-%d')}: {versions}; {platform.machine()} ({machine})"
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    named = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
