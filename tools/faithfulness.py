@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from columns import COLUMNS
+from columns import COLUMNS, EXTENSIBLE
+from columns.weights import SAMPLES
 from faithfulness_report import write_report
 from rich.console import Console
 
@@ -54,7 +55,8 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, fo
         console.print(f"{name}: done")
         return
     start = time.perf_counter()
-    task = by_length(COLUMNS[name]().part(slice(0, samples), name))
+    more = (samples,) if name in EXTENSIBLE and samples > SAMPLES else ()
+    task = by_length(COLUMNS[name](*more).part(slice(0, samples), name))
     console.print(
         f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )
