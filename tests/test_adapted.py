@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bitsandbytes.functional import has_avx512bf16
 
 import lrp_fx
 
@@ -18,8 +19,10 @@ from lrp_fx.capture.offload import Offloaded
 GAMMA = {"name": "gamma", "base": "attnlrp", "rules": {"dense": {"rule": "gamma", "gamma": 0.25}}}
 #: gamma looks at the whole weight: not at parts that are added or scaled after
 UNPACKED = ("int4", "int4, packed", "nf4", "8 bits")
-ROUNDED = ("8 bits", "8 bits, outliers")  # activations as well: outputs are the dense model's, not quite the model's
-TOLERANCE = {"LoRA": 1e-12} | dict.fromkeys(ROUNDED, 1e-11)  # in float64; the others are in float32
+EIGHT_BITS = ("8 bits", "8 bits, outliers")
+#: activations as well: outputs are the dense model's, not quite the model's; 4-bit products, where a processor has bfloat16
+ROUNDED = (*EIGHT_BITS, *(("nf4", "nf4, nested", "fp4") if has_avx512bf16() else ()))
+TOLERANCE = {"LoRA": 1e-12} | dict.fromkeys(EIGHT_BITS, 1e-11)  # in float64; the others are in float32
 
 
 CASES = [(name, "attnlrp") for name in PAIRS] + [(name, GAMMA) for name in UNPACKED]
@@ -211,3 +214,15 @@ def _(x, packed, scales):
 def test_an_operator_that_is_not_linear_is_not_taken_for_a_layer():
     with pytest.raises(lrp_fx.errors.UnknownOpError, match="adapted_test"):
         lrp_fx.convert(Curved(), torch.randn(2, 4)).explain(torch.randn(2, 4))
+
+
+def test_products_that_compute_in_fewer_bits_inside_are_linear_but_for_rounding():
+    weight = torch.randn(24, 64, generator=torch.Generator().manual_seed(0))
+
+    def inside(rows):
+        return torch.nn.functional.linear(rows.bfloat16(), weight.bfloat16()).to(rows.dtype)
+
+    function = Affine(inside, 64, torch.empty(0))
+    assert function.linearity(torch.finfo(torch.float32).eps) is Linearity.ROUNDED
+    curved = Affine(lambda rows: inside(rows).tanh().bfloat16().float(), 64, torch.empty(0))
+    assert curved.linearity(torch.finfo(torch.float32).eps) is Linearity.NONE

@@ -1,5 +1,7 @@
 """Kept or computed again: one graph, the same numbers, less between forward and relevance."""
 
+import operator
+
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -53,5 +55,7 @@ def test_layers_keep_products_and_statistics_and_nothing_that_follows_from_them(
     crossing = [n for n in order if order[n] <= turn and any(order[u] > turn and u.op != "output" for u in n.users)]
     chosen = {aten.index.Tensor, aten.arange.default, aten.remainder.Scalar}  # the target's row of the last layer
     kept = [n.target for n in crossing if n.op == "call_function" and n.target not in {aten.t.default, *chosen}]
-    assert set(kept) <= {aten.addmm.default, aten.rsqrt.default, aten.sym_size.int}
+    assert set(kept) <= {aten.addmm.default, operator.getitem, aten.sym_size.int}
+    taken = [n for n in crossing if n.target is operator.getitem]
+    assert {(n.args[0].target, n.args[1]) for n in taken} == {(aten.native_layer_norm.default, 2)}
     assert kept.count(aten.addmm.default) == 6, "gate and up of every layer"

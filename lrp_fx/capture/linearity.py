@@ -74,7 +74,7 @@ class Affine:
         exact = 8 * torch.finfo(self.like.dtype).eps * self.width**0.5
         if not any(excess(rows, exact) for rows in samples):
             return Linearity.EXACT
-        tolerance = max(exact, 8 * epsilon)
+        tolerance = max(exact, 8 * max(epsilon, _precision(self.function(samples[0]))))
         corners = (torch.rand(4, self.width, generator=chance) < 0.5).float() * torch.tensor([[1], [-1], [1], [-1]])
         if excess(self.rows(corners), tolerance):
             return Linearity.NONE
@@ -90,3 +90,10 @@ class Affine:
         far = torch.ones(self.width)
         far[:: max(self.width // 4, 1)] = _FAR
         return rows * far
+
+
+def _precision(values: Tensor) -> float:
+    """Machine epsilon of the least precise numbers that hold all values: of what a function computes with inside."""
+    coarser = (torch.bfloat16, torch.float16, torch.float32)
+    held = (d for d in coarser if torch.equal(values.to(d).to(values.dtype), values))
+    return torch.finfo(next(held, values.dtype)).eps
