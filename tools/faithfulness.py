@@ -1,6 +1,6 @@
 """The faithfulness study: methods by columns, and docs/faithfulness.md.
 
-Results of a column lie in .models/faithfulness/COLUMN-SAMPLES; methods that are there are not evaluated again. The report
+Results of a column lie in .models/faithfulness/COLUMN; methods that are there are not evaluated again. The report
 shows all that is there.
 """
 

@@ -19,18 +19,22 @@ SMILES = r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|
 BLACK = -0.1307 / 0.3081
 
 
+def folder() -> Path:
+    """Where `tools/real` and `tools/faithfulness` put what they fetch: `.models`, or $LRP_FX_MODELS."""
+    return Path(os.environ.get("LRP_FX_MODELS", Path(__file__).parent.parent / ".models"))
+
+
 def find(package: str) -> Path:
     """The folder that holds ``package``: `.models`, or $LRP_FX_MODELS, or where it is installed.
 
     Raises:
         FileNotFoundError: when it is nowhere; the message says what fetches it.
     """
-    folder = Path(os.environ.get("LRP_FX_MODELS", Path(__file__).parent.parent / ".models"))
-    if (folder / package).is_dir():
-        return folder
+    if (folder() / package).is_dir():
+        return folder()
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f"no package {package} in {folder} or among those installed: run tools/real")
+        raise FileNotFoundError(f"no package {package} in {folder()} or among those installed: run tools/real")
     return Path(spec.submodule_search_locations[0]).parent
 
 

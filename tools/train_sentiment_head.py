@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+import pretrained
 import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from lrp_fx.demo import demos, load_encoder, mean_pool
 
 #: the sentences: `tools/faithfulness` fetches them
-SNIPPETS = Path(os.environ.get("LRP_FX_MODELS", Path(__file__).parent.parent / ".models")) / "movie_snippets.tsv"
+SNIPPETS = pretrained.folder() / "movie_snippets.tsv"
 HEAD = Path(__file__).parent.parent / "lrp_fx" / "sentiment_head.json"
 
 

@@ -64,24 +64,25 @@ class Affine:
         """
         weight, bias, chance = self.weight(), self.bias(), torch.Generator().manual_seed(0)
 
-        def excess(rows: Tensor, tolerance: float, allowed: Tensor | float = 0.0) -> bool:
-            found = self.function(rows)
+        def excess(rows: Tensor, found: Tensor, tolerance: float, allowed: Tensor | float = 0.0) -> bool:
             error = (found - nn.functional.linear(rows, weight, bias)).abs().double()
             return not bool((error <= allowed + tolerance * found.abs().max().double()).all())
 
         some = torch.randn(3, self.width, generator=chance)
-        samples = [self.rows(rows) for rows in (some, self._uneven(some), _FAR * some)]
+        drawn = [self.rows(rows) for rows in (some, self._uneven(some), _FAR * some)]
+        samples = [(rows, self.function(rows)) for rows in drawn]
         exact = 8 * torch.finfo(self.like.dtype).eps * self.width**0.5
-        if not any(excess(rows, exact) for rows in samples):
+        if not any(excess(rows, found, exact) for rows, found in samples):
             return Linearity.EXACT
-        tolerance = max(exact, 8 * max(epsilon, _precision(self.function(samples[0]))))
-        corners = (torch.rand(4, self.width, generator=chance) < 0.5).float() * torch.tensor([[1], [-1], [1], [-1]])
-        if excess(self.rows(corners), tolerance):
+        tolerance = max(exact, 8 * max(epsilon, _precision(samples[0][1])))
+        zeros_and_ones = (torch.rand(4, self.width, generator=chance) < 0.5).float()
+        corners = self.rows(zeros_and_ones * torch.tensor([[1], [-1], [1], [-1]]))
+        if excess(corners, self.function(corners), tolerance):
             return Linearity.NONE
         norms = weight.double().norm(dim=1)
-        for rows in samples:  # errors in (-step / 2, step / 2), whose deviation is step / 12**0.5
+        for rows, found in samples:  # errors in (-step / 2, step / 2), whose deviation is step / 12**0.5
             step = float(rows.abs().max()) / _LEVELS
-            if excess(rows, tolerance, _DEVIATIONS * step / 12**0.5 * norms):
+            if excess(rows, found, tolerance, _DEVIATIONS * step / 12**0.5 * norms):
                 return Linearity.NONE
         return Linearity.ROUNDED
 

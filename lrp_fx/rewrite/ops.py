@@ -187,8 +187,8 @@ class _Own(Function):
 class _Normalization(Function):
     """Identity rule on a fused normalization y = (x - mean) * rstd * weight + bias, rstd constant (AttnLRP 3.3.2).
 
-    ``weight`` broadcasts against x. ``rows`` statistics each cover ``x.numel() / rows`` consecutive elements; the
-    centring, where there is one, is linear and stays so.
+    ``weight`` broadcasts against x; ``width`` says what shares a statistic (:func:`_rows`). The centring, where there
+    is one, is linear and stays so.
     """
 
     generate_vmap_rule = True

@@ -39,8 +39,9 @@ def _device(device: str, found: dict[str, Any], settings: list[str], report: Pat
         "",
         "Measured on (performance.json says which row when):",
         "",
+        *(f"- {setting}" for setting in settings),
+        "",
     ]
-    lines += [*(f"- {setting}" for setting in settings), ""]
     if rows:
         lines += _times(rows, found.get("lxt")) + _plot(rows, device, report)
     lines += _memory(found, names) + _many(found) + _preparation(rows, found)
