@@ -255,7 +255,7 @@ def lower(
     masks = condition_masks(sweeper, condition or {}, targeted.graph_module)
     attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
-    run = relevance_function(sweeper, targeted.graph_module, masks)
+    run = relevance_function(sweeper, targeted, masks)
     traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
     graph_module = assembled(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in names])
     served = Served.of(captured.shapes, fakes, targeted.sizes)

@@ -31,6 +31,7 @@ def choose_rows(graph: fx.Graph) -> int:
 
     What else is read of the layer (its largest output, say) stays as it is. Nodes need ``meta["val"]``.
     """
+    _squeeze_first(graph)
     count = 0
     for choice in list(graph.nodes):
         picked = _picked(choice)
@@ -47,6 +48,25 @@ def choose_rows(graph: fx.Graph) -> int:
         count += 1
     graph.eliminate_dead_code()
     return count
+
+
+def _squeeze_first(graph: fx.Graph) -> None:
+    """Take away the dimension of one position in front of a layer, not behind it: the choice of a class follows it."""
+    for node in list(graph.find_nodes(op="call_function", target=aten.squeeze.dim)):
+        layer, dim = node.args
+        if layer.target is not aten.linear.default or len(layer.users) != 1:  # type: ignore[union-attr]
+            continue
+        rank = layer.meta["val"].dim()  # type: ignore[union-attr]
+        if dim % rank == rank - 1:  # type: ignore[operator]
+            continue
+        bound = bind(layer)  # type: ignore[arg-type]
+        with graph.inserting_before(layer):  # type: ignore[arg-type]
+            writer = NodeWriter(graph, node)
+            x = writer.call(aten.squeeze.dim, bound["input"], dim % rank)  # type: ignore[operator]
+            new = writer.call(aten.linear.default, x, bound["weight"], bound.get("bias"))
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        graph.erase_node(layer)  # type: ignore[arg-type]
 
 
 def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:

@@ -100,9 +100,10 @@ def _choose_index(output: Any, masks: Mapping[str, Tensor], *indices: Tensor) ->
             f"a target of {len(indices)} indices for an output of shape {tuple(logits.shape)}: lowered graphs take "
             f"{logits.dim() - 1}, one per dimension but the batch"
         )
-    for index in indices:  # one dimension after the other: what is computed behind the first is computed there only
+    *positions, last = indices
+    for index in positions:  # one dimension after the other: what is computed behind the first is computed there only
         logits = at_positions(logits, (index % logits.shape[1])[:, None]).squeeze(1)
-    return logits
+    return logits[_rows(logits), last % logits.shape[1]]
 
 
 def _contrast_form(target: Contrast) -> Form:

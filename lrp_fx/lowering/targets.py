@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
@@ -21,7 +21,7 @@ from lrp_fx.explain.target import at_positions, find_logits, last_positions
 from lrp_fx.lowering.attention import fold_targets
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Served, fake_inputs
-from lrp_fx.lowering.trace import with_target
+from lrp_fx.lowering.trace import Targeted, with_target
 from lrp_fx.rewrite.ops import nonzero
 
 #: rows of features in one backward sweep of all targets: fewer leave a processor's matrix products below their peak,
@@ -56,12 +56,12 @@ class ManyTargets:
 
     Attributes:
         sweeper: what it was made from.
-        graph_module: (flat inputs, positions, classes) -> (no outputs, sources, latents, chosen values).
+        targeted: its graph is (flat inputs, positions, classes) -> (no outputs, places, latents, chosen values).
         served: the sizes it serves.
     """
 
     sweeper: Sweeper
-    graph_module: fx.GraphModule
+    targeted: Targeted
     served: Served
 
     @classmethod
@@ -74,7 +74,7 @@ class ManyTargets:
         fold_targets(targeted.graph_module.graph)
         targeted.graph_module.recompile()
         served = Served.of(sweeper.captured.shapes, fakes, targeted.sizes)
-        return cls(sweeper, targeted.graph_module, served)
+        return cls(sweeper, targeted, served)
 
     def explain(self, call: Call, targets: Sequence[Target], chunk: int | None) -> Attributions:
         """Explain one call.
@@ -98,7 +98,7 @@ class ManyTargets:
         count = len(picks)
         leaves = usable(call.leaves)
         with torch.inference_mode(False), torch.enable_grad():
-            _, taps, held, chosen = self.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
+            _, taps, held, chosen = self.targeted.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
             if not chosen.requires_grad:
                 raise TargetError("the targets do not depend on any input that can carry relevance under these rules")
             read = [*taps, *(t for t in held if t.requires_grad)]
@@ -117,7 +117,10 @@ class ManyTargets:
         }
         values = self.sweeper.values(leaves)
         each = [(nonzero(x) if plan.blind else x).detach() * g for x, g in zip(taps, grads, strict=False)]
-        relevance = [self.sweeper.per_input(plan.facts.sources, [r[i] for r in each], values) for i in range(count)]
+        relevance = [
+            self.sweeper.per_input(plan.facts.sources, self.targeted.per_source([r[i] for r in each]), values)
+            for i in range(count)
+        ]
         if any(not bool(r.isfinite().all()) for r in each):
             raise NumericalError("a relevance is not finite. Remedy: explain() its target names where it begins.")
         return Attributions(

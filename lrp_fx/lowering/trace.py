@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import find_logits, padding_masks
 from lrp_fx.lowering.classes import choose_rows
+from lrp_fx.lowering.collect import collect_late, per_source
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Fakes
 from lrp_fx.rewrite.ops import nonzero, relevance_of
@@ -61,14 +63,22 @@ class Targeted:
     """A tapped graph with its target.
 
     Attributes:
-        graph_module: (flat inputs, target inputs) -> (output leaves, sources, latents, target).
+        graph_module: (flat inputs, target inputs) -> (output leaves, places, latents, target).
         inputs: fake target inputs.
         sizes: shape of what the target indexes.
+        counts: of each source, how many of the places its relevance is collected at.
+        depths: of each source, how many dimensions its ids have, if it is picked by ids.
     """
 
     graph_module: fx.GraphModule
     inputs: tuple[Tensor, ...]
     sizes: tuple[Any, ...]
+    counts: tuple[int, ...]
+    depths: tuple[int | None, ...]
+
+    def per_source(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Relevance of each source from that collected at its places."""
+        return per_source(parts, self.counts, self.depths)
 
 
 def inner_tensors(attributes: Attributes) -> dict[str, Tensor]:
@@ -144,9 +154,17 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     sizes_from_inputs(graph)
     behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
     choose_rows(graph)
+    plan = sweeper.rewritten.plan
+    depths = tuple(None if s.indices is None else s.indices.meta["val"].dim() for s in plan.sources)
+    if plan.blind:  # zeros get relevance: it is not their product with a cotangent
+        depths = (None,) * len(depths)
+    places = collect_late(graph, taps, depths, set(held))
+    (leaves, _, held, chosen) = end.args[0]
+    end.args = ((leaves, list(itertools.chain(*places)), held, chosen),)
+    graph.eliminate_dead_code()
     graph.lint()
     graph_module.recompile()
-    return Targeted(graph_module, extra, tuple(logits.shape))
+    return Targeted(graph_module, extra, tuple(logits.shape), tuple(map(len, places)), depths)
 
 
 class _Propagator(Lifted):
@@ -182,7 +200,7 @@ def _spliced(owner: fx.GraphModule, body: fx.GraphModule, inputs: list[Any], bef
 
 
 def relevance_function(
-    sweeper: Sweeper, targeted: fx.GraphModule, masks: Mapping[str, Tensor]
+    sweeper: Sweeper, targeted: Targeted, masks: Mapping[str, Tensor]
 ) -> Callable[..., dict[str, Any]]:
     """(attributes, flat inputs, target inputs, seed) -> everything a lowered graph returns, as plain tensor code.
 
@@ -193,7 +211,8 @@ def relevance_function(
     def run(
         attributes: dict[str, Tensor], leaves: Sequence[Any], targets: Sequence[Tensor], seed: Tensor
     ) -> dict[str, Any]:
-        outputs, taps, held, chosen = Lifted(targeted, attributes).run(*leaves, *targets, enable_io_processing=False)
+        tapped = Lifted(targeted.graph_module, attributes)
+        outputs, taps, held, chosen = tapped.run(*leaves, *targets, enable_io_processing=False)
         if not chosen.requires_grad:
             raise TargetError("the target does not depend on any input that can carry relevance under these rules")
         for path, latent in zip(sweeper.latents, held, strict=True):
@@ -209,7 +228,7 @@ def relevance_function(
         }
         values = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes.__getitem__)
         collected = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
-        relevance = sweeper.per_input(plan.facts.sources, collected, values)
+        relevance = sweeper.per_input(plan.facts.sources, targeted.per_source(collected), values)
         found: dict[str, Any] = {"target": chosen.detach(), "relevance": relevance, "latents": latents}
         found["output"] = [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
         return found

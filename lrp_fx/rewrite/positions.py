@@ -98,7 +98,7 @@ def may_move(graph: fx.Graph) -> bool:
         depth = _leading(node) or _selecting(node)
         if depth is not None and node.users:
             top: Any = node.args[0]
-            if all(_alike(user, node) for user in top.users) and _positional(top, depth) is not None:
+            if all(_alike(user, node) for user in top.users) and positional(top, depth) is not None:
                 return True
     return False
 
@@ -108,7 +108,7 @@ def _keep_dimensions(graph: fx.Graph) -> None:
     for node in graph.find_nodes(op="call_function", target=aten.select.int):
         depth = _selecting(node)
         x, dim, at = node.args
-        if depth is None or _positional(x, depth) is None:
+        if depth is None or positional(x, depth) is None:
             continue
         rank = x.meta["val"].dim()
         with graph.inserting_before(node):
@@ -168,7 +168,7 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
         read_out = any(user.op == "output" for user in others)
         if any(user.op != "output" for user in others) or (read_out and node not in reported):
             continue
-        operands = _positional(node, depth)
+        operands = positional(node, depth)
         if operands is not None:
             region[node] = operands
             pending |= {all_slots(node)[slot] for slot in operands}
@@ -191,8 +191,12 @@ def _alike(a: Node, b: Node) -> bool:
     return a is b or (a.target is b.target and a.args == b.args and a.kwargs == b.kwargs)
 
 
-def _positional(node: Node, depth: int) -> list[Slot] | None:
-    """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not."""
+def positional(node: Node, depth: int) -> list[Slot] | None:
+    """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not.
+
+    Args:
+        depth: how many leading dimensions count the positions.
+    """
     val = node.meta.get("val")
     if node.op not in ("call_function", "call_method") or not isinstance(val, Tensor) or val.dim() <= depth:
         return None
