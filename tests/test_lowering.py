@@ -231,3 +231,44 @@ def test_a_bad_number_in_a_compiled_graph_is_named_by_the_sweep() -> None:
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NumericalError, match="first at"):
         xmodel.explain(**inputs, target=7)
+
+
+class Smaller(torch.nn.Module):
+    """The smaller of two layers: its backward formula writes into what it has just computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other, self.head = (torch.nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.minimum(self.one(x), self.other(x)))
+
+
+class Dispatch(torch.nn.Module):
+    """Two layers, each applied to the rows that a third one sends to it: how many these are, values decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.one, self.other = torch.nn.Linear(6, 2), torch.nn.Linear(6, 6), torch.nn.Linear(6, 6)
+        self.head = torch.nn.Linear(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, 1)
+        choice, out = self.gate(rows).argmax(-1), torch.zeros_like(rows)
+        for i, layer in enumerate((self.one, self.other)):
+            (at,) = torch.where(choice == i)
+            out = out.index_add(0, at, layer(rows[at]))
+        return self.head(out.view(x.shape)).mean(1)
+
+
+@pytest.mark.parametrize("kind", [Smaller, Dispatch])
+def test_a_lowered_graph_is_functional_whatever_backward_formulas_and_numbers_of_rows(kind: type) -> None:
+    model = kind().double()
+    x, more = torch.randn(2, 5, 6).double(), torch.randn(4, 5, 6).double()
+    xmodel = lrp_fx.convert(model, x)
+    lowered = xmodel.lower(x)
+    nodes = lowered.graph_module.graph.nodes
+    assert not [n for n in nodes if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable]
+    for inputs in (x, more):
+        wanted = xmodel.explain(inputs).relevance["x"]
+        assert (lowered(inputs).relevance["x"] - wanted).abs().max() <= 1e-12 * wanted.abs().max()

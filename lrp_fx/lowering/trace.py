@@ -175,7 +175,10 @@ class _Propagator(Lifted):
 
 def _propagate(graph_module: fx.GraphModule, attributes: Attributes, inputs: Sequence[Any], fakes: Fakes) -> Any:
     """Run a graph on fake inputs and note every value as ``meta["val"]``; returns its outputs."""
-    with fakes.mode, torch.no_grad(), enable_python_dispatcher():
+    environment = fakes.mode.shape_env
+    assert environment is not None
+    fresh = environment.ignore_fresh_unbacked_symbols()  # (numbers of tokens of an expert, say)
+    with fakes.mode, torch.no_grad(), enable_python_dispatcher(), fresh:
         return _Propagator(graph_module, attributes).run(*inputs, enable_io_processing=False)
 
 
@@ -284,8 +287,24 @@ def functional_graph(
     with fakes.mode, enable_python_dispatcher(), torch.enable_grad():
         traced = make_fx(flat)(tensors)
     traced.graph._codegen = CodeGen()
+    _out_of_place(traced.graph)
     end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Some backward formulas write into what they have just computed: functional operators in their place."""
+    for node in list(graph.nodes):
+        target = node.target
+        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+            continue
+        name = target._schema.name.split("::")[1]
+        packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
+        written = node.args[0]
+        if not name.endswith("_") or packet is None or not isinstance(written, Node):
+            continue
+        node.target = getattr(packet, target._overloadname)
+        written.replace_all_uses_with(node, delete_user_cb=functools.partial(operator.lt, node))
 
 
 def check_finite(values: Iterable[Tensor]) -> None:

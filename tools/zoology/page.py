@@ -28,6 +28,8 @@ def write_page(document: dict[str, Any], path: Path) -> None:
     parts = [_HEAD.format(versions=versions), _summary(rows, suites)]
     if "broken" in document:
         parts.append(_broken(document["broken"]))
+    if "lowered" in document:
+        parts.append(_lowered(document["lowered"]))
     parts += [_failures(rows), *(_table(rows, suite) for suite in suites)]
     path.write_text("\n".join(parts))
 
@@ -46,6 +48,28 @@ def _summary(rows: dict[str, dict[str, Any]], suites: list[str]) -> str:
             f"| {suite} | {len(mine)} | {len(built)} | {len(passed)} | {len(passed) / max(len(built), 1):.1%} "
             f"| {routes['export']} | {routes['trace']} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def _lowered(rows: dict[str, dict[str, Any]]) -> str:
+    """Lowered graphs against the eager sweep."""
+    lines = [
+        "## Lowered graphs\n",
+        "The relevance graph of every class (`tools/zoo --lowered`), of the largest logit under `attnlrp`: its relevance",
+        "in float64 is that of `explain()` to 1e-6, with the samples it was lowered with and, where it leaves their",
+        "number free, with twice as many.\n",
+        "| suite | built | pass | of those built | with twice the samples |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for suite in sorted({key.split("/")[0] for key in rows}):
+        built = [r for k, r in rows.items() if k.startswith(suite + "/") and r["verdict"] != "not buildable"]
+        passed = [r for r in built if r["verdict"] == "pass"]
+        resized = sum(r["resized"] is not None for r in passed)
+        lines.append(f"| {suite} | {len(built)} | {len(passed)} | {len(passed) / max(len(built), 1):.1%} | {resized} |")
+    lines.append("")
+    for key, row in sorted(rows.items()):
+        if row["verdict"] not in ("pass", "not buildable"):
+            lines.append(f"- `{key}`: **{row['verdict']}**: {row['reason'].replace('|', '/')}")
     return "\n".join(lines) + "\n"
 
 

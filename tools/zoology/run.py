@@ -10,6 +10,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,37 +19,45 @@ from typing import Any
 import torch
 from case import Case
 from check import Row, check
+from lowered import check_lowered
 from page import write_page
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 SUITES = ("transformers", "timm", "torchvision", "pypi")
 
 
-def child(case: Case, connection: Connection) -> None:
+CHECKS: dict[str, Callable[..., Any]] = {"rows": check, "lowered": check_lowered}  #: by section of the results
+
+
+def child(case: Case, section: str, connection: Connection) -> None:
     """Check one case and send its row."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (40 * 2**30, 40 * 2**30))
-    connection.send(check(case.build).as_dict())
+    connection.send(CHECKS[section](case.build).as_dict())
 
 
 class Results:
-    """Rows by key, in a JSON file that is rewritten after every row."""
+    """Rows of one section by key, in a JSON file that is rewritten after every row."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, section: str = "rows") -> None:
+        self.path, self.section = path, section
         self.document: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {"versions": {}, "rows": {}}
+        self.rows: dict[str, Any] = self.document.setdefault(section, {})
 
     def put(self, case: Case, row: dict[str, Any]) -> None:
-        self.document["rows"][case.key] = row
-        self.document["versions"][case.suite] = versions(case.suite)
+        self.rows[case.key] = row
+        if self.section == "rows":
+            self.document["versions"][case.suite] = versions(case.suite)
         self.save()
 
     def save(self) -> None:
-        rows = {k: self.document["rows"][k] for k in sorted(self.document["rows"])}
-        lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items())
-        rest = "".join(f'"{k}": {json.dumps(v)},\n' for k, v in self.document.items() if k != "rows")
-        text = f'{{{rest}"rows": {{\n{lines}\n}}}}\n'
+        rest = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in self.document.items() if k not in CHECKS]
+        for section in [k for k in CHECKS if k in self.document]:
+            rows = sorted(self.document[section].items())
+            lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in rows)
+            rest.append(f"{json.dumps(section)}: {{\n{lines}\n}}")
+        text = "{" + ",\n".join(rest) + "}\n"
         scratch = self.path.with_suffix(".tmp")
         scratch.write_text(text)
         scratch.replace(self.path)
@@ -97,7 +106,7 @@ def run(cases: list[Case], results: Results, jobs: int, limit: float, quiet: boo
         while queue or running:
             while queue and len(running) < jobs:
                 case, (mine, theirs) = queue.pop(0), fork.Pipe()
-                process: BaseProcess = fork.Process(target=child, args=(case, theirs), daemon=True)
+                process: BaseProcess = fork.Process(target=child, args=(case, results.section, theirs), daemon=True)
                 process.start()
                 theirs.close()
                 running[process.pid] = (case, process, mine, time.monotonic())
@@ -149,6 +158,7 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="run the rows whose key contains this (again)")
     parser.add_argument("--failed", action="store_true", help="run again what failed")
     parser.add_argument("--fresh", action="store_true", help="run everything again")
+    parser.add_argument("--lowered", action="store_true", help="check lowered graphs against explain()")
     parser.add_argument("--broken", action="store_true", help="check the check: on rules broken on purpose")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=180, help="seconds per model")
@@ -156,7 +166,7 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(options.results)
+    results = Results(options.results, "lowered" if options.lowered else "rows")
     if options.broken:
         from broken import run_broken
 
@@ -165,7 +175,7 @@ def main() -> None:
         write_page(results.document, options.results.with_suffix(".md"))
         return
     cases = [case for suite in options.suites for case in importlib.import_module(f"suite_{suite}").cases()]
-    run(wanted(cases, results.document["rows"], options), results, options.jobs, options.limit, options.quiet)
+    run(wanted(cases, results.rows, options), results, options.jobs, options.limit, options.quiet)
     results.save()
     write_page(results.document, options.results.with_suffix(".md"))
 
