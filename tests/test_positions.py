@@ -60,3 +60,26 @@ def test_an_override_counts_positions_in_some_layers_only():
     every, some = (lrp_fx.convert(model, **inputs, rules=r).explain(**inputs).ledger for r in ("pa_lrp", rules))
     assert some.balance < 1e-9
     assert 0 < abs(some["position"]) != abs(every["position"])
+
+
+class Halved(nn.Module):
+    """A signal turned by tables that are halves of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 6, bias=False), nn.Linear(6, 1, bias=False)
+
+    def forward(self, x):
+        angle = torch.arange(x.shape[1], dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1] * 3, dtype=x.dtype)
+        cos, sin = torch.cat([angle.cos(), angle.sin()], -1).split(6, -1)
+        q = self.up(x)
+        return self.down(q * cos + q.flip(-1) * sin).sum(1)
+
+
+def test_tables_may_be_split_from_one():
+    torch.manual_seed(0)
+    model, x = Halved().double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    found = lrp_fx.convert(model, x, rules="pa_lrp").explain(x)
+    plain = lrp_fx.convert(model, x).explain(x)
+    torch.testing.assert_close(found.relevance["x"], plain.relevance["x"] / 2, rtol=1e-9, atol=1e-12)
+    assert found.ledger["position"] == pytest.approx(float(found.target.sum()) / 2, rel=1e-9)

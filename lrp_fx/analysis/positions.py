@@ -6,6 +6,7 @@ inputs of their own, one per position; a rule set asks for that with the role ``
 
 from __future__ import annotations
 
+import torch
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts, Source
@@ -56,10 +57,16 @@ def _unmoved(facts: Facts, node: Node, tables: set[Node]) -> list[Node]:
     while True:
         spec, operands = facts.ops.get(node), [n for n in node.all_input_nodes if n in tables]
         moved = spec is not None and spec.kind == "movement" and len(operands) == 1
-        if not moved or value(operands[0]).dtype is not value(node).dtype:
+        if not moved or _precision(operands[0]) is not _precision(node):
             return way
         node = operands[0]
         way.append(node)
+
+
+def _precision(node: Node) -> torch.dtype:
+    """Precision of a node's value; of several (a table split in two), that of the first."""
+    held = value(node)
+    return held[0].dtype if isinstance(held, (tuple, list)) else held.dtype
 
 
 def _angle(node: Node, tables: set[Node]) -> Node:
