@@ -1,8 +1,10 @@
 """Relevance graphs as files: the same relevance, at sizes they were not made with, without lrp_fx or transformers."""
 
+import shlex
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -107,18 +109,37 @@ def test_a_saved_graph_explains_without_the_model(case, tmp_path):
     )
 
 
-def test_a_package_runs_with_torch_alone(small, tmp_path):
+@pytest.fixture(scope="module")
+def packaged(small, tmp_path_factory):
+    """A folder with a package."""
+    folder = tmp_path_factory.mktemp("packaged")
+    small[0].package(folder / "x_aoti.pt2", target=0)
+    return folder
+
+
+def test_a_package_runs_with_torch_alone(small, packaged):
     xmodel, others = small
-    xmodel.package(tmp_path / "x_aoti.pt2", target=0)
-    write_cases(tmp_path, xmodel, others)
+    write_cases(packaged, xmodel, others)
     in_another_process(
-        tmp_path,
+        packaged,
         """
         module = torch._inductor.aoti_load_package("x_aoti.pt2")
         for ids, target, wanted in cases:
             close(module(ids, target)["relevance"]["input_ids"], wanted)
         """,
     )
+
+
+def test_a_package_runs_from_the_programme_in_the_docs(small, packaged):
+    """It explains three samples of eleven tokens; the package was made with two of seven."""
+    xmodel, _ = small
+    text = (Path(__file__).parent.parent / "docs" / "lowering.md").read_text()
+    (packaged / "explain.cpp").write_text(text.partition("```cpp\n")[2].partition("```")[0])
+    build = text.partition("```cpp\n")[2].partition("```bash\n")[2].partition("```")[0]
+    script = build.replace("python -c", f"{shlex.quote(sys.executable)} -c") + "./explain\n"
+    subprocess.run(["bash", "-euc", script], cwd=packaged, check=True, capture_output=True)
+    ids = torch.arange(5, 16)[None].repeat(3, 1)
+    close(torch.load(packaged / "relevance.pt"), expected(xmodel, {"input_ids": ids}, 5))
 
 
 def test_an_onnx_model_explains_in_onnxruntime(case, tmp_path):

@@ -38,7 +38,8 @@ def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[s
         yield f"times {name} {dtype}", _call("times", row | {"repeats": FEWER.get(name, repeats)})
     yield "many", _call("many", {"device": device, "dtype": dtypes[0], "repeats": 3})
     for name in GENERATING:
-        yield f"generated {name}", _call("generated", {"name": name, "device": device, "dtype": dtypes[0]})
+        for dtype in dtypes if gpu else ("float32", "bfloat16"):
+            yield f"generated {name} {dtype}", _call("generated", {"name": name, "device": device, "dtype": dtype})
     if options.lxt is not None:
         row = {"name": "llama-512", "device": device, "dtype": dtypes[0], "repeats": repeats, "path": options.lxt}
         yield "lxt", _call("against_lxt", row)

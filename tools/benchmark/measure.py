@@ -117,11 +117,12 @@ def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
     """16 targets against one."""
     case = make("llama-512", device, dtype)
     inputs = {"input_ids": case.inputs["input_ids"]}
-    xmodel = lrp_fx.convert(case.model, **inputs)
+    xmodel, sparing = (lrp_fx.convert(case.model, **i) for i in (inputs, case.inputs))
     last = inputs["input_ids"].shape[1] - 1
     spread = [((last + 1) * (i + 1) // TARGETS - 1, 100 * i) for i in range(TARGETS)]
     runs: dict[str, Callable[[], Any]] = {
         "one": lambda: xmodel.explain(**inputs, target=(last, 5)),
+        "one, of the logits of one position": lambda: sparing.explain(**case.inputs, target=5),
         "16 tokens at one position": lambda: xmodel.explain_targets(
             **inputs, targets=[(last, 100 * i) for i in range(TARGETS)]
         ),
@@ -140,16 +141,17 @@ def generated(name: str, device: str, dtype: str) -> dict[str, Any]:
     def generate() -> Tensor:
         return case.model.generate(prompt, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=True)  # type: ignore[operator]
 
-    def one_by_one() -> None:
+    def one_by_one(**how: int) -> None:
         ids = generate()
         for end in range(PROMPT, ids.shape[1]):
             embeds = case.model.get_input_embeddings()(ids[:, :end]).detach().requires_grad_()  # type: ignore[operator]
-            logits = case.model(inputs_embeds=embeds, logits_to_keep=1).logits[0, -1]
+            logits = case.model(inputs_embeds=embeds, **how).logits[0, -1]
             logits[ids[0, end]].backward()
 
     runs: dict[str, Callable[[], Any]] = {
         "generation": generate,
-        "one by one": one_by_one,
+        "one by one": lambda: one_by_one(logits_to_keep=1),
+        "one by one, all logits": one_by_one,
         "explain_generation": lambda: xmodel.explain_generation(prompt, max_new_tokens=NEW_TOKENS),
     }
     return {"seconds": interleaved(runs, 3, device)}

@@ -150,29 +150,43 @@ def _many(found: dict[str, Any]) -> list[str]:
     if "many" not in found:
         return []
     s = found["many"]["seconds"]
-    lines = ["### Many targets", "", "Llama-like, 8 x 512, 512 tokens; in units of one `explain`.", ""]
-    lines += [f"- {name}: {s[name]:.2f} s, {s[name] / s['one']:.1f} x." for name in s if name.startswith("16")]
+    few = "one, of the logits of one position"
+    lines = [
+        "### Many targets",
+        "",
+        f"Llama-like, 8 x 512, 512 tokens; in units of one `explain` ({s['one']:.2f} s), and of one where the model computes the logits "
+        f"of the explained position alone ({s[few]:.2f} s).",
+        "",
+    ]
+    lines += [
+        f"- {name}: {s[name]:.2f} s, {s[name] / s['one']:.1f} x ({s[name] / s[few]:.1f} x)."
+        for name in s
+        if name.startswith("16")
+    ]
     lines += _generated(found)
     return [*lines, ""]
 
 
 def _generated(found: dict[str, Any]) -> list[str]:
-    rows = {job.split()[1]: result["seconds"] for job, result in found.items() if job.startswith("generated ")}
+    rows = {tuple(job.split()[1:]): result["seconds"] for job, result in found.items() if job.startswith("generated ")}
     if not rows:
         return []
     lines = [
         "",
         "64 tokens generated after a prompt of 64 and explained, in seconds: by `explain_generation`; by generating, then one forward and "
-        "one backward pass for each token. Generating is part of both. (64 forward and 64 backward passes against four and 64: where "
-        "matrix products take the time, and they are at their peak, that is 2 x.)",
+        "one backward pass for each token, of the logits of its position alone, or of all logits, as models compute them unless they are "
+        "told otherwise. Generating is part of each. (64 forward and 64 backward passes against four and 64: where matrix products take the "
+        "time, and they are at their peak, that is 2 x.)",
         "",
     ]
     cells = {}
-    for name, s in rows.items():
-        alone, apart, ours = (s[k] for k in ("generation", "one by one", "explain_generation"))
-        ratios = (apart / ours, (apart - alone) / (ours - alone))
-        cells[ABOUT[name]] = [f"{x:.2f}" for x in (alone, ours, apart)] + [f"{x:.1f}" for x in ratios]
-    head = "generating | `explain_generation` | one by one | times as long | without generating"
+    for (name, dtype), s in sorted(rows.items(), reverse=True):
+        alone, ours, *apart = (
+            s[k] for k in ("generation", "explain_generation", "one by one", "one by one, all logits")
+        )
+        ratios = [f"{a / ours:.1f} ({(a - alone) / (ours - alone):.1f})" for a in apart]
+        cells[f"{ABOUT[name]}, {dtype}"] = [f"{x:.2f}" for x in (alone, ours, *apart)] + ratios
+    head = "generating | `explain_generation` | one by one | the same, all logits | times as long (without generating) | all logits"
     return lines + _table(head, cells)
 
 
