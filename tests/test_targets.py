@@ -135,3 +135,25 @@ def test_an_encoder_decoder_attributes_to_both_of_its_inputs():
 def test_a_model_that_does_not_generate_is_named():
     with pytest.raises(InputError, match="generate"):
         lrp_fx.convert(torch.nn.Embedding(9, 3)).explain_generation(torch.ones(1, 2).long(), max_new_tokens=2)
+
+
+class Parts(torch.nn.Module):
+    """Writes parts of a tensor, to the end and counted from behind."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.head = (torch.nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x):
+        h = self.one(x)
+        h[:, 1:] = h[:, 1:] + self.other(x[:, :-1])
+        h[:, -2:, -3:] = torch.tanh(h[:, -2:, :3])
+        return self.head(h).mean(1)
+
+
+def test_parts_that_are_written_are_explained_for_many_targets():
+    model, x = Parts().double(), torch.randn(2, 5, 6).double()
+    xmodel = lrp_fx.convert(model, x)
+    found = xmodel.explain(x, targets=[0, 3])
+    for i, target in enumerate((0, 3)):
+        same(found.relevance["x"][i], xmodel.explain(x, target=target).relevance["x"])

@@ -6,13 +6,14 @@ head of a language model runs at 64 positions, and no cotangent of the size of a
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
@@ -22,6 +23,7 @@ from lrp_fx.lowering.attention import fold_targets
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Served, fake_inputs
 from lrp_fx.lowering.trace import Targeted, with_target
+from lrp_fx.optable import bind, set_arg
 from lrp_fx.rewrite.ops import nonzero
 
 #: rows of features in one backward sweep of all targets: fewer leave a processor's matrix products below their peak,
@@ -72,6 +74,7 @@ class ManyTargets:
         fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic=True)
         targeted = with_target(sweeper, _FORM, call.names, fakes, report=False)
         fold_targets(targeted.graph_module.graph)
+        _plain_bounds(targeted.graph_module.graph)
         targeted.graph_module.recompile()
         served = Served.of(sweeper.captured.shapes, fakes, targeted.sizes)
         return cls(sweeper, targeted, served)
@@ -129,6 +132,26 @@ class ManyTargets:
             chosen.detach().T,
             plan.ruleset.name,
         )
+
+
+def _plain_bounds(graph: fx.Graph) -> None:
+    """Bounds of a part that is written, from the front and inside: a batching rule takes them at their word."""
+    aten = torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.slice_scatter.default):
+        bound = bind(node)
+        size = bound["self"].meta["val"].shape[bound["dim"]]
+        for name in ("start", "end"):
+            at = bound[name]
+            if not isinstance(at, int):
+                continue
+            if at >= (size if isinstance(size, int) else 2**31):
+                set_arg(node, name, None if name == "end" else size)
+            elif at < 0 and isinstance(size, int):
+                set_arg(node, name, max(at + size, 0))
+            elif at < 0:
+                with graph.inserting_before(node):
+                    length = graph.call_function(aten.sym_size.int, (bound["self"], bound["dim"]))
+                    set_arg(node, name, graph.call_function(operator.add, (length, at)))
 
 
 def _at_once(inputs: Sequence[Tensor]) -> int:

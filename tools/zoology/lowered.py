@@ -1,11 +1,12 @@
-"""What one row of the zoo is checked for when its relevance graph is lowered: the relevance of the eager sweep."""
+"""What one row of the zoo is checked for beyond ``explain()``: other ways to the same relevance."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import lrp_fx
-from lrp_fx.lowering import Lowered
+from lrp_fx.errors import TargetError
 
 BOUND, FLOAT32 = 1e-6, 1e-3
 
@@ -26,8 +27,11 @@ class LoweredRow:
     """One row.
 
     Attributes:
-        difference: largest difference to the relevance of ``explain``, of the largest relevance of that input.
+        difference: largest difference of a lowered graph to the relevance of ``explain``, of the largest relevance of
+            that input.
         resized: the same with twice the samples, where the graph leaves their number free.
+        many: the same of ``explain(targets=[...])``, where targets are classes.
+        low: the same of ``explain(memory="low")``.
         lower_seconds: what lowering took.
     """
 
@@ -35,6 +39,8 @@ class LoweredRow:
     reason: str = ""
     difference: float | None = None
     resized: float | None = None
+    many: float | None = None
+    low: float | None = None
     lower_seconds: float = 0.0
     note: str = ""
     seconds: float = 0.0
@@ -70,26 +76,31 @@ def _check(built: Built, row: LoweredRow) -> None:
     else:
         model, args, kwargs = double, wide_args, wide_kwargs
     xmodel = lrp_fx.convert(model, *args, **kwargs)
+    explain = functools.partial(xmodel.explain, *args, target=built.target, **kwargs)
+    wanted = explain().relevance
     begun = time.perf_counter()
     lowered = xmodel.lower(*args, target=built.target, **kwargs)
     row.lower_seconds = round(time.perf_counter() - begun, 1)
-    row.difference = _apart(xmodel, lowered, args, kwargs, built.target)
-    found = [row.difference]
+    row.difference = _apart(lowered(*args, target=built.target, **kwargs).relevance, wanted)
+    row.low = _apart(explain(memory="low").relevance, wanted)
+    if built.target is None:
+        with contextlib.suppress(TargetError):  # of outputs with more dimensions than positions and classes
+            many = xmodel.explain(*args, targets=[None, None], **kwargs).relevance
+            row.many = _apart({name: r[1] for name, r in many.items()}, wanted)
     more_args, more_kwargs = pytree.tree_map(_twice, (args, kwargs))
     call = lowered.read(more_args, more_kwargs)
     if lowered.served.mismatch(list(call.tensors.values())) is None and not _fails(model, more_args, more_kwargs):
-        row.resized = _apart(xmodel, lowered, more_args, more_kwargs, built.target)
-        found.append(row.resized)
-    row.verdict = "pass" if all(d <= bound for d in found) else "fail"
+        wanted = xmodel.explain(*more_args, target=built.target, **more_kwargs).relevance
+        row.resized = _apart(lowered(*more_args, target=built.target, **more_kwargs).relevance, wanted)
+    found = {k: d for k in ("difference", "resized", "many", "low") if (d := getattr(row, k)) is not None}
+    row.verdict = "pass" if all(d <= bound for d in found.values()) else "fail"
     if row.verdict == "fail":
-        row.reason = f"relevance differs by {max(found):.1e}"
+        row.reason = ", ".join(f"{k} {d:.1e}" for k, d in found.items())
 
 
-def _apart(xmodel: Any, lowered: Lowered, args: Any, kwargs: Any, target: Any) -> float:
-    wanted = xmodel.explain(*args, target=target, **kwargs)
-    found = lowered(*args, target=target, **kwargs)
-    pairs = [(found.relevance[name], r) for name, r in wanted.relevance.items()]
-    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in pairs if b.numel())
+def _apart(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    pairs = [(found[name], r) for name, r in wanted.items() if r.numel()]
+    return max([float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in pairs] or [0.0])
 
 
 def _twice(leaf: Any) -> Any:

@@ -54,18 +54,19 @@ def _summary(rows: dict[str, dict[str, Any]], suites: list[str]) -> str:
 def _lowered(rows: dict[str, dict[str, Any]]) -> str:
     """Lowered graphs against the eager sweep."""
     lines = [
-        "## Lowered graphs\n",
-        "The relevance graph of every class (`tools/zoo --lowered`), of the largest logit under `attnlrp`: its relevance",
-        "in float64 is that of `explain()` to 1e-6, with the samples it was lowered with and, where it leaves their",
-        "number free, with twice as many.\n",
-        "| suite | built | pass | of those built | with twice the samples |",
-        "|---|--:|--:|--:|--:|",
+        "## Other ways to the same relevance\n",
+        "Of the largest logit under `attnlrp`, in float64 to 1e-6 (`tools/zoo --lowered`): the lowered graph, with the",
+        "samples it was lowered with and, where it leaves their number free, with twice as many; `targets=[...]`, where",
+        'targets are classes or tokens; `memory="low"`. In each column: how many were compared.\n',
+        "| suite | built | pass | of those built | lowered | twice the samples | targets | low memory |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for suite in sorted({key.split("/")[0] for key in rows}):
         built = [r for k, r in rows.items() if k.startswith(suite + "/") and r["verdict"] != "not buildable"]
         passed = [r for r in built if r["verdict"] == "pass"]
-        resized = sum(r["resized"] is not None for r in passed)
-        lines.append(f"| {suite} | {len(built)} | {len(passed)} | {len(passed) / max(len(built), 1):.1%} | {resized} |")
+        counts = [sum(r[k] is not None for r in built) for k in ("difference", "resized", "many", "low")]
+        share = f"{len(passed) / max(len(built), 1):.1%}"
+        lines.append(f"| {suite} | {len(built)} | {len(passed)} | {share} | " + " | ".join(map(str, counts)) + " |")
     lines.append("")
     for key, row in sorted(rows.items()):
         if row["verdict"] not in ("pass", "not buildable"):
