@@ -272,3 +272,53 @@ def test_a_lowered_graph_is_functional_whatever_backward_formulas_and_numbers_of
     for inputs in (x, more):
         wanted = xmodel.explain(inputs).relevance["x"]
         assert (lowered(inputs).relevance["x"] - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+
+
+class Branch(torch.nn.Module):
+    """One layer or the other: export refuses it, so a run is recorded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.one(x) if x.sum() > 0 else self.other(x)
+
+
+def test_a_branch_that_was_not_taken_is_named(tmp_path) -> None:
+    model, x = Branch().double(), torch.ones(2, 4).double()
+    xmodel = lrp_fx.convert(model, x)
+    lowered = xmodel.lower(x, target=0)
+    assert torch.equal(lowered(2 * x, target=0).relevance["x"], xmodel.explain(2 * x, target=0).relevance["x"])
+    with pytest.raises(InputError, match="other branches"):
+        lowered(-x, target=0)
+    with pytest.warns(UserWarning, match="takes the branches that its example took"):
+        lowered.save(tmp_path / "x.pt2")
+
+
+class Heard(torch.nn.Module):
+    """Tokens, and a recording of a fixed number of samples with a mask of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(20, 6), torch.nn.Linear(6, 9)
+
+    def forward(self, ids: torch.Tensor, sound: torch.Tensor, sound_mask: torch.Tensor) -> torch.Tensor:
+        heard = (sound * sound_mask).reshape(2, -1).sum() + sound_mask.reshape(2, -1).sum()
+        return self.head(self.table(ids)) * heard
+
+
+def test_a_graph_serves_the_call_it_was_lowered_with() -> None:
+    """Two recordings always, and as many samples of text: that the mask is not the text's is told by its length."""
+    model = Heard().double()
+    inputs = {
+        "ids": torch.randint(0, 20, (2, 7)),
+        "sound": torch.randn(2, 5).double(),
+        "sound_mask": torch.ones(2, 5).double(),
+    }
+    xmodel = lrp_fx.convert(model, **inputs)
+    lowered = xmodel.lower(**inputs)
+    for ids_ in (inputs["ids"], torch.randint(0, 20, (3, 4))):
+        call = {**inputs, "ids": ids_}
+        wanted = xmodel.explain(**call).relevance["ids"]
+        assert (lowered(**call).relevance["ids"] - wanted).abs().max() <= 1e-12 * wanted.abs().max()

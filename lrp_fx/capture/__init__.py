@@ -171,6 +171,7 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     unpack(graph_module)
     normalise.see_through(graph_module.graph)
     normalise.spell_out(graph_module.graph)
+    normalise.pools_to_means(graph_module.graph)
     normalise.split_moments(graph_module.graph)
     shorten_masks(graph_module.graph)
     widen_islands(graph_module.graph)

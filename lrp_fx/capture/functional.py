@@ -265,6 +265,8 @@ class _Writer:
             return self._emit(view, aten.permute.default, value, [dims.index(i) for i in range(len(dims))])
         if target is aten.diagonal.default:
             return self._emit(view, aten.diagonal_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
+        if target is aten.as_strided.default:
+            return self._emit(view, aten.as_strided_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
         if target is operator.getitem:
             return self._scatter_piece(view, parent, value)
         raise NotHere

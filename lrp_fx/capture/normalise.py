@@ -127,6 +127,20 @@ def spell_out(graph: fx.Graph) -> None:
         graph.erase_node(node)
 
 
+_POOLS = {aten.adaptive_avg_pool1d.default: 1, aten.adaptive_avg_pool2d.default: 2, aten.adaptive_avg_pool3d.default: 3}
+
+
+def pools_to_means(graph: fx.Graph) -> None:
+    """An average pool down to one value -> the mean that PyTorch computes it by, without its change of strides."""
+    for node in list(graph.nodes):
+        if node.target not in _POOLS:
+            continue
+        count = _POOLS[node.target]
+        sizes = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+        if all(isinstance(n, int) and n == 1 for n in sizes):
+            node.target, node.args = aten.mean.dim, (node.args[0], list(range(-count, 0)), True)
+
+
 def split_moments(graph: fx.Graph) -> None:
     """``var_mean``/``std_mean`` -> two operators: one homogeneous of degree 2 or 1, one linear."""
     first = {aten.var_mean.correction: aten.var.correction, aten.std_mean.correction: aten.std.correction}

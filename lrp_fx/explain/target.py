@@ -58,7 +58,7 @@ def last_positions(length: int, batch: int, masks: Mapping[str, Tensor]) -> Tens
     """
     for name in sorted(masks, key=lambda n: "decoder" not in n):
         mask = masks[name]
-        if tuple(mask.shape) == (batch, length):
+        if mask.shape[1] == length and mask.shape[0] == batch:  # (in this order: sizes that are compared depend on it)
             positions = torch.arange(length, device=mask.device)
             return torch.where(mask.bool(), positions, -1).amax(-1).clamp(min=0)
     return torch.full((batch,), length - 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -93,13 +94,19 @@ class Lowered:
         """Explain one call of the model; ``target`` is of the form the graph was lowered with.
 
         Raises:
-            InputError: for sizes that the graph does not serve.
+            InputError: for sizes that the graph does not serve, and values that lead a recorded run elsewhere.
             TargetError: for a target of another form, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
         call = self.read(args, kwargs)
         if (reason := self.served.mismatch(list(call.tensors.values()))) is not None:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
+        decisions = self.sweeper.captured.decisions
+        if decisions is not None and not decisions.hold_for(call.leaves):
+            raise InputError(
+                "the model was recorded, and on these inputs it takes other branches than on those it was lowered on. "
+                "Lower it again with these inputs, or use explain()."
+            )
         return self.explain(call, target)
 
     def serves(self, call: Call, target: Target) -> bool:
@@ -149,6 +156,7 @@ class Lowered:
         """
         if weights not in ("inside", "reference") or (weights == "reference" and model is None):
             raise ValueError(f'weights={weights!r}: choose "inside", or "reference" and the model they are of')
+        self._warn_of_branches()
         ship.save(brought_in(self.graph_module), path, self.about, model if weights == "reference" else None)
 
     def package(self, path: str | Path) -> Path:
@@ -156,6 +164,7 @@ class Lowered:
 
         ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
         """
+        self._warn_of_branches()
         return ship.package(brought_in(self.graph_module), path)
 
     def to_onnx(self, path: str | Path) -> None:
@@ -167,9 +176,18 @@ class Lowered:
         """
         if self.outputs:
             raise InputError("an ONNX model returns relevance alone: lower it without outputs=True")
+        self._warn_of_branches()
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
         ship.to_onnx(brought_in(spelled.graph_module), path, self.about)
+
+    def _warn_of_branches(self) -> None:
+        decisions = self.sweeper.captured.decisions
+        if decisions is not None and decisions.values:
+            warnings.warn(
+                "this model was recorded: a file of it takes the branches that its example took, whatever its inputs",
+                stacklevel=3,
+            )
 
     def compile(self, mode: str | None = None, *, per_block: bool = False, **options: Any) -> Lowered:
         """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call.
@@ -259,6 +277,9 @@ def lower(
     traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
     graph_module = assembled(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in names])
     served = Served.of(captured.shapes, fakes, targeted.sizes)
+    if dynamic and served.mismatch(list(call.tensors.values())) is not None:
+        # free sizes that happen to equal a fixed one were traced as another (and found to differ): fix them, too
+        return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=False)
     if place is not None:
         kept.keep(place, graph_module, served, sweeper)
     return made(graph_module, served)

@@ -19,8 +19,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.capture import copy_graph
+from lrp_fx.capture.functional import functionalise
 from lrp_fx.capture.values import Values
-from lrp_fx.errors import NumericalError, TargetError
+from lrp_fx.errors import NumericalError, TargetError, UnknownOpError
 from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import find_logits, padding_masks
@@ -287,24 +288,10 @@ def functional_graph(
     with fakes.mode, enable_python_dispatcher(), torch.enable_grad():
         traced = make_fx(flat)(tensors)
     traced.graph._codegen = CodeGen()
-    _out_of_place(traced.graph)
+    if not functionalise(traced):  # some backward formulas write into what they have just computed
+        raise UnknownOpError("a backward formula of PyTorch writes in a way that no functional operator expresses: explain() works")
     end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
-
-
-def _out_of_place(graph: fx.Graph) -> None:
-    """Some backward formulas write into what they have just computed: functional operators in their place."""
-    for node in list(graph.nodes):
-        target = node.target
-        if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
-            continue
-        name = target._schema.name.split("::")[1]
-        packet = getattr(torch.ops.aten, name.removesuffix("_"), None)
-        written = node.args[0]
-        if not name.endswith("_") or packet is None or not isinstance(written, Node):
-            continue
-        node.target = getattr(packet, target._overloadname)
-        written.replace_all_uses_with(node, delete_user_cb=functools.partial(operator.lt, node))
 
 
 def check_finite(values: Iterable[Tensor]) -> None:
