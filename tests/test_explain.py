@@ -240,3 +240,24 @@ def test_an_input_that_cannot_carry_relevance():
 
     with pytest.raises(InputError, match="no input can carry relevance"):
         lrp_fx.convert(Count()).explain(torch.ones(2, 3, dtype=torch.long))
+
+
+class Biases(torch.nn.Module):
+    """A table with a row of biases per head, read by distance: the ids pick columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.head = torch.nn.Parameter(torch.randn(3, 9)), torch.nn.Linear(5, 2, bias=False)
+
+    def forward(self, buckets):
+        picked = self.table.index_select(1, buckets.flatten()).view(3, *buckets.shape)
+        return self.head(picked.square().sum(0))
+
+
+def test_ids_may_pick_columns():
+    model, buckets = Biases().double(), torch.randint(0, 9, (2, 5))
+    xmodel = lrp_fx.convert(model, buckets)
+    relevance = xmodel.explain(buckets, target=1).relevance["buckets"]
+    wanted = model.table[:, buckets].square().sum(0) * model.head.weight[1]
+    torch.testing.assert_close(relevance, wanted.detach())
+    torch.testing.assert_close(xmodel.lower(buckets, target=1)(buckets, target=1).relevance["buckets"], relevance)

@@ -280,3 +280,36 @@ def test_control_flow_inside_of_a_recorded_run():
     for value in (x, -x):
         torch.testing.assert_close(xmodel(value), model(value), rtol=1e-12, atol=1e-12)
         assert xmodel.verify(value, target=lambda y: y.sum(-1)).passed
+
+
+class Picks(torch.nn.Module):
+    """A run that has to be recorded, whose model reads one position of its attention, found by an index."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = torch.nn.Embedding(20, 16), torch.nn.LayerNorm(16)
+        self.qkv, self.out, self.head = torch.nn.Linear(16, 48), torch.nn.Linear(16, 16), torch.nn.Linear(16, 4)
+
+    def forward(self, ids):
+        h = self.embed(ids)
+        if ids.sum() > 0:
+            h = self.norm(h)
+        q, k, v = self.qkv(h).view(*h.shape[:2], 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        h = self.out(mixed.transpose(1, 2).flatten(2))
+        last = (ids != 0).sum(-1) - 1
+        return self.head(h[torch.arange(len(ids)), last][:, None]).squeeze(1)
+
+
+def test_values_of_a_recorded_run_can_be_computed_with(monkeypatch):
+    """Attention is asked at the positions that the model itself reads: shapes are computed from those of the run."""
+    monkeypatch.delenv("LRP_FX_CACHE")
+    model, ids = Picks().double(), torch.randint(1, 20, (2, 5))
+    xmodel = lrp_fx.convert(model, ids)
+    assert xmodel.current.captured.route == "trace"
+    found = xmodel.explain(ids, target=1)
+    assert found.ledger.balance < 1e-9
+    modes = {
+        n.meta["val"].fake_mode for n in xmodel.graph_module.graph.nodes if hasattr(n.meta.get("val"), "fake_mode")
+    }
+    assert len(modes) == 1

@@ -20,12 +20,14 @@ class Source:
         input: the placeholder it belongs to.
         indices: for a lookup, the integer node that picked the rows; None for a floating input.
         name: display name of the tensor ("inputs_embeds", or the parameter path of the table).
+        dim: of a lookup, the dimension at which those of the indices begin.
     """
 
     node: Node
     input: Node
     indices: Node | None
     name: str
+    dim: int = 0
 
 
 @dataclass(frozen=True)

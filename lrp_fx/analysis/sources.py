@@ -28,7 +28,7 @@ def find_sources(graph: Graph, ops: OpTable) -> list[Source]:
         elif node.op == "call_function":
             spec = ops.get(node)
             if is_float(node) and (indices := _picked_by(node, spec.kind if spec else "", identity)) is not None:
-                sources.append(Source(node, identity[indices], indices, table_name(node)))
+                sources.append(Source(node, identity[indices], indices, table_name(node), _first_dim(node)))
             elif spec and spec.kind in _IDENTITY and is_integer(node):
                 held = [identity[n] for n in slots(node, spec.args + spec.terms).values() if n in identity]
                 if held:
@@ -46,6 +46,15 @@ def _picked_by(node: Node, kind: str, identity: dict[Node, Node]) -> Node | None
         held = [n for n in rows.values() if n in identity]
         return held[0] if held else None
     return None
+
+
+def _first_dim(node: Node) -> int:
+    """Where the dimensions of the indices begin in what a lookup picked."""
+    bound = bind(node)
+    if isinstance(dim := bound.get("dim"), int):
+        return dim % node.meta["val"].dim()
+    listed = bound.get("indices")
+    return next((i for i, n in enumerate(listed) if n is not None), 0) if isinstance(listed, (list, tuple)) else 0
 
 
 def table_name(node: Node) -> str:

@@ -137,6 +137,7 @@ def _captured(
     if any(is_mutating(n) for n in graph_module.graph.nodes):
         graph_module = functional(graph_module, call.leaves)
         normalise.mend(graph_module.graph)
+    normalise.in_one_mode(graph_module.graph)
     end = next(n for n in reversed(graph_module.graph.nodes) if n.op == "output")
     outputs, *decisive = end.args[0]  # type: ignore[misc]
     end.args = ([n for nodes in decisive for n in nodes],)  # type: ignore[union-attr]

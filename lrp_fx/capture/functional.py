@@ -266,7 +266,9 @@ class _Writer:
         if target is aten.diagonal.default:
             return self._emit(view, aten.diagonal_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
         if target is aten.as_strided.default:
-            return self._emit(view, aten.as_strided_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
+            return self._emit(
+                view, aten.as_strided_scatter.default, parent, value, *rest, **_current_kwargs(self, view)
+            )
         if target is operator.getitem:
             return self._scatter_piece(view, parent, value)
         raise NotHere

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import CaptureError, locate
 
@@ -125,6 +128,21 @@ def spell_out(graph: fx.Graph) -> None:
         halves.meta = dict(node.meta) | {"val": (node.meta["val"], node.meta["val"])}
         node.replace_all_uses_with(product)
         graph.erase_node(node)
+
+
+def in_one_mode(graph: fx.Graph) -> None:
+    """Values of a recorded run are fake tensors, each of a mode of its own: let them be of one, to be computed with."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, FakeTensor) or value.layout is not torch.strided:
+            return value
+        with mode:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = pytree.tree_map(moved, node.meta["val"])
 
 
 _POOLS = {aten.adaptive_avg_pool1d.default: 1, aten.adaptive_avg_pool2d.default: 2, aten.adaptive_avg_pool3d.default: 3}

@@ -92,7 +92,7 @@ class Embedded:
         collected = []
         for item, value in zip(self.sources, relevance, strict=True):
             if item.indices is not None:
-                value = to_input(item, row_relevance(value, env[item.indices]), env, self.conversion.facts.ops)
+                value = to_input(item, row_relevance(item, value, env[item.indices]), env, self.conversion.facts.ops)
             collected.append(value)
         return torch.stack(collected).sum(0)
 

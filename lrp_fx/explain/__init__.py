@@ -196,7 +196,7 @@ class Sweeper:
         moved = []
         for item, value in zip(sources, collected, strict=False):
             if item.indices is not None:
-                value = tokens.to_input(item, tokens.row_relevance(value, values[item.indices]), values, ops)
+                value = tokens.to_input(item, tokens.row_relevance(item, value, values[item.indices]), values, ops)
             moved.append((item, value))
         return moved
 

@@ -14,9 +14,15 @@ from lrp_fx.errors import InputError, locate
 from lrp_fx.optable import OpTable
 
 
-def row_relevance(relevance: Tensor, indices: Tensor) -> Tensor:
-    """Sum the relevance of every picked row over its features: ``indices.shape + features -> indices.shape``."""
-    return relevance.flatten(indices.dim()).sum(-1) if relevance.dim() > indices.dim() else relevance
+def row_relevance(source: Source, relevance: Tensor, indices: Tensor) -> Tensor:
+    """Sum the relevance of every picked row over its features -> the shape of ``indices``.
+
+    The dimensions of the indices begin at ``source.dim``; all others are features.
+    """
+    if relevance.dim() <= indices.dim():
+        return relevance
+    before = list(range(source.dim))
+    return relevance.movedim(before, [d - source.dim for d in before]).flatten(indices.dim()).sum(-1)
 
 
 def to_input(source: Source, picked: Tensor, env: dict[Node, Any], ops: OpTable) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from lrp_fx.capture import Call
 from lrp_fx.capture.folder import Entry
 from lrp_fx.capture.offload import brought_in
 from lrp_fx.capture.store import tolerance
-from lrp_fx.errors import InputError, TargetError
+from lrp_fx.errors import InputError, LrpError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
@@ -57,6 +58,8 @@ __all__ = [
     "low_memory",
     "lower",
 ]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,8 @@ def lower(
         target: its form is fixed in the graph, its value is an input.
         condition: part of the graph, if any.
         outputs: also return the model's outputs; without them the head runs at explained positions only.
-        dynamic: leave sizes free where the capture does; otherwise everything that depends on sizes alone is folded.
+        dynamic: leave sizes free where the capture does, and tracing can; otherwise everything that depends on sizes
+            alone is folded.
 
     Raises:
         InputError: when no input can carry relevance.
@@ -258,29 +262,49 @@ def lower(
     """
     if not sweeper.rewritten.plan.facts.sources:
         raise InputError("no input can carry relevance: there is no floating input and no token id that picks a row")
+    make = functools.partial(_lower, sweeper, read, call, target, condition or {}, outputs)
+    if dynamic:
+        try:
+            found = make(True)
+        except LrpError:
+            raise
+        except Exception as error:  # sizes may depend on one another in ways that their symbols do not say
+            _log.info("lowered for fixed sizes: %s", error)
+        else:
+            if found.served.mismatch(list(call.tensors.values())) is None:
+                return found
+    return make(False)
+
+
+def _lower(
+    sweeper: Sweeper,
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    call: Call,
+    target: Target,
+    condition: Condition,
+    outputs: bool,
+    dynamic: bool,
+) -> Lowered:
     captured, form = sweeper.captured, form_of(target)
     fakes = fake_inputs(call.leaves, call.names, captured.shapes, dynamic)
     names = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
 
     def made(graph_module: fx.GraphModule, served: Served) -> Lowered:
         done = finished(graph_module)
-        return Lowered(done, names, sweeper, form, served, target, condition or {}, outputs, call, read, done)
+        return Lowered(done, names, sweeper, form, served, target, condition, outputs, call, read, done)
 
-    place = kept.place(sweeper, form, fakes, condition or {}, outputs, dynamic)
-    if place is not None and (known := _known(place, made, sweeper, call, target, condition or {})) is not None:
+    place = kept.place(sweeper, form, fakes, condition, outputs, dynamic)
+    if place is not None and (known := _known(place, made, sweeper, call, target, condition)) is not None:
         return known
     targeted = with_target(sweeper, form, call.names, fakes, outputs)
-    masks = condition_masks(sweeper, condition or {}, targeted.graph_module)
+    masks = condition_masks(sweeper, condition, targeted.graph_module)
     attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
     run = relevance_function(sweeper, targeted, masks)
     traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
     graph_module = assembled(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in names])
     served = Served.of(captured.shapes, fakes, targeted.sizes)
-    if dynamic and served.mismatch(list(call.tensors.values())) is not None:
-        # free sizes that happen to equal a fixed one were traced as another (and found to differ): fix them, too
-        return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=False)
-    if place is not None:
+    if place is not None and served.mismatch(list(call.tensors.values())) is None:
         kept.keep(place, graph_module, served, sweeper)
     return made(graph_module, served)
 

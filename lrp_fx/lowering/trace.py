@@ -156,7 +156,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
     choose_rows(graph)
     plan = sweeper.rewritten.plan
-    depths = tuple(None if s.indices is None else s.indices.meta["val"].dim() for s in plan.sources)
+    depths = tuple(None if s.indices is None or s.dim else s.indices.meta["val"].dim() for s in plan.sources)
     if plan.blind:  # zeros get relevance: it is not their product with a cotangent
         depths = (None,) * len(depths)
     places = collect_late(graph, taps, depths, set(held))
@@ -289,7 +289,9 @@ def functional_graph(
         traced = make_fx(flat)(tensors)
     traced.graph._codegen = CodeGen()
     if not functionalise(traced):  # some backward formulas write into what they have just computed
-        raise UnknownOpError("a backward formula of PyTorch writes in a way that no functional operator expresses: explain() works")
+        raise UnknownOpError(
+            "a backward formula of PyTorch writes in a way that no functional operator expresses: explain() works"
+        )
     end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
 

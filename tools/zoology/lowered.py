@@ -99,7 +99,7 @@ def _check(built: Built, row: LoweredRow) -> None:
 
 
 def _apart(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    pairs = [(found[name], r) for name, r in wanted.items() if r.numel()]
+    pairs = [(found[name].double(), r.double()) for name, r in wanted.items() if r.numel()]
     return max([float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in pairs] or [0.0])
 
 
