@@ -322,3 +322,30 @@ def test_a_graph_serves_the_call_it_was_lowered_with() -> None:
         call = {**inputs, "ids": ids_}
         wanted = xmodel.explain(**call).relevance["ids"]
         assert (lowered(**call).relevance["ids"] - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+
+
+class Loop(torch.nn.Module):
+    """Layers that are chosen by values, one after the other: recorded, as often as they were chosen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.head = torch.nn.Linear(6, 3), torch.nn.Linear(6, 4)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, 1)
+        choice, out = self.gate(rows).argmax(-1), torch.zeros_like(rows)
+        for i in torch.unique(choice).unbind():
+            (at,) = torch.where(choice == i)
+            out = out.index_add(0, at, self.layers[int(i)](rows[at]))
+        return self.head(out.view(x.shape)).mean(1)
+
+
+def test_lengths_of_a_recorded_run_are_those_of_its_decisions() -> None:
+    model, x = Loop().double(), torch.randn(2, 5, 6).double()
+    xmodel = lrp_fx.convert(model, x)
+    assert xmodel.current.captured.route == "trace"
+    lowered, wanted = xmodel.lower(x), xmodel.explain(x).relevance["x"]
+    assert (lowered(x).relevance["x"] - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+    with pytest.raises(InputError, match="other branches"):
+        lowered(-x)

@@ -35,8 +35,14 @@ from lrp_fx.rewrite.positions import behind_selection, sizes_from_inputs
 Attributes = Mapping[str, Tensor]
 
 
+_RECORDED = "recorded_sizes"  #: meta key: of what is as long as values say, how long it was in the recorded run
+
+
 class Lifted(fx.Interpreter):
-    """Runs a graph whose parameters and constants are handed in, and remembers every value."""
+    """Runs a graph whose parameters and constants are handed in, and remembers every value.
+
+    What is as long as values say has the length of the recorded run where there was one: its decisions stand for that.
+    """
 
     def __init__(self, graph_module: fx.GraphModule, attributes: Attributes) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
@@ -46,6 +52,25 @@ class Lifted(fx.Interpreter):
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """The attribute that was handed in, or the module's own where it is no tensor."""
         return self.attributes[target] if target in self.attributes else super().get_attr(target, args, kwargs)
+
+    def run_node(self, n: Node) -> Any:
+        """Its value."""
+        result = super().run_node(n)
+        return _at_sizes(result, n.meta[_RECORDED]) if _RECORDED in n.meta else result
+
+
+def _note_sizes(graph: fx.Graph) -> None:
+    """Note the lengths of a recorded run, where values decide them."""
+    for node in graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            sizes = [tuple(t.shape) for t in pytree.tree_leaves(node.meta["val"])]
+            if all(isinstance(n, int) for shape in sizes for n in shape):
+                node.meta[_RECORDED] = sizes
+
+
+def _at_sizes(result: Any, sizes: Sequence[tuple[int, ...]]) -> Any:
+    leaves, structure = pytree.tree_flatten(result)
+    return pytree.tree_unflatten([t.view(s) for t, s in zip(leaves, sizes, strict=True)], structure)
 
 
 def attributes_of(graph_module: fx.GraphModule) -> dict[str, Tensor]:
@@ -113,6 +138,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     """
     graph, _ = copy_graph(sweeper.tapped.graph)
     graph_module = fx.GraphModule(sweeper.tapped, graph, class_name="TargetedGraph")
+    _note_sizes(graph)
     attributes = {k: fakes.constant(v) for k, v in attributes_of(graph_module).items()}
     outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)
     spec = sweeper.captured.out_spec
