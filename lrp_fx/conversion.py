@@ -79,12 +79,13 @@ class Conversion:
             self.sparing[key] = low_memory(self.sweeper(ruleset, at))
         return self.sparing[key]
 
-    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...]) -> ManyTargets:
-        """The tapped graph for many targets at once."""
+    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...], call: Call) -> ManyTargets:
+        """The tapped graph for many targets at once, that serves ``call``."""
         key = (ruleset.key, at)
-        if key not in self.many:
-            self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), self.example)
-        return self.many[key]
+        known = self.many.get(key)
+        if known is None or known.served.mismatch(list(call.tensors.values())) is not None:
+            known = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call)
+        return known
 
     def faster(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> Lowered | None:
         """A compiled graph that explains this call for this target, if one was made."""

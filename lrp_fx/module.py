@@ -184,7 +184,7 @@ class ExplainableModule(torch.nn.Module):
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
         with self.named_failures(conversion, call):
-            return conversion.many_targets(ruleset, _places(at)).explain(call, targets, chunk)
+            return conversion.many_targets(ruleset, _places(at), call).explain(call, targets, chunk)
 
     def explain_generation(
         self,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from lrp_fx.capture import Call
 from lrp_fx.capture.folder import Entry
 from lrp_fx.capture.offload import brought_in
 from lrp_fx.capture.store import tolerance
-from lrp_fx.errors import InputError, LrpError, TargetError
+from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
@@ -34,7 +33,7 @@ from lrp_fx.lowering.memory import low_memory
 from lrp_fx.lowering.partition import keep_least
 from lrp_fx.lowering.regions import once_per_block
 from lrp_fx.lowering.ship import Artefact, load
-from lrp_fx.lowering.sizes import Served, fake_inputs
+from lrp_fx.lowering.sizes import Served, fake_inputs, freest
 from lrp_fx.lowering.targets import Attributions, ManyTargets
 from lrp_fx.lowering.trace import (
     attributes_of,
@@ -58,8 +57,6 @@ __all__ = [
     "low_memory",
     "lower",
 ]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -263,17 +260,7 @@ def lower(
     if not sweeper.rewritten.plan.facts.sources:
         raise InputError("no input can carry relevance: there is no floating input and no token id that picks a row")
     make = functools.partial(_lower, sweeper, read, call, target, condition or {}, outputs)
-    if dynamic:
-        try:
-            found = make(True)
-        except LrpError:
-            raise
-        except Exception as error:  # sizes may depend on one another in ways that their symbols do not say
-            _log.info("lowered for fixed sizes: %s", error)
-        else:
-            if found.served.mismatch(list(call.tensors.values())) is None:
-                return found
-    return make(False)
+    return freest(make, list(call.tensors.values())) if dynamic else make(False)
 
 
 def _lower(

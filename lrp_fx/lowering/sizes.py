@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import sympy
 import torch
@@ -14,7 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from lrp_fx.capture import Shapes
+from lrp_fx.errors import LrpError
 
+_log = logging.getLogger(__name__)
 _MANY = 8191  #: stands for a number of targets while a graph is traced; no input has this size
 
 
@@ -153,6 +156,38 @@ class Served:
             for size, dim in zip(tensor.shape, dims, strict=True)
             if isinstance(dim, str)
         }
+
+
+class _Serving(Protocol):
+    @property
+    def served(self) -> Served: ...
+
+
+_Made = TypeVar("_Made", bound=_Serving)
+
+
+def freest(make: Callable[[bool], _Made], tensors: Sequence[Tensor]) -> _Made:
+    """What ``make`` makes with free sizes; with those of its example where sizes depend on one another after all.
+
+    A capture may leave two sizes free that have to be equal, and equal ones free that are then taken for different.
+
+    Args:
+        make: whether sizes stay free -> what serves them.
+        tensors: the example's, which has to be served.
+
+    Raises:
+        LrpError: what ``make`` raises.
+    """
+    try:
+        found = make(True)
+    except LrpError:
+        raise
+    except Exception as error:
+        _log.info("traced with fixed sizes: %s", error)
+    else:
+        if found.served.mismatch(tensors) is None:
+            return found
+    return make(False)
 
 
 def _at(formula: Any, bound: dict[str, int]) -> Any:

@@ -6,6 +6,7 @@ head of a language model runs at 64 positions, and no cotangent of the size of a
 
 from __future__ import annotations
 
+import functools
 import operator
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.target import at_positions, find_logits, last_positions
 from lrp_fx.lowering.attention import fold_targets
 from lrp_fx.lowering.forms import Form
-from lrp_fx.lowering.sizes import Served, fake_inputs
+from lrp_fx.lowering.sizes import Served, fake_inputs, freest
 from lrp_fx.lowering.trace import Targeted, with_target
 from lrp_fx.optable import bind, set_arg
 from lrp_fx.rewrite.ops import nonzero
@@ -68,10 +69,17 @@ class ManyTargets:
 
     @classmethod
     def build(cls, sweeper: Sweeper, call: Call) -> ManyTargets:
-        """Move the choice of the targets into the tapped graph."""
+        """Move the choice of the targets into the tapped graph; the call is an example.
+
+        Sizes stay free where the capture leaves them free, but for those that turn out to depend on one another.
+        """
         if not sweeper.rewritten.plan.facts.sources:
             raise InputError("no input can carry relevance: there is no floating input and no token id")
-        fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic=True)
+        return freest(functools.partial(cls._build, sweeper, call), list(call.tensors.values()))
+
+    @classmethod
+    def _build(cls, sweeper: Sweeper, call: Call, dynamic: bool) -> ManyTargets:
+        fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic)
         targeted = with_target(sweeper, _FORM, call.names, fakes, report=False)
         fold_targets(targeted.graph_module.graph)
         _plain_bounds(targeted.graph_module.graph)
