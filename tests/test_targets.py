@@ -157,3 +157,26 @@ def test_parts_that_are_written_are_explained_for_many_targets():
     found = xmodel.explain(x, targets=[0, 3])
     for i, target in enumerate((0, 3)):
         same(found.relevance["x"][i], xmodel.explain(x, target=target).relevance["x"])
+
+
+class Biased(torch.nn.Module):
+    """Attention with a mask that all samples share."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.qkv, self.head = torch.nn.Linear(8, 24), torch.nn.Linear(8, 5)
+        self.register_buffer("bias", torch.randn(shape))
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=self.bias)
+        return self.head(mixed.transpose(1, 2).flatten(2)).mean(1)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 6, 6), (6, 6), (3, 1, 6, 6)])
+def test_a_mask_that_samples_share_is_shared_by_targets(shape):
+    model, x = Biased(shape).double(), torch.randn(3, 6, 8).double()
+    xmodel = lrp_fx.convert(model, x)
+    found = xmodel.explain(x, targets=[0, 3])
+    for i, target in enumerate((0, 3)):
+        same(found.relevance["x"][i], xmodel.explain(x, target=target).relevance["x"])

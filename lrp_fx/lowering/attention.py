@@ -84,6 +84,9 @@ def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf)
 
 
+_MASK = 4  #: position of the mask among the tensors below; what follows, the output, is the same for all targets
+
+
 class _Cotangents(Function):
     """Cotangents of those of query, key and value that need one, from that of the output."""
 
@@ -111,7 +114,12 @@ class _Cotangents(Function):
         *tensors, how, needs = inputs
         each = [_per_target(x, dim, info.batch_size) for x, dim in zip(tensors, dims, strict=False)]
         fold = each[0].dim() == 5  # type: ignore[union-attr]
-        found = _Cotangents.apply(*(x.flatten(0, 1) if fold and x is not None else x for x in each), how, needs)
+        if fold:
+            each = [x if x is None else x.flatten(0, 1) for x in each]
+            mask, batch = tensors[_MASK], tensors[_MASK + 1].shape[0]
+            if mask is not None and (mask.dim() < 4 or mask.shape[0] != batch):
+                each[_MASK] = mask  # one for all samples is one for all targets
+        found = _Cotangents.apply(*each, how, needs)
         found = tuple(f.unflatten(0, (info.batch_size, -1)) if fold else f for f in found)
         return found, (0,) * len(found)
 
