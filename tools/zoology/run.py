@@ -47,8 +47,8 @@ class Results:
 
     def put(self, case: Case, row: dict[str, Any]) -> None:
         self.rows[case.key] = row
-        if self.section == "rows":
-            self.document["versions"][case.suite] = versions(case.suite)
+        made = case.suite if self.section == "rows" else f"{case.suite}, {self.section}"
+        self.document["versions"][made] = versions(case.suite)
         self.save()
 
     def save(self) -> None:
