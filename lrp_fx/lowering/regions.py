@@ -15,6 +15,7 @@ from lrp_fx.lowering.blocks import find_blocks, folded
 aten = torch.ops.aten
 
 _LEAST = 12  #: operators of a block that is worth a region of its own
+_MANY = 2**20  #: calls of regions that are traced, at most: bodies that are alike are compiled once however often traced
 
 
 class Region(torch.nn.Module):
@@ -24,7 +25,7 @@ class Region(torch.nn.Module):
         super().__init__()
         self.body = body
 
-        @nested_compile_region
+        @nested_compile_region(max_reuse_entries=_MANY)
         def run(*inputs: Any) -> Any:
             return body(*inputs)
 

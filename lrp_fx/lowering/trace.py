@@ -63,8 +63,8 @@ def _note_sizes(graph: fx.Graph) -> None:
     """Note the lengths of a recorded run, where values decide them."""
     for node in graph.nodes:
         if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
-            sizes = [tuple(t.shape) for t in pytree.tree_leaves(node.meta["val"])]
-            if all(isinstance(n, int) for shape in sizes for n in shape):
+            sizes = [tuple(t.shape) for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+            if sizes and all(isinstance(n, int) for shape in sizes for n in shape):
                 node.meta[_RECORDED] = sizes
 
 
