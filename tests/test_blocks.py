@@ -138,3 +138,14 @@ def test_a_block_is_compiled_once_however_deep_the_model_is():
         kernels[depth] = torch._inductor.metrics.generated_kernel_count
         assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
     assert kernels[4] == kernels[6] > 0
+
+
+def test_no_block_hands_a_size_on():
+    """torch.compile traces a region once if all that goes in and out are tensors, and sizes that are one and the same."""
+    model, inputs = deep("llama")
+    graph = lrp_fx.convert(model, **inputs).lower(**inputs).graph_module.graph
+    blocks = [block for stack in find_blocks(graph, 12, constants=True) for block in stack]
+    assert len(blocks) >= 4
+    assert all(isinstance(n.meta["val"], torch.Tensor) for block in blocks for n in block.outputs)
+    sizes = [[n for n in block.inputs if isinstance(n.meta.get("val"), torch.SymInt)] for block in blocks]
+    assert len({n for inputs in sizes for n in inputs}) <= 3  # samples, length, and their product

@@ -15,7 +15,9 @@ from lrp_fx.lowering.blocks import find_blocks, folded
 aten = torch.ops.aten
 
 _LEAST = 12  #: operators of a block that is worth a region of its own
-_MANY = 2**20  #: calls of regions that are traced, at most: bodies that are alike are compiled once however often traced
+_MANY = (
+    2**20
+)  #: calls of regions that are traced, at most: bodies that are alike are compiled once however often traced
 
 
 class Region(torch.nn.Module):

@@ -13,6 +13,7 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import sympy
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
@@ -54,25 +55,62 @@ def drop_whole_slices(graph: fx.Graph) -> None:
 
 
 def sizes_from_inputs(graph: fx.Graph) -> None:
-    """Read sizes from the inputs that have them: a tensor that is read for its size alone need not be computed."""
-    known: dict[str, Node] = {}
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    """Read sizes from the inputs that have them: a tensor that is read for its size alone need not be computed.
+
+    Products of such sizes (samples times length) are computed once, in front: no layer hands one on to another.
+    """
+    front = _Front(graph)
     for node in list(graph.nodes):
-        if node.target is not aten.sym_size.int:
-            continue
-        size = str(node.meta["val"])
-        for source in placeholders:
-            shape = getattr(source.meta.get("val"), "shape", ())
-            axis = next((i for i, n in enumerate(shape) if str(n) == size), None)
-            if axis is None:
-                continue
-            if size not in known:
-                with graph.inserting_after(placeholders[-1]):
-                    known[size] = graph.call_function(aten.sym_size.int, (source, axis))
-                known[size].meta = {"val": node.meta["val"]}
-            node.replace_all_uses_with(known[size])
-            break
+        size = node.meta.get("val")
+        if node.target is aten.sym_size.int or (node.target is operator.mul and isinstance(size, torch.SymInt)):
+            held = front.size(size)
+            if held is not None:
+                node.replace_all_uses_with(held)
     graph.eliminate_dead_code()
+
+
+class _Front:
+    """Sizes that are read, or computed, behind the inputs of a graph."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
+        self.known: dict[str, Node] = {}
+
+    def size(self, size: Any) -> Node | None:
+        """A node that has this size (a number or a formula); None where no input tells it."""
+        key = str(size)
+        if key not in self.known:
+            dims = ((n, axis, d) for n in self.inputs for axis, d in enumerate(getattr(n.meta.get("val"), "shape", ())))
+            place = next((found for found in dims if str(found[2]) == key), None)
+            if place is not None:
+                self.known[key] = self._emit(aten.sym_size.int, place[:2], place[2])
+            elif isinstance(size, torch.SymInt) and (product := self._product(size)) is not None:
+                self.known[key] = product
+        return self.known.get(key)
+
+    def _product(self, size: torch.SymInt) -> Node | None:
+        factors = sympy.Mul.make_args(size.node.expr)
+        single = [int(f) if f.is_Integer else self.size(f) for f in factors]
+        if len(factors) < 2 or any(f is None for f in single):
+            return None
+        result: Any = single[0]
+        for factor in single[1:]:
+            value = _value(result) * _value(factor)
+            result = self._emit(operator.mul, (result, factor), value)
+        return result
+
+    def _emit(self, target: Any, args: tuple[Any, ...], value: Any) -> Node:
+        with self.graph.inserting_after(
+            max([*self.inputs, *self.known.values(), *(a for a in args if isinstance(a, Node))])
+        ):
+            node = self.graph.call_function(target, args)
+        node.meta = {"val": value}
+        return node
+
+
+def _value(size: Any) -> Any:
+    return size.meta["val"] if isinstance(size, Node) else size
 
 
 def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> None:
