@@ -316,7 +316,8 @@ def functional_graph(
     traced.graph._codegen = CodeGen()
     if not functionalise(traced):  # some backward formulas write into what they have just computed
         raise UnknownOpError(
-            "a backward formula of PyTorch writes in a way that no functional operator expresses: explain() works"
+            "a backward formula of PyTorch writes where no functional operator can, so there is no graph to lower to. "
+            "Remedy: use explain(), which needs none."
         )
     end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
