@@ -10,6 +10,7 @@ from models import TEXT, build, ids
 
 import lrp_fx
 from lrp_fx.errors import InputError, NumericalError, TargetError
+from lrp_fx.lowering.sizes import freest
 
 FAMILIES = ["llama2", "mixtral", "flan-t5", "bert", "vit", "resnet"]
 
@@ -349,3 +350,41 @@ def test_lengths_of_a_recorded_run_are_those_of_its_decisions() -> None:
     assert (lowered(x).relevance["x"] - wanted).abs().max() <= 1e-12 * wanted.abs().max()
     with pytest.raises(InputError, match="other branches"):
         lowered(-x)
+
+
+class Pooled(torch.nn.Module):
+    """Tokens pooled to one: PyTorch changes the strides of such a mean in place where channels come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.head = torch.nn.Linear(6, 8), torch.nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = torch.nn.functional.adaptive_avg_pool1d(torch.relu(self.one(x)).transpose(1, 2), 1)
+        return self.head(pooled.flatten(1))
+
+
+def test_relevance_goes_back_through_a_pool_to_one_value() -> None:
+    model, x = Pooled().double(), torch.randn(2, 5, 6).double()
+    xmodel = lrp_fx.convert(model, x)
+    wanted, found = xmodel.explain(x).relevance["x"], xmodel.lower(x)(x).relevance["x"]
+    assert wanted.abs().max() > 0
+    assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
+
+
+class _Made:
+    def __init__(self, free: bool, mismatch: str | None) -> None:
+        self.free, self.served, self._mismatch = free, self, mismatch
+
+    def mismatch(self, tensors: list[torch.Tensor]) -> str | None:
+        return self._mismatch
+
+
+@pytest.mark.parametrize("fate", ["serves", "does not serve its example", "cannot be traced"])
+def test_sizes_are_fixed_only_where_they_cannot_be_free(fate: str) -> None:
+    def make(free: bool) -> _Made:
+        if free and fate == "cannot be traced":
+            raise IndexError("sizes differ")
+        return _Made(free, "Ne(s0, 2)" if free and fate != "serves" else None)
+
+    assert freest(make, []).free is (fate == "serves")
