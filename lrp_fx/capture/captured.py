@@ -93,6 +93,8 @@ class Captured:
     def serves(self, leaves: Sequence[Any]) -> bool:
         """Whether this capture computes what the model does on these input leaves."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if self.shapes.mismatch(tensors) is not None:
-            return False
+        return self.shapes.mismatch(tensors) is None and self.decides(leaves)
+
+    def decides(self, leaves: Sequence[Any]) -> bool:
+        """Whether inputs of sizes that it serves lead to the decisions that were recorded, if any were."""
         return self.decisions is None or self.decisions.hold_for(leaves)

@@ -101,8 +101,7 @@ class Lowered:
         call = self.read(args, kwargs)
         if (reason := self.served.mismatch(list(call.tensors.values()))) is not None:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
-        decisions = self.sweeper.captured.decisions
-        if decisions is not None and not decisions.hold_for(call.leaves):
+        if not self.sweeper.captured.decides(call.leaves):
             raise InputError(
                 "the model was recorded, and on these inputs it takes other branches than on those it was lowered on. "
                 "Lower it again with these inputs, or use explain()."

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from case import Built, NotBuildable
@@ -59,18 +60,34 @@ class Row:
         return asdict(self)
 
 
+_Row = TypeVar("_Row", bound="Judged")
+
+
+class Judged(Protocol):
+    """What rows of every kind have."""
+
+    verdict: str
+    reason: str
+    seconds: float
+
+
 def check(build: Callable[[], Built], rules: Rules = "cp_lrp", ops: Mapping[str, Any] | None = None) -> Row:
     """Build a model and check it."""
-    start, row = time.perf_counter(), Row("fail")
+    return judged(build, Row, functools.partial(_check, rules=rules, ops=ops))
+
+
+def judged(build: Callable[[], Built], kind: Callable[[str, str], _Row], run: Callable[[Built, _Row], None]) -> _Row:
+    """The row of a model: it is built, and ``run`` fills the row; what goes wrong is its reason."""
+    start, row = time.perf_counter(), kind("fail", "")
     try:
         built = build()
     except NotBuildable as error:
-        return Row("not buildable", str(error))
+        return kind("not buildable", str(error))
     except Exception as error:
-        return Row("not buildable", _short(error))
+        return kind("not buildable", _short(error))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            _check(built, row, rules, ops)
+            run(built, row)
     except LrpError as error:
         row.reason = _short(error, 300)
     except Exception as error:
@@ -90,12 +107,7 @@ def _check(built: Built, row: Row, rules: Rules, ops: Mapping[str, Any] | None) 
     row.specialised = xmodel.report().specialised
     del xmodel
 
-    tolerance = CONSERVATION
-    double, (wide_args, wide_kwargs) = _double(_copied(model)), pytree.tree_map(_double_tensor, (args, kwargs))
-    if reason := _fails(double, wide_args, wide_kwargs):
-        tolerance, row.note = FLOAT32, f"checked in float32 to {FLOAT32}: in float64 the model itself {reason}"
-    else:
-        model, args, kwargs = double, wide_args, wide_kwargs
+    model, args, kwargs, tolerance, row.note = in_float64(built)
     xmodel = lrp_fx.convert(model, *args, **kwargs, rules=rules, ops=ops)
     target = built.target or _projection
     row.role_defect = max(
@@ -111,6 +123,16 @@ def _check(built: Built, row: Row, rules: Rules, ops: Mapping[str, Any] | None) 
     row.silent = [name for name, r in attribution.relevance.items() if not bool(r.any())]
     row.reason = _shortcomings(row, ledger.by("category"), len(attribution.relevance), tolerance)
     row.verdict = "fail" if row.reason else "pass"
+
+
+def in_float64(built: Built) -> tuple[nn.Module, Any, Any, float, str]:
+    """(model, arguments, keywords, tolerance, note): in float32, with a note, where the model itself fails in float64."""
+    double = _double(_copied(built.model))
+    args, kwargs = pytree.tree_map(_double_tensor, (built.args, built.inputs))
+    if reason := fails(double, args, kwargs):
+        note = f"checked in float32 to {FLOAT32}: in float64 the model itself {reason}"
+        return built.model, built.args, built.inputs, FLOAT32, note
+    return double, args, kwargs, CONSERVATION, ""
 
 
 def _shortcomings(row: Row, categories: dict[str, float], inputs: int, tolerance: float) -> str:
@@ -162,7 +184,7 @@ def _copied(model: nn.Module) -> nn.Module:
         return model
 
 
-def _fails(model: nn.Module, args: Any, kwargs: Any) -> str:
+def fails(model: nn.Module, args: Any, kwargs: Any) -> str:
     """Why a model does not run by itself, or gives no finite output; empty where it does."""
     try:
         with torch.no_grad():

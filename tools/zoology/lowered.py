@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from case import Built, NotBuildable
-from check import _copied, _double, _double_tensor, _fails, _short
+from case import Built
+from check import fails, in_float64, judged
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import lrp_fx
 from lrp_fx.errors import TargetError
-
-BOUND, FLOAT32 = 1e-6, 1e-3
 
 
 @dataclass
@@ -51,30 +48,11 @@ class LoweredRow:
 
 def check_lowered(build: Callable[[], Built]) -> LoweredRow:
     """Build a model, lower it and compare."""
-    start, row = time.perf_counter(), LoweredRow("fail")
-    try:
-        built = build()
-    except NotBuildable as error:
-        return LoweredRow("not buildable", str(error))
-    except Exception as error:
-        return LoweredRow("not buildable", _short(error))
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            _check(built, row)
-    except Exception as error:
-        row.reason = _short(error, 300)
-    row.seconds = round(time.perf_counter() - start, 1)
-    return row
+    return judged(build, LoweredRow, _check)
 
 
 def _check(built: Built, row: LoweredRow) -> None:
-    model, args, kwargs = built.model, built.args, built.inputs
-    bound = BOUND
-    double, (wide_args, wide_kwargs) = _double(_copied(model)), pytree.tree_map(_double_tensor, (args, kwargs))
-    if reason := _fails(double, wide_args, wide_kwargs):
-        bound, row.note = FLOAT32, f"in float32 to {FLOAT32}: in float64 the model itself {reason}"
-    else:
-        model, args, kwargs = double, wide_args, wide_kwargs
+    model, args, kwargs, bound, row.note = in_float64(built)
     xmodel = lrp_fx.convert(model, *args, **kwargs)
     explain = functools.partial(xmodel.explain, *args, target=built.target, **kwargs)
     wanted = explain().relevance
@@ -89,7 +67,7 @@ def _check(built: Built, row: LoweredRow) -> None:
             row.many = _apart({name: r[1] for name, r in many.items()}, wanted)
     more_args, more_kwargs = pytree.tree_map(_twice, (args, kwargs))
     call = lowered.read(more_args, more_kwargs)
-    if lowered.served.mismatch(list(call.tensors.values())) is None and not _fails(model, more_args, more_kwargs):
+    if lowered.served.mismatch(list(call.tensors.values())) is None and not fails(model, more_args, more_kwargs):
         wanted = xmodel.explain(*more_args, target=built.target, **more_kwargs).relevance
         row.resized = _apart(lowered(*more_args, target=built.target, **more_kwargs).relevance, wanted)
     found = {k: d for k in ("difference", "resized", "many", "low") if (d := getattr(row, k)) is not None}

@@ -68,17 +68,20 @@ def _lowered(rows: dict[str, dict[str, Any]]) -> str:
         share = f"{len(passed) / max(len(built), 1):.1%}"
         lines.append(f"| {suite} | {len(built)} | {len(passed)} | {share} | " + " | ".join(map(str, counts)) + " |")
     lines.append("")
-    for key, row in sorted(rows.items()):
-        if row["verdict"] not in ("pass", "not buildable"):
-            lines.append(f"- `{key}`: **{row['verdict']}**: {row['reason'].replace('|', '/')}")
+    lines += _reasons({key: row for key, row in rows.items() if row["verdict"] != "not buildable"})
     return "\n".join(lines) + "\n"
 
 
+def _reasons(rows: dict[str, dict[str, Any]]) -> list[str]:
+    return [
+        f"- `{key}`: **{row['verdict']}**: {row['reason'].replace('|', '/')}"
+        for key, row in sorted(rows.items())
+        if row["verdict"] != "pass"
+    ]
+
+
 def _failures(rows: dict[str, dict[str, Any]]) -> str:
-    lines = ["## What does not pass, and why\n"]
-    for key, row in sorted(rows.items()):
-        if row["verdict"] != "pass":
-            lines.append(f"- `{key}`: **{row['verdict']}**: {row['reason'].replace('|', '/')}")
+    lines = ["## What does not pass, and why\n", *_reasons(rows)]
     lines += ["", "## Checked otherwise\n"]
     lines += [f"- `{key}`: {row['note']}" for key, row in sorted(rows.items()) if row.get("note")]
     return "\n".join(lines) + "\n"
