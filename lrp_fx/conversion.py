@@ -29,6 +29,7 @@ class Conversion:
         sparing: the same, for low memory.
         many: the same, for many targets.
         compiled: the same, compiled graphs without a condition, the latest first.
+        checked: rule sets whose first explanation held (``lrp_fx.explain.check``), attention written out or not.
     """
 
     captured: Captured
@@ -39,6 +40,15 @@ class Conversion:
     sparing: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
     many: dict[tuple[str, tuple[str, ...]], ManyTargets] = field(default_factory=dict)
     compiled: dict[tuple[str, tuple[str, ...]], list[Lowered]] = field(default_factory=dict)
+    checked: set[tuple[str, bool]] = field(default_factory=set)
+
+    def due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:
+        """Whether an explanation is to be checked: "always", at "first", or never (False)."""
+        return when == "always" or (when == "first" and (ruleset.key, looks_inside(at)) not in self.checked)
+
+    def holds(self, ruleset: RuleSet, at: tuple[str, ...]) -> None:
+        """Note that a check found nothing."""
+        self.checked.add((ruleset.key, looks_inside(at)))
 
     def under(self, ruleset: RuleSet) -> Rewritten:
         """The graph rewritten under ``ruleset``."""
@@ -63,6 +73,7 @@ class Conversion:
         for made in (self.sweepers, self.sparing, self.many, self.compiled):
             for tapped in [k for k in made if k[0] == key]:
                 del made[tapped]  # type: ignore[attr-defined]
+        self.checked -= {(key, False), (key, True)}
         if "written_out" in self.__dict__:
             self.written_out.forget(key)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lrp_fx.capture import ROUTES
+from lrp_fx.explain.check import WHEN
 from lrp_fx.module import ExplainableModule, RuleSource
 from lrp_fx.optable import OpTable
 from lrp_fx.ruleset import RuleSet
@@ -21,6 +22,7 @@ def convert(
     dynamic: bool = True,
     ops: str | Path | Mapping[str, Any] | None = None,
     capture: str = "auto",
+    check: str | bool = "first",
     **kwargs: Any,
 ) -> ExplainableModule:
     """Convert any ``nn.Module`` into an explainable one.
@@ -33,6 +35,8 @@ def convert(
         ops: further op declarations: path of a TOML file, or a dict of the same form.
         capture: "export" (one graph for every size and value), "trace" (records a run; serves inputs that lead to the
             same decisions, and records anew for others), or "auto": trace what export refuses.
+        check: "first" holds the first explanation of every capture and rule set to an accounting sweep
+            (``lrp_fx.explain.check``); "always" does so every time, False never.
         **kwargs: example inputs by keyword.
 
     Raises:
@@ -42,9 +46,11 @@ def convert(
     """
     if capture not in ROUTES:
         raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
+    if check not in WHEN:
+        raise ValueError(f'check={check!r}: choose "first", "always" or False')
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
-    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic, capture)
+    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic, capture, check)
     if args or kwargs:
         module.conversion(args, kwargs)
     return module

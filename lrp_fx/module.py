@@ -17,6 +17,7 @@ from lrp_fx.capture import capture as capture_model
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
 from lrp_fx.explain import Attribution, Condition, Target
+from lrp_fx.explain.check import WHEN
 from lrp_fx.lowering import Attributions, Generation, Lowered, generate, lower
 from lrp_fx.optable import OpTable
 from lrp_fx.report import Report, make_report
@@ -38,13 +39,22 @@ class ExplainableModule(torch.nn.Module):
     gradient is relevance. Parameters are shared with the model, which is left as it was.
     """
 
-    def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, dynamic: bool, route: str) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        ruleset: RuleSet,
+        ops: OpTable,
+        dynamic: bool,
+        route: str,
+        check: str | bool = "first",
+    ) -> None:
         super().__init__()
         self.ruleset = ruleset
         self._model = (model,)  # in a tuple: this module does not own the user's model, nor its training mode
         self._ops = ops
         self._dynamic = dynamic
         self._route = route
+        self._check = check
         self._conversions: dict[tuple[Any, ...], list[Conversion]] = {}
         self._latest: Conversion | None = None
         self._active: fx.GraphModule | None = None
@@ -91,6 +101,7 @@ class ExplainableModule(torch.nn.Module):
         rules: RuleSource | None = None,
         memory: str = "normal",
         targets: None = None,
+        check: str | bool | None = None,
         **kwargs: Any,
     ) -> Attribution: ...
 
@@ -101,6 +112,7 @@ class ExplainableModule(torch.nn.Module):
         targets: Sequence[Target],
         at: str | Iterable[str] = (),
         rules: RuleSource | None = None,
+        check: str | bool | None = None,
         **kwargs: Any,
     ) -> Attributions: ...
 
@@ -113,6 +125,7 @@ class ExplainableModule(torch.nn.Module):
         rules: RuleSource | None = None,
         memory: str = "normal",
         targets: Sequence[Target] | None = None,
+        check: str | bool | None = None,
         **kwargs: Any,
     ) -> Attribution | Attributions:
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
@@ -130,6 +143,11 @@ class ExplainableModule(torch.nn.Module):
             memory: "low" runs the model's repeated blocks a second time on the way back instead of remembering what
                 they computed: a third more time, and a fraction of the memory.
             targets: several targets in place of one: :meth:`explain_targets`.
+            check: "first" holds the first explanation of every capture and rule set to an accounting sweep
+                (``lrp_fx.explain.check``): a forward and a backward pass more, kept in full, and a look at every node.
+                "always" does so every time, False never; None is what ``convert`` was told. Not with
+                ``memory="low"`` nor on the meta device; a compiled graph is not compared, what it was made of is
+                checked; of several targets the first is.
             **kwargs: the model's inputs.
 
         Raises:
@@ -138,10 +156,10 @@ class ExplainableModule(torch.nn.Module):
         if memory not in ("normal", "low"):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
         if targets is None:
-            return self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low")[0]
+            return self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
         if target is not None or condition or memory == "low":
             raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
-        return self.explain_targets(*args, targets=targets, at=at, rules=rules, **kwargs)
+        return self.explain_targets(*args, targets=targets, at=at, rules=rules, check=check, **kwargs)
 
     def explain_conditions(
         self,
@@ -166,6 +184,7 @@ class ExplainableModule(torch.nn.Module):
         at: str | Iterable[str] = (),
         rules: RuleSource | None = None,
         chunk: int | None = None,
+        check: str | bool | None = None,
         **kwargs: Any,
     ) -> Attributions:
         """Relevance for many targets from one forward pass; what :meth:`explain` says of each, one by one.
@@ -176,6 +195,7 @@ class ExplainableModule(torch.nn.Module):
             at: as in :meth:`explain`.
             rules: as in :meth:`explain`.
             chunk: how many backward sweeps run at once: memory grows with it. None: what is fastest.
+            check: as in :meth:`explain`.
             **kwargs: the model's inputs.
 
         Raises:
@@ -183,8 +203,12 @@ class ExplainableModule(torch.nn.Module):
         """
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
+        places = _places(at)
         with self.named_failures(conversion, call):
-            return conversion.many_targets(ruleset, _places(at), call).explain(call, targets, chunk)
+            if targets and conversion.due(ruleset, places, self._when(check)):
+                conversion.sweeper(ruleset, places).check(call, targets[0])
+                conversion.holds(ruleset, places)
+            return conversion.many_targets(ruleset, places, call).explain(call, targets, chunk)
 
     def explain_generation(
         self,
@@ -224,17 +248,25 @@ class ExplainableModule(torch.nn.Module):
         conditions: Sequence[Condition],
         rules: RuleSource | None,
         sparing: bool = False,
+        check: str | bool | None = None,
     ) -> list[Attribution]:
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
         places = _places(at, *conditions)
         fast = None if sparing or any(conditions) else conversion.faster(ruleset, places, call, target)
         tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
+        due = not sparing and conversion.due(ruleset, places, self._when(check))
         with self.named_failures(conversion, call):
             if fast is not None:
+                if due:
+                    conversion.sweeper(ruleset, places).check(call, target)
+                    conversion.holds(ruleset, places)
                 with contextlib.suppress(NumericalError):  # the sweep below says where it begins
                     return [fast.explain(call, target) for _ in conditions]
-            return tapped(ruleset, places).explain_under(call, target, conditions)
+            found = tapped(ruleset, places).explain_under(call, target, conditions, due)
+        if due:
+            conversion.holds(ruleset, places)
+        return found
 
     def forget(self, rules: RuleSource) -> None:
         """Drop the graphs that were made for a rule set, where many are tried."""
@@ -335,6 +367,12 @@ class ExplainableModule(torch.nn.Module):
         result = verify(self.model, conversion.sweeper(ruleset, ()), call, args, kwargs, target)
         result.print()
         return result
+
+    def _when(self, check: str | bool | None) -> str | bool:
+        when = self._check if check is None else check
+        if when not in WHEN:
+            raise ValueError(f'check={check!r}: choose "first", "always" or False')
+        return when
 
     def _rules(self, rules: RuleSource | None) -> RuleSet:
         return self.ruleset if rules is None else RuleSet.load(rules)

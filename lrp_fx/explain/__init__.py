@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 from lrp_fx.analysis import Source
 from lrp_fx.capture import Call, Captured, copy_graph
 from lrp_fx.capture.values import Values
-from lrp_fx.errors import InputError, LatentError, NumericalError, TargetError, locate
-from lrp_fx.explain import tokens
+from lrp_fx.errors import InputError, LatentError, LrpError, NumericalError, TargetError, locate
+from lrp_fx.explain import check, tokens
 from lrp_fx.explain.accounts import Sweep, account
 from lrp_fx.explain.attribution import Attribution
 from lrp_fx.explain.conditions import Condition, under
@@ -91,8 +91,16 @@ class Sweeper:
         """
         return self.explain_under(call, target, [{}])[0]
 
-    def explain_under(self, call: Call, target: Target, conditions: Sequence[Condition]) -> list[Attribution]:
+    def explain_under(
+        self, call: Call, target: Target, conditions: Sequence[Condition], checking: bool = False
+    ) -> list[Attribution]:
         """Explain one call under several conditions, from one forward pass; the empty condition cuts nothing off.
+
+        Args:
+            call: the call.
+            target: which scalars.
+            conditions: one attribution for each.
+            checking: hold what is found to an accounting sweep (:meth:`check`).
 
         Raises:
             TargetError, NumericalError: as :meth:`explain`.
@@ -114,16 +122,23 @@ class Sweeper:
             output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
             chosen = choose(output)
             if not chosen.requires_grad:
-                raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+                raise self._unreached(leaves, choose)
             wanted = [t for t in held if t.requires_grad]
             every = []
             for condition in conditions:
                 with under(condition, dict(zip(self.latents, held, strict=True))):
-                    every.append(
-                        torch.autograd.grad(
+                    try:
+                        grads = torch.autograd.grad(
                             chosen.sum(), [*taps, *wanted], allow_unused=True, retain_graph=len(conditions) > 1
                         )
-                    )
+                    except RuntimeError as error:
+                        if not isinstance(error, torch.OutOfMemoryError):
+                            self.account(leaves, choose)  # names the node whose backward fails
+                        raise
+                    every.append(grads)
+        if checking:
+            whole = not any(conditions)
+            self._check(leaves, choose, (chosen.detach(), self._collected(taps, every[0])) if whole else None)
         return [
             self._attribution(leaves, choose, output, chosen, taps, held, grads, bool(condition))
             for condition, grads in zip(conditions, every, strict=True)
@@ -141,13 +156,13 @@ class Sweeper:
         conditional: bool,
     ) -> Attribution:
         plan = self.rewritten.plan
-        collected = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
+        collected = self._collected(taps, grads)
         latent_grads = iter(grads[len(taps) :])
         latents = {
             path: relevance_of(z, next(latent_grads) if z.requires_grad else None)
             for path, z in zip(self.latents, held, strict=True)
         }
-        self._check_finite(chosen, collected, leaves, choose)
+        self._check_finite(chosen, collected, lambda: self.account(leaves, choose))
         moved = self._moved(plan.facts.sources, collected, self.values(leaves))
         # how much of a source belongs to an input, where that is not all of it
         owned = {
@@ -164,6 +179,38 @@ class Sweeper:
             self._named(plan.sources, collected),
             _no_ledger if conditional else lambda: make_ledger(plan, self.account(leaves, choose), owned),
         )
+
+    def _collected(self, taps: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
+        blind = self.rewritten.plan.blind
+        return [relevance_of(nonzero(x) if blind else x, g) for x, g in zip(taps, grads, strict=False)]
+
+    def check(self, call: Call, target: Target) -> None:
+        """Hold one call to an accounting sweep (``lrp_fx.explain.check``), without explaining it.
+
+        Raises:
+            NumericalError: for what does not hold.
+        """
+        masks = padding_masks(call.tensors)
+        self._check(usable(call.leaves), lambda output: select(output, target, masks), None)
+
+    def _check(
+        self,
+        leaves: tuple[Any, ...],
+        choose: Callable[[Any], Tensor],
+        explained: tuple[Tensor, Sequence[Tensor]] | None,
+    ) -> None:
+        if any(isinstance(v, Tensor) and v.is_meta for v in leaves):
+            return
+        sweep = self.account(leaves, choose)
+        self._check_finite(sweep.target, [] if explained is None else explained[1], lambda: sweep)
+        check.check(self.captured, self.rewritten, leaves, sweep, explained)
+
+    def _unreached(self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]) -> LrpError:
+        """Why the target has no gradient."""
+        lost = self.account(leaves, choose).lost
+        if lost:
+            return NumericalError(check.no_derivative(lost[-1]))
+        return TargetError(check.UNREACHED)
 
     def account(self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]) -> Sweep:
         """The accounting sweep on the same inputs."""
@@ -207,22 +254,22 @@ class Sweeper:
             relevance[name] = relevance[name] + value if name in relevance else value
         return relevance
 
-    def _check_finite(
-        self, chosen: Tensor, collected: list[Tensor], leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]
-    ) -> None:
+    def _check_finite(self, chosen: Tensor, collected: Sequence[Tensor], account: Callable[[], Sweep]) -> None:
         if chosen.is_meta or (bool(chosen.isfinite().all()) and all(bool(r.isfinite().all()) for r in collected)):
             return
-        sweep = self.account(leaves, choose)
+        sweep = account()
         if not bool(chosen.isfinite().all()):
-            where = f", first at {locate(sweep.first_bad)}" if sweep.first_bad is not None else ""
+            first = check.first_nonfinite(self.captured, self.rewritten, sweep)
+            where = f", first at {locate(first)}" if first is not None else ""
             raise NumericalError(
                 f"the explained output is not finite{where}. Remedy: check the inputs, or use float32."
             )
-        bad = [n for n, a in sweep.accounts.items() if any(not bool(g.isfinite().all()) for _, g in a.outputs)]
-        where = locate(bad[-1]) if bad else "an input"
+        broken = check.first_broken(sweep)
+        where = locate(broken) if broken is not None else "an input"
         raise NumericalError(
-            f"relevance is not finite, first at {where}. Remedy: explain in float32 or float64, or override the rule "
-            "of that module in the rule set (a larger epsilon, or a rule that does not divide)."
+            f"relevance is not finite, first at {where}. Remedy: explain "
+            "in float32 or float64, or override the rule of that module in the rule set (a larger epsilon, or a rule "
+            "that does not divide)."
         )
 
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.analysis import Slot
+from lrp_fx.errors import NumericalError, locate
 from lrp_fx.rewrite import OWNER, Rewritten
 from lrp_fx.rewrite.layers import RUN
 from lrp_fx.rewrite.ops import identity_rule, nonzero, share_relevance, source
@@ -43,6 +44,7 @@ class Account:
         runs: (share, sign, operator, args, kwargs, name of the input) of each run.
         outputs: its floating output tensors, with the cotangent of each.
         passed: relevance that its rule handed to its operands.
+        breaks: whether its rule handed on a cotangent that is not finite.
         blind: whether tensors that are 0 can have relevance (rules that look at weights alone).
     """
 
@@ -53,6 +55,7 @@ class Account:
     runs: list[LayerRun] = field(default_factory=list)
     outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     passed: float = 0.0
+    breaks: bool = False
     blind: bool = False
 
     def arrive(self, output: Tensor, cotangent: Tensor | None) -> None:
@@ -64,6 +67,7 @@ class Account:
         """Record what the rule passed to one operand."""
         if cotangent is not None:
             self.passed += safe_dot(self.seen(operand.detach()), cotangent)
+            self.breaks |= not _finite_where_it_counts(operand, cotangent)
 
     def seen(self, value: Tensor) -> Tensor:
         """``value`` as relevance is computed from it."""
@@ -79,13 +83,26 @@ class Account:
         """Sum of absolute relevances that arrived: the scale for defects."""
         return sum(float(torch.nan_to_num(y * g).abs().sum()) for y, g in self.outputs)
 
+    @property
+    def finite(self) -> bool:
+        """Whether every cotangent that arrived is finite."""
+        return all(_finite_where_it_counts(y, g) for y, g in self.outputs)
+
+
+def _finite_where_it_counts(value: Tensor, cotangent: Tensor) -> bool:
+    """Whether a cotangent is finite, but where the value is a mask's infinity: what comes back there ends there."""
+    return bool((cotangent.isfinite() | value.detach().isinf()).all())
+
 
 def safe_dot(value: Tensor, cotangent: Tensor) -> float:
-    """Sum of value * cotangent in double precision, 0 where the cotangent is 0 (a mask of -inf never contributes)."""
+    """Sum of value * cotangent in double precision; a mask of -inf never contributes.
+
+    Its cotangent is 0, or NaN where a whole row is masked and the model itself replaces what comes out.
+    """
     if value.is_complex():  # autograd's inner product of complex tensors is that of their real views
         return safe_dot(torch.view_as_real(value), torch.view_as_real(cotangent))
     product = value.double() * cotangent.double()
-    return float(torch.where(cotangent == 0, 0.0, product).sum())
+    return float(torch.where((cotangent == 0) | (value.isinf() & cotangent.isnan()), 0.0, product).sum())
 
 
 class Accountant(fx.Interpreter):
@@ -100,7 +117,10 @@ class Accountant(fx.Interpreter):
         self.rewritten = rewritten
         self.accounts: dict[Node, Account] = {}
         self.sources: dict[Node, Tensor] = {}
-        self.first_bad: Node | None = None
+        self.nonfinite: dict[Node, str] = {}
+        self.lost: list[Node] = []
+        self.last: Node | None = None
+        self._captured = {copy: node for node, copy in rewritten.copies.items()}
         self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.sources}
         self._blind = rewritten.plan.blind
         self._aliases: dict[tuple[Node, Node], Any] = {}
@@ -112,8 +132,8 @@ class Accountant(fx.Interpreter):
         if n in self._source_of:
             result = source(result)
             self.sources[self._source_of[n]] = result
-        if self.first_bad is None and n.op == "call_function" and _is_nan(result):
-            self.first_bad = n
+        if n.op in ("call_function", "placeholder") and n in self._captured and (kind := kind_of(result)) != "finite":
+            self.nonfinite[self._captured[n]] = kind
         return result
 
     def _run_owned(self, n: Node, owner: Node) -> Any:
@@ -134,10 +154,27 @@ class Accountant(fx.Interpreter):
         elif RUN in n.meta:
             account.runs.append(LayerRun(n, args, kwargs, *n.meta[RUN]))
         if n is self.rewritten.results[owner]:
-            for leaf in pytree.tree_leaves(result):
-                if isinstance(leaf, Tensor) and leaf.requires_grad:
-                    leaf.register_hook(functools.partial(account.arrive, leaf.detach()))
+            self._open(account, [leaf for leaf in pytree.tree_leaves(result) if _is_signal(leaf)])
         return result
+
+    def _open(self, account: Account, outputs: list[Tensor]) -> None:
+        """Watch what comes back to a node's outputs; without a derivative nothing could."""
+        live = [leaf for leaf in outputs if leaf.requires_grad]
+        for leaf in live:
+            leaf.register_hook(functools.partial(account.arrive, leaf.detach()))
+            leaf.register_hook(functools.partial(self._reached, account.node))
+        if outputs and not live and self._expects(account.node):
+            self.lost.append(account.node)
+
+    def _reached(self, node: Node, _: Tensor) -> None:
+        self.last = node
+
+    def _expects(self, owner: Node) -> bool:
+        """Whether an operand that should receive relevance could pass it on."""
+        decision = self.rewritten.plan.decisions[owner]
+        operands = [n for slot, n in decision.live.items() if decision.factors.get(slot, 1.0) != 0]
+        values = [self.env.get(self.rewritten.results[n]) for n in operands]
+        return any(_is_signal(leaf) and leaf.requires_grad for leaf in pytree.tree_leaves(values))
 
     def _alias(self, account: Account, operand: Node, val: Any) -> Any:
         """``val`` (a tensor, or a tuple of tensors) under a name of its own; what reaches it is what was passed."""
@@ -155,27 +192,52 @@ class Accountant(fx.Interpreter):
         return self._aliases[key]
 
 
-def _is_nan(result: Any) -> bool:
-    return any(
-        isinstance(t, Tensor) and t.is_floating_point() and not t.is_meta and bool(t.isnan().any())
-        for t in pytree.tree_leaves(result)
+def _is_signal(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
+
+
+def kind_of(value: Any) -> str:
+    """ "finite", "infinite" or "nan", of the tensors in a value."""
+    tensors = [
+        t
+        for t in pytree.tree_leaves(value)
+        if _is_signal(t) and not t.is_meta
         if not is_traceable_wrapper_subclass(t)  # a quantized weight, which may not know how to look for NaN
-    )
+    ]
+    if all(bool(t.isfinite().all()) for t in tensors):
+        return "finite"
+    return "nan" if any(bool(t.isnan().any()) for t in tensors) else "infinite"
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Result of an accounting sweep: accounts by captured node, source values and cotangents, the target."""
+    """Result of an accounting sweep.
+
+    Attributes:
+        accounts: by captured node, in graph order.
+        sources: values and cotangents.
+        outputs: the leaves of the model's output.
+        target: (B,) the explained values.
+        target_defect: what a target that is not linear keeps or invents.
+        nonfinite: captured nodes with a value that is not finite: "nan" or "infinite".
+        lost: nodes that should hand relevance on and have no derivative.
+    """
 
     accounts: dict[Node, Account]
     sources: dict[Node, tuple[Tensor, Tensor]]
+    outputs: list[Any]
     target: Tensor
     target_defect: float
-    first_bad: Node | None
+    nonfinite: dict[Node, str]
+    lost: tuple[Node, ...]
 
 
 def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any], Tensor], out_spec: Any) -> Sweep:
-    """Run the accounting sweep on flat inputs; ``select`` maps the model's output to the (B,) target."""
+    """Run the accounting sweep on flat inputs; ``select`` maps the model's output to the (B,) target.
+
+    Raises:
+        NumericalError: where the backward of an operator fails.
+    """
     accountant = Accountant(rewritten)
     with torch.inference_mode(False), torch.enable_grad():
         outputs = accountant.run(*leaves, enable_io_processing=False)
@@ -187,14 +249,29 @@ def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any
         seen: list[float] = []
         for handle in live:
             handle.register_hook(lambda g, h=handle: seen.append(safe_dot(h.detach(), g)))
-        if target.requires_grad and tensors:
-            grads = torch.autograd.grad(target.sum(), tensors, allow_unused=True)
-        else:
-            grads = ()
+        grads = _swept(accountant, target, tensors) if target.requires_grad and tensors else ()
     found: dict[Node, tuple[Tensor, Tensor]] = {
         n: (t.detach(), torch.zeros_like(t) if g is None else g) for n, t, g in zip_longest(nodes, tensors, grads)
     }
     defect = float(target.detach().double().sum()) - sum(seen)
     if abs(defect) <= 8 * torch.finfo(target.dtype).eps * float(target.detach().double().abs().sum()):
         defect = 0.0  # rounding, of a target that is linear in the outputs
-    return Sweep(accountant.accounts, found, target.detach(), defect, accountant.first_bad)
+    flat = [o.detach() if isinstance(o, Tensor) else o for o in flat]
+    lost = tuple(accountant.lost)
+    return Sweep(accountant.accounts, found, flat, target.detach(), defect, accountant.nonfinite, lost)
+
+
+def _swept(accountant: Accountant, target: Tensor, sources: list[Tensor]) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(target.sum(), sources, allow_unused=True)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if accountant.last is None:
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise NumericalError(
+            f"relevance ends where the backward of an operator fails: {reason}, at {locate(accountant.last)}. "
+            "Remedy: give the operator a derivative (register_autograd), or stop relevance there by declaring it "
+            'constant: convert(ops={"constant": {"ops": [...]}}).'
+        ) from error

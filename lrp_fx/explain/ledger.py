@@ -98,12 +98,20 @@ class Ledger(Mapping[str, float]):
         return "\n".join([*rows, f"{'total':12} {self.total: .6g}", f"{'target':12} {self.target: .6g}"])
 
 
-def make_ledger(plan: Plan, sweep: Sweep, owned: Mapping[Node, float] | None = None) -> Ledger:
+def make_ledger(
+    plan: Plan,
+    sweep: Sweep,
+    owned: Mapping[Node, float] | None = None,
+    stays: Mapping[Node, list[Entry]] | None = None,
+) -> Ledger:
     """Every entry of a sweep.
 
     Args:
+        plan: the plan that was carried out.
+        sweep: its accounting sweep.
         owned: what of each source's relevance belongs to an input; the rest belongs to rows that the model picks by
             itself (padding to a window, a start token).
+        stays: what stays at each node (:func:`all_absorbed`), where that is known already.
     """
     entries = []
     for node, (x, g) in sweep.sources.items():
@@ -113,9 +121,8 @@ def make_ledger(plan: Plan, sweep: Sweep, owned: Mapping[Node, float] | None = N
             entries.append(replace(entry, category="source", amount=rest, relevance=None))
             entry = replace(entry, amount=entry.amount - rest)
         entries.append(entry)
-    for account in sweep.accounts.values():
-        if account.outputs:
-            entries += absorbed(plan, account)
+    for amounts in (all_absorbed(plan, sweep) if stays is None else stays).values():
+        entries += amounts
     if sweep.target_defect:
         entries.append(Entry("target", "target function", "target", "", "", sweep.target_defect))
     return Ledger(tuple(entries), float(sweep.target.double().sum()))
@@ -126,6 +133,11 @@ def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
     category = "position" if source in plan.positions else "input"
     x = nonzero(x) if plan.blind else x
     return Entry(category, source.name, "input", module_path(node), node.name, safe_dot(x, g), (x * g).detach())
+
+
+def all_absorbed(plan: Plan, sweep: Sweep) -> dict[Node, list[Entry]]:
+    """What stays at every node that relevance reached, in graph order."""
+    return {node: absorbed(plan, account) for node, account in sweep.accounts.items() if account.outputs}
 
 
 def absorbed(plan: Plan, account: Account) -> list[Entry]:

@@ -1,0 +1,274 @@
+"""Whether an explanation holds: what a sweep, its accounts, its ledger and the captured graph say of one another.
+
+The first explanation of every capture and rule set is checked so (``convert(check=...)``); ``verify`` says more.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lrp_fx.analysis.operands import is_float
+from lrp_fx.capture import Captured
+from lrp_fx.errors import NumericalError, TargetError, locate
+from lrp_fx.explain.accounts import Account, Sweep, kind_of
+from lrp_fx.explain.ledger import Entry, Ledger, all_absorbed, make_ledger
+from lrp_fx.rewrite import Rewritten
+
+WHEN = ("first", "always", False)  #: what ``check=`` can be
+
+UNREACHED = "the target does not depend on any input that can carry relevance under these rules"
+
+#: tolerances by the coarsest precision in the graph, wide enough that rounding alone never fails: on values and sums
+#: (relative to the largest), and on maps of relevance (mean absolute difference)
+_SUMS = {torch.float64: 1e-6, torch.float32: 1e-3}
+_MAPS = {torch.float64: 1e-5, torch.float32: 2e-2}
+_COARSE = (0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class Defect:
+    """Conservation at one node.
+
+    Attributes:
+        node: the captured node.
+        role: its role.
+        stays: relevance that stays there by the rule.
+        size: |arrived - passed on - stays|, relative to the largest magnitude in the sweep.
+    """
+
+    node: Node
+    role: str
+    stays: float
+    size: float
+
+
+def defects(rewritten: Rewritten, sweep: Sweep, stays: Mapping[Node, Sequence[Entry]]) -> list[Defect]:
+    """Conservation at every node that relevance reached, in graph order; ``stays`` is what each absorbs."""
+    plan = rewritten.plan
+    reached = [a for a in sweep.accounts.values() if a.outputs]
+    scale = largest(reached)
+    found = []
+    for account in reached:
+        kept = sum(entry.amount for entry in stays[account.node])
+        size = abs(account.arrived - account.passed - kept) / scale
+        found.append(Defect(account.node, plan.decisions[account.node].role, kept, size))
+    return found
+
+
+def largest(accounts: Iterable[Account]) -> float:
+    """Largest magnitude of what arrived at a node: the scale for defects."""
+    return max([a.magnitude for a in accounts] + [1e-300])
+
+
+def draws(captured: Captured) -> list[Node]:
+    """Nodes that draw random numbers whenever the graph runs."""
+    tag = torch.Tag.nondeterministic_seeded
+    nodes = captured.graph_module.graph.nodes
+    return [n for n in nodes if isinstance(n.target, torch._ops.OpOverload) and tag in n.target.tags and not _inert(n)]
+
+
+def _inert(node: Node) -> bool:
+    """Whether a node that could draw numbers does not: dropout in evaluation mode, attention without it."""
+    arguments = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
+    arguments |= {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)}  # type: ignore[union-attr]
+    arguments |= node.kwargs
+    return arguments.get("train") is False or arguments.get("training") is False or arguments.get("dropout_p") == 0
+
+
+def check(
+    captured: Captured,
+    rewritten: Rewritten,
+    leaves: tuple[Any, ...],
+    sweep: Sweep,
+    explained: tuple[Tensor, Sequence[Tensor]] | None = None,
+) -> None:
+    """Hold a sweep to what must be true of it.
+
+    Args:
+        captured: the capture.
+        rewritten: its graph under a rule set.
+        leaves: flat inputs.
+        sweep: the accounting sweep on them.
+        explained: the target and the relevance at every source that an explanation found, to compare.
+
+    Raises:
+        TargetError: where nothing of the target reaches any node.
+        NumericalError: naming the node, for an operator without a derivative, outputs that are not the captured
+            graph's, a node at which relevance is lost or invented, a ledger that is not the target, and for an
+            explanation that differs from the sweep.
+    """
+    if sweep.lost:
+        raise NumericalError(no_derivative(sweep.lost[-1]))
+    if not any(a.outputs for a in sweep.accounts.values()) and not any(
+        bool(g.any()) for _, g in sweep.sources.values()
+    ):
+        raise TargetError(UNREACHED)
+    sums, maps = tolerances(sweep)
+    random = bool(draws(captured))
+    if not random and (text := _outputs_differ(captured, rewritten, leaves, sweep, sums)) is not None:
+        raise NumericalError(text)
+    stays = all_absorbed(rewritten.plan, sweep)
+    bad = [d for d in defects(rewritten, sweep, stays) if not d.size <= sums]
+    if bad:
+        raise NumericalError(
+            f"relevance is lost or invented, by {bad[-1].size:.1e} of the largest, under the {bad[-1].role} rule of "
+            f"{locate(bad[-1].node)}. Remedy: correct the rule or the declaration of that operator, or report it."
+        )
+    ledger = make_ledger(rewritten.plan, sweep, stays=stays)
+    if not imbalance(ledger, sweep) <= sums:
+        raise NumericalError(
+            f"the ledger adds up to {ledger.total:.6g}, the target is {ledger.target:.6g}: relevance is lost where no "
+            "rule looks. verify() says more. Remedy: report it, with the model."
+        )
+    if explained is not None and not random:
+        _compare(rewritten, sweep, explained, sums, maps)
+
+
+def no_derivative(node: Node) -> str:
+    """What to say of an operator at which relevance ends because autograd does."""
+    return (
+        f"relevance ends at an operator that has no derivative: {locate(node)}. What it is declared to be cannot be "
+        "carried out. Remedy: give it a derivative (register_autograd), use the operator's differentiable form (a "
+        'quantized layer dequantized), or declare it constant: convert(ops={"constant": {"ops": [...]}}).'
+    )
+
+
+def tolerances(sweep: Sweep) -> tuple[float, float]:
+    """(on values and sums, on maps), by the coarsest precision that relevance passes."""
+    dtypes = {y.dtype for a in sweep.accounts.values() for y, _ in a.outputs} | {sweep.target.dtype}
+    coarsest = max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
+    return _SUMS.get(coarsest, _COARSE[0]), _MAPS.get(coarsest, _COARSE[1])
+
+
+def imbalance(ledger: Ledger, sweep: Sweep) -> float:
+    """Residual of the ledger, relative to the largest magnitude in it or in the sweep."""
+    amounts = sum(abs(e.amount) for e in ledger.entries)
+    return abs(ledger.residual) / max(abs(ledger.target), amounts, largest(sweep.accounts.values()))
+
+
+def difference(expected: Tensor, found: Tensor) -> float:
+    """Largest difference of two tensors relative to the largest entry; equal infinities and NaN agree."""
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if is_traceable_wrapper_subclass(expected) or is_traceable_wrapper_subclass(found):
+        return 0.0
+    same = (expected == found) | ((expected != expected) & (found != found))
+    if bool(same.all()):
+        return 0.0
+    if not expected.is_floating_point():
+        return float("inf")
+    apart = torch.where(same, 0.0, (expected.double() - found.double()).abs()).nan_to_num(float("inf"))
+    scale = expected.double()[expected.isfinite()].abs()
+    return float(apart.max()) / max(float(scale.max()) if scale.numel() else 0.0, 1e-300)
+
+
+def _outputs_differ(
+    captured: Captured, rewritten: Rewritten, leaves: tuple[Any, ...], sweep: Sweep, tolerance: float
+) -> str | None:
+    """What to say where a rule changed the outputs, naming the first node that it changed."""
+    with torch.no_grad():
+        run = fx.Interpreter(captured.graph_module)
+        expected = pytree.tree_leaves(run.run(*leaves, enable_io_processing=False))
+    if all(
+        difference(a, b) <= tolerance
+        for a, b in zip(expected, sweep.outputs, strict=True)
+        if isinstance(a, Tensor) and isinstance(b, Tensor) and not a.is_complex()
+    ):
+        return None
+    node = first_changed(captured, rewritten, leaves, tolerance)
+    where = "in its outputs" if node is None else f"first at {locate(node)}"
+    return (
+        f"the rewritten graph does not compute what the captured one does, {where}. Remedy: report it, with the model."
+    )
+
+
+def first_changed(captured: Captured, rewritten: Rewritten, leaves: tuple[Any, ...], tolerance: float) -> Node | None:
+    """The first captured node whose value the rewritten graph does not have."""
+    one = fx.Interpreter(captured.graph_module, garbage_collect_values=False)
+    other = fx.Interpreter(rewritten.graph_module, garbage_collect_values=False)
+    with torch.no_grad():
+        one.run(*leaves, enable_io_processing=False)
+        other.run(*leaves, enable_io_processing=False)
+    for node in captured.graph_module.graph.nodes:
+        twin = rewritten.results.get(node)
+        if node.op != "call_function" or twin is None or twin not in other.env:
+            continue
+        pairs = zip(pytree.tree_leaves(one.env[node]), pytree.tree_leaves(other.env[twin]), strict=False)
+        if any(isinstance(a, Tensor) and isinstance(b, Tensor) and difference(a, b) > tolerance for a, b in pairs):
+            return node
+    return None
+
+
+def _compare(
+    rewritten: Rewritten, sweep: Sweep, explained: tuple[Tensor, Sequence[Tensor]], sums: float, maps: float
+) -> None:
+    target, collected = explained
+    if difference(sweep.target, target) > sums:
+        raise NumericalError(
+            f"the explained value is {target.tolist()}, and {sweep.target.tolist()} where the whole graph runs. "
+            "Remedy: report it, with the model."
+        )
+    for source, relevance in zip(rewritten.plan.sources, collected, strict=False):
+        if source.node not in sweep.sources:
+            continue
+        value, cotangent = sweep.sources[source.node]
+        wanted = torch.where(cotangent == 0, 0.0, value.double() * cotangent.double())
+        scale = float(wanted.abs().sum())
+        if not rewritten.plan.blind and float((wanted - relevance.double()).abs().sum()) > maps * scale + 1e-300:
+            raise NumericalError(
+                f"relevance of {source.name!r} depends on how the graph runs (as it is swept, and node by node): "
+                f"{locate(source.node)}. Remedy: report it, with the model."
+            )
+
+
+def first_nonfinite(captured: Captured, rewritten: Rewritten, sweep: Sweep) -> Node | None:
+    """The node at which what is not finite in the outputs first arose.
+
+    That is where operands are finite and the result is not: the logarithm of 0, a division by 0, a parameter that is
+    NaN. The infinities of a mask are meant: a literal, or a constant that is added.
+    """
+    facts, held = rewritten.plan.facts, captured.graph_module
+
+    def state(node: Node) -> str:
+        if node.op != "get_attr" or not is_float(node):
+            return sweep.nonfinite.get(node, "finite")
+        return kind_of(operator.attrgetter(str(node.target))(held))
+
+    end = next(n for n in reversed(held.graph.nodes) if n.op == "output")
+    reached, stack = set(), list(end.all_input_nodes)
+    while stack:
+        node = stack.pop()
+        if node not in reached and state(node) != "finite":
+            reached.add(node)
+            stack += node.all_input_nodes
+    ordered = [n for n in held.graph.nodes if n in reached]
+
+    def arises(node: Node) -> bool:
+        if node.op == "get_attr":
+            return state(node) == "nan"
+        if node.op == "placeholder":
+            return facts.carries(node)
+        return all(state(n) == "finite" for n in node.all_input_nodes) and not _has_infinite_literal(node)
+
+    first = next((n for n in ordered if arises(n)), None)
+    return first or next((n for n in ordered if state(n) == "nan"), None)
+
+
+def _has_infinite_literal(node: Node) -> bool:
+    literals = pytree.tree_leaves((node.args, dict(node.kwargs)))
+    return any(isinstance(v, float) and abs(v) >= 3e38 for v in literals)
+
+
+def first_broken(sweep: Sweep) -> Node | None:
+    """The node on the way back whose rule first hands on a cotangent that is not finite."""
+    broken = [n for n, a in sweep.accounts.items() if a.finite and a.breaks]
+    return broken[-1] if broken else next((n for n, a in sweep.accounts.items() if not a.finite), None)
