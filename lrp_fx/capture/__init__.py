@@ -122,8 +122,8 @@ def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start:
 
 
 def _recorded(model: torch.nn.Module, run: Any, call: Call) -> Recording:
-    with traceable(model, experts=None), written_out(model):
-        return record(model, run, call.leaves)
+    with traceable(model, experts=None):
+        return record(model, run, call.leaves, written_out(model))
 
 
 def _captured(

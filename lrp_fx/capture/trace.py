@@ -11,40 +11,29 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import (
-    disable_proxy_modes_tracing,
     get_proxy_mode,
-    get_proxy_slot,
     make_fx,
 )
 from torch.fx.traceback import preserve_node_meta
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.control import CarriedOut
+from lrp_fx.capture.reads import Reads
 
 aten = torch.ops.aten
 
 _DRAWS = {"rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "normal"}
-_READS = {"tolist", "numpy", "__array__"}  #: hand out values without calling an operator
 _SCALARS = {aten.item.default, aten._local_scalar_dense.default}
-_SIZING = {  # composites that are not tagged so
-    aten.argwhere.default,
-    aten.nonzero_numpy.default,
-    aten.one_hot.default,
-    aten.repeat_interleave.self_Tensor,
-    aten.where.default,
-    aten._pack_padded_sequence.default,
-    aten._pad_packed_sequence.default,
-}
 _KNOWN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _GRAD_MODE = "_set_grad_enabled"
 
@@ -64,24 +53,6 @@ class Recording:
     out_spec: pytree.TreeSpec
     leaves: tuple[Any, ...]
     shaped: tuple[bool, ...]
-
-
-class _Reads(TorchFunctionMode):
-    """Notes the nodes whose values Python takes out without an operator; random draws become constants of the run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.nodes: list[fx.Node] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in _READS and (mode := get_proxy_mode()) is not None:
-            slot: Any = get_proxy_slot(args[0], mode.tracer, None, lambda p: p)
-            if slot is not None:
-                self.nodes.append(slot.proxy.node)
-        if getattr(func, "__name__", "") in _DRAWS:  # drawn again, hashes and noise would differ from the run's
-            with disable_proxy_modes_tracing():
-                return func(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -117,27 +88,37 @@ def _module_stacks(model: torch.nn.Module, spans: list[tuple[int, int, dict[str,
         yield
 
 
-def record(model: torch.nn.Module, call: Callable[..., Any], leaves: tuple[Any, ...]) -> Recording:
+def record(
+    model: torch.nn.Module,
+    call: Callable[..., Any],
+    leaves: tuple[Any, ...],
+    answers: AbstractContextManager[Any] | None = None,
+) -> Recording:
     """Run ``call(*leaves)`` once and record it.
 
     Args:
         model: whose parameters the graph shares, by their own names.
         call: runs the model, or a stand-in that computes the same from its parameters.
         leaves: flat inputs, tensors and constants.
+        answers: a mode that does some of the model's calls another way (``lrp_fx.capture.recurrent``).
 
     Raises:
         Exception: whatever the model itself raises.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     found: dict[str, Any] = {}
-    reads = _Reads()
+    reads = Reads()
     spans: list[tuple[int, int, dict[str, Any]]] = []
 
     def run(*tensors: Tensor) -> list[Tensor]:
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        with reads, _uncompiled():
+        with (
+            reads,
+            answers or nullcontext(),
+            _uncompiled(),
+        ):  # the last one asked first: what the others do is seen as well
             output = call(*filled)
         found["leaves"], found["spec"] = pytree.tree_flatten(output)
         return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]
@@ -183,13 +164,12 @@ def _finish(
 ) -> tuple[fx.GraphModule, tuple[bool, ...]]:
     """Parameters under their own names, a placeholder per leaf, decisions among the outputs."""
     owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-    graph_module = _with_names(traced, owned, leaves, places)
-    graph = graph_module.graph
+    graph = traced.graph
     end = next(n for n in reversed(graph.nodes) if n.op == "output")
     read = [n.args[0] if n.target in _SCALARS else n for n in graph.nodes if n.name in reads or n.target in _SCALARS]
     sized = [t for n in graph.nodes if _size_depends_on_values(n) for t in _tensors_of(n)]
     end.args = ((list(end.args[0]), read, sized),)  # type: ignore[arg-type]
-    graph_module.recompile()
+    graph_module = _with_names(traced, owned, leaves, places)
     return graph_module, tuple([False] * len(read) + [True] * len(sized))
 
 
@@ -228,14 +208,49 @@ def _attribute(root: Any, path: str) -> Any:
 
 
 def _size_depends_on_values(node: fx.Node) -> bool:
+    if not isinstance(node.target, torch._ops.OpOverload) or node.target in _SCALARS:
+        return False
     if node.target is aten.index.Tensor:  # only a boolean index decides a size
         return any(isinstance(i, fx.Node) and _is_mask(i) for i in node.args[1])  # type: ignore[union-attr]
-    return node.target in _SIZING or torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ())
+    if torch.Tag.dynamic_output_shape in node.target.tags:
+        return True
+    return _is_composite(node.target) and any(map(_is_integer, node.all_input_nodes)) and not _runs_without_values(node)
+
+
+def _is_composite(target: torch._ops.OpOverload) -> bool:
+    """Whether an operator is made of others, whose tags it does not have; these two say so of no key."""
+    keys = (torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.CompositeExplicitAutograd)
+    return any(map(target.has_kernel_for_dispatch_key, keys))
+
+
+def _runs_without_values(node: fx.Node) -> bool:
+    """Whether the sizes that an operator returns follow from sizes alone: it runs on tensors that have nothing else."""
+    with FakeTensorMode(allow_fallback_kernels=False):
+        try:
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), _hollow)  # type: ignore[misc]
+            node.target(*args, **kwargs)  # type: ignore[operator]
+        except Exception:  # of a type of its own for every way in which an operator can ask for values
+            return False
+    return True
+
+
+def _hollow(node: fx.Node) -> Any:
+    """A fake tensor of the mode that is on, like the value that a node had."""
+    return pytree.tree_map_only(
+        Tensor,
+        lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device),
+        node.meta.get("val"),
+    )
 
 
 def _tensors_of(node: fx.Node) -> list[fx.Node]:
     """The node, or what is taken out of it where it is a list."""
     return [u for u in node.users if u.target is operator.getitem] or [node]
+
+
+def _is_integer(node: fx.Node) -> bool:
+    held = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(t, Tensor) and not t.is_floating_point() and not t.is_complex() for t in held)
 
 
 def _is_mask(node: fx.Node) -> bool:
