@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -26,7 +25,7 @@ from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.lowering import kept, ship
 from lrp_fx.lowering.clean import assembled, finished
-from lrp_fx.lowering.forms import Form, form_of
+from lrp_fx.lowering.forms import Form, distinct, form_of
 from lrp_fx.lowering.generation import Generation, generate
 from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.memory import low_memory
@@ -288,7 +287,7 @@ def _lower(
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
     run = relevance_function(sweeper, targeted, masks)
     traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
-    graph_module = assembled(traced, structure, inner_tensors(attributes), [re.sub(r"\W", "_", n) for n in names])
+    graph_module = assembled(traced, structure, inner_tensors(attributes), distinct(names))
     served = Served.of(captured.shapes, fakes, targeted.sizes)
     if place is not None and served.mismatch(list(call.tensors.values())) is None:
         kept.keep(place, graph_module, served, sweeper)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import keyword
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,19 @@ def _per_sample(value: Any, batch: int, classes: int | None, device: torch.devic
     if classes is not None and bool(((index >= classes) | (index < -classes)).any()):
         raise TargetError(f"target {index.tolist()} is out of range: the output has {classes} (0 to {classes - 1})")
     return index.long().expand(batch).contiguous()
+
+
+def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """Argument names made of these, no two alike and none of ``taken``: an input may be called as a target's is."""
+    held = set(taken)
+    made = []
+    for name in names:
+        free = re.sub(r"\W", "_", name)
+        while free in held or keyword.iskeyword(free):
+            free += "_"
+        held.add(free)
+        made.append(free)
+    return made
 
 
 def form_of(target: Target) -> Form:

@@ -27,7 +27,7 @@ from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import find_logits, padding_masks
 from lrp_fx.lowering.classes import choose_rows
 from lrp_fx.lowering.collect import collect_late, per_source
-from lrp_fx.lowering.forms import Form
+from lrp_fx.lowering.forms import Form, distinct
 from lrp_fx.lowering.sizes import Fakes
 from lrp_fx.rewrite.ops import nonzero, relevance_of
 from lrp_fx.rewrite.positions import behind_selection, sizes_from_inputs
@@ -171,7 +171,8 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     (leaves, taps, held) = end.args[0]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     with graph.inserting_after(placeholders[-1]):
-        new = [graph.placeholder(name) for name in reversed(form.names)][::-1]
+        free = distinct(form.names, [str(n.target) for n in placeholders])
+        new = [graph.placeholder(name) for name in reversed(free)][::-1]
     for node, value in zip(new, extra, strict=True):
         node.meta["val"] = value
     feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]

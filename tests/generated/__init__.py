@@ -1,0 +1,1 @@
+"""Random models, and what must hold of every one of them."""
