@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from lrp_fx.analysis import analyse
-from lrp_fx.capture import Call, failing_node, read_call
+from lrp_fx.capture import Call, failing_node, opened, read_call
 from lrp_fx.capture import capture as capture_model
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
@@ -87,6 +87,7 @@ class ExplainableModule(torch.nn.Module):
         """The model's own output."""
         if torch.compiler.is_compiling():
             return self.graph_module(*args, **kwargs)
+        args, kwargs = opened((args, kwargs))
         conversion, call = self.conversion(args, kwargs)
         with self.named_failures(conversion, call):
             return self.graph_module(*args, **kwargs)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture import Call
+from lrp_fx.capture import Call, opened
+from lrp_fx.capture.containers import closed
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.errors import locate
 from lrp_fx.explain import Ledger, Sweeper, Target
@@ -136,9 +137,10 @@ def _forward(
     model: torch.nn.Module, sweeper: Sweeper, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[float, bool]:
     """Largest difference between the rewritten graph and the model in evaluation mode, without caches."""
+    args, kwargs = opened((args, kwargs))
     with torch.no_grad():
         with traceable(model, experts=None):
-            expected = [t for t in pytree.tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
+            expected = [t for t in pytree.tree_leaves(model(*closed(args), **closed(kwargs))) if isinstance(t, Tensor)]
         found = [
             t for t in pytree.tree_leaves(sweeper.rewritten.graph_module(*args, **kwargs)) if isinstance(t, Tensor)
         ]

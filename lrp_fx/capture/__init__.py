@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture import normalise, store
 from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.captured import Captured, Decisions, copy_graph
+from lrp_fx.capture.containers import closed, closing, opened, standing_in, structures
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.export import export, plain, shapes_of
@@ -27,7 +28,7 @@ from lrp_fx.capture.signature import Call, Shapes, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError
 
-__all__ = ["ROUTES", "Call", "Captured", "Shapes", "capture", "copy_graph", "failing_node", "read_call"]
+__all__ = ["ROUTES", "Call", "Captured", "Shapes", "capture", "copy_graph", "failing_node", "opened", "read_call"]
 
 ROUTES = ("auto", "export", "trace")
 
@@ -48,8 +49,11 @@ def capture(
     Raises:
         CaptureError: when neither can; the message carries the reasons.
     """
-    call, kwargs = read_call(model, args, kwargs), dict(sorted(kwargs.items()))
-    place = None if route == "trace" else store.entry(model, call, "capture", dynamic, route)
+    args, kwargs = opened((args, dict(sorted(kwargs.items()))))
+    call = read_call(model, args, kwargs)
+    place = (
+        None if route == "trace" or structures((args, kwargs)) else store.entry(model, call, "capture", dynamic, route)
+    )
     if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
         return known
     captured = _anew(model, call, args, kwargs, dynamic, route)
@@ -64,7 +68,7 @@ def _anew(
     if route == "trace":
         return _by_trace(model, call, args, kwargs, start)
     try:
-        program = export(model, args, kwargs, dynamic)
+        program = export(standing_in(model, (args, kwargs)), args, kwargs, dynamic)
     except CaptureError:
         raise
     except Exception as error:
@@ -104,7 +108,7 @@ def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start:
     in_spec = pytree.tree_structure((args, kwargs))
 
     def run(*leaves: Any) -> Any:
-        positional, keyword = pytree.tree_unflatten(list(leaves), in_spec)
+        positional, keyword = closed(pytree.tree_unflatten(list(leaves), in_spec))
         return model(*positional, **keyword)
 
     try:
@@ -147,6 +151,7 @@ def _captured(
     tensors = iter(outputs)  # type: ignore[arg-type]
     with graph_module.graph.inserting_before(end):
         end.args = ([_leaf(graph_module, i, leaf, tensors) for i, leaf in enumerate(recording.leaves)],)
+    out_spec = closing(out_spec)
     graph_module.graph._codegen = _get_codegen(in_spec, out_spec)
     sizes = tuple(tuple(int(d) for d in t.shape) for t in call.tensors.values())
     reasons = {

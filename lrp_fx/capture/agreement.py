@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.containers import closed
 from lrp_fx.capture.conventions import traceable
 
 TOLERANCE = 1e-2  #: relative; far above what rounding makes of a model that is not chaotic, far below a wrong mask
@@ -31,7 +32,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
     with torch.no_grad():
         try:
             with traceable(model, experts=None):
-                expected = _floats(model(*args, **kwargs))
+                expected = _floats(model(*closed(args), **closed(kwargs)))
         except Exception:
             return 0.0
         found = _floats(graph_module(*args, **kwargs))

@@ -18,6 +18,7 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
+from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.functional import functionalise
 from lrp_fx.capture.recurrent import written_out
@@ -92,7 +93,9 @@ def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> I
 def _export(
     model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool, strict: bool = False
 ) -> torch.export.ExportedProgram:
-    dims = pytree.tree_map(lambda x: _free_dims(x, dynamic) if isinstance(x, torch.Tensor) else None, (args, kwargs))
+    dims = listed(
+        pytree.tree_map(lambda x: _free_dims(x, dynamic) if isinstance(x, torch.Tensor) else None, (args, kwargs))
+    )
     # export takes one specification for *args and one for **kwargs, by parameter name
     names = [n for n in _parameter_names(model, len(args))]
     spec = dict(zip(names, dims[0], strict=False)) | dims[1]

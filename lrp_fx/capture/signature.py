@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.containers import Place, by_value, opened, structures
 from lrp_fx.errors import InputError
 
 
@@ -57,36 +58,31 @@ def _positional_names(model: torch.nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def _hashable(value: Any) -> Any:
-    try:
-        hash(value)
-    except TypeError:
-        return repr(value)
-    return value
-
-
 def read_call(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """Flatten a call. Keyword order does not matter.
+    """Flatten a call, objects that pytree does not know included. Keyword order does not matter.
 
     Raises:
-        InputError: for an empty tensor, a non-finite floating input, or tensors on several devices.
+        InputError: for an empty tensor, a non-finite floating input, tensors on several devices, or an object that
+            cannot be taken apart.
     """
-    flat, spec = pytree.tree_flatten_with_path((args, dict(sorted(kwargs.items()))))
+    tree = opened((args, dict(sorted(kwargs.items()))))
+    flat, spec = pytree.tree_flatten_with_path(tree)
     parameters = _positional_names(model)
     names = tuple(_display(path, parameters) for path, _ in flat)
     leaves = tuple(leaf for _, leaf in flat)
-    key: list[Any] = [str(spec)]
-    for name, leaf in zip(names, leaves, strict=True):
+    key: list[Any] = [str(spec), *structures(tree)]
+    for name, (path, leaf) in zip(names, flat, strict=True):
         if isinstance(leaf, torch.Tensor):
-            _check(name, leaf)
+            _check(name, leaf, inside=isinstance(path[-1], Place))
             key.append((leaf.dtype, leaf.dim(), str(leaf.device)))
         else:
-            key.append((type(leaf), _hashable(leaf)))
+            key.append(by_value(leaf))
     return Call(names, leaves, tuple(key))
 
 
-def _check(name: str, value: torch.Tensor) -> None:
-    if value.numel() == 0:
+def _check(name: str, value: torch.Tensor, inside: bool) -> None:
+    """``inside`` an object, a tensor may be one that the object has not filled yet."""
+    if value.numel() == 0 and not inside:
         raise InputError(
             f"input '{name}' is empty (shape {tuple(value.shape)}): give at least one sample and one position"
         )

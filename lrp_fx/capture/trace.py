@@ -27,6 +27,7 @@ from torch.fx.traceback import preserve_node_meta
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.containers import returned
 from lrp_fx.capture.control import CarriedOut
 from lrp_fx.capture.reads import Reads
 
@@ -120,7 +121,7 @@ def record(
             _uncompiled(),
         ):  # the last one asked first: what the others do is seen as well
             output = call(*filled)
-        found["leaves"], found["spec"] = pytree.tree_flatten(output)
+        found["leaves"], found["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]
 
     with torch.no_grad(), _module_stacks(model, spans), preserve_node_meta():
