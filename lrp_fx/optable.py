@@ -48,7 +48,8 @@ class OpSpec:
         slope: closed form of f(x)/x (``nonlinearity`` only) as an expression of ``x``, ``y`` and the op's arguments.
         at_zero: value of f(x)/x at x = 0 where f(0) = 0 and no closed form is given.
         extra: kind-specific fields (the layout of a normalization; the ``mean`` over the windows of a selection; the
-            operand of a product that, where it is ``constant``, is transposed on the way back).
+            operand of a product that, where it is ``constant``, is transposed on the way back; the argument that
+            ``picks`` entries, a result of its own shape where ``entrywise``).
     """
 
     name: str
@@ -79,6 +80,8 @@ def _parse_entry(kind: str, name: str, value: Any) -> OpSpec:
     args, terms = _names(fields.pop("args", "")), _names(fields.pop("terms", ""))
     if kind in ("homogeneous", "nonlinearity"):
         known.setdefault("elementwise", True)
+    if kind == "lookup":
+        fields.setdefault("picks", "indices")
     return OpSpec(name, kind, args, terms, **known, extra=fields)
 
 
@@ -93,7 +96,8 @@ def parse_table(document: Mapping[str, Any], origin: str) -> dict[str, OpSpec]:
         if kind not in KINDS:
             raise RuleSetError(f"{origin}: unknown section [{kind}]; the op table knows {', '.join(KINDS)}")
         if kind == "constant":
-            entries = {name: "" for name in entries["ops"]}
+            named = {name: fields for name, fields in entries.items() if name != "ops"}
+            entries = {name: "" for name in entries.get("ops", ())} | named
         for name, value in entries.items():
             table[name] = _parse_entry(kind, name, value)
     return table

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch.fx import Graph, Node
 
@@ -16,7 +17,7 @@ from lrp_fx.analysis.layers import find_layers
 from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
 from lrp_fx.analysis.positions import find_positions
 from lrp_fx.analysis.selective import find_selective
-from lrp_fx.analysis.sources import find_sources
+from lrp_fx.analysis.sources import Finder
 from lrp_fx.errors import UnknownOpError, locate
 from lrp_fx.optable import OpSpec, OpTable, bind, op_name
 
@@ -29,12 +30,15 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     Raises:
         UnknownOpError: where relevance reaches an operator that ``ops`` does not declare.
     """
-    facts = Facts(ops, sources=find_sources(graph, ops))
-    for source in facts.sources:
-        facts.operands[source.node] = {}
-        _root(facts, source.node)
+    facts = Facts(ops)
+    finder = Finder(facts)
     for node in graph.nodes:
-        if node.op != "call_function" or node in facts.operands:
+        if (source := finder.source(node)) is not None:  # (whether its table carries relevance is known by now)
+            facts.sources.append(source)
+            facts.operands[node] = {}
+            _root(facts, node)
+            continue
+        if node.op != "call_function":
             continue
         spec = ops.get(node)
         if spec is None:
@@ -47,6 +51,8 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
         if node.target is operator.getitem and not _picks_float(node):
             continue
         if carrying:
+            if spec.kind == "lookup":  # in a tensor that carries relevance it moves rows
+                spec = replace(spec, kind="movement")
             facts.specs[node] = spec
             facts.operands[node] = carrying
             _locate(facts, node, spec, carrying.values())

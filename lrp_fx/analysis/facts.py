@@ -21,6 +21,8 @@ class Source:
         indices: for a lookup, the integer node that picked the rows; None for a floating input.
         name: display name of the tensor ("inputs_embeds", or the parameter path of the table).
         dim: of a lookup, the dimension at which those of the indices begin.
+        depth: of a lookup, how many dimensions its indices have together; all others are features.
+        further: (input, indices) of what else picked the rows: relevance is shared evenly among all of them.
     """
 
     node: Node
@@ -28,6 +30,28 @@ class Source:
     indices: Node | None
     name: str
     dim: int = 0
+    depth: int = 0
+    further: tuple[tuple[Node, Node], ...] = ()
+
+    @property
+    def picks(self) -> tuple[tuple[Node, Node], ...]:
+        """(input, indices) of everything that picked the rows; empty for a floating input."""
+        return () if self.indices is None else ((self.input, self.indices), *self.further)
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """How a node reads entries of a table.
+
+    Attributes:
+        indices: nodes that say which entries; of several, each counts along a dimension of the table.
+        dim: dimension of the result at which those of the indices begin.
+        depth: how many dimensions the indices have together, broadcast.
+    """
+
+    indices: tuple[Node, ...]
+    dim: int
+    depth: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,7 @@ class Facts:
         ops: the op table used.
         specs: declaration of every node that carries relevance.
         sources: where relevance of the inputs is collected.
+        held: nodes whose entries are values of inputs, moved, rounded or shifted -> the placeholders.
         operands: carrying operands of every carrying node.
         origin: the tensor of which a node is an elementwise function (itself where it is of none, or of several).
         parent: nearest tensor that alone determines the node by elementwise, reducing or moving operators.
@@ -78,6 +103,7 @@ class Facts:
     ops: OpTable
     specs: dict[Node, OpSpec] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
+    held: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     operands: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
     origin: dict[Node, Node] = field(default_factory=dict)
     parent: dict[Node, Node] = field(default_factory=dict)

@@ -63,8 +63,9 @@ def is_float(node: Node) -> bool:
 
 
 def is_integer(node: Node) -> bool:
-    """Whether the node's value is an integer (not boolean) tensor."""
+    """Whether the node's value is, or contains, an integer (not boolean) tensor, and no floating one."""
     val = value(node)
-    return isinstance(val, torch.Tensor) and not (
-        val.is_floating_point() or val.is_complex() or val.dtype is torch.bool
+    tensors = [v for v in (val if isinstance(val, (tuple, list)) else (val,)) if isinstance(v, torch.Tensor)]
+    return bool(tensors) and all(
+        not (v.is_floating_point() or v.is_complex() or v.dtype is torch.bool) for v in tensors
     )

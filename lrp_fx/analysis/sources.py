@@ -1,60 +1,118 @@
-"""Where relevance of the inputs is collected: floating inputs, and rows that input token ids pick from a table."""
+"""Where relevance of the inputs is collected: floating inputs, and rows that the values of an input pick from a table.
+
+A lookup is a source only where its table is a constant: the rows are then all that the output knows of the input that
+picked them. Rows of a tensor that carries relevance are that tensor, moved, whoever picked them.
+"""
 
 from __future__ import annotations
 
-from torch.fx import Graph, Node
+from dataclasses import dataclass, field
 
-from lrp_fx.analysis.facts import Source
-from lrp_fx.analysis.operands import is_float, is_integer, slots
-from lrp_fx.optable import OpTable, bind
+from torch.fx import Node
 
-_IDENTITY = ("movement", "linear", "selection", "product", "nonlinearity", "homogeneous")
+from lrp_fx.analysis.facts import Facts, Lookup, Source
+from lrp_fx.analysis.operands import is_float, is_integer, slots, value
+from lrp_fx.optable import OpSpec, bind, op_name
+
+_KEEPING = ("movement", "linear", "selection", "product", "nonlinearity", "homogeneous")
+#: a running count says where an entry stands, not what it is
+_COUNTING = ("aten.cumsum",)
 
 
-def find_sources(graph: Graph, ops: OpTable) -> list[Source]:
-    """Sources of a captured graph, in graph order.
+@dataclass
+class Finder:
+    """Finds the sources of a graph, asked node by node in graph order, while reach is computed.
 
-    An integer input keeps its identity through movement and arithmetic, and loses it in a comparison: positions that a
-    model counts from its padding mask are not the tokens.
+    The values of an input keep their identity through movement, rounding and arithmetic on single entries, and lose it
+    in a comparison or a count: positions that a model counts from its padding mask are not the tokens. What integers
+    picked from a table of integers still says which ones they were.
+
+    Attributes:
+        facts: where ``held`` is noted, and what carries relevance so far.
+        rows: integers that were picked from a table: as floating numbers they are its rows.
     """
-    sources: list[Source] = []
-    identity: dict[Node, Node] = {}  # integer node -> the placeholder whose values it holds
-    for node in graph.nodes:
+
+    facts: Facts
+    rows: set[Node] = field(default_factory=set)
+
+    def source(self, node: Node) -> Source | None:
+        """The source that begins at ``node``, if one does."""
+        held = self.facts.held
         if node.op == "placeholder":
-            if is_float(node) and "mask" not in str(node.target):  # a mask selects; it is no signal, whatever its type
-                sources.append(Source(node, node, None, str(node.target)))
-            elif is_integer(node):
-                identity[node] = node
-        elif node.op == "call_function":
-            spec = ops.get(node)
-            if is_float(node) and (indices := _picked_by(node, spec.kind if spec else "", identity)) is not None:
-                sources.append(Source(node, identity[indices], indices, table_name(node), _first_dim(node)))
-            elif spec and spec.kind in _IDENTITY and is_integer(node):
-                held = [identity[n] for n in slots(node, spec.args + spec.terms).values() if n in identity]
-                if held:
-                    identity[node] = held[0]
-    return sources
+            if is_float(node) or is_integer(node):
+                held[node] = (node,)
+            carries = is_float(node) and "mask" not in str(node.target)
+            return Source(node, node, None, str(node.target)) if carries else None
+        spec = self.facts.ops.get(node) if node.op == "call_function" else None
+        if spec is None:
+            return None
+        lookup = find_lookup(node, spec)
+        if lookup is not None and not any(self._carries_or_holds(n) for n in slots(node, spec.args).values()):
+            picks = [(owner, n) for n in lookup.indices for owner in held.get(n, ())]
+            if picks and is_float(node):
+                return self._rows(node, lookup, picks)
+            if picks and is_integer(node):
+                held[node] = tuple(dict.fromkeys(owner for owner, _ in picks))
+                if not spec.extra.get("entrywise"):
+                    self.rows.add(node)
+                return None
+        return self._pass_on(node, spec)
+
+    def _carries_or_holds(self, table: Node) -> bool:
+        return self.facts.carries(table) if is_float(table) else table in self.facts.held
+
+    def _rows(self, node: Node, lookup: Lookup, picks: list[tuple[Node, Node]]) -> Source:
+        (owner, indices), *further = picks
+        return Source(node, owner, indices, table_name(node), lookup.dim, lookup.depth, tuple(further))
+
+    def _pass_on(self, node: Node, spec: OpSpec) -> Source | None:
+        """Note whose values ``node`` holds, entry by entry; rows of integers become a source where they are cast."""
+        facts = self.facts
+        operands = list(slots(node, spec.args + spec.terms).values())
+        holding = [n for n in operands if n in facts.held]
+        if not holding or spec.kind not in _KEEPING or op_name(node) in _COUNTING:
+            return None
+        if is_float(node):
+            if any(n in self.rows for n in holding) and spec.kind == "movement":
+                return self._rows(node, Lookup((holding[0],), 0, holding[0].meta["val"].dim()),
+                                  [(owner, holding[0]) for owner in facts.held[holding[0]]])  # fmt: skip
+            apart = spec.elementwise or spec.kind == "movement"
+            mixed = any(facts.carries(n) and n not in facts.held for n in operands)
+            if not apart or mixed or not all(is_float(n) for n in holding):
+                return None
+        elif not is_integer(node):
+            return None
+        facts.held[node] = tuple(dict.fromkeys(owner for n in holding for owner in facts.held[n]))
+        if any(n in self.rows for n in holding):
+            self.rows.add(node)
+        return None
 
 
-def _picked_by(node: Node, kind: str, identity: dict[Node, Node]) -> Node | None:
-    """The input-holding indices with which ``node`` picks rows of a constant table, or None."""
-    if kind == "lookup":
-        indices = bind(node)["indices"]
-        return indices if indices in identity else None
-    if kind == "movement" and node.target.__name__.startswith(("index.", "index_select.")):  # type: ignore[union-attr]
-        rows = slots(node, ("indices", "index"))
-        held = [n for n in rows.values() if n in identity]
-        return held[0] if held else None
-    return None
-
-
-def _first_dim(node: Node) -> int:
-    """Where the dimensions of the indices begin in what a lookup picked."""
+def find_lookup(node: Node, spec: OpSpec) -> Lookup | None:
+    """What picks the entries that ``node`` reads, and where in the result its dimensions are; None for other nodes."""
+    named, val = spec.extra.get("picks"), value(node)
+    if named is None or not hasattr(val, "dim"):
+        return None
     bound = bind(node)
-    if isinstance(dim := bound.get("dim"), int):
-        return dim % node.meta["val"].dim()
-    listed = bound.get("indices")
-    return next((i for i, n in enumerate(listed) if n is not None), 0) if isinstance(listed, (list, tuple)) else 0
+    given = bound.get(named)
+    if not isinstance(given, (list, tuple)):
+        if not isinstance(given, Node):
+            return None
+        if spec.extra.get("entrywise"):
+            return Lookup((given,), 0, val.dim())
+        dim = bound.get("dim")
+        return Lookup((given,), dim % max(val.dim(), 1) if isinstance(dim, int) else 0, given.meta["val"].dim())
+    places = [i for i, n in enumerate(given) if isinstance(n, Node)]
+    if not places:
+        return None
+    together = places[-1] - places[0] + 1 == len(places)
+    indices = tuple(given[i] for i in places)
+    return Lookup(indices, places[0] if together else 0, max(_rank(n) for n in indices))
+
+
+def _rank(index: Node) -> int:
+    """Dimensions of an index among several: of a mask, those of the positions at which it is true."""
+    return 1 if not is_integer(index) else index.meta["val"].dim()
 
 
 def table_name(node: Node) -> str:

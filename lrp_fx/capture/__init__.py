@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise, store
 from lrp_fx.capture.agreement import TOLERANCE, disagreement
+from lrp_fx.capture.calls import settle
 from lrp_fx.capture.captured import Captured, Decisions, copy_graph
 from lrp_fx.capture.containers import closed, closing, opened, standing_in, structures
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
@@ -181,6 +182,7 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     normalise.split_moments(graph_module.graph)
     shorten_masks(graph_module.graph)
     widen_islands(graph_module.graph)
+    settle(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
     graph_module.recompile()
     return graph_module

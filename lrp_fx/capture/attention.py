@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch._guards import detect_fake_mode
 from torch.fx import Node
 
+from lrp_fx.capture.calls import CALLS
 from lrp_fx.capture.captured import Captured, copy_graph
 
 aten = torch.ops.aten
@@ -29,6 +30,7 @@ def write_out_attention(captured: Captured) -> Captured:
     for node in [n for n in graph.nodes if n.target is _FUSED]:
         with graph.inserting_before(node):
             result = _Writer(graph, node).attention(*node.args, **node.kwargs)
+        result.meta |= {k: v for k, v in node.meta.items() if k == CALLS}
         node.replace_all_uses_with(result)
         graph.erase_node(node)
     graph.lint()

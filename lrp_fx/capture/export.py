@@ -18,9 +18,11 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
+from lrp_fx.capture.calls import noting_calls
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.functional import functionalise
+from lrp_fx.capture.paths import module_of
 from lrp_fx.capture.recurrent import written_out
 from lrp_fx.capture.signature import Shapes
 from lrp_fx.errors import CaptureError
@@ -35,7 +37,7 @@ def export(model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool) -> tor
     failure: Exception | None = None
     for example in _examples(args, kwargs, dynamic):
         try:
-            with traceable(model), torch.enable_grad(), written_out(model):
+            with traceable(model), torch.enable_grad(), written_out(model), noting_calls(model):
                 program = _export(model, *example, dynamic)
             if _serves(program, args, kwargs):  # a grown example may have been fixed at the size it was grown to
                 return program
@@ -172,7 +174,7 @@ def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 
 def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    module = program.module(check_guards=False)
+    module = module_of(program)
     plain = fx.GraphModule(module, module.graph, class_name="CapturedModule")
     for name, buffer in module.named_buffers():  # buffers that are not persistent are missed by the copy
         if not hasattr(plain, name.split(".")[0]):

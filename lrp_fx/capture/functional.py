@@ -8,12 +8,15 @@ up to the tensor that owns the memory. Which tensors share memory is known from 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
+
+from lrp_fx.capture.calls import hand_on, unnoted
 
 aten = torch.ops.aten
 
@@ -198,14 +201,20 @@ class _Writer:
         elif node.target is operator.getitem:
             pieces = node.args[0]
             assert isinstance(pieces, Node)
-            self._keep(pieces, self.new.node_copy(pieces, self.current))
-            self._keep(node, self.new.node_copy(node, lambda n: self.copies[n]))
+            self._keep(pieces, self._again(pieces))
+            self._keep(node, self._again(node, self.copies.__getitem__))
         else:
-            self._keep(node, self.new.node_copy(node, self.current))
+            self._keep(node, self._again(node))
+
+    def _again(self, node: Node, reads: Callable[[Node], Node] | None = None) -> Node:
+        """A view made anew, of what its memory holds now: no longer what a module returned."""
+        copy = self.new.node_copy(node, reads or self.current)
+        copy.meta = unnoted(copy.meta)
+        return copy
 
     def _emit(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
         node = self.new.call_function(target, args, kwargs)
-        node.meta = dict(like.meta)
+        node.meta = unnoted(like.meta)
         return node
 
     def _write(self, node: Node) -> None:
@@ -216,7 +225,7 @@ class _Writer:
             parent = self.memory.parents[view]
             if not is_mutating(view):
                 value = self._scatter(view, self.current(parent), value)
-                value.meta = dict(node.meta) | {"val": parent.meta["val"]}
+                value.meta = unnoted(node.meta) | {"val": parent.meta["val"]}
             view = parent
         self.versions[view] = self.versions.get(view, 0) + 1
         self._keep(view, value)
@@ -239,6 +248,7 @@ class _Writer:
             if any(d.is_floating_point or d.is_complex for d in promoted if d is not None):
                 value = self._emit(node, aten.type_as.default, value, args[0])
         value.meta["val"] = written.meta["val"]
+        hand_on(node, value)
         return value
 
     def _scatter(self, view: Node, parent: Node, value: Node) -> Node:

@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.calls import hand_on
 from lrp_fx.errors import CaptureError, locate
 
 aten = torch.ops.aten
@@ -86,6 +87,7 @@ def drop_inert(graph: fx.Graph) -> None:
     """Remove dropout in evaluation mode: it hands on its operand itself, memory and all."""
     for node in list(graph.nodes):
         if node.target in _DROPOUT and not node.args[2]:
+            hand_on(node, node.args[0])  # type: ignore[arg-type]
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 from torch.autograd import Function
 from torch.fx import Node
 
+from lrp_fx.capture.calls import unnoted
+
 aten = torch.ops.aten
 
 _WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
@@ -113,7 +115,7 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
         if _dtype(operand) not in _WIDE:
             return operand
         cast = graph.call_function(aten.to.dtype, (operand, _WIDE[operand.meta["val"].dtype]))
-        cast.meta = dict(operand.meta) | {"val": _widened(operand.meta["val"])}
+        cast.meta = unnoted(operand.meta) | {"val": _widened(operand.meta["val"])}
         return cast
 
     with graph.inserting_after(node):

@@ -23,6 +23,8 @@ from torch.utils._sympy import functions as formulas
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
+from lrp_fx.capture.calls import CALLS
+from lrp_fx.capture.paths import readable
 from lrp_fx.capture.precision import exact_value
 
 _FUNCTIONS: dict[str, Any] = {
@@ -50,7 +52,7 @@ _FORMULAS: dict[str, Any] = {
 }
 _NAMED_BY_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 _SYMBOLIC = {"SymInt": torch.SymInt, "SymBool": torch.SymBool, "SymFloat": torch.SymFloat}
-_TRACED = ("stack_trace", "nn_module_stack")
+_TRACED = ("stack_trace", "nn_module_stack", CALLS)
 
 
 class Unstorable(Exception):
@@ -256,6 +258,8 @@ class Reader:
             if not all(part.isidentifier() or part.isdigit() for part in names):
                 raise ValueError(f"{name}, {target}: no names")
             found = _operator(target) if op == "call_function" else target
+            if op == "get_attr":
+                found = readable(target)
             node = graph.create_node(op, found, tuple(self.value(args, made)), self.value(kwargs, made), name)
             if value:
                 node.meta["val"] = self._shared(value[0])

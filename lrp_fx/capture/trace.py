@@ -27,8 +27,10 @@ from torch.fx.traceback import preserve_node_meta
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.calls import hand_on, noting_calls
 from lrp_fx.capture.containers import returned
 from lrp_fx.capture.control import CarriedOut
+from lrp_fx.capture.paths import readable
 from lrp_fx.capture.reads import Reads
 
 aten = torch.ops.aten
@@ -124,7 +126,7 @@ def record(
         found["leaves"], found["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]
 
-    with torch.no_grad(), _module_stacks(model, spans), preserve_node_meta():
+    with torch.no_grad(), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
         traced = _made(run, [leaves[place].clone() for place in places], model, record_stack_traces=True)
     for node, stack in _stacks(list(traced.graph.nodes), spans):
         node.meta["nn_module_stack"] = stack
@@ -182,7 +184,7 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
     for node in list(graph.nodes):
         if node.op == "get_attr":
             tensor = _attribute(traced, str(node.target))
-            node.target = names.get(id(tensor), str(node.target))
+            node.target = readable(names.get(id(tensor), str(node.target)))
             attributes[str(node.target)] = tensor
             node.meta.setdefault("val", tensor)
         elif getattr(node.target, "__name__", "") == _GRAD_MODE:
@@ -278,6 +280,9 @@ def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.Grap
     mode = FunctionalTensorMode(pre_dispatch=True, export=True)  # `export` keeps composite operators whole
     with torch.no_grad(), preserve_node_meta():
         again = _made(dispatch_functionalize(run, mode), [leaves[place].clone() for place in places], graph_module)
-    return _with_names(
-        again, dict(graph_module.named_parameters()) | dict(graph_module.named_buffers()), leaves, places
-    )
+    owned = dict(graph_module.named_parameters()) | dict(graph_module.named_buffers())
+    named = _with_names(again, owned, leaves, places)
+    inputs = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
+    for old, new in zip(inputs, named.graph.nodes, strict=False):  # (metadata of operators is carried along by torch)
+        hand_on(old, new)
+    return named

@@ -24,7 +24,7 @@ from lrp_fx.conversion import Conversion
 from lrp_fx.errors import InputError
 from lrp_fx.evaluate.task import Batch, Task
 from lrp_fx.explain.target import padding_masks, select
-from lrp_fx.explain.tokens import row_relevance, to_input
+from lrp_fx.explain.tokens import to_inputs
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,14 @@ class Embedded:
 
     Attributes:
         conversion: the capture and its facts.
-        sources: the sources of that input.
+        owner: that input.
+        sources: its sources.
         reader: flat inputs -> the tensors at the sources; ``copies`` maps captured nodes to its nodes.
         cut: (sources..., flat inputs...) -> flat output.
     """
 
     conversion: Conversion
+    owner: Node
     sources: tuple[Source, ...]
     reader: fx.GraphModule
     copies: dict[Node, Node] = field(repr=False)
@@ -58,12 +60,12 @@ class Embedded:
             InputError: when that input has no source: nothing differentiable depends on it.
         """
         captured = conversion.captured
-        names = dict(zip(captured.placeholders, captured.names, strict=True))
-        sources = tuple(s for s in conversion.facts.sources if names[s.input] == name)
-        if not sources:
+        owner = captured.placeholders[captured.names.index(name)] if name in captured.names else None
+        sources = tuple(s for s in conversion.facts.sources if owner in (s.input, *(n for n, _ in s.picks)))
+        if owner is None or not sources:
             raise InputError(f"input {name!r} has no gradient: it is neither floating nor picks rows of a table")
         reader, copies = _read(captured, sources)
-        return cls(conversion, sources, reader, copies, _cut(captured, sources, watched or {}))
+        return cls(conversion, owner, sources, reader, copies, _cut(captured, sources, watched or {}))
 
     @property
     def captured(self) -> Captured:
@@ -91,9 +93,8 @@ class Embedded:
         """Relevance at the sources, elementwise, -> relevance of the input: (B, S) of token ids, else its own shape."""
         collected = []
         for item, value in zip(self.sources, relevance, strict=True):
-            if item.indices is not None:
-                value = to_input(item, row_relevance(item, value, env[item.indices]), env, self.conversion.facts.ops)
-            collected.append(value)
+            parts = to_inputs(item, value, env, self.conversion.facts) if item.picks else [(item.input, value)]
+            collected += [part for owner, part in parts if owner is self.owner]
         return torch.stack(collected).sum(0)
 
 

@@ -164,12 +164,11 @@ class Sweeper:
         }
         self._check_finite(chosen, collected, lambda: self.account(leaves, choose))
         moved = self._moved(plan.facts.sources, collected, self.values(leaves))
-        # how much of a source belongs to an input, where that is not all of it
-        owned = {
-            item.node: float(value.double().sum())
-            for item, value in moved
-            if item.indices is not None and item.indices is not item.input and not value.is_meta
-        }
+        # how much of a source belongs to inputs, where that is not all of it
+        owned: dict[Node, float] = {}
+        for item, _, value in moved:
+            if any(indices is not owner for owner, indices in item.picks) and not value.is_meta:
+                owned[item.node] = owned.get(item.node, 0.0) + float(value.double().sum())
         return Attribution(
             self._summed(moved),
             latents,
@@ -237,20 +236,19 @@ class Sweeper:
 
     def _moved(
         self, sources: Sequence[Source], collected: Sequence[Tensor], values: Values
-    ) -> list[tuple[Source, Tensor]]:
-        """Every source with its relevance in the shape of its input: that of rows goes to the ids which picked them."""
-        ops = self.rewritten.plan.facts.ops
+    ) -> list[tuple[Source, Node, Tensor]]:
+        """(source, input, relevance in the shape of that input): that of rows goes to the values which picked them."""
+        facts = self.rewritten.plan.facts
         moved = []
         for item, value in zip(sources, collected, strict=False):
-            if item.indices is not None:
-                value = tokens.to_input(item, tokens.row_relevance(item, value, values[item.indices]), values, ops)
-            moved.append((item, value))
+            parts = tokens.to_inputs(item, value, values, facts) if item.picks else [(item.input, value)]
+            moved += [(item, owner, part) for owner, part in parts]
         return moved
 
-    def _summed(self, moved: Iterable[tuple[Source, Tensor]]) -> dict[str, Tensor]:
+    def _summed(self, moved: Iterable[tuple[Source, Node, Tensor]]) -> dict[str, Tensor]:
         relevance: dict[str, Tensor] = {}
-        for item, value in moved:
-            name = self._input_name(item.input)
+        for _, owner, value in moved:
+            name = self._input_name(owner)
             relevance[name] = relevance[name] + value if name in relevance else value
         return relevance
 

@@ -17,13 +17,17 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis import Facts
 from lrp_fx.analysis.attention import PARTS, find_attention
 from lrp_fx.analysis.operands import is_float
+from lrp_fx.capture.calls import places
 from lrp_fx.errors import LatentError
 
 INSIDE = ("scores", "weights")  #: parts of an attention that a fused one does not show
 
 
-def module_outputs(graph: Graph) -> dict[str, Node]:
-    """Module path -> the floating tensor node that its forward returned (the last one that is used outside of it)."""
+def module_outputs(graph: Graph, facts: Facts) -> dict[str, Node]:
+    """Module path -> the floating tensor that its forward returned; of several calls, the last one.
+
+    Where the capture did not note it, that is the last one that is used outside of the module.
+    """
     outputs: dict[str, Node] = {}
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor) or not is_float(node):
@@ -31,7 +35,24 @@ def module_outputs(graph: Graph) -> dict[str, Node]:
         for path in _paths(node):
             if path and any(path not in _paths(user) for user in node.users):
                 outputs[path] = node
-    return outputs
+    return outputs | _noted(graph, facts, returned=True)
+
+
+def _noted(graph: Graph, facts: Facts, returned: bool) -> dict[str, Node]:
+    """Module path -> the first floating tensor that its last call returned, or that its first call was given.
+
+    Tensors that carry relevance come first: an attention may be given positions before its hidden states.
+    """
+    best: dict[str, tuple[tuple[int, int, int], Node]] = {}
+    for node in graph.nodes:
+        if not isinstance(node.meta.get("val"), torch.Tensor) or not is_float(node):
+            continue
+        for place in places(node):
+            if place.path and place.returned is returned:
+                rank = (-place.call if returned else place.call, not facts.carries(node), place.leaf)
+                if place.path not in best or rank <= best[place.path][0]:  # (of one place, the last node holds it)
+                    best[place.path] = rank, node
+    return {path: node for path, (_, node) in best.items()}
 
 
 def _paths(node: Node) -> set[str]:
@@ -45,7 +66,8 @@ def module_inputs(graph: Graph, facts: Facts) -> dict[str, Node]:
         for operand in facts.operands.get(node, {}).values():
             for path in _paths(node) - _paths(operand):
                 inputs.setdefault(path, operand)
-    return inputs
+    noted = _noted(graph, facts, returned=False)
+    return inputs | {path: node for path, node in noted.items() if facts.carries(node) or path not in inputs}
 
 
 def attention_parts(graph: Graph, facts: Facts) -> dict[str, Node | None]:
@@ -71,7 +93,7 @@ def find_latents(graph: Graph, facts: Facts, patterns: Iterable[str]) -> dict[st
         LatentError: for a pattern that matches nothing in the graph.
     """
     patterns = list(patterns)
-    named: dict[str, Node | None] = dict(module_outputs(graph)) if patterns else {}
+    named: dict[str, Node | None] = dict(module_outputs(graph, facts)) if patterns else {}
     if any("@" in pattern for pattern in patterns):
         named |= {f"{path}@input": node for path, node in module_inputs(graph, facts).items()}
         named |= attention_parts(graph, facts)

@@ -1,81 +1,104 @@
-"""Relevance of integer inputs: from the rows that token ids picked back to the positions of the ids."""
+"""Relevance of ids: from the rows that values of an input picked back to the entries of that input."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
-from lrp_fx.analysis import Source
+from lrp_fx.analysis import Facts, Source
 from lrp_fx.analysis.operands import declared
+from lrp_fx.analysis.sources import find_lookup
 from lrp_fx.errors import InputError, locate
-from lrp_fx.optable import OpTable
 
 
-def row_relevance(source: Source, relevance: Tensor, indices: Tensor) -> Tensor:
-    """Sum the relevance of every picked row over its features -> the shape of ``indices``.
+def row_relevance(source: Source, relevance: Tensor) -> Tensor:
+    """Sum the relevance of every picked row over its features -> the broadcast shape of the indices.
 
     The dimensions of the indices begin at ``source.dim``; all others are features.
     """
-    if relevance.dim() <= indices.dim():
+    if relevance.dim() <= source.depth:
         return relevance
     before = list(range(source.dim))
-    return relevance.movedim(before, [d - source.dim for d in before]).flatten(indices.dim()).sum(-1)
+    return relevance.movedim(before, [d - source.dim for d in before]).flatten(source.depth).sum(-1)
 
 
-def to_input(source: Source, picked: Tensor, env: dict[Node, Any], ops: OpTable) -> Tensor:
-    """Carry relevance at the indices of a lookup back to the input they were moved from.
+def to_inputs(source: Source, relevance: Tensor, env: Mapping[Node, Any], facts: Facts) -> list[tuple[Node, Tensor]]:
+    """(input, relevance in its shape) for every input that picked the rows of a source; all get equal shares.
 
     Integers have no gradient, so a float twin of the input, one per entry, is moved through the same operators
-    (slices, shifts, padding, offsets); the transpose of that linear map is the answer. Where the indices are the input
-    itself, so is the relevance.
+    (slices, shifts, padding, offsets, rounding); the transpose of that linear map is the answer. Where the indices are
+    the input itself, so is the relevance.
 
     Args:
         source: a source with indices.
-        picked: relevance per index, the shape of ``source.indices``.
+        relevance: of its rows, elementwise (or summed over features).
         env: values of the nodes between input and indices.
-        ops: which operands an operator moves.
+        facts: which nodes hold values of which input.
     """
-    assert source.indices is not None
-    if source.indices is source.input:
-        return picked
+    rows = row_relevance(source, relevance) / len(source.picks)
+    return [(owner, _to_input(source.node, owner, indices, rows, env, facts)) for owner, indices in source.picks]
+
+
+def _to_input(node: Node, owner: Node, indices: Node, rows: Tensor, env: Mapping[Node, Any], facts: Facts) -> Tensor:
+    if indices is owner:
+        return rows.sum_to_size(env[owner].shape)
     with torch.enable_grad():
-        leaf = torch.ones_like(env[source.input], dtype=torch.float64).requires_grad_()
-        twin = _moved(source.indices, {source.input: leaf}, env, ops)
+        leaf = torch.ones_like(env[owner], dtype=torch.float64).requires_grad_()
+        twin = _moved(indices, owner, {owner: leaf}, env, facts)
         if twin is None:
-            raise InputError(f"the token ids of '{source.input.name}' are lost on the way to {locate(source.node)}")
-        (relevance,) = torch.autograd.grad((twin * picked.double()).sum(), leaf)
-    return relevance.to(picked.dtype)
+            raise InputError(f"the values of '{owner.name}' are lost on the way to {locate(node)}")
+        (relevance,) = torch.autograd.grad((twin * rows.double()).sum(), leaf)
+    return relevance.to(rows.dtype)
 
 
-def _moved(node: Node, twins: dict[Node, Tensor | None], env: dict[Node, Any], ops: OpTable) -> Tensor | None:
+def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, Any], facts: Facts) -> Any:
     """The float twin of ``node``; None where it does not hold the input's values."""
     if node in twins:
         return twins[node]
     twins[node] = None
-    spec = ops.get(node) if node.op == "call_function" else None
-    if spec is None or not isinstance(env[node], Tensor) or env[node].dtype is torch.bool:
+    if owner not in facts.held.get(node, ()):
         return None
+    spec = facts.ops.get(node)
+    assert spec is not None
     operands = set(declared(node, spec).values())
-    held = {n: t for n in operands if (t := _moved(n, twins, env, ops)) is not None}
-    if held and spec.kind == "movement" and node.target.__name__.split(".")[0] not in _CASTS:  # type: ignore[union-attr]
-        zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
-        twins[node] = _call(node, {**zeros, **held}, env) - _call(node, zeros, env)  # literals that overwrite cancel
-    elif held and spec.reduces:  # a hash of several ids is of each of them alike
+    held = {n: t for n in operands if (t := _moved(n, owner, twins, env, facts)) is not None}
+    if not held:
+        twins[node] = _picked(node, owner, twins, env, facts)
+    elif spec.kind == "movement" and node.target.__name__.split(".")[0] not in _CASTS:  # type: ignore[union-attr]
+        zeros = {n: pytree.tree_map(lambda t: torch.zeros_like(t, dtype=torch.float64), env[n]) for n in operands}
+        moved, empty = _call(node, {**zeros, **held}, env), _call(node, zeros, env)
+        twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literals that overwrite cancel
+    elif spec.reduces:  # a hash of several ids is of each of them alike
         zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
         count = next(iter(held.values())).numel() / max(env[node].numel(), 1)
         twins[node] = _call(node, {**zeros, **held}, env) / count
-    elif held:  # arithmetic: an id plus an offset is still that id
+    else:  # arithmetic: an id plus an offset is still that id
         twins[node] = torch.stack([t.expand(env[node].shape) for t in held.values()]).mean(0)
     return twins[node]
+
+
+def _picked(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, Any], facts: Facts) -> Tensor | None:
+    """The twin of integers that were read from a table: each is of the indices that picked it."""
+    spec = facts.ops.get(node)
+    lookup = None if spec is None else find_lookup(node, spec)
+    if lookup is None:
+        return None
+    shape = env[node].shape
+    features = [1] * (len(shape) - lookup.dim - lookup.depth)
+    held = [t for n in lookup.indices if (t := _moved(n, owner, twins, env, facts)) is not None]
+    grown = [t.reshape([*[1] * (lookup.depth - t.dim()), *t.shape, *features]).expand(shape) for t in held]
+    return torch.stack(grown).mean(0) if grown else None
 
 
 _CASTS = ("to", "_to_copy", "type_as")
 
 
-def _call(node: Node, replaced: dict[Node, Tensor], env: dict[Node, Any]) -> Tensor:
+def _call(node: Node, replaced: dict[Node, Any], env: Mapping[Node, Any]) -> Any:
     def fetch(n: Node) -> Any:
         return replaced[n] if n in replaced else env[n]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from lrp_fx.capture.paths import readable
 from lrp_fx.rewrite.positions import sizes_from_inputs
 
 
@@ -35,7 +36,7 @@ def assembled(
         env[node] = graph.placeholder(name)
         env[node].meta = dict(node.meta)
     for node, name in zip(old, attributes, strict=False):
-        env[node] = graph.get_attr(name)
+        env[node] = graph.get_attr(readable(name))
         env[node].meta = dict(node.meta)
     for node in traced.graph.nodes:
         if node.op in ("call_function", "get_attr"):

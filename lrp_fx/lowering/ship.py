@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from lrp_fx.capture import copy_graph
+from lrp_fx.capture.paths import module_of
 from lrp_fx.errors import InputError, LrpError, require
 from lrp_fx.explain import Attribution, Ledger
 from lrp_fx.lowering.convolutions import transpose_convolutions
@@ -156,7 +157,7 @@ def load(path: str | Path, weights: Weights | None = None) -> Artefact:
         about = json.loads(extra[_META])
     except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{str(path)!r} is no saved relevance graph: {str(error).splitlines()[0]}") from error
-    wanted, module = about.get(_REFERENCES, {}), program.module(check_guards=False)
+    wanted, module = about.get(_REFERENCES, {}), module_of(program)
     if bool(wanted) != (weights is not None):
         remedy = "refers to a checkpoint: name it with weights=" if wanted else "holds its weights: leave out weights="
         raise InputError(f"{str(path)!r} {remedy}")

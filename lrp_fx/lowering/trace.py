@@ -18,6 +18,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lrp_fx.analysis import Source
 from lrp_fx.capture import copy_graph
 from lrp_fx.capture.functional import functionalise
 from lrp_fx.capture.values import Values
@@ -183,7 +184,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
     choose_rows(graph)
     plan = sweeper.rewritten.plan
-    depths = tuple(None if s.indices is None or s.dim else s.indices.meta["val"].dim() for s in plan.sources)
+    depths = tuple(_rows_before_features(s) for s in plan.sources)
     if plan.blind:  # zeros get relevance: it is not their product with a cotangent
         depths = (None,) * len(depths)
     places = collect_late(graph, taps, depths, set(held))
@@ -193,6 +194,12 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     graph.lint()
     graph_module.recompile()
     return Targeted(graph_module, extra, tuple(logits.shape), tuple(map(len, places)), depths)
+
+
+def _rows_before_features(source: Source) -> int | None:
+    """How many leading dimensions of a source count its rows; None where it has no rows, or no features behind them."""
+    plain = source.picks and not source.dim and source.depth < source.node.meta["val"].dim()
+    return source.depth if plain else None
 
 
 class _Propagator(Lifted):

@@ -13,7 +13,7 @@ from lrp_fx.analysis import Slot
 from lrp_fx.analysis.operands import all_slots, is_float, replace
 from lrp_fx.capture import Captured, copy_graph
 from lrp_fx.errors import UnknownOpError, locate
-from lrp_fx.optable import OpSpec, bind
+from lrp_fx.optable import OpSpec, bind, set_arg
 from lrp_fx.parts import PART_RULES
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rewrite.layers import RUN, run_parts
@@ -118,6 +118,7 @@ def _carry_out(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, no
         constant = slot not in decision.live or decision.factors.get(slot) == 0
         if constant and operand in plan.differentiable:
             _before(graph, node, slot, _detach)
+    _read_all_rows(node)
     if decision.rule.name in PART_RULES:
         return _parts(graph, plan, copies, old, node)
     if decision.rule.name in SPREADING:
@@ -135,6 +136,18 @@ def _carry_out(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, no
     if decision.rule.name == "epsilon" and (epsilon := decision.rule.get("epsilon", 0.0)):
         result = _after(graph, result, epsilon_rule, epsilon)
     return result
+
+
+#: arguments of a lookup that change its derivative alone
+_TRAINING = {"padding_idx": -1, "scale_grad_by_freq": False, "sparse": False}
+
+
+def _read_all_rows(node: Node) -> None:
+    """Rows of a tensor that carries relevance receive theirs as they were read: padding rows too, however often."""
+    bound = bind(node) if node.target is torch.ops.aten.embedding.default else {}
+    for name, plain in _TRAINING.items():
+        if bound.get(name, plain) != plain:
+            set_arg(node, name, plain)
 
 
 def _own(graph: Graph, result: Node, rule: Rule) -> Node:

@@ -1,0 +1,107 @@
+"""Which nodes of a graph are what modules were given and what they returned, noted while the graph is recorded.
+
+A module that hands on its input unchanged leaves no node of its own, so its place cannot be told from the graph
+afterwards. Hooks that see every module call while it is traced note the place at the node itself; the graph is what it
+would be without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils import _pytree as pytree
+
+CALLS = "lrp_calls"  #: meta key of a node: the module calls that it is an input or an output of
+_KEPT = "custom"  #: meta key that torch's own passes carry along
+
+
+class Place(NamedTuple):
+    """A tensor of a module call.
+
+    Attributes:
+        path: path of the module.
+        call: number of the call of that module, from 0.
+        returned: whether the module returned it, or was given it.
+        leaf: which of its tensors it is.
+    """
+
+    path: str
+    call: int
+    returned: bool
+    leaf: int
+
+
+def places(node: Node) -> list[Place]:
+    """The places that ``node`` holds."""
+    return [Place(*place) for place in node.meta.get(CALLS, ())]
+
+
+@contextmanager
+def noting_calls(model: torch.nn.Module) -> Iterator[None]:
+    """Within: a graph that is recorded of a run of ``model`` has the places of its module calls."""
+    paths: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(vars(module)), []).append(name)  # (a stand-in of export's shares the module's attributes)
+    counts: dict[str, int] = {}
+    begun: list[list[Node | None]] = []
+
+    def enter(module: torch.nn.Module, args: Any) -> None:
+        begun.append(_nodes(args))
+
+    def leave(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        given = [*begun.pop(), *_nodes(kwargs)]
+        for path in paths.get(id(vars(module)), ()):
+            call = counts[path] = counts.get(path, -1) + 1
+            for returned, nodes in ((False, given), (True, _nodes(output))):
+                for leaf, node in enumerate(nodes):
+                    if node is not None:
+                        _note(node, [Place(path, call, returned, leaf)])
+
+    with ExitStack() as hooks:
+        hooks.callback(register_module_forward_pre_hook(enter).remove)
+        hooks.callback(register_module_forward_hook(leave, with_kwargs=True, always_call=True).remove)
+        yield
+
+
+def _nodes(value: Any) -> list[Node | None]:
+    """The nodes that compute the tensors in ``value``."""
+    mode = get_proxy_mode()
+    if mode is None:
+        return []
+    slots: list[Any] = [
+        get_proxy_slot(leaf, mode.tracer, None, lambda p: p)
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor)
+    ]
+    return [None if slot is None else slot.proxy.node for slot in slots]
+
+
+def _note(node: Node, further: list[Any]) -> None:
+    kept = node.meta.get(_KEPT, {})
+    node.meta[_KEPT] = {**kept, CALLS: [*kept.get(CALLS, ()), *map(list, further)]}
+
+
+def hand_on(node: Node, to: Node) -> None:
+    """The places of a node go to the one that replaces it."""
+    if noted := node.meta.get(_KEPT, {}).get(CALLS):
+        _note(to, noted)
+
+
+def unnoted(meta: dict[str, Any]) -> dict[str, Any]:
+    """Metadata for a node that only helps another one: without its places."""
+    kept = {k: v for k, v in meta.get(_KEPT, {}).items() if k != CALLS}
+    return {k: v for k, v in meta.items() if k not in (_KEPT, CALLS)} | ({_KEPT: kept} if kept else {})
+
+
+def settle(graph: fx.Graph) -> None:
+    """Once a capture is done: keep the places where no later pass of torch's carries them along."""
+    for node in graph.nodes:
+        if noted := node.meta.get(_KEPT, {}).get(CALLS):
+            node.meta = unnoted(node.meta) | {CALLS: noted}
