@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call, opened
 from lrp_fx.capture.containers import closed
-from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.errors import locate
 from lrp_fx.explain import Ledger, Sweeper, Target
 from lrp_fx.explain.ledger import absorbed, make_ledger
@@ -139,7 +139,7 @@ def _forward(
     """Largest difference between the rewritten graph and the model in evaluation mode, without caches."""
     args, kwargs = opened((args, kwargs))
     with torch.no_grad():
-        with traceable(model, experts=None):
+        with preserved(model), traceable(model, experts=None):
             expected = [t for t in pytree.tree_leaves(model(*closed(args), **closed(kwargs))) if isinstance(t, Tensor)]
         found = [
             t for t in pytree.tree_leaves(sweeper.rewritten.graph_module(*args, **kwargs)) if isinstance(t, Tensor)

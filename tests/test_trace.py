@@ -313,3 +313,81 @@ def test_values_of_a_recorded_run_can_be_computed_with(monkeypatch):
         n.meta["val"].fake_mode for n in xmodel.graph_module.graph.nodes if hasattr(n.meta.get("val"), "fake_mode")
     }
     assert len(modes) == 1
+
+
+class Writes(nn.Module):
+    """Writes into a buffer or a plain tensor that it holds, and reads it twice; counts its calls."""
+
+    def __init__(self, buffer):
+        super().__init__()
+        self.lin, self.out, self.calls = nn.Linear(4, 4), nn.Linear(4, 3), 0
+        if buffer:
+            self.register_buffer("cache", torch.zeros(4, 16, 4, dtype=torch.float64), persistent=False)
+        else:
+            self.cache = torch.zeros(4, 16, 4, dtype=torch.float64)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        self.count.add_(1)
+        b, s, _ = x.shape
+        self.cache[:b, :s] = self.lin(x)
+        self.cache[:b, :s].mul_(2)
+        return self.out(self.cache[:b, :s])
+
+
+@pytest.mark.parametrize("capture", ["export", "trace"])
+@pytest.mark.parametrize("buffer", [True, False])
+def test_writes_into_what_the_model_holds(buffer, capture):
+    model, plain = Writes(buffer).double().eval(), Writes(buffer).double().eval()
+    plain.load_state_dict(model.state_dict())
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, capture=capture)
+    torch.testing.assert_close(xmodel(x), plain(x), rtol=1e-12, atol=1e-12)
+    found = xmodel.explain(x, target=(4, 1), rules="gradient").relevance["x"]
+    given = x.clone().requires_grad_()
+    plain.cache = torch.zeros_like(plain.cache)
+    (gradient,) = torch.autograd.grad(plain(given)[:, 4, 1].sum(), given)
+    torch.testing.assert_close(found, x * gradient, rtol=1e-10, atol=1e-12)
+    assert xmodel.explain(x, target=(4, 1)).ledger.balance < 1e-12
+    assert xmodel.verify(x, target=(4, 1)).passed
+    assert float(model.count) == 0 and model.calls == 0 and float(model.cache.abs().sum()) == 0
+
+
+class Assign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, scratch, value, index):
+        ctx.index = index
+        scratch.data[index] = value
+        return scratch
+
+    @staticmethod
+    def backward(ctx, g):
+        return g, g[ctx.index], None
+
+
+def test_a_custom_function_that_writes():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.l = nn.Linear(3, 3)
+
+        def forward(self, x):
+            k = torch.empty(*x.shape, 2, dtype=x.dtype)
+            k = Assign.apply(k, self.l(x), (..., 0))
+            return Assign.apply(k, x, (..., 1)).sum(-1)
+
+    model, x = Model().double().eval(), torch.randn(2, 3, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x)
+    torch.testing.assert_close(xmodel(x), model(x), rtol=1e-12, atol=1e-12)
+    found = xmodel.explain(x, target=1).relevance["x"]
+    expected = x * model.l.weight[1].detach()
+    expected[:, 1] += x[:, 1]
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_random_state_is_as_it_was():
+    model, x = Hashing(), torch.randn(4, 5)
+    state = torch.get_rng_state()
+    lrp_fx.convert(model, x)
+    assert torch.equal(state, torch.get_rng_state())

@@ -17,7 +17,7 @@ from lrp_fx.capture.calls import settle
 from lrp_fx.capture.captured import Captured, Decisions, copy_graph
 from lrp_fx.capture.containers import closed, closing, opened, standing_in, structures
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
-from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.capture.export import export, plain, shapes_of
 from lrp_fx.capture.functional import drop_unread_writes, is_mutating
 from lrp_fx.capture.masks import shorten_masks
@@ -52,12 +52,12 @@ def capture(
     """
     args, kwargs = opened((args, dict(sorted(kwargs.items()))))
     call = read_call(model, args, kwargs)
-    place = (
-        None if route == "trace" or structures((args, kwargs)) else store.entry(model, call, "capture", dynamic, route)
-    )
-    if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
-        return known
-    captured = _anew(model, call, args, kwargs, dynamic, route)
+    kept = route != "trace" and not structures((args, kwargs))
+    place = store.entry(model, call, "capture", dynamic, route) if kept else None
+    with preserved(model):
+        if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
+            return known
+        captured = _anew(model, call, args, kwargs, dynamic, route)
     return captured if place is None else store.keep(place, captured, model)
 
 

@@ -36,6 +36,36 @@ def is_encoder_decoder(model: torch.nn.Module) -> bool:
 
 
 @contextlib.contextmanager
+def preserved(model: torch.nn.Module) -> Iterator[None]:
+    """Within, the model may run; afterwards its buffers, tensors, attributes and the random state are as they were.
+
+    What a run changes inside lists, dicts and objects that the model holds cannot be undone. A model whose parameters
+    are not made yet keeps what its first run makes.
+    """
+    parameters = (*model.parameters(), *model.buffers())
+    if any(torch.nn.parameter.is_lazy(t) for t in parameters):
+        yield
+        return
+    held = [(space, dict(space)) for m in model.modules() for space in (vars(m), m._parameters, m._buffers)]
+    tensors = {id(v): v for _, values in held for v in values.values() if isinstance(v, torch.Tensor)}
+    written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
+    copies = [t.detach().clone() for t in written]
+    devices = {t.device for t in parameters if t.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(list(devices)):
+            yield
+    finally:
+        for space, values in held:
+            for name in space.keys() - values.keys():
+                del space[name]
+            space.update({name: value for name, value in values.items() if space.get(name, space) is not value})
+        with torch.no_grad():
+            for tensor, copy in zip(written, copies, strict=True):
+                if not torch.equal(tensor, copy):
+                    tensor.copy_(copy)
+
+
+@contextlib.contextmanager
 def traceable(model: torch.nn.Module, experts: str | None = TRACEABLE_EXPERTS) -> Iterator[None]:
     """Within: evaluation mode, caches off, experts traceable, no opaque kernels. Afterwards: all as it was."""
     training = [(module, module.training) for module in model.modules()]

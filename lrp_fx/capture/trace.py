@@ -9,6 +9,7 @@ flow through the whole graph; there are no breaks for them to stop at.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch._subclasses.functional_tensor import FunctionalTensorMode, dispatch_functionalize
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import (
     get_proxy_mode,
     make_fx,
@@ -30,6 +31,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture.calls import hand_on, noting_calls
 from lrp_fx.capture.containers import returned
 from lrp_fx.capture.control import CarriedOut
+from lrp_fx.capture.functional import is_mutating
 from lrp_fx.capture.paths import readable
 from lrp_fx.capture.reads import Reads
 
@@ -262,20 +264,23 @@ def _is_mask(node: fx.Node) -> bool:
 
 
 def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.GraphModule:
-    """A recorded graph without in-place operators and writes through views: recorded again, functionalised."""
+    """A recorded graph without in-place operators and writes through views: recorded again, functionalised.
+
+    What the run wrote into buffers, parameters and constants is written into copies, made anew in every run.
+    """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    for node in [n for n in graph_module.graph.nodes if n.op == "get_attr"]:
-        # the run may write to it, a graph must not
-        if not isinstance(_attribute(graph_module, str(node.target)), torch.nn.Parameter):
-            with graph_module.graph.inserting_after(node):
-                copied = graph_module.graph.call_function(aten.clone.default, (node,))
-            node.replace_all_uses_with(copied, delete_user_cb=lambda user, own=copied: user is not own)
+    copies = _copy_written(graph_module)
+
+    class Run(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            result = super().run_node(n)
+            return FunctionalTensor.to_functional(result) if n in copies else result
 
     def run(*tensors: Tensor) -> Any:
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        return fx.Interpreter(graph_module).run(*filled)
+        return Run(graph_module).run(*filled)
 
     mode = FunctionalTensorMode(pre_dispatch=True, export=True)  # `export` keeps composite operators whole
     with torch.no_grad(), preserve_node_meta():
@@ -286,3 +291,35 @@ def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.Grap
     for old, new in zip(inputs, named.graph.nodes, strict=False):  # (metadata of operators is carried along by torch)
         hand_on(old, new)
     return named
+
+
+def _copy_written(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """Put a copy in front of the users of every attribute that is written to; returns the copies."""
+    graph = graph_module.graph
+    first: dict[int, fx.Node] = {}
+    for node in list(graph.find_nodes(op="get_attr")):
+        held = first.setdefault(id(_attribute(graph_module, str(node.target))), node)
+        if held is not node:  # a read after a write: of the same memory
+            node.replace_all_uses_with(held)
+            graph.erase_node(node)
+    copies = set()
+    for node in filter(_is_written, first.values()):
+        with graph.inserting_after(node):
+            copied = graph.call_function(aten.clone.default, (node,))
+        node.replace_all_uses_with(copied, delete_user_cb=functools.partial(operator.is_not, copied))
+        copies.add(copied)
+    graph_module.recompile()
+    return copies
+
+
+def _is_written(node: fx.Node) -> bool:
+    """Whether an operator writes into a tensor, or into a view of it."""
+    if any(is_mutating(user) and user.args[0] is node for user in node.users):
+        return True
+    return any(_is_written(user) for user in node.users if _is_view(user))
+
+
+def _is_view(node: fx.Node) -> bool:
+    schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+    pieces = node.target is operator.getitem
+    return pieces or (schema is not None and any(r.alias_info is not None for r in schema.returns))
