@@ -2,7 +2,7 @@
 
 from lrp_fx import concepts, errors, evaluate
 from lrp_fx.converting import convert
-from lrp_fx.explain import Attribution, Contrast, Ledger
+from lrp_fx.explain import Attribution, Contrast, Ledger, Pixels
 from lrp_fx.lowering import Attributions, Generation, Lowered, load
 from lrp_fx.module import ExplainableModule
 from lrp_fx.optable import OpTable, register_op
@@ -18,6 +18,7 @@ __all__ = [
     "Ledger",
     "Lowered",
     "OpTable",
+    "Pixels",
     "RuleSet",
     "Tuned",
     "concepts",

@@ -22,7 +22,7 @@ from lrp_fx.cli_eval import results_table, text_task
 from lrp_fx.demo import demos, load_demo
 from lrp_fx.errors import LrpError, MissingExtraError, require
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
-from lrp_fx.explain.target import find_logits
+from lrp_fx.explain.reading import find_logits
 from lrp_fx.ruleset import available
 from lrp_fx.viz import Word, heatmap_page, join_pieces, most_relevant, render_scale, render_tokens, write_page
 

@@ -12,7 +12,8 @@ from torch import nn
 from lrp_fx.capture.conventions import is_encoder_decoder
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.evaluate import Results, Task, Tokens
-from lrp_fx.explain.target import find_logits, last_positions
+from lrp_fx.explain.reading import find_logits
+from lrp_fx.explain.target import last_positions
 
 #: what the table shows: metric -> heading
 SHOWN = {"deletion": "deletion", "insertion": "insertion", "loo": "LOO", "share": "share"}

@@ -10,6 +10,7 @@ from lrp_fx.capture import Call, Captured
 from lrp_fx.capture.attention import write_out_attention
 from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
+from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.lowering import Lowered, ManyTargets, low_memory
 from lrp_fx.plan import make_plan
 from lrp_fx.rewrite import Rewritten, rewrite
@@ -49,6 +50,11 @@ class Conversion:
     def holds(self, ruleset: RuleSet, at: tuple[str, ...]) -> None:
         """Note that a check found nothing."""
         self.checked.add((ruleset.key, looks_inside(at)))
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How the model's output is read."""
+        return read_output(self.captured, self.facts)
 
     def under(self, ruleset: RuleSet) -> Rewritten:
         """The graph rewritten under ``ruleset``."""

@@ -18,7 +18,8 @@ from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
 from lrp_fx.explain import Attribution, Condition, Target
 from lrp_fx.explain.check import WHEN
-from lrp_fx.lowering import Attributions, Generation, Lowered, generate, lower
+from lrp_fx.explain.target import normal_targets
+from lrp_fx.lowering import Attributions, Generation, Lowered, explain_targets, generate, lower
 from lrp_fx.optable import OpTable
 from lrp_fx.report import Report, make_report
 from lrp_fx.ruleset import RuleSet
@@ -134,8 +135,9 @@ class ExplainableModule(torch.nn.Module):
         Args:
             *args: the model's inputs.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
-                class or token id, a (B,) tensor of them, a :class:`lrp_fx.Contrast` of two classes, a tuple index into
-                the output's non-batch dimensions, or a callable from the output to (B,) scalars.
+                class or token id, one per sample, a :class:`lrp_fx.Contrast` of two classes, a tuple index into the
+                output's non-batch dimensions, :class:`lrp_fx.Pixels` of a class where the output has many values per
+                class (a class alone is refused there), or a callable from the output to (B,) scalars.
             at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes in, ``"*.down_proj@input"``;
                 parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; heads apart).
             condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
@@ -192,7 +194,8 @@ class ExplainableModule(torch.nn.Module):
 
         Args:
             *args: the model's inputs.
-            targets: classes, (B,) tensors of them, tuples (position, class), or None for the largest logit.
+            targets: each as in :meth:`explain`. Classes, tuples (position, class) and None go back all at once, others
+                one after the other.
             at: as in :meth:`explain`.
             rules: as in :meth:`explain`.
             chunk: how many backward sweeps run at once: memory grows with it. None: what is fastest.
@@ -204,12 +207,14 @@ class ExplainableModule(torch.nn.Module):
         """
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
-        places = _places(at)
+        places, targets = _places(at), normal_targets(targets)
+        sweeper = conversion.sweeper(ruleset, places)
         with self.named_failures(conversion, call):
-            if targets and conversion.due(ruleset, places, self._when(check)):
-                conversion.sweeper(ruleset, places).check(call, targets[0])
+            if conversion.due(ruleset, places, self._when(check)):
+                sweeper.check(call, targets[0])
                 conversion.holds(ruleset, places)
-            return conversion.many_targets(ruleset, places, call).explain(call, targets, chunk)
+            many = functools.partial(conversion.many_targets, ruleset, places, call)
+            return explain_targets(sweeper, many, call, targets, chunk)
 
     def explain_generation(
         self,

@@ -104,7 +104,7 @@ def verify(
     The tolerance follows the precision: 1e-9 in float64, 1e-4 in float32, 5e-2 below.
     """
     masks = padding_masks(call.tensors)
-    sweep = sweeper.account(call.leaves, lambda output: select(output, target, masks))
+    sweep = sweeper.account(call.leaves, lambda output: select(output, target, masks, sweeper.reading))
     difference, equal = _forward(model, sweeper, args, kwargs)
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-4}.get(sweep.target.dtype, 5e-2)
     plan = sweeper.rewritten.plan

@@ -16,7 +16,7 @@ from lrp_fx.evaluate.embedded import Embedder
 from lrp_fx.evaluate.grad_cam import feature_maps
 from lrp_fx.evaluate.perturbation import flipped_scores, leave_one_out
 from lrp_fx.evaluate.rollout import grid
-from lrp_fx.explain.target import find_logits
+from lrp_fx.explain.reading import find_logits
 
 
 @functools.cache  # one capture serves all tests of a model

@@ -158,7 +158,7 @@ def cut_forward(
         cutting = _Cutting(sweeper)
         flat = cutting.run(*leaves, enable_io_processing=False)
         output = pytree.tree_unflatten(pytree.tree_leaves(flat), sweeper.captured.out_spec)
-        chosen = select(output, target, masks)
+        chosen = select(output, target, masks, sweeper.reading)
     if not chosen.requires_grad:
         raise TargetError("the target does not depend on any input that can carry relevance under these rules")
     return CutRun(sweeper, leaves, tuple(cutting.cuts), output, chosen)

@@ -87,7 +87,7 @@ class Embedded:
         flat = self.cut(*tensors[:last])
         output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
         masks = padding_masks(dict(zip(self.captured.names, leaves, strict=True)))
-        return select(output, target if len(target) > 1 else target[0], masks)
+        return select(output, target if len(target) > 1 else target[0], masks, self.conversion.reading)
 
     def at_input(self, relevance: Sequence[Tensor], env: dict[Node, Any]) -> Tensor:
         """Relevance at the sources, elementwise, -> relevance of the input: (B, S) of token ids, else its own shape."""

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lrp_fx.converting import convert
 from lrp_fx.errors import InputError
+from lrp_fx.explain.reading import Reading, find_logits
 from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.module import ExplainableModule
 
@@ -196,4 +197,9 @@ class Task:
     def score(self, inputs: Mapping[str, Tensor], target: Targets) -> Tensor:
         """(B,) explained values of the model on ``inputs``, without gradients."""
         with torch.no_grad():
-            return select(self.model(**inputs), target, padding_masks(inputs))
+            output = self.model(**inputs)
+            reading = Reading()
+            if find_logits(output).dim() > 2:  # what its dimensions are, the graph tells
+                conversion, _ = self.converted.conversion((), dict(inputs))
+                reading = replace(conversion.reading, leaf=None)
+            return select(output, target, padding_masks(inputs), reading)

@@ -24,13 +24,14 @@ from lrp_fx.explain.attribution import Attribution
 from lrp_fx.explain.conditions import Condition, under
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
-from lrp_fx.explain.target import Contrast, Target, padding_masks, select
+from lrp_fx.explain.reading import Reading, read_output
+from lrp_fx.explain.target import Contrast, Pixels, Target, padding_masks, select
 from lrp_fx.rewrite import Rewritten
 from lrp_fx.rewrite.heads import share_heads
 from lrp_fx.rewrite.ops import nonzero, relevance_of, source
 from lrp_fx.rewrite.positions import behind_selection, drop_whole_slices, may_move
 
-__all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Sweeper", "Target"]
+__all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Pixels", "Sweeper", "Target"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Sweeper:
         return cls(captured, rewritten, module, latents)
 
     @functools.cached_property
+    def reading(self) -> Reading:
+        """How the model's output is read."""
+        return read_output(self.captured, self.rewritten.plan.facts)
+
+    @functools.cached_property
     def swept(self) -> fx.GraphModule:
         """The tapped graph, where the model itself chooses positions (a class token, the last ones) at these alone."""
         if not may_move(self.tapped.graph):
@@ -106,43 +112,59 @@ class Sweeper:
             TargetError, NumericalError: as :meth:`explain`.
             LatentError: for a condition that does not fit the output of its module.
         """
-        plan = self.rewritten.plan
-        if not plan.facts.sources:
+        return self._explain(call, [(target, condition) for condition in conditions], checking)
+
+    def explain_each(self, call: Call, targets: Sequence[Target]) -> list[Attribution]:
+        """Explain one call for several targets of any kind, from one forward pass, one after the other.
+
+        Raises:
+            TargetError, NumericalError: as :meth:`explain`.
+        """
+        return self._explain(call, [(target, {}) for target in targets], False)
+
+    def _explain(self, call: Call, asked: Sequence[tuple[Target, Condition]], checking: bool) -> list[Attribution]:
+        if not self.rewritten.plan.facts.sources:
             raise InputError(
                 "no input can carry relevance: there is no floating input and no token id that picks a table row"
             )
         masks = padding_masks(call.tensors)
 
-        def choose(output: Any) -> Tensor:
-            return select(output, target, masks)
+        def choose(target: Target, output: Any) -> Tensor:
+            return select(output, target, masks, self.reading)
 
         leaves = usable(call.leaves)
+        results = []
         with torch.inference_mode(False), torch.enable_grad():
             flat, taps, held = self.swept(*leaves)
             output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
-            chosen = choose(output)
-            if not chosen.requires_grad:
-                raise self._unreached(leaves, choose)
-            wanted = [t for t in held if t.requires_grad]
-            every = []
-            for condition in conditions:
+            for target, condition in asked:
+                chosen = choose(target, output)
+                chooser = functools.partial(choose, target)
+                if not chosen.requires_grad:
+                    raise self._unreached(leaves, chooser)
                 with under(condition, dict(zip(self.latents, held, strict=True))):
-                    try:
-                        grads = torch.autograd.grad(
-                            chosen.sum(), [*taps, *wanted], allow_unused=True, retain_graph=len(conditions) > 1
-                        )
-                    except RuntimeError as error:
-                        if not isinstance(error, torch.OutOfMemoryError):
-                            self.account(leaves, choose)  # names the node whose backward fails
-                        raise
-                    every.append(grads)
+                    grads = self._back(leaves, chooser, chosen, [*taps, *held], len(asked) > 1)
+                results.append((chooser, chosen, grads, bool(condition)))
         if checking:
-            whole = not any(conditions)
-            self._check(leaves, choose, (chosen.detach(), self._collected(taps, every[0])) if whole else None)
+            chooser, chosen, grads, conditional = results[0]
+            found = None if conditional else (chosen.detach(), self._collected(taps, grads))
+            self._check(leaves, chooser, found)
         return [
-            self._attribution(leaves, choose, output, chosen, taps, held, grads, bool(condition))
-            for condition, grads in zip(conditions, every, strict=True)
+            self._attribution(leaves, chooser, output, chosen, taps, held, grads, conditional)
+            for chooser, chosen, grads, conditional in results
         ]
+
+    def _back(
+        self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor], chosen: Tensor, read: list[Tensor], again: bool
+    ) -> tuple[Tensor | None, ...]:
+        """Cotangents of ``read``, of those that have none left out; ``again``: another sweep follows."""
+        wanted = [t for t in read if t.requires_grad]
+        try:
+            return torch.autograd.grad(chosen.sum(), wanted, allow_unused=True, retain_graph=again)
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError):
+                self.account(leaves, choose)  # names the node whose backward fails
+            raise
 
     def _attribution(
         self,
@@ -190,7 +212,7 @@ class Sweeper:
             NumericalError: for what does not hold.
         """
         masks = padding_masks(call.tensors)
-        self._check(usable(call.leaves), lambda output: select(output, target, masks), None)
+        self._check(usable(call.leaves), lambda output: select(output, target, masks, self.reading), None)
 
     def _check(
         self,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import TargetError
+from lrp_fx.explain.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -28,22 +30,90 @@ class Contrast:
     foil: int | Tensor | None = None
 
 
-Target = int | Tensor | tuple[Any, ...] | Callable[[Any], Tensor] | Contrast | None
+@dataclass(frozen=True)
+class Pixels:
+    """The logits of one class, summed over the pixels (or steps) at which this class wins.
+
+    Of an output (B, classes, H, W), (B, classes, T), (B, H, W, classes). A sample in which it wins nowhere has a target
+    of 0; none in the whole batch is a :class:`lrp_fx.errors.TargetError`. A single channel wins where it is positive.
+
+    Attributes:
+        chosen: class index, or a (B,) tensor of them.
+        axis: the dimension of the output that counts classes; None for what the graph tells.
+    """
+
+    chosen: int | Tensor
+    axis: int | None = None
 
 
-def find_logits(output: Any) -> Tensor:
-    """The tensor a target indexes: ``output.logits`` where there is one, else the first floating tensor.
+Target = int | Tensor | Sequence[int] | tuple[Any, ...] | Callable[[Any], Tensor] | Contrast | Pixels | None
+
+
+def normal(target: Target) -> Target:
+    """A target in one spelling: integers of any library become ``int``, sequences of them (B,) tensors.
 
     Raises:
-        TargetError: when the output has no floating tensor.
+        TargetError: for what is no target: a string, a boolean, a fraction, an empty sequence.
     """
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    for leaf in pytree.tree_leaves(output):
-        if isinstance(leaf, Tensor) and leaf.is_floating_point():
-            return leaf
-    raise TargetError("the output has no floating-point tensor to explain; pass target=callable(output) -> (B,)")
+    if isinstance(target, Contrast):
+        return Contrast(_index(target.chosen), _index(target.foil))
+    if isinstance(target, Pixels):
+        chosen = _index(target.chosen)
+        if chosen is None:
+            raise TargetError("lrp_fx.Pixels takes a class, or one per sample")
+        return Pixels(chosen, target.axis)
+    if isinstance(target, tuple):
+        if not target:
+            raise TargetError("target () has no index: give one for each dimension of the output but the batch")
+        return tuple(_entry(part) for part in target)
+    if callable(target) and not isinstance(target, Tensor):
+        return target
+    return _index(target)
+
+
+def normal_targets(targets: Sequence[Target]) -> list[Target]:
+    """Several targets, each in one spelling.
+
+    Raises:
+        TargetError: for none at all, for what is no sequence of targets, and as :func:`normal`.
+    """
+    if isinstance(targets, (str, bytes)) or not isinstance(targets, Iterable):
+        raise TargetError(f"targets={targets!r}: give a list of targets")
+    listed = [normal(target) for target in targets]
+    if not listed:
+        raise TargetError("targets=[] names no target: give at least one")
+    return listed
+
+
+def _entry(part: Any) -> Any:
+    if part is None:
+        raise TargetError("a tuple target names one entry of the output: None is no index of one")
+    return part if isinstance(part, slice) or part is Ellipsis else _index(part)
+
+
+def _index(value: Any) -> int | Tensor | None:
+    """None, an ``int``, or a tensor of integers with at most one dimension."""
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        if isinstance(value, (bool, str, bytes)):
+            raise TargetError(f"target {value!r} is no class: give an int or a (B,) integer tensor")
+        with contextlib.suppress(TypeError):
+            return operator.index(value)
+        try:
+            value = torch.as_tensor(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TargetError(f"target {value!r} is no target: {_CHOICES}") from error
+    if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool or value.dim() > 1:
+        raise TargetError(
+            f"target must be an int or a (B,) integer tensor, not {value.dtype} of shape {tuple(value.shape)}"
+        )
+    if value.numel() == 0:
+        raise TargetError("target is empty: give a class, or one per sample")
+    return value
+
+
+_CHOICES = "give a class, a (B,) tensor of classes, a tuple of indices, a Contrast, Pixels, or a callable"
 
 
 def padding_masks(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -64,42 +134,129 @@ def last_positions(length: int, batch: int, masks: Mapping[str, Tensor]) -> Tens
     return torch.full((batch,), length - 1)
 
 
-def select(output: Any, target: Target, masks: Mapping[str, Tensor]) -> Tensor:
+def select(output: Any, target: Target, masks: Mapping[str, Tensor], reading: Reading) -> Tensor:
     """The (B,) scalars to explain.
 
     Args:
         output: the model's output.
         target: None (each sample's largest logit, at the last non-padding position of a sequence), a class index, a
-            (B,) tensor of class indices, a :class:`Contrast`, a tuple index into the non-batch dimensions (or into all
-            of them: one sample), or a callable.
+            (B,) tensor of class indices, a :class:`Contrast`, :class:`Pixels`, a tuple index into the non-batch
+            dimensions (or into all of them: one sample), or a callable.
         masks: inputs whose name says they are padding masks.
+        reading: how the output is read.
 
     Raises:
-        TargetError: for an index out of range, a wrong number of targets, or a callable that returns another shape.
+        TargetError: for an index out of range, a wrong number of targets, a callable that returns another shape, and a
+            class where the output has several values per class.
     """
+    target = normal(target)
     if callable(target) and not isinstance(target, Tensor):
         return _from_callable(output, target)
-    logits = find_logits(output)
-    if isinstance(target, Contrast):
-        return _contrast(by_class(logits, masks), target)
+    logits = reading.logits(output)
     if logits.dim() == 0:
         logits = logits.reshape(1)
+    if isinstance(target, Pixels):
+        return check_won(target, at_pixels(logits, target, masks, reading))
+    if isinstance(target, Contrast):
+        return _contrast(by_class(logits, masks, reading), target)
     if isinstance(target, tuple):
         return _from_tuple(logits, target)
     if logits.dim() == 1:
         return _one_per_sample(logits, target)
-    logits = by_class(logits, masks)
+    if target is None and reading.kind(logits) == "dense":
+        return largest(logits.flatten(1))
+    logits = by_class(logits, masks, reading)
     return logits[torch.arange(logits.shape[0], device=logits.device), _classes(logits, target)]
 
 
-def by_class(logits: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-    """(B, classes): of a sequence, the logits at its last position."""
-    if logits.dim() < 2:
-        raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): nothing to contrast")
-    while logits.dim() > 2:
+def largest(logits: Tensor) -> Tensor:
+    """(B, n) -> the largest of each sample, (B,)."""
+    return logits[torch.arange(logits.shape[0], device=logits.device), logits.detach().argmax(-1)]
+
+
+def by_class(logits: Tensor, masks: Mapping[str, Tensor], reading: Reading) -> Tensor:
+    """(B, classes): of a sequence, the logits at its last position.
+
+    Raises:
+        TargetError: for an output in which a class has several values, or may have.
+    """
+    kind = reading.kind(logits)
+    if kind == "single":
+        raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): nothing to choose from")
+    if kind == "sequence":
         positions = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
-        logits = at_positions(logits, positions[:, None]).squeeze(1)
+        return at_positions(logits, positions[:, None]).squeeze(1)
+    if kind != "classes":
+        raise TargetError(_many_values(logits, reading))
     return logits
+
+
+def _many_values(logits: Tensor, reading: Reading) -> str:
+    """What to choose from where a class, or None, says too little."""
+    shape = tuple(logits.shape)
+    indices = [f"i{axis}" for axis in range(1, len(shape))]
+    if reading.kind(logits) == "unknown":
+        told, pixels = "its graph does not tell which dimension counts classes", "Pixels(class, axis=...)"
+    else:
+        axis = int(reading.axis or 0)
+        told = f"dimension {axis} counts classes (0 to {shape[axis] - 1}), and each has many values"
+        indices[axis - 1], pixels = "class", "Pixels(class)"
+    return (
+        f"a class says too little of an output of shape {shape}: {told}. Choose target=({', '.join(indices)}) for one "
+        f"entry, target=lrp_fx.{pixels} for the sum over the pixels or steps where the class wins, or a callable "
+        "output -> (B,)"
+    )
+
+
+def at_pixels(
+    logits: Tensor, target: Pixels, masks: Mapping[str, Tensor], reading: Reading, chosen: Tensor | None = None
+) -> Tensor:
+    """(B,) logits of a class, summed over the pixels or steps where it wins.
+
+    Args:
+        logits: (B, ...) with a class axis.
+        target: the target.
+        masks: padding masks.
+        reading: how the output is read.
+        chosen: (B,) classes in place of the target's, where these are inputs of a graph.
+
+    Raises:
+        TargetError: without a known class axis, for a class out of range, and for a sequence with a padding mask.
+    """
+    axis = target.axis if target.axis is not None else reading.axis
+    if axis is None and reading.kind(logits) == "sequence":
+        axis = 2
+    rank = logits.dim()
+    if rank < 3 or axis is None or axis % rank == 0:
+        raise TargetError(
+            f"Pixels sums over the pixels or steps of an output, of which dimension counts classes; that of shape "
+            f"{tuple(logits.shape)} has no others, or its graph does not tell: give Pixels(class, axis=...)"
+        )
+    if any(m.shape[1] == logits.shape[1] for m in masks.values()) and axis % rank == 2 and rank == 3:
+        raise TargetError("Pixels would count padding as steps: give a callable output -> (B,) that leaves it out")
+    moved = logits.movedim(axis, -1).flatten(1, -2)
+    classes = moved.shape[-1]
+    if chosen is None:
+        chosen = _classes(moved[:, 0], target.chosen)
+    index = (chosen % classes)[:, None, None].expand(-1, moved.shape[1], 1)
+    values = moved.gather(2, index).squeeze(2)
+    wins = values.detach() > 0 if classes == 1 else moved.detach().argmax(-1) == index.squeeze(2)
+    return torch.where(wins, values, 0.0).sum(-1)
+
+
+def check_won(target: Target, chosen: Tensor) -> Tensor:
+    """``chosen``, if it is of a class that wins anywhere.
+
+    Raises:
+        TargetError: if it is of one that does not.
+    """
+    if isinstance(target, Pixels) and not chosen.is_meta and not bool(chosen.any()):
+        index = target.chosen.tolist() if isinstance(target.chosen, Tensor) else target.chosen
+        raise TargetError(
+            f"class {index} wins at no pixel or step, in no sample: nothing would be explained. Choose another class, "
+            "or a callable output -> (B,) that sums its logits anyhow"
+        )
+    return chosen
 
 
 def at_positions(logits: Tensor, positions: Tensor) -> Tensor:
@@ -118,30 +275,34 @@ def _contrast(logits: Tensor, target: Contrast) -> Tensor:
     return logits[rows, chosen] - weighed.sum(-1)
 
 
-def _one_per_sample(logits: Tensor, target: Target) -> Tensor:
-    if target is not None and (not isinstance(target, int) or target not in (0, -1)):
-        raise TargetError(
-            f"the output has one value per sample (shape {tuple(logits.shape)}): target must be None or 0"
-        )
+def _one_per_sample(logits: Tensor, target: int | Tensor | Sequence[int] | None) -> Tensor:
+    if target is not None:
+        check_range(target, logits.shape[0], 1)
     return logits
 
 
-def _classes(logits: Tensor, target: int | Tensor | None) -> Tensor:
+def _classes(logits: Tensor, target: int | Tensor | Sequence[int] | None) -> Tensor:
     batch, classes = logits.shape
     if target is None:
         return logits.detach().argmax(-1)
-    index = torch.as_tensor(target, device=logits.device)
-    if index.is_floating_point() or index.dtype is torch.bool or index.dim() > 1:
-        raise TargetError(
-            f"target must be an int or a (B,) integer tensor, not {index.dtype} of shape {tuple(index.shape)}"
-        )
+    index = check_range(target, batch, classes).to(logits.device)
+    return (index % classes).expand(batch)
+
+
+def check_range(target: Any, batch: int, classes: int | None) -> Tensor:
+    """A class, or one per sample, as a tensor; ``classes`` is None where their number is not known.
+
+    Raises:
+        TargetError: for a wrong number of them, or one out of range.
+    """
+    index = torch.as_tensor(target)
     if index.dim() == 1 and index.shape[0] != batch:
         raise TargetError(f"{index.shape[0]} targets for a batch of {batch}: give one per sample")
-    if bool((index >= classes).any()) or bool((index < -classes).any()):
+    if classes is not None and bool(((index >= classes) | (index < -classes)).any()):
         raise TargetError(
             f"target {index.tolist()} is out of range: the output has {classes} classes (0 to {classes - 1})"
         )
-    return (index % classes).expand(batch)
+    return index
 
 
 def _from_tuple(logits: Tensor, target: tuple[Any, ...]) -> Tensor:
@@ -152,6 +313,9 @@ def _from_tuple(logits: Tensor, target: tuple[Any, ...]) -> Tensor:
         )
     batched = len(target) == logits.dim() - 1
     rows = (torch.arange(logits.shape[0], device=logits.device),) if batched else ()
+    for part, size in zip(target, logits.shape[len(rows) :], strict=True):
+        if isinstance(part, (int, Tensor)):
+            check_range(part, logits.shape[0], size)
     try:
         chosen = logits[rows + target]
     except (IndexError, TypeError) as error:

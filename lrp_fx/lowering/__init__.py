@@ -23,6 +23,7 @@ from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
+from lrp_fx.explain.target import check_won, normal
 from lrp_fx.lowering import kept, ship
 from lrp_fx.lowering.clean import assembled, finished
 from lrp_fx.lowering.forms import Form, distinct, form_of
@@ -33,7 +34,7 @@ from lrp_fx.lowering.partition import keep_least
 from lrp_fx.lowering.regions import once_per_block
 from lrp_fx.lowering.ship import Artefact, load
 from lrp_fx.lowering.sizes import Served, fake_inputs, freest
-from lrp_fx.lowering.targets import Attributions, ManyTargets
+from lrp_fx.lowering.targets import Attributions, ManyTargets, explain_targets
 from lrp_fx.lowering.trace import (
     attributes_of,
     check_finite,
@@ -51,6 +52,7 @@ __all__ = [
     "Generation",
     "Lowered",
     "ManyTargets",
+    "explain_targets",
     "generate",
     "load",
     "low_memory",
@@ -121,10 +123,10 @@ class Lowered:
         asked = self.target if target is None else target
         if self.form.kind == "callable" and asked is not self.target:
             raise TargetError("this graph was lowered for one callable target: lower it again for another one")
-        extra = self.form.inputs(asked, self.served.limits(tensors), tensors[0].device)
+        extra = self.form.inputs(asked, self.served.limits(tensors), tensors[0].device, self.sweeper.reading)
         with torch.no_grad():
             found = self.runner(*tensors, *extra)
-        check_finite([found["target"], *found["relevance"].values()])
+        check_finite([check_won(normal(asked), found["target"]), *found["relevance"].values()])
         return self._attribution(call, found, asked)
 
     @property

@@ -12,7 +12,18 @@ import torch
 from torch import Tensor
 
 from lrp_fx.errors import TargetError
-from lrp_fx.explain.target import Contrast, Target, at_positions, by_class, find_logits, select
+from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.target import (
+    Contrast,
+    Pixels,
+    Target,
+    at_pixels,
+    at_positions,
+    by_class,
+    check_range,
+    normal,
+    select,
+)
 
 Choose = Callable[..., Tensor]
 
@@ -22,28 +33,34 @@ class Form:
     """The shape of a target: targets of one form share a graph.
 
     Attributes:
-        kind: "largest", "class", "index", "contrast", "callable" or "many" (each input is (B, n) for any n).
+        kind: "largest", "class", "index", "contrast", "pixels" (with an axis, where the target names one), "callable"
+            or "many" (each input is (B, n) for any n).
         names: its inputs, each a (B,) tensor of integers.
-        choose: (output, masks, *inputs) -> (B,) values to explain; traced, so it reads no value.
+        choose: (reading, output, masks, *inputs) -> (B,) values to explain; traced, so it reads no value.
     """
 
     kind: str
     names: tuple[str, ...]
     choose: Choose
 
-    def inputs(self, target: Target, sizes: Sequence[int | None], device: torch.device) -> tuple[Tensor, ...]:
+    def inputs(
+        self, target: Target, sizes: Sequence[int | None], device: torch.device, reading: Reading
+    ) -> tuple[Tensor, ...]:
         """The inputs that stand for ``target`` on an output whose indexed dimensions have these sizes.
 
         Raises:
             TargetError: for a target of another form, a wrong number of them, or one out of range.
         """
+        target = normal(target)
         given = form_of(target)
         if (given.kind, given.names) != (self.kind, self.names):
             raise TargetError(
                 f"this graph was lowered for a target of kind {self.kind!r} with inputs {list(self.names)}, not "
                 f"{given.kind!r} with {list(given.names)}: lower it for that kind with target="
             )
-        classes = tuple(sizes[1:]) if self.kind == "index" else (sizes[-1],) * len(self.names)
+        axis = reading.axis if isinstance(target, Pixels) and target.axis is None else getattr(target, "axis", None)
+        count = sizes[-1 if axis is None else axis]
+        classes = tuple(sizes[1:]) if self.kind == "index" else (count,) * len(self.names)
         if len(sizes) < 2:
             classes = (1,) * len(self.names)
         return tuple(_per_sample(v, sizes[0] or 1, n, device) for v, n in zip(_parts(target), classes, strict=True))
@@ -52,22 +69,17 @@ class Form:
 def _parts(target: Target) -> list[Any]:
     if isinstance(target, Contrast):
         return [v for v in (target.chosen, target.foil) if v is not None]
+    if isinstance(target, Pixels):
+        return [target.chosen]
     if target is None or (callable(target) and not isinstance(target, Tensor)):
         return []
     return list(target) if isinstance(target, tuple) else [target]
 
 
 def _per_sample(value: Any, batch: int, classes: int | None, device: torch.device) -> Tensor:
-    index = torch.as_tensor(value, device=device)
-    if index.is_floating_point() or index.dtype is torch.bool or index.dim() > 1:
-        raise TargetError(
-            f"a target must be an int or a (B,) integer tensor, not {index.dtype} of shape {tuple(index.shape)}"
-        )
-    if index.dim() == 1 and index.shape[0] != batch:
-        raise TargetError(f"{index.shape[0]} targets for a batch of {batch}: give one per sample")
-    if classes is not None and bool(((index >= classes) | (index < -classes)).any()):
-        raise TargetError(f"target {index.tolist()} is out of range: the output has {classes} (0 to {classes - 1})")
-    return index.long().expand(batch).contiguous()
+    if not isinstance(value, (int, Tensor)):
+        raise TargetError(f"a graph takes integers, or (B,) tensors of them, as targets, not {value!r}")
+    return check_range(value, batch, classes).to(device).long().expand(batch).contiguous()
 
 
 def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
@@ -84,15 +96,22 @@ def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
 
 
 def form_of(target: Target) -> Form:
-    """The form of a target."""
+    """The form of a target.
+
+    Raises:
+        TargetError: for what is no target.
+    """
+    target = normal(target)
     if target is None:
-        return Form("largest", (), lambda output, masks: select(output, None, masks))
+        return Form("largest", (), lambda reading, output, masks: select(output, None, masks, reading))
+    if isinstance(target, Pixels):
+        return _pixels_form(target)
     if isinstance(target, Contrast):
         return _contrast_form(target)
     if isinstance(target, tuple):
         return Form("index", tuple(f"target_{i}" for i in range(len(target))), _choose_index)
     if callable(target) and not isinstance(target, Tensor):
-        return Form("callable", (), lambda output, masks: select(output, target, masks))
+        return Form("callable", (), lambda reading, output, masks: select(output, target, masks, reading))
     return Form("class", ("target",), _choose_class)
 
 
@@ -100,16 +119,16 @@ def _rows(logits: Tensor) -> Tensor:
     return torch.arange(logits.shape[0], device=logits.device)
 
 
-def _choose_class(output: Any, masks: Mapping[str, Tensor], target: Tensor) -> Tensor:
-    logits = find_logits(output)
+def _choose_class(reading: Reading, output: Any, masks: Mapping[str, Tensor], target: Tensor) -> Tensor:
+    logits = reading.logits(output)
     if logits.dim() < 2:
-        return select(output, None, masks)  # one value per sample: there is nothing to choose
-    logits = by_class(logits, masks)
+        return select(output, None, masks, reading)  # one value per sample: there is nothing to choose
+    logits = by_class(logits, masks, reading)
     return logits[_rows(logits), target % logits.shape[1]]
 
 
-def _choose_index(output: Any, masks: Mapping[str, Tensor], *indices: Tensor) -> Tensor:
-    logits = find_logits(output)
+def _choose_index(reading: Reading, output: Any, masks: Mapping[str, Tensor], *indices: Tensor) -> Tensor:
+    logits = reading.logits(output)
     if len(indices) != logits.dim() - 1:
         raise TargetError(
             f"a target of {len(indices)} indices for an output of shape {tuple(logits.shape)}: lowered graphs take "
@@ -125,9 +144,9 @@ def _contrast_form(target: Contrast) -> Form:
     named = {"target": target.chosen, "foil": target.foil}
     names = tuple(n for n, v in named.items() if v is not None)
 
-    def choose(output: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
+    def choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
         given = dict(zip(names, inputs, strict=True))
-        logits = by_class(find_logits(output), masks)
+        logits = by_class(reading.logits(output), masks, reading)
         rows = _rows(logits)
         chosen = given["target"] % logits.shape[1] if "target" in given else logits.detach().argmax(-1)
         if "foil" in given:
@@ -138,3 +157,10 @@ def _contrast_form(target: Contrast) -> Form:
         return logits[rows, chosen] - weighed.sum(-1)
 
     return Form("contrast", names, choose)
+
+
+def _pixels_form(target: Pixels) -> Form:
+    def choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
+        return at_pixels(reading.logits(output), target, masks, reading, chosen)
+
+    return Form("pixels" if target.axis is None else f"pixels along {target.axis}", ("target",), choose)

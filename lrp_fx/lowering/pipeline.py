@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture import Call
 from lrp_fx.capture.offload import Offloaded, put
 from lrp_fx.errors import InputError, LatentError, LrpError, TargetError
-from lrp_fx.explain import Attribution, Contrast, Ledger, Sweeper, Target
-from lrp_fx.explain.target import padding_masks, select
+from lrp_fx.explain import Attribution, Contrast, Ledger, Pixels, Sweeper, Target
+from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.target import at_pixels, check_won, normal, padding_masks, select
 from lrp_fx.lowering.sizes import fake_inputs
 from lrp_fx.lowering.stages import Stage, split
 from lrp_fx.lowering.trace import Lifted, attributes_of, check_finite
@@ -120,7 +121,9 @@ class Pipeline:
             schedule.step(rows=rows, target=rows if last else None, return_outputs=False)
         gathered: list[Any] = [None] * self.count
         dist.all_gather_object(gathered, module.found(), group=self.group)
-        return self._attribution(gathered, module.output() if last else None)
+        found = self._attribution(gathered, module.output() if last else None)
+        check_won(runs.target, found.target)
+        return found
 
     def _sizes(self, runs: _Microbatches) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Tensors of the sizes of what arrives from the stage before and departs to the next one."""
@@ -178,6 +181,7 @@ class _Microbatches:
         batched: which leaves have a row per sample.
         size: samples.
         chunks: pieces.
+        reading: how outputs are read.
     """
 
     call: Call
@@ -185,6 +189,7 @@ class _Microbatches:
     batched: tuple[bool, ...]
     size: int
     chunks: int
+    reading: Reading
 
     @classmethod
     def of(cls, sweeper: Sweeper, call: Call, target: Target, chunks: int) -> _Microbatches:
@@ -198,7 +203,7 @@ class _Microbatches:
         sizes = [int(v.shape[0]) for v in call.leaves if isinstance(v, Tensor) and v.dim()]
         size = max(sizes[:1], default=1)
         batched = tuple(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == size for v in call.leaves)
-        runs = cls(call, target, batched, size, chunks)
+        runs = cls(call, normal(target), batched, size, chunks, sweeper.reading)
         if chunks < 1 or size % chunks:
             raise InputError(
                 f"{size} samples do not fall into {chunks} equal micro-batches: choose a divisor of {size}"
@@ -225,11 +230,16 @@ class _Microbatches:
         target: Any = self.target
         if isinstance(target, Contrast):
             target = replace(target, chosen=mine(target.chosen), foil=mine(target.foil))
+        elif isinstance(target, Pixels):
+            target = replace(target, chosen=mine(target.chosen))
         elif isinstance(target, tuple):
             target = tuple(mine(index) for index in target)
         else:
             target = mine(target)
-        return select(output, target, padding_masks(dict(zip(self.call.names, leaves, strict=True))))
+        masks = padding_masks(dict(zip(self.call.names, leaves, strict=True)))
+        if isinstance(target, Pixels):  # that wins in another piece, maybe
+            return at_pixels(self.reading.logits(output), target, masks, self.reading)
+        return select(output, target, masks, self.reading)
 
 
 class _Running(nn.Module):

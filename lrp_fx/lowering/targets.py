@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ from torch import Tensor, fx
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, NumericalError, TargetError
 from lrp_fx.explain import Sweeper, Target, usable
-from lrp_fx.explain.target import at_positions, find_logits, last_positions
+from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.target import at_positions, check_range, last_positions, normal_targets
 from lrp_fx.lowering.attention import fold_targets
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Served, fake_inputs, freest
@@ -100,6 +101,7 @@ class ManyTargets:
             NumericalError: when a relevance is not finite.
         """
         plan = self.sweeper.rewritten.plan
+        targets = normal_targets(targets)
         tensors = list(call.tensors.values())
         if (reason := self.served.mismatch(tensors)) is not None:
             raise InputError(f"prepared for other sizes: {reason}")
@@ -142,6 +144,43 @@ class ManyTargets:
         )
 
 
+def explain_targets(
+    sweeper: Sweeper, many: Callable[[], ManyTargets], call: Call, targets: Sequence[Target], chunk: int | None
+) -> Attributions:
+    """Explain several targets: all of them at once, where they are positions and classes; else one after the other.
+
+    Raises:
+        TargetError: for no targets, and for one that does not fit.
+        NumericalError: when a relevance is not finite.
+    """
+    targets = normal_targets(targets)
+    if _are_picks(sweeper, targets):
+        return many().explain(call, targets, chunk)
+    found = sweeper.explain_each(call, targets)
+    return Attributions(
+        {name: torch.stack([f.relevance[name] for f in found]) for name in found[0].relevance},
+        {path: torch.stack([f.latents[path] for f in found]) for path in found[0].latents},
+        torch.stack([f.target for f in found]),
+        found[0].ruleset,
+    )
+
+
+def _are_picks(sweeper: Sweeper, targets: Sequence[Target]) -> bool:
+    """Whether targets are entries of (B, C) or (B, S, C) logits."""
+    logits = sweeper.reading.example
+    if logits is None:
+        return False
+    kind = sweeper.reading.kind(logits)
+    width = max(logits.dim() - 1, 1)
+    if any(isinstance(t, tuple) and not all(isinstance(p, (int, Tensor)) for p in t) for t in targets):
+        return False
+    tuples = [isinstance(t, tuple) and len(t) == width for t in targets]
+    plain = [t is None or isinstance(t, (int, Tensor)) for t in targets]
+    if kind in ("single", "classes", "sequence"):
+        return all(a or b for a, b in zip(tuples, plain, strict=True))
+    return logits.dim() == 3 and all(tuples)
+
+
 def _plain_bounds(graph: fx.Graph) -> None:
     """Bounds of a part that is written, from the front and inside: a batching rule takes them at their word."""
     aten = torch.ops.aten
@@ -171,11 +210,9 @@ def _at_once(inputs: Sequence[Tensor]) -> int:
     return min(max(rows // max(t.numel() for t in tokens), 1), _MOST)
 
 
-def _choose(output: Any, masks: Mapping[str, Tensor], position: Tensor, index: Tensor) -> Tensor:
+def _choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], position: Tensor, index: Tensor) -> Tensor:
     """(B, T) values at (B, T) positions and classes."""
-    logits = find_logits(output)
-    if logits.dim() > 3:
-        raise TargetError(f"many targets of an output of shape {tuple(logits.shape)}: explain them one by one")
+    logits = reading.logits(output)
     if logits.dim() < 2:
         return logits.reshape(-1, 1).expand_as(index)
     if logits.dim() == 3:
@@ -192,24 +229,21 @@ _FORM = Form("many", ("position", "index"), _choose)
 
 def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch.device) -> Tensor:
     """(2, B): position and class of one target."""
-    if not isinstance(target, (int, Tensor, tuple, type(None))):
-        raise TargetError("many targets are classes, or tuples (position, class): explain any other target by itself")
     parts = list(target) if isinstance(target, tuple) else [target]
     if len(parts) > max(len(sizes) - 1, 1):
         raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
     open_ones: list[Any] = [_LAST] if len(parts) == 1 else []
     limits = [None, sizes[-1]] if len(parts) == 1 else list(sizes[1:])
+    if len(parts) > 1 and len(parts) != len(limits):
+        raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
     given = [*open_ones, *(_LARGEST if p is None else p for p in parts)]
-    return torch.stack([_index(v, n, batch, device) for v, n in zip(given, limits, strict=True)])
+    return torch.stack([_filled(v, n, batch, device) for v, n in zip(given, limits, strict=True)])
 
 
-def _index(value: Any, limit: int | None, batch: int, device: torch.device) -> Tensor:
-    index = torch.as_tensor(value, device=device)
-    if index.is_floating_point() or index.dtype is torch.bool or index.dim() > 1 or index.numel() not in (1, batch):
-        raise TargetError(f"a target must be an int or a ({batch},) integer tensor, not {value!r}")
-    if limit is not None and bool(((index >= limit) | ((index < -limit) & (index != _LARGEST))).any()):
-        raise TargetError(f"target {index.tolist()} is out of range: there are {limit} (0 to {limit - 1})")
-    return index.long().expand(batch)
+def _filled(value: Any, limit: int | None, batch: int, device: torch.device) -> Tensor:
+    if not isinstance(value, int) or value != _LARGEST:
+        check_range(value, batch, limit)
+    return torch.as_tensor(value).to(device).long().expand(batch)
 
 
 def _one_per_target(count: int, batch: int, like: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from lrp_fx.capture.values import Values
 from lrp_fx.errors import NumericalError, TargetError, UnknownOpError
 from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition, kept
-from lrp_fx.explain.target import find_logits, padding_masks
+from lrp_fx.explain.target import padding_masks
 from lrp_fx.lowering.classes import choose_rows
 from lrp_fx.lowering.collect import collect_late, per_source
 from lrp_fx.lowering.forms import Form, distinct
@@ -144,7 +144,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)
     spec = sweeper.captured.out_spec
     flat = pytree.tree_leaves(outputs)
-    logits = find_logits(pytree.tree_unflatten(flat, spec))
+    logits = sweeper.reading.logits(pytree.tree_unflatten(flat, spec))
     if form.kind == "many":
         extra = tuple(fakes.indices(name, logits.shape[0] if logits.dim() else 1, logits.device) for name in form.names)
     else:
@@ -156,7 +156,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     def choose(values: list[Tensor], masked: dict[str, Tensor], targets: list[Tensor]) -> Tensor:
         feed = iter(values)
         leaves = [next(feed) if isinstance(v, Tensor) else v for v in flat]
-        return form.choose(pytree.tree_unflatten(leaves, spec), masked, *targets)
+        return form.choose(sweeper.reading, pytree.tree_unflatten(leaves, spec), masked, *targets)
 
     try:
         with fakes.mode, enable_python_dispatcher():

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 import lrp_fx
 from lrp_fx.errors import LrpError
-from lrp_fx.explain.target import find_logits
+from lrp_fx.explain.reading import find_logits
 
 FORWARD, CONSERVATION, FLOAT32 = 1e-5, 1e-6, 1e-3
 Rules = str | Mapping[str, Any]

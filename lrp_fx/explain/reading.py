@@ -1,0 +1,103 @@
+"""How the output of a captured model is read: which of its tensors are the logits, and which dimension counts classes.
+
+What the output is called says little; its form says it. The logits are ``output.logits`` where there is such a thing,
+else the first floating tensor that has the batch of the inputs (a loss has not). Their class axis is what the graph
+says (``lrp_fx.analysis.outputs``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lrp_fx.analysis import Facts
+from lrp_fx.analysis.outputs import class_axis
+from lrp_fx.capture import Captured
+from lrp_fx.errors import TargetError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How an output is read.
+
+    Attributes:
+        leaf: which of the output's leaves are the logits; None for the first that :func:`find_logits` takes.
+        axis: which of their dimensions counts classes, where the graph tells.
+        named: whether they are what the output calls ``logits``.
+        example: the logits of the capture's example, without values.
+    """
+
+    leaf: int | None = None
+    axis: int | None = None
+    named: bool = False
+    example: Tensor | None = None
+
+    def logits(self, output: Any) -> Tensor:
+        """The logits of an output of the captured form.
+
+        Raises:
+            TargetError: when the output has no floating tensor.
+        """
+        return find_logits(output) if self.leaf is None else pytree.tree_leaves(output)[self.leaf]
+
+    def kind(self, logits: Tensor) -> str:
+        """What the logits are.
+
+        "single" (one value per sample), "classes" (B, C), "sequence" (B, S, C), "dense" (a class axis among others:
+        (B, C, H, W), (B, C, T), (B, H, W, C)), or "unknown".
+        """
+        rank = logits.dim()
+        if rank < 3:
+            return "single" if rank < 2 else "classes"
+        if rank == 3 and (self.axis == 2 or (self.axis is None and self.named)):
+            return "sequence"
+        return "unknown" if self.axis in (None, 0) else "dense"
+
+
+def read_output(captured: Captured, facts: Facts) -> Reading:
+    """How the output of a capture is read."""
+    end = next(n for n in reversed(captured.graph_module.graph.nodes) if n.op == "output")
+    leaves = pytree.tree_leaves(end.args[0])
+    inputs = [n.meta.get("val") for n in captured.placeholders]
+    batches = {str(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim()}
+    named = _named(pytree.tree_unflatten(leaves, captured.out_spec))
+    values = [getattr(leaf, "meta", {}).get("val") for leaf in leaves]
+    leaf = next((i for i, n in enumerate(leaves) if n is named), None) if named is not None else None
+    if leaf is None or not isinstance(values[leaf], Tensor):
+        named, leaf = None, _first(values, batches)
+    if leaf is None:
+        return Reading()
+    return Reading(leaf, class_axis(leaves[leaf], facts), named is not None, values[leaf])
+
+
+def _named(output: Any) -> Any:
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+
+
+def _first(values: list[Any], batches: set[str]) -> int | None:
+    """The first floating tensor with the inputs' batch; without one, the first with a dimension, then the first."""
+    floating = [(i, v) for i, v in enumerate(values) if isinstance(v, Tensor) and v.is_floating_point()]
+    batched = [i for i, v in floating if v.dim() and str(v.shape[0]) in batches]
+    shaped = [i for i, v in floating if v.dim()]
+    return next(iter([*batched, *shaped, *(i for i, _ in floating)]), None)
+
+
+def find_logits(output: Any) -> Tensor:
+    """The logits of any output, where no capture says which they are: ``output.logits``, else the first floating
+    tensor with a dimension, else the first.
+
+    Raises:
+        TargetError: when the output has no floating tensor.
+    """
+    logits = _named(output)
+    if isinstance(logits, Tensor):
+        return logits
+    leaves = pytree.tree_leaves(output)
+    leaf = _first(leaves, set())
+    if leaf is None:
+        raise TargetError("the output has no floating-point tensor to explain; pass target=callable(output) -> (B,)")
+    return leaves[leaf]
