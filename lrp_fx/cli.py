@@ -226,7 +226,7 @@ def verify(
     with _clear_errors():
         loaded = load(model, text, precision)
         inputs, _ = loaded.encode(loaded.text or "a b c")
-        result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=target)
+        result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=target, show=True)
     if not result.passed:
         raise typer.Exit(1)
 

@@ -366,12 +366,26 @@ class ExplainableModule(torch.nn.Module):
         """What every node of the latest capture is, and which rule it got."""
         return make_report(self.current.captured, self.current.under(self.ruleset).plan)
 
-    def verify(self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any) -> Verification:
-        """Check forward equality, conservation at every node and finiteness on these inputs; prints a table."""
+    def verify(
+        self,
+        *args: Any,
+        target: Target = None,
+        rules: RuleSource | None = None,
+        show: bool = False,
+        **kwargs: Any,
+    ) -> Verification:
+        """Hold the conversion to the model on these inputs (:func:`lrp_fx.verify.verify`); ``show`` prints the table.
+
+        Compared are outputs, conservation at every node, the ledger, finiteness, the gradient rules with autograd, and
+        what happens when inputs move.
+        """
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
-        result = verify(self.model, conversion.sweeper(ruleset, ()), call, args, kwargs, target)
-        result.print()
+        sweeper, plain = (conversion.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
+        with self.named_failures(conversion, call):
+            result = verify(self.model, sweeper, plain, call, args, kwargs, target)
+        if show:
+            result.print()
         return result
 
     def _when(self, check: str | bool | None) -> str | bool:

@@ -81,7 +81,7 @@ def test_padding_decides_the_last_position(llama):
         same(found.relevance["input_ids"][i], wanted.relevance["input_ids"])
 
 
-@pytest.mark.parametrize("target", [100, (9, 3), (1, 2, 3), lrp_fx.Contrast(1, 2), torch.tensor([1, 2, 3]), 0.5])
+@pytest.mark.parametrize("target", [100, (9, 3), (1, 2, 3), lrp_fx.Contrast(1, 100), torch.tensor([1, 2, 3]), 0.5])
 def test_targets_that_do_not_fit_are_named(llama, target):
     _, inputs, xmodel = llama
     with pytest.raises(TargetError):

@@ -313,12 +313,12 @@ def _from_tuple(logits: Tensor, target: tuple[Any, ...]) -> Tensor:
         )
     batched = len(target) == logits.dim() - 1
     rows = (torch.arange(logits.shape[0], device=logits.device),) if batched else ()
-    for part, size in zip(target, logits.shape[len(rows) :], strict=True):
-        if isinstance(part, (int, Tensor)):
-            check_range(part, logits.shape[0], size)
     try:
+        for part, size in zip(target, logits.shape[len(rows) :], strict=True):
+            if isinstance(part, (int, Tensor)):
+                check_range(part, logits.shape[0], size)
         chosen = logits[rows + target]
-    except (IndexError, TypeError) as error:
+    except (IndexError, TypeError, TargetError) as error:
         raise TargetError(
             f"target {target} does not index an output of shape {tuple(logits.shape)}: {error}"
         ) from error

@@ -157,6 +157,8 @@ def explain_targets(
     if _are_picks(sweeper, targets):
         return many().explain(call, targets, chunk)
     found = sweeper.explain_each(call, targets)
+    if len({f.target.shape for f in found}) > 1:
+        raise TargetError("a target that names one sample does not go with others that are for all of them")
     return Attributions(
         {name: torch.stack([f.relevance[name] for f in found]) for name in found[0].relevance},
         {path: torch.stack([f.latents[path] for f in found]) for path in found[0].latents},
