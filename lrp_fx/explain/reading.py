@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.analysis import Facts
 from lrp_fx.analysis.outputs import class_axis
 from lrp_fx.capture import Captured
+from lrp_fx.capture.containers import returned
 from lrp_fx.errors import TargetError
 
 
@@ -42,7 +43,7 @@ class Reading:
         Raises:
             TargetError: when the output has no floating tensor.
         """
-        return find_logits(output) if self.leaf is None else pytree.tree_leaves(output)[self.leaf]
+        return find_logits(output) if self.leaf is None else pytree.tree_leaves(returned(output))[self.leaf]
 
     def kind(self, logits: Tensor) -> str:
         """What the logits are.
@@ -64,7 +65,10 @@ def read_output(captured: Captured, facts: Facts) -> Reading:
     leaves = pytree.tree_leaves(end.args[0])
     inputs = [n.meta.get("val") for n in captured.placeholders]
     batches = {str(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim()}
-    named = _named(pytree.tree_unflatten(leaves, captured.out_spec))
+    try:
+        named = _named(pytree.tree_unflatten(leaves, captured.out_spec))
+    except Exception:  # an object that is not made around nodes
+        named = None
     values = [getattr(leaf, "meta", {}).get("val") for leaf in leaves]
     leaf = next((i for i, n in enumerate(leaves) if n is named), None) if named is not None else None
     if leaf is None or not isinstance(values[leaf], Tensor):
