@@ -59,14 +59,19 @@ class _Subject:
             reading = replace(reading, leaf=None)
         return select(output, self.target, padding_masks(self.call.tensors), reading)
 
-    def run(self, leaves: Sequence[Any] | None = None) -> Any:
-        """The model's own output, in evaluation mode, without caches; on other leaves than the call's, if given."""
+    def run(self, leaves: Sequence[Any] | None = None) -> tuple[Any, bool]:
+        """(the model's own output, in evaluation mode, without caches; whether it drew random numbers).
+
+        On other leaves than the call's, if given.
+        """
         args, kwargs = self.args, self.kwargs
         if leaves is not None:
             new = {id(a): b for a, b in zip(self.call.leaves, leaves, strict=True)}
             args, kwargs = pytree.tree_map(lambda v: new.get(id(v), v), (args, kwargs))
         with torch.no_grad(), preserved(self.model), traceable(self.model, experts=None):
-            return returned(self.model(*closed(args), **closed(kwargs)))
+            state = torch.get_rng_state()
+            output = returned(self.model(*closed(args), **closed(kwargs)))
+            return output, not torch.equal(state, torch.get_rng_state())
 
     def graph(self, leaves: Sequence[Any]) -> Any:
         """The captured graph's output."""
@@ -107,9 +112,7 @@ def verify(
     leaves = usable(call.leaves)
     sweep = sweeper.account(leaves, subject.choose)
     tolerance, maps = _tolerances(sweep)
-    devices = sorted({v.device for v in call.tensors.values() if v.is_cuda}, key=str)
-    with torch.random.fork_rng(devices):  # (draws of the model leave no trace)
-        drawn, apart, equal = _forward(subject, sweep, found, tolerance)
+    drawn, apart, equal = _forward(subject, sweep, found, tolerance)
     stays = all_absorbed(plan, sweep)
     roles = _roles(rewritten.plan, defects(rewritten, sweep, stays), found, tolerance)
     ledger = make_ledger(plan, sweep, stays=stays)
@@ -156,9 +159,8 @@ def _forward(subject: _Subject, sweep: Sweep, found: _Findings, tolerance: float
     captured = subject.sweeper.captured
     for node in draws(captured):
         found.notes.append(f"random numbers are drawn whenever the graph runs, at {locate(node)}")
-    before = torch.get_rng_state()
-    expected = _tensors(subject.run())
-    drawn = not torch.equal(before, torch.get_rng_state())
+    output, drawn = subject.run()
+    expected = _tensors(output)
     if drawn:
         found.notes.append("the model draws random numbers: its outputs are others in every run, and are not compared")
     pairs = list(zip(expected, _tensors(sweep.outputs), strict=False))
@@ -204,7 +206,10 @@ def _first_module_apart(subject: _Subject, leaves: Sequence[Any], tolerance: flo
     run = torch.fx.Interpreter(captured.graph_module, garbage_collect_values=False)
     with torch.no_grad():
         run.run(*leaves, enable_io_processing=False)
-    for path, node in sorted(module_outputs(captured.graph_module.graph).items(), key=lambda item: -item[0].count(".")):
+    for path, node in sorted(
+        module_outputs(captured.graph_module.graph, subject.sweeper.rewritten.plan.facts).items(),
+        key=lambda item: -item[0].count("."),
+    ):
         value = run.env.get(node)
         if path in seen and isinstance(value, Tensor) and difference(_real(seen[path]), _real(value)) > tolerance:
             return node
@@ -274,7 +279,7 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], found: _Findings, toleran
             continue
         after = subject.graph(moved)
         try:
-            model = subject.run(moved)
+            model, _ = subject.run(moved)
         except Exception as error:
             found.notes.append(f"the model does not run on an input {name!r} that is moved a little: {_reason(error)}")
             continue
