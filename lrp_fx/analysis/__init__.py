@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.gates import find_gates
 from lrp_fx.analysis.layers import find_layers
+from lrp_fx.analysis.masks import find_masks
 from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
 from lrp_fx.analysis.positions import find_positions
 from lrp_fx.analysis.selective import find_selective
@@ -30,7 +31,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     Raises:
         UnknownOpError: where relevance reaches an operator that ``ops`` does not declare.
     """
-    facts = Facts(ops)
+    facts = Facts(ops, masks=find_masks(graph, ops))
     finder = Finder(facts)
     for node in graph.nodes:
         if (source := finder.source(node)) is not None:  # (whether its table carries relevance is known by now)

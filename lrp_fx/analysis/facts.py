@@ -81,6 +81,7 @@ class Facts:
         ops: the op table used.
         specs: declaration of every node that carries relevance.
         sources: where relevance of the inputs is collected.
+        masks: floating inputs that only say what others may see.
         held: nodes whose entries are values of inputs, moved, rounded or shifted -> the placeholders.
         operands: carrying operands of every carrying node.
         origin: the tensor of which a node is an elementwise function (itself where it is of none, or of several).
@@ -103,6 +104,7 @@ class Facts:
     ops: OpTable
     specs: dict[Node, OpSpec] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
+    masks: set[Node] = field(default_factory=set)
     held: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     operands: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
     origin: dict[Node, Node] = field(default_factory=dict)

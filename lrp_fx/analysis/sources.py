@@ -41,7 +41,7 @@ class Finder:
         if node.op == "placeholder":
             if is_float(node) or is_integer(node):
                 held[node] = (node,)
-            carries = is_float(node) and "mask" not in str(node.target)
+            carries = is_float(node) and node not in self.facts.masks
             return Source(node, node, None, str(node.target)) if carries else None
         spec = self.facts.ops.get(node) if node.op == "call_function" else None
         if spec is None:

@@ -19,6 +19,7 @@ from lrp_fx.concepts.cut import cut_forward
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.explain import Target
 from lrp_fx.explain.conditions import kept
+from lrp_fx.explain.target import shown
 from lrp_fx.module import ExplainableModule, RuleSource
 
 By = Literal["relevance", "activation"]
@@ -253,7 +254,7 @@ def _counted(values: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """1 at the positions of a sequence that its padding mask keeps, broadcast to ``values``; 1 elsewhere."""
     for name, mask in inputs.items():
         if "mask" in name and isinstance(mask, Tensor) and values.dim() == 3 and mask.shape == values.shape[:2]:
-            return mask.bool().to(values)[..., None].expand_as(values)
+            return shown(mask).to(values)[..., None].expand_as(values)
     return torch.ones_like(values)
 
 

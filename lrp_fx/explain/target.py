@@ -121,6 +121,17 @@ def padding_masks(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return {n: v for n, v in inputs.items() if isinstance(v, Tensor) and "mask" in n and v.dim() == 2}
 
 
+def shown(mask: Tensor) -> Tensor:
+    """The positions that a padding mask shows: where it is not 0; where it is 0, if it is added to scores (0, -1e9).
+
+    Floating values of other kinds hide nothing: such an input is no mask, whatever it is called.
+    """
+    if not mask.is_floating_point():
+        return mask.bool()
+    added, binary = (mask <= 0).all(), ((mask == 0) | (mask == 1)).all()
+    return torch.where(added, mask == 0, (mask != 0) | ~binary)
+
+
 def last_positions(length: int, batch: int, masks: Mapping[str, Tensor]) -> Tensor:
     """Index of each sample's last non-padding position, from the (B, S) mask among the inputs; else the last one.
 
@@ -130,7 +141,7 @@ def last_positions(length: int, batch: int, masks: Mapping[str, Tensor]) -> Tens
         mask = masks[name]
         if mask.shape[1] == length and mask.shape[0] == batch:  # (in this order: sizes that are compared depend on it)
             positions = torch.arange(length, device=mask.device)
-            return torch.where(mask.bool(), positions, -1).amax(-1).clamp(min=0)
+            return torch.where(shown(mask), positions, -1).amax(-1).clamp(min=0)
     return torch.full((batch,), length - 1)
 
 

@@ -26,7 +26,7 @@ from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Served, fake_inputs, freest
 from lrp_fx.lowering.trace import Targeted, with_target
 from lrp_fx.optable import bind, set_arg
-from lrp_fx.rewrite.ops import nonzero
+from lrp_fx.rewrite.ops import nonzero, relevance_of
 
 #: rows of features in one backward sweep of all targets: fewer leave a processor's matrix products below their peak,
 #: with more the values between them leave its caches (measured at 100 and at 512 tokens; accelerators are untested)
@@ -129,7 +129,7 @@ class ManyTargets:
             for path, z in zip(self.sweeper.latents, held, strict=True)
         }
         values = self.sweeper.values(leaves)
-        each = [(nonzero(x) if plan.blind else x).detach() * g for x, g in zip(taps, grads, strict=False)]
+        each = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
         relevance = [
             self.sweeper.per_input(plan.facts.sources, self.targeted.per_source([r[i] for r in each]), values)
             for i in range(count)

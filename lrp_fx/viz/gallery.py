@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrp_fx.concepts import Collection, Reference, reference
 from lrp_fx.errors import InputError, require
-from lrp_fx.explain.target import padding_masks
+from lrp_fx.explain.target import padding_masks, shown
 from lrp_fx.module import ExplainableModule, RuleSource
 from lrp_fx.viz.heatmap import _cells, _template, write_page
 from lrp_fx.viz.words import Word
@@ -89,7 +89,7 @@ def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
     ids = inputs[name]
     for other, mask in padding_masks(inputs).items():
         if mask.shape == ids.shape and ("decoder" in other) == ("decoder" in name):
-            return mask[0].bool().tolist()
+            return shown(mask[0]).tolist()
     return [True] * ids[0].numel()
 
 
