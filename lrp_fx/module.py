@@ -14,6 +14,7 @@ from torch import fx
 from lrp_fx.analysis import analyse
 from lrp_fx.capture import Call, failing_node, opened, read_call
 from lrp_fx.capture import capture as capture_model
+from lrp_fx.capture.decompose import decompose
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
 from lrp_fx.explain import Attribution, Condition, Target
@@ -408,6 +409,7 @@ class ExplainableModule(torch.nn.Module):
             if conversion.captured.serves(call.leaves):
                 return self._activate(conversion), call
         captured = capture_model(self.model, args, kwargs, dynamic=self._dynamic, route=self._route)
+        decompose(captured.graph_module, self._ops)
         conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops), call.hollow())
         self._conversions.setdefault(key, []).append(conversion)
         return self._activate(conversion), call

@@ -6,8 +6,10 @@ roles that analysis derives from these declarations to rules.
 
 from __future__ import annotations
 
+import difflib
+import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,10 +29,29 @@ KINDS = (
     "nonlinearity",  # elementwise function of one scalar, with a closed-form slope f(x)/x where there is one
     "normalization",  # a fused normalization: degree 0, the statistic is a constant
     "softmax",  # first-order Taylor with bias (softmax and its logarithms)
+    "function",  # any other function of several numbers that has a derivative: first-order Taylor
     "attention",  # fused scaled-dot-product attention
     "lookup",  # rows of a table picked by integer indices
     "constant",  # never carries relevance (comparisons, shapes, indices, random numbers)
 )
+
+
+#: fields that an entry of any kind can have
+COMMON = ("args", "terms", "reduces", "elementwise", "positive", "decay", "picks", "entrywise")
+
+#: kind -> further fields that its entries can have
+FIELDS: dict[str, tuple[str, ...]] = {
+    "linear": ("folds",),  # a normalization over the batch is folded into the layer before it
+    "selection": ("mean",),  # the operator that averages over the same windows
+    "product": (
+        "layer",  # narrower name of its role
+        "channels",  # dimension of the weight that counts output channels
+        "constant",  # the operand that, where it is constant, is transposed on the way back
+    ),
+    "homogeneous": ("degree", "count"),  # count: of a product along a dimension, what counts its factors
+    "nonlinearity": ("slope", "at_zero"),
+    "normalization": ("layout", "centred"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,9 +68,7 @@ class OpSpec:
         degree: degree of homogeneity (``homogeneous`` only); a string is an expression of the op's other arguments.
         slope: closed form of f(x)/x (``nonlinearity`` only) as an expression of ``x``, ``y`` and the op's arguments.
         at_zero: value of f(x)/x at x = 0 where f(0) = 0 and no closed form is given.
-        extra: kind-specific fields (the layout of a normalization; the ``mean`` over the windows of a selection; the
-            operand of a product that, where it is ``constant``, is transposed on the way back; the argument that
-            ``picks`` entries, a result of its own shape where ``entrywise``).
+        extra: fields of :data:`FIELDS` that only some kinds have.
     """
 
     name: str
@@ -74,33 +93,94 @@ def _names(value: str | list[str]) -> tuple[str, ...]:
     return tuple(value.split()) if isinstance(value, str) else tuple(value)
 
 
-def _parse_entry(kind: str, name: str, value: Any) -> OpSpec:
+def _parse_entry(kind: str, name: str, value: Any, origin: str) -> OpSpec:
     fields = dict(value) if isinstance(value, Mapping) else {"args": value}
+    allowed = (*COMMON, *FIELDS.get(kind, ()))
+    for key in fields:
+        if key not in allowed:
+            raise RuleSetError(
+                f"{origin}: {name} has an unknown field {key!r}{_nearest(key, allowed)}; "
+                f"entries of kind {kind} have {', '.join(allowed)}"
+            )
     known = {key: fields.pop(key) for key in ("reduces", "elementwise", "degree", "slope", "at_zero") if key in fields}
     args, terms = _names(fields.pop("args", "")), _names(fields.pop("terms", ""))
     if kind in ("homogeneous", "nonlinearity"):
         known.setdefault("elementwise", True)
     if kind == "lookup":
         fields.setdefault("picks", "indices")
+    if kind == "nonlinearity" and len(args) > 1:
+        raise RuleSetError(
+            f"{origin}: {name} is declared a nonlinearity in {', '.join(args)}: a nonlinearity is a function of one "
+            'number, whose slope is f(x)/x. Declare a function of several as a "function", or as a "product" if it is '
+            "linear in each."
+        )
     return OpSpec(name, kind, args, terms, **known, extra=fields)
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def parse_table(document: Mapping[str, Any], origin: str) -> dict[str, OpSpec]:
     """Parse one op-table document (see the head of ``rules/ops.toml`` for the format).
 
     Raises:
-        RuleSetError: for a section that is not one of :data:`KINDS`.
+        RuleSetError: for a section that is not one of :data:`KINDS`, or an entry with a field that its kind has not.
     """
     table: dict[str, OpSpec] = {}
     for kind, entries in document.items():
         if kind not in KINDS:
-            raise RuleSetError(f"{origin}: unknown section [{kind}]; the op table knows {', '.join(KINDS)}")
+            raise RuleSetError(
+                f"{origin}: unknown section [{kind}]{_nearest(kind, KINDS)}; the op table knows {', '.join(KINDS)}"
+            )
+        if not isinstance(entries, Mapping):
+            raise RuleSetError(
+                f"{origin}: [{kind}] maps operators to their operands, it is no {type(entries).__name__}"
+            )
         if kind == "constant":
             named = {name: fields for name, fields in entries.items() if name != "ops"}
             entries = {name: "" for name in entries.get("ops", ())} | named
         for name, value in entries.items():
-            table[name] = _parse_entry(kind, name, value)
+            table[name.replace("::", ".")] = _parse_entry(kind, name.replace("::", "."), value, origin)
     return table
+
+
+def _checked(specs: dict[str, OpSpec], origin: str) -> dict[str, OpSpec]:
+    """Declarations of a user's, each of an operator that exists, with operands that it has.
+
+    Raises:
+        RuleSetError: naming the nearest operator or operand.
+    """
+    for spec in specs.values():
+        schemas = _schemas(spec.name)
+        if schemas is None:
+            raise RuleSetError(f"{origin}: there is no operator {spec.name!r}{_nearest(spec.name, _all_operators())}")
+        operands = list(dict.fromkeys(a.name for schema in schemas for a in schema.arguments if not a.is_out))
+        unknown = [n for n in spec.args + spec.terms if schemas and n not in operands]
+        if unknown:
+            raise RuleSetError(
+                f"{origin}: the declaration of {spec.name} names {unknown[0]}{_nearest(unknown[0], operands)}, but the "
+                f"operator's arguments are {', '.join(operands)}"
+            )
+    return specs
+
+
+def _schemas(name: str) -> list[Any] | None:
+    """Schemas of the overloads that a name of the op table stands for; none for a Python function, None for nothing."""
+    namespace, _, rest = name.partition(".")
+    packet_name, _, overload = rest.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), packet_name, None) if rest else None
+    if isinstance(packet, torch._ops.OpOverloadPacket):
+        found = [getattr(packet, o)._schema for o in packet.overloads() if overload in ("", o)]
+        return found or None
+    module, _, function = name.rpartition(".")
+    places = (sys.modules.get(module), sys.modules.get(f"_{module}"))
+    return [] if namespace == "higher_order" or any(hasattr(p, function) for p in places) else None
+
+
+def _all_operators() -> list[str]:
+    return list(dict.fromkeys(n.split(".")[0].replace("::", ".") for n in torch._C._dispatch_get_all_op_names()))
 
 
 @dataclass(frozen=True)
@@ -111,14 +191,18 @@ class OpTable:
 
     @classmethod
     def load(cls, extra: str | Path | Mapping[str, Any] | None = None) -> OpTable:
-        """Read ``rules/ops.toml``, the ops declared by :func:`register_op`, then ``extra`` (a path or a dict)."""
+        """Read ``rules/ops.toml``, the ops declared by :func:`register_op`, then ``extra`` (a path or a dict).
+
+        Raises:
+            RuleSetError: where ``extra`` names a kind, field, operator or operand that does not exist.
+        """
         path = rules_dir() / "ops.toml"
         specs = parse_table(tomllib.loads(path.read_text()), str(path))
         specs.update(_REGISTERED)
         if isinstance(extra, (str, Path)):
-            specs.update(parse_table(tomllib.loads(Path(extra).read_text()), str(extra)))
+            specs.update(_checked(parse_table(tomllib.loads(Path(extra).read_text()), str(extra)), str(extra)))
         elif extra is not None:
-            specs.update(parse_table(extra, "ops="))
+            specs.update(_checked(parse_table(extra, "ops="), "ops="))
         return cls(specs)
 
     def get(self, node: Node) -> OpSpec | None:
@@ -139,13 +223,16 @@ def register_op(name: str, *, role: str, relevance_args: list[str], **fields: An
         **fields: further fields of :class:`OpSpec` (``terms``, ``slope``, ``degree``, ...).
 
     Raises:
-        RuleSetError: for an unknown role.
+        RuleSetError: for an unknown role or field, an operator that does not exist or has no such operands, or a
+            nonlinearity in several of them.
     """
+    origin = f"register_op({name!r})"
     if role not in KINDS:
-        raise RuleSetError(f"register_op({name!r}): unknown role {role!r}; choose one of {', '.join(KINDS)}")
+        raise RuleSetError(f"{origin}: unknown role {role!r}{_nearest(role, KINDS)}; choose one of {', '.join(KINDS)}")
     key = name.replace("::", ".")
-    _REGISTERED[key] = _parse_entry(role, key, {"args": list(relevance_args), **fields})
-    return _REGISTERED[key]
+    spec = _parse_entry(role, key, {"args": list(relevance_args), **fields}, origin)
+    _REGISTERED.update(_checked({key: spec}, origin))
+    return spec
 
 
 def op_name(node: Node) -> str:

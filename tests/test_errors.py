@@ -1,5 +1,7 @@
 """Every error names where it happened and what to do."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -121,10 +123,98 @@ def test_bad_rule_sets(source, message):
 
 
 def test_bad_op_tables():
-    with pytest.raises(errors.RuleSetError, match=r"unknown section \[linaer\]; the op table knows movement, linear"):
+    with pytest.raises(
+        errors.RuleSetError,
+        match=r"unknown section \[linaer\] \(did you mean 'linear'\?\); the op table knows movement",
+    ):
         lrp_fx.convert(nn.Linear(2, 2), ops={"linaer": {}})
     with pytest.raises(errors.RuleSetError, match="unknown role 'linaer'"):
         lrp_fx.register_op("a::b", role="linaer", relevance_args=["x"])
+
+
+@pytest.mark.parametrize(
+    ("ops", "message"),
+    [
+        (
+            {"linear": {"aten.cosine_similarty": "x1"}},
+            r"no operator 'aten.cosine_similarty' \(did you mean 'aten.cosine_s",
+        ),
+        ({"linear": {"atne.mul": "self"}}, "no operator 'atne.mul'"),
+        ({"linear": {"aten.mul.Tnsor": "self"}}, "no operator 'aten.mul.Tnsor'"),
+        ({"linear": {"lrp_test.mystery": "y"}}, r"mystery names y.*arguments are x$"),
+        (
+            {"nonlinearity": {"lrp_test.mystery": {"args": "x", "slopee": "x"}}},
+            r"field 'slopee' \(did you mean 'slope'",
+        ),
+        ({"movement": {"lrp_test.mystery": {"args": "x", "degree": 1}}}, "unknown field 'degree'"),
+        ({"nonlinearity": {"aten.atan2": "self other"}}, 'a "function"'),
+        ({"linear": "lrp_test.mystery"}, r"\[linear\] maps operators to their operands"),
+    ],
+)
+def test_declarations_that_say_nothing_true(ops, message, tmp_path):
+    with pytest.raises(errors.RuleSetError, match=message):
+        lrp_fx.convert(nn.Linear(2, 2), ops=ops)
+    (kind, entries), *_ = ops.items()
+    if isinstance(entries, dict):
+        ((name, fields), *_) = entries.items()
+        fields = dict(fields) if isinstance(fields, dict) else {"args": fields}
+        named = fields.pop("args").split()
+        with pytest.raises(errors.RuleSetError, match=message):
+            lrp_fx.register_op(name.replace(".", "::", 1), role=kind, relevance_args=named, **fields)
+        assert name not in lrp_fx.optable._REGISTERED
+
+
+def own(name, function, operands=1, derivative=True):
+    """A custom operator that computes ``function``."""
+    schema = "(" + ", ".join(f"Tensor {c}" for c in "xy"[:operands]) + ") -> Tensor"
+    op = torch.library.custom_op(f"lrp_advice::{name}", function, mutates_args=(), schema=schema)
+    op.register_fake(function)
+
+    def backward(ctx, g):
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+            return torch.autograd.grad(function(*leaves), leaves, g)
+
+    if derivative:
+        op.register_autograd(backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+    return op
+
+
+ADVICE = {
+    "shuffled": (own("shuffled", lambda x: x.flip(-1).clone()), '"movement": {"lrp_advice.shuffled": "x"}'),
+    "tripled": (own("tripled", lambda x: 3 * x), '"linear": {"lrp_advice.tripled": "x"}'),
+    "matrix": (own("matrix", lambda x, y: x @ y.mT, 2), '"product": {"lrp_advice.matrix": "x y"}'),
+    "gram": (own("gram", lambda x: x @ x.mT), '"degree": 2.0, "elementwise": false'),
+    "length": (own("length", lambda x, y: torch.hypot(x, y), 2), '"linear": {"lrp_advice.length": "x y"}'),
+    "swish": (own("swish", lambda x: x * x.sigmoid()), '"nonlinearity": {"lrp_advice.swish": "x"}'),
+    "blunt": (own("blunt", lambda x: x * x.sigmoid(), derivative=False), '"nonlinearity": {"lrp_advice.blunt": "x"}'),
+    "sums": (own("sums", lambda x, y: (x.exp() + y).log(), 2), '"function": {"lrp_advice.sums": "x y"}'),
+    "lost": (own("lost", lambda x: x @ x.mT, derivative=False), "it has no derivative"),
+    "noise": (own("noise", lambda x: x + torch.randn_like(x)), "other numbers every time"),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_is_what_the_operator_turns_out_to_be(name):
+    """And following it gives relevance that adds up."""
+    op, expected = ADVICE[name]
+
+    class Uses(nn.Module):
+        def forward(self, x):
+            return op(x) if len(op._opoverload._schema.arguments) == 1 else op(x, 2 * x)
+
+    x = torch.rand(2, 4, dtype=torch.float64) + 0.5
+    state = torch.get_rng_state()
+    with pytest.raises(errors.UnknownOpError) as caught:
+        lrp_fx.convert(Uses(), x)
+    assert name == "noise" or torch.equal(state, torch.get_rng_state())
+    message = str(caught.value)
+    assert expected in message and "docs/operators.md" in message
+    if "Declare it so" in message:
+        ops = json.loads(message.partition("convert(ops=...): ")[2].partition(". (docs")[0])
+        assert lrp_fx.convert(Uses(), x, ops=ops).explain(x, target=0).ledger.balance < 1e-12
+    else:
+        assert '"linear"' not in message
 
 
 def test_missing_extra_names_the_extra():

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from torch.fx import Graph, Node
 
+from lrp_fx.analysis.advice import advice
 from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.gates import find_gates
 from lrp_fx.analysis.layers import find_layers
@@ -81,14 +82,11 @@ def _check_names(node: Node, spec: OpSpec) -> None:
 
 
 def _check_unreached(facts: Facts, node: Node) -> None:
-    reached = [slot.name for slot, n in all_slots(node).items() if facts.carries(n)]
+    reached = [slot for slot, n in all_slots(node).items() if facts.carries(n)]
     if reached and is_float(node):
-        name = op_name(node)
         raise UnknownOpError(
             f"relevance reaches an operator that the op table does not declare: {locate(node)}.\n"
-            f"Declare what it is, in a TOML file or a dict given to convert(ops=...): for instance "
-            f'{{"linear": {{"{name}": "{" ".join(reached)}"}}}} if it is linear in {", ".join(reached)} '
-            f"(kinds: {', '.join(k for k in ('movement', 'linear', 'product', 'nonlinearity', 'constant'))}, ...)."
+            f"{advice(node, reached)}"
         )
 
 
@@ -123,7 +121,7 @@ def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) ->
 def _find_manual_softmax(facts: Facts) -> None:
     """``e / e.sum(dim)`` with ``e = exp(z)``: every node of it is left to the natural gradient, which is softmax's."""
     for node, spec in facts.specs.items():
-        if spec.kind != "quotient":
+        if spec.kind != "quotient" or not spec.elementwise:
             continue
         bound = bind(node)
         exponential, total = bound["self"], bound["other"]

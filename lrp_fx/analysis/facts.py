@@ -158,8 +158,9 @@ class Facts:
         return True
 
     def _is_affine(self, node: Node) -> bool:
-        kind, operands = self.specs[node].kind, self.operands[node]
-        scaling = kind == "product" or (kind == "quotient" and Slot("other") not in operands)
+        spec, operands = self.specs[node], self.operands[node]
+        kind = spec.kind
+        scaling = kind == "product" or (kind == "quotient" and Slot(spec.args[1]) not in operands)
         return kind in ("linear", "movement") or (scaling and len(operands) == 1)
 
     def is_statistic_of(self, statistic: Node, signal: Node) -> bool:

@@ -62,6 +62,12 @@ def is_float(node: Node) -> bool:
     return any(isinstance(v, torch.Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
 
 
+def is_complex(node: Node) -> bool:
+    """Whether the node's value is a complex tensor."""
+    val = value(node)
+    return isinstance(val, torch.Tensor) and val.is_complex()
+
+
 def is_integer(node: Node) -> bool:
     """Whether the node's value is, or contains, an integer (not boolean) tensor, and no floating one."""
     val = value(node)

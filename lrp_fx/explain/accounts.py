@@ -43,6 +43,7 @@ class Account:
         shares: evaluated args of the rules that share relevance among runs of a layer.
         runs: (share, sign, operator, args, kwargs, name of the input) of each run.
         outputs: its floating output tensors, with the cotangent of each.
+        positions: which of its operator's outputs they are.
         passed: relevance that its rule handed to its operands.
         breaks: whether its rule handed on a cotangent that is not finite.
         blind: whether tensors that are 0 can have relevance (rules that look at weights alone).
@@ -54,14 +55,16 @@ class Account:
     shares: list[tuple[Any, ...]] = field(default_factory=list)
     runs: list[LayerRun] = field(default_factory=list)
     outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
     passed: float = 0.0
     breaks: bool = False
     blind: bool = False
 
-    def arrive(self, output: Tensor, cotangent: Tensor | None) -> None:
+    def arrive(self, output: Tensor, position: int, cotangent: Tensor | None) -> None:
         """Record the total cotangent of one output (None where nothing came back to it)."""
         if cotangent is not None:
             self.outputs.append((output, cotangent.detach()))
+            self.positions.append(position)
 
     def receive(self, operand: Tensor, cotangent: Tensor | None) -> None:
         """Record what the rule passed to one operand."""
@@ -154,16 +157,17 @@ class Accountant(fx.Interpreter):
         elif RUN in n.meta:
             account.runs.append(LayerRun(n, args, kwargs, *n.meta[RUN]))
         if n is self.rewritten.results[owner]:
-            self._open(account, [leaf for leaf in pytree.tree_leaves(result) if _is_signal(leaf)])
+            self._open(account, pytree.tree_leaves(result))
         return result
 
-    def _open(self, account: Account, outputs: list[Tensor]) -> None:
+    def _open(self, account: Account, outputs: list[Any]) -> None:
         """Watch what comes back to a node's outputs; without a derivative nothing could."""
-        live = [leaf for leaf in outputs if leaf.requires_grad]
-        for leaf in live:
-            leaf.register_hook(functools.partial(account.arrive, leaf.detach()))
+        signals = [(position, leaf) for position, leaf in enumerate(outputs) if _is_signal(leaf)]
+        live = [(position, leaf) for position, leaf in signals if leaf.requires_grad]
+        for position, leaf in live:
+            leaf.register_hook(functools.partial(account.arrive, leaf.detach(), position))
             leaf.register_hook(functools.partial(self._reached, account.node))
-        if outputs and not live and self._expects(account.node):
+        if signals and not live and self._expects(account.node):
             self.lost.append(account.node)
 
     def _reached(self, node: Node, _: Tensor) -> None:
@@ -201,7 +205,7 @@ def kind_of(value: Any) -> str:
     tensors = [
         t
         for t in pytree.tree_leaves(value)
-        if _is_signal(t) and not t.is_meta
+        if _is_signal(t) and not t.is_meta and t.layout is torch.strided
         if not is_traceable_wrapper_subclass(t)  # a quantized weight, which may not know how to look for NaN
     ]
     if all(bool(t.isfinite().all()) for t in tensors):

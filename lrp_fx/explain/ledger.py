@@ -15,9 +15,10 @@ from lrp_fx.analysis import Slot
 from lrp_fx.analysis.operands import all_slots, declared, is_float
 from lrp_fx.errors import module_path
 from lrp_fx.explain.accounts import Account, LayerRun, Sweep, safe_dot
+from lrp_fx.explain.natural import call, gradients, natural, plain, positional, value_of
 from lrp_fx.optable import bind
 from lrp_fx.plan import Decision, Plan
-from lrp_fx.plan.products import degree
+from lrp_fx.plan.products import degree, is_denominator
 from lrp_fx.rewrite.ops import nonzero, shared, stabilised
 from lrp_fx.ruleset import own_backward
 
@@ -28,8 +29,9 @@ class Entry:
 
     Attributes:
         category: input, source (position, type and latent parameters), position (rotary tables, where the rule set
-            counts them), bias, constant, stopped, softmax, stabiliser, rule (what a rule that does not conserve loses
-            or invents) or target (a target that is not linear).
+            counts them), bias, constant, stopped, softmax, taylor (what the first-order expansion of another function
+            of several numbers leaves out), stabiliser, rule (what a rule that does not conserve loses or invents) or
+            target (a target that is not linear).
         name: input, parameter path, or operator.
         role: role of the node that absorbed it.
         module: module path of that node.
@@ -165,17 +167,23 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
     if decision.role == "attention":
         yield from _attention(plan, decision, account)
         return
-    if decision.role == "softmax":
-        yield "softmax", op, account.arrived - sum(_natural(account, list(decision.live)).values()), None
+    if decision.role == "softmax" or rule == "taylor":
+        yield "softmax" if decision.role == "softmax" else "taylor", op, _left(account, decision), None
         return
     if rule in ("guided-backprop", "deconvnet"):
         yield "rule", op, account.arrived - _rectified(account, decision), None
         return
-    if spec.kind in ("product", "quotient", "homogeneous"):
+    several = isinstance(account.node.meta.get("val"), (tuple, list))  # outputs, not all of one degree
+    if "count" in spec.extra or (several and spec.kind == "homogeneous"):
+        lost = 0.0 if rule == "uniform" else _left(account, decision)
+        if abs(lost) > 1e-12 * account.magnitude:
+            yield "rule", op, lost, None
+    elif spec.kind in ("product", "quotient", "homogeneous"):
         lost = 1 - _fraction(plan, decision, account)
-        if abs(lost) > 1e-12:
-            yield "rule", op, lost * account.arrived, None
-    elif spec.kind == "nonlinearity" or (spec.kind == "linear" and decision.role == "nonlinearity"):
+        if abs(lost) > 1e-12:  # of the product; what is added to it keeps its own
+            added = [s for s in declared(account.node, spec) if s.name in spec.terms]
+            yield "rule", op, lost * (account.arrived - sum(natural(account, added).values())), None
+    elif spec.kind in ("nonlinearity", "function") or (spec.kind == "linear" and decision.role == "nonlinearity"):
         if rule == "identity" and (spec.slope is not None or spec.at_zero is not None):
             return  # the slope is f(x)/x everywhere
         if rule == "identity":
@@ -183,10 +191,10 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
             kept_by_slope = torch.where(slope == 0, torch.zeros_like(x), x.detach() * slope)  # -inf * 0 = 0 at a mask
             yield "stabiliser", op, safe_dot(y.detach() - kept_by_slope, _cotangent(account)), None
         else:
-            yield "rule", op, account.arrived - sum(_natural(account, list(decision.live)).values()), None
+            yield "rule", op, _left(account, decision), None
         return
     elif spec.kind == "normalization" and rule == "gradient":
-        lost = account.arrived - sum(_natural(account, [Slot(n) for n in ("input", *spec.terms)]).values())
+        lost = account.arrived - sum(natural(account, [Slot(n) for n in ("input", *spec.terms)]).values())
         yield "rule", op, lost, None
     if account.shares:
         yield from _shared(account, op)
@@ -200,40 +208,46 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
     yield from _constants(plan, decision, account, kept)
 
 
+def _left(account: Account, decision: Decision) -> float:
+    """What the natural gradient, times the factors of the rule, leaves of the relevance that arrived."""
+    amounts = natural(account, list(decision.live))
+    return account.arrived - sum(decision.factors.get(slot, 1.0) * amount for slot, amount in amounts.items())
+
+
 def _rectified(account: Account, decision: Decision) -> float:
     """What passes where negative cotangents are cut."""
     cut = replace(account, outputs=[(y, g.clamp(min=0)) for y, g in account.outputs])
     if decision.rule.name == "guided-backprop" or len(decision.live) > 1:
-        return sum(_natural(cut, list(decision.live)).values())
+        return sum(natural(cut, list(decision.live)).values())
     (slot,) = decision.live
-    x = _value(account, slot)
+    x = value_of(account, slot)
     return 0.0 if x is None else safe_dot(x, _cotangent(cut))
 
 
 def _shared(account: Account, op: str) -> Amounts:
     """Rules on parts: what the biases of the runs receive, and what the divisors keep."""
     y, g = account.outputs[0]
-    handed = [shared(y, g, *(_plain(a) for a in args[1:])) for args in account.shares]
+    handed = [shared(y, g, *(plain(a) for a in args[1:])) for args in account.shares]
     bias = 0.0
     for run in account.runs:
-        args, kwargs = pytree.tree_map(_plain, (run.args, run.kwargs))
+        args, kwargs = pytree.tree_map(plain, (run.args, run.kwargs))
         bias += run.sign * safe_dot(_offset(run, args, kwargs), handed[run.share])
     yield "bias", op, bias, None
-    passed = sum(safe_dot(_plain(args[1]), s) for args, s in zip(account.shares, handed, strict=True))
+    passed = sum(safe_dot(plain(args[1]), s) for args, s in zip(account.shares, handed, strict=True))
     yield "stabiliser", op, account.arrived - passed, None
 
 
 def _offset(run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """What a layer gives for an input of zeros: its bias."""
     names = [*bind(run.node)]
-    bound = dict(zip(_positional(run.node, names), args, strict=False)) | kwargs
+    bound = dict(zip(positional(run.node, names), args, strict=False)) | kwargs
     at, position = run.input
     zero = torch.zeros_like(bound[at] if position is None else bound[at][position])
     bound[at] = zero if position is None else [zero if i == position else v for i, v in enumerate(bound[at])]
     schema = getattr(run.node.target, "_schema", None)
     only = {a.name for a in schema.arguments if a.kwarg_only} if schema is not None else set()
-    positional = [bound[n] for n in _positional(run.node, names)[: len(args)]]
-    return run.node.target(*positional, **{k: v for k, v in bound.items() if k in kwargs or k in only})  # type: ignore[operator]
+    first = [bound[n] for n in positional(run.node, names)[: len(args)]]
+    return run.node.target(*first, **{k: v for k, v in bound.items() if k in kwargs or k in only})  # type: ignore[operator]
 
 
 def _cotangent(account: Account) -> Tensor:
@@ -248,63 +262,7 @@ def _fraction(plan: Plan, decision: Decision, account: Account) -> float:
         return sum(f * degree(account.node, spec) for f in factors.values())
     if not factors:  # only an added term is live
         return 1.0
-    inverse = spec.kind == "quotient"
-    return sum(-f if inverse and slot.name == "other" else f for slot, f in factors.items())
-
-
-def _call(account: Account, replaced: dict[Slot, Tensor]) -> Any:
-    """The captured operator on recorded arguments, some of them replaced."""
-    args, kwargs = account.arguments
-    schema = list(bind(account.node))
-
-    def swap(name: str, value: Any) -> Any:
-        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-            return [replaced.get(Slot(name, i), _plain(v)) for i, v in enumerate(value)]
-        return replaced.get(Slot(name), _plain(value))
-
-    names = _positional(account.node, schema)
-    return account.node.target(  # type: ignore[operator]
-        *[swap(n, a) for n, a in zip(names, args, strict=False)], **{k: swap(k, v) for k, v in kwargs.items()}
-    )
-
-
-def _positional(node: Node, names: list[str]) -> list[str]:
-    schema = getattr(node.target, "_schema", None)
-    return [a.name for a in schema.arguments] if schema is not None else names
-
-
-def _plain(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
-
-
-def _value(account: Account, slot: Slot) -> Tensor | None:
-    args, kwargs = account.arguments
-    bound = dict(zip(_positional(account.node, list(bind(account.node))), args, strict=False)) | kwargs
-    value = bound.get(slot.name)
-    value = value[slot.position] if slot.position is not None and value is not None else value
-    return value.detach() if isinstance(value, Tensor) else None
-
-
-def _natural(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) -> dict[Slot, float]:
-    """Sum of x times the operator's own gradient, for each of ``slots``, at the recorded values."""
-    return {slot: safe_dot(x, g) for slot, (x, g) in _gradients(account, slots, scale).items()}
-
-
-def _gradients(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) -> dict[Slot, tuple[Tensor, Tensor]]:
-    values = {s: v for s in slots if (v := _value(account, s)) is not None}
-    if not values:
-        return {}
-    exact = account.outputs[0][0].dtype  # integers and booleans that are added have a relevance like any number
-    values = {s: v if v.is_floating_point() or v.is_complex() else v.to(exact) for s, v in values.items()}
-    if account.outputs[0][0].dtype is torch.float64:  # a constant in single precision would round its cotangent
-        values = {s: v.double() for s, v in values.items()}
-    leaves = {s: v.clone().requires_grad_() for s, v in values.items()}
-    with torch.enable_grad():
-        result = _call(account, leaves)
-        outputs = [r for r in (result if isinstance(result, (tuple, list)) else [result]) if r.requires_grad]
-        cotangents = [g * scale for _, g in account.outputs]
-        grads = torch.autograd.grad(outputs[: len(cotangents)], list(leaves.values()), cotangents, allow_unused=True)
-    return {s: (v, g) for (s, v), g in zip(values.items(), grads, strict=True) if g is not None}
+    return sum(-f if is_denominator(plan.facts, account.node, slot) else f for slot, f in factors.items())
 
 
 def _attention(plan: Plan, decision: Decision, account: Account) -> Amounts:
@@ -315,15 +273,15 @@ def _attention(plan: Plan, decision: Decision, account: Account) -> Amounts:
     if not share:
         return
     mask = Slot("attn_mask")
-    given = _value(account, mask)
+    given = value_of(account, mask)
     added = [mask] if given is not None and given.is_floating_point() else []  # a boolean mask selects, it is not added
-    natural = _natural(account, [*slots[:1], *added])
-    scores = sum(v for s, v in natural.items() if s != mask)
-    constant = natural.get(mask, 0.0) if mask not in decision.live else 0.0
+    amounts = natural(account, [*slots[:1], *added])
+    scores = sum(v for s, v in amounts.items() if s != mask)
+    constant = amounts.get(mask, 0.0) if mask not in decision.live else 0.0
     if constant:
         name, category = constant_name(plan, declared(account.node, plan.facts.specs[account.node])[mask])
         yield category, name, share * constant, None
-    yield "softmax", str(account.node.target), share * (account.arrived - scores - natural.get(mask, 0.0)), None
+    yield "softmax", str(account.node.target), share * (account.arrived - scores - amounts.get(mask, 0.0)), None
     if taken:
         yield "rule", str(account.node.target), taken * account.arrived + _excess(decision, share, scores), None
 
@@ -347,7 +305,7 @@ def _constants(plan: Plan, decision: Decision, account: Account, kept: Tensor | 
         additive = spec.args
     operands = {s: n for s, n in declared(account.node, spec).items() if s.name in additive}
     constant = [s for s in operands if s not in decision.live]
-    for slot, (x, g) in _gradients(account, constant, kept).items():
+    for slot, (x, g) in gradients(account, constant, kept).items():
         name, category = constant_name(plan, operands[slot])
         yield category, name, safe_dot(x, g), torch.where(g == 0, torch.zeros_like(x), x * g)
     others = {slot: n for slot, n in all_slots(account.node).items() if slot not in declared(account.node, spec)}
@@ -355,8 +313,8 @@ def _constants(plan: Plan, decision: Decision, account: Account, kept: Tensor | 
         is_float(n) for n in others.values()
     )  # running statistics, undeclared biases
     if hidden or (spec.kind in ("linear", "movement") and _has_literal(account.node)):
-        zeros = {s: torch.zeros_like(v) for s in operands if (v := _value(account, s)) is not None}
-        offset = _call(account, zeros)
+        zeros = {s: torch.zeros_like(v) for s in operands if (v := value_of(account, s)) is not None}
+        offset = call(account, zeros)
         if isinstance(offset, Tensor):
             g = _cotangent(account) * kept
             yield "bias" if hidden else "constant", str(account.node.target), safe_dot(offset, g), None
@@ -365,7 +323,18 @@ def _constants(plan: Plan, decision: Decision, account: Account, kept: Tensor | 
 def _has_literal(node: Node) -> bool:
     """Whether an affine operator can add a number of its own."""
     name = getattr(node.target, "_opname", "")
-    adds = ("add", "sub", "rsub", "where", "masked_fill", "constant_pad_nd", "pad", "scatter", "nan_to_num")
+    adds = (
+        "add",
+        "sub",
+        "rsub",
+        "where",
+        "masked_fill",
+        "constant_pad_nd",
+        "pad",
+        "scatter",
+        "nan_to_num",
+        "index_fill",
+    )
     return name in adds and any(isinstance(a, (int, float)) and a != 0 for a in node.args)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis import Facts, Slot, Source
+from lrp_fx.analysis.operands import is_complex
 from lrp_fx.errors import module_path
 from lrp_fx.optable import OpSpec, bind, op_name
 from lrp_fx.parts import BLIND, PART_RULES
@@ -154,10 +155,26 @@ def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node,
         return _homogeneous(plan, node, spec, operands)
     if spec.kind == "selection":
         return _selection(plan, node, spec, operands)
+    if _is_function(spec, operands):
+        return _function(plan, node, operands)
     if node in facts.folded and facts.folded[node] in plan.decisions:
         return _folded(plan, node, operands)
-    role = "nonlinearity" if spec.kind == "linear" and _is_interior(facts, node, live) else spec.kind
+    interior = spec.kind == "linear" and _is_interior(facts, node, live)
+    role = "nonlinearity" if interior or spec.kind == "function" else spec.kind
     return Decision(role, _rule(plan, role, node), operands)
+
+
+def _is_function(spec: OpSpec, operands: dict[Slot, Node]) -> bool:
+    """Whether a node is a function of several numbers at once (a complex number is two), so that it has no slope."""
+    if spec.kind == "function":
+        return len(operands) > 1 or not spec.elementwise
+    return spec.kind == "nonlinearity" and any(is_complex(n) for n in operands.values())
+
+
+def _function(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
+    """First-order Taylor, as for softmax: x times the natural gradient; the rest is an entry of its own."""
+    rule = _rule(plan, "nonlinearity", node)
+    return Decision("nonlinearity", Rule("taylor") if rule.name == "identity" else rule, operands)
 
 
 def _selection(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
@@ -181,7 +198,8 @@ def _folded(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
 def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """Linear, convolution, matmul, einsum, ...: uniform over the factors that carry; added terms keep theirs."""
     factors = [slot for slot in operands if slot.name in spec.args]
-    role = "bilinear" if len(factors) > 1 else "linear"
+    divisors = [slot for slot in factors if is_denominator(plan.facts, node, slot)]
+    role = "bilinear" if len(factors) > 1 else "nonlinearity" if divisors else "linear"
     if role == "bilinear" and node in plan.facts.recurrent:
         role = "recurrent-gate"
     elif role == "bilinear" and node in plan.facts.selective:
@@ -196,6 +214,8 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
         signals = [slot for slot in factors if operands[slot] not in plan.facts.positive and slot not in weighing]
     share = 1 / len(signals) if rule.name in ("uniform", "signal-takes-all") else 1.0
     shares = {slot: share if slot in signals else 0.0 for slot in factors}
+    if rule.name in ("uniform", "signal-takes-all", "identity"):  # a divisor has degree -1
+        shares |= {slot: -shares[slot] for slot in divisors}
     return Decision(role, rule, operands, {slot: amount for slot, amount in shares.items() if amount != 1})
 
 
@@ -213,6 +233,8 @@ def _is_softmax(facts: Facts, node: Node) -> bool:
 
 def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """f(t x) = t^k f(x) gives x f'(x) = k f(x): the identity rule is the gradient divided by k."""
+    if "count" in spec.extra:
+        return Decision("bilinear", _rule(plan, "bilinear", node), operands)
     power = degree(node, spec)
     if power == 0:
         return Decision("nonlinearity", STOP, operands)

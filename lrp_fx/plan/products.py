@@ -120,7 +120,8 @@ def flatten(facts: Facts, top: Node, live: Live) -> Product:
 
 def is_denominator(facts: Facts, node: Node, slot: Slot) -> bool:
     """Whether ``slot`` of ``node`` divides."""
-    return facts.specs[node].kind == "quotient" and slot == DENOMINATOR
+    spec = facts.specs[node]
+    return spec.kind == "quotient" and slot.name == spec.args[1]
 
 
 def _count(facts: Facts, node: Node, live: Live) -> float | None:
@@ -174,7 +175,7 @@ def is_nonlinear(facts: Facts, node: Node, live: Live) -> bool:
             return same and any(is_nonlinear(facts, n, live) for n in operands)
         if spec.kind not in ("movement", "linear", "product", "quotient", "homogeneous") or spec.terms or spec.reduces:
             return False
-        if spec.kind == "quotient" and DENOMINATOR in live[node]:
+        if any(is_denominator(facts, node, slot) for slot in live[node]):
             return True
         node = operands[0]
     return False

@@ -16,6 +16,7 @@ from lrp_fx.errors import UnknownOpError, locate
 from lrp_fx.optable import OpSpec, bind, set_arg
 from lrp_fx.parts import PART_RULES
 from lrp_fx.plan import Decision, Plan
+from lrp_fx.rewrite.factors import share_of_factors
 from lrp_fx.rewrite.layers import RUN, run_parts
 from lrp_fx.rewrite.ops import (
     closed_identity_rule,
@@ -127,8 +128,10 @@ def _carry_out(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, no
         return _rectified(graph, node, decision)
     if decision.rule.name == "identity" and decision.role == "normalization" and spec.kind == "normalization":
         return _normalization(graph, node, spec)
-    if decision.rule.name == "identity" and spec.kind in ("nonlinearity", "linear"):
+    if decision.rule.name == "identity" and spec.kind in ("nonlinearity", "function", "linear"):
         return _identity(graph, node, spec, decision)
+    if "count" in spec.extra and decision.rule.name == "uniform":
+        return _counted(graph, node, spec)
     if spec.extra.get("constant") and Slot(str(spec.extra["constant"])) not in decision.live:
         operator: Any = node.target
         node.args, node.target = (operator, *node.args), constant_product
@@ -193,6 +196,23 @@ def _identity(graph: Graph, node: Node, spec: OpSpec, decision: Decision) -> Nod
     inside = _between(node, anchor)
     node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in inside)
     return new
+
+
+def _counted(graph: Graph, node: Node, spec: OpSpec) -> Node:
+    """A product along a dimension, y = x_1 ... x_n: the cotangent divided by the number of factors of each output."""
+    operand = all_slots(node)[Slot(spec.args[0])]
+    anchor = node.next
+    with graph.inserting_before(anchor):
+        constant = graph.call_function(_detach, (node,))
+        share = graph.call_function(share_of_factors, (operand, str(spec.extra["count"]), _along(node)))
+        new = graph.call_function(identity_rule, (constant, node, share))
+    return _stand_in(node, anchor, new)
+
+
+def _along(node: Node) -> list[Any]:
+    """Dimension and whether it is kept, as far as the operator was given them."""
+    bound = bind(node)
+    return [bound[name] for name in ("dim", "keepdim") if name in bound]
 
 
 def _parts(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, node: Node) -> Node:

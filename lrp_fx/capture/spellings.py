@@ -1,0 +1,123 @@
+"""What some operators are made of, where PyTorch does not say, or not in a way that has a derivative everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+aten = torch.ops.aten
+
+
+def _times_log(x: Any, y: Any) -> Tensor:
+    """x log y, 0 where x is 0: there log is not taken, whose derivative at 0 would be infinite."""
+    return x * torch.log(_apart_from(x, torch.as_tensor(y)))
+
+
+def _times_log1p(x: Any, y: Any) -> Tensor:
+    """x log(1 + y), 0 where x is 0."""
+    return x * torch.log1p(torch.where(_is_zero(x, y), 0.0, torch.as_tensor(y)))
+
+
+def _apart_from(x: Any, y: Tensor) -> Tensor:
+    return torch.where(_is_zero(x, y), 1.0, y)
+
+
+def _is_zero(x: Any, y: Any) -> Any:
+    return torch.logical_and(torch.as_tensor(x) == 0, torch.logical_not(torch.isnan(torch.as_tensor(y))))
+
+
+def _polar(magnitude: Tensor, angle: Tensor) -> Tensor:
+    return torch.complex(magnitude * torch.cos(angle), magnitude * torch.sin(angle))
+
+
+def _var_mean(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    dim = args[0] if args and not isinstance(args[0], bool) else kwargs.get("dim")
+    mean = x.mean(dim, kwargs.get("keepdim", args[2] if len(args) > 2 else False)) if dim is not None else x.mean()
+    return torch.var(x, *args, **kwargs), mean
+
+
+def _std_mean(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    variance, mean = _var_mean(x, *args, **kwargs)
+    return variance.sqrt(), mean
+
+
+def _rrelu(
+    x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
+) -> Tensor:
+    """In evaluation mode; in training its slopes are drawn."""
+    if training:
+        raise NotImplementedError
+    return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
+
+
+def _index_reduce(
+    x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    along = [1] * source.dim()
+    along[dim] = -1
+    places = index.view(along).expand_as(source)
+    return x.scatter_reduce(dim, places, source, reduce, include_self=include_self)
+
+
+def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
+    """Covariances of the rows of x; PyTorch's own looks at a value, to warn."""
+    rows = x if x.dim() > 1 else x.view(1, -1)
+    weights = fweights if aweights is None else aweights if fweights is None else fweights * aweights
+    total: Any = rows.shape[1] if weights is None else weights.sum()
+    weighted = rows if weights is None else rows * weights
+    mean = weighted.mean(1, True) if weights is None else weighted.sum(1, True) / total
+    lost: Any = correction
+    if aweights is not None and weights is not None:
+        lost = correction * (weights * aweights).sum() / total
+    centred = rows - mean
+    products = (centred if weights is None else centred * weights) @ centred.mT.conj()
+    return (products / (total - lost)).squeeze()
+
+
+def _corrcoef(x: Tensor) -> Tensor:
+    """Correlations of the rows of x."""
+    found = _cov(x)
+    if found.dim() == 0:
+        return found / found
+    deviations = torch.sqrt(found.diagonal())
+    return found / deviations.unsqueeze(1) / deviations.unsqueeze(0)
+
+
+_SEGMENTS = {"sum": ("sum", 0.0), "mean": ("mean", float("nan")), "prod": ("prod", 1.0)}
+_SEGMENTS |= {"max": ("amax", float("-inf")), "min": ("amin", float("inf"))}
+
+
+def _segment_reduce(
+    data: Tensor, reduce: str, *, lengths: Tensor | None = None, indices: Any = None, offsets: Tensor | None = None,
+    axis: int = 0, unsafe: bool = False, initial: float | None = None,
+) -> Tensor:  # fmt: skip
+    """Segments of the first dimension, by their lengths or by where they begin, scattered into their results."""
+    if lengths is None and offsets is not None:
+        lengths = offsets.diff()
+    if lengths is None or lengths.dim() != 1 or axis != 0:
+        raise NotImplementedError
+    how, empty = _SEGMENTS[reduce]
+    count = lengths.shape[0]
+    segment = torch.repeat_interleave(torch.arange(count, device=data.device), lengths, output_size=data.shape[0])
+    places = segment.view(-1, *[1] * (data.dim() - 1)).expand_as(data)
+    start = data.new_full((count, *data.shape[1:]), empty if initial is None else initial)
+    return start.scatter_reduce(0, places, data, how, include_self=initial is not None)
+
+
+#: operator -> a function of the same arguments
+SPELLINGS: dict[Any, Callable[..., Any]] = {
+    **{getattr(aten.xlogy, name): _times_log for name in ("Tensor", "Scalar_Self", "Scalar_Other")},
+    **{getattr(aten.special_xlogy, name): _times_log for name in ("default", "self_scalar", "other_scalar")},
+    **{getattr(aten.special_xlog1py, name): _times_log1p for name in ("default", "self_scalar", "other_scalar")},
+    **{getattr(aten.var_mean, name): _var_mean for name in ("default", "dim", "correction")},
+    **{getattr(aten.std_mean, name): _std_mean for name in ("default", "dim", "correction")},
+    aten.cov.default: _cov,
+    aten.corrcoef.default: _corrcoef,
+    aten.polar.default: _polar,
+    aten.rrelu.default: _rrelu,
+    aten.index_reduce.default: _index_reduce,
+    aten.segment_reduce.default: _segment_reduce,
+}

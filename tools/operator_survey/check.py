@@ -1,0 +1,70 @@
+"""One functional in a tiny model: outputs, conservation, and input x gradient against the derivative itself."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import lrp_fx
+from operator_survey.functionals import RANDOM, SEEN_THROUGH, Around
+
+
+def weighed(output: Tensor) -> Tensor:
+    """One number of an output, in which every entry has a weight of its own."""
+    values = torch.view_as_real(output) if output.is_complex() else output
+    weights = torch.cos(torch.arange(values.numel()).double() * 1.37 + 0.4).view(values.shape)
+    return (values * weights).sum().reshape(1)
+
+
+def problems(name: str, function, x: Tensor) -> list[str]:
+    """What is wrong with ``function`` of x, one line each.
+
+    Raises:
+        Exception: whatever conversion and explanation raise.
+    """
+    model = Around(function)
+    xmodel = lrp_fx.convert(model, x)
+    attribution = xmodel.explain(x, target=weighed)
+    ledger, found = attribution.ledger, []
+    if abs(ledger.residual) > 1e-9 * max(1, abs(ledger.target)):
+        found.append(f"the ledger is off by {ledger.residual:.1e}")
+    if not xmodel.verify(x, target=weighed).passed:
+        found.append("verify fails")
+    if name not in RANDOM:
+        error = _relative(xmodel(x), model(x))
+        if error > 1e-12:
+            found.append(f"outputs differ by {error:.1e}")
+    gradient = xmodel.explain(x, target=weighed, rules="gradient").relevance["x"]
+    reference, tolerance = _reference(name, model, xmodel, x)
+    error = _relative(gradient, x * reference)
+    if error > tolerance:
+        found.append(f"input x gradient differs by {error:.1e}")
+    return found
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+def _reference(name: str, model, xmodel, x: Tensor) -> tuple[Tensor, float]:
+    """The gradient and how exact it is: by autograd, or by differences where autograd has none of the model."""
+    if name not in RANDOM:
+        try:
+            leaf = x.clone().requires_grad_()
+            plain = Around(SEEN_THROUGH.get(name, model.function))
+            (gradient,) = torch.autograd.grad(weighed(plain(leaf)), leaf, allow_unused=True)
+            return (torch.zeros_like(x) if gradient is None else gradient), 1e-9
+        except RuntimeError:
+            pass
+    return _differences(lambda t: weighed(xmodel(t)), x), 1e-6
+
+
+def _differences(function, x: Tensor, step: float = 1e-5) -> Tensor:
+    slopes = []
+    with torch.no_grad():
+        for i in range(x.numel()):
+            shift = torch.zeros(x.numel()).double()
+            shift[i] = step
+            ahead, behind = (float(function(x + sign * shift.view(x.shape))) for sign in (1, -1))
+            slopes.append((ahead - behind) / (2 * step))
+    return torch.tensor(slopes).double().view(x.shape)

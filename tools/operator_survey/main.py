@@ -1,0 +1,90 @@
+"""Try ordinary functionals one by one; write docs/operators.md: how many work, and which do not, and why."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+import time
+import warnings
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from operator_survey.check import problems
+from operator_survey.functionals import FUNCTIONALS, FURTHER, NOT_YET, OUT_OF_REACH, SEEN_THROUGH, X
+
+PAGE = """# Operators
+
+Written by `tools/operators`: {count} ordinary functionals one by one, each behind a linear layer, in float64. One works if the model converts, the ledger
+balances and `verify` passes, outputs are the model's to 1e-12, and `rules="gradient"` is input times the gradient by autograd to 1e-9 (where autograd has no
+derivative of the model, by central differences).
+
+**{working} of {count} work**, {survey} of the {surveyed} that were tried first. An operator works because `rules/ops.toml` declares it, or because it is
+written out as operators that are declared there: a composite one by its own kernel, others by PyTorch's table of decompositions or by
+`lrp_fx/capture/spellings.py`. What you declare yourself comes first.
+
+{failing}
+Relevance goes through `detach` and `no_grad` (what a node is follows from the values it computes): {seen} are compared with the same function without them.
+
+## Kinds, for operators of your own
+
+| kind | what it says | relevance under `attnlrp` |
+|---|---|---|
+| movement | entries are moved, copied, dropped, chosen by constants | goes with them |
+| linear | linear in its operands together; more generally f(tx) = t f(x) | x times gradient; what is constant keeps its part |
+| product | linear in each of its operands | shared evenly |
+| quotient | linear in the first operand, of degree -1 in the second | shared evenly |
+| homogeneous | f(tx) = t^degree f(x); with `count`, a product of so many factors | gradient divided by the degree |
+| nonlinearity | number by number, of one operand | slope f(x)/x |
+| selection | picks entries (maximum, sort) | the winner takes all |
+| softmax, function | any other that has a derivative | first-order Taylor; the rest is in the ledger |
+| normalization, attention, lookup | see the lines in `rules/ops.toml` | |
+| constant | integers, comparisons, random numbers | none |
+
+An operator without a derivative can carry relevance under no kind but "nonlinearity" (whose slope needs none): give it one with
+`torch.library.register_autograd`.
+"""
+
+
+def survey(names: list[str]) -> dict[str, str]:
+    """Name -> what is wrong, or nothing."""
+    found = {}
+    for name, function in (FUNCTIONALS | FURTHER).items():
+        if names and name not in names:
+            continue
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                found[name] = "; ".join(problems(name, function, X))
+            except Exception as error:
+                found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        print(f"{name:24} {time.perf_counter() - start:5.1f} s  {found[name] or 'ok'}", flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="only these, and no page")
+    names = parser.parse_args().names
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.ERROR)
+    found = survey(names)
+    failing = {name: (OUT_OF_REACH | NOT_YET).get(name, why) for name, why in found.items() if why}
+    print(f"{len(found) - len(failing)} of {len(found)} work")
+    if names:
+        return
+    rows = "".join(f"- `{name}`: {why}\n" for name, why in failing.items())
+    page = PAGE.format(
+        count=len(found), working=len(found) - len(failing), surveyed=len(FUNCTIONALS),
+        survey=sum(name not in failing for name in FUNCTIONALS), seen=" and ".join(f"`{n}`" for n in SEEN_THROUGH),
+        failing=f"Those that do not:\n\n{rows}" if rows else "",
+    )  # fmt: skip
+    (ROOT / "docs" / "operators.md").write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
