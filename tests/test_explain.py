@@ -261,3 +261,24 @@ def test_ids_may_pick_columns():
     wanted = model.table[:, buckets].square().sum(0) * model.head.weight[1]
     torch.testing.assert_close(relevance, wanted.detach())
     torch.testing.assert_close(xmodel.lower(buckets, target=1)(buckets, target=1).relevance["buckets"], relevance)
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", "gradient"])
+def test_group_norm_of_a_channels_last_image(in_two_processes, rules):
+    """torch 2.13 ends the process in the backward of group_norm for the bias alone."""
+    printed = in_two_processes(f"""
+        import lrp_fx
+        from torch import nn
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.Flatten(), nn.Linear(288, 2)).double().eval()
+        nn.init.normal_(model[1].bias)
+        x = torch.randn(2, 3, 8, 8).double().to(memory_format=torch.channels_last)
+        xmodel = lrp_fx.convert(model, x, rules="{rules}")
+        assert torch.equal(xmodel(x), model(x)) and xmodel(x).shape == (2, 2)
+        ledger = xmodel.explain(x).ledger
+        plain = xmodel.explain(x.contiguous()).ledger
+        assert ledger.balance < 1e-9, ledger
+        assert abs(ledger.by("category")["bias"] - plain.by("category")["bias"]) < 1e-9
+        print("done")
+    """)
+    assert printed == ["done\n", "done\n"]
