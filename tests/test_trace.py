@@ -391,3 +391,44 @@ def test_the_random_state_is_as_it_was():
     state = torch.get_rng_state()
     lrp_fx.convert(model, x)
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Inside(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.l, self.w, self.form = nn.Linear(4, 4, bias=False), nn.Parameter(torch.randn(4, 3)), form
+
+    def forward(self, x):
+        return self.form(self, self.l(x))
+
+
+def _by_autograd(m, h):
+    with torch.enable_grad():
+        h = h if h.requires_grad else h.detach().requires_grad_()
+        return torch.autograd.grad((h @ m.w).tanh().pow(2).sum(), h, create_graph=True)[0]
+
+
+TRANSFORMS = {
+    "vmap": lambda m, h: torch.vmap(lambda r: r @ m.w)(h),
+    "nested vmap": lambda m, h: torch.vmap(torch.vmap(lambda a: a * a.sin()))(h),
+    "vmap of jacrev": lambda m, h: torch.vmap(torch.func.jacrev(lambda r: (r @ m.w).tanh()))(h).flatten(1),
+    "vmap of jacfwd": lambda m, h: torch.vmap(torch.func.jacfwd(lambda r: (r @ m.w).tanh()))(h).flatten(1),
+    "grad": lambda m, h: torch.func.grad(lambda y: (y @ m.w).tanh().sum())(h),
+    "autograd.grad": _by_autograd,
+}
+
+
+@pytest.mark.parametrize("form", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+def test_maps_and_derivatives_inside_a_forward(form):
+    """They are followed: relevance passes through them."""
+    torch.manual_seed(0)
+    model, x = Inside(form).double().eval(), torch.randn(3, 4, dtype=torch.float64)
+    given = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(given)[:, 1].sum(), given)
+    xmodel = lrp_fx.convert(model, x)
+    for y in (x, 2 * x):
+        torch.testing.assert_close(xmodel(y), model(y), rtol=1e-10, atol=1e-12)
+    found = xmodel.explain(x, target=1)
+    assert found.ledger.balance < 1e-9 and found.relevance["x"].abs().sum() > 0
+    by_gradient = xmodel.explain(x, target=1, rules="gradient").relevance["x"]
+    torch.testing.assert_close(by_gradient, x * gradient, rtol=1e-9, atol=1e-11)

@@ -89,10 +89,13 @@ def _anew(
         return _captured(recording, call, program.call_spec.in_spec, program.call_spec.out_spec, start, "control flow")
     shapes = shapes_of(program, placeholders)
     captured = Captured(_finished(graph_module), call.names, program.call_spec.out_spec, shapes, _since(start))
-    difference = disagreement(model, captured.graph_module, args, kwargs)
-    if difference <= TOLERANCE:
-        return captured
-    refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
+    try:
+        difference = disagreement(model, captured.graph_module, args, kwargs)
+        if difference <= TOLERANCE:
+            return captured
+        refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
+    except Exception as error:  # a graph that does not run, or returns what has no values
+        refusal = f"what it exported does not run: {type(error).__name__}"
     if route == "export":
         raise _refused(model, refusal)
     return _by_trace(model, call, args, kwargs, start, refusal)
@@ -128,7 +131,7 @@ def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start:
 
 def _recorded(model: torch.nn.Module, run: Any, call: Call) -> Recording:
     with traceable(model, experts=None):
-        return record(model, run, call.leaves, written_out(model))
+        return record(model, run, call.leaves, lambda: written_out(model))
 
 
 def _captured(

@@ -34,6 +34,14 @@ def _allclose(a: Tensor, b: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equa
 _COMPARED: dict[str, Callable[..., bool]] = {"equal": _equal, "allclose": _allclose}
 
 
+class Transforms(Exception):
+    """The model differentiates, or maps over a dimension, while it runs: its operators are not those it calls."""
+
+
+#: what differentiates; ``vmap`` and the transforms of ``torch.func`` are told by the level that they open
+_DIFFERENTIATE = {torch.autograd.grad, torch.autograd.backward, Tensor.backward, torch._VF._make_dual}
+
+
 class Seeing(TorchFunctionMode):
     """A mode that also sees what those of PyTorch's functions call that are written in Python.
 
@@ -73,16 +81,24 @@ class Seeing(TorchFunctionMode):
         return self._copies[func]
 
 
+def _in_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 class Reads(Seeing):
     """Notes the nodes whose values Python takes out without an operator.
+
+    Args:
+        within: whether the operators inside of ``vmap`` and of derivatives are recorded; otherwise both are refused.
 
     Attributes:
         nodes: of the graph that is being recorded.
         drawn: names of the functions that drew random numbers, which are constants of the graph.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, within: bool = False) -> None:
         super().__init__()
+        self._within = within
         self.nodes: list[fx.Node] = []
         self.drawn: list[str] = []
 
@@ -91,6 +107,8 @@ class Reads(Seeing):
         name = getattr(func, "__name__", "")
         if get_proxy_mode() is None:  # not a part of the recording
             return NotImplemented
+        if not self._within and (func in _DIFFERENTIATE or _in_transform()):
+            raise Transforms
         if draws(func, args, kwargs):
             self.drawn.append(name)
             with self:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import decomposition_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode, dispatch_functionalize
 from torch.fx.experimental.proxy_tensor import (
@@ -33,7 +34,7 @@ from lrp_fx.capture.containers import returned
 from lrp_fx.capture.control import CarriedOut
 from lrp_fx.capture.functional import is_mutating
 from lrp_fx.capture.paths import readable
-from lrp_fx.capture.reads import Reads
+from lrp_fx.capture.reads import Reads, Transforms
 
 aten = torch.ops.aten
 
@@ -41,6 +42,8 @@ _DRAWS = {"rand", "rand_like", "randint", "randint_like", "randn", "randn_like",
 _SCALARS = {aten.item.default, aten._local_scalar_dense.default}
 _KNOWN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _GRAD_MODE = "_set_grad_enabled"
+#: derivatives that are kernels, by the operators that they are made of
+_BACKWARD = {op: made_of for op, made_of in decomposition_table.items() if "backward" in str(op)}
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,21 @@ def record(
     model: torch.nn.Module,
     call: Callable[..., Any],
     leaves: tuple[Any, ...],
-    answers: AbstractContextManager[Any] | None = None,
+    answers: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Recording:
+    """As :func:`_record`; a run that differentiates or maps is recorded below its derivatives and maps."""
+    try:
+        return _record(model, call, leaves, answers(), within=False)
+    except Transforms:
+        return _record(model, call, leaves, answers(), within=True)
+
+
+def _record(
+    model: torch.nn.Module,
+    call: Callable[..., Any],
+    leaves: tuple[Any, ...],
+    answers: AbstractContextManager[Any],
+    within: bool,
 ) -> Recording:
     """Run ``call(*leaves)`` once and record it.
 
@@ -112,24 +129,23 @@ def record(
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     found: dict[str, Any] = {}
-    reads = Reads()
+    reads = Reads(within)
     spans: list[tuple[int, int, dict[str, Any]]] = []
 
     def run(*tensors: Tensor) -> list[Tensor]:
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        with (
-            reads,
-            answers or nullcontext(),
-            _uncompiled(),
-        ):  # the last one asked first: what the others do is seen as well
+        with reads, answers, _uncompiled():  # the last is asked first, and the first sees all
             output = call(*filled)
         found["leaves"], found["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]
 
-    with torch.no_grad(), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
-        traced = _made(run, [leaves[place].clone() for place in places], model, record_stack_traces=True)
+    options: dict[str, Any] = {"record_stack_traces": True}
+    if within:
+        options |= {"pre_dispatch": False, "decomposition_table": _BACKWARD}
+    with torch.set_grad_enabled(within), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
+        traced = _made(run, [leaves[place].clone() for place in places], model, **options)
     for node, stack in _stacks(list(traced.graph.nodes), spans):
         node.meta["nn_module_stack"] = stack
     graph_module, shaped = _finish(model, traced, {n.name for n in reads.nodes}, leaves, places)
@@ -141,7 +157,7 @@ def _made(run: Callable[..., Any], inputs: list[Tensor], model: torch.nn.Module,
     weights = [w for w in (*model.parameters(), *model.buffers()) if type(w) not in _KNOWN]
     traced = make_fx(
         lambda *tensors: run(*tensors[: len(inputs)]),
-        tracing_mode="real", pre_dispatch=True, _error_on_data_dependent_ops=False, **options,
+        tracing_mode="real", _error_on_data_dependent_ops=False, **({"pre_dispatch": True} | options),
     )(*inputs, *weights)  # fmt: skip
     placeholders = [n for n in traced.graph.nodes if n.op == "placeholder"]
     for index, (node, weight) in enumerate(zip(placeholders[len(inputs) :], weights, strict=True)):
