@@ -13,7 +13,6 @@ from lrp_fx.analysis import Slot
 from lrp_fx.explain.accounts import Account, safe_dot
 from lrp_fx.optable import bind
 
-
 #: whose gradient of the bias alone ends the process where the input is channels-last (torch 2.13, CPU)
 _CRASHING = {torch.ops.aten.group_norm.default}
 
