@@ -255,6 +255,8 @@ FURTHER = {
     "addr": lambda x: torch.addr(x[:, :3], x[:, 0], x[1, 3:]),
     "bce": lambda x: -F.binary_cross_entropy(x.sigmoid(), torch.ones_like(x), reduction="none").sum(-1),
     "channel_shuffle": lambda x: F.channel_shuffle(x.view(1, 6, 3, 1), 2).flatten(1),
+    "cholesky_inverse": lambda x: torch.cholesky_inverse(x[:, :3].tril() + 3 * torch.eye(3).double()),
+    "conv_tbc": lambda x: torch.conv_tbc(x.view(3, 1, 6), W.view(1, 6, 6), W[0], 0).flatten(1),
     "cosine_embedding": lambda x: F.cosine_embedding_loss(x, x @ W, torch.tensor([1, -1, 1]), reduction="none"),
     "cumulative_trapezoid": lambda x: torch.cumulative_trapezoid(x),
     "diagonal_scatter": lambda x: (x @ W).diagonal_scatter(x[:, 0]),
