@@ -84,14 +84,14 @@ def judged(build: Callable[[], Built], kind: Callable[[str, str], _Row], run: Ca
     except NotBuildable as error:
         return kind("not buildable", str(error))
     except Exception as error:
-        return kind("not buildable", _short(error))
+        return kind("not buildable", short(error))
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             run(built, row)
     except LrpError as error:
-        row.reason = _short(error, 300)
+        row.reason = short(error, 300)
     except Exception as error:
-        row.reason = "UNNAMED " + _short(error, 300)
+        row.reason = "UNNAMED " + short(error, 300)
     row.seconds = round(time.perf_counter() - start, 1)
     return row
 
@@ -109,7 +109,7 @@ def _check(built: Built, row: Row, rules: Rules, ops: Mapping[str, Any] | None) 
 
     model, args, kwargs, tolerance, row.note = in_float64(built)
     xmodel = lrp_fx.convert(model, *args, **kwargs, rules=rules, ops=ops)
-    target = built.target or _projection
+    target = built.target or projection
     row.role_defect = max(
         [r.defect for r in xmodel.verify(*args, target=target, rules="attnlrp", **kwargs).roles], default=0.0
     )
@@ -149,7 +149,8 @@ def _shortcomings(row: Row, categories: dict[str, float], inputs: int, tolerance
     return "; ".join(found)
 
 
-def _short(error: Exception, length: int = 200) -> str:
+def short(error: Exception, length: int = 200) -> str:
+    """Its kind and the beginning of its message, on one line."""
     text = re.sub(r"[^\s,]*site-packages/", "", " ".join(str(error).split()))  # no paths of this machine in the report
     return f"{type(error).__name__}: {text[:length]}"
 
@@ -190,7 +191,7 @@ def fails(model: nn.Module, args: Any, kwargs: Any) -> str:
         with torch.no_grad():
             outputs = _tensors(model(*args, **kwargs))
     except Exception as error:
-        return f"fails ({_short(error, 80)})"
+        return f"fails ({short(error, 80)})"
     finite = any(bool(t.isfinite().any()) for t in outputs if t.is_floating_point())
     return "" if finite else "is not finite"
 
@@ -209,7 +210,7 @@ def _double_tensor(leaf: Any) -> Any:
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
-def _projection(output: Any) -> Tensor:
+def projection(output: Any) -> Tensor:
     """A fixed random linear functional of the whole output: every position and class takes part."""
     logits = find_logits(output)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from further import CORRELATION, GRADIENT, SUM
 
 _HEAD = """# The zoo
 
@@ -30,7 +33,10 @@ def write_page(document: dict[str, Any], path: Path) -> None:
         parts.append(_broken(document["broken"]))
     if "lowered" in document:
         parts.append(_lowered(document["lowered"]))
-    parts += [_failures(rows), *(_table(rows, suite) for suite in suites)]
+    further: dict[str, dict[str, Any]] = document.get("further", {})
+    if further:
+        parts.append(_further(further))
+    parts += [_failures(rows), *(_table(rows, further, suite) for suite in suites)]
     path.write_text("\n".join(parts))
 
 
@@ -72,6 +78,66 @@ def _lowered(rows: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+FURTHER = ("one_sample", "longer", "longest", "gradient", "half")
+_FURTHER = """## Other sizes, autograd, half precision
+
+By `tools/zoo --further`, with weights that bfloat16 holds. *One sample*: in float64, of a model captured at two samples and ten tokens,
+the outputs against the model's own and relevance against a fresh conversion's, to 1e-6. *Longer*: the same at 70 tokens, or at an image
+or a sound that is half as large again; *longest*: at 130 tokens, or a wider image. *Gradient*: relevance under `rules="gradient"` against
+autograd's input x gradient, to {gradient:g} (models that compute norms in float32 differ by that much from their double-precision
+twin). *Half*: relevance in bfloat16 against float64, correlation at least {correlation} and sums within {sum:.0%} of the sum of magnitudes;
+where the model's own gradient differs as much (a router that decides otherwise), it says so. How many were tried, and how many hold:
+"""
+
+
+def _further(rows: dict[str, dict[str, Any]]) -> str:
+    """What was tried and what holds, per suite; what does not; and why what was not tried was not."""
+    lines = [
+        _FURTHER.format(gradient=GRADIENT, correlation=CORRELATION, sum=SUM),
+        "| suite | rows | pass | " + " | ".join(c.replace("_", " ") for c in FURTHER) + " |",
+        "|---|--:|--:|" + "--:|" * len(FURTHER),
+    ]
+    for suite in sorted({key.split("/")[0] for key in rows}):
+        mine = [r for k, r in rows.items() if k.startswith(suite + "/") and r["verdict"] != "not buildable"]
+        cells = []
+        for column in FURTHER:
+            shown = [_cell(r, column) for r in mine]
+            tried = [c for c in shown if c and not c.startswith("not")]
+            cells.append(f"{sum(c.startswith('ok') for c in tried)} of {len(tried)}")
+        passed = sum(r["verdict"] == "pass" for r in mine)
+        lines.append(f"| {suite} | {len(mine)} | {passed} | " + " | ".join(cells) + " |")
+    lines += ["", *_reasons({k: r for k, r in rows.items() if r["verdict"] not in ("not buildable", "pass")}), ""]
+    reasons: Counter[tuple[str, str]] = Counter()
+    for row in rows.values():
+        reasons.update((c.replace("_", " "), _kind(why)) for c, why in row.get("untried", {}).items())
+    lines += ["Not tried:", ""]
+    lines += [f"- {column}: {why} ({count})" for (column, why), count in sorted(reasons.items(), key=lambda kv: -kv[1])]
+    return "\n".join(lines) + "\n"
+
+
+def _kind(why: str) -> str:
+    """A reason without what differs between models."""
+    return why.split(" (")[0].replace("|", "/")
+
+
+def _cell(row: Mapping[str, Any] | None, column: str) -> str:
+    """ "ok", a number, why not, or nothing where the row has no such column."""
+    if row is None or row["verdict"] == "not buildable":
+        return ""
+    if column in row.get("untried", {}):
+        return f"not: {_kind(row['untried'][column])}"
+    if column == "half":
+        if row.get("half_correlation") is None:
+            return ""
+        good = row["half_correlation"] >= CORRELATION and row["half_sum"] <= SUM
+        return "ok" if good else f"{row['half_correlation']:.2f}, sum {row['half_sum']:.0%}"
+    value = row.get(column)
+    if value is None:
+        failed = f"{column}: " in row["reason"]
+        return "fails" if failed else ""
+    return "ok" if value <= (GRADIENT if column == "gradient" else 1e-6) else f"{value:.0e}"
+
+
 def _reasons(rows: dict[str, dict[str, Any]]) -> list[str]:
     return [
         f"- `{key}`: **{row['verdict']}**: {row['reason'].replace('|', '/')}"
@@ -100,20 +166,23 @@ def _broken(broken: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: dict[str, dict[str, Any]], suite: str) -> str:
+def _table(rows: dict[str, dict[str, Any]], further: dict[str, dict[str, Any]], suite: str) -> str:
+    more = FURTHER if any(key.startswith(suite + "/") for key in further) else ()
+    titles = ("class", "verdict", "nodes", "capture s", "route", "forward", "cp_lrp", "literals", "attnlrp, worst node")
     lines = [
         f"## {suite}\n",
-        "| class | verdict | nodes | capture s | route | forward | cp_lrp | literals | attnlrp, worst node | roles |",
-        "|---|---|--:|--:|---|--:|--:|--:|--:|---|",
+        "| " + " | ".join([*titles, *(c.replace("_", " ") for c in more), "roles"]) + " |",
+        "|---|---|--:|--:|---|--:|--:|--:|--:|" + "---|" * len(more) + "---|",
     ]
     for key, row in sorted(rows.items()):
         if not key.startswith(suite + "/") or row["verdict"] == "not buildable":
             continue
         roles = ", ".join(f"{role} {count}" for role, count in sorted(row["roles"].items(), key=lambda kv: -kv[1]))
         numbers = [row["forward"], row["conservation"], row["literals"], row["role_defect"]]
-        shown = " | ".join("" if n is None else f"{n:.0e}" if n else "0" for n in numbers)
+        shown = ["" if n is None else f"{n:.0e}" if n else "0" for n in numbers]
+        shown += [_cell(further.get(key), column) for column in more]
         lines.append(
             f"| {key.partition('/')[2]} | {row['verdict']} | {row['nodes']} | {row['capture_seconds']} | {row['route']} "
-            f"| {shown} | {roles} |"
+            f"| {' | '.join(shown)} | {roles} |"
         )
     return "\n".join(lines) + "\n"

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from case import Case
 from check import Row, check
+from further import check_further
 from lowered import check_lowered
 from page import write_page
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,7 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 SUITES = ("transformers", "timm", "torchvision", "pypi")
 
 
-CHECKS: dict[str, Callable[..., Any]] = {"rows": check, "lowered": check_lowered}  #: by section of the results
+#: by section of the results
+CHECKS: dict[str, Callable[..., Any]] = {"rows": check, "lowered": check_lowered, "further": check_further}
 
 
 def child(case: Case, section: str, connection: Connection) -> None:
@@ -159,6 +161,7 @@ def main() -> None:
     parser.add_argument("--failed", action="store_true", help="run again what failed")
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--lowered", action="store_true", help="check lowered graphs against explain()")
+    parser.add_argument("--further", action="store_true", help="other sizes, autograd's gradient, half precision")
     parser.add_argument("--broken", action="store_true", help="check the check: on rules broken on purpose")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=180, help="seconds per model")
@@ -166,7 +169,7 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(options.results, "lowered" if options.lowered else "rows")
+    results = Results(options.results, "further" if options.further else "lowered" if options.lowered else "rows")
     if options.broken:
         from broken import run_broken
 

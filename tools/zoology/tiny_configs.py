@@ -20,7 +20,7 @@ RULES: list[tuple[str, int | None]] = [
     (r"^num_position_embeddings$|^num_patches$", (IMAGE // PATCH) ** 2),
     (r"^posemb_grid_size$|^pos_emb_(height|width)$", IMAGE // PATCH),
     (r"^max_source_positions$", 16),
-    (r"position_embeddings$|positions$|^n_ctx$|max_seq_len|^context_length$|^max_length$|^mem_len$", 128),
+    (r"position_embeddings$|positions$|^n_ctx$|max_seq_len|^context_length$|^max_length$|^mem_len$", 160),
     # experts and their choice
     (r"shared_experts$", 1),
     (r"experts_per_tok|top_?k_experts|moe_top_?k|moe_k$|num_selected_experts|^top_k$", 2),

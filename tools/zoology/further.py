@@ -1,0 +1,312 @@
+"""What one row of the zoo is checked for at other sizes, against autograd, and in half precision."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from case import Built
+from check import CONSERVATION, fails, judged, projection, short
+from sizes import TOKENS, Sized, longer, one_sample
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+import lrp_fx
+from lrp_fx.capture.conventions import traceable
+from lrp_fx.errors import LrpError
+from lrp_fx.explain.reading import find_logits
+
+GRADIENT = 1e-5  #: models that compute norms in float32 differ from their double-precision twin by that much
+CORRELATION, SUM = 0.9, 0.1  #: of relevance in bfloat16 with that in float64
+PATIENCE = 60  #: seconds of computing after which a row begins no further column
+
+
+@dataclass
+class FurtherRow:
+    """One row. A column is a number, or None where ``untried`` says why.
+
+    Attributes:
+        one_sample: largest difference at one sample, captured at two: outputs to the model's, of the largest; relevance
+            to a fresh conversion's, of the largest.
+        longer: the same at 70 tokens, or at a larger image or a longer sound.
+        longest: the same at 130 tokens, or at a wider image.
+        gradient: largest difference of relevance under rules="gradient" to autograd's input x gradient.
+        half_sum: difference of the sum of relevance in bfloat16 to that in float64, of the sum of magnitudes.
+        half_correlation: of the relevance of all inputs in bfloat16 with that in float64.
+        half_gradient: that correlation of input x gradient, for comparison.
+        sizes: what "longer" and "longest" were.
+        untried: column -> why it was not tried.
+        captures: how many the three sizes took.
+    """
+
+    verdict: str
+    reason: str = ""
+    one_sample: float | None = None
+    longer: float | None = None
+    longest: float | None = None
+    gradient: float | None = None
+    half_sum: float | None = None
+    half_correlation: float | None = None
+    half_gradient: float | None = None
+    sizes: list[str] = field(default_factory=list)
+    untried: dict[str, str] = field(default_factory=dict)
+    captures: int = 0
+    note: str = ""
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_further(build: Callable[[], Built]) -> FurtherRow:
+    """Build a model and check it further."""
+    return judged(build, FurtherRow, _check)
+
+
+def _check(built: Built, row: FurtherRow) -> None:
+    begun = time.process_time()
+    half, reason = _half(built)
+    model, args, kwargs = _double(built, half)
+    if failing := fails(model, args, kwargs):
+        row.verdict, row.reason = "not tried", f"in float64 the model itself {failing}"
+        return
+    xmodel = lrp_fx.convert(model, *args, **kwargs)
+    target = built.target or _classes(xmodel, args, kwargs)
+    wrong: list[str] = []
+
+    def attempt(column: str, run: Callable[[], str]) -> None:
+        """Fill one column; ``run`` returns what is wrong."""
+        if time.process_time() - begun > PATIENCE:
+            row.untried[column] = f"the row had taken {PATIENCE} s of computing"
+            return
+        try:
+            found = run()
+        except LrpError as error:
+            found = short(error, 200)
+        except _Untried as error:
+            row.untried[column] = str(error)
+            return
+        if found:
+            wrong.append(f"{column}: {found}")
+
+    attempt("one_sample", lambda: _at(row, "one_sample", xmodel, [one_sample(args, kwargs)], built))
+    for column, tokens in zip(("longer", "longest"), TOKENS, strict=True):
+        sized = longer(args, kwargs, tokens)
+        attempt(column, lambda column=column, sized=sized: _at(row, column, xmodel, sized, built))
+    attempt("gradient", lambda: _gradient(row, xmodel, model, args, kwargs, target))
+    attempt("half", lambda: _in_half(row, xmodel, half, reason, (args, kwargs), target, built))
+    row.captures = sum(len(served) for served in xmodel._conversions.values())
+    row.verdict, row.reason = ("fail" if wrong else "pass"), "; ".join(wrong)
+
+
+class _Untried(Exception):
+    """Why a column is not tried."""
+
+
+def _half(built: Built) -> tuple[nn.Module | None, str]:
+    """The model in bfloat16, or why it does not run in it."""
+    try:
+        half = copy.deepcopy(built.model).bfloat16()
+    except Exception as error:
+        return None, short(error, 80)
+    failing = fails(half, *pytree.tree_map(lambda t: _cast(t, torch.bfloat16), (built.args, built.inputs)))
+    return (None, f"in bfloat16 the model itself {failing}") if failing else (half, "")
+
+
+def _double(built: Built, half: nn.Module | None) -> tuple[nn.Module, Any, Any]:
+    """In float64, with the weights and inputs that the model has in bfloat16."""
+    try:
+        model = copy.deepcopy(half or built.model).double()
+    except Exception:  # some modules cannot be copied
+        model = built.model.double()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"
+    inputs = pytree.tree_map(lambda t: _cast(t, torch.bfloat16), (built.args, built.inputs))
+    return model, *pytree.tree_map(lambda t: _cast(t, torch.float64), inputs)
+
+
+def _cast(leaf: Any, dtype: torch.dtype) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _classes(xmodel: Any, args: Any, kwargs: Any) -> Any:
+    """Each sample's largest logit as a function of the output that does not look for it again; of an output that is no
+    row of classes and no sequence of them, a random projection."""
+    with torch.no_grad():
+        logits = find_logits(xmodel(*args, **kwargs))
+    if logits.dim() < 2 or logits.dim() > 3:
+        return projection
+    last = logits if logits.dim() == 2 else logits[:, -1]
+    best = last.argmax(-1)
+
+    def chosen(output: Any) -> Tensor:
+        found = find_logits(output)
+        found = found if found.dim() == 2 else found[:, -1]
+        return found[torch.arange(len(found)), best[: len(found)]]
+
+    return chosen
+
+
+def _at(row: FurtherRow, column: str, xmodel: Any, candidates: Iterable[Sized | None], built: Built) -> str:
+    """Outputs and relevance at another size, against the model and a fresh conversion."""
+    model, failing = xmodel.model, "no such size"
+    for sized in candidates:
+        if sized is None:
+            raise _Untried("the inputs are no batch of two")
+        if not (failing := fails(model, sized.args, sized.kwargs)):
+            break
+    else:
+        raise _Untried(f"the model itself {failing}" if failing != "no such size" else failing)
+    row.sizes.append(sized.label)
+    with torch.no_grad(), traceable(model, experts=None):
+        wanted = _tensors(model(*sized.args, **sized.kwargs))
+    found = _tensors(xmodel(*sized.args, **sized.kwargs))
+    target = built.target or _classes(xmodel, sized.args, sized.kwargs)
+    relevance = xmodel.explain(*sized.args, target=target, **sized.kwargs).relevance
+    outputs = apart(dict(enumerate(found)), dict(enumerate(wanted)))
+    fresh = lrp_fx.convert(model, *sized.args, **sized.kwargs)
+    against = apart(relevance, fresh.explain(*sized.args, target=target, **sized.kwargs).relevance)
+    setattr(row, column, max(outputs, against))
+    told = [
+        f"{what} {d:.1e} apart" for what, d in (("outputs", outputs), ("relevance", against)) if not d <= CONSERVATION
+    ]
+    return f"at {sized.label} {', '.join(told)}" if told else ""
+
+
+def apart(found: Mapping[Any, Tensor], wanted: Mapping[Any, Tensor]) -> float:
+    """Largest difference, of the largest value wanted; infinite where shapes or non-finite entries differ."""
+    worst = 0.0
+    if found.keys() != wanted.keys():
+        return float("inf")
+    for name, value in wanted.items():
+        if found[name].shape != value.shape:
+            return float("inf")
+        if not value.numel() or value.is_complex():
+            continue
+        a, b = found[name].detach().double(), value.detach().double()
+        finite = b.isfinite()
+        if not torch.equal(finite, a.isfinite()):
+            return float("inf")
+        if bool(finite.any()):
+            worst = max(worst, float((a - b)[finite].abs().max() / b[finite].abs().max().clamp(min=1e-9)))
+    return worst
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point()]
+
+
+class _Lookups(TorchFunctionMode):
+    """Makes what integer inputs pick from tables leaves of autograd, and sees whether the model detaches anything."""
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.named, self.rows, self.detaches = named, {}, False  # type: ignore[var-annotated]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.detaches |= func in (Tensor.detach, torch.detach)
+        result = func(*args, **kwargs)
+        if func is not nn.functional.embedding and func is not torch.embedding:
+            return result
+        indices = next(
+            (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not t.is_floating_point()), None
+        )
+        names = [
+            n
+            for n, t in self.named.items()
+            if indices is not None and t.shape == indices.shape and torch.equal(t, indices)
+        ]
+        if not names:
+            return result
+        rows = result.detach().clone().requires_grad_()
+        self.rows.setdefault("/".join(names), []).append(rows)
+        return rows
+
+
+def input_times_gradient(model: nn.Module, args: Any, kwargs: Any, target: Any) -> tuple[dict[str, Tensor], bool]:
+    """(input x gradient by autograd, per input that was found; whether the model detaches something).
+
+    Of integer inputs, of the rows that they picked from tables, summed over features; where several inputs hold the
+    same integers, under their names joined by "/".
+    """
+    leaves = {
+        n: t.clone().requires_grad_() for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()
+    }
+    positional = [t.clone().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args]
+    named = {n: t for n, t in kwargs.items() if isinstance(t, Tensor) and not t.is_floating_point()}
+    named |= {f"#{i}": t for i, t in enumerate(args) if isinstance(t, Tensor) and not t.is_floating_point()}
+    with torch.enable_grad(), traceable(model, experts=None), _Lookups(named) as lookups:
+        output = model(*positional, **{**kwargs, **leaves})
+        chosen = target(output)
+    found = leaves | {f"#{i}": t for i, t in enumerate(positional) if isinstance(t, Tensor) and t.requires_grad}
+    picked = [(name, rows) for name, many in lookups.rows.items() for rows in many]
+    wanted = [*found.values(), *(rows for _, rows in picked)]
+    grads = torch.autograd.grad(chosen.sum(), wanted, allow_unused=True) if wanted else ()
+    products = [(x * (torch.zeros_like(x) if g is None else g)).detach() for x, g in zip(wanted, grads, strict=True)]
+    relevance = dict(zip(found, products, strict=False))
+    for (name, _), product in zip(picked, products[len(found) :], strict=True):
+        relevance[name] = relevance.get(name, 0) + product.sum(-1)
+    return relevance, lookups.detaches
+
+
+def _gradient(row: FurtherRow, xmodel: Any, model: nn.Module, args: Any, kwargs: Any, target: Any) -> str:
+    found = xmodel.explain(*args, target=target, rules="gradient", **kwargs).relevance
+    try:
+        wanted, detaches = input_times_gradient(model, args, kwargs, target)
+    except LrpError:
+        raise
+    except Exception as error:
+        raise _Untried(f"autograd on the model itself: {short(error, 80)}") from error
+    if args:  # positional inputs, in order
+        names = iter(found)
+        wanted = {(next(names, n) if n.startswith("#") else n): t for n, t in wanted.items()}
+    shared = {n: t for n, t in wanted.items() if n in found}
+    if not shared:
+        raise _Untried("no input of the model is itself looked up in a table, or floating")
+    pairs = {n: found[n] for n in shared}
+    row.gradient = apart(pairs, shared)
+    if row.gradient <= GRADIENT:
+        return ""
+    worst = max(shared, key=lambda n: apart({n: found[n]}, {n: shared[n]}))
+    if detaches:
+        row.untried["gradient"] = f"the model detaches what lrp_fx follows ({row.gradient:.0e} apart)"
+        row.gradient = None
+        return ""
+    return f"'{worst}' is {row.gradient:.1e} from autograd's input x gradient"
+
+
+def _in_half(
+    row: FurtherRow, xmodel: Any, half: nn.Module | None, reason: str, inputs: Any, target: Any, built: Built
+) -> str:
+    if half is None:
+        raise _Untried(reason)
+    args, kwargs = pytree.tree_map(lambda t: _cast(t, torch.bfloat16), inputs)
+    xhalf = lrp_fx.convert(half, *args, **kwargs)
+
+    def compared(rules: str) -> tuple[float, float]:
+        wide = xmodel.explain(*inputs[0], target=target, rules=rules, **inputs[1]).relevance
+        narrow = xhalf.explain(*args, target=target, rules=rules, **kwargs).relevance
+        a, b = (torch.cat([r[n].double().flatten() for n in wide]) for r in (narrow, wide))
+        return float((a.sum() - b.sum()).abs() / b.abs().sum().clamp(min=1e-300)), _correlation(a, b)
+
+    row.half_sum, row.half_correlation = compared("attnlrp")
+    row.half_gradient = compared("gradient")[1]
+    if row.half_correlation >= CORRELATION and row.half_sum <= SUM:
+        return ""
+    if row.half_gradient < row.half_correlation + 0.05:  # a router or a maximum that decides otherwise
+        row.untried["half"] = "in bfloat16 the model's own gradient differs as much"
+        return ""
+    return f"in bfloat16 sums differ by {row.half_sum:.0%}, correlation {row.half_correlation:.3f} ({row.half_gradient:.3f} of the gradient)"
+
+
+def _correlation(a: Tensor, b: Tensor) -> float:
+    norm = a.norm() * b.norm()
+    return float((a @ b) / norm) if norm > 0 else float(torch.equal(a, b))
