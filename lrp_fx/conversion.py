@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from lrp_fx.analysis import Facts, analyse
-from lrp_fx.capture import Call, Captured
+from lrp_fx.capture import TRACING, Call, Captured
 from lrp_fx.capture.attention import write_out_attention
 from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
 from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.lowering import Lowered, ManyTargets, low_memory
 from lrp_fx.plan import make_plan
+from lrp_fx.recent import Recent
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.ruleset import RuleSet
+
+_GRAPHS = 16  #: how many graphs of each kind one capture keeps
+
+Key = tuple[str, tuple[str, ...]]  #: rule set, latents
+
+
+def _recent() -> Recent[Any, Any]:
+    return Recent(_GRAPHS)
 
 
 @dataclass
 class Conversion:
-    """One capture with its facts and, per rule set, its rewritten graph.
+    """One capture with its facts and, per rule set, its rewritten graph; the graphs that were used last are kept.
 
     Attributes:
         captured: the capture.
@@ -36,11 +46,11 @@ class Conversion:
     captured: Captured
     facts: Facts
     example: Call
-    rewritten: dict[str, Rewritten] = field(default_factory=dict)
-    sweepers: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
-    sparing: dict[tuple[str, tuple[str, ...]], Sweeper] = field(default_factory=dict)
-    many: dict[tuple[str, tuple[str, ...]], ManyTargets] = field(default_factory=dict)
-    compiled: dict[tuple[str, tuple[str, ...]], list[Lowered]] = field(default_factory=dict)
+    rewritten: Recent[str, Rewritten] = field(default_factory=_recent)
+    sweepers: Recent[Key, Sweeper] = field(default_factory=_recent)
+    sparing: Recent[Key, Sweeper] = field(default_factory=_recent)
+    many: Recent[Key, ManyTargets] = field(default_factory=_recent)
+    compiled: Recent[Key, tuple[Lowered, ...]] = field(default_factory=_recent)
     checked: set[tuple[str, bool]] = field(default_factory=set)
 
     def due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:
@@ -58,27 +68,26 @@ class Conversion:
 
     def under(self, ruleset: RuleSet) -> Rewritten:
         """The graph rewritten under ``ruleset``."""
-        if ruleset.key not in self.rewritten:
-            plan = make_plan(self.captured.graph_module.graph, self.facts, ruleset)
-            self.rewritten[ruleset.key] = rewrite(self.captured, plan)
-        return self.rewritten[ruleset.key]
+
+        def make() -> Rewritten:
+            return rewrite(self.captured, make_plan(self.captured.graph_module.graph, self.facts, ruleset))
+
+        return self.rewritten.recall(ruleset.key, make)
 
     def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The rewritten graph, tapped at its sources and at ``at``."""
         return (self.written_out if looks_inside(at) else self)._tapped(ruleset, at)
 
     def _tapped(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        key = (ruleset.key, at)
-        if key not in self.sweepers:
-            self.sweepers[key] = Sweeper.build(self.captured, self.under(ruleset), at)
-        return self.sweepers[key]
+        return self.sweepers.recall((ruleset.key, at), lambda: Sweeper.build(self.captured, self.under(ruleset), at))
 
     def forget(self, key: str) -> None:
         """Drop what was made for a rule set's key."""
         self.rewritten.pop(key, None)
-        for made in (self.sweepers, self.sparing, self.many, self.compiled):
-            for tapped in [k for k in made if k[0] == key]:
-                del made[tapped]  # type: ignore[attr-defined]
+        stores: tuple[Recent[Key, Any], ...] = (self.sweepers, self.sparing, self.many, self.compiled)
+        for store in stores:
+            for tapped in [k for k in store if k[0] == key]:
+                store.pop(tapped, None)
         self.checked -= {(key, False), (key, True)}
         if "written_out" in self.__dict__:
             self.written_out.forget(key)
@@ -91,20 +100,24 @@ class Conversion:
 
     def sparing_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The tapped graph with its repeated blocks run again on the way back."""
-        key = (ruleset.key, at)
-        if key not in self.sparing:
-            self.sparing[key] = low_memory(self.sweeper(ruleset, at))
-        return self.sparing[key]
+        return self.sparing.recall((ruleset.key, at), lambda: low_memory(self.sweeper(ruleset, at)))
 
     def many_targets(self, ruleset: RuleSet, at: tuple[str, ...], call: Call) -> ManyTargets:
         """The tapped graph for many targets at once, that serves ``call``."""
         key = (ruleset.key, at)
-        known = self.many.get(key)
-        if known is None or known.served.mismatch(list(call.tensors.values())) is not None:
-            known = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call)
-        return known
+        many = self.many.get(key)
+        if many is None or many.served.mismatch(list(call.tensors.values())) is not None:
+            with TRACING:
+                many = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call)
+        return many
+
+    def use(self, graph: Lowered, at: tuple[str, ...]) -> None:
+        """Let a compiled graph explain from now on, in place of the graph that did for such calls and targets."""
+        key = (graph.sweeper.rewritten.plan.ruleset.key, at)
+        others = (g for g in self.compiled.get(key, ()) if not g.serves(graph.example, graph.target))
+        self.compiled[key] = (graph, *others)[:_GRAPHS]
 
     def faster(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> Lowered | None:
         """A compiled graph that explains this call for this target, if one was made."""
-        known = self.compiled.get((ruleset.key, at), ())
-        return next((graph for graph in known if graph.serves(call, target)), None)
+        graphs = self.compiled.get((ruleset.key, at), ())
+        return next((graph for graph in graphs if graph.serves(call, target)), None)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from lrp_fx.capture import ROUTES
+from lrp_fx.capture import ROUTES, unwrapped
+from lrp_fx.captures import Options
 from lrp_fx.explain.check import WHEN
 from lrp_fx.module import ExplainableModule, RuleSource
 from lrp_fx.optable import OpTable
@@ -22,19 +23,21 @@ def convert(
     dynamic: bool = True,
     ops: str | Path | Mapping[str, Any] | None = None,
     capture: str = "auto",
+    captures: int = 32,
     check: str | bool = "first",
     **kwargs: Any,
 ) -> ExplainableModule:
     """Convert any ``nn.Module`` into an explainable one.
 
     Args:
-        model: the model; it is not modified.
+        model: the model; it is not modified. A model inside ``nn.DataParallel`` or ``torch.compile`` is taken out.
         *args: example inputs. With them the model is captured now, without them at the first call.
         rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
         dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
         ops: further op declarations: path of a TOML file, or a dict of the same form.
         capture: "export" (one graph for every size and value), "trace" (records a run; serves inputs that lead to the
             same decisions, and records anew for others), or "auto": trace what export refuses.
+        captures: how many captures are kept: those that were used last.
         check: "first" holds the first explanation of every capture and rule set to an accounting sweep
             (``lrp_fx.explain.check``); "always" does so every time, False never.
         **kwargs: example inputs by keyword.
@@ -50,7 +53,8 @@ def convert(
         raise ValueError(f'check={check!r}: choose "first", "always" or False')
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
-    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), dynamic, capture, check)
+    options = Options(dynamic, capture, captures, check)
+    module = ExplainableModule(unwrapped(model), RuleSet.load(rules), OpTable.load(ops), options)
     if args or kwargs:
         module.conversion(args, kwargs)
     return module

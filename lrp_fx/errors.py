@@ -47,6 +47,10 @@ class NumericalError(LrpError, ArithmeticError):
     """A forward value or a relevance is NaN or infinite."""
 
 
+class RecaptureWarning(UserWarning):
+    """A model was captured many times, because something about it or its calls keeps changing."""
+
+
 class MissingExtraError(LrpError, ImportError):
     """An optional dependency is not installed."""
 

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import fx
 
-from lrp_fx.analysis import analyse
-from lrp_fx.capture import Call, failing_node, opened, read_call
-from lrp_fx.capture import capture as capture_model
-from lrp_fx.capture.decompose import decompose
+from lrp_fx.capture import TRACING, Call, failing_node, opened, read_call
+from lrp_fx.captures import Captures, Options
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
 from lrp_fx.explain import Attribution, Condition, Target
@@ -24,6 +22,7 @@ from lrp_fx.lowering import Attributions, Generation, Lowered, explain_targets, 
 from lrp_fx.optable import OpTable
 from lrp_fx.report import Report, make_report
 from lrp_fx.ruleset import RuleSet
+from lrp_fx.stand_in import StandIn
 from lrp_fx.verify import Verification, verify
 
 if TYPE_CHECKING:
@@ -34,38 +33,17 @@ _NOTHING = "nothing is captured yet: give convert() example inputs, or call the 
 RuleSource = RuleSet | str | Path | Mapping[str, Any]
 
 
-class ExplainableModule(torch.nn.Module):
+class ExplainableModule(StandIn):
     """A model whose backward is Layer-wise Relevance Propagation.
 
     Calls return exactly what the model returns, and plain autograd through them yields modified gradients: input times
     gradient is relevance. Parameters are shared with the model, which is left as it was.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        ruleset: RuleSet,
-        ops: OpTable,
-        dynamic: bool,
-        route: str,
-        check: str | bool = "first",
-    ) -> None:
-        super().__init__()
+    def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, options: Options) -> None:
+        super().__init__(model)
         self.ruleset = ruleset
-        self._model = (model,)  # in a tuple: this module does not own the user's model, nor its training mode
-        self._ops = ops
-        self._dynamic = dynamic
-        self._route = route
-        self._check = check
-        self._conversions: dict[tuple[Any, ...], list[Conversion]] = {}
-        self._latest: Conversion | None = None
-        self._active: fx.GraphModule | None = None
-        self.train(model.training)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The user's model."""
-        return self._model[0]
+        self.captures = Captures(model, ops, options)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -74,25 +52,34 @@ class ExplainableModule(torch.nn.Module):
         Raises:
             CaptureError: before the first capture.
         """
-        if self._active is None:
-            raise CaptureError(_NOTHING)
-        return self._active
+        return self.current.under(self.ruleset).graph_module
 
     @property
     def current(self) -> Conversion:
         """The latest capture and all that was made of it, for what looks inside (concepts, evaluation)."""
-        if self._latest is None:
+        latest = self.captures.latest
+        if latest is None:
             raise CaptureError(_NOTHING)
-        return self._latest
+        return latest
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own output."""
-        if torch.compiler.is_compiling():
+        """The model's own output.
+
+        Raises:
+            CaptureError: where it is traced itself (``torch.compile``, ``torch.export``) and has several captures.
+        """
+        if _is_traced():
+            if len(self.captures) > 1:
+                raise CaptureError(
+                    f"{len(self.captures)} captures were made, and a tracer cannot choose among them.\nRemedy: trace "
+                    "the graph_module of a conversion that was called one way only."
+                )
             return self.graph_module(*args, **kwargs)
         args, kwargs = opened((args, kwargs))
         conversion, call = self.conversion(args, kwargs)
+        graph_module = conversion.under(self.ruleset).graph_module
         with self.named_failures(conversion, call):
-            return self.graph_module(*args, **kwargs)
+            return graph_module(*args, **kwargs)
 
     @overload
     def explain(
@@ -278,7 +265,7 @@ class ExplainableModule(torch.nn.Module):
     def forget(self, rules: RuleSource) -> None:
         """Drop the graphs that were made for a rule set, where many are tried."""
         key = RuleSet.load(rules).key
-        for conversion in (c for served in self._conversions.values() for c in served):
+        for conversion in self.captures:
             conversion.forget(key)
 
     def lower(
@@ -312,11 +299,11 @@ class ExplainableModule(torch.nn.Module):
         Raises:
             InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
-        ruleset = self._rules(rules)
         conversion, call = self._asked(args, kwargs)
-        sweeper = conversion.sweeper(ruleset, _places(at, condition or {}))
+        sweeper = conversion.sweeper(self._rules(rules), _places(at, condition or {}))
         read = functools.partial(read_call, self.model)
-        return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
+        with TRACING:
+            return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
 
     def compile(  # type: ignore[override]
         self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any
@@ -324,12 +311,13 @@ class ExplainableModule(torch.nn.Module):
         """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's.
 
         From now on :meth:`explain` uses it for every call that it serves: the same form of target, rule set and ``at``.
+        It takes the place of the graph that was compiled for such calls before.
         With ``per_block`` each kind of repeated block is compiled once: what it costs does not grow with depth.
         """
         graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
         if not graph.condition:
-            key = (self._rules(kwargs.get("rules")).key, _places(kwargs.get("at", ())))
-            self.current.compiled.setdefault(key, []).insert(0, graph)
+            conversion = next(c for c in self.captures if c.captured is graph.sweeper.captured)
+            conversion.use(graph, _places(kwargs.get("at", ())))
         return graph
 
     def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
@@ -390,7 +378,7 @@ class ExplainableModule(torch.nn.Module):
         return result
 
     def _when(self, check: str | bool | None) -> str | bool:
-        when = self._check if check is None else check
+        when = self.captures.options.check if check is None else check
         if when not in WHEN:
             raise ValueError(f'check={check!r}: choose "first", "always" or False')
         return when
@@ -402,22 +390,8 @@ class ExplainableModule(torch.nn.Module):
         return self.conversion(args, kwargs) if args or kwargs else (self.current, self.current.example)
 
     def conversion(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
-        """The conversion that serves a call; captures when there is none for its signature and sizes."""
-        call = read_call(self.model, args, kwargs)
-        key = (*call.key, _weights_key(self.model))
-        for conversion in self._conversions.get(key, ()):
-            if conversion.captured.serves(call.leaves):
-                return self._activate(conversion), call
-        captured = capture_model(self.model, args, kwargs, dynamic=self._dynamic, route=self._route)
-        decompose(captured.graph_module, self._ops)
-        conversion = Conversion(captured, analyse(captured.graph_module.graph, self._ops), call.hollow())
-        self._conversions.setdefault(key, []).append(conversion)
-        return self._activate(conversion), call
-
-    def _activate(self, conversion: Conversion) -> Conversion:
-        if conversion is not self._latest:
-            self._latest, self._active = conversion, conversion.under(self.ruleset).graph_module
-        return conversion
+        """The conversion that serves a call, captured now where there is none (:class:`lrp_fx.captures.Captures`)."""
+        return self.captures.serving(args, kwargs)
 
     @contextlib.contextmanager
     def named_failures(self, conversion: Conversion, call: Call) -> Iterator[None]:
@@ -438,8 +412,11 @@ class ExplainableModule(torch.nn.Module):
 
     def extra_repr(self) -> str:
         """Rule set and number of captures."""
-        captures = sum(len(c) for c in self._conversions.values())
-        return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={captures}"
+        return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={len(self.captures)}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, in this process or another one, has the model and the rule set, and captures anew."""
+        return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options)
 
 
 def _places(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
@@ -448,6 +425,7 @@ def _places(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*asked, *(path for condition in conditions for path in condition))))
 
 
-def _weights_key(model: torch.nn.Module) -> tuple[Any, ...]:
-    """Changes when the model is moved to another device or precision: the capture has to follow."""
-    return tuple(sorted({(str(p.dtype), str(p.device)) for p in model.parameters()}))
+def _is_traced() -> bool:
+    """Whether this thread is being traced: the flag of export is set for all threads, modes are of one."""
+    exporting = torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_dynamo_compiling() or exporting

@@ -149,7 +149,7 @@ def test_a_decoder_that_starts_with_one_token_stays_dynamic():
     xmodel = lrp_fx.convert(model, **first)
     assert xmodel.explain(**first).relevance["decoder_input_ids"].shape == (1, 1)
     assert xmodel.explain(**inputs).relevance["decoder_input_ids"].shape == (2, 5)
-    assert sum(len(c) for c in xmodel._conversions.values()) == 1
+    assert len(xmodel.captures) == 1
 
 
 def test_class_token_and_positions_are_sources():
@@ -165,10 +165,10 @@ def test_capture_at_first_call_and_per_signature():
     xmodel = lrp_fx.convert(model)
     tokens = inputs["input_ids"]
     xmodel(input_ids=tokens)
-    assert len(xmodel._conversions) == 1
+    assert len(xmodel.captures) == 1
     xmodel(input_ids=tokens, attention_mask=torch.ones_like(tokens))
     xmodel(inputs_embeds=model.get_input_embeddings()(tokens).detach())
-    assert len(xmodel._conversions) == 3
+    assert len(xmodel.captures) == 3
 
 
 @pytest.mark.parametrize("name", ["llama2", "mixtral", "flan-t5", "bert", "gpt2", "vit", "encoder"])
@@ -185,7 +185,7 @@ def test_one_capture_serves_any_batch_and_length(name):
         attribution = xmodel.explain(**grown)
         assert attribution.target.shape[0] == batch
         assert attribution.ledger.balance < 1e-9
-    assert sum(len(c) for c in xmodel._conversions.values()) == 1
+    assert len(xmodel.captures) == 1
 
 
 def test_a_dimension_the_model_freezes_recaptures():
@@ -196,7 +196,7 @@ def test_a_dimension_the_model_freezes_recaptures():
     xmodel = lrp_fx.convert(Fixed(), torch.randn(2, 6).double(), ops={"linear": {"aten.prod": "self"}})
     assert torch.equal(xmodel(torch.ones(3, 9).double()), torch.full((3,), 9.0).double())
     assert torch.equal(xmodel(torch.full((3, 2), 3.0).double()), torch.full((3,), 9.0).double())
-    assert sum(len(c) for c in xmodel._conversions.values()) == 2
+    assert len(xmodel.captures) == 2
 
 
 def test_static_capture():

@@ -209,7 +209,7 @@ def test_explain_uses_what_was_compiled() -> None:
         calls.append(1)
         return graph.graph_module(*tensors)
 
-    xmodel.current.compiled[xmodel.ruleset.key, ()] = [dataclasses.replace(graph, runner=counted)]
+    xmodel.current.compiled[xmodel.ruleset.key, ()] = (dataclasses.replace(graph, runner=counted),)
     other = {"input_ids": torch.randint(3, 99, (3, 9))}
     found, expected = xmodel.explain(**other, target=5), plain.explain(**other, target=5)
     assert len(calls) == 1
@@ -227,7 +227,7 @@ def test_a_bad_number_in_a_compiled_graph_is_named_by_the_sweep() -> None:
     model, inputs = build("llama2")
     xmodel = lrp_fx.convert(model, **inputs)
     graph = xmodel.lower(**inputs, target=7)
-    xmodel.current.compiled[xmodel.ruleset.key, ()] = [graph]
+    xmodel.current.compiled[xmodel.ruleset.key, ()] = (graph,)
     with torch.no_grad():
         model.lm_head.weight.fill_(float("nan"))
     with pytest.raises(NumericalError, match="first at"):

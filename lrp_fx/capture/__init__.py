@@ -17,10 +17,13 @@ from lrp_fx.capture.calls import settle
 from lrp_fx.capture.captured import Captured, Decisions, copy_graph
 from lrp_fx.capture.containers import closed, closing, opened, standing_in, structures
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
-from lrp_fx.capture.conventions import preserved, traceable
+from lrp_fx.capture.conventions import preserved, traceable, unwrapped
 from lrp_fx.capture.export import export, plain, shapes_of
+from lrp_fx.capture.fingerprint import switches
 from lrp_fx.capture.functional import drop_unread_writes, is_mutating
+from lrp_fx.capture.lock import TRACING
 from lrp_fx.capture.masks import shorten_masks
+from lrp_fx.capture.model_state import ModelState
 from lrp_fx.capture.offload import without_hooks
 from lrp_fx.capture.packed import unpack
 from lrp_fx.capture.precision import widen_islands
@@ -29,7 +32,21 @@ from lrp_fx.capture.signature import Call, Shapes, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError
 
-__all__ = ["ROUTES", "Call", "Captured", "Shapes", "capture", "copy_graph", "failing_node", "opened", "read_call"]
+__all__ = [
+    "ROUTES",
+    "TRACING",
+    "Call",
+    "Captured",
+    "ModelState",
+    "Shapes",
+    "capture",
+    "copy_graph",
+    "failing_node",
+    "opened",
+    "read_call",
+    "switches",
+    "unwrapped",
+]
 
 ROUTES = ("auto", "export", "trace")
 

@@ -92,8 +92,15 @@ class Captured:
 
     def serves(self, leaves: Sequence[Any]) -> bool:
         """Whether this capture computes what the model does on these input leaves."""
+        return self.why_not(leaves) is None
+
+    def why_not(self, leaves: Sequence[Any]) -> str | None:
+        """None where this capture computes what the model does on these input leaves, else the reason in words."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        return self.shapes.mismatch(tensors) is None and self.decides(leaves)
+        mismatch = self.shapes.mismatch(tensors)
+        if mismatch is None and not self.decides(leaves):
+            return "values that the model reads lead to other decisions than in the recorded run"
+        return mismatch
 
     def decides(self, leaves: Sequence[Any]) -> bool:
         """Whether inputs of sizes that it serves lead to the decisions that were recorded, if any were."""

@@ -35,6 +35,18 @@ def is_encoder_decoder(model: torch.nn.Module) -> bool:
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
+def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside what runs it on several devices, or compiles it."""
+    wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            model = model._orig_mod
+        else:
+            return model
+
+
 @contextlib.contextmanager
 def preserved(model: torch.nn.Module) -> Iterator[None]:
     """Within, the model may run; afterwards its buffers, tensors, attributes and the random state are as they were.
@@ -68,7 +80,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def traceable(model: torch.nn.Module, experts: str | None = TRACEABLE_EXPERTS) -> Iterator[None]:
     """Within: evaluation mode, caches off, experts traceable, no opaque kernels. Afterwards: all as it was."""
-    training = [(module, module.training) for module in model.modules()]
+    training = [(m, m.training) for m in model.modules() if hasattr(m, "training")]  # frozen scripts have none
     changed: list[tuple[Any, str, Any]] = []
     fastpath = torch.backends.mha.get_fastpath_enabled()
 

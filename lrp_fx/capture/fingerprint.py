@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from lrp_fx.capture.folder import digest
+from lrp_fx.capture.model_state import NAMED, NOT_COUNTED
 from lrp_fx.capture.signature import Call
 
 _BY_VALUE = (type(None), bool, int, float, complex, str, bytes, type(...), range, pathlib.PurePath, np.generic)
 _BY_STR = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch._ops.OpOverload, re.Pattern)
-_STATE = ("_parameters", "_buffers", "_modules")  #: of a module; described by name
 _OURS = Path(__file__).parent.parent
 
 
@@ -74,16 +74,16 @@ def contents(tensor: Tensor) -> str:
 def environment() -> list[str]:
     """Versions, and the switches of PyTorch that change what a model computes."""
     cuda = torch.backends.cuda
-    switches = (
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        torch.is_inference_mode_enabled(),
-        [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
-        torch.are_deterministic_algorithms_enabled(),
-        (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled()),
-    )
+    kernels = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
+    further = (torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(), kernels)
     versions = (platform.python_version(), torch.__version__, torch.version.git_version, _version("transformers"))
-    return [repr(switches), repr(versions), _own_sources()]
+    return [repr((switches(), further)), repr(versions), _own_sources()]
+
+
+def switches() -> tuple[Any, ...]:
+    """The switches of PyTorch that decide which precision and device a model computes in."""
+    autocast = tuple(torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in ("cpu", "cuda"))
+    return (torch.get_default_dtype(), str(torch.get_default_device()), autocast)
 
 
 @functools.cache
@@ -160,7 +160,7 @@ class _Describer:
         for name, module in self.root.named_modules(remove_duplicate=False):
             if isinstance(module, torch.jit.ScriptModule):
                 raise Unkeyable(f"'{name}' is compiled by TorchScript")
-            own = {k: v for k, v in vars(module).items() if k not in _STATE}
+            own = {k: v for k, v in vars(module).items() if k not in NOT_COUNTED.union(NAMED)}
             found.append((name, self.modules[id(module)], self.type(type(module)), self.items(own, name)))
         for name, tensor in self.named:
             if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout is not torch.strided:
@@ -283,7 +283,7 @@ class _Describer:
 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
-    return (*map(str, (tensor.dtype, tensor.device)), tuple(tensor.shape), tensor.stride(), tensor.requires_grad)
+    return (*map(str, (tensor.dtype, tensor.device)), tuple(tensor.shape), tensor.stride())
 
 
 def _named(module: str, qualname: str) -> Any:

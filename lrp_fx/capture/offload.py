@@ -82,6 +82,11 @@ def _sized(arguments: Any) -> Any:
     return pytree.tree_map(empty, arguments)
 
 
+def is_hooked(model: nn.Module) -> bool:
+    """Whether hooks bring weights of the model in."""
+    return any(hasattr(module, _HOOK) for module in model.modules())
+
+
 def without_hooks(model: nn.Module) -> nn.Module:
     """The model itself, or where hooks bring its weights in, a copy of its modules without them.
 

@@ -26,6 +26,7 @@ from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.fingerprint import Unkeyable, fingerprint
 from lrp_fx.capture.folder import VARIABLE, Entry, folder
+from lrp_fx.capture.model_state import ModelState
 from lrp_fx.capture.serial import Reader, Unstorable, Writer
 from lrp_fx.capture.signature import Call, Shapes
 
@@ -42,13 +43,24 @@ def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
         return None
 
 
-def write_graph(graph_module: fx.GraphModule, model: nn.Module, writer: Writer) -> tuple[Any, dict[str, Tensor]]:
-    """The plain form of a graph, and its tensors that are none of the model's.
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model by name."""
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
+def _every_tensor(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, and tensors that are plain attributes: a graph must share them, not have copies."""
+    return ModelState(model).tensors | named_tensors(model)
+
+
+def write_graph(
+    graph_module: fx.GraphModule, named: Mapping[str, Tensor], writer: Writer
+) -> tuple[Any, dict[str, Tensor]]:
+    """The plain form of a graph, and its tensors that are none of those that the model has by name.
 
     Raises:
         Unstorable: where something has no plain form.
     """
-    named = dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
     by_id = {id(tensor): name for name, tensor in named.items()}
     names: dict[str, str] = {}
     tensors: dict[str, Tensor] = {}
@@ -77,10 +89,10 @@ def _one(value: Tensor, other: Tensor) -> bool:
 
 
 def read_graph(
-    plain: Any, tensors: Mapping[str, Tensor], model: nn.Module, reader: Reader, name: str = "CapturedModule"
+    plain: Any, tensors: Mapping[str, Tensor], named: Mapping[str, Tensor], reader: Reader, name: str = "CapturedModule"
 ) -> fx.GraphModule:
     """The graph that :func:`write_graph` wrote, with the tensors of the model at hand."""
-    held = {path: operator.attrgetter(own)(model) for path, own in plain["names"].items()} | dict(tensors)
+    held = {path: named[own] for path, own in plain["names"].items()} | dict(tensors)
     return fx.GraphModule(held, reader.graph(plain["nodes"]), class_name=name)
 
 
@@ -91,7 +103,7 @@ def keep(place: Entry, captured: Captured, model: nn.Module) -> Captured:
     writer = Writer()
     codegen: Any = captured.graph_module.graph._codegen
     try:
-        graph, tensors = write_graph(captured.graph_module, model, writer)
+        graph, tensors = write_graph(captured.graph_module, _every_tensor(model), writer)
         document = {
             "graph": graph,
             "symbols": writer.symbols(),
@@ -137,7 +149,7 @@ def _captured(document: Any, tensors: Mapping[str, Tensor], model: nn.Module, in
         raise ValueError("captured for a call of another structure")
     out_spec = pytree.treespec_loads(document["outputs"])
     reader = Reader(document["table"], document["symbols"])
-    graph_module = read_graph(document["graph"], tensors, model, reader)
+    graph_module = read_graph(document["graph"], tensors, _every_tensor(model), reader)
     graph_module.graph._codegen = _get_codegen(in_spec, out_spec, document["arguments"])
     graph_module.recompile()
     limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
+from lrp_fx.errors import LatentError
 from lrp_fx.explain.ledger import Ledger
 
 
@@ -62,9 +64,22 @@ class Attribution:
                 collected[key] = held + entry.relevance if same and held is not None else entry.relevance
         return collected
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: what was still to be computed, computed; the ledger too, where there is one."""
+        try:
+            account: Callable[[], Ledger] = functools.partial(_as_computed, self.ledger)
+        except LatentError:  # a conditional explanation has none, and says so
+            account = self._account
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        return state | {"_output": self.output, "_inputs": _now(self._inputs), "_account": account}
+
     def __repr__(self) -> str:
         shapes = {name: tuple(r.shape) for name, r in self.relevance.items()}
         return f"Attribution(relevance={shapes}, target={self.target.tolist()}, rules={self.ruleset!r})"
+
+
+def _as_computed(ledger: Ledger) -> Ledger:
+    return ledger
 
 
 def _now(value: Any) -> Any:

@@ -24,7 +24,7 @@ from lrp_fx.capture.agreement import difference
 from lrp_fx.capture.fingerprint import Unkeyable, contents, environment
 from lrp_fx.capture.folder import VARIABLE, Entry, Kept, digest, folder
 from lrp_fx.capture.serial import Reader, Unstorable, Writer, formula, formula_from
-from lrp_fx.capture.store import read_graph, write_graph
+from lrp_fx.capture.store import named_tensors, read_graph, write_graph
 from lrp_fx.explain import Attribution, Sweeper
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.explain.target import padding_masks
@@ -95,7 +95,7 @@ def keep(where: Entry, graph_module: fx.GraphModule, served: Served, sweeper: Sw
     """Write a graph in which nothing is computed yet: what buffers say may be another thing in the next process."""
     writer = Writer()
     try:
-        graph, tensors = write_graph(graph_module, sweeper.captured.graph_module, writer)
+        graph, tensors = write_graph(graph_module, named_tensors(sweeper.captured.graph_module), writer)
         document = {
             "graph": graph,
             "symbols": writer.symbols(),
@@ -123,7 +123,9 @@ def held(where: Entry, sweeper: Sweeper) -> Iterator[Held]:
 def _read(file: Kept, sweeper: Sweeper) -> Held:
     document = file.document
     reader = Reader(document["table"], document["symbols"])
-    graph_module = read_graph(document["graph"], file.tensors, sweeper.captured.graph_module, reader, "RelevanceGraph")
+    graph_module = read_graph(
+        document["graph"], file.tensors, named_tensors(sweeper.captured.graph_module), reader, "RelevanceGraph"
+    )
     limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
     shapes = Shapes(tuple(tuple(d) for d in document["dims"]), limits, sweeper.captured.shapes.reasons)
     guards, indexed = (tuple(formula_from(f, reader.symbols) for f in document[k]) for k in ("guards", "indexed"))

@@ -1,0 +1,309 @@
+"""Whether a model is still the one that was captured: everything its code can read, noted by identity.
+
+A capture depends on more than the call: on modules, hooks, parameters and buffers, on plain attributes (a scale, an
+epsilon, a list of layers), on configuration objects, on the code of its classes. :class:`ModelState` walks all of that
+once and remembers which objects stood where. Asking again compares identities, about a microsecond a module. A value
+that was replaced by an equal one does not count, nor does training mode, since captures are of evaluation mode. What
+is written *into* a tensor does not change a graph that shares it; a tensor in its place, of another size or precision
+does.
+
+The fingerprint of the disk cache (``lrp_fx.capture.fingerprint``) describes the same things by value, for other
+processes; what counts of a module is said here for both.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import functools
+import operator
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrp_fx.capture.offload import is_hooked
+
+#: attributes of a module that no capture depends on
+NOT_COUNTED = frozenset({"training"})
+#: attributes of a module that hold what it has by name
+NAMED = ("_parameters", "_buffers", "_modules")
+
+_BY_VALUE = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device, np.generic)
+_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType, torch.jit.ScriptModule, weakref.ref)
+_MOST = 2000  #: entries of a container, objects behind one attribute: beyond, identity alone is compared
+
+Contents = tuple[list[Any], list[Any]]  #: (keys, values)
+
+
+class _Holder(NamedTuple):
+    """An object whose contents count: how they are read, what they were, and whether they are attributes by name."""
+
+    value: Any
+    read: Callable[[Any], Contents]
+    keys: list[Any]
+    values: list[Any]
+    attributes: bool
+
+    def part(self, name: str, key: Any) -> str:
+        """What a run that writes this entry may write again: the attribute, or anything in the container."""
+        return _place(name, key) if self.attributes else name
+
+
+class ModelState:
+    """What a model is made of, as of the moment this is built.
+
+    Attributes:
+        model: the model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._names: dict[int, str] = {}  #: of every object that was met, by identity
+        self._dicts: list[_Holder] = []  #: nearly everything; the one loop that has to be fast
+        self._others: list[_Holder] = []
+        self._empty: list[Any] = []
+        self._tensors: list[tuple[Tensor, torch.Size, torch.dtype, torch.device]] = []
+        self._copies: list[tuple[Any, Any]] = []  #: sets and arrays, whose contents are compared by value
+        self._opaque: list[Any] = []
+        self._ignored: set[str] = set()
+        _Walk(self)
+
+    def unchanged(self) -> bool:
+        """Whether the model is still made of the same things: a quick look at all of them."""
+        return self._looks_unchanged() or self.change() is None
+
+    def change(self) -> str | None:
+        """The first thing that is no longer what it was, in words; None where nothing is."""
+        return next((text for name, text in self._changes() if name not in self._ignored), None)
+
+    def ignore_writes(self, of_twin: ModelState) -> None:
+        """Leave out what a run of the model writes itself, such as counters and tables of positions.
+
+        Args:
+            of_twin: state of a :meth:`stand_in` from before it ran.
+        """
+        self._ignored |= {name for name, _ in of_twin._changes()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that the model leads to, by a name that another process gives it too."""
+        return {self._names[id(tensor)]: tensor for tensor, *_ in self._tensors}
+
+    def stand_in(self) -> nn.Module:
+        """A copy of the modules, their attributes and configuration that shares every tensor with the model.
+
+        What is set in the copy, evaluation mode for instance, is seen neither in the model nor by other threads. Where
+        something cannot be copied, and where hooks bring weights in, it is the model itself.
+        """
+        if is_hooked(self.model):
+            return self.model
+        shared = {id(value): value for value in (*(t for t, *_ in self._tensors), *self._opaque)}
+        try:
+            return copy.deepcopy(self.model, shared)
+        except Exception:  # of any kind, from objects that cannot be copied
+            return self.model
+
+    def _looks_unchanged(self) -> bool:
+        differs = operator.is_not
+        for value, _, keys, values, _ in self._dicts:
+            if list(value) != keys or any(map(differs, value.values(), values)):
+                return False
+        for value, read, keys, values, _ in self._others:
+            keys_now, values_now = read(value)
+            if keys_now != keys or any(map(differs, values_now, values)):
+                return False
+        if any(self._empty) or not all(_alike(value, copied) for value, copied in self._copies):
+            return False
+        return all(
+            t.shape == shape and t.dtype is kind and t.device == place for t, shape, kind, place in self._tensors
+        )
+
+    def _changes(self) -> Iterator[tuple[str, str]]:
+        """(name, what happened to it) of everything that differs; values replaced by equal ones are noted."""
+        for holders in (self._dicts, self._others):
+            for index, holder in enumerate(holders):
+                yield from self._changes_of(holders, index, holder)
+        for value in self._empty:
+            if value:
+                yield self._names[id(value)], f"'{self._names[id(value)]}' has entries now"
+        for value, copied in self._copies:
+            if not _alike(value, copied):
+                yield self._names[id(value)], f"the contents of '{self._names[id(value)]}' changed"
+        for tensor, shape, dtype, device in self._tensors:
+            if (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, device):
+                name = self._names[id(tensor)]
+                now = f"{tensor.dtype}, {tuple(tensor.shape)}, {tensor.device}"
+                yield name, f"'{name}' is {now} (was {dtype}, {tuple(shape)}, {device})"
+
+    def _changes_of(self, holders: list[_Holder], index: int, holder: _Holder) -> Iterator[tuple[str, str]]:
+        keys, values = holder.read(holder.value)
+        if keys == holder.keys and not any(map(operator.is_not, values, holder.values)):
+            return
+        before, now = dict(zip(holder.keys, holder.values, strict=True)), dict(zip(keys, values, strict=True))
+        skipped = NOT_COUNTED if "_modules" in before else frozenset()
+        differing = [k for k in {**before, **now} if k not in skipped and not _same_entry(before, now, k)]
+        name = self._names[id(holder.value)]
+        for key in differing:
+            yield holder.part(name, key), _told(_place(name, key), before, now, key)
+        if all(holder.part(name, key) in self._ignored for key in differing):  # so that the quick look succeeds again
+            holders[index] = holder._replace(keys=keys, values=values)
+
+
+class _Walk:
+    """Fills a :class:`ModelState`: every object that the model's modules and classes lead to, each once."""
+
+    def __init__(self, state: ModelState) -> None:
+        self.state = state
+        self.modules = {id(module) for module in state.model.modules()}
+        self.stack: list[tuple[Any, str]] = []
+        self.behind: collections.Counter[str] = collections.Counter()
+        for path, module in state.model.named_modules():
+            self.hold(state._dicts, vars(module), path, _dict_contents, True, NOT_COUNTED)
+            self.follow(path)
+        for kind in {base for module in state.model.modules() for base in type(module).__mro__}:
+            if kind.__module__.partition(".")[0] not in ("torch", "builtins"):
+                self.hold(state._others, kind, f"class {kind.__qualname__}", _class_contents, True, inside=False)
+
+    def follow(self, path: str) -> None:
+        """Note everything behind one module, submodules excepted."""
+        while self.stack:
+            value, name = self.stack.pop()
+            if id(value) not in self.state._names and id(value) not in self.modules:
+                self.note(value, name, name[len(path) :].lstrip(".").partition(".")[0])
+
+    def note(self, value: Any, name: str, attribute: str) -> None:
+        """Note one object; what is behind one ``attribute`` of a module is limited."""
+        state = self.state
+        state._names[id(value)] = name
+        self.behind[attribute] += 1
+        if isinstance(value, Tensor):
+            state._tensors.append((value, value.shape, value.dtype, value.device))
+        elif isinstance(value, (set, frozenset, np.ndarray)) and len(value) <= _MOST:
+            state._copies.append((value, copy.copy(value)))
+        elif isinstance(value, dict) and not value and not getattr(value, "__dict__", None):
+            state._empty.append(value)
+        elif isinstance(value, _OPAQUE) or self.behind[attribute] > _MOST or not self.look_inside(value, name):
+            state._opaque.append(value)
+
+    def look_inside(self, value: Any, name: str) -> bool:
+        """Note the contents of a container or a plain object; False for one that has none to see."""
+        read = next((reader for kind, reader in _READERS if isinstance(value, kind)), None)
+        if read is not None:
+            if hasattr(value, "__len__") and len(value) > _MOST:
+                return False
+            self.hold(self.state._dicts if read is _dict_contents else self.state._others, value, name, read, False)
+        if isinstance(attributes := getattr(value, "__dict__", None), dict) and attributes:
+            self.hold(self.state._dicts, attributes, name, _dict_contents, True)
+        elif read is None and any(getattr(kind, "__slots__", None) for kind in type(value).__mro__):
+            self.hold(self.state._others, value, name, _slot_contents, True)
+        elif read is None:
+            return attributes is not None
+        return True
+
+    def hold(
+        self,
+        holders: list[_Holder],
+        value: Any,
+        name: str,
+        read: Callable[[Any], Contents],
+        attributes: bool,
+        skipped: frozenset[str] = frozenset(),
+        inside: bool = True,
+    ) -> None:
+        """Remember the contents of one object, and look at each of them in turn."""
+        keys, values = read(value)
+        self.state._names[id(value)] = name
+        holders.append(_Holder(value, read, keys, values, attributes))
+        for key, item in zip(keys, values, strict=True):
+            if inside and key not in skipped and not isinstance(item, _BY_VALUE):
+                self.stack.append((item, name if key in NAMED else _place(name, key)))
+
+
+def _dict_contents(value: dict[Any, Any]) -> Contents:
+    return list(value), list(value.values())
+
+
+def _items(value: Any) -> Contents:
+    items = list(value)
+    return list(range(len(items))), items
+
+
+def _partial_contents(value: functools.partial[Any]) -> Contents:
+    return ["func", "args", "keywords"], [value.func, value.args, value.keywords]
+
+
+def _function_contents(value: types.FunctionType) -> Contents:
+    """What a function closes over, and its defaults: a hook keeps its strength there."""
+    cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
+    full = {name: cell.cell_contents for name, cell in cells.items() if _is_set(cell)}
+    return [*full, "__code__", "__defaults__"], [*full.values(), value.__code__, value.__defaults__]
+
+
+def _is_set(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _slot_contents(value: Any) -> Contents:
+    names = [n for kind in type(value).__mro__ for n in _slots(kind) if hasattr(value, n)]
+    return names, [getattr(value, n) for n in names]
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = getattr(kind, "__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _class_contents(kind: type) -> Contents:
+    return list(vars(kind)), list(vars(kind).values())
+
+
+_READERS: tuple[tuple[Any, Callable[[Any], Contents]], ...] = (
+    (dict, _dict_contents),
+    ((list, tuple, collections.deque), _items),
+    (functools.partial, _partial_contents),
+    (types.FunctionType, _function_contents),
+)
+
+
+def _alike(value: Any, copied: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.shape == copied.shape and value.dtype == copied.dtype and np.array_equal(value, copied)
+    return bool(value == copied)
+
+
+def _same_entry(before: dict[Any, Any], now: dict[Any, Any], key: Any) -> bool:
+    return key in before and key in now and _same(before[key], now[key])
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether a value is the one before, or one that was put in its place and cannot be told from it."""
+    if before is now:
+        return True
+    if type(before) is not type(now):
+        return False
+    if isinstance(before, tuple):
+        return len(before) == len(now) and all(map(_same, before, now))
+    return isinstance(before, (*_BY_VALUE, types.MethodType)) and bool(before == now)
+
+
+def _place(name: str, key: Any) -> str:
+    return f"{name}.{key}".lstrip(".") if isinstance(key, str) else f"{name}[{key!r}]"
+
+
+def _told(place: str, before: dict[Any, Any], now: dict[Any, Any], key: Any) -> str:
+    if key not in now:
+        return f"'{place}' was removed"
+    if key not in before:
+        return f"'{place}' was added"
+    if isinstance(now[key], _BY_VALUE):
+        return f"'{place}' is {now[key]!r} (was {before[key]!r})"
+    return f"'{place}' is another {type(now[key]).__name__}"

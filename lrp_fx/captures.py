@@ -1,0 +1,194 @@
+"""The captures of one model: which of them serves a call, when the model is captured anew, and how many are kept.
+
+A capture serves a call if four things hold: the call has the structure, precisions, devices and constants of the one
+that was captured; PyTorch's switches (default precision, autocast) are the same; the model is made of the same things
+(:class:`lrp_fx.capture.ModelState`); and the capture says that the model would run this graph on these inputs
+(:meth:`lrp_fx.capture.Captured.why_not`). Whatever does not hold is a reason to capture anew, and is kept in words.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lrp_fx.analysis import analyse
+from lrp_fx.capture import TRACING, Call, ModelState, capture, read_call, switches
+from lrp_fx.capture.decompose import decompose
+from lrp_fx.conversion import Conversion
+from lrp_fx.errors import RecaptureWarning
+from lrp_fx.optable import OpTable
+
+MANY = 16  #: from this number of captures on, a warning says what keeps changing
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are captured.
+
+    Attributes:
+        dynamic: leave sizes free that the model leaves free.
+        route: "export", "trace" or "auto" (:func:`lrp_fx.capture.capture`).
+        limit: how many captures are kept.
+        check: when explanations are checked (``lrp_fx.explain.check``).
+    """
+
+    dynamic: bool = True
+    route: str = "auto"
+    limit: int = 32
+    check: str | bool = "first"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One capture.
+
+    Attributes:
+        key: structure and constants of the call, and PyTorch's switches.
+        state: the model that was captured.
+        conversion: the capture, and all that was made of it.
+        reason: why it was made.
+    """
+
+    key: tuple[Any, ...]
+    state: ModelState
+    conversion: Conversion
+    reason: str
+
+
+class Captures:
+    """The captures of one model, the latest used first.
+
+    Threads may look up and explain at the same time; one captures at a time, and calls use the capture that they found.
+
+    Args:
+        model: the model.
+        ops: the op table.
+        options: how to capture.
+
+    Attributes:
+        reasons: why each capture was made, in order.
+        options: how to capture.
+    """
+
+    def __init__(self, model: torch.nn.Module, ops: OpTable, options: Options) -> None:
+        self.model, self.options = model, options
+        self.reasons: list[str] = []
+        self.ops = ops
+        self._entries: tuple[Entry, ...] = ()
+        self._order = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Conversion]:
+        return (entry.conversion for entry in self._entries)
+
+    @property
+    def latest(self) -> Conversion | None:
+        """The conversion that served the last call."""
+        return self._entries[0].conversion if self._entries else None
+
+    def serving(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
+        """The conversion that serves a call, captured now where there is none, and the call itself.
+
+        Raises:
+            InputError, CaptureError, UnknownOpError: see ``lrp_fx.errors``.
+        """
+        call = read_call(self.model, args, kwargs)
+        entry = self._find(call)
+        if entry is None:
+            with TRACING:
+                entry = self._find(call)  # another thread may have captured it meanwhile
+                if entry is None:
+                    entry = self._capture(call, args, kwargs)
+        self._to_front(entry)
+        return entry.conversion, call
+
+    def _find(self, call: Call) -> Entry | None:
+        key = (*call.key, *switches())
+        unchanged: dict[int, bool] = {}
+        for entry in self._entries:
+            if entry.key != key:
+                continue
+            state = entry.state
+            if id(state) not in unchanged:
+                unchanged[id(state)] = state.unchanged()
+            if unchanged[id(state)] and entry.conversion.captured.why_not(call.leaves) is None:
+                return entry
+        return None
+
+    def _capture(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+        reason = self._why(call)
+        state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
+        stand_in = state.stand_in()
+        before = ModelState(stand_in)
+        captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=self.options.route)
+        state.ignore_writes(before)
+        decompose(captured.graph_module, self.ops)
+        facts = analyse(captured.graph_module.graph, self.ops)
+        entry = Entry((*call.key, *switches()), state, Conversion(captured, facts, call.hollow()), reason)
+        self.reasons.append(reason)
+        self._warn()
+        return entry
+
+    def _to_front(self, entry: Entry) -> None:
+        entries = self._entries
+        if entries and entries[0] is entry:
+            return
+        with self._order:
+            others = tuple(e for e in self._entries if e is not entry)
+            self._entries = (entry, *others)[: self.options.limit]
+
+    def _why(self, call: Call) -> str:
+        """Why no capture serves this call: what the one that comes nearest misses."""
+        if not self._entries:
+            return "the first call"
+        alike = [e for e in self._entries if e.state.unchanged()]
+        if not alike:
+            return f"the model changed: {self._entries[0].state.change()}"
+        key = (*call.key, *switches())
+        same = [e for e in alike if e.key == key]
+        if same:
+            return same[0].conversion.captured.why_not(call.leaves) or "another thread"
+        return _difference(alike[0], call)
+
+    def _warn(self) -> None:
+        if len(self.reasons) < MANY or (len(self.reasons) != MANY and len(self.reasons) % 100):
+            return
+        kinds = Counter(re.sub(r"\d+(\.\d+)?", "N", reason) for reason in self.reasons[1:])
+        kind, times = kinds.most_common(1)[0]
+        example = next(r for r in reversed(self.reasons) if re.sub(r"\d+(\.\d+)?", "N", r) == kind)
+        warnings.warn(
+            f"{type(self.model).__name__} was captured {len(self.reasons)} times, {times} of them because of this kind "
+            f"of change: {example}.\nEach capture takes seconds; the {self.options.limit} used last are kept. Remedy: "
+            "give inputs of few different sizes (pad them), and change the model or its arguments less often.",
+            RecaptureWarning,
+            stacklevel=6,
+        )
+
+
+def _difference(entry: Entry, call: Call) -> str:
+    """What differs between the call of an entry and another one, in words."""
+    example, count = entry.conversion.example, len(call.names)
+    if example.key[0] != call.key[0] or example.names != call.names:
+        return f"other arguments: {', '.join(call.names)} (were {', '.join(example.names)})"
+    for name, before, now in zip(call.names, example.key[-count:], call.key[-count:], strict=True):
+        if before != now:
+            return f"'{name}' is {_said(now)} (was {_said(before)})"
+    if example.key != call.key:
+        return "an object among the inputs holds something else than tensors that changed"
+    return "PyTorch's default precision, autocast or other switches changed"
+
+
+def _said(described: Any) -> str:
+    """A leaf of a call's key: precision, rank and device of a tensor, or a constant by its value."""
+    if isinstance(described, tuple) and isinstance(described[0], torch.dtype):
+        return f"{described[0]} of {described[1]} dimensions on {described[2]}"
+    return str(described[-1] if isinstance(described, tuple) else described)

@@ -1,0 +1,210 @@
+"""A model that was changed after its capture is explained as it is now; one that was not is not captured again."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, prune
+
+import lrp_fx
+from lrp_fx.capture import ModelState
+from lrp_fx.capture.fingerprint import fingerprint
+from lrp_fx.capture.signature import read_call
+
+X = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+class Options:
+    """A plain object that a module reads."""
+
+    def __init__(self):
+        self.scales = [1.0, 2.0]
+        self.nested = {"shift": 0.0}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 8), nn.BatchNorm1d(8)
+        self.blocks = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.act, self.last = nn.ReLU(), nn.Linear(8, 3)
+        self.scale, self.options = 1.0, Options()
+        self.plain = torch.ones(8)
+        self.register_buffer("keep", torch.ones(8), persistent=False)
+
+    def forward(self, x):
+        h = self.act(self.norm(self.first(x))) * self.keep * self.plain * self.options.scales[1]
+        for block in self.blocks:
+            h = h + torch.tanh(block(h))
+        return self.last(h + self.options.nested["shift"]) * self.scale
+
+
+def net():
+    torch.manual_seed(0)
+    return Net().double().eval()
+
+
+def _hook(strength):
+    def hook(module, inputs, output):
+        return output * strength
+
+    return hook
+
+
+def _other_state(model):
+    return {k: v + 0.1 if v.is_floating_point() else v for k, v in model.state_dict().items()}
+
+
+#: changes after which the model is another one
+REPLACED = {
+    "a parameter": lambda m: setattr(m.first, "weight", nn.Parameter(torch.randn(8, 6, dtype=torch.float64))),
+    "a buffer": lambda m: setattr(m.norm, "running_mean", torch.randn(8, dtype=torch.float64)),
+    "a plain tensor": lambda m: setattr(m, "plain", torch.zeros(8, dtype=torch.float64)),
+    "load_state_dict(assign=True)": lambda m: m.load_state_dict(_other_state(m), assign=True),
+    "a module": lambda m: setattr(m, "last", nn.Linear(8, 3).double()),
+    "an activation": lambda m: setattr(m, "act", nn.Tanh()),
+    "layers cut": lambda m: setattr(m, "blocks", m.blocks[:1]),
+    "a layer appended": lambda m: m.blocks.append(nn.Linear(8, 8).double()),
+    "an attribute": lambda m: setattr(m, "scale", 3.0),
+    "an attribute of a submodule": lambda m: setattr(m.norm, "eps", 1.0),
+    "a list in an object": lambda m: m.options.scales.__setitem__(1, 5.0),
+    "a dict in an object": lambda m: m.options.nested.update(shift=1.0),
+    "a forward hook": lambda m: m.act.register_forward_hook(_hook(2.0)),
+    "weight norm": lambda m: parametrizations.weight_norm(m.first).parametrizations.weight.original0.data.mul_(2),
+    "pruning": lambda m: prune.l1_unstructured(m.first, "weight", amount=0.5),
+    "forward": lambda m: setattr(m, "forward", lambda x: m.last(m.act(m.first(x)))),
+}
+#: changes that a graph which shares the tensors follows
+IN_PLACE = {
+    "a parameter": lambda m: m.first.weight.data.mul_(2),
+    "the data of a parameter": lambda m: setattr(m.first.weight, "data", torch.randn(8, 6, dtype=torch.float64)),
+    "a buffer": lambda m: m.keep[0].zero_(),
+    "a plain tensor": lambda m: m.plain[0].zero_(),
+    "load_state_dict": lambda m: m.load_state_dict(_other_state(m)),
+    "training mode": lambda m: m.train(),
+    "frozen weights": lambda m: m.requires_grad_(False),
+    "an equal attribute": lambda m: setattr(m, "scale", float("1.0")),
+    "half and back": lambda m: m.first.float().double(),
+}
+
+
+def agrees_with_a_fresh_conversion(model, xmodel):
+    attribution, fresh = xmodel.explain(X), lrp_fx.convert(model).explain(X)
+    trained = model.training
+    assert torch.allclose(xmodel(X), model.eval()(X), 1e-12, 1e-12)
+    model.train(trained)
+    assert torch.allclose(attribution.target, fresh.target, 1e-12, 1e-12)
+    assert torch.allclose(attribution.relevance["x"], fresh.relevance["x"], 1e-9, 1e-12)
+
+
+@pytest.mark.parametrize("change", REPLACED)
+def test_another_model_is_captured_anew(change):
+    model = net()
+    xmodel = lrp_fx.convert(model, X)
+    xmodel.explain(X)
+    REPLACED[change](model)
+    agrees_with_a_fresh_conversion(model, xmodel)
+    assert len(xmodel.captures) == 2 and xmodel.captures.reasons[-1].startswith("the model changed: ")
+
+
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_what_is_written_in_place_is_followed_without_a_capture(change):
+    model = net()
+    xmodel = lrp_fx.convert(model, X)
+    xmodel.explain(X)
+    IN_PLACE[change](model)
+    agrees_with_a_fresh_conversion(model, xmodel)
+    assert len(xmodel.captures) == 1
+
+
+@pytest.mark.parametrize("change", ["an attribute", "a list in an object", "a hook's strength", "the same again"])
+def test_the_disk_cache_has_the_same_notion(change, monkeypatch):
+    """What the state of a model notes without looking at tensors, its fingerprint does too."""
+    model = net()
+    state, call = ModelState(model), read_call(model, (X,), {})
+    before = fingerprint(model, call)
+    if change in REPLACED:
+        REPLACED[change](model)
+    elif change == "a hook's strength":
+        model.norm.momentum = 0.7
+    assert state.unchanged() == (fingerprint(model, call) == before) == (change == "the same again")
+
+
+def test_a_change_that_is_taken_back_finds_its_capture():
+    model = net()
+    xmodel = lrp_fx.convert(model, X)
+    first = xmodel.explain(X).relevance["x"]
+    for scale in (3.0, 1.0, 3.0, 1.0):
+        model.scale = scale
+        found = xmodel.explain(X).relevance["x"]
+    assert torch.equal(found, first) and len(xmodel.captures) == 2
+    handle = model.act.register_forward_hook(_hook(0.5))
+    xmodel.explain(X)
+    handle.remove()
+    assert torch.equal(xmodel.explain(X).relevance["x"], first) and len(xmodel.captures) == 3
+
+
+def test_a_hook_that_closes_over_its_strength_is_followed():
+    model, box = net(), {"strength": 2.0}
+    model.act.register_forward_hook(lambda module, inputs, output: output * box["strength"])
+    xmodel = lrp_fx.convert(model, X)
+    xmodel.explain(X)
+    box["strength"] = 4.0
+    agrees_with_a_fresh_conversion(model, xmodel)
+
+
+def test_a_buffer_that_left_and_came_back_is_the_model_s():
+    """``double()`` and ``float()`` replace buffers: a graph that had the old one would not see it change."""
+    model = net()
+    xmodel = lrp_fx.convert(model, X)
+    xmodel.explain(X)
+    model.float()
+    xmodel.explain(X.float())
+    model.double()
+    model.norm.running_mean.add_(1.0)
+    agrees_with_a_fresh_conversion(model, xmodel)
+
+
+class Counting(nn.Module):
+    """Writes attributes and a buffer while it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls, self.seen = nn.Linear(6, 3), 0, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen.append(x.shape[0])
+        return self.linear(x)
+
+
+def test_what_a_run_writes_is_no_change_and_is_not_written_by_a_capture():
+    model = Counting().double()
+    xmodel = lrp_fx.convert(model, X)
+    assert model.calls == 0 and model.seen == []
+    for _ in range(3):
+        model(X)
+        xmodel.explain(X)
+    assert len(xmodel.captures) == 1
+
+
+def test_an_adapter_that_is_merged_counts_once():
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2
+    )
+    base = transformers.LlamaForCausalLM(config).double()
+    model = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False))
+    model = model.double().eval()
+    ids = torch.randint(0, 50, (2, 6))
+    xmodel = lrp_fx.convert(model)
+    apart = xmodel.explain(input_ids=ids).target
+    model.merge_adapter()
+    merged = xmodel.explain(input_ids=ids)
+    fresh = lrp_fx.convert(model).explain(input_ids=ids)
+    assert torch.allclose(merged.target, apart, 1e-9) and torch.allclose(merged.target, fresh.target, 1e-12)
+    assert torch.allclose(merged.relevance["input_ids"], fresh.relevance["input_ids"], 1e-9, 1e-12)
+    model.unmerge_adapter()
+    with model.disable_adapter():
+        assert torch.allclose(xmodel.explain(input_ids=ids).target, model(input_ids=ids).logits[:, -1].amax(-1), 1e-9)
+    assert torch.allclose(xmodel.explain(input_ids=ids).target, apart, 1e-9)
