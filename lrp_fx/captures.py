@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lrp_fx.analysis import analyse
-from lrp_fx.capture import TRACING, Call, ModelState, capture, read_call, switches
+from lrp_fx.capture import TRACING, Call, ModelState, capture, preserved, read_call, switches
 from lrp_fx.capture.decompose import decompose
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import RecaptureWarning
@@ -129,8 +129,9 @@ class Captures:
         state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
         stand_in = state.stand_in()
         before = ModelState(stand_in)
-        captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=self.options.route)
-        state.ignore_writes(before)
+        with preserved(stand_in):
+            captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=self.options.route)
+            state.ignore_writes(before)
         decompose(captured.graph_module, self.ops)
         facts = analyse(captured.graph_module.graph, self.ops)
         entry = Entry((*call.key, *switches()), state, Conversion(captured, facts, call.hollow()), reason)

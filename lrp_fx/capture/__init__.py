@@ -43,6 +43,7 @@ __all__ = [
     "copy_graph",
     "failing_node",
     "opened",
+    "preserved",
     "read_call",
     "switches",
     "unwrapped",
@@ -58,8 +59,8 @@ def capture(
 
     Either by non-strict pre-dispatch export, with every tensor dimension left free where the model allows it, or by
     recording a run (``lrp_fx.capture.trace``). The model runs in evaluation mode with caches off for the duration;
-    parameters and buffers are shared, never copied. What ``LRP_FX_CACHE`` keeps of an earlier process is taken instead
-    (``lrp_fx.capture.store``).
+    parameters and buffers are shared, never copied; what a run writes, :func:`preserved` undoes. What
+    ``LRP_FX_CACHE`` keeps of an earlier process is taken instead (``lrp_fx.capture.store``).
 
     Args:
         route: "export", "trace", or "auto": trace what export refuses.
@@ -71,10 +72,9 @@ def capture(
     call = read_call(model, args, kwargs)
     kept = route != "trace" and not structures((args, kwargs))
     place = store.entry(model, call, "capture", dynamic, route) if kept else None
-    with preserved(model):
-        if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
-            return known
-        captured = _anew(model, call, args, kwargs, dynamic, route)
+    if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
+        return known
+    captured = _anew(model, call, args, kwargs, dynamic, route)
     return captured if place is None else store.keep(place, captured, model)
 
 
