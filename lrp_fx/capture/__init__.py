@@ -18,9 +18,11 @@ from lrp_fx.capture.captured import Captured, Decisions, copy_graph
 from lrp_fx.capture.containers import closed, closing, opened, standing_in, structures
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
 from lrp_fx.capture.conventions import preserved, traceable, unwrapped
-from lrp_fx.capture.export import export, plain, shapes_of
+from lrp_fx.capture.distinct import distinct
+from lrp_fx.capture.export import exports, plain, shapes_of
 from lrp_fx.capture.fingerprint import switches
 from lrp_fx.capture.functional import drop_unread_writes, is_mutating
+from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.lock import TRACING
 from lrp_fx.capture.masks import shorten_masks
 from lrp_fx.capture.model_state import ModelState
@@ -28,7 +30,7 @@ from lrp_fx.capture.offload import without_hooks
 from lrp_fx.capture.packed import unpack
 from lrp_fx.capture.precision import widen_islands
 from lrp_fx.capture.recurrent import written_out
-from lrp_fx.capture.signature import Call, Shapes, read_call
+from lrp_fx.capture.signature import Call, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError
 
@@ -68,7 +70,7 @@ def capture(
     Raises:
         CaptureError: when neither can; the message carries the reasons.
     """
-    args, kwargs = opened((args, dict(sorted(kwargs.items()))))
+    args, kwargs = distinct(model, *opened((args, dict(sorted(kwargs.items())))))
     call = read_call(model, args, kwargs)
     kept = route != "trace" and not structures((args, kwargs))
     place = store.entry(model, call, "capture", dynamic, route) if kept else None
@@ -85,37 +87,49 @@ def _anew(
     model = without_hooks(model)
     if route == "trace":
         return _by_trace(model, call, args, kwargs, start)
-    try:
-        program = export(standing_in(model, (args, kwargs)), args, kwargs, dynamic)
-    except CaptureError:
-        raise
-    except Exception as error:
-        refusal = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        if route == "export":
-            raise _refused(model, refusal) from error
-        return _by_trace(model, call, args, kwargs, start, refusal)
-    if holds_vmap(program.graph_module):
-        return _by_trace(model, call, args, kwargs, start, "the graph opens levels of vmap")
-    graph_module = plain(program)
-    placeholders = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    if holds_control(graph_module):
-        drop_block_masks(graph_module)
-        recording = _recorded(
-            model, lambda *leaves: Unrolled(graph_module).run(*leaves, enable_io_processing=False), call
-        )
-        return _captured(recording, call, program.call_spec.in_spec, program.call_spec.out_spec, start, "control flow")
-    shapes = shapes_of(program, placeholders)
-    captured = Captured(_finished(graph_module), call.names, program.call_spec.out_spec, shapes, _since(start))
-    try:
-        difference = disagreement(model, captured.graph_module, args, kwargs)
-        if difference <= TOLERANCE:
-            return captured
-        refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
-    except Exception as error:  # a graph that does not run, or returns what has no values
-        refusal = f"what it exported does not run: {type(error).__name__}"
+    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic)
+    refusal = ""
+    while True:
+        try:
+            program, oblivious = next(programs, (None, False))
+        except CaptureError:
+            raise
+        except Exception as error:
+            refusal = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            if route == "export":
+                raise _refused(model, refusal) from error
+            return _by_trace(model, call, args, kwargs, start, refusal)
+        if program is None:
+            break
+        if holds_vmap(program.graph_module):
+            return _by_trace(model, call, args, kwargs, start, "the graph opens levels of vmap")
+        graph_module, spec = plain(program), program.call_spec
+        if holds_control(graph_module):
+            recording = _recorded(model, _unrolled(graph_module), call)
+            return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
+        graph_module = _finished(graph_module)
+        shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)
+        captured = Captured(graph_module, call.names, spec.out_spec, shapes, _since(start))
+        reason = captured.refuses_sizes(call.leaves)
+        if reason is not None:  # the model takes another branch at the size that the example was grown to
+            refusal = f"what it exported is not for this call: {reason}"
+            continue
+        try:
+            difference = disagreement(model, graph_module, args, kwargs)
+            if difference <= TOLERANCE:
+                return captured
+            refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
+        except Exception as error:  # a graph that does not run, or returns what has no values
+            refusal = f"what it exported does not run: {type(error).__name__}"
     if route == "export":
         raise _refused(model, refusal)
     return _by_trace(model, call, args, kwargs, start, refusal)
+
+
+def _unrolled(graph_module: fx.GraphModule) -> Any:
+    """An exported graph as a function of its flat inputs, its operators of higher order run step by step."""
+    drop_block_masks(graph_module)
+    return lambda *leaves: Unrolled(graph_module).run(*leaves, enable_io_processing=False)
 
 
 def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:
@@ -179,8 +193,8 @@ def _captured(
         (n, axis): "the run was recorded at this size" for n, t in call.tensors.items() for axis in range(t.dim())
     }
     return Captured(
-        _finished(graph_module), call.names, out_spec, Shapes(sizes, {}, reasons), _since(start), "trace",
-        Decisions.of(decisions, call.leaves, recording.shaped), refusal,
+        _finished(graph_module), call.names, out_spec, Shapes(sizes, {}, reasons, inputs=tuple(call.tensors)),
+        _since(start), "trace", Decisions.of(decisions, call.leaves, recording.shaped), refusal,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.signature import Shapes
+from lrp_fx.capture.guards import Shapes
+from lrp_fx.capture.ones import unproven
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Captured:
     decisions: Decisions | None = None
     refusal: str = field(default="", repr=False)
     key: str | None = field(default=None, repr=False)
+    _shown: dict[tuple[Any, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def placeholders(self) -> list[Node]:
@@ -95,12 +97,24 @@ class Captured:
         return self.why_not(leaves) is None
 
     def why_not(self, leaves: Sequence[Any]) -> str | None:
-        """None where this capture computes what the model does on these input leaves, else the reason in words."""
+        """None where this capture computes what the model does on these input leaves; else why not, in a line."""
+        if (reason := self.refuses_sizes(leaves)) is not None:
+            return reason
+        return (
+            None
+            if self.decides(leaves)
+            else "values that the model reads lead to other decisions than in the recorded run"
+        )
+
+    def refuses_sizes(self, leaves: Sequence[Any]) -> str | None:
+        """None where the model runs this graph on inputs of these sizes; else why it may not, in a line."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        mismatch = self.shapes.mismatch(tensors)
-        if mismatch is None and not self.decides(leaves):
-            return "values that the model reads lead to other decisions than in the recorded run"
-        return mismatch
+        if (reason := self.shapes.mismatch(tensors)) is not None:
+            return reason
+        unsure = self.shapes.unsure(tensors)
+        if unsure and unsure not in self._shown:
+            self._shown[unsure] = unproven(self.graph_module, leaves, self.shapes.bound(tensors))
+        return self._shown[unsure] if unsure else None
 
     def decides(self, leaves: Sequence[Any]) -> bool:
         """Whether inputs of sizes that it serves lead to the decisions that were recorded, if any were."""

@@ -7,58 +7,70 @@ import inspect
 import io
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import sympy
 import torch
 from torch import fx
+from torch._guards import SLoc
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
+from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import normalise
 from lrp_fx.capture.calls import noting_calls
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.functional import functionalise
+from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.paths import module_of
 from lrp_fx.capture.recurrent import written_out
-from lrp_fx.capture.signature import Shapes
 from lrp_fx.errors import CaptureError
 
+#: where PyTorch works out shapes and strides of an operator's result: below what is traced
+_OPERATORS = tuple(
+    f"{torch.__path__[0]}/{part}"
+    for part in ("_ops.py", "_refs/", "_prims/", "_prims_common/", "_decomp/", "_subclasses/", "_meta_registrations.py")
+)
 
-def export(model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool) -> torch.export.ExportedProgram:
-    """Export a model, trying the most general form of its example inputs first.
+
+def exports(
+    model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool
+) -> Iterator[tuple[torch.export.ExportedProgram, bool]]:
+    """Exported programs of a model, the most general form of its example inputs first; the last serves the example.
+
+    Each goes with whether it was exported without a look at sizes of one: operators are then not shown to hold there.
 
     Raises:
-        Exception: what export said of the most general form.
+        Exception: what export said of the most general form, where it refuses all.
     """
     failure: Exception | None = None
-    for example in _examples(args, kwargs, dynamic):
+    refused = True
+    for example, oblivious in _examples(args, kwargs, dynamic):
         try:
             with traceable(model), torch.enable_grad(), written_out(model), noting_calls(model):
-                program = _export(model, *example, dynamic)
-            if _serves(program, args, kwargs):  # a grown example may have been fixed at the size it was grown to
-                return program
+                program = _export(model, *example, dynamic, oblivious=oblivious)
         except CaptureError:
             raise
         except Exception as error:  # export raises many types; each means "not this example"
-            failure = failure or error
+            failure, refused = failure or error, True
+            continue
+        refused = False
+        yield program, oblivious
+    if not refused:
+        return
     assert failure is not None
     if _in_control_flow(
         failure
     ):  # the strict mode knows more of it; flexible attention has no gradient on every device
         with traceable(model), torch.no_grad():
-            return _export(model, args, kwargs, dynamic, strict=True)
+            yield _export(model, args, kwargs, dynamic, strict=True), False
+        return
     raise failure
-
-
-def _serves(program: torch.export.ExportedProgram, args: Any, kwargs: Any) -> bool:
-    names = set(program.graph_signature.user_inputs)
-    placeholders = [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    return shapes_of(program, placeholders).mismatch(tensors) is None
 
 
 def _in_control_flow(error: BaseException) -> bool:
@@ -81,37 +93,49 @@ def _grown(axes: Callable[[torch.Tensor], tuple[int, ...]]) -> Callable[[Any], A
     return grow
 
 
-def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Iterator[tuple[Any, Any]]:
-    """Example inputs to try, the most general first."""
+def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Iterator[tuple[tuple[Any, Any], bool]]:
+    """Example inputs to try, the most general first, and whether to export them without a look at sizes of one."""
     if dynamic:
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if any(t.dim() > 1 and t.shape[1] == 1 and not t.is_floating_point() for t in tensors):
-            yield pytree.tree_map(_grown(lambda t: (0,) if t.is_floating_point() else (0, 1)), (args, kwargs))
-        if any(t.dim() and t.shape[0] == 1 for t in tensors):
-            yield pytree.tree_map(_grown(lambda t: (0,)), (args, kwargs))
-    yield args, kwargs
+        lengths = any(t.dim() > 1 and t.shape[1] == 1 and not t.is_floating_point() for t in tensors)
+        batches = any(t.dim() and t.shape[0] == 1 for t in tensors)
+        if lengths:
+            yield pytree.tree_map(_grown(lambda t: (0,) if t.is_floating_point() else (0, 1)), (args, kwargs)), True
+        if batches:
+            yield pytree.tree_map(_grown(lambda t: (0,)), (args, kwargs)), True
+        if not lengths and not batches:
+            yield (args, kwargs), True
+    yield (args, kwargs), False
 
 
 def _export(
-    model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool, strict: bool = False
+    model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool, strict: bool = False, oblivious: bool = False
 ) -> torch.export.ExportedProgram:
-    dims = listed(
-        pytree.tree_map(lambda x: _free_dims(x, dynamic) if isinstance(x, torch.Tensor) else None, (args, kwargs))
+    """Export; ``oblivious`` to sizes of one: what the model asks of them becomes a guard, not an assumption."""
+    free = pytree.tree_map(
+        lambda x: _free_dims(x, dynamic, oblivious) if isinstance(x, torch.Tensor) else None, (args, kwargs)
     )
+    dims = listed(free)
     # export takes one specification for *args and one for **kwargs, by parameter name
     names = [n for n in _parameter_names(model, len(args))]
     spec = dict(zip(names, dims[0], strict=False)) | dims[1]
     # where it fails, export prints all of the graph it had; after each of its passes it would write the graph as Python
-    with contextlib.redirect_stderr(io.StringIO()), _use_lazy_graph_module(True):
+    with (
+        contextlib.redirect_stderr(io.StringIO()),
+        _use_lazy_graph_module(True),
+        symbolic_config.patch(backed_size_oblivious=oblivious),  # type: ignore[attr-defined]
+    ):
         return torch.export.export(model, args, kwargs, strict=strict, dynamic_shapes=spec or None)
 
 
-def _free_dims(tensor: torch.Tensor, dynamic: bool) -> dict[int, Any]:
+def _free_dims(tensor: torch.Tensor, dynamic: bool, oblivious: bool) -> dict[int, Any]:
     """Batch and sequence dimensions are left free. Of images and video only the batch is: the arithmetic of strided
-    convolutions on a symbolic height takes export minutes, and a new size is captured anew in seconds."""
+    convolutions on a symbolic height takes export minutes, and a new size is captured anew in seconds.
+
+    A size of one is fixed, as export does where it looks."""
     spatial = tensor.is_floating_point() and tensor.dim() >= 4
-    free = torch.export.Dim.AUTO
-    return {i: free if dynamic and (i == 0 or not spatial) else torch.export.Dim.STATIC for i in range(tensor.dim())}
+    fixed = {i for i, n in enumerate(tensor.shape) if (spatial and i > 0) or (oblivious and n == 1) or not dynamic}
+    return {i: torch.export.Dim.STATIC if i in fixed else torch.export.Dim.AUTO for i in range(tensor.dim())}
 
 
 def _parameter_names(model: torch.nn.Module, count: int) -> list[str]:
@@ -129,27 +153,126 @@ def _size(dim: Any) -> int | str:
     return int(str(dim)) if str(dim).isdigit() else str(dim)
 
 
-def shapes_of(program: torch.export.ExportedProgram, placeholders: list[Node]) -> Shapes:
-    """The sizes that an exported program serves, and why some of them are fixed."""
-    dims = tuple(
-        tuple(_size(d) for d in node.meta["val"].shape)
-        for node in placeholders
-        if isinstance(node.meta.get("val"), torch.Tensor)
-    )
-    limits = {}
-    for symbol, rng in program.range_constraints.items():
-        low, high = max(rng.lower, 0), min(rng.upper, 2**63)  # export's infinities are integers of their own kind
-        limits[str(symbol)] = (int(low), int(high))
-    return Shapes(dims, limits, _reasons(placeholders))
+def shapes_of(graph: fx.Graph, inputs: Sequence[str], oblivious: bool) -> Shapes:
+    """The sizes that an exported graph serves, what it relied on, and why some of them are fixed.
+
+    Args:
+        graph: the graph, every value noted.
+        inputs: what its tensor inputs are called.
+        oblivious: whether it was exported without a look at sizes of one.
+    """
+    placeholders = [n for n in graph.find_nodes(op="placeholder") if isinstance(n.meta.get("val"), torch.Tensor)]
+    environment = _environment(placeholders)
+    if environment is None:
+        sizes = tuple(tuple(_size(d) for d in n.meta["val"].shape) for n in placeholders)
+        return Shapes(sizes, {}, inputs=tuple(inputs))
+    noted = _Noted(environment, [list(n.meta["val"].shape) for n in placeholders])
+    for guard in environment.guards:
+        noted.relied(guard.expr, _line(guard.sloc), oblivious and _by_operator(guard.sloc))
+    derived = noted.all_sizes(graph) if oblivious else ()
+    return Shapes(
+        tuple(tuple(_size(d) for d in dims) for dims in noted.dims), noted.limits(), _reasons(environment),
+        tuple(noted.guards.values()), derived, tuple(inputs),
+    )  # fmt: skip
 
 
-def _reasons(placeholders: list[Node]) -> dict[tuple[str, int], str]:
+def _environment(nodes: Sequence[Node]) -> Any:
+    """The shape environment of values, where they have one."""
+    modes = (v.fake_mode for n in nodes if isinstance(v := n.meta["val"], FakeTensor))
+    return next((mode.shape_env for mode in modes), None)
+
+
+def _line(place: SLoc) -> str:
+    """The line of the model that asked for a size; else the one of PyTorch."""
+    return str(place.maybe_user_loc or place).strip("()")
+
+
+def _by_operator(place: SLoc) -> bool:
+    """Whether an operator asked, of shapes and strides of its own, while it was run on fake tensors."""
+    frame = place.framework_loc
+    file = getattr(frame, "filename", None)
+    return file is not None and file.startswith(_OPERATORS)
+
+
+class _Noted:
+    """What a shape environment relied on, as plain formulas of the sizes of inputs.
+
+    Attributes:
+        dims: sizes of the inputs; those that no size of an input alone says are their example's.
+        guards: by their text.
+    """
+
+    def __init__(self, environment: Any, dims: list[list[Any]]) -> None:
+        self.environment = environment
+        self.hints = environment.backed_var_to_val
+        self.free = {
+            d.node.expr for sizes in dims for d in sizes if isinstance(d, torch.SymInt) and d.node.expr.is_Symbol
+        }
+        self.guards: dict[str, Guard] = {}
+        self.dims = dims
+        for sizes in dims:
+            for axis, size in enumerate(sizes):
+                if isinstance(size, torch.SymInt) and not size.node.expr.is_Symbol:
+                    self._composed(sizes, axis, size.node.expr)
+
+    def _composed(self, sizes: list[Any], axis: int, expression: sympy.Expr) -> None:
+        """A size of an input that is a formula of others: named by its text, and guarded to be that."""
+        if expression.free_symbols and expression.free_symbols <= self.free:
+            try:
+                self.guards[str(expression)] = Guard([EQUAL, str(expression), formula(expression)])
+                return
+            except Unstorable:
+                pass
+        sizes[axis] = int(expression.xreplace(self.hints))
+
+    def relied(self, condition: Any, place: str, layout: bool) -> None:
+        """Note a condition; where it has no plain form, the sizes in it are the example's."""
+        condition = self.environment.replace(condition)
+        held = {s: v for s, v in self.hints.items() if s in condition.free_symbols and s not in self.free}
+        condition = condition.xreplace(held)
+        if condition == sympy.true or not condition.free_symbols <= self.free:  # else it depends on values
+            return
+        try:
+            guard = Guard(formula(condition), place, layout)
+        except Unstorable:
+            self.fix(condition, place)
+            return
+        earlier = self.guards.get(str(condition))
+        if earlier is None or earlier.layout:  # what the model asks itself counts
+            self.guards[str(condition)] = guard
+
+    def fix(self, expression: Any, place: str) -> None:
+        """Nothing is known of an expression but its value for the example."""
+        for symbol in expression.free_symbols:
+            self.guards.setdefault(f"{symbol} fixed", Guard([EQUAL, symbol.name, int(self.hints[symbol])], place))
+
+    def limits(self) -> dict[str, tuple[int, int]]:
+        """Smallest and largest size that each symbol stands for: none is empty."""
+        found = {}
+        for symbol in sorted(self.free, key=str):
+            limits = self.environment.var_to_range[symbol]
+            low, high = max(limits.lower, 1), min(limits.upper, 2**63)  # infinities are integers of their own kind
+            found[str(symbol)] = (int(low), int(high))
+        return found
+
+    def all_sizes(self, graph: fx.Graph) -> tuple[Any, ...]:
+        """Every size of a value in the graph that sizes of inputs determine."""
+        values = pytree.tree_leaves([n.meta.get("val") for n in graph.nodes])
+        sizes: list[Any] = [d for v in values if isinstance(v, torch.Tensor) for d in v.shape]
+        expressions = {self.environment.replace(d.node.expr) for d in sizes if isinstance(d, torch.SymInt)}
+        found = []
+        for expression in sorted((e for e in expressions if e.free_symbols), key=str):
+            if expression.free_symbols <= self.free:
+                try:
+                    found.append(formula(expression))
+                except Unstorable:
+                    self.fix(expression, "a size inside the graph")
+        return tuple(found)
+
+
+def _reasons(environment: Any) -> dict[tuple[str, int], str]:
     """(input, axis) -> the line of the model that fixed the size, as export noted it."""
-    values = [node.meta.get("val") for node in placeholders]
-    mode: Any = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
-    if mode is None or mode.shape_env is None:
-        return {}
-    environment, found = mode.shape_env, {}
+    found = {}
     for symbol, place in environment.replacements_slocs.items():
         for source in environment.var_to_sources.get(symbol, ()):
             name = source.name if isinstance(source.name, str) else source.name()

@@ -19,11 +19,11 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv, SLoc, ValueRangesSLoc
-from torch.utils._sympy import functions as formulas
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from lrp_fx.capture.calls import CALLS
+from lrp_fx.capture.formulas import Unstorable, formula, formula_from
 from lrp_fx.capture.paths import readable
 from lrp_fx.capture.precision import exact_value
 
@@ -39,58 +39,9 @@ _FUNCTIONS: dict[str, Any] = {
 } | {"lrp_fx.exact_value": exact_value}
 _NAMES = {function: name for name, function in _FUNCTIONS.items()}
 
-_FORMULAS: dict[str, Any] = {
-    kind.__name__: kind
-    for kind in (
-        *(sympy.Add, sympy.Mul, sympy.Pow, sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge),
-        *(sympy.And, sympy.Or, sympy.Not),
-        *(formulas.FloorDiv, formulas.CleanDiv, formulas.CeilDiv, formulas.ModularIndexing, formulas.PythonMod),
-        *(formulas.Mod, formulas.Where, formulas.Max, formulas.Min, formulas.PowByNatural, formulas.IntTrueDiv),
-        *(formulas.FloatTrueDiv, formulas.ToFloat, formulas.TruncToInt, formulas.CeilToInt, formulas.FloorToInt),
-        *(formulas.LShift, formulas.RShift, formulas.Identity),
-    )
-}
 _NAMED_BY_TORCH = (torch.dtype, torch.layout, torch.memory_format)
 _SYMBOLIC = {"SymInt": torch.SymInt, "SymBool": torch.SymBool, "SymFloat": torch.SymFloat}
 _TRACED = ("stack_trace", "nn_module_stack", CALLS)
-
-
-class Unstorable(Exception):
-    """Something in a graph has no plain form."""
-
-
-def formula(expression: Any) -> Any:
-    """A formula of sizes: an int, a symbol's name, or [function, *arguments].
-
-    Raises:
-        Unstorable: for a function of sizes that is not known here.
-    """
-    if isinstance(expression, int) or getattr(expression, "is_Integer", False):
-        return int(expression)
-    if isinstance(expression, sympy.Symbol):
-        return expression.name
-    if expression in (sympy.true, sympy.false):
-        return bool(expression)
-    if isinstance(expression, sympy.Rational):
-        return ["Rational", int(expression.p), int(expression.q)]
-    name = expression.func.__name__
-    if _FORMULAS.get(name) is not expression.func:
-        raise Unstorable(f"the formula {expression}")
-    return [name, *map(formula, expression.args)]
-
-
-def formula_from(plain: Any, symbols: Mapping[str, sympy.Symbol]) -> Any:
-    """The formula that :func:`formula` wrote."""
-    if isinstance(plain, bool):
-        return sympy.true if plain else sympy.false
-    if isinstance(plain, int):
-        return sympy.Integer(plain)
-    if isinstance(plain, str):
-        return symbols[plain]
-    name, *arguments = plain
-    if name == "Rational":
-        return sympy.Rational(*arguments)
-    return _FORMULAS[name](*(formula_from(a, symbols) for a in arguments))
 
 
 class Writer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -88,52 +88,3 @@ def _check(name: str, value: torch.Tensor, inside: bool) -> None:
         )
     if value.is_floating_point() and not value.is_meta and not torch.compiler.is_compiling() and value.isnan().any():
         raise InputError(f"input '{name}' contains NaN: clean it before explaining")
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Sizes a capture accepts: one tuple per tensor input, an int where specialised, a symbol's name where free.
-
-    Attributes:
-        limits: smallest and largest size that each symbol stands for.
-        reasons: (input, axis) -> why a size is fixed, where that is known.
-    """
-
-    dims: tuple[tuple[int | str, ...], ...]
-    limits: dict[str, tuple[int, int]]
-    reasons: dict[tuple[str, int], str] = field(default_factory=dict)
-
-    def mismatch(self, tensors: Sequence[torch.Tensor]) -> str | None:
-        """None when the capture serves these tensors, else why not."""
-        bound: dict[str, int] = {}
-        for tensor, dims in zip(tensors, self.dims, strict=True):
-            for axis, (size, dim) in enumerate(zip(tensor.shape, dims, strict=True)):
-                want = dim if isinstance(dim, int) else bound.setdefault(dim, int(size))
-                if want != size:
-                    return f"dimension {axis} is {size}, captured as {want}"
-                if isinstance(dim, str) and not self._within(dim, int(size)):
-                    return f"dimension {axis} is {size}, outside {self.limits[dim]}"
-        return None
-
-    def _within(self, symbol: str, size: int) -> bool:
-        low, high = self.limits.get(symbol, (0, 2**63))
-        # export never proves a size of one (it assumes two and more); the graph is checked there by `verify`
-        return ((low <= 2 and size >= 1) or size >= low) and size <= high
-
-    @property
-    def specialised(self) -> list[tuple[int, int, int]]:
-        """(input number, axis, size) of every dimension that could not stay free."""
-        return [(i, a, d) for i, dims in enumerate(self.dims) for a, d in enumerate(dims) if isinstance(d, int)]
-
-    def explained(self, names: Sequence[str]) -> list[str]:
-        """One line per fixed dimension: which input, which axis, which size and why."""
-        return [
-            f"{names[i]} axis {axis} is {size}: {self.reasons.get((names[i], axis), _unknown_reason(size, axis))}"
-            for i, axis, size in self.specialised
-        ]
-
-
-def _unknown_reason(size: int, axis: int) -> str:
-    if size == 1:
-        return "the example has one; export takes a size of one for a fixed one"
-    return "sizes of images and video are kept" if axis > 1 else "the model broadcasts or compares it with a fixed size"

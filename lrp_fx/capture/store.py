@@ -26,9 +26,11 @@ from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.fingerprint import Unkeyable, fingerprint
 from lrp_fx.capture.folder import VARIABLE, Entry, folder
+from lrp_fx.capture.formulas import Unstorable
+from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.model_state import ModelState
-from lrp_fx.capture.serial import Reader, Unstorable, Writer
-from lrp_fx.capture.signature import Call, Shapes
+from lrp_fx.capture.serial import Reader, Writer
+from lrp_fx.capture.signature import Call
 
 
 def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
@@ -115,6 +117,9 @@ def keep(place: Entry, captured: Captured, model: nn.Module) -> Captured:
             "dims": captured.shapes.dims,
             "limits": captured.shapes.limits,
             "reasons": [[*place, reason] for place, reason in captured.shapes.reasons.items()],
+            "guards": [[guard.condition, guard.place, guard.layout] for guard in captured.shapes.guards],
+            "derived": captured.shapes.derived,
+            "called": captured.shapes.inputs,
         }
     except (Unstorable, NotImplementedError) as reason:
         warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
@@ -154,5 +159,6 @@ def _captured(document: Any, tensors: Mapping[str, Tensor], model: nn.Module, in
     graph_module.recompile()
     limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
     reasons = {(name, axis): reason for name, axis, reason in document["reasons"]}
-    shapes = Shapes(tuple(tuple(d) for d in document["dims"]), limits, reasons)
+    dims, guards = tuple(tuple(d) for d in document["dims"]), tuple(Guard(*g) for g in document["guards"])
+    shapes = Shapes(dims, limits, reasons, guards, tuple(document["derived"]), tuple(document["called"]))
     return Captured(graph_module, tuple(document["names"]), out_spec, shapes, 0.0)

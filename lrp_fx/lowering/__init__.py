@@ -100,7 +100,8 @@ class Lowered:
             NumericalError: when the target or a relevance is not finite.
         """
         call = self.read(args, kwargs)
-        if (reason := self.served.mismatch(list(call.tensors.values()))) is not None:
+        reason = self.served.mismatch(list(call.tensors.values())) or self.sweeper.captured.refuses_sizes(call.leaves)
+        if reason is not None:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
         if not self.sweeper.captured.decides(call.leaves):
             raise InputError(

@@ -23,7 +23,8 @@ from lrp_fx.capture import Call, Shapes
 from lrp_fx.capture.agreement import difference
 from lrp_fx.capture.fingerprint import Unkeyable, contents, environment
 from lrp_fx.capture.folder import VARIABLE, Entry, Kept, digest, folder
-from lrp_fx.capture.serial import Reader, Unstorable, Writer, formula, formula_from
+from lrp_fx.capture.formulas import Unstorable, formula, formula_from
+from lrp_fx.capture.serial import Reader, Writer
 from lrp_fx.capture.store import named_tensors, read_graph, write_graph
 from lrp_fx.explain import Attribution, Sweeper
 from lrp_fx.explain.conditions import Condition
@@ -61,7 +62,14 @@ def place(
         conditions = [(path, _described(wanted)) for path, wanted in condition.items()]
     except Unkeyable:
         return None
-    held = (captured.shapes.dims, captured.shapes.limits, _text(sweeper.tapped.graph), plan.sources, sweeper.latents)
+    held = (
+        captured.shapes.dims,
+        captured.shapes.limits,
+        captured.shapes.guards,
+        _text(sweeper.tapped.graph),
+        plan.sources,
+        sweeper.latents,
+    )
     rules = (plan.ruleset.key, plan.blind, sorted(plan.facts.ops.specs.items()))
     asked = (form.kind, form.names, _pattern(fakes), conditions, outputs, dynamic)
     devices = sorted({_device(leaf.device) for leaf in fakes.leaves if isinstance(leaf, Tensor)})
@@ -126,10 +134,16 @@ def _read(file: Kept, sweeper: Sweeper) -> Held:
     graph_module = read_graph(
         document["graph"], file.tensors, named_tensors(sweeper.captured.graph_module), reader, "RelevanceGraph"
     )
+    known = sweeper.captured.shapes
     limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
-    shapes = Shapes(tuple(tuple(d) for d in document["dims"]), limits, sweeper.captured.shapes.reasons)
+    shapes = Shapes(
+        tuple(tuple(d) for d in document["dims"]),
+        limits,
+        known.reasons,
+        inputs=known.inputs,
+    )
     guards, indexed = (tuple(formula_from(f, reader.symbols) for f in document[k]) for k in ("guards", "indexed"))
-    return Held(graph_module, Served(shapes, guards, indexed), file)
+    return Held(graph_module, Served(shapes, guards, indexed, sweeper.captured.shapes), file)
 
 
 Explain = Callable[[Call], Attribution]

@@ -110,11 +110,13 @@ class Served:
         shapes: sizes of its inputs.
         guards: what else has to hold for them, formulas of their symbols.
         indexed: sizes of what the target indexes, formulas too: the batch first.
+        captured: sizes that the captured graph serves.
     """
 
     shapes: Shapes
     guards: tuple[Any, ...]
     indexed: tuple[Any, ...]
+    captured: Shapes
 
     @classmethod
     def of(cls, captured: Shapes, fakes: Fakes, indexed: Sequence[Any]) -> Served:
@@ -133,11 +135,16 @@ class Served:
                 if isinstance(symbol, str) and symbol in captured.limits and not formula.is_number:
                     limits[str(formula)] = captured.limits[symbol]
         guards = tuple(environment.replace(g.expr) for g in environment.guards)
-        return cls(Shapes(tuple(dims), limits, captured.reasons), guards, tuple(expression(s) for s in indexed))
+        return cls(
+            Shapes(tuple(dims), limits, captured.reasons, inputs=captured.inputs),
+            guards,
+            tuple(expression(s) for s in indexed),
+            captured,
+        )
 
     def mismatch(self, tensors: Sequence[Tensor]) -> str | None:
         """None when the graph serves these inputs, else why not."""
-        if (reason := self.shapes.mismatch(tensors)) is not None:
+        if (reason := self.captured.mismatch(tensors) or self.shapes.mismatch(tensors)) is not None:
             return reason
         bound = {k: max(v, 2) for k, v in self._bound(tensors).items()}  # a size of one is served like one of two
         broken = [g for g in self.guards if _at(g, bound) == sympy.false]

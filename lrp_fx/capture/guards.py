@@ -1,0 +1,168 @@
+"""Sizes that a captured graph serves: those for which the model would run this very graph.
+
+While it traces, export decides what depends on sizes (a branch, a broadcast, the number of turns of a loop) on those of
+the example, and notes what it relied on. These guards are kept with the graph as plain formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lrp_fx.capture.formulas import evaluate, shown
+
+_REMEMBERED = 1024  #: verdicts on sizes that were asked for
+
+
+@dataclass(frozen=True)
+class Guard:
+    """One condition on sizes.
+
+    Attributes:
+        condition: a plain formula (:mod:`lrp_fx.capture.formulas`).
+        place: the line of code that asked.
+        layout: whether an operator asked, about shapes and strides of its own: it is the same operator either way.
+    """
+
+    condition: Any
+    place: str = ""
+    layout: bool = False
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        """Whether it holds for sizes by name; not where it has no value."""
+        try:
+            return bool(evaluate(self.condition, sizes))
+        except (ArithmeticError, ValueError):
+            return False
+
+    def shown(self, names: Mapping[str, str]) -> str:
+        """The condition and who asked, as text."""
+        return shown(self.condition, names) + (f" ({self.place})" if self.place else "")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes a capture accepts: one tuple per tensor input, an int where specialised, a name where free.
+
+    Attributes:
+        limits: smallest and largest size that each name stands for.
+        reasons: (input, axis) -> why a size is fixed, where that is known.
+        guards: what else has to hold; formulas of the names in ``dims``.
+        derived: every size inside the graph, as such a formula, where the export did not look whether it is one.
+        inputs: what the tensor inputs are called.
+    """
+
+    dims: tuple[tuple[int | str, ...], ...]
+    limits: dict[str, tuple[int, int]]
+    reasons: dict[tuple[str, int], str] = field(default_factory=dict)
+    guards: tuple[Guard, ...] = ()
+    derived: tuple[Any, ...] = ()
+    inputs: tuple[str, ...] = ()
+    _unsure: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _verdicts: dict[tuple[int, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def mismatch(self, tensors: Sequence[torch.Tensor]) -> str | None:
+        """None when the model runs this graph on tensors of these sizes, else why not, in a line."""
+        key = tuple(size for tensor in tensors for size in tensor.shape)
+        if key not in self._verdicts:
+            if len(self._verdicts) >= _REMEMBERED:
+                self._verdicts.clear()
+            reason = self._mismatch([tuple(t.shape) for t in tensors])
+            self._verdicts[key] = reason
+            return reason
+        return self._verdicts[key]
+
+    def _mismatch(self, sizes: Sequence[Sequence[int]]) -> str | None:
+        bound: dict[str, int] = {}
+        for number, (shape, dims) in enumerate(zip(sizes, self.dims, strict=True)):
+            for axis, (size, dim) in enumerate(zip(shape, dims, strict=True)):
+                want = dim if isinstance(dim, int) else bound.setdefault(dim, int(size))
+                place = f"dimension {axis}{self._of(number)} is {size}"
+                if want != size:
+                    return f"{place}, captured as {want}{self._because(dim, number, axis)}"
+                low, high = self.limits.get(dim, (1, 2**63)) if isinstance(dim, str) else (1, 2**63)
+                if not low <= size <= high:
+                    return f"{place}, outside {(low, high)}{self._about(str(dim))}"
+        broken = next((g for g in self.guards if not g.layout and not g.holds(bound)), None)
+        return None if broken is None else f"the captured graph relies on {broken.shown(self._names())}"
+
+    def _of(self, number: int) -> str:
+        return f" of '{self.inputs[number]}'" if number < len(self.inputs) else ""
+
+    def _because(self, dim: int | str, number: int, axis: int) -> str:
+        if isinstance(dim, str):
+            return f" like {self._names().get(dim, dim)}"
+        reason = self.reasons.get((self.inputs[number], axis)) if number < len(self.inputs) else None
+        return f": {reason}" if reason else ""
+
+    def _about(self, dim: str) -> str:
+        """The guards that are about one size alone: they are what limits it."""
+        names = self._names()
+        asked = [g.shown(names) for g in self.guards if _sizes_in(g.condition) == {dim}]
+        return f": the captured graph relies on {'; '.join(asked)}" if asked else ""
+
+    def _names(self) -> dict[str, str]:
+        """Name of a size -> where it is found."""
+        found: dict[str, str] = {}
+        for name, dims in zip(self.inputs, self.dims, strict=False):
+            for axis, dim in enumerate(dims):
+                if isinstance(dim, str):
+                    found.setdefault(dim, f"{name}.shape[{axis}]")
+        return found
+
+    def bound(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
+        """Sizes by name."""
+        return {
+            dim: int(size)
+            for tensor, dims in zip(tensors, self.dims, strict=True)
+            for size, dim in zip(tensor.shape, dims, strict=True)
+            if isinstance(dim, str)
+        }
+
+    def unsure(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        """What export did not look at, for sizes that fit; empty where nothing is left to show.
+
+        Which of the ``derived`` sizes are one, or none at all; and all sizes, where guards about layouts are broken.
+        """
+        key = tuple(size for tensor in tensors for size in tensor.shape)
+        if key not in self._unsure:
+            if len(self._unsure) >= _REMEMBERED:
+                self._unsure.clear()
+            bound = self.bound(tensors)
+            ones = tuple(i for i, size in enumerate(self.derived) if evaluate(size, bound) <= 1)
+            broken = any(g.layout and not g.holds(bound) for g in self.guards)
+            self._unsure[key] = (ones, key) if broken else (ones,) if ones else ()
+        return self._unsure[key]
+
+    @property
+    def specialised(self) -> list[tuple[int, int, int]]:
+        """(input number, axis, size) of every dimension that could not stay free."""
+        return [(i, a, d) for i, dims in enumerate(self.dims) for a, d in enumerate(dims) if isinstance(d, int)]
+
+    def explained(self, names: Sequence[str]) -> list[str]:
+        """One line per fixed dimension: which input, which axis, which size and why."""
+        return [
+            f"{names[i]} axis {axis} is {size}: {self.reasons.get((names[i], axis), _unknown_reason(size, axis))}"
+            for i, axis, size in self.specialised
+        ]
+
+    @property
+    def relied(self) -> list[str]:
+        """One line per condition on free sizes that the model asked about, and where."""
+        names = self._names()
+        return [guard.shown(names) for guard in self.guards if not guard.layout]
+
+
+def _sizes_in(plain: Any) -> set[str]:
+    if isinstance(plain, str):
+        return {plain}
+    return set().union(*map(_sizes_in, plain[1:])) if isinstance(plain, (list, tuple)) else set()
+
+
+def _unknown_reason(size: int, axis: int) -> str:
+    if size == 1:
+        return "the example has one; export takes a size of one for a fixed one"
+    return "sizes of images and video are kept" if axis > 1 else "the model broadcasts or compares it with a fixed size"

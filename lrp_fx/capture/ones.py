@@ -1,0 +1,76 @@
+"""Sizes of one: does a graph that was traced at larger sizes compute what the model does where one of them is one?
+
+Branches of the model on sizes are guards (:mod:`lrp_fx.capture.guards`), which hold or do not. What is left are the
+operators: export takes them not to broadcast, squeeze or the like, without a note. So the graph is run on fake tensors
+of the sizes at hand: where every value has the shape that export took it to have, the model saw these shapes, and asked
+for these operators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+
+class _Differs(Exception):
+    """A value has another shape than export took it to have."""
+
+
+class _Shaped(fx.Interpreter):
+    """Runs a graph on fake tensors and compares every value's sizes with the formulas that were noted."""
+
+    def __init__(self, graph_module: fx.GraphModule, sizes: Mapping[str, int]) -> None:
+        super().__init__(graph_module)
+        self.extra_traceback = False
+        self.sizes = sizes
+
+    def run_node(self, n: Node) -> Any:
+        value = super().run_node(n)
+        if n.op == "call_function" and "val" in n.meta:
+            for noted, real in zip(_sizes(n.meta["val"]), _sizes(value), strict=True):
+                if self._at(noted) != real:
+                    raise _Differs(f"{n.name} has a size of {real} there, and one of {noted} in the graph")
+        return value
+
+    def _at(self, size: Any) -> int:
+        if not isinstance(size, torch.SymInt):
+            return int(size)
+        expression = size.node.expr
+        return int(expression.xreplace({s: self.sizes[s.name] for s in expression.free_symbols}))
+
+
+def _sizes(value: Any) -> list[Any]:
+    """All sizes in a value, with the rank of each tensor before them."""
+    found: list[Any] = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found += [leaf.dim(), *leaf.shape]
+        elif isinstance(leaf, (int, torch.SymInt)) and not isinstance(leaf, bool):
+            found.append(leaf)
+    return found
+
+
+def unproven(graph_module: fx.GraphModule, leaves: Sequence[Any], sizes: Mapping[str, int]) -> str | None:
+    """None where every value of the graph has the shape that was noted, for inputs of these sizes; else why not.
+
+    Args:
+        leaves: flat inputs; only sizes and precisions are read of tensors.
+        sizes: the inputs' sizes by name.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        fakes = [
+            torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
+        ]
+        try:
+            _Shaped(graph_module, sizes).run(*fakes, enable_io_processing=False)
+        except Exception as error:  # whatever an operator says of sizes that it cannot take
+            return f"it is not shown to hold for sizes of one: {(str(error).strip().splitlines() or [''])[0]}"
+    return None
