@@ -38,7 +38,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
         if (source := finder.source(node)) is not None:  # (whether its table carries relevance is known by now)
             facts.sources.append(source)
             facts.operands[node] = {}
-            _root(facts, node)
+            facts.root(node)
             continue
         if node.op != "call_function":
             continue
@@ -90,15 +90,10 @@ def _check_unreached(facts: Facts, node: Node) -> None:
         )
 
 
-def _root(facts: Facts, node: Node) -> None:
-    facts.origin[node] = node
-    facts.depth[node] = 0
-
-
 def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) -> None:
     """Facts origin, parent and statistic of a node from those of its carrying operands."""
     operands = list(dict.fromkeys(operands))
-    _root(facts, node)
+    facts.root(node)
     if spec.elementwise:
         origins = {facts.origin[n] for n in operands}
         if len(origins) == 1:
@@ -108,8 +103,7 @@ def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) ->
     parent = facts.common_ancestor(operands)
     if parent is None:
         return
-    facts.parent[node] = parent
-    facts.depth[node] = facts.depth[parent] + 1
+    facts.descend(node, parent)
     if spec.reduces:
         facts.reduced_from[node] = parent
     elif all(n in facts.reduced_from for n in operands):

@@ -47,7 +47,7 @@ class AttentionSite:
 
 def find_attention(graph: Graph, facts: Facts) -> list[AttentionSite]:
     """Every attention of a captured graph, in graph order."""
-    sites = []
+    sites, contractions = [], _contractions_before(graph, facts)
     for node in graph.nodes:
         spec = facts.specs.get(node)
         if spec is None:
@@ -57,7 +57,7 @@ def find_attention(graph: Graph, facts: Facts) -> list[AttentionSite]:
             query, key, value = (found.get(Slot(name)) for name in ("query", "key", "value"))
             if query is not None and key is not None and value is not None:
                 sites.append(AttentionSite(module_path(node), query, key, value, None, None, node))
-        elif _is_softmax(facts, node) and (site := _spelled_out(facts, node)) is not None:
+        elif _is_softmax(facts, node) and (site := _spelled_out(facts, node, contractions)) is not None:
             sites.append(site)
     return sites
 
@@ -72,10 +72,10 @@ def _contracts(facts: Facts, node: Node) -> bool:
     return spec is not None and spec.kind == "product" and not spec.elementwise and len(facts.operands[node]) == 2
 
 
-def _spelled_out(facts: Facts, softmax: Node) -> AttentionSite | None:
+def _spelled_out(facts: Facts, softmax: Node, contractions: dict[Node, Node]) -> AttentionSite | None:
     mixed, weights = _contraction_after(facts, softmax)
     scores = _argument(facts, softmax)
-    product = _contraction_before(facts, scores)
+    product = contractions.get(scores)
     if mixed is None or product is None:
         return None
     value = next((n for n in facts.operands[mixed].values() if n is not weights), None)
@@ -110,12 +110,18 @@ def _argument(facts: Facts, softmax: Node) -> Node:
     return next(iter(facts.operands[softmax].values()))
 
 
-def _contraction_before(facts: Facts, node: Node) -> Node | None:
-    """The product behind a softmax's argument, through casts, masks, scalings, caps and an added bias."""
-    if _contracts(facts, node):
-        return node
-    spec = facts.specs.get(node)
-    if spec is None or not (spec.elementwise or spec.kind == "movement"):
-        return None
-    found = (_contraction_before(facts, operand) for operand in facts.operands[node].values())
-    return next((product for product in found if product is not None), None)
+def _contractions_before(graph: Graph, facts: Facts) -> dict[Node, Node]:
+    """The product behind every node, through casts, masks, scalings, caps and an added bias: the nearest at each."""
+    found: dict[Node, Node] = {}
+    for node in graph.nodes:
+        spec = facts.specs.get(node)
+        if spec is None:
+            continue
+        if _contracts(facts, node):
+            found[node] = node
+        elif spec.elementwise or spec.kind == "movement":
+            behind = (found.get(operand) for operand in facts.operands[node].values())
+            product = next((n for n in behind if n is not None), None)
+            if product is not None:
+                found[node] = product
+    return found

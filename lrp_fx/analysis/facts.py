@@ -87,6 +87,8 @@ class Facts:
         origin: the tensor of which a node is an elementwise function (itself where it is of none, or of several).
         parent: nearest tensor that alone determines the node by elementwise, reducing or moving operators.
         depth: length of the chain of parents.
+        leap: an ancestor further up that chain, so that it can be climbed in few steps.
+        affine: the furthest ancestor of which a node is an affine image.
         reduced_from: tensor on which the node depends only through a reduction, or absent: a *statistic* of it.
         manual_softmax: nodes that together spell a softmax (exp, and the division by its sum).
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
@@ -110,6 +112,8 @@ class Facts:
     origin: dict[Node, Node] = field(default_factory=dict)
     parent: dict[Node, Node] = field(default_factory=dict)
     depth: dict[Node, int] = field(default_factory=dict)
+    leap: dict[Node, Node] = field(default_factory=dict)
+    affine: dict[Node, Node] = field(default_factory=dict)
     reduced_from: dict[Node, Node] = field(default_factory=dict)
     manual_softmax: set[Node] = field(default_factory=set)
     positive: set[Node] = field(default_factory=set)
@@ -127,6 +131,21 @@ class Facts:
         """Whether relevance can reach ``node``."""
         return node in self.operands
 
+    def root(self, node: Node) -> None:
+        """Begin at ``node``: nothing that is known determines it."""
+        self.origin[node] = self.affine[node] = self.leap[node] = node
+        self.depth[node] = 0
+
+    def descend(self, node: Node, parent: Node) -> None:
+        """Note that ``parent`` determines ``node``."""
+        self.parent[node] = parent
+        self.depth[node] = self.depth[parent] + 1
+        over = self.leap[parent]
+        even = self.depth[parent] - self.depth[over] == self.depth[over] - self.depth[self.leap[over]]
+        self.leap[node] = self.leap[over] if even else parent
+        if self._is_affine(node) and all(self._begins_above(n, parent) for n in self.operands[node].values()):
+            self.affine[node] = self.affine[parent]
+
     def common_ancestor(self, nodes: Sequence[Node]) -> Node | None:
         """Nearest tensor that determines all of ``nodes`` through their parents, or None."""
         found: Node | None = nodes[0]
@@ -135,27 +154,25 @@ class Facts:
         return found
 
     def _meet(self, a: Node, b: Node) -> Node | None:
+        """Climb parents, by leaps where these do not overshoot: the logarithm of the depth in steps."""
+        if self.depth[a] < self.depth[b]:
+            a, b = b, a
+        while self.depth[a] > self.depth[b]:
+            a = self.leap[a] if self.depth[self.leap[a]] >= self.depth[b] else self.parent[a]
         while a is not b:
-            if self.depth[a] < self.depth[b]:
-                a, b = b, a
             if a not in self.parent:
                 return None
-            a = self.parent[a]
+            leaps = self.leap[a] is not self.leap[b]
+            a, b = (self.leap[a], self.leap[b]) if leaps else (self.parent[a], self.parent[b])
         return a
 
     def is_affine_image(self, node: Node, of: Node) -> bool:
         """Whether ``node`` is an affine function of ``of``, by linear, moving and constant-scaling operators alone."""
-        seen: set[Node] = {of}
-        stack = [node]
-        while stack:
-            current = stack.pop()
-            if current in seen:
-                continue
-            seen.add(current)
-            if self.depth[current] <= self.depth[of] or current not in self.parent or not self._is_affine(current):
-                return False
-            stack += self.operands[current].values()
-        return True
+        return self._meet(node, of) is of and self._begins_above(node, of)
+
+    def _begins_above(self, node: Node, ancestor: Node) -> bool:
+        """Whether ``node`` is an affine image of its ``ancestor``: parents determine it, so every way leads through."""
+        return self.depth[self.affine[node]] <= self.depth[ancestor]
 
     def _is_affine(self, node: Node) -> bool:
         spec, operands = self.specs[node], self.operands[node]

@@ -16,13 +16,14 @@ from lrp_fx.optable import bind, op_name
 
 def find_layers(facts: Facts) -> None:
     """Fill ``facts.layers``, ``facts.folded`` and ``facts.thresholds``."""
+    entries = _entries(facts)
     for node, spec in facts.specs.items():
         if spec.kind == "product" and not spec.elementwise:
             factors = slots(node, spec.args)
             live = [s for s in factors if s in facts.operands[node]]
             held = [s for s in factors if s not in facts.operands[node] and is_float(factors[s])]
             if len(live) == len(held) == 1:
-                roles = _roles(facts, node, factors[live[0]], spec.extra.get("layer", "dense"))
+                roles = _roles(facts, node, factors[live[0]], spec.extra.get("layer", "dense"), entries)
                 biases = tuple(slots(node, spec.terms))
                 facts.layers[node] = Layer(roles, live[0], held[0], biases, spec.extra.get("channels"))
         elif spec.extra.get("folds"):
@@ -47,25 +48,24 @@ def _norm_before(facts: Facts, node: Node, layer: Layer) -> Node | None:
     return norm if set(norm.users) == {relu} and bind(node).get("groups", 1) == 1 else None
 
 
-def _roles(facts: Facts, node: Node, operand: Node, kind: str) -> tuple[str, ...]:
+def _roles(facts: Facts, node: Node, operand: Node, kind: str, entries: set[Node]) -> tuple[str, ...]:
     roles = [kind, "linear"]
     if kind == "dense" and (_meets_attention(facts, node) or _comes_from_attention(facts, operand)):
         roles.insert(0, "attention-projection")
-    if _is_input(facts, operand):
+    if operand in entries:
         roles.insert(0, "first-layer")
     return tuple(roles)
 
 
-def _is_input(facts: Facts, node: Node) -> bool:
-    """Whether ``node`` is a floating input, moved, shifted and scaled at most."""
-    entries = {source.node for source in facts.sources if source.indices is None}
-    while node not in entries:
-        spec, operands = facts.specs.get(node), list(facts.operands.get(node, {}).values())
-        affine = spec is not None and spec.elementwise and spec.kind in ("linear", "product", "quotient")
-        if spec is None or len(operands) != 1 or not (affine or spec.kind == "movement"):
-            return False
-        node = operands[0]
-    return True
+def _entries(facts: Facts) -> set[Node]:
+    """Floating inputs, moved, shifted and scaled at most."""
+    found = {source.node for source in facts.sources if source.indices is None}
+    for node, spec in facts.specs.items():
+        operands = list(facts.operands[node].values())
+        affine = spec.elementwise and spec.kind in ("linear", "product", "quotient")
+        if len(operands) == 1 and operands[0] in found and (affine or spec.kind == "movement"):
+            found.add(node)
+    return found
 
 
 def _is_attention(facts: Facts, node: Node) -> bool:

@@ -39,7 +39,7 @@ def find_positions(graph: Graph, facts: Facts) -> None:
             facts.positional[node] = multiplying
     facts.positions = list(roots.values())
     for node in facts.tabled:
-        facts.origin[node], facts.depth[node] = node, 0
+        facts.root(node)
 
 
 def _made_of(facts: Facts, node: Node, tables: set[Node]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, Node
@@ -13,17 +12,7 @@ from lrp_fx.analysis.operands import is_complex
 from lrp_fx.errors import module_path
 from lrp_fx.optable import OpSpec, bind, op_name
 from lrp_fx.parts import BLIND, PART_RULES
-from lrp_fx.plan.products import (
-    DENOMINATOR,
-    NATURAL,
-    degree,
-    flatten,
-    is_denominator,
-    is_nonlinear,
-    is_product,
-    is_top,
-    shares,
-)
+from lrp_fx.plan.products import NATURAL, Products, degree, is_denominator, is_product
 from lrp_fx.ruleset import SPREADING, Rule, RuleSet
 
 __all__ = ["Decision", "Plan", "make_plan"]
@@ -93,6 +82,7 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
     """
     plan = Plan(ruleset, facts)
     live: dict[Node, dict[Slot, Node]] = {source.node: {} for source in facts.sources}
+    products, continued = Products(facts, live), _continued(graph, facts)
     for node in graph.nodes:
         if node not in facts.specs:
             continue
@@ -103,14 +93,15 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
             operands |= facts.positional[node]
             plan.positions = facts.positions
         live[node] = operands
-        decision = _decide(plan, node, operands, live)
+        products.enter(node)
+        decision = _decide(plan, node, operands, products, continued)
         if decision.rule.name == "stop" or not decision.live:
             plan.stopped[node] = decision.role
             del live[node]
         else:
             plan.decisions[node] = decision
     plan.differentiable = set(live) | (facts.tabled if plan.positions else set())
-    _share_products(plan, live)
+    _share_products(plan, products)
     _prune(plan, graph)
     return plan
 
@@ -138,7 +129,7 @@ def _rule_name(plan: Plan, node: Node, role: str) -> str:
     return _rule(plan, role, node).name
 
 
-def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node, dict[Slot, Node]]) -> Decision:
+def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], products: Products, continued: set[Node]) -> Decision:
     facts, spec = plan.facts, plan.facts.specs[node]
     if node in facts.manual_softmax:
         return Decision("softmax", _rule(plan, "softmax", node), operands)
@@ -147,7 +138,7 @@ def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node,
     if spec.kind == "attention":
         return _attention(plan, node, operands)
     if is_product(facts, node):
-        role = flatten(facts, node, live).role
+        role = products.flatten(node).role
         return Decision(role, _rule(plan, role, node), operands)
     if spec.kind in ("product", "quotient"):
         return _multilinear(plan, node, spec, operands)
@@ -159,7 +150,7 @@ def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], live: dict[Node,
         return _function(plan, node, operands)
     if node in facts.folded and facts.folded[node] in plan.decisions:
         return _folded(plan, node, operands)
-    interior = spec.kind == "linear" and _is_interior(facts, node, live)
+    interior = spec.kind == "linear" and _is_interior(node, operands, products, continued)
     role = "nonlinearity" if interior or spec.kind == "function" else spec.kind
     return Decision(role, _rule(plan, role, node), operands)
 
@@ -260,54 +251,47 @@ def _attention(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
     return Decision("attention", rule, kept, {s: f for s, f in factors.items() if f != 1}, share if scores else 0.0)
 
 
-def _is_interior(facts: Facts, node: Node, live: dict[Node, dict[Slot, Node]]) -> bool:
+def _is_interior(node: Node, operands: dict[Slot, Node], products: Products, continued: set[Node]) -> bool:
     """Whether a literal added here lies inside one elementwise nonlinearity, as in ``1 / (1 + exp(-x))``.
 
     Such a constant belongs to the definition of the function; it takes no relevance of its own.
     """
-    operands = live[node]
-    literals = [a for a in node.args if isinstance(a, (int, float))]
-    if len(operands) != 1 or not literals or not is_nonlinear(facts, next(iter(operands.values())), live):
-        return False
-    return any(_continues(facts, node, user) for user in node.users)
+    literals = any(isinstance(a, (int, float)) for a in node.args)
+    inside = literals and len(operands) == 1 and node in continued
+    return inside and next(iter(operands.values())) in products.nonlinear
 
 
-def _continues(facts: Facts, node: Node, user: Node) -> bool:
-    spec = facts.specs.get(user)
-    if spec is None or not spec.elementwise or facts.origin.get(user) is not facts.origin[node]:
-        return False
-    if spec.kind in ("nonlinearity", "homogeneous"):
-        return True
-    if spec.kind == "quotient" and facts.operands[user].get(DENOMINATOR) is node:
-        return True
-    if spec.kind == "product" and len(facts.operands[user]) > 1:
-        return True
-    return any(_continues(facts, user, further) for further in user.users)
+def _continued(graph: Graph, facts: Facts) -> set[Node]:
+    """Nodes whose functions go on in an elementwise nonlinearity: as 1 + exp(-x) does in its reciprocal."""
+    found: set[Node] = set()
+    for user in reversed(graph.nodes):
+        spec = facts.specs.get(user)
+        if spec is None or not spec.elementwise:
+            continue
+        operands = facts.operands[user]
+        for slot, node in operands.items():
+            if facts.origin.get(user) is facts.origin[node] and (
+                user in found
+                or spec.kind in ("nonlinearity", "homogeneous")
+                or is_denominator(facts, user, slot)
+                or (spec.kind == "product" and len(operands) > 1)
+            ):
+                found.add(node)
+    return found
 
 
-def _share_products(plan: Plan, live: dict[Node, dict[Slot, Node]]) -> None:
+def _share_products(plan: Plan, products: Products) -> None:
     """Second walk: shares of every product tree, turned into a factor per edge of the tree."""
     facts = plan.facts
-    for top in [n for n in plan.decisions if is_product(facts, n) and n not in facts.manual_softmax]:
-        if not is_top(facts, top, live):
+    for top, product in products.whole.items():
+        if top not in plan.decisions:
             continue
-        product = flatten(facts, top, live)
-        share = shares(facts, product, live, functools.partial(_rule_name, plan, top))
-        if all(s == 1 for s in share.values()) and _rule_name(plan, top, "nonlinearity") in NATURAL:
+        share = products.shares(product, functools.partial(_rule_name, plan, top))
+        natural = _rule_name(plan, top, "nonlinearity") in NATURAL
+        if natural and all(share[factor] == times for factor, times in product.factors()):
             continue
-        flow: dict[tuple[Node, Slot], float] = defaultdict(float)
-        for factor, amount in share.items():
-            for edge in factor.edges:
-                flow[edge] += amount
-        through: dict[Node, float] = {top: 1.0}
-        for node, slot in flow:
-            through.setdefault(live[node][slot], flow[(node, slot)])
-        per_node: dict[Node, dict[Slot, float]] = defaultdict(dict)
-        for (node, slot), amount in flow.items():
+        for node, parts in products.route(top, share).items():
             # a reciprocal has degree -1: its identity rule is the gradient with its sign changed
-            identity = _rule_name(plan, top, "nonlinearity") not in NATURAL
-            sign = -1.0 if identity and is_denominator(facts, node, slot) else 1.0
-            arriving = through[node]
-            per_node[node][slot] = sign * amount / arriving if arriving else 1.0
-        for node, edges in per_node.items():
-            plan.decisions[node] = replace(plan.decisions[node], factors={s: f for s, f in edges.items() if f != 1})
+            signs = {slot: -1.0 if is_denominator(facts, node, slot) and not natural else 1.0 for slot in parts}
+            factors = {slot: signs[slot] * part for slot, part in parts.items() if signs[slot] * part != 1}
+            plan.decisions[node] = replace(plan.decisions[node], factors=factors)
