@@ -4,7 +4,8 @@ A uniform rule halves relevance at every product. In a recurrence c' = f c + i g
 does, so the products of a recurrence are told apart from those of gated linear units:
 
 - a tensor is *positive* when it comes out of a function without sign (sigmoid, exp, softplus, softmax: the op table
-  says which), through sums, products, powers and movement of such tensors and constants alone;
+  says which), through sums, products, powers and movement of such tensors and constants alone; or when it is the
+  negative of one, which weighs a signal as well; a difference of two positive tensors is none;
 - a *decay* is a positive tensor with an exponential in it: however it multiplies a signal, it only weighs it;
 - a product of a positive factor and a signal is *recurrent* when the signal is a state: a sum that holds such a
   product already (or that product itself is on the way into one), carried by movement, by functions of one tensor and
@@ -13,13 +14,16 @@ does, so the products of a recurrence are told apart from those of gated linear 
 
 from __future__ import annotations
 
+import math
+
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.analysis.operands import slots
-from lrp_fx.optable import OpSpec, op_name
+from lrp_fx.optable import OpSpec, bind, op_name
 
 _NEGATIONS = ("aten.neg", "aten.negative")
+_SIGNED = ("aten.reciprocal", "aten.leaky_relu", "aten.prelu")  #: homogeneous functions that keep a minus
 _CARRYING_ON = ("movement", "linear", "nonlinearity", "homogeneous", "selection", "normalization")
 
 
@@ -27,12 +31,14 @@ def find_gates(graph: Graph, facts: Facts) -> None:
     """Fill ``facts.positive``, ``facts.decays`` and ``facts.recurrent`` in one walk."""
     gated: set[Node] = set()  # a product of a positive factor and a signal, or what carries one on
     states: set[Node] = set()  # a sum that holds one
+    signs: dict[Node, int] = {}
     for node in graph.nodes:
         spec = facts.specs.get(node)
         if spec is None:
             continue
         operands = list(facts.operands[node].values())
-        if _is_positive(facts, node, spec, operands):
+        signs[node] = _sign(facts, node, spec, operands, signs)
+        if signs[node]:
             facts.positive.add(node)
             if _is_decay(facts, node, spec, operands):
                 facts.decays.add(node)
@@ -72,15 +78,57 @@ def _is_product(spec: OpSpec) -> bool:
     return spec.kind in ("product", "quotient") and spec.elementwise
 
 
-def _is_positive(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
+def _sign(facts: Facts, node: Node, spec: OpSpec, operands: list[Node], signs: dict[Node, int]) -> int:
+    """1 or -1 where all values of a node have that sign, 0 where they may have either."""
     declared = spec.extra.get("positive")
+    if declared is True:
+        return 1
+    given = [signs.get(n, 0) for n in operands]
+    if 0 in given:
+        return 0
     if declared:
-        return declared is True or set(operands) <= facts.positive
-    preserved = spec.kind in ("movement", "product", "quotient", "homogeneous", "selection") or (
-        spec.kind == "linear" and (spec.elementwise or spec.reduces)
-    )
-    preserved = preserved and (spec.elementwise or spec.kind in ("movement", "linear", "product")) and not spec.terms
-    return preserved and set(operands) <= facts.positive and _no_table(node, spec, operands)
+        return given[0] if len(set(given)) == 1 else 0
+    if spec.terms or not (spec.elementwise or spec.kind in ("movement", "linear", "product")):
+        return 0
+    if spec.kind == "linear" and spec.elementwise:
+        return _sign_of_sum(facts, node, signs)
+    if spec.kind in ("product", "quotient"):
+        literals = [a for a in node.args if isinstance(a, (int, float))]
+        return math.prod([*given, *(-1 if a < 0 else 1 for a in literals)]) if _no_table(node, spec, operands) else 0
+    if spec.kind == "homogeneous":  # of even and broken degree no value is negative
+        return 1 if set(given) == {1} or op_name(node) not in _SIGNED else -1
+    kept = spec.kind in ("movement", "selection") or (spec.kind == "linear" and spec.reduces)
+    return given[0] if kept and len(set(given)) == 1 else 0
+
+
+def _sign_of_sum(facts: Facts, node: Node, signs: dict[Node, int]) -> int:
+    """A difference of positive tensors is not one.
+
+    What is taken from a constant stays positive: that is how a gate's counterpart, 1 - z, is written. A constant that
+    is taken from a tensor, as in 2 sigmoid(x) - 1, leaves it without a sign.
+    """
+    bound, name = bind(node), op_name(node).rpartition(".")[2]
+    if name in ("neg", "negative"):
+        return -signs[bound["self"]]
+    if name not in ("add", "sub", "subtract", "rsub"):
+        return 0
+    alpha = bound.get("alpha", 1)
+    coefficients = {"self": 1, "other": alpha if name == "add" else -alpha}
+    if name == "rsub":
+        coefficients = {"self": -alpha, "other": 1}
+    found = {key: -1 if factor < 0 else 1 for key, factor in coefficients.items()}
+    carried = {k: v for k, v in found.items() if isinstance(bound[k], Node) and facts.carries(bound[k])}
+    total = {sign * signs[bound[k]] for k, sign in carried.items()}
+    constants = {k: sign for k, sign in found.items() if k not in carried}
+    if len(total) != 1:
+        return 0
+    for key, sign in constants.items():
+        value = bound[key]
+        direction = sign * (-1 if isinstance(value, (int, float)) and value < 0 else 1)
+        if direction == -1:
+            return -1 if total == {-1} else 0
+        total = {1}
+    return total.pop()
 
 
 def _no_table(node: Node, spec: OpSpec, operands: list[Node]) -> bool:

@@ -19,7 +19,8 @@ from lrp_fx.explain.natural import call, gradients, natural, plain, positional, 
 from lrp_fx.optable import bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.plan.products import degree, is_denominator
-from lrp_fx.rewrite.ops import nonzero, shared, stabilised
+from lrp_fx.rewrite.ops import nonzero, relevance_of, shared, stabilised
+from lrp_fx.rewrite.slopes import singular_radius
 from lrp_fx.ruleset import own_backward
 
 
@@ -119,7 +120,7 @@ def make_ledger(
     for node, (x, g) in sweep.sources.items():
         entry = _source_entry(plan, node, x, g)
         rest = entry.amount - owned.get(node, entry.amount) if owned else 0.0
-        if abs(rest) > 1e-12 * float((x * g).abs().sum()):
+        if abs(rest) > 1e-12 * float(relevance_of(x, g).abs().sum()):
             entries.append(replace(entry, category="source", amount=rest, relevance=None))
             entry = replace(entry, amount=entry.amount - rest)
         entries.append(entry)
@@ -134,7 +135,7 @@ def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
     source = next(s for s in plan.sources if s.node is node)
     category = "position" if source in plan.positions else "input"
     x = nonzero(x) if plan.blind else x
-    return Entry(category, source.name, "input", module_path(node), node.name, safe_dot(x, g), (x * g).detach())
+    return Entry(category, source.name, "input", module_path(node), node.name, safe_dot(x, g), relevance_of(x, g))
 
 
 def all_absorbed(plan: Plan, sweep: Sweep) -> dict[Node, list[Entry]]:
@@ -184,12 +185,13 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
             added = [s for s in declared(account.node, spec) if s.name in spec.terms]
             yield "rule", op, lost * (account.arrived - sum(natural(account, added).values())), None
     elif spec.kind in ("nonlinearity", "function") or (spec.kind == "linear" and decision.role == "nonlinearity"):
-        if rule == "identity" and (spec.slope is not None or spec.at_zero is not None):
+        if rule == "identity" and spec.slope is not None:
             return  # the slope is f(x)/x everywhere
         if rule == "identity":
-            y, x, slope = account.post[:3]
-            kept_by_slope = torch.where(slope == 0, torch.zeros_like(x), x.detach() * slope)  # -inf * 0 = 0 at a mask
-            yield "stabiliser", op, safe_dot(y.detach() - kept_by_slope, _cotangent(account)), None
+            y, x, slope = (t.detach() for t in account.post[:3])
+            lost = y - relevance_of(x, slope)
+            held = x.abs() < singular_radius(x.dtype)  # elsewhere the slope is f(x)/x, and this is rounding
+            yield "stabiliser", op, safe_dot(torch.where(held, lost, 0.0), _cotangent(account)), None
         else:
             yield "rule", op, _left(account, decision), None
         return
@@ -307,7 +309,7 @@ def _constants(plan: Plan, decision: Decision, account: Account, kept: Tensor | 
     constant = [s for s in operands if s not in decision.live]
     for slot, (x, g) in gradients(account, constant, kept).items():
         name, category = constant_name(plan, operands[slot])
-        yield category, name, safe_dot(x, g), torch.where(g == 0, torch.zeros_like(x), x * g)
+        yield category, name, safe_dot(x, g), relevance_of(x, g)
     others = {slot: n for slot, n in all_slots(account.node).items() if slot not in declared(account.node, spec)}
     hidden = spec.kind == "linear" and any(
         is_float(n) for n in others.values()

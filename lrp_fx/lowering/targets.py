@@ -125,7 +125,7 @@ class ManyTargets:
                 grads = torch.func.vmap(back, chunk_size=chunk or _at_once(tensors))(picked)
         later = iter(grads[len(taps) :])
         latents = {
-            path: z.detach() * next(later) if z.requires_grad else z.new_zeros((count, *z.shape))
+            path: relevance_of(z.detach(), next(later)) if z.requires_grad else z.new_zeros((count, *z.shape))
             for path, z in zip(self.sweeper.latents, held, strict=True)
         }
         values = self.sweeper.values(leaves)

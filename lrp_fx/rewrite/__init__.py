@@ -21,6 +21,7 @@ from lrp_fx.rewrite.layers import RUN, run_parts
 from lrp_fx.rewrite.ops import (
     closed_identity_rule,
     constant_product,
+    default_eps,
     epsilon_rule,
     identity_rule,
     normalization_rule,
@@ -286,7 +287,7 @@ def _normalization(graph: Graph, node: Node, spec: OpSpec) -> Node:
     else:
         groups = bound["num_groups"] if layout == "group" else int(x.meta["val"].shape[1])
         width = -groups
-    eps = bound["eps"] if bound["eps"] is not None else torch.finfo(x.meta["val"].dtype).eps
+    eps = bound["eps"] if bound["eps"] is not None else default_eps(x.meta["val"].dtype)
     _before(graph, node, Slot("input"), _detach)
     anchor = node.next
     with graph.inserting_before(anchor):

@@ -33,11 +33,18 @@ def relevance_of(value: Tensor, cotangent: Tensor | None) -> Tensor:
     """Value times cotangent, 0 where the cotangent is: a score of -inf under a mask has none."""
     if cotangent is None:
         return torch.zeros_like(value).detach()
-    return torch.where(cotangent == 0, torch.zeros_like(value), value * cotangent).detach()
+    none = torch.zeros((), dtype=cotangent.dtype, device=cotangent.device)
+    return torch.where(cotangent == 0, none, value * cotangent).detach()
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or wider: what half precision cannot hold (an epsilon of 1e-9), the arithmetic of a rule does."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
-    """``z + epsilon * sign(z)`` with sign(0) = 1: the stabiliser of the epsilon rule (AttnLRP eq. 8)."""
+    """``z + epsilon * sign(z)`` with sign(0) = 1, in float32 at least: the stabiliser of the epsilon rule (eq. 8)."""
+    z = wide(z)
     return torch.where(z >= 0, z + epsilon, z - epsilon)
 
 
@@ -116,7 +123,7 @@ class _Epsilon(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (z,) = ctx.saved_tensors
-        return g * (z / stabilised(z, ctx.epsilon)), None
+        return (g * (z / stabilised(z, ctx.epsilon))).to(g.dtype), None
 
 
 class _Share(Function):
@@ -145,7 +152,7 @@ def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, e
     With a sign of 1 or -1 only where y has it.
     """
     relevance = y * g if sign == 0 else torch.where(y * sign > 0, y * g, torch.zeros_like(y))
-    return coefficient * relevance / stabilised(total, epsilon)
+    return (coefficient * relevance / stabilised(total, epsilon)).to(y.dtype)
 
 
 class _Rectified(Function):
@@ -205,7 +212,8 @@ class _Normalization(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         rstd, weight = ctx.saved_tensors
-        return None, normalization_cotangent(g, rstd, weight, ctx.width, ctx.centred), None, None, None, None
+        # of y's own backward the bias is left, where that carries relevance: x and the weight are held constant
+        return g, normalization_cotangent(g, rstd, weight, ctx.width, ctx.centred), None, None, None, None
 
 
 class _Product(Function):
@@ -229,8 +237,12 @@ class _Product(Function):
 def _rows(x: Tensor, width: int) -> Tensor:
     """x in float32 or wider, with all that shares a statistic in the last dimension: ``width`` trailing ones when
     positive, ``-width`` groups of channels (dimension 1) when negative."""
-    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    return wide.flatten(-width) if width > 0 else wide.reshape(x.shape[0], -width, -1)
+    return wide(x).flatten(-width) if width > 0 else wide(x).reshape(x.shape[0], -width, -1)
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """What an RMSNorm without an epsilon of its own adds: that of the precision its kernel computes in."""
+    return torch.finfo(torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype).eps
 
 
 def inverse_deviation(x: Tensor, width: int, eps: float, centred: bool) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,18 @@ from lrp_fx.errors import RuleSetError, locate
 from lrp_fx.optable import OpSpec, bind
 
 
+def _wide(x: Any) -> Any:
+    """In half precision 1 - erf loses what is left of it far from 0."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def _normal_cdf(x: Any) -> Any:
+    x = _wide(x)
     return torch.rsub(torch.erf(x * math.sqrt(0.5)), 0.5, alpha=-0.5)  # 0.5 + 0.5 erf(..) in one kernel
 
 
 def _normal_cdf_tanh(x: Any) -> Any:
+    x = _wide(x)
     scale = math.sqrt(2 / math.pi)
     inner = x * torch.rsub(x * x, scale, alpha=-0.044715 * scale)  # scale (x + 0.044715 x^3)
     return torch.rsub(torch.tanh(inner), 0.5, alpha=-0.5)
@@ -42,9 +50,13 @@ _NAMES = {
 def singular_radius(dtype: torch.dtype) -> float:
     """Where f(0) != 0 the slope f(x)/x is singular: below this |x| the divisor is held at sign(x) times it.
 
-    The square root of the machine epsilon: outside the rule is exact, inside the slope stays far from overflow.
+    Outside the rule is exact, inside the slope stays far from overflow: the square root of the machine epsilon in
+    single and double precision. What counts is the largest number: bfloat16 has the radius of float32, and float16
+    one that lets a slope reach 2^10.
     """
-    return math.sqrt(torch.finfo(dtype).eps)
+    if dtype is torch.float16:
+        return 2.0**-10
+    return math.sqrt(torch.finfo(torch.float32 if dtype is torch.bfloat16 else dtype).eps)
 
 
 def closed_form(node: Node, spec: OpSpec) -> str:
@@ -98,13 +110,52 @@ def _function(formula: str) -> Callable[[Tensor], Tensor]:
     return eval(f"lambda x: {formula}", dict(_NAMES))  # with builtins: below this frame PyTorch imports
 
 
+@dataclass(frozen=True)
+class AtZero:
+    """A function at 0: its value, and its derivative (the limit of f(x)/x where the value is 0)."""
+
+    value: float
+    slope: float
+
+
+def at_zero(node: Node, spec: OpSpec) -> AtZero | None:
+    """What ``node`` = f(x) makes of x = 0 with its other arguments; None where these are tensors.
+
+    That is found out by calling it: a clamp is the identity near 0 if its bounds lie on either side, and a constant if
+    they do not. An operator that cannot be called on a number in double precision has the limit that is declared.
+    """
+    if len(node.all_input_nodes) > 1:
+        return None
+    x = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda _: x)
+            y = node.target(*args, **kwargs)  # type: ignore[operator]
+            (slope,) = torch.autograd.grad(y.sum(), x)
+    except Exception:  # whatever an operator of the user's own does
+        return None if spec.at_zero is None else AtZero(0.0, float(spec.at_zero))
+    value = float(y.detach())
+    return AtZero(value, float(slope) if spec.at_zero is None or value != 0 else float(spec.at_zero))
+
+
 def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
-    """Append the nodes that compute the quotient f(x)/x for ``node`` = f(x) at the graph's insertion point."""
+    """Append the nodes that compute the quotient f(x)/x for ``node`` = f(x) at the graph's insertion point.
+
+    Exact where f(0) = 0, with its limit at 0; where f(0) != 0 the divisor is held off 0.
+    """
     tracer = fx.proxy.GraphAppendingTracer(graph)
     px: Any = fx.Proxy(x, tracer)
     py: Any = fx.Proxy(node, tracer)
-    if spec.at_zero is not None:
-        return torch.where(px == 0, float(spec.at_zero), py / px).node  # type: ignore[attr-defined]
+    known = at_zero(node, spec)
+    if known is not None and known.value == 0:
+        return torch.where(px == 0, known.slope, py / px).node  # type: ignore[attr-defined]
     radius = singular_radius(value(x).dtype if value(x) is not None else torch.float32)
     held = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
-    return (py / held).node
+    if known is not None or len(node.all_input_nodes) == 1:
+        return (py / held).node
+    limit = 1.0 if spec.at_zero is None else float(spec.at_zero)
+    zero = graph.call_function(torch.ops.aten.zeros_like.default, (x,))
+    image = graph.node_copy(node, lambda n: zero if n is x else n)
+    passes: Any = fx.Proxy(image, tracer) == 0
+    exact: Any = torch.where(px == 0, limit, py / px)
+    return torch.where(passes, exact, py / held).node  # type: ignore[attr-defined]
