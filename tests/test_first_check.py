@@ -232,7 +232,8 @@ def test_a_parameter_that_is_nan_is_named():
 
 
 def test_relevance_that_is_not_finite_names_the_rule_that_makes_it_so():
-    """An epsilon that underflows: 0 / 0 in the rule of the first layer, whose second output is 0."""
+    """A rule of the user's own that divides by the output of the first layer, which is 0 at its second place."""
+    lrp_fx.register_rule("divides by the output", base="epsilon", backward=lambda g, y: g / y)
 
     class Dead(nn.Module):
         def __init__(self):
@@ -244,7 +245,7 @@ def test_relevance_that_is_not_finite_names_the_rule_that_makes_it_so():
         def forward(self, x):
             return self.two(self.one(x))
 
-    rules = {"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": 1e-9}}}
+    rules = {"base": "attnlrp", "rules": {"linear": "divides by the output"}}
     with pytest.raises(NumericalError, match=r"relevance is not finite, first at node 'linear'"):
         lrp_fx.convert(Dead().half(), rules=rules).explain(torch.rand(1, 4).half())
 

@@ -49,19 +49,39 @@ ARGUMENTS = {
 }  # fmt: skip
 #: where a function is defined, else on both sides of 0
 DOMAIN = {"acosh": (1.1, 3), "log": (0.01, 3), "log2": (0.01, 3), "log10": (0.01, 3), "log1p": (-0.9, 3)}
+DOMAIN |= {
+    "digamma": (0.1, 3),
+    "lgamma": (0.1, 3),
+    "polygamma": (0.1, 3),
+    "logit": (0.05, 0.95),
+    "special_entr": (0, 3),
+}
+DOMAIN |= {"igamma": (0, 3), "igammac": (0, 3)}
 DOMAIN |= dict.fromkeys(("acos", "asin", "atanh", "erfinv"), (-0.9, 0.9))
-CALLS = [(name, args) for name in NONLINEAR for args in ARGUMENTS.get(name, [()])]
+#: without a kernel in half precision on a processor
+NO_HALF = ("aten.special_erfcx", "aten.special_log_ndtr", "aten.special_ndtri")
+CALLS = [(name, args) for name in NONLINEAR if name not in NO_HALF for args in ARGUMENTS.get(name, [()])]
 
 
 def called(name, args):
     packet = getattr(torch.ops.aten, name.split(".")[1])
     if name == "aten.pow.Scalar":
         return lambda x: packet(2.5, x)
+    if name == "aten.polygamma":
+        return lambda x: packet(1, x)
+    if name in ("aten.igamma", "aten.igammac"):
+        return lambda x: packet(torch.full_like(x, 2.0), x)
     if name == "aten.pow.Tensor_Tensor":
         return lambda x: packet(x.abs() + 0.1, torch.full_like(x, 1.5))
     if name == "aten.gelu" and args:
         return lambda x: packet(x, approximate=args[0])
     return lambda x: packet(x, *args)
+
+
+@pytest.mark.parametrize("name", NO_HALF)
+def test_operators_that_are_left_out_have_no_kernel_in_half_precision(name):
+    with pytest.raises(NotImplementedError, match="not implemented for"):
+        called(name, ())(torch.ones(2, dtype=torch.float16))
 
 
 class Weighed(nn.Module):

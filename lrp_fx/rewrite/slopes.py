@@ -135,7 +135,8 @@ def at_zero(node: Node, spec: OpSpec) -> AtZero | None:
     except Exception:  # whatever an operator of the user's own does
         return None if spec.at_zero is None else AtZero(0.0, float(spec.at_zero))
     value = float(y.detach())
-    return AtZero(value, float(slope) if spec.at_zero is None or value != 0 else float(spec.at_zero))
+    limit = float(slope) if spec.at_zero is None or value != 0 else float(spec.at_zero)
+    return AtZero(value, limit if math.isfinite(limit) else 0.0)  # -x log x is steep at 0, where x has no relevance
 
 
 def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
