@@ -87,7 +87,7 @@ class ModelState:
         Args:
             of_twin: state of a :meth:`stand_in` from before it ran.
         """
-        self._ignored |= {name for name, _ in of_twin._changes()}
+        self._ignored |= {name for name, _ in of_twin._changes(_equal)}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -123,11 +123,11 @@ class ModelState:
             t.shape == shape and t.dtype is kind and t.device == place for t, shape, kind, place in self._tensors
         )
 
-    def _changes(self) -> Iterator[tuple[str, str]]:
+    def _changes(self, same: Callable[[Any, Any], bool] | None = None) -> Iterator[tuple[str, str]]:
         """(name, what happened to it) of everything that differs; values replaced by equal ones are noted."""
         for holders in (self._dicts, self._others):
             for index, holder in enumerate(holders):
-                yield from self._changes_of(holders, index, holder)
+                yield from self._changes_of(holders, index, holder, same or _same)
         for value in self._empty:
             if value:
                 yield self._names[id(value)], f"'{self._names[id(value)]}' has entries now"
@@ -140,13 +140,19 @@ class ModelState:
                 now = f"{tensor.dtype}, {tuple(tensor.shape)}, {tensor.device}"
                 yield name, f"'{name}' is {now} (was {dtype}, {tuple(shape)}, {device})"
 
-    def _changes_of(self, holders: list[_Holder], index: int, holder: _Holder) -> Iterator[tuple[str, str]]:
+    def _changes_of(
+        self, holders: list[_Holder], index: int, holder: _Holder, same: Callable[[Any, Any], bool]
+    ) -> Iterator[tuple[str, str]]:
         keys, values = holder.read(holder.value)
         if keys == holder.keys and not any(map(operator.is_not, values, holder.values)):
             return
         before, now = dict(zip(holder.keys, holder.values, strict=True)), dict(zip(keys, values, strict=True))
         skipped = NOT_COUNTED if "_modules" in before else frozenset()
-        differing = [k for k in {**before, **now} if k not in skipped and not _same_entry(before, now, k)]
+        differing = [
+            k
+            for k in {**before, **now}
+            if k not in skipped and not (k in before and k in now and same(before[k], now[k]))
+        ]
         name = self._names[id(holder.value)]
         for key in differing:
             yield holder.part(name, key), _told(_place(name, key), before, now, key)
@@ -280,10 +286,6 @@ def _alike(value: Any, copied: Any) -> bool:
     return bool(value == copied)
 
 
-def _same_entry(before: dict[Any, Any], now: dict[Any, Any], key: Any) -> bool:
-    return key in before and key in now and _same(before[key], now[key])
-
-
 def _same(before: Any, now: Any) -> bool:
     """Whether a value is the one before, or one that was put in its place and cannot be told from it."""
     if before is now:
@@ -293,6 +295,17 @@ def _same(before: Any, now: Any) -> bool:
     if isinstance(before, tuple):
         return len(before) == len(now) and all(map(_same, before, now))
     return isinstance(before, (*_BY_VALUE, types.MethodType)) and bool(before == now)
+
+
+def _equal(before: Any, now: Any) -> bool:
+    """The same of containers, too: torch.export puts new ones with the same contents into the attributes of modules."""
+    if _same(before, now):
+        return True
+    if type(before) is not type(now) or not isinstance(before, (dict, list, tuple, collections.deque)):
+        return False
+    if isinstance(before, dict):
+        return list(before) == list(now) and all(map(_equal, before.values(), now.values()))
+    return len(before) == len(now) and all(map(_equal, before, now))
 
 
 def _place(name: str, key: Any) -> str:
