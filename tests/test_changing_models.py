@@ -249,7 +249,7 @@ class Changes(RuleBasedStateMachine):
 
 
 def test_a_model_that_changes():
-    run_state_machine_as_test(Changes, settings=settings(max_examples=6, stateful_step_count=7))
+    run_state_machine_as_test(Changes, settings=settings(max_examples=4, stateful_step_count=6))
 
 
 def test_a_copy_changes_by_itself():
