@@ -58,7 +58,8 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
     if any(torch.nn.parameter.is_lazy(t) for t in parameters):
         yield
         return
-    held = [(space, dict(space)) for m in model.modules() for space in (vars(m), m._parameters, m._buffers)]
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # theirs lie outside of Python
+    held = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
     tensors = {id(v): v for _, values in held for v in values.values() if isinstance(v, torch.Tensor)}
     written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
     copies = [t.detach().clone() for t in written]

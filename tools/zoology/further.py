@@ -100,7 +100,7 @@ def _check(built: Built, row: FurtherRow) -> None:
         attempt(column, lambda column=column, sized=sized: _at(row, column, xmodel, sized, built))
     attempt("gradient", lambda: _gradient(row, xmodel, model, args, kwargs, target))
     attempt("half", lambda: _in_half(row, xmodel, half, reason, (args, kwargs), target, built))
-    row.captures = sum(len(served) for served in xmodel._conversions.values())
+    row.captures = len(xmodel.captures)
     row.verdict, row.reason = ("fail" if wrong else "pass"), "; ".join(wrong)
 
 
