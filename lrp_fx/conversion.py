@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from lrp_fx.analysis import Facts, analyse
-from lrp_fx.capture import TRACING, Call, Captured
+from lrp_fx.capture import TRACING, Call, Captured, failing_node
 from lrp_fx.capture.attention import write_out_attention
+from lrp_fx.errors import InputError, locate
 from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
 from lrp_fx.explain.reading import Reading, read_output
@@ -121,3 +124,21 @@ class Conversion:
         """A compiled graph that explains this call for this target, if one was made."""
         graphs = self.compiled.get((ruleset.key, at), ())
         return next((graph for graph in graphs if graph.serves(call, target)), None)
+
+    @contextlib.contextmanager
+    def named_failures(self, call: Call) -> Iterator[None]:
+        """Turn a failure inside the graph into an :class:`InputError` that names the node."""
+        try:
+            yield
+        except RuntimeError as error:
+            graph_module = self.captured.graph_module
+            node = failing_node(graph_module, call.leaves)
+            if node is None:
+                raise
+            inputs = ", ".join(f"'{n}' is {t.dtype} of shape {tuple(t.shape)}" for n, t in call.tensors.items())
+            precisions = ", ".join(sorted({str(p.dtype) for p in graph_module.parameters()})) or "none"
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the model cannot run on these inputs: {reason}, at {locate(node)}.\nRemedy: {inputs}; its parameters "
+                f"are {precisions}: give inputs of the precision, device and shape that the model itself accepts."
+            ) from error

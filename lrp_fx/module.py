@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import fx
 
-from lrp_fx.capture import TRACING, Call, failing_node, opened, read_call
+from lrp_fx.capture import TRACING, Call, ModelState, is_traced, opened, read_call
 from lrp_fx.captures import Captures, Options
 from lrp_fx.conversion import Conversion
-from lrp_fx.errors import CaptureError, InputError, NumericalError, locate
+from lrp_fx.errors import CaptureError, NumericalError
 from lrp_fx.explain import Attribution, Condition, Target
 from lrp_fx.explain.check import WHEN
 from lrp_fx.explain.target import normal_targets
@@ -68,7 +68,7 @@ class ExplainableModule(StandIn):
         Raises:
             CaptureError: where it is traced itself (``torch.compile``, ``torch.export``) and has several captures.
         """
-        if _is_traced():
+        if is_traced():
             if len(self.captures) > 1:
                 raise CaptureError(
                     f"{len(self.captures)} captures were made, and a tracer cannot choose among them.\nRemedy: trace "
@@ -78,7 +78,7 @@ class ExplainableModule(StandIn):
         args, kwargs = opened((args, kwargs))
         conversion, call = self.conversion(args, kwargs)
         graph_module = conversion.under(self.ruleset).graph_module
-        with self.named_failures(conversion, call):
+        with conversion.named_failures(call):
             return graph_module(*args, **kwargs)
 
     @overload
@@ -197,7 +197,7 @@ class ExplainableModule(StandIn):
         conversion, call = self.conversion(args, kwargs)
         places, targets = _places(at), normal_targets(targets)
         sweeper = conversion.sweeper(ruleset, places)
-        with self.named_failures(conversion, call):
+        with conversion.named_failures(call):
             if conversion.due(ruleset, places, self._when(check)):
                 sweeper.check(call, targets[0])
                 conversion.holds(ruleset, places)
@@ -250,7 +250,7 @@ class ExplainableModule(StandIn):
         fast = None if sparing or any(conditions) else conversion.faster(ruleset, places, call, target)
         tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
         due = not sparing and conversion.due(ruleset, places, self._when(check))
-        with self.named_failures(conversion, call):
+        with conversion.named_failures(call):
             if fast is not None:
                 if due:
                     conversion.sweeper(ruleset, places).check(call, target)
@@ -371,8 +371,8 @@ class ExplainableModule(StandIn):
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
         sweeper, plain = (conversion.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
-        with self.named_failures(conversion, call):
-            result = verify(self.model, sweeper, plain, call, args, kwargs, target)
+        with conversion.named_failures(call):
+            result = verify(ModelState(self.model).stand_in(), sweeper, plain, call, args, kwargs, target)
         if show:
             result.print()
         return result
@@ -393,23 +393,6 @@ class ExplainableModule(StandIn):
         """The conversion that serves a call, captured now where there is none (:class:`lrp_fx.captures.Captures`)."""
         return self.captures.serving(args, kwargs)
 
-    @contextlib.contextmanager
-    def named_failures(self, conversion: Conversion, call: Call) -> Iterator[None]:
-        """Turn a failure inside the graph into an :class:`InputError` that names the node."""
-        try:
-            yield
-        except RuntimeError as error:
-            node = failing_node(conversion.captured.graph_module, call.leaves)
-            if node is None:
-                raise
-            given = ", ".join(f"'{n}' is {t.dtype} of shape {tuple(t.shape)}" for n, t in call.tensors.items())
-            held = ", ".join(sorted({str(p.dtype) for p in self.model.parameters()})) or "none"
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"the model cannot run on these inputs: {reason}, at {locate(node)}.\nRemedy: {given}; its parameters "
-                f"are {held}: give inputs of the precision, device and shape that the model itself accepts."
-            ) from error
-
     def extra_repr(self) -> str:
         """Rule set and number of captures."""
         return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={len(self.captures)}"
@@ -423,9 +406,3 @@ def _places(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
     """Names inside the model that an explanation needs: what it is asked for, and where it is cut."""
     asked = (at,) if isinstance(at, str) else tuple(at)
     return tuple(dict.fromkeys((*asked, *(path for condition in conditions for path in condition))))
-
-
-def _is_traced() -> bool:
-    """Whether this thread is being traced: the flag of export is set for all threads, modes are of one."""
-    exporting = torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
-    return torch.compiler.is_dynamo_compiling() or exporting

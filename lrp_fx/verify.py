@@ -134,7 +134,7 @@ def verify(
     if not draws(captured):
         gradient = _gradients(subject, leaves, found, maps, drawn)
         if not drawn:
-            _moved(subject, leaves, found, tolerance)
+            _moved(subject, leaves, sweep, found, tolerance)
     failures, notes = tuple(dict.fromkeys(found.failures)), tuple(dict.fromkeys(found.notes))
     return Verification(apart, equal, roles, ledger.balance, finite, failures, notes, tolerance, gradient, ledger)
 
@@ -262,8 +262,12 @@ def _gradients(
     return worst
 
 
-def _moved(subject: _Subject, leaves: tuple[Any, ...], found: _Findings, tolerance: float) -> None:
-    """Move every floating input a little: the graph follows the model, and what moves the target has a gradient."""
+def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, found: _Findings, tolerance: float) -> None:
+    """Move every floating input a little: the graph follows the model, and what moves the target is not lost.
+
+    An input is lost if it has neither relevance, in the sweep ``ruled``, nor a gradient: a rule may stop relevance, and
+    a rounded value has no slope.
+    """
     captured = subject.sweeper.captured
     before = subject.graph(leaves)
     start = subject.choose(before)
@@ -291,7 +295,7 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], found: _Findings, toleran
             continue
         if placeholder not in ours:
             found.notes.append(f"input {name!r} changes the explained value, and is no source of relevance")
-        elif bool(value.any()) and not bool(_times(swept, ours[placeholder]).any()):
+        elif bool(value.any()) and not any(bool(_times(s, ours[placeholder]).any()) for s in (swept, ruled)):
             reader = next(iter(placeholder.users), placeholder)
             found.failures.append(
                 f"input {name!r} changes the explained value (by {changed:.2g}) and has a gradient of exactly 0: it is "

@@ -17,7 +17,7 @@ from lrp_fx.capture.calls import settle
 from lrp_fx.capture.captured import Captured, Decisions, copy_graph
 from lrp_fx.capture.containers import closed, closing, opened, standing_in, structures
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
-from lrp_fx.capture.conventions import preserved, traceable, unwrapped
+from lrp_fx.capture.conventions import is_traced, preserved, traceable, unwrapped
 from lrp_fx.capture.distinct import distinct
 from lrp_fx.capture.export import exports, plain, shapes_of
 from lrp_fx.capture.fingerprint import switches
@@ -44,6 +44,7 @@ __all__ = [
     "capture",
     "copy_graph",
     "failing_node",
+    "is_traced",
     "opened",
     "preserved",
     "read_call",

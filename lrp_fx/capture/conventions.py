@@ -47,6 +47,12 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
             return model
 
 
+def is_traced() -> bool:
+    """Whether this thread is being traced: the flag of export is set for all threads, modes are of one."""
+    exporting = torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    return torch.compiler.is_dynamo_compiling() or exporting
+
+
 @contextlib.contextmanager
 def preserved(model: torch.nn.Module) -> Iterator[None]:
     """Within, the model may run; afterwards its buffers, tensors, attributes and the random state are as they were.

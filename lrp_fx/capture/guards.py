@@ -125,7 +125,8 @@ class Shapes:
     def unsure(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         """What export did not look at, for sizes that fit; empty where nothing is left to show.
 
-        Which of the ``derived`` sizes are one, or none at all; and all sizes, where guards about layouts are broken.
+        Which of the ``derived`` sizes are one, or none at all, and which guards about layouts are broken: what is shown
+        for some sizes is shown for all that are alike in both.
         """
         key = tuple(size for tensor in tensors for size in tensor.shape)
         if key not in self._unsure:
@@ -133,8 +134,8 @@ class Shapes:
                 self._unsure.clear()
             bound = self.bound(tensors)
             ones = tuple(i for i, size in enumerate(self.derived) if evaluate(size, bound) <= 1)
-            broken = any(g.layout and not g.holds(bound) for g in self.guards)
-            self._unsure[key] = (ones, key) if broken else (ones,) if ones else ()
+            broken = tuple(i for i, g in enumerate(self.guards) if g.layout and not g.holds(bound))
+            self._unsure[key] = (ones, broken) if ones or broken else ()
         return self._unsure[key]
 
     @property

@@ -153,7 +153,7 @@ def cut_forward(
     conversion, call = xmodel.conversion(args, dict(kwargs))
     sweeper = conversion.sweeper(ruleset, tuple(dict.fromkeys(at)))
     masks = padding_masks(call.tensors)
-    with xmodel.named_failures(conversion, call), torch.inference_mode(False), torch.enable_grad():
+    with conversion.named_failures(call), torch.inference_mode(False), torch.enable_grad():
         leaves = usable(call.leaves)
         cutting = _Cutting(sweeper)
         flat = cutting.run(*leaves, enable_io_processing=False)
