@@ -17,7 +17,7 @@ from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.errors import locate
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.accounts import Sweep
-from lrp_fx.explain.check import defects, difference, draws, first_broken, first_changed, largest, no_derivative
+from lrp_fx.explain.check import defects, difference, first_broken, first_changed, largest, no_derivative
 from lrp_fx.explain.gradients import first_apart, of_graph, of_model
 from lrp_fx.explain.latents import module_outputs
 from lrp_fx.explain.ledger import all_absorbed, make_ledger
@@ -108,7 +108,7 @@ def verify(
     """
     args, kwargs = opened((args, kwargs))
     subject, found = _Subject(model, sweeper, plain, call, args, kwargs, target), _Findings([], [])
-    plan, rewritten, captured = sweeper.rewritten.plan, sweeper.rewritten, sweeper.captured
+    plan, rewritten = sweeper.rewritten.plan, sweeper.rewritten
     leaves = usable(call.leaves)
     sweep = sweeper.account(leaves, subject.choose)
     tolerance, maps = _tolerances(sweep)
@@ -130,11 +130,9 @@ def verify(
             found.failures.append(
                 f"{plan.ruleset.name} conserves, but {amount:.3g} is lost to the rule of {locate(node)}"
             )
-    gradient = None
-    if not draws(captured):
-        gradient = _gradients(subject, leaves, found, maps, drawn)
-        if not drawn:
-            _moved(subject, leaves, sweep, found, tolerance)
+    gradient = _gradients(subject, leaves, found, maps, drawn)
+    if not drawn:
+        _moved(subject, leaves, sweep, found, tolerance)
     failures, notes = tuple(dict.fromkeys(found.failures)), tuple(dict.fromkeys(found.notes))
     return Verification(apart, equal, roles, ledger.balance, finite, failures, notes, tolerance, gradient, ledger)
 
@@ -156,9 +154,6 @@ def _roles(plan: Any, found_defects: Any, found: _Findings, tolerance: float) ->
 
 def _forward(subject: _Subject, sweep: Sweep, found: _Findings, tolerance: float) -> tuple[bool, float, bool]:
     """(whether the model draws random numbers, largest difference of outputs, whether there is none)."""
-    captured = subject.sweeper.captured
-    for node in draws(captured):
-        found.notes.append(f"random numbers are drawn whenever the graph runs, at {locate(node)}")
     output, drawn = subject.run()
     expected = _tensors(output)
     if drawn:
@@ -169,7 +164,7 @@ def _forward(subject: _Subject, sweep: Sweep, found: _Findings, tolerance: float
         return drawn, float("inf"), False
     equal = all(torch.equal(a, b) for a, b in pairs)
     apart = max([_apart(a, b) for a, b in pairs] + [0.0])
-    if not drawn and not draws(captured) and any(difference(_real(a), _real(b)) > tolerance for a, b in pairs):
+    if not drawn and any(difference(_real(a), _real(b)) > tolerance for a, b in pairs):
         found.failures.append(_where_outputs_differ(subject, apart, tolerance))
     return drawn, apart, equal
 

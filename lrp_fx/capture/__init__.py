@@ -19,6 +19,7 @@ from lrp_fx.capture.containers import closed, closing, opened, standing_in, stru
 from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
 from lrp_fx.capture.conventions import is_traced, preserved, traceable, unwrapped
 from lrp_fx.capture.distinct import distinct
+from lrp_fx.capture.draws import drawing
 from lrp_fx.capture.export import exports, plain, shapes_of
 from lrp_fx.capture.fingerprint import switches
 from lrp_fx.capture.functional import drop_unread_writes, is_mutating
@@ -109,6 +110,9 @@ def _anew(
             recording = _recorded(model, _unrolled(graph_module), call)
             return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
         graph_module = _finished(graph_module)
+        if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other numbers
+            refusal = "it draws random numbers, which an exported graph would draw anew at every run"
+            break
         shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)
         captured = Captured(graph_module, call.names, spec.out_spec, shapes, _since(start))
         reason = captured.refuses_sizes(call.leaves)

@@ -13,7 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
@@ -171,3 +171,18 @@ _FORMS: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     "rrelu": _rrelu,
     _ATTENTION: _attention,
 }
+
+
+def drawing(graph: fx.Graph) -> list[fx.Node]:
+    """Nodes of a captured graph that draw random numbers whenever it runs, and are read."""
+    tag = torch.Tag.nondeterministic_seeded
+    seeded = [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload) and tag in n.target.tags]
+    return [n for n in seeded if n.users and not _inert(n)]
+
+
+def _inert(node: fx.Node) -> bool:
+    """Whether a node that could draw numbers does not: dropout in evaluation mode, attention without it."""
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    arguments = {a.name: a.default_value for a in schema if a.has_default_value()}
+    arguments |= {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)
+    return arguments.get("train") is False or arguments.get("training") is False or arguments.get("dropout_p") == 0

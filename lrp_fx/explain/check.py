@@ -69,21 +69,6 @@ def largest(accounts: Iterable[Account]) -> float:
     return max([a.magnitude for a in accounts] + [1e-300])
 
 
-def draws(captured: Captured) -> list[Node]:
-    """Nodes that draw random numbers whenever the graph runs."""
-    tag = torch.Tag.nondeterministic_seeded
-    nodes = captured.graph_module.graph.nodes
-    return [n for n in nodes if isinstance(n.target, torch._ops.OpOverload) and tag in n.target.tags and not _inert(n)]
-
-
-def _inert(node: Node) -> bool:
-    """Whether a node that could draw numbers does not: dropout in evaluation mode, attention without it."""
-    arguments = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
-    arguments |= {a.name: v for a, v in zip(node.target._schema.arguments, node.args, strict=False)}  # type: ignore[union-attr]
-    arguments |= node.kwargs
-    return arguments.get("train") is False or arguments.get("training") is False or arguments.get("dropout_p") == 0
-
-
 def check(
     captured: Captured,
     rewritten: Rewritten,
@@ -113,8 +98,7 @@ def check(
     ):
         raise TargetError(UNREACHED)
     sums, maps = tolerances(sweep)
-    random = bool(draws(captured))
-    if not random and (text := _outputs_differ(captured, rewritten, leaves, sweep, sums)) is not None:
+    if (text := _outputs_differ(captured, rewritten, leaves, sweep, sums)) is not None:
         raise NumericalError(text)
     stays = all_absorbed(rewritten.plan, sweep)
     bad = [d for d in defects(rewritten, sweep, stays) if not d.size <= sums]
@@ -129,7 +113,7 @@ def check(
             f"the ledger adds up to {ledger.total:.6g}, the target is {ledger.target:.6g}: relevance is lost where no "
             "rule looks. verify() says more. Remedy: report it, with the model."
         )
-    if explained is not None and not random:
+    if explained is not None:
         _compare(rewritten, sweep, explained, sums, maps)
 
 
