@@ -8,6 +8,7 @@ that was captured; PyTorch's switches (default precision, autocast) are the same
 
 from __future__ import annotations
 
+import contextlib
 import re
 import threading
 import warnings
@@ -19,10 +20,10 @@ from typing import Any
 import torch
 
 from lrp_fx.analysis import analyse
-from lrp_fx.capture import TRACING, Call, ModelState, capture, preserved, read_call, switches
+from lrp_fx.capture import TRACING, Call, ModelState, capture, free_numbers, preserved, read_call, switches
 from lrp_fx.capture.decompose import decompose
 from lrp_fx.conversion import Conversion
-from lrp_fx.errors import RecaptureWarning
+from lrp_fx.errors import CaptureError, RecaptureWarning
 from lrp_fx.optable import OpTable
 
 MANY = 16  #: from this number of captures on, a warning says what keeps changing
@@ -82,6 +83,7 @@ class Captures:
         self.reasons: list[str] = []
         self.ops = ops
         self._entries: tuple[Entry, ...] = ()
+        self._constant: set[tuple[Any, ...]] = set()  # calls whose numbers the model reads
         self._order = threading.Lock()
 
     def __len__(self) -> int:
@@ -102,14 +104,44 @@ class Captures:
             InputError, CaptureError, UnknownOpError: see ``lrp_fx.errors``.
         """
         call = read_call(self.model, args, kwargs)
-        entry = self._find(call)
+        freed = self._freed(call, args, kwargs)
+        entry, used = self._look_up(call, freed)
         if entry is None:
             with TRACING:
-                entry = self._find(call)  # another thread may have captured it meanwhile
+                entry, used = self._look_up(call, freed)  # another thread may have captured it meanwhile
                 if entry is None:
-                    entry = self._capture(call, args, kwargs)
+                    entry, used = self._capture_either(call, freed, args, kwargs)
         self._to_front(entry)
-        return entry.conversion, call
+        return entry.conversion, used
+
+    def _freed(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """The call with its floating numbers as tensors; None where it has none, or where the model reads them."""
+        if not any(type(leaf) is float for leaf in call.leaves):
+            return None
+        freed = read_call(self.model, args, kwargs, free=self._precision(call))
+        return None if freed.key in self._constant else freed
+
+    def _precision(self, call: Call) -> torch.dtype:
+        """What numbers are rounded to: nothing that computes in double precision must get less."""
+        tensors = (*self.model.parameters(), *call.tensors.values())
+        return torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
+
+    def _look_up(self, call: Call, freed: Call | None) -> tuple[Entry | None, Call]:
+        """The entry that serves a call, its numbers free or constant."""
+        if freed is not None and (entry := self._find(freed)) is not None:
+            return entry, freed
+        return self._find(call), call
+
+    def _capture_either(
+        self, call: Call, freed: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Entry, Call]:
+        """Capture a call. Where nothing but a number is another than before, let numbers be inputs from now on."""
+        if freed is not None and any(_form(entry.conversion.example) == _form(call) for entry in self._entries):
+            positional, keywords = free_numbers((args, kwargs), self._precision(call))
+            with contextlib.suppress(CaptureError):
+                return self._capture(freed, positional, keywords, "export"), freed
+            self._constant.add(freed.key)
+        return self._capture(call, args, kwargs, self.options.route), call
 
     def _find(self, call: Call) -> Entry | None:
         key = (*call.key, *switches())
@@ -124,14 +156,16 @@ class Captures:
                 return entry
         return None
 
-    def _capture(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Entry:
+    def _capture(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], route: str) -> Entry:
         reason = self._why(call)
         state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
         stand_in = state.stand_in()
         before = ModelState(stand_in)
         with preserved(stand_in):
-            captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=self.options.route)
+            captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=route)
             state.ignore_writes(before)
+        for place in call.numbers:
+            captured.placeholders[place].meta["number"] = True  # says how much, not what: no source of relevance
         decompose(captured.graph_module, self.ops)
         facts = analyse(captured.graph_module.graph, self.ops)
         entry = Entry((*call.key, *switches()), state, Conversion(captured, facts, call.hollow()), reason)
@@ -173,6 +207,13 @@ class Captures:
             RecaptureWarning,
             stacklevel=6,
         )
+
+
+def _form(call: Call) -> list[Any]:
+    """The key of a call without the values of its numbers."""
+    count = len(call.names)
+    leaves = [float if type(v) is float else k for k, v in zip(call.key[-count:], call.leaves, strict=True)]
+    return [call.key[:-count], leaves]
 
 
 def _difference(entry: Entry, call: Call) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import torch
 from torch import fx
 
-from lrp_fx.capture import TRACING, Call, ModelState, is_traced, opened, read_call
+from lrp_fx.capture import TRACING, Call, ModelState, free_numbers, is_traced, opened, read_call
 from lrp_fx.captures import Captures, Options
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, NumericalError
@@ -77,6 +77,8 @@ class ExplainableModule(StandIn):
             return self.graph_module(*args, **kwargs)
         args, kwargs = opened((args, kwargs))
         conversion, call = self.conversion(args, kwargs)
+        if call.free is not None:
+            args, kwargs = free_numbers((args, kwargs), call.free)
         graph_module = conversion.under(self.ruleset).graph_module
         with conversion.named_failures(call):
             return graph_module(*args, **kwargs)
@@ -301,7 +303,7 @@ class ExplainableModule(StandIn):
         """
         conversion, call = self._asked(args, kwargs)
         sweeper = conversion.sweeper(self._rules(rules), _places(at, condition or {}))
-        read = functools.partial(read_call, self.model)
+        read = functools.partial(read_call, self.model, free=call.free)
         with TRACING:
             return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
 
@@ -347,9 +349,9 @@ class ExplainableModule(StandIn):
         from lrp_fx.lowering.pipeline import Pipeline
 
         ruleset = self._rules(rules)
-        conversion, _ = self._asked(args, kwargs)
+        conversion, call = self._asked(args, kwargs)
         sweeper = conversion.sweeper(ruleset, _places(at))
-        return Pipeline.build(sweeper, group, functools.partial(read_call, self.model))
+        return Pipeline.build(sweeper, group, functools.partial(read_call, self.model, free=call.free))
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""

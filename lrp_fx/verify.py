@@ -271,6 +271,8 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, found: _Fin
     for number, (name, value) in enumerate(zip(subject.call.names, leaves, strict=True)):
         if not isinstance(value, Tensor) or not value.is_floating_point() or not bool(value.isfinite().all()):
             continue
+        if number in subject.call.numbers:
+            continue
         noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(number)).to(value)
         other = value + _STEP * (float(value.abs().mean()) or 1.0) * noise
         moved = (*leaves[:number], other, *leaves[number + 1 :])

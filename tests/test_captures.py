@@ -89,6 +89,50 @@ def test_compile_replaces_what_it_made():
     assert [len(graphs) for graphs in xmodel.current.compiled.values()] == [2]
 
 
+class Tempered(nn.Module):
+    """One floating number that scales, and one that chooses a branch."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x, temperature=1.0, options=None):
+        y = self.linear(x) / temperature
+        return y * 2 if options is not None and options["threshold"] > 0.5 else y
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.float64])
+def test_a_number_that_only_scales_is_an_input(precision):
+    model, x = Tempered().to(precision), torch.randn(3, 4, dtype=precision)
+    xmodel = lrp_fx.convert(model)
+    for k in range(8):
+        temperature = 0.7 + k / 3
+        attribution = xmodel.explain(x, temperature=temperature, target=1)
+        fresh = lrp_fx.convert(model).explain(x, temperature=temperature, target=1)
+        assert torch.equal(xmodel(x, temperature=temperature), model(x, temperature=temperature))
+        assert list(attribution.relevance) == ["x"]
+        assert torch.allclose(attribution.relevance["x"], fresh.relevance["x"], rtol=1e-5)
+    assert len(xmodel.captures) == 2  # as it came first, then free
+    assert xmodel.verify(x, temperature=3.5).passed
+    many = xmodel.explain(x, temperature=0.3, targets=[0, 1]).relevance["x"][1]
+    assert torch.allclose(many, xmodel.explain(x, temperature=0.3, target=1).relevance["x"], rtol=1e-5)
+    lowered = xmodel.lower(x, temperature=0.9, target=1)
+    assert torch.allclose(
+        lowered(x, temperature=0.3).relevance["x"], xmodel.explain(x, temperature=0.3, target=1).relevance["x"], 1e-5
+    )
+    assert len(xmodel.captures) == 2
+
+
+def test_a_number_that_chooses_a_branch_stays_a_constant():
+    model, x = Tempered().double(), torch.randn(3, 4).double()
+    xmodel = lrp_fx.convert(model)
+    for threshold in (0.1, 0.9, 0.2, 0.8, 0.1):
+        options = {"threshold": threshold}
+        assert torch.equal(xmodel(x, options=options), model(x, options=options))
+        assert torch.equal(xmodel.explain(x, options=options, target=1).target, model(x, options=options)[:, 1])
+    assert len(xmodel.captures) == 4
+
+
 def test_autocast_is_another_capture():
     model, x = Scaled(), torch.randn(2, 4)
     xmodel = lrp_fx.convert(model, x)

@@ -299,7 +299,7 @@ def test_every_spelling_of_a_class_means_the_same_everywhere(classifier, target)
             close(found.relevance["input"].reshape(2, 3), wanted.relevance["input"])
 
 
-@pytest.mark.parametrize("target", WRONG, ids=repr)
+@pytest.mark.parametrize("target", WRONG, ids=lambda t: "object" if type(t) is object else repr(t))
 def test_what_is_no_target_is_a_target_error_everywhere(classifier, target):
     xmodel, x, _, graphs = classifier
     for way in _ways(xmodel, x, graphs).values():

@@ -39,6 +39,8 @@ class Finder:
         """The source that begins at ``node``, if one does."""
         held = self.facts.held
         if node.op == "placeholder":
+            if node.meta.get("number"):
+                return None
             if is_float(node) or is_integer(node):
                 held[node] = (node,)
             carries = is_float(node) and node not in self.facts.masks

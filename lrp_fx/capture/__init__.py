@@ -31,7 +31,7 @@ from lrp_fx.capture.offload import without_hooks
 from lrp_fx.capture.packed import unpack
 from lrp_fx.capture.precision import widen_islands
 from lrp_fx.capture.recurrent import written_out
-from lrp_fx.capture.signature import Call, read_call
+from lrp_fx.capture.signature import Call, free_numbers, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError
 
@@ -45,6 +45,7 @@ __all__ = [
     "capture",
     "copy_graph",
     "failing_node",
+    "free_numbers",
     "is_traced",
     "opened",
     "preserved",

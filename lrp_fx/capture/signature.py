@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,21 +22,33 @@ class Call:
         names: user-facing name of every leaf (``"input_ids"``, ``"batch[0]"``).
         leaves: every leaf of ``(args, kwargs)``, tensors and constants alike.
         key: structure, dtypes, ranks, devices and constants; captures are looked up by it.
+        numbers: places of leaves that are floating numbers of Python, given as tensors without dimensions.
     """
 
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
     key: tuple[Any, ...]
+    numbers: tuple[int, ...] = ()
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """The tensor leaves by name."""
         return {n: v for n, v in zip(self.names, self.leaves, strict=True) if isinstance(v, torch.Tensor)}
 
+    @property
+    def free(self) -> torch.dtype | None:
+        """The precision of its numbers that are tensors; None where there are none."""
+        return self.leaves[self.numbers[0]].dtype if self.numbers else None
+
     def hollow(self) -> Call:
         """The same call with tensors of one entry, expanded: its sizes without its contents."""
         leaves = tuple(v.new_zeros(()).expand(v.shape) if isinstance(v, torch.Tensor) else v for v in self.leaves)
-        return Call(self.names, leaves, self.key)
+        return replace(self, leaves=leaves)
+
+
+def free_numbers(tree: Any, precision: torch.dtype) -> Any:
+    """Arguments with tensors without dimensions in place of floating numbers: one graph serves all their values."""
+    return pytree.tree_map_only(float, lambda v: torch.tensor(v, dtype=precision), opened(tree))
 
 
 def _display(path: Sequence[Any], parameters: list[str]) -> str:
@@ -58,8 +70,16 @@ def _positional_names(model: torch.nn.Module) -> list[str]:
     return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
-def read_call(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def read_call(
+    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], free: torch.dtype | None = None
+) -> Call:
     """Flatten a call, objects that pytree does not know included. Keyword order does not matter.
+
+    Args:
+        model: whose call it is.
+        args: its arguments.
+        kwargs: its keywords.
+        free: the precision in which floating numbers become tensors (:func:`free_numbers`); None leaves them constants.
 
     Raises:
         InputError: for an empty tensor, a non-finite floating input, tensors on several devices, or an object that
@@ -69,15 +89,18 @@ def read_call(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     flat, spec = pytree.tree_flatten_with_path(tree)
     parameters = _positional_names(model)
     names = tuple(_display(path, parameters) for path, _ in flat)
-    leaves = tuple(leaf for _, leaf in flat)
+    numbers = tuple(i for i, (_, leaf) in enumerate(flat) if free is not None and type(leaf) is float)
+    leaves = tuple(torch.tensor(v, dtype=free) if i in numbers else v for i, (_, v) in enumerate(flat))
     key: list[Any] = [str(spec), *structures(tree)]
     for name, (path, leaf) in zip(names, flat, strict=True):
-        if isinstance(leaf, torch.Tensor):
+        if free is not None and type(leaf) is float:
+            key.append((float, free))
+        elif isinstance(leaf, torch.Tensor):
             _check(name, leaf, inside=isinstance(path[-1], Place))
             key.append((leaf.dtype, leaf.dim(), str(leaf.device)))
         else:
             key.append(by_value(leaf))
-    return Call(names, leaves, tuple(key))
+    return Call(names, leaves, tuple(key), numbers)
 
 
 def _check(name: str, value: torch.Tensor, inside: bool) -> None:
