@@ -37,7 +37,7 @@ KINDS = (
 
 
 #: fields that an entry of any kind can have
-COMMON = ("args", "terms", "reduces", "elementwise", "positive", "decay", "picks", "entrywise")
+COMMON = ("args", "terms", "by", "reduces", "elementwise", "positive", "decay", "picks", "entrywise")
 
 #: kind -> further fields that its entries can have
 FIELDS: dict[str, tuple[str, ...]] = {
@@ -168,7 +168,7 @@ def _checked(specs: dict[str, OpSpec], origin: str) -> dict[str, OpSpec]:
 
 def _schemas(name: str) -> list[Any] | None:
     """Schemas of the overloads that a name of the op table stands for; none for a Python function, None for nothing."""
-    namespace, _, rest = name.partition(".")
+    namespace, _, rest = name.partition("(")[0].partition(".")
     packet_name, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), packet_name, None) if rest else None
     if isinstance(packet, torch._ops.OpOverloadPacket):
@@ -207,7 +207,10 @@ class OpTable:
 
     def get(self, node: Node) -> OpSpec | None:
         """The declaration of the operator that ``node`` calls, or None."""
-        return self.specs.get(str(node.target)) or self.specs.get(op_name(node))
+        spec = self.specs.get(str(node.target)) or self.specs.get(op_name(node))
+        if spec is None or "by" not in spec.extra:
+            return spec
+        return self.specs.get(f"{spec.name}({bind(node).get(spec.extra['by'])})", spec)
 
 
 _REGISTERED: dict[str, OpSpec] = {}

@@ -62,6 +62,15 @@ def _index_reduce(
     return x.scatter_reduce(dim, places, source, reduce, include_self=include_self)
 
 
+_WORDS = {"add": "sum", "multiply": "prod"}
+
+
+def _scatter(x: Tensor, dim: int, index: Tensor, source: Any, *, reduce: str) -> Tensor:
+    """The older spelling of ``scatter_reduce``, which has no derivative."""
+    values = source if isinstance(source, Tensor) else torch.full(index.shape, source, dtype=x.dtype, device=x.device)
+    return x.scatter_reduce(dim, index, values, _WORDS[reduce])
+
+
 def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
     """Covariances of the rows of x; PyTorch's own looks at a value, to warn."""
     rows = x if x.dim() > 1 else x.view(1, -1)
@@ -120,4 +129,6 @@ SPELLINGS: dict[Any, Callable[..., Any]] = {
     aten.rrelu.default: _rrelu,
     aten.index_reduce.default: _index_reduce,
     aten.segment_reduce.default: _segment_reduce,
+    aten.scatter.reduce: _scatter,
+    aten.scatter.value_reduce: _scatter,
 }

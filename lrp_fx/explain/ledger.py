@@ -179,6 +179,8 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
         lost = 0.0 if rule == "uniform" else _left(account, decision)
         if abs(lost) > 1e-12 * account.magnitude:
             yield "rule", op, lost, None
+        if rule == "uniform":
+            yield from _without_factors(plan, decision, account)
     elif spec.kind in ("product", "quotient", "homogeneous"):
         lost = 1 - _fraction(plan, decision, account)
         if abs(lost) > 1e-12:  # of the product; what is added to it keeps its own
@@ -208,6 +210,17 @@ def _absorbed(plan: Plan, decision: Decision, account: Account) -> Amounts:
         yield "stabiliser", op, safe_dot(y - y * y / stabilised(y, epsilon), g), None
         kept = y / stabilised(y, epsilon)
     yield from _constants(plan, decision, account, kept)
+
+
+def _without_factors(plan: Plan, decision: Decision, account: Account) -> Amounts:
+    """Products along a dimension of no live factor: outputs that are the constant operand's."""
+    spec = plan.facts.specs[account.node]
+    constant = [n for s, n in declared(account.node, spec).items() if s not in decision.live]
+    if constant and len(account.post) == 3:
+        y, _, share = (plain(t) for t in account.post)
+        kept = relevance_of(y, torch.where(share == 0, _cotangent(account), 0.0))
+        name, category = constant_name(plan, constant[0])
+        yield category, name, float(kept.double().sum()), None
 
 
 def _left(account: Account, decision: Decision) -> float:

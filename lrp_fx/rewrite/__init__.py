@@ -132,7 +132,7 @@ def _carry_out(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, no
     if decision.rule.name == "identity" and spec.kind in ("nonlinearity", "function", "linear"):
         return _identity(graph, node, spec, decision)
     if "count" in spec.extra and decision.rule.name == "uniform":
-        return _counted(graph, node, spec)
+        return _counted(graph, node, spec, decision)
     if spec.extra.get("constant") and Slot(str(spec.extra["constant"])) not in decision.live:
         operator: Any = node.target
         node.args, node.target = (operator, *node.args), constant_product
@@ -199,21 +199,25 @@ def _identity(graph: Graph, node: Node, spec: OpSpec, decision: Decision) -> Nod
     return new
 
 
-def _counted(graph: Graph, node: Node, spec: OpSpec) -> Node:
-    """A product along a dimension, y = x_1 ... x_n: the cotangent divided by the number of factors of each output."""
-    operand = all_slots(node)[Slot(spec.args[0])]
+def _counted(graph: Graph, node: Node, spec: OpSpec, decision: Decision) -> Node:
+    """A product along a dimension, y = x_1 ... x_n: the cotangent divided by the number of factors of each output.
+
+    Factors of an operand that is a constant do not count.
+    """
+    operands = [all_slots(node)[Slot(name)] for name in spec.args]
+    live = [Slot(name) in decision.live for name in spec.args]
     anchor = node.next
     with graph.inserting_before(anchor):
         constant = graph.call_function(_detach, (node,))
-        share = graph.call_function(share_of_factors, (operand, str(spec.extra["count"]), _along(node)))
+        share = graph.call_function(share_of_factors, (operands, live, str(spec.extra["count"]), _along(node)))
         new = graph.call_function(identity_rule, (constant, node, share))
     return _stand_in(node, anchor, new)
 
 
 def _along(node: Node) -> list[Any]:
-    """Dimension and whether it is kept, as far as the operator was given them."""
+    """What says along which dimension, as far as the operator was given it."""
     bound = bind(node)
-    return [bound[name] for name in ("dim", "keepdim") if name in bound]
+    return [bound[name] for name in ("dim", "keepdim", "index", "include_self") if name in bound]
 
 
 def _parts(graph: Graph, plan: Plan, copies: dict[Node, Node], old: Node, node: Node) -> Node:

@@ -307,8 +307,6 @@ NOT_YET = {
     "vmap": "what is computed inside `vmap` has no derivative in a recorded run: refused",
     "vmap_jac": "a Jacobian inside a model: refused",
     "autograd_grad": "a gradient that the model itself computes: refused",
-    "scatter_prod": "a scattered product is taken for a selection; the check of the first explanation refuses it",
-    "index_reduce_prod": "as `scatter_prod`",
 }
 
 #: relevance goes through what a model takes out of its graph, by design (README, "What a node is"); so the derivative
