@@ -23,6 +23,7 @@ from lrp_fx.demo import demos, load_demo
 from lrp_fx.errors import LrpError, MissingExtraError, require
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
 from lrp_fx.explain.reading import find_logits
+from lrp_fx.files import replacing
 from lrp_fx.ruleset import available
 from lrp_fx.viz import Word, heatmap_page, join_pieces, most_relevant, render_scale, render_tokens, write_page
 
@@ -259,7 +260,8 @@ def eval_command(
         if csv is not None:
             results.save(csv)
         if plot is not None:
-            results.plot().savefig(plot)
+            with replacing(plot) as beside:
+                results.plot().savefig(beside)
 
 
 @app.command("rules")

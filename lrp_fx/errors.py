@@ -20,6 +20,14 @@ class InputError(LrpError, ValueError):
     """The inputs cannot be explained (empty batch, NaN, no floating or token input, ...)."""
 
 
+class UnsafeFileError(InputError):
+    """A file names what reading it must not look up or run: code, a pickle, an operator with effects of its own."""
+
+
+class LoweringError(LrpError):
+    """A lowered graph does not explain as the model's own sweep does."""
+
+
 class UnknownOpError(LrpError):
     """Relevance reaches an operator that the op table does not declare."""
 

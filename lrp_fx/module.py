@@ -258,7 +258,7 @@ class ExplainableModule(StandIn):
                     conversion.sweeper(ruleset, places).check(call, target)
                     conversion.holds(ruleset, places)
                 with contextlib.suppress(NumericalError):  # the sweep below says where it begins
-                    return [fast.explain(call, target) for _ in conditions]
+                    return [fast.explain_call(call, target) for _ in conditions]
             found = tapped(ruleset, places).explain_under(call, target, conditions, due)
         if due:
             conversion.holds(ruleset, places)

@@ -7,6 +7,7 @@ roles that analysis derives from these declarations to rules.
 from __future__ import annotations
 
 import difflib
+import functools
 import sys
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -214,6 +215,16 @@ class OpTable:
 
 
 _REGISTERED: dict[str, OpSpec] = {}
+
+
+@functools.cache
+def _shipped() -> frozenset[str]:
+    return frozenset(OpTable.load().specs)
+
+
+def is_declared(name: str) -> bool:
+    """Whether ``rules/ops.toml`` or :func:`register_op` declares an operator, ``"aten.add"`` or an overload of it."""
+    return name in _REGISTERED or name in _shipped()
 
 
 def register_op(name: str, *, role: str, relevance_args: list[str], **fields: Any) -> OpSpec:

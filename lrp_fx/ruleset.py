@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from lrp_fx.errors import RuleSetError
+from lrp_fx.files import write_text
 from lrp_fx.optable import rules_dir
 from lrp_fx.parts import PART_RULES, parameters
 
@@ -223,8 +224,7 @@ class RuleSet:
         sections |= {f"overrides.{json.dumps(pattern)}": rules for pattern, rules in found["overrides"].items()}
         for section, rules in sections.items():
             lines += [f"[{section}]", *(f"{json.dumps(role)} = {_inline(rule)}" for role, rule in rules.items()), ""]
-        path.write_text("\n".join(lines), encoding="utf-8")
-        return path
+        return write_text(path, "\n".join(lines))
 
     @cached_property
     def key(self) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 import lrp_fx
 from lrp_fx import lowering
 from lrp_fx.capture import folder as files
-from lrp_fx.lowering import kept
+from lrp_fx.lowering import trial
 
 IDS = models.ids(2, 5, high=49)
 
@@ -230,7 +230,7 @@ def test_graphs_are_compared_on_few_samples_and_positions_and_on_all_where_those
     xmodel, seen = converted(), []
     served = xmodel.lower(target=(19, 3)).served
     call = lrp_fx.capture.read_call(xmodel.model, (), {"input_ids": models.ids(40, 20, high=49)})
-    calls = kept.examples(call, served)
+    calls = trial.examples(call, served)
     assert [tuple(c.leaves[0].shape) for c in calls] == [(16, 16), (40, 20)]
     assert torch.equal(calls[0].leaves[0], call.leaves[0][:16, :16])
 
@@ -238,13 +238,13 @@ def test_graphs_are_compared_on_few_samples_and_positions_and_on_all_where_those
         seen.append(tuple(example.leaves[0].shape))
         return xmodel.current.sweeper(xmodel.ruleset, ()).explain(example, (19, 3))
 
-    assert kept.agrees(explain, explain, calls, 0.0, False)
+    assert trial.tried(explain, explain, calls, 0.0, False)
     assert seen == [(16, 16), (40, 20), (40, 20)]  # there is no twentieth position among sixteen
 
 
 def test_without_values_inputs_are_made_up_that_relevance_can_be_seen_on(folder):
     xmodel = lrp_fx.convert(*models.build("resnet")[:1], **models.build("resnet")[1])
-    (call, _) = kept.examples(xmodel.current.example, xmodel.lower().served)
+    (call, _) = trial.examples(xmodel.current.example, xmodel.lower().served)
     assert float(call.leaves[0].std()) > 0.5
     assert float(xmodel.explain(*call.leaves).relevance["pixel_values"].abs().max()) > 0
 

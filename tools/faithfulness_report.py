@@ -15,6 +15,7 @@ import transformers
 from columns import COLUMNS, PLANTED
 
 from lrp_fx.evaluate import Results
+from lrp_fx.files import write_text
 
 #: what stands above the table of a metric
 ABOUT = {
@@ -67,7 +68,7 @@ def write_report(results: Results, path: Path) -> None:
     for title, about, body in sections:
         if body:
             lines += ["", f"## {title}", "", about, "", *body]
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def _head(cost: pd.DataFrame, columns: list[str]) -> list[str]:

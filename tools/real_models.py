@@ -27,6 +27,7 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 
 import lrp_fx
+from lrp_fx.files import write_text
 
 SUZUKI = [
     "Brc1ccc(C)cc1.OB(O)c1ccccc1>>Cc1ccc(-c2ccccc2)cc1",
@@ -172,7 +173,7 @@ def write(rows: list[Row], path: Path) -> None:
         f"| {r.model} | {r.task} | {r.truth} | {r.convert:.1f} | {1000 * r.explain:.0f} | {r.balance:.1e} | {r.difference:.1e} |"
         for r in rows
     ]
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import lrp_fx
+from lrp_fx.files import write_text
 
 MARK, LETTERS, VOCABULARY = 1, range(2, 10), 20  # noise is what is left of the vocabulary
 RULES = ("attnlrp", "lstm_lrp", "mamba_lrp", "gradient")
@@ -157,7 +158,7 @@ def main() -> None:
         shown = " | ".join(f"{hit:.0%}, {share:.2f}" for hit, share, _ in results.values())
         rows[name] = f"| {name} | {accuracy:.1%} | {steps} | {shown} | {max(b for *_, b in results.values()):.0e} |"
         print(rows[name], flush=True)
-        options.report.write_text("\n".join([*lines, *(rows[m] for m in MODELS if m in rows)]) + "\n")
+        write_text(options.report, "\n".join([*lines, *(rows[m] for m in MODELS if m in rows)]) + "\n")
 
 
 if __name__ == "__main__":

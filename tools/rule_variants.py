@@ -25,6 +25,7 @@ from test_spelling import SPELLINGS, D, Net
 import lrp_fx
 from lrp_fx import RuleSet
 from lrp_fx.evaluate import Results, evaluate, lrp
+from lrp_fx.files import write_text
 
 RULES = {
     "softmax": ("taylor", "stop"),
@@ -101,7 +102,7 @@ def write(results: Results, spelling: dict[str, float], path: Path) -> None:
     ranks = {m: means[m].unstack().rank(axis=1, ascending=False).mean() for m in ("abpc", "loo")}
     for name in spelling:
         lines.append(f"| {name} | {ranks['abpc'][name]:.2f} | {ranks['loo'][name]:.2f} | {spelling[name]:.0e} |")
-    path.write_text("\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def main() -> None:

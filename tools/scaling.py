@@ -16,6 +16,7 @@ import transformers as tf
 
 from lrp_fx.analysis import analyse
 from lrp_fx.capture import capture
+from lrp_fx.files import write_text
 from lrp_fx.optable import OpTable
 from lrp_fx.plan import make_plan
 from lrp_fx.rewrite import rewrite
@@ -61,7 +62,7 @@ def main() -> None:
     for layers in options.layers:
         lines.append("| " + " | ".join(measure(layers)) + " |")
         print(lines[-1], flush=True)
-    options.report.write_text("\n".join(lines) + "\n")
+    write_text(options.report, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 
 from lrp_fx.demo import demos, load_encoder, mean_pool
+from lrp_fx.files import write_text
 
 #: the sentences: `tools/faithfulness` fetches them
 SNIPPETS = pretrained.folder() / "movie_snippets.tsv"
@@ -69,7 +70,7 @@ def main() -> None:
     half, bias = model.coef_[0] / 2, model.intercept_[0] / 2
     rounded = [[float(f"{v:.6g}") for v in row] for row in (-half, half)]
     head = {"labels": ["negative", "positive"], "weight": rounded, "bias": [float(f"{v:.6g}") for v in (-bias, bias)]}
-    HEAD.write_text(json.dumps(head) + "\n")
+    write_text(HEAD, json.dumps(head) + "\n")
     print(f"{sum(map(len, rounded)) + 2} numbers written to {HEAD}")
 
 

@@ -21,6 +21,7 @@ from rich.console import Console
 
 import lrp_fx
 from lrp_fx.evaluate import Results, Task, evaluate, lrp
+from lrp_fx.files import write_text
 from lrp_fx.ruleset import available
 
 
@@ -89,7 +90,7 @@ def column(name: str, options: argparse.Namespace, console: Console) -> None:
     evaluate(held_out, methods, ["abpc"], batch=options.batch).save(folder)
     facts = {"trials": tuned.trials, "seconds": seconds, "held in": len(held_in), "value": tuned.value}
     roles = {k: v for k, v in tuned.study.best_params.items() if " " not in k}
-    (folder / "facts.json").write_text(json.dumps(facts | {"roles": roles}))
+    write_text(folder / "facts.json", json.dumps(facts | {"roles": roles}))
 
 
 def row(name: str, folder: Path) -> str:
@@ -134,7 +135,7 @@ def write(names: list[str], options: argparse.Namespace) -> None:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [row(name, options.results / name) for name in names]
-    options.report.write_text("\n".join(lines) + "\n")
+    write_text(options.report, "\n".join(lines) + "\n")
 
 
 def main() -> None:

@@ -4,6 +4,9 @@ Without the variable nothing is written or read. ``LRP_FX_CACHE_LIMIT`` (``500MB
 how much all files may hold; after a write, those that were not used for longest go until they fit. Other files in the
 folder are neither counted nor touched. Processes may share it: a file is whole or not there, and one that another
 process has just removed is one that is not there.
+
+Who can write to the folder can choose what is explained: one that belongs to another user, or that others may write to,
+is not used, and a warning says so. The administrator's (root's) is as good as one's own.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-import tempfile
+import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,12 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrp_fx.files import writing
+
 VARIABLE, LIMIT = "LRP_FX_CACHE", "LRP_FX_CACHE_LIMIT"
 
 _FORMAT = 1
 _DEFAULT_LIMIT = 4 * 1000**3
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
-_NAME = re.compile(r"[0-9a-f]{32}\.[0-9a-f]{12}\.pt(\.\w+\.tmp)?")  #: ours; the latter while one is being written
+#: ours, also while one is being written, and as earlier versions named that
+_NAME = re.compile(r"\.?[0-9a-f]{32}\.[0-9a-f]{12}(\.[0-9a-f]{12})?\.pt(\.\w+\.tmp)?")
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,11 @@ class Entry:
         """Every readable file of this entry. What cannot be read is passed over."""
         for path in sorted(self.folder.glob(f"{self.key}.*.pt")):
             try:
+                if (reason := _open_to_others(path)) is not None:
+                    warnings.warn(f"{VARIABLE}: {str(path)!r} is not read: {reason}", stacklevel=2)
+                    continue
                 held = torch.load(path, weights_only=True)
-                if held["format"] == _FORMAT:
+                if held["format"] == _FORMAT and all(type(t) is Tensor for t in held["tensors"].values()):
                     yield Kept(path, json.loads(held["document"]), held["tensors"])
             except Exception:  # damaged or foreign in one of many ways: it is a cache, so it is as if it were not there
                 continue
@@ -77,15 +86,9 @@ class Entry:
         """Write one file, whole or not at all; a folder that cannot be written to is a warning."""
         name = f"{self.key}.{digest(variant)[:12]}.pt"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f"{name}.", suffix=".tmp", delete=False) as file:
-                try:
-                    torch.save({"format": _FORMAT, "document": json.dumps(document), "tensors": dict(tensors)}, file)
-                    file.close()
-                    os.replace(file.name, self.folder / name)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with writing(self.folder / name, mode=0o600) as file:
+                torch.save({"format": _FORMAT, "document": json.dumps(document), "tensors": dict(tensors)}, file)
         except (OSError, RuntimeError) as error:
             warnings.warn(f"{VARIABLE}: nothing is kept in {str(self.folder)!r}: {error}", stacklevel=2)
         else:
@@ -93,9 +96,34 @@ class Entry:
 
 
 def folder() -> Path | None:
-    """The user's cache; None where there is none."""
+    """The user's cache; None where there is none, and for one that others can write to, with a warning."""
     named = os.environ.get(VARIABLE)
-    return Path(named).expanduser() if named else None
+    if not named:
+        return None
+    place = Path(named).expanduser()
+    if (reason := _open_to_others(place)) is None:
+        return place
+    warnings.warn(
+        f"{VARIABLE}: {str(place)!r} is not used: {reason}, and who writes there chooses what is explained. Remedy: "
+        "name a folder of your own that only you can write to (chmod go-w).",
+        stacklevel=2,
+    )
+    return None
+
+
+def _open_to_others(path: Path) -> str | None:
+    """None where only this user (and root) can write to a file or folder, or where there is none yet; else why not."""
+    if not hasattr(os, "getuid"):  # a system without owners and modes
+        return None
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    if state.st_uid not in (0, os.getuid()):
+        return f"it belongs to another user ({state.st_uid})"
+    if state.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write to it (mode {stat.S_IMODE(state.st_mode):o})"
+    return None
 
 
 def digest(*parts: Any) -> str:

@@ -138,6 +138,29 @@ class Shapes:
             self._unsure[key] = (ones, broken) if ones or broken else ()
         return self._unsure[key]
 
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "dims": self.dims,
+            "limits": self.limits,
+            "reasons": [[*place, reason] for place, reason in self.reasons.items()],
+            "guards": [[guard.condition, guard.place, guard.layout] for guard in self.guards],
+            "derived": self.derived,
+            "called": self.inputs,
+        }
+
+    @classmethod
+    def from_plain(cls, document: Mapping[str, Any]) -> Shapes:
+        """What :meth:`plain` wrote."""
+        return cls(
+            tuple(tuple(int(d) if isinstance(d, int) else str(d) for d in sizes) for sizes in document["dims"]),
+            {str(name): (int(low), int(high)) for name, (low, high) in document["limits"].items()},
+            {(str(name), int(axis)): str(reason) for name, axis, reason in document["reasons"]},
+            tuple(Guard(condition, str(place), bool(layout)) for condition, place, layout in document["guards"]),
+            tuple(document["derived"]),
+            tuple(map(str, document["called"])),
+        )
+
     @property
     def specialised(self) -> list[tuple[int, int, int]]:
         """(input number, axis, size) of every dimension that could not stay free."""

@@ -2,7 +2,7 @@
 
 What is written is what later stages read: nodes and their arguments, the value each of them has (a fake tensor, its
 sizes symbolic), and where in the model it comes from. Reading looks operators up by name and builds nothing else than
-nodes, formulas and fake tensors: it runs no code that the data names.
+nodes, formulas and fake tensors: it runs no code that the data names (:mod:`lrp_fx.capture.named`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from lrp_fx.capture.calls import CALLS
 from lrp_fx.capture.formulas import Unstorable, formula, formula_from
 from lrp_fx.capture.paths import readable
+from lrp_fx.capture.named import attribute, by_torch, harmless, identifier
+from lrp_fx.capture.named import operator as operator_named
 from lrp_fx.capture.precision import exact_value
+from lrp_fx.errors import UnsafeFileError
 
 _FUNCTIONS: dict[str, Any] = {
     f"{module.__name__}.{name}": getattr(module, name)
@@ -165,6 +168,8 @@ def _examples(environment: ShapeEnv) -> dict[sympy.Symbol, Any]:
 def _target(node: Node) -> Any:
     target = node.target
     if isinstance(target, torch._ops.OpOverload):
+        if not harmless(target):
+            raise Unstorable(f"the operator {target}, which is not declared (lrp_fx.register_op)")
         return [target._schema.name, target._overloadname]
     if target in _NAMES:
         return _NAMES[target]
@@ -188,7 +193,7 @@ class Reader:
         self._values: dict[int, Any] = {}
 
     def _symbol(self, name: str, assumptions: Any, example: int, low: int | None, high: int | None) -> sympy.Symbol:
-        symbol = sympy.Symbol(name, **assumptions)
+        symbol = sympy.Symbol(identifier(name), **assumptions)
         limits: Any = ValueRanges(-int_oo if low is None else low, int_oo if high is None else high)
         place = SLoc("a graph kept on disk", None)
         _examples(self.environment)[symbol] = sympy.Integer(example)
@@ -200,21 +205,21 @@ class Reader:
         """The graph that the writer wrote.
 
         Raises:
-            Exception: of any kind, for data that is no graph, or operators that this process does not have.
+            UnsafeFileError: for names that no graph has, and operators that a file may not name.
+            Exception: of any kind, for data that is no graph.
         """
         graph = fx.Graph()
         made: list[Node] = []
         for op, name, target, args, kwargs, value, origin in nodes:
-            names = [name] if op == "call_function" else [name, *target.split(".")]
-            if not all(part.isidentifier() or part.isdigit() for part in names):
-                raise ValueError(f"{name}, {target}: no names")
-            found = _operator(target) if op == "call_function" else target
-            if op == "get_attr":
-                found = readable(target)
-            node = graph.create_node(op, found, tuple(self.value(args, made)), self.value(kwargs, made), name)
+            found = _TARGETS[op](target)
+            keywords = self.value(kwargs, made)
+            if op != "call_function" and (args, keywords) != ([], {}) and op != "output":
+                raise UnsafeFileError(f"a node of kind {op} has no arguments")
+            keywords = {identifier(key): value for key, value in keywords.items()}
+            node = graph.create_node(op, found, tuple(self.value(args, made)), keywords, identifier(name))
             if value:
                 node.meta["val"] = self._shared(value[0])
-            node.meta |= self.table[origin]
+            node.meta |= {key: self.table[origin][key] for key in _TRACED if key in self.table[origin]}
             if "nn_module_stack" in node.meta:
                 node.meta["nn_module_stack"] = {k: (path, kind) for k, path, kind in node.meta["nn_module_stack"]}
             made.append(node)
@@ -246,7 +251,7 @@ class Reader:
             case "complex":
                 return complex(*held)
             case "torch":
-                return _named_by_torch(held)
+                return by_torch(held)
             case "device":
                 return torch.device(held)
             case "tensor":
@@ -256,7 +261,7 @@ class Reader:
     def _tensor(self, sizes: list[Any], strides: list[Any], dtype: str, device: str, requires_grad: bool) -> Tensor:
         shape, step = ([self._symbolic(n) for n in numbers] for numbers in (sizes, strides))
         with self.mode:
-            kind = _named_by_torch(dtype)
+            kind = by_torch(dtype)
             return torch.empty_strided(shape, step, dtype=kind, device=device, requires_grad=requires_grad)
 
     def _symbolic(self, plain: Any, kind: str = "SymInt") -> Any:
@@ -276,18 +281,17 @@ class Reader:
         return self._sizes[key]
 
 
-def _named_by_torch(name: str) -> Any:
-    found = getattr(torch, name)
-    if not isinstance(found, _NAMED_BY_TORCH):
-        raise ValueError(f"torch.{name} is no dtype, layout or memory format")
-    return found
-
-
 def _operator(target: Any) -> Any:
-    if isinstance(target, str):
-        return _FUNCTIONS[target]
-    (space, _, name), overload = target[0].partition("::"), target[1]
-    found = getattr(getattr(getattr(torch.ops, space), name), overload or "default")
-    if not isinstance(found, torch._ops.OpOverload):
-        raise ValueError(f"{target} is no operator")
-    return found
+    if not isinstance(target, str):
+        return operator_named(*target)
+    if target not in _FUNCTIONS:
+        raise UnsafeFileError(f"there is no function {target[:80]!r} of sizes")
+    return _FUNCTIONS[target]
+
+
+_TARGETS: dict[str, Any] = {  #: what a node of each kind has for a target
+    "call_function": _operator,
+    "get_attr": lambda path: readable(attribute(path)),
+    "placeholder": identifier,
+    "output": identifier,
+}

@@ -62,7 +62,8 @@ def _display(path: Sequence[Any], parameters: list[str]) -> str:
     return name + "".join(str(key) for key in rest[1:])
 
 
-def _positional_names(model: torch.nn.Module) -> list[str]:
+def positional_names(model: torch.nn.Module) -> list[str]:
+    """Names of what a model's forward takes by position."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -85,9 +86,13 @@ def read_call(
         InputError: for an empty tensor, a non-finite floating input, tensors on several devices, or an object that
             cannot be taken apart.
     """
+    return flatten(positional_names(model), args, kwargs)
+
+
+def flatten(parameters: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """Flatten a call of what has these positional parameters, as :func:`read_call` does."""
     tree = opened((args, dict(sorted(kwargs.items()))))
     flat, spec = pytree.tree_flatten_with_path(tree)
-    parameters = _positional_names(model)
     names = tuple(_display(path, parameters) for path, _ in flat)
     numbers = tuple(i for i, (_, leaf) in enumerate(flat) if free is not None and type(leaf) is float)
     leaves = tuple(torch.tensor(v, dtype=free) if i in numbers else v for i, (_, v) in enumerate(flat))

@@ -3,8 +3,8 @@
 A file (:mod:`lrp_fx.capture.folder`) holds the graph as plain data and the tensors that are in no parameter or buffer
 of the model, under a name made of the model's fingerprint. Weights are never written: the graph that is read looks
 them up in the model by name. Files are read by ``torch.load(weights_only=True)`` and :mod:`lrp_fx.capture.serial`,
-which run no code; but a graph somebody else wrote computes what they like, so the folder should be one that only its
-user can write to.
+which run no code; but a graph somebody else wrote computes what they like, so a folder that others can write to is not
+used.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.fingerprint import Unkeyable, fingerprint
 from lrp_fx.capture.folder import VARIABLE, Entry, folder
 from lrp_fx.capture.formulas import Unstorable
-from lrp_fx.capture.guards import Guard, Shapes
+from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.model_state import ModelState
+from lrp_fx.capture.named import identifier, needs_import, structure
 from lrp_fx.capture.serial import Reader, Writer
 from lrp_fx.capture.signature import Call
+from lrp_fx.errors import UnsafeFileError
 
 
 def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
@@ -106,20 +108,18 @@ def keep(place: Entry, captured: Captured, model: nn.Module) -> Captured:
     codegen: Any = captured.graph_module.graph._codegen
     try:
         graph, tensors = write_graph(captured.graph_module, _every_tensor(model), writer)
+        outputs = pytree.treespec_dumps(captured.out_spec)
+        if needs_import(outputs):
+            raise Unstorable("outputs in a container that names code")
         document = {
             "graph": graph,
             "symbols": writer.symbols(),
             "table": writer.table,
             "arguments": codegen.pytree_info.orig_args,
             "inputs": str(codegen.pytree_info.in_spec),
-            "outputs": pytree.treespec_dumps(captured.out_spec),
+            "outputs": outputs,
             "names": captured.names,
-            "dims": captured.shapes.dims,
-            "limits": captured.shapes.limits,
-            "reasons": [[*place, reason] for place, reason in captured.shapes.reasons.items()],
-            "guards": [[guard.condition, guard.place, guard.layout] for guard in captured.shapes.guards],
-            "derived": captured.shapes.derived,
-            "called": captured.shapes.inputs,
+            **captured.shapes.plain(),
         }
     except (Unstorable, NotImplementedError) as reason:
         warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
@@ -138,6 +138,8 @@ def held(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> 
             if fits and disagreement(model, captured.graph_module, args, kwargs) <= tolerance(model):
                 kept.touch()
                 return dataclasses.replace(captured, seconds=time.perf_counter() - start, key=place.key)
+        except UnsafeFileError as reason:
+            warnings.warn(f"{VARIABLE}: {str(kept.path)!r} is not used: {reason}", stacklevel=2)
         except Exception:  # as for a file that cannot be read
             continue
     return None
@@ -152,13 +154,11 @@ def tolerance(model: nn.Module) -> float:
 def _captured(document: Any, tensors: Mapping[str, Tensor], model: nn.Module, in_spec: pytree.TreeSpec) -> Captured:
     if str(in_spec) != document["inputs"]:
         raise ValueError("captured for a call of another structure")
-    out_spec = pytree.treespec_loads(document["outputs"])
+    out_spec = structure(document["outputs"])
+    arguments = [identifier(name) for name in document["arguments"]]
     reader = Reader(document["table"], document["symbols"])
     graph_module = read_graph(document["graph"], tensors, _every_tensor(model), reader)
-    graph_module.graph._codegen = _get_codegen(in_spec, out_spec, document["arguments"])
+    graph_module.graph._codegen = _get_codegen(in_spec, out_spec, arguments)
     graph_module.recompile()
-    limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
-    reasons = {(name, axis): reason for name, axis, reason in document["reasons"]}
-    dims, guards = tuple(tuple(d) for d in document["dims"]), tuple(Guard(*g) for g in document["guards"])
-    shapes = Shapes(dims, limits, reasons, guards, tuple(document["derived"]), tuple(document["called"]))
+    shapes = Shapes.from_plain(document)
     return Captured(graph_module, tuple(document["names"]), out_spec, shapes, 0.0)

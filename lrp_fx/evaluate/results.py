@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrp_fx.errors import require
+from lrp_fx.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +84,7 @@ class Results:
         """Write three CSV files."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name in _FILES:
-            getattr(self, name).to_csv(Path(folder) / f"{name}.csv", index=False)
+            write_text(Path(folder) / f"{name}.csv", getattr(self, name).to_csv(index=False))
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:

@@ -25,6 +25,7 @@ from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.explain.target import check_won, normal
 from lrp_fx.lowering import kept, ship
+from lrp_fx.lowering.accepts import Accepts, ran
 from lrp_fx.lowering.clean import assembled, finished
 from lrp_fx.lowering.forms import Form, distinct, form_of
 from lrp_fx.lowering.generation import Generation, generate
@@ -45,6 +46,7 @@ from lrp_fx.lowering.trace import (
     relevance_function,
     with_target,
 )
+from lrp_fx.lowering.trial import examples, tried
 
 __all__ = [
     "Artefact",
@@ -58,6 +60,9 @@ __all__ = [
     "low_memory",
     "lower",
 ]
+
+
+_POSITIONS = 64  #: more inputs than any model takes by position
 
 
 @dataclass(frozen=True)
@@ -99,16 +104,34 @@ class Lowered:
             TargetError: for a target of another form, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
-        call = self.read(args, kwargs)
-        reason = self.served.mismatch(list(call.tensors.values())) or self.sweeper.captured.refuses_sizes(call.leaves)
-        if reason is not None:
+        call = self._in_order(self.read(args, kwargs))
+        self.accepts.tensors(call)
+        if (reason := self.sweeper.captured.refuses_sizes(call.leaves)) is not None:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
         if not self.sweeper.captured.decides(call.leaves):
             raise InputError(
                 "the model was recorded, and on these inputs it takes other branches than on those it was lowered on. "
                 "Lower it again with these inputs, or use explain()."
             )
-        return self.explain(call, target)
+        with ran():
+            return self.explain_call(call, target)
+
+    explain = __call__
+
+    @functools.cached_property
+    def accepts(self) -> Accepts:
+        """The inputs and sizes it takes."""
+        return Accepts.of(self.example, self.served)
+
+    def _in_order(self, call: Call) -> Call:
+        """The call with its inputs in the order of the example's: some may be by position here and by name there."""
+        given = dict(zip(call.names, call.leaves, strict=True))
+        if set(given) != set(self.example.names):
+            raise InputError(
+                f"this graph was lowered for the inputs {', '.join(self.example.names)}, not "
+                f"{', '.join(given) or 'none'}"
+            )
+        return Call(self.example.names, tuple(given[n] for n in self.example.names), call.key)
 
     def serves(self, call: Call, target: Target) -> bool:
         """Whether it can explain this call for this target."""
@@ -118,8 +141,8 @@ class Lowered:
         same = (given.kind, given.names) == (self.form.kind, self.form.names)
         return same and self.served.mismatch(list(call.tensors.values())) is None
 
-    def explain(self, call: Call, target: Target = None) -> Attribution:
-        """Explain one call of sizes that it serves, as :meth:`__call__` does."""
+    def explain_call(self, call: Call, target: Target = None) -> Attribution:
+        """Explain one flattened call of sizes that it serves, as :meth:`__call__` does."""
         tensors = list(call.tensors.values())
         asked = self.target if target is None else target
         if self.form.kind == "callable" and asked is not self.target:
@@ -140,7 +163,14 @@ class Lowered:
             "outputs": outputs,
             "target": self.form.kind,
             "rules": self.sweeper.rewritten.plan.ruleset.name,
+            "positions": self._positions(),
+            **self.accepts.plain(),
         }
+
+    def _positions(self) -> list[str]:
+        """Names of what the model takes by position, as they are told when a call is read."""
+        names = self.read((None,) * _POSITIONS, {}).names
+        return [name for name in names if not name.startswith("args[")]
 
     def _returned(self) -> tuple[list[str], list[str]]:
         end = next(n for n in reversed(self.graph_module.graph.nodes) if n.op == "output")
@@ -158,6 +188,7 @@ class Lowered:
         if weights not in ("inside", "reference") or (weights == "reference" and model is None):
             raise ValueError(f'weights={weights!r}: choose "inside", or "reference" and the model they are of')
         self._warn_of_branches()
+        self._try(self.graph_module)
         ship.save(brought_in(self.graph_module), path, self.about, model if weights == "reference" else None)
 
     def package(self, path: str | Path) -> Path:
@@ -166,7 +197,8 @@ class Lowered:
         ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
         """
         self._warn_of_branches()
-        return ship.package(brought_in(self.graph_module), path)
+        self._try(self.graph_module)
+        return ship.package(brought_in(self.graph_module), path, self.about)
 
     def to_onnx(self, path: str | Path) -> None:
         """Write it as an ONNX model, attention and experts spelled out; its outputs are "explained", then
@@ -180,7 +212,26 @@ class Lowered:
         self._warn_of_branches()
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
+        spelled._try(spelled.graph_module)
         ship.to_onnx(brought_in(spelled.graph_module), path, self.about)
+
+    def _try(self, graph_module: fx.GraphModule) -> None:
+        """Run it once beside the eager sweep, before a file of it is written.
+
+        Raises:
+            LoweringError: naming what differs.
+        """
+        found = replace(self, runner=graph_module)
+        calls = examples(self.example, self.served)
+        if not tried(found.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs):
+            warnings.warn(
+                "this graph was not compared with the model before it is written: its example has no values that the "
+                "model runs on. Give save(), package() or to_onnx() inputs.",
+                stacklevel=3,
+            )
+
+    def _eager(self, call: Call) -> Attribution:
+        return self.sweeper.explain_under(call, self.target, [self.condition])[0]
 
     def _warn_of_branches(self) -> None:
         decisions = self.sweeper.captured.decisions
@@ -310,12 +361,17 @@ def _known(
     def eager(example: Call) -> Attribution:
         return sweeper.explain_under(example, target, [condition])[0]
 
-    most = min(0.1, 10 * tolerance(sweeper.captured.graph_module))  # outputs' own, and rounding adds up on the way back
+    no_values = any(tensor.is_meta for tensor in call.tensors.values())  # nothing to compare
     for held in kept.held(place, sweeper):
         with contextlib.suppress(Exception):  # what cannot be run is as if it were not there
             lowered = made(held.graph_module, held.served)
-            fast = functools.partial(lowered.explain, target=target)
-            if kept.agrees(fast, eager, kept.examples(call, held.served), most, lowered.outputs):
+            fast = functools.partial(lowered.explain_call, target=target)
+            if tried(fast, eager, examples(call, held.served), _allowed(sweeper), lowered.outputs) or no_values:
                 held.file.touch()
                 return lowered
     return None
+
+
+def _allowed(sweeper: Sweeper) -> float:
+    """How much relevance may differ: what outputs may, ten times, as rounding adds up on the way back."""
+    return min(0.1, 10 * tolerance(sweeper.captured.graph_module))

@@ -58,12 +58,14 @@ class Form:
                 f"this graph was lowered for a target of kind {self.kind!r} with inputs {list(self.names)}, not "
                 f"{given.kind!r} with {list(given.names)}: lower it for that kind with target="
             )
-        axis = reading.axis if isinstance(target, Pixels) and target.axis is None else getattr(target, "axis", None)
-        count = sizes[-1 if axis is None else axis]
-        classes = tuple(sizes[1:]) if self.kind == "index" else (count,) * len(self.names)
-        if len(sizes) < 2:
-            classes = (1,) * len(self.names)
-        return tuple(_per_sample(v, sizes[0] or 1, n, device) for v, n in zip(_parts(target), classes, strict=True))
+        batch = (sizes[0] if sizes else None) or 1
+        classes: tuple[int | None, ...] = (1,) * len(self.names)
+        if len(sizes) > 1:
+            named = isinstance(target, Pixels) and target.axis is None
+            axis = reading.axis if named else getattr(target, "axis", None)
+            count = sizes[-1 if axis is None else axis]
+            classes = tuple(sizes[1:]) if self.kind == "index" else (count,) * len(self.names)
+        return tuple(_per_sample(v, batch, n, device) for v, n in zip(_parts(target), classes, strict=True))
 
 
 def _parts(target: Target) -> list[Any]:

@@ -9,30 +9,24 @@ are code: their graphs are not kept.
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.utils import _pytree as pytree
 
-from lrp_fx.capture import Call, Shapes
-from lrp_fx.capture.agreement import difference
 from lrp_fx.capture.fingerprint import Unkeyable, contents, environment
 from lrp_fx.capture.folder import VARIABLE, Entry, Kept, digest, folder
-from lrp_fx.capture.formulas import Unstorable, formula, formula_from
+from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.serial import Reader, Writer
 from lrp_fx.capture.store import named_tensors, read_graph, write_graph
-from lrp_fx.explain import Attribution, Sweeper
+from lrp_fx.errors import UnsafeFileError
+from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition
-from lrp_fx.explain.target import padding_masks
 from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.sizes import Fakes, Served
-
-_ENOUGH = 16  #: of a dimension that is free, to see whether a graph does what it should
 
 
 @dataclass(frozen=True)
@@ -104,15 +98,7 @@ def keep(where: Entry, graph_module: fx.GraphModule, served: Served, sweeper: Sw
     writer = Writer()
     try:
         graph, tensors = write_graph(graph_module, named_tensors(sweeper.captured.graph_module), writer)
-        document = {
-            "graph": graph,
-            "symbols": writer.symbols(),
-            "table": writer.table,
-            "dims": served.shapes.dims,
-            "limits": served.shapes.limits,
-            "guards": [formula(g) for g in served.guards],
-            "indexed": [formula(size) for size in served.indexed],
-        }
+        document = {"graph": graph, "symbols": writer.symbols(), "table": writer.table, **served.plain()}
     except Unstorable as reason:
         warnings.warn(f"{VARIABLE}: this graph is lowered anew each time: {reason}", stacklevel=2)
         return
@@ -124,6 +110,8 @@ def held(where: Entry, sweeper: Sweeper) -> Iterator[Held]:
     for file in where.files():
         try:
             yield _read(file, sweeper)
+        except UnsafeFileError as reason:
+            warnings.warn(f"{VARIABLE}: {str(file.path)!r} is not used: {reason}", stacklevel=2)
         except Exception:  # as for a file that cannot be read
             continue
 
@@ -134,68 +122,4 @@ def _read(file: Kept, sweeper: Sweeper) -> Held:
     graph_module = read_graph(
         document["graph"], file.tensors, named_tensors(sweeper.captured.graph_module), reader, "RelevanceGraph"
     )
-    known = sweeper.captured.shapes
-    limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
-    shapes = Shapes(
-        tuple(tuple(d) for d in document["dims"]),
-        limits,
-        known.reasons,
-        inputs=known.inputs,
-    )
-    guards, indexed = (tuple(formula_from(f, reader.symbols) for f in document[k]) for k in ("guards", "indexed"))
-    return Held(graph_module, Served(shapes, guards, indexed, sweeper.captured.shapes), file)
-
-
-Explain = Callable[[Call], Attribution]
-
-
-def agrees(found: Explain, expected: Explain, calls: Sequence[Call], most: float, outputs: bool) -> bool:
-    """Whether two ways to explain differ by ``most`` or less, on the first of these calls that both can explain.
-
-    What can be explained on none of them does not agree, but for tensors without values.
-
-    Args:
-        outputs: compare the model's outputs, too.
-    """
-    if any(tensor.is_meta for call in calls for tensor in call.tensors.values()):
-        return True
-    for call in calls:
-        with contextlib.suppress(Exception):  # a target that is not among fewer positions, a graph of other operators
-            return difference(_tensors(expected(call), outputs), _tensors(found(call), outputs)) <= most
-    return False
-
-
-def _tensors(explained: Attribution, outputs: bool) -> list[Tensor]:
-    """All that an explanation consists of."""
-    kept = [explained.target, explained.relevance, explained.latents, explained.output if outputs else None]
-    return [t for t in pytree.tree_leaves(kept) if isinstance(t, Tensor) and t.is_floating_point()]
-
-
-def examples(call: Call, served: Served) -> list[Call]:
-    """Calls to compare explanations on: few samples and positions of this one, then all of it.
-
-    Where only sizes are known, floating inputs are random, and no position is padding.
-    """
-    dims = served.shapes.dims
-    few = {str(d) for sizes in dims for d in sizes if isinstance(d, str) and d.isidentifier()}
-    masks, feed, leaves, part = padding_masks(call.tensors), iter(dims), [], []
-    for name, leaf in zip(call.names, call.leaves, strict=True):
-        if isinstance(leaf, Tensor):
-            leaf = _with_values(leaf, name in masks)
-            corner = [slice(_ENOUGH if str(d) in few else None) for d in next(feed)]
-            part.append(leaf[tuple(corner)])
-        else:
-            part.append(leaf)
-        leaves.append(leaf)
-    calls = [Call(call.names, tuple(found), call.key) for found in (part, leaves)]
-    return [c for c in calls if served.mismatch(list(c.tensors.values())) is None]
-
-
-def _with_values(tensor: Tensor, mask: bool) -> Tensor:
-    """The tensor; where it is one value expanded, one that relevance can be seen on."""
-    if tensor.is_meta or tensor.numel() < 2 or any(tensor.stride()):
-        return tensor
-    if tensor.is_floating_point() and not mask:
-        drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
-        return drawn.to(tensor)
-    return torch.ones_like(tensor) if mask else tensor
+    return Held(graph_module, Served.from_plain(document, reader.symbols, sweeper.captured.shapes), file)

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import json
+import operator
 import warnings
-import zipfile
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.pt2_archive._package import package_pt2
 
 from lrp_fx.capture import copy_graph
+from lrp_fx.capture.named import attribute, by_torch
 from lrp_fx.capture.paths import module_of
-from lrp_fx.errors import InputError, LrpError, require
-from lrp_fx.explain import Attribution, Ledger
+from lrp_fx.capture.serial import Reader, Writer
+from lrp_fx.capture.signature import flatten
+from lrp_fx.errors import InputError, LoweringError, LrpError, UnsafeFileError, require
+from lrp_fx.explain import Attribution, Ledger, Target
+from lrp_fx.files import replacing, writing
+from lrp_fx.lowering.accepts import Accepts, ran
+from lrp_fx.lowering.archive import ABOUT, Archive
 from lrp_fx.lowering.convolutions import transpose_convolutions
+from lrp_fx.lowering.forms import Form
 from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.portable import spell_grouped_products
+from lrp_fx.lowering.sizes import Served
+from lrp_fx.lowering.trace import check_finite
 from lrp_fx.lowering.weights import Weights, fill, placeholder, references
 
-_META, _REFERENCES = "lrp_fx.json", "weights"
+_REFERENCES = "weights"
 
 
-def exported(graph_module: fx.GraphModule, plain: bool = False) -> torch.export.ExportedProgram:
-    """The exported program of a relevance graph, its sizes as free as the graph leaves them.
+def portable(graph_module: fx.GraphModule, plain: bool = False) -> fx.GraphModule:
+    """A relevance graph without operators of other libraries.
 
     Args:
         plain: spell out what other runtimes than PyTorch do not have.
@@ -38,6 +48,11 @@ def exported(graph_module: fx.GraphModule, plain: bool = False) -> torch.export.
         transpose_convolutions(graph)
     graph.lint()
     graph_module.recompile()
+    return graph_module
+
+
+def exported(graph_module: fx.GraphModule) -> torch.export.ExportedProgram:
+    """The exported program of a portable graph, its sizes as free as the graph leaves them."""
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     examples, free = [], []
     for node in placeholders:
@@ -63,26 +78,71 @@ def save(
     """Save a relevance graph; plain ``torch.export.load`` reads it, too.
 
     Args:
+        about: what :func:`load` has to know: names, precisions and sizes of inputs, kind of target, rule set.
         without: a model whose weights are left out and referred to by their names; otherwise they are in the file.
+
+    Raises:
+        LoweringError: for a graph that has no plain form.
+        OSError: where nothing can be written; what was there before stays.
     """
+    graph_module = portable(graph_module)
     program = exported(graph_module)
+    graph = _plain_graph(graph_module)
+    names = {path: _held_as(path, program, graph_module) for path in graph.pop("paths")}
     known = {} if without is None else references(graph_module, without)
-    elsewhere = {name: names for name, names in known.items() if name in program.state_dict}
-    for name in elsewhere:
-        program.state_dict[name] = placeholder(program.state_dict[name])
-    with warnings.catch_warnings():
+    elsewhere = {path: known[path] for path in names if path in known and names[path] in program.state_dict}
+    for path in elsewhere:
+        program.state_dict[names[path]] = placeholder(program.state_dict[names[path]])
+    program.example_inputs = None  # they would be pickled, and nobody reads them
+    document = {**about, **graph, "tensors": names, _REFERENCES: elsewhere}
+    with warnings.catch_warnings(), writing(path) as file:
         warnings.filterwarnings("ignore", message="No complete tensor found")  # placeholders are incomplete on purpose
-        torch.export.save(program, path, extra_files={_META: json.dumps({**about, _REFERENCES: elsewhere})})
+        torch.export.save(program, file, extra_files={ABOUT: json.dumps(document)})
 
 
-def package(graph_module: fx.GraphModule, path: str | Path) -> Path:
-    """Compile a relevance graph ahead of time to a package that runs from C++, or from Python with torch alone."""
-    options = inductor_options(graph_module)
+def _plain_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
+    """A graph as plain data, with the paths of its tensors; of its values, those of its inputs alone."""
+    graph, _ = copy_graph(graph_module.graph)
+    for node in graph.nodes:
+        node.meta = {"val": node.meta["val"]} if node.op == "placeholder" else {}
+    writer, paths = Writer(), sorted({str(n.target) for n in graph.find_nodes(op="get_attr")})
+    try:
+        return {"graph": writer.graph(graph), "symbols": writer.symbols(), "table": writer.table, "paths": paths}
+    except Unstorable as reason:
+        raise LoweringError(
+            f"this graph cannot be saved: {reason}. Remedy: package() it, or use explain()."
+        ) from reason
+
+
+def _held_as(path: str, program: torch.export.ExportedProgram, graph_module: fx.GraphModule) -> str:
+    """The name under which a program has the tensor that a graph has under a path."""
+    held = {**program.state_dict, **program.constants}
+    if path in held:
+        return path
+    tensor = operator.attrgetter(path)(graph_module)
+    return next(name for name, value in held.items() if value is tensor)
+
+
+def package(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, Any]) -> Path:
+    """Compile a relevance graph ahead of time to a package that runs from C++, or from Python with torch alone.
+
+    Raises:
+        OSError: where nothing can be written; what was there before stays.
+    """
+    if Path(path).suffix != ".pt2":
+        raise ValueError(f"{str(path)!r}: the name of a package ends in .pt2")
+    options = {**inductor_options(graph_module), "aot_inductor.package": True}
+    graph_module = portable(graph_module)
+    program, graph = exported(graph_module), _plain_graph(graph_module)
+    assert program.example_inputs is not None
+    document = {**about, **graph, "graph": None}
     with torch.no_grad():
-        made = torch._inductor.aoti_compile_and_package(
-            exported(graph_module), package_path=str(path), inductor_configs=options
+        files: Any = torch._inductor.aot_compile(
+            module_of(program), *program.example_inputs, options=options
         )
-    return Path(made)
+    with writing(path) as file:
+        package_pt2(file, aoti_files=files, extra_files={ABOUT: json.dumps(document)})
+    return Path(path)
 
 
 def to_onnx(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, Any]) -> None:
@@ -94,14 +154,15 @@ def to_onnx(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, 
     require("onnx", "onnx")
     require("onnxscript", "onnx")
     program: Any = torch.onnx.export(
-        exported(graph_module, plain=True),
+        exported(portable(graph_module, plain=True)),
         dynamo=True,
         input_names=list(about["inputs"]),
         output_names=list(about["outputs"]),
         optimize=True,
         verbose=False,
     )
-    program.save(str(path), external_data=False)
+    with replacing(path) as beside:
+        program.save(str(beside), external_data=False)
 
 
 @dataclass(frozen=True)
@@ -111,56 +172,107 @@ class Artefact:
     Attributes:
         module: (tensor inputs, target inputs) -> {"target", "relevance", "latents", "output"}.
         about: names of inputs and outputs, kind of target, rule set.
+        accepts: the inputs and sizes it takes.
+        positions: names of what it takes by position.
     """
 
-    module: torch.nn.Module
+    module: Callable[..., Any]
     about: Mapping[str, Any]
+    accepts: Accepts = field(repr=False)
+    positions: tuple[str, ...] = field(repr=False)
 
-    def __call__(self, **inputs: Any) -> Attribution:
-        """Explain one call: the inputs by name, and those of the target (``target=``, an int or a (B,) tensor).
+    def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
+        """Explain one call, as the model's own :meth:`lrp_fx.Lowered.__call__` does: inputs by name or by position.
+
+        The constants that the graph was lowered with are in it, and need not be given.
 
         Raises:
-            InputError: for a missing or an unknown input.
+            InputError: for inputs that the graph does not take: number, names, precision, device, sizes, NaN.
+            TargetError: for a target of another form, or out of range.
+            NumericalError: when the target or a relevance is not finite.
         """
-        names = self.about["inputs"]
-        if set(inputs) != set(names):
-            raise InputError(f"this graph takes {', '.join(names)}; given were {', '.join(inputs) or 'none'}")
-        tensors = [inputs[n] for n in names]
-        batch = next(t for t in tensors if isinstance(t, Tensor)).shape[0]
-        ready = [t if isinstance(t, Tensor) else torch.full((batch,), t) for t in tensors]
-        with torch.no_grad():
-            found = self.module(*ready)
-        relevance = dict(found["relevance"])
-        latents, rules = dict(found["latents"]), self.about["rules"]
+        names, form = list(self.accepts.dtypes), self._form
+        tensors = self.accepts.tensors(flatten(list(self.positions), args, kwargs))
+        if target is None and form.names:
+            raise InputError(f"this graph takes {', '.join((*names, *form.names))}; no target was given")
+        extra: tuple[Tensor, ...] = ()
+        if form.names or target is not None:
+            extra = form.inputs(target, self.accepts.served.limits(tensors), tensors[0].device)
+        with ran(), torch.no_grad():
+            found = self.module(*tensors, *extra)
+        relevance, latents = dict(found["relevance"]), dict(found["latents"])
+        check_finite([found["target"], *relevance.values()])
+        rules = self.about["rules"]
         return Attribution(relevance, latents, found["target"], found["output"], rules, relevance, _no_ledger)
+
+    explain = __call__
+
+    @property
+    def _form(self) -> Form:
+        names = self.about["inputs"][len(self.accepts.dtypes) :]
+        return Form(self.about["target"], tuple(names), _is_chosen)
+
+
+def _is_chosen(*_: Any) -> Tensor:
+    raise LrpError("the choice of the target is in the graph")
 
 
 def _no_ledger() -> Ledger:
     raise LrpError("a saved graph has no ledger: explain with the converted model for the whole account")
 
 
-def load(path: str | Path, weights: Weights | None = None) -> Artefact:
-    """Read what :meth:`lrp_fx.ExplainableModule.save` wrote. Neither the model's class nor its library is needed.
+def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool = False) -> Artefact:
+    """Read what ``save`` or ``package`` wrote. Neither the model's class nor its library is needed.
+
+    Reading a saved graph runs no code that the file names. A package is compiled code: who wrote it says what it does.
 
     Args:
         path: the file.
         weights: where the weights are, of a graph that was saved with ``weights="reference"``: a safetensors file,
             several, a folder with ``model.safetensors`` or its index, or {name: file or tensor}.
+        trust_code: load a package, whose code is run.
 
     Raises:
         InputError: for a file that is no saved relevance graph, and where weights are needed or are not.
+        UnsafeFileError: for a file that holds code, a pickle or names that no graph has.
         WeightError: for weights that are not there, or of another shape or precision.
     """
-    extra = {_META: ""}
-    try:
-        program = torch.export.load(path, extra_files=extra)
-        about = json.loads(extra[_META])
-    except (RuntimeError, ValueError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{str(path)!r} is no saved relevance graph: {str(error).splitlines()[0]}") from error
-    wanted, module = about.get(_REFERENCES, {}), module_of(program)
+    archive = Archive(path)
+    about = archive.about
+    if archive.compiled and not trust_code:
+        raise UnsafeFileError(
+            f"{str(path)!r} is a package of compiled code, and loading it runs that code. Remedy: if you trust who "
+            "wrote it, load(path, trust_code=True); a saved graph (save) needs no trust."
+        )
+    wanted = about.get(_REFERENCES) or {}
     if bool(wanted) != (weights is not None):
         remedy = "refers to a checkpoint: name it with weights=" if wanted else "holds its weights: leave out weights="
         raise InputError(f"{str(path)!r} {remedy}")
+    try:
+        reader = Reader(about["table"], about["symbols"])
+        accepts, positions = _accepts(about, reader), tuple(map(str, about["positions"]))
+        told = {key: about[key] for key in ("inputs", "outputs", "target", "rules")}
+        if archive.compiled:
+            module: Any = torch._inductor.aoti_load_package(str(path))
+        else:
+            archive.check()
+            tensors = archive.tensors()
+            held = {attribute(path): tensors[name] for path, name in about["tensors"].items()}
+            module = fx.GraphModule(held, reader.graph(about["graph"]), class_name="RelevanceGraph")
+    except UnsafeFileError as error:
+        raise UnsafeFileError(f"{str(path)!r} is refused: {error}") from error
+    except Exception as error:  # what is damaged fails in one of many ways
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        raise InputError(f"{str(path)!r} is no saved relevance graph: {reason}") from error
     if weights is not None:
         fill(module, wanted, weights)
-    return Artefact(module, about)
+    return Artefact(module, told, accepts, positions)
+
+
+def _accepts(about: Mapping[str, Any], reader: Reader) -> Accepts:
+    dtypes = {str(name): by_torch(dtype) for name, dtype in about["dtypes"].items()}
+    served = Served.from_plain(about, reader.symbols, {})
+    found = Accepts(dtypes, torch.device(about["device"]), dict(about["constants"]), served)
+    if about["inputs"][: len(dtypes)] != list(dtypes) or len(served.shapes.dims) != len(dtypes):
+        raise ValueError("inputs that do not belong together")
+    return found

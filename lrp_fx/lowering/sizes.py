@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from lrp_fx.capture import Shapes
+from lrp_fx.capture.formulas import formula, formula_from
 from lrp_fx.errors import LrpError
 
 _log = logging.getLogger(__name__)
@@ -131,9 +132,9 @@ class Served:
         for leaf, old in zip([v for v in fakes.leaves if isinstance(v, Tensor)], captured.dims, strict=True):
             found = [expression(size) for size in leaf.shape]
             dims.append(tuple(int(e) if e.is_number else str(e) for e in found))
-            for formula, symbol in zip(found, old, strict=True):
-                if isinstance(symbol, str) and symbol in captured.limits and not formula.is_number:
-                    limits[str(formula)] = captured.limits[symbol]
+            for size, symbol in zip(found, old, strict=True):
+                if isinstance(symbol, str) and symbol in captured.limits and not size.is_number:
+                    limits[str(size)] = captured.limits[symbol]
         guards = tuple(environment.replace(g.expr) for g in environment.guards)
         return cls(
             Shapes(tuple(dims), limits, captured.reasons, inputs=captured.inputs),
@@ -141,6 +142,27 @@ class Served:
             tuple(expression(s) for s in indexed),
             captured,
         )
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data.
+
+        Raises:
+            Unstorable: for a function of sizes that has no plain form.
+        """
+        return {
+            "dims": self.shapes.dims,
+            "limits": self.shapes.limits,
+            "guards": [formula(g) for g in self.guards],
+            "indexed": [formula(size) for size in self.indexed],
+        }
+
+    @classmethod
+    def from_plain(cls, document: Mapping[str, Any], symbols: Mapping[str, Any], captured: Shapes) -> Served:
+        """What :meth:`plain` wrote, in these symbols, for a capture of these sizes."""
+        limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
+        dims = tuple(tuple(int(d) if isinstance(d, int) else str(d) for d in sizes) for sizes in document["dims"])
+        guards, indexed = (tuple(formula_from(f, symbols) for f in document[k]) for k in ("guards", "indexed"))
+        return cls(Shapes(dims, limits, captured.reasons, inputs=captured.inputs), guards, indexed, captured)
 
     def mismatch(self, tensors: Sequence[Tensor]) -> str | None:
         """None when the graph serves these inputs, else why not."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrp_fx.errors import require
+from lrp_fx.files import write_text
 from lrp_fx.viz.colours import background, css, foreground, largest
 from lrp_fx.viz.words import Word, most_relevant
 
@@ -67,5 +68,4 @@ def write_page(path: str | Path, page: str) -> Path:
     """Write a page, creating its folder where needed, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_text(path, page)

@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmark.cases import ABOUT, CASES, ON_GPU
 from benchmark.results import Results
+from lrp_fx.files import replacing, write_text
 
 COLUMNS = ("forward", "gradient", "eager", "lowered", "compiled")
 COLOURS = {"eager": "#7f8fa6", "lowered": "#e0a458", "compiled": "#3b6ea5"}
@@ -20,7 +21,7 @@ def write(results: Path, report: Path) -> None:
         kept = Results(results, device)
         if found := kept.read():
             lines += _device(device, found, kept.settings(), report)
-    report.write_text("\n".join(lines) + "\n")
+    write_text(report, "\n".join(lines) + "\n")
 
 
 _PREAMBLE = (
@@ -121,7 +122,8 @@ def _plot(rows: dict[str, Any], device: str, report: Path) -> list[str]:
     axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
     path = report.with_name(f"performance-{device}.svg")
-    figure.savefig(path, metadata={"Date": None})
+    with replacing(path) as beside:
+        figure.savefig(beside, metadata={"Date": None})
     return [f"![time by model]({path.name})", ""]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import transformers
 
+from lrp_fx.files import write_text
+
 
 @dataclass(frozen=True)
 class Results:
@@ -39,7 +41,7 @@ class Results:
         found = self._all()
         found.setdefault(self.device, {})[job] = {"setting": setting(self.device), "measured": measured}
         ordered = {device: dict(sorted(jobs.items())) for device, jobs in sorted(found.items())}
-        self.path.write_text(json.dumps(ordered, indent=1) + "\n")
+        write_text(self.path, json.dumps(ordered, indent=1) + "\n")
 
     def _all(self) -> dict[str, Any]:
         return json.loads(self.path.read_text()) if self.path.is_file() else {}

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 
+from lrp_fx.files import write_text
 from training import networks, prose
 from training.jobs import Trained, jobs
 
@@ -43,7 +44,7 @@ def save(trained: Trained, what: str, folder: Path) -> None:
         "seconds": round(trained.seconds),
         "held out": trained.held_out,
     }
-    (folder / "record.json").write_text(json.dumps(row, indent=1) + "\n")
+    write_text(folder / "record.json", json.dumps(row, indent=1) + "\n")
 
 
 def work(name: str, folder: Path, share: float, news: Queue[Any]) -> None:
@@ -124,7 +125,7 @@ def main() -> None:
     missing = [n for n in names if options.again or not (options.folder / n / "record.json").exists()]
     if missing:
         train_all(missing, options.folder, options.share, options.workers)
-    options.report.write_text(report(known, options.folder))
+    write_text(options.report, report(known, options.folder))
     print(options.report.read_text())
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from further import CORRELATION, GRADIENT, SUM
 
+from lrp_fx.files import write_text
+
 _HEAD = """# The zoo
 
 Every row is one class of a package, built tiny with random weights, converted with nothing written for it, and checked:
@@ -37,7 +39,7 @@ def write_page(document: dict[str, Any], path: Path) -> None:
     if further:
         parts.append(_further(further))
     parts += [_failures(rows), *(_table(rows, further, suite) for suite in suites)]
-    path.write_text("\n".join(parts))
+    write_text(path, "\n".join(parts))
 
 
 def _summary(rows: dict[str, dict[str, Any]], suites: list[str]) -> str:

@@ -24,6 +24,8 @@ from lowered import check_lowered
 from page import write_page
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lrp_fx.files import write_text
+
 SUITES = ("transformers", "timm", "torchvision", "pypi")
 
 
@@ -60,9 +62,7 @@ class Results:
             lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in rows)
             rest.append(f"{json.dumps(section)}: {{\n{lines}\n}}")
         text = "{" + ",\n".join(rest) + "}\n"
-        scratch = self.path.with_suffix(".tmp")
-        scratch.write_text(text)
-        scratch.replace(self.path)
+        write_text(self.path, text)
 
 
 def versions(suite: str) -> dict[str, str]:

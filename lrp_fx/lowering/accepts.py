@@ -1,0 +1,103 @@
+"""What a lowered graph takes: its inputs and sizes, checked alike for one at hand and for one out of a file."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp_fx.capture import Call
+from lrp_fx.errors import InputError
+from lrp_fx.lowering.sizes import Served
+
+_PLAIN = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Accepts:
+    """Inputs of a lowered graph.
+
+    Attributes:
+        dtypes: tensor inputs in the graph's order, with their precision.
+        device: where all of them are.
+        constants: the other inputs with their values, which are part of the graph; what is not plain is its ``repr``.
+        served: the sizes.
+    """
+
+    dtypes: Mapping[str, torch.dtype]
+    device: torch.device
+    constants: Mapping[str, Any]
+    served: Served
+
+    @classmethod
+    def of(cls, call: Call, served: Served) -> Accepts:
+        """What a graph lowered with this call takes."""
+        tensors = call.tensors
+        rest = {n: _plain(v) for n, v in zip(call.names, call.leaves, strict=True) if n not in tensors}
+        return cls({n: t.dtype for n, t in tensors.items()}, next(iter(tensors.values())).device, rest, served)
+
+    def tensors(self, call: Call) -> list[Tensor]:
+        """The tensors of a call in the graph's order.
+
+        Raises:
+            InputError: for missing and unknown inputs, another value of a constant, another precision or device, and
+                sizes that the graph does not serve.
+        """
+        given = dict(zip(call.names, call.leaves, strict=True))
+        tensors = {n: v for n, v in given.items() if isinstance(v, Tensor)}
+        if wrong := [*self.dtypes.keys() - tensors.keys(), *given.keys() - self.dtypes.keys() - self.constants.keys()]:
+            raise InputError(
+                f"this graph takes {', '.join((*self.dtypes, *self.constants))}; given were "
+                f"{', '.join(given) or 'none'} ({', '.join(sorted(wrong))}: missing, no tensor, or unknown)"
+            )
+        for name, value in self.constants.items():
+            if name in given and _plain(given[name]) != value:
+                raise InputError(f"this graph was lowered with {name}={value!r}, not {given[name]!r}: lower it again")
+        for name, dtype in self.dtypes.items():
+            found = tensors[name]
+            if (found.dtype, found.device) != (dtype, self.device):
+                raise InputError(
+                    f"this graph was lowered for '{name}' of {dtype} on {self.device}, not {found.dtype} on "
+                    f"{found.device}: convert the input, or lower it again with this one"
+                )
+        ordered = [tensors[n] for n in self.dtypes]
+        for name, found, dims in zip(self.dtypes, ordered, self.served.shapes.dims, strict=True):
+            if found.dim() != len(dims):
+                raise InputError(f"this graph was lowered for '{name}' of {len(dims)} dimensions, not {found.dim()}")
+        if (reason := self.served.mismatch(ordered)) is not None:
+            raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
+        return ordered
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data.
+
+        Raises:
+            Unstorable: for a function of sizes that has no plain form.
+        """
+        return {
+            "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
+            "device": str(self.device),
+            "constants": self.constants,
+            **self.served.plain(),
+            "captured": self.served.captured.plain(),
+        }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, _PLAIN) else repr(value)
+
+
+@contextlib.contextmanager
+def ran() -> Iterator[None]:
+    """Turn a failure inside a graph into an :class:`InputError`: an id that is no row of a table, an odd mask."""
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"the graph cannot run on these inputs: {reason}. Remedy: give inputs that the model itself accepts."
+        ) from error

@@ -1,0 +1,98 @@
+"""One run of a lowered graph beside the eager sweep, before it is written anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture import Call
+from lrp_fx.capture.agreement import difference
+from lrp_fx.errors import LoweringError
+from lrp_fx.explain import Attribution
+from lrp_fx.explain.target import padding_masks
+from lrp_fx.lowering.sizes import Served
+
+_ENOUGH = 16  #: of a dimension that is free, to see whether a graph does what it should
+
+Explain = Callable[[Call], Attribution]
+
+
+def tried(found: Explain, expected: Explain, calls: Sequence[Call], most: float, outputs: bool) -> bool:
+    """Compare two ways to explain on the first of these calls that ``expected`` explains; whether there was one.
+
+    Args:
+        most: how much they may differ, relative to the largest entry of each tensor.
+        outputs: compare the model's outputs, too.
+
+    Raises:
+        LoweringError: naming what differs, or why ``found`` does not run.
+    """
+    if any(tensor.is_meta for call in calls for tensor in call.tensors.values()):
+        return False
+    for call in calls:
+        with contextlib.suppress(Exception):  # a target that is not among fewer positions, a call without its values
+            wanted = named_tensors(expected(call), outputs)
+            break
+    else:
+        return False
+    try:
+        made = named_tensors(found(call), outputs)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        raise LoweringError(f"the lowered graph does not run on its own example: {reason}. {_REMEDY}") from error
+    off = {name: difference([wanted[name]], [made[name]]) for name in wanted if name in made}
+    unlike = [f"{name} by {by:.1%}" for name, by in off.items() if not by <= most]
+    unlike += [f"{name} is missing" for name in wanted if name not in made]
+    if unlike:
+        raise LoweringError(
+            f"the lowered graph does not explain its own example as explain() does: {'; '.join(unlike)}. {_REMEDY}"
+        )
+    return True
+
+
+_REMEDY = "Nothing was written. Remedy: use explain(), and report this model, please."
+
+
+def named_tensors(explained: Attribution, outputs: bool) -> dict[str, Tensor]:
+    """All floating tensors that an explanation consists of, by what they are."""
+    parts = {"target": explained.target, "relevance": explained.relevance, "latent": explained.latents}
+    if outputs:
+        parts["output"] = explained.output
+    leaves: Any = pytree.tree_flatten_with_path(parts)[0]
+    named = {f"the {path[0].key}{pytree.keystr(path[1:])}": leaf for path, leaf in leaves}
+    return {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+
+
+def examples(call: Call, served: Served) -> list[Call]:
+    """Calls to compare explanations on: few samples and positions of this one, then all of it.
+
+    Where only sizes are known, floating inputs are random, and no position is padding.
+    """
+    dims = served.shapes.dims
+    few = {str(d) for sizes in dims for d in sizes if isinstance(d, str) and d.isidentifier()}
+    masks, feed, leaves, part = padding_masks(call.tensors), iter(dims), [], []
+    for name, leaf in zip(call.names, call.leaves, strict=True):
+        if isinstance(leaf, Tensor):
+            leaf = _with_values(leaf, name in masks)
+            corner = [slice(_ENOUGH if str(d) in few else None) for d in next(feed)]
+            part.append(leaf[tuple(corner)])
+        else:
+            part.append(leaf)
+        leaves.append(leaf)
+    calls = [Call(call.names, tuple(found), call.key) for found in (part, leaves)]
+    return [c for c in calls if served.mismatch(list(c.tensors.values())) is None]
+
+
+def _with_values(tensor: Tensor, mask: bool) -> Tensor:
+    """The tensor; where it is one value expanded, one that relevance can be seen on."""
+    if tensor.is_meta or tensor.numel() < 2 or any(tensor.stride()):
+        return tensor
+    if tensor.is_floating_point() and not mask:
+        drawn = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0))
+        return drawn.to(tensor)
+    return torch.ones_like(tensor) if mask else tensor
