@@ -217,6 +217,7 @@ def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
 def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     unpack(graph_module)
     normalise.see_through(graph_module.graph)
+    normalise.boolean_conditions(graph_module.graph)
     normalise.spell_out(graph_module.graph)
     normalise.pools_to_means(graph_module.graph)
     normalise.split_moments(graph_module.graph)

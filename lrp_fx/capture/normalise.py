@@ -178,3 +178,15 @@ def split_moments(graph: fx.Graph) -> None:
             user.replace_all_uses_with(new)
             graph.erase_node(user)
         graph.erase_node(node)
+
+
+def boolean_conditions(graph: fx.Graph) -> None:
+    """Bytes that say where, as masks were before there was a bool: kernels still take them, fake tensors do not."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.where.self):
+        condition = node.args[0]
+        if isinstance(condition, fx.Node) and condition.meta["val"].dtype is torch.uint8:
+            with graph.inserting_before(node):
+                new = graph.call_function(torch.ops.aten.ne.Scalar, (condition, 0))
+            value = condition.meta["val"]
+            new.meta = {**condition.meta, "val": value.new_empty(value.shape, dtype=torch.bool)}
+            node.update_arg(0, new)

@@ -13,6 +13,8 @@ from torch.fx import Node
 from lrp_fx.capture.paths import readable
 from lrp_fx.rewrite.positions import sizes_from_inputs
 
+_VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+
 
 def assembled(
     traced: fx.GraphModule, outputs: Any, attributes: Mapping[str, Tensor], names: Sequence[str]
@@ -52,9 +54,17 @@ def assembled(
 def finished(module: fx.GraphModule) -> fx.GraphModule:
     """The module with what depends on no input computed."""
     fold_constants(module)
+    free_views(module.graph)
     module.graph.lint()
     module.recompile()
     return module
+
+
+def free_views(graph: fx.Graph) -> None:
+    """Views that copy where they must: kernels lay out results otherwise than their fake counterparts said."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in _VIEWS:
+            node.target = torch.ops.aten.reshape.default
 
 
 def _nested(attributes: Mapping[str, Any]) -> torch.nn.Module:

@@ -88,11 +88,11 @@ def save(
     graph_module = portable(graph_module)
     program = exported(graph_module)
     graph = _plain_graph(graph_module)
-    names = {path: _held_as(path, program, graph_module) for path in graph.pop("paths")}
+    names = {at: _held_as(at, program, graph_module) for at in graph.pop("paths")}
     known = {} if without is None else references(graph_module, without)
-    elsewhere = {path: known[path] for path in names if path in known and names[path] in program.state_dict}
-    for path in elsewhere:
-        program.state_dict[names[path]] = placeholder(program.state_dict[names[path]])
+    elsewhere = {at: found for at, found in known.items() if names.get(at) in program.state_dict}
+    for name in {names[at] for at in elsewhere}:
+        program.state_dict[name] = placeholder(program.state_dict[name])
     program.example_inputs = None  # they would be pickled, and nobody reads them
     document = {**about, **graph, "tensors": names, _REFERENCES: elsewhere}
     with warnings.catch_warnings(), writing(path) as file:
@@ -257,7 +257,7 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
         else:
             archive.check()
             tensors = archive.tensors()
-            held = {attribute(path): tensors[name] for path, name in about["tensors"].items()}
+            held = {attribute(at): tensors[name] for at, name in about["tensors"].items()}
             module = fx.GraphModule(held, reader.graph(about["graph"]), class_name="RelevanceGraph")
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{str(path)!r} is refused: {error}") from error
