@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lrp_fx
-from lrp_fx.errors import LoweringError
+from lrp_fx.errors import InputError, LoweringError, TargetError
 
 
 class Transposed(nn.Module):
@@ -89,3 +89,68 @@ def test_a_graph_that_explains_something_else_is_not_written(tmp_path):
     with pytest.raises(LoweringError, match="does not run on its own example"):
         lowered.save(tmp_path / "x.pt2")
     assert not list(tmp_path.iterdir())
+
+
+class Dense(nn.Module):
+    """(B, 3, H, W) -> (B, classes, H, W), or with its classes last."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.conv, self.last = nn.Conv2d(3, 5, 3, padding=1), last
+
+    def forward(self, x):
+        found = self.conv(x)
+        return found.movedim(1, -1) if self.last else found
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("axis", [None, "named"])
+def test_pixels_of_a_lowered_and_of_a_loaded_graph(last, axis, tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    axis = None if axis is None else (3 if last else 1)
+    xmodel = lrp_fx.convert(Dense(last).double().eval(), x)
+    lowered = xmodel.lower(x, target=lrp_fx.Pixels(0, axis))
+    lowered.save(tmp_path / "x.pt2")
+    for graph in (lowered, lrp_fx.load(tmp_path / "x.pt2")):
+        for chosen in (1, 4, torch.tensor([2, 3])):
+            target = lrp_fx.Pixels(chosen, axis)
+            wanted = xmodel.explain(x, target=target)
+            found = graph(x, target=target)
+            assert torch.allclose(found.target, wanted.target, rtol=0, atol=1e-12)
+            assert torch.allclose(found.relevance["x"], wanted.relevance["x"], rtol=0, atol=1e-12)
+        with pytest.raises(TargetError, match="5 classes"):
+            graph(x, target=lrp_fx.Pixels(5, axis))
+        with pytest.raises(TargetError, match="lowered for a target of kind 'pixels"):
+            graph(x, target=(1, 0, 0))
+        with pytest.raises(TargetError, match="wins at no pixel"):
+            graph(torch.zeros_like(x), target=lrp_fx.Pixels(int(xmodel.model.conv.bias.argmin()), axis))
+
+
+def test_a_loaded_graph_explains_the_callable_it_was_saved_with_and_no_other(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(nn.Linear(4, 3).double(), x)
+    wanted = xmodel.explain(x, target=lambda out: out[:, 1])
+    xmodel.save(tmp_path / "x.pt2", x, target=lambda out: out[:, 1])
+    loaded = lrp_fx.load(tmp_path / "x.pt2")
+    found = loaded(x)
+    assert torch.allclose(found.relevance[next(iter(found.relevance))], next(iter(wanted.relevance.values())))
+    with pytest.raises(TargetError, match="which is in it"):
+        loaded(x, target=lambda out: out[:, 2])
+
+
+class Guarded(nn.Module):
+    def forward(self, x):
+        return x.cumsum(1) * (2.0 if x.shape[1] > 6 else 1.0)
+
+
+def test_a_loaded_graph_serves_the_sizes_for_which_the_model_runs_it(tmp_path):
+    x = torch.randn(2, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(Guarded(), x)
+    xmodel.save(tmp_path / "x.pt2", x, target=3)
+    loaded = lrp_fx.load(tmp_path / "x.pt2")
+    longer = torch.randn(2, 11, dtype=torch.float64)
+    assert torch.equal(loaded(longer, target=3).target, Guarded()(longer)[:, 3])
+    with pytest.raises(InputError, match="x.shape"):
+        loaded(longer[:, :5], target=3)

@@ -24,9 +24,9 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from lrp_fx.capture.calls import CALLS
 from lrp_fx.capture.formulas import Unstorable, formula, formula_from
-from lrp_fx.capture.paths import readable
 from lrp_fx.capture.named import attribute, by_torch, harmless, identifier
 from lrp_fx.capture.named import operator as operator_named
+from lrp_fx.capture.paths import readable
 from lrp_fx.capture.precision import exact_value
 from lrp_fx.errors import UnsafeFileError
 

@@ -58,6 +58,16 @@ class Reading:
             return "sequence"
         return "unknown" if self.axis in (None, 0) else "dense"
 
+    def plain(self) -> dict[str, Any]:
+        """As plain data, without the example."""
+        return {"leaf": self.leaf, "axis": self.axis, "named": self.named}
+
+    @classmethod
+    def from_plain(cls, document: Mapping[str, Any]) -> Reading:
+        """What :meth:`plain` wrote."""
+        leaf, axis = (None if document[key] is None else int(document[key]) for key in ("leaf", "axis"))
+        return cls(leaf, axis, bool(document["named"]))
+
 
 def read_output(captured: Captured, facts: Facts) -> Reading:
     """How the output of a capture is read."""

@@ -164,6 +164,7 @@ class Lowered:
             "target": self.form.kind,
             "rules": self.sweeper.rewritten.plan.ruleset.name,
             "positions": self._positions(),
+            "reading": self.sweeper.reading.plain(),
             **self.accepts.plain(),
         }
 

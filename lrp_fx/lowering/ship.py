@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.pt2_archive._package import package_pt2
 
-from lrp_fx.capture import copy_graph
+from lrp_fx.capture import Shapes, copy_graph
+from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.named import attribute, by_torch
 from lrp_fx.capture.paths import module_of
 from lrp_fx.capture.serial import Reader, Writer
 from lrp_fx.capture.signature import flatten
-from lrp_fx.errors import InputError, LoweringError, LrpError, UnsafeFileError, require
+from lrp_fx.errors import InputError, LoweringError, LrpError, TargetError, UnsafeFileError, require
 from lrp_fx.explain import Attribution, Ledger, Target
+from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.target import check_won, normal
 from lrp_fx.files import replacing, writing
 from lrp_fx.lowering.accepts import Accepts, ran
 from lrp_fx.lowering.archive import ABOUT, Archive
@@ -137,9 +140,7 @@ def package(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, 
     assert program.example_inputs is not None
     document = {**about, **graph, "graph": None}
     with torch.no_grad():
-        files: Any = torch._inductor.aot_compile(
-            module_of(program), *program.example_inputs, options=options
-        )
+        files: Any = torch._inductor.aot_compile(module_of(program), *program.example_inputs, options=options)
     with writing(path) as file:
         package_pt2(file, aoti_files=files, extra_files={ABOUT: json.dumps(document)})
     return Path(path)
@@ -174,12 +175,14 @@ class Artefact:
         about: names of inputs and outputs, kind of target, rule set.
         accepts: the inputs and sizes it takes.
         positions: names of what it takes by position.
+        reading: how the outputs of the model are read.
     """
 
     module: Callable[..., Any]
     about: Mapping[str, Any]
     accepts: Accepts = field(repr=False)
     positions: tuple[str, ...] = field(repr=False)
+    reading: Reading = field(repr=False)
 
     def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
         """Explain one call, as the model's own :meth:`lrp_fx.Lowered.__call__` does: inputs by name or by position.
@@ -195,13 +198,15 @@ class Artefact:
         tensors = self.accepts.tensors(flatten(list(self.positions), args, kwargs))
         if target is None and form.names:
             raise InputError(f"this graph takes {', '.join((*names, *form.names))}; no target was given")
+        if form.kind == "callable" and target is not None:
+            raise TargetError("this graph was saved for one callable target, which is in it: call it without target=")
         extra: tuple[Tensor, ...] = ()
         if form.names or target is not None:
-            extra = form.inputs(target, self.accepts.served.limits(tensors), tensors[0].device)
+            extra = form.inputs(target, self.accepts.served.limits(tensors), tensors[0].device, self.reading)
         with ran(), torch.no_grad():
             found = self.module(*tensors, *extra)
         relevance, latents = dict(found["relevance"]), dict(found["latents"])
-        check_finite([found["target"], *relevance.values()])
+        check_finite([check_won(normal(target), found["target"]), *relevance.values()])
         rules = self.about["rules"]
         return Attribution(relevance, latents, found["target"], found["output"], rules, relevance, _no_ledger)
 
@@ -251,6 +256,7 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
     try:
         reader = Reader(about["table"], about["symbols"])
         accepts, positions = _accepts(about, reader), tuple(map(str, about["positions"]))
+        reading = Reading.from_plain(about["reading"])
         told = {key: about[key] for key in ("inputs", "outputs", "target", "rules")}
         if archive.compiled:
             module: Any = torch._inductor.aoti_load_package(str(path))
@@ -266,12 +272,12 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
         raise InputError(f"{str(path)!r} is no saved relevance graph: {reason}") from error
     if weights is not None:
         fill(module, wanted, weights)
-    return Artefact(module, told, accepts, positions)
+    return Artefact(module, told, accepts, positions, reading)
 
 
 def _accepts(about: Mapping[str, Any], reader: Reader) -> Accepts:
     dtypes = {str(name): by_torch(dtype) for name, dtype in about["dtypes"].items()}
-    served = Served.from_plain(about, reader.symbols, {})
+    served = Served.from_plain(about, reader.symbols, Shapes.from_plain(about["captured"]))
     found = Accepts(dtypes, torch.device(about["device"]), dict(about["constants"]), served)
     if about["inputs"][: len(dtypes)] != list(dtypes) or len(served.shapes.dims) != len(dtypes):
         raise ValueError("inputs that do not belong together")
