@@ -89,10 +89,13 @@ def test_a_saved_graph_explains_without_the_model(case, tmp_path):
     xmodel, lowered, others = case
     lowered.save(tmp_path / "x.pt2")
     loaded = lrp_fx.load(tmp_path / "x.pt2")
-    for inputs in others:
+    for inputs in (others[0], {"input_ids": torch.randint(3, 99, (4, 5))}):
         found = loaded(**inputs, target=5)
         close(found.relevance["input_ids"], expected(xmodel, inputs, 5))
         assert found.ruleset == "attnlrp"
+    for graph in (lowered, loaded):  # the model asks whether there is one sample
+        with pytest.raises(InputError, match=r"input_ids.shape\[0\] != 1"):
+            graph(**others[1], target=5)
     with pytest.raises(InputError, match="takes input_ids, target"):
         loaded(input_ids=others[0]["input_ids"])
     with pytest.raises(LrpError, match="no ledger"):
@@ -251,7 +254,7 @@ FORMS = ["a file", "a folder", "a folder with an index", "an index", "files", "t
 def test_weights_by_reference_give_the_very_same_relevance(form, shared):
     folder, model, inside = shared
     loaded = lrp_fx.load(folder / "reference.pt2", weights=forms_of(folder, model)[form])
-    for size in ((3, 11), (1, 5)):
+    for size in ((3, 11), (4, 5)):
         ids = torch.randint(3, 99, size)
         found, wanted = loaded(input_ids=ids, target=5), inside(input_ids=ids, target=5)
         assert torch.equal(found.relevance["input_ids"], wanted.relevance["input_ids"])

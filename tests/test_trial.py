@@ -154,3 +154,41 @@ def test_a_loaded_graph_serves_the_sizes_for_which_the_model_runs_it(tmp_path):
     assert torch.equal(loaded(longer, target=3).target, Guarded()(longer)[:, 3])
     with pytest.raises(InputError, match="x.shape"):
         loaded(longer[:, :5], target=3)
+
+
+class Packed(nn.Module):
+    """The last step of a recurrent layer over sequences of given lengths, unpacked again."""
+
+    def __init__(self, first, both):
+        super().__init__()
+        self.lstm, self.first = nn.LSTM(4, 3, batch_first=first, bidirectional=both), first
+        self.head = nn.Linear(6 if both else 3, 2)
+
+    def forward(self, x, lengths):
+        rows = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=self.first, enforce_sorted=False)
+        found, _ = nn.utils.rnn.pad_packed_sequence(self.lstm(rows)[0], batch_first=self.first, total_length=7)
+        found = found if self.first else found.transpose(0, 1)
+        return self.head(found[torch.arange(len(lengths)), lengths - 1])
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_packed_sequences(first, dynamic, tmp_path):
+    torch.manual_seed(0)
+    model, lengths = Packed(first, first).double().eval(), torch.tensor([3, 5, 2])
+    x = torch.randn((3, 6, 4) if first else (6, 3, 4), dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, lengths)
+    wanted = xmodel.explain(x, lengths, target=1)
+    assert torch.allclose(wanted.target, model(x, lengths)[:, 1])
+    lowered = xmodel.lower(x, lengths, target=1, dynamic=dynamic)
+    with pytest.warns(UserWarning, match="recorded"):
+        lowered.save(tmp_path / "x.pt2")
+    for graph in (lowered, lrp_fx.load(tmp_path / "x.pt2")):
+        found = graph(x, lengths, target=1)
+        assert torch.allclose(found.target, wanted.target, rtol=0, atol=1e-12)
+        assert torch.allclose(found.relevance["x"], wanted.relevance["x"], rtol=0, atol=1e-12)
+    many = xmodel.explain_targets(x, lengths, targets=[0, 1])
+    assert torch.allclose(many.relevance["x"][1], wanted.relevance["x"], rtol=0, atol=1e-12)
+    assert float(wanted.relevance["x"].abs().max()) > 1e-3
+    with pytest.raises(InputError, match="other branches"):
+        lowered(x, torch.tensor([4, 4, 2]), target=1)

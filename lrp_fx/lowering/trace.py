@@ -29,6 +29,7 @@ from lrp_fx.explain.target import padding_masks
 from lrp_fx.lowering.classes import choose_rows
 from lrp_fx.lowering.collect import collect_late, per_source
 from lrp_fx.lowering.forms import Form, distinct
+from lrp_fx.lowering.packing import spell_packed
 from lrp_fx.lowering.sizes import Fakes
 from lrp_fx.rewrite.ops import nonzero, relevance_of
 from lrp_fx.rewrite.positions import behind_selection, sizes_from_inputs
@@ -140,6 +141,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     graph, _ = copy_graph(sweeper.tapped.graph)
     graph_module = fx.GraphModule(sweeper.tapped, graph, class_name="TargetedGraph")
     _note_sizes(graph)
+    spell_packed(graph_module, _spliced)
     attributes = {k: fakes.constant(v) for k, v in attributes_of(graph_module).items()}
     outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)
     spec = sweeper.captured.out_spec
