@@ -152,7 +152,7 @@ def test_a_loaded_graph_serves_the_sizes_for_which_the_model_runs_it(tmp_path):
     loaded = lrp_fx.load(tmp_path / "x.pt2")
     longer = torch.randn(2, 11, dtype=torch.float64)
     assert torch.equal(loaded(longer, target=3).target, Guarded()(longer)[:, 3])
-    with pytest.raises(InputError, match="x.shape"):
+    with pytest.raises(InputError, match=r"x\.shape"):
         loaded(longer[:, :5], target=3)
 
 
@@ -192,3 +192,19 @@ def test_packed_sequences(first, dynamic, tmp_path):
     assert float(wanted.relevance["x"].abs().max()) > 1e-3
     with pytest.raises(InputError, match="other branches"):
         lowered(x, torch.tensor([4, 4, 2]), target=1)
+
+
+class Scaled(nn.Module):
+    def forward(self, x, scale):
+        return torch.tanh(x * scale)
+
+
+def test_a_number_that_is_an_input(tmp_path):
+    x = torch.randn(2, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(Scaled())
+    for scale in (0.5, 1.5, 2.5):  # one graph for all of them, from the second on
+        wanted = xmodel.explain(x, scale, target=1)
+    xmodel.save(tmp_path / "x.pt2", x, 2.5, target=1)
+    for graph in (xmodel.lower(x, 2.5, target=1), lrp_fx.load(tmp_path / "x.pt2")):
+        assert torch.equal(graph(x, 2.5, target=1).target, wanted.target)
+        assert torch.equal(graph(x, scale=0.75, target=1).target, torch.tanh(x * 0.75)[:, 1])

@@ -86,10 +86,12 @@ def read_call(
         InputError: for an empty tensor, a non-finite floating input, tensors on several devices, or an object that
             cannot be taken apart.
     """
-    return flatten(positional_names(model), args, kwargs)
+    return flatten(positional_names(model), args, kwargs, free)
 
 
-def flatten(parameters: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def flatten(
+    parameters: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], free: torch.dtype | None = None
+) -> Call:
     """Flatten a call of what has these positional parameters, as :func:`read_call` does."""
     tree = opened((args, dict(sorted(kwargs.items()))))
     flat, spec = pytree.tree_flatten_with_path(tree)

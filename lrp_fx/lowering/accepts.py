@@ -26,19 +26,23 @@ class Accepts:
         device: where all of them are.
         constants: the other inputs with their values, which are part of the graph; what is not plain is its ``repr``.
         served: the sizes.
+        free: the precision of floating numbers of Python that are inputs; None where they are constants.
     """
 
     dtypes: Mapping[str, torch.dtype]
     device: torch.device
     constants: Mapping[str, Any]
     served: Served
+    free: torch.dtype | None = None
 
     @classmethod
     def of(cls, call: Call, served: Served) -> Accepts:
         """What a graph lowered with this call takes."""
         tensors = call.tensors
         rest = {n: _plain(v) for n, v in zip(call.names, call.leaves, strict=True) if n not in tensors}
-        return cls({n: t.dtype for n, t in tensors.items()}, next(iter(tensors.values())).device, rest, served)
+        return cls(
+            {n: t.dtype for n, t in tensors.items()}, next(iter(tensors.values())).device, rest, served, call.free
+        )
 
     def tensors(self, call: Call) -> list[Tensor]:
         """The tensors of a call in the graph's order.
@@ -83,6 +87,7 @@ class Accepts:
             "device": str(self.device),
             "constants": self.constants,
             **self.served.plain(),
+            "free": None if self.free is None else str(self.free).removeprefix("torch."),
             "captured": self.served.captured.plain(),
         }
 

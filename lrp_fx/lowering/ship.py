@@ -195,7 +195,7 @@ class Artefact:
             NumericalError: when the target or a relevance is not finite.
         """
         names, form = list(self.accepts.dtypes), self._form
-        tensors = self.accepts.tensors(flatten(list(self.positions), args, kwargs))
+        tensors = self.accepts.tensors(flatten(list(self.positions), args, kwargs, self.accepts.free))
         if target is None and form.names:
             raise InputError(f"this graph takes {', '.join((*names, *form.names))}; no target was given")
         if form.kind == "callable" and target is not None:
@@ -278,7 +278,8 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
 def _accepts(about: Mapping[str, Any], reader: Reader) -> Accepts:
     dtypes = {str(name): by_torch(dtype) for name, dtype in about["dtypes"].items()}
     served = Served.from_plain(about, reader.symbols, Shapes.from_plain(about["captured"]))
-    found = Accepts(dtypes, torch.device(about["device"]), dict(about["constants"]), served)
+    free = None if about["free"] is None else by_torch(about["free"])
+    found = Accepts(dtypes, torch.device(about["device"]), dict(about["constants"]), served, free)
     if about["inputs"][: len(dtypes)] != list(dtypes) or len(served.shapes.dims) != len(dtypes):
         raise ValueError("inputs that do not belong together")
     return found
