@@ -1,10 +1,14 @@
 """Lowered graphs explain their own example as explain() does, and no file of one that does not is written."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
 import lrp_fx
+from lrp_fx import lowering
 from lrp_fx.errors import InputError, LoweringError, TargetError
 
 
@@ -208,3 +212,43 @@ def test_a_number_that_is_an_input(tmp_path):
     for graph in (xmodel.lower(x, 2.5, target=1), lrp_fx.load(tmp_path / "x.pt2")):
         assert torch.equal(graph(x, 2.5, target=1).target, wanted.target)
         assert torch.equal(graph(x, scale=0.75, target=1).target, torch.tanh(x * 0.75)[:, 1])
+
+
+def test_no_graph_that_explains_something_else_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("LRP_FX_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    x, model = torch.randn(2, 4), nn.Sequential(nn.Linear(4, 3), nn.Tanh()).eval()
+    computed = lowering.finished
+
+    def wrong(graph_module):
+        for node in graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default):
+            node.target = torch.ops.aten.sigmoid.default
+        return computed(graph_module)
+
+    xmodel = lrp_fx.convert(model, x)
+    before = set(tmp_path.glob("*.pt"))
+    monkeypatch.setattr(lowering, "finished", wrong)
+    with pytest.raises(LoweringError, match="the target by"):
+        xmodel.lower(x, target=1)
+    assert set(tmp_path.glob("*.pt")) == before
+    monkeypatch.setattr(lowering, "finished", computed)
+    xmodel.lower(x, target=1)
+    assert len(set(tmp_path.glob("*.pt")) - before) == 1
+
+
+def test_copies(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double().eval(), x)
+    lowered = xmodel.lower(x, target=1)
+    wanted = lowered(x, target=2)
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(LoweringError, match=r"lrp_fx\.load"):
+            copied(lowered)
+    lowered.save(tmp_path / "x.pt2")
+    loaded = lrp_fx.load(tmp_path / "x.pt2")
+    others = (copy.copy(lowered), copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded)))
+    for graph in others:
+        assert torch.equal(graph(x, target=2).relevance["input"], wanted.relevance["input"])
+    again = copy.deepcopy(xmodel).lower(x, target=1)
+    assert torch.equal(again(x, target=2).relevance["input"], wanted.relevance["input"])

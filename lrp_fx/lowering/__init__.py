@@ -15,11 +15,11 @@ import torch.nn.attention
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture import Call
+from lrp_fx.capture import Call, copy_graph
 from lrp_fx.capture.folder import Entry
 from lrp_fx.capture.offload import brought_in
 from lrp_fx.capture.store import tolerance
-from lrp_fx.errors import InputError, TargetError
+from lrp_fx.errors import InputError, LoweringError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
 from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
@@ -118,6 +118,16 @@ class Lowered:
 
     explain = __call__
 
+    def __copy__(self) -> Lowered:
+        return replace(self)
+
+    def __reduce__(self) -> Any:
+        raise LoweringError(
+            "a lowered graph is neither pickled nor copied with its tensors: it belongs to the converted model that it "
+            "was lowered from. Remedy: save() it and lrp_fx.load() the file (what load returns can be pickled), or "
+            "lower() a copy of the converted model."
+        )
+
     @functools.cached_property
     def accepts(self) -> Accepts:
         """The inputs and sizes it takes."""
@@ -189,7 +199,7 @@ class Lowered:
         if weights not in ("inside", "reference") or (weights == "reference" and model is None):
             raise ValueError(f'weights={weights!r}: choose "inside", or "reference" and the model they are of')
         self._warn_of_branches()
-        self._try(self.graph_module)
+        self._try()
         ship.save(brought_in(self.graph_module), path, self.about, model if weights == "reference" else None)
 
     def package(self, path: str | Path) -> Path:
@@ -198,7 +208,7 @@ class Lowered:
         ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
         """
         self._warn_of_branches()
-        self._try(self.graph_module)
+        self._try()
         return ship.package(brought_in(self.graph_module), path, self.about)
 
     def to_onnx(self, path: str | Path) -> None:
@@ -213,23 +223,30 @@ class Lowered:
         self._warn_of_branches()
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
             spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
-        spelled._try(spelled.graph_module)
+        spelled._try()
         ship.to_onnx(brought_in(spelled.graph_module), path, self.about)
 
-    def _try(self, graph_module: fx.GraphModule) -> None:
+    def _try(self) -> None:
         """Run it once beside the eager sweep, before a file of it is written.
 
         Raises:
             LoweringError: naming what differs.
         """
-        found = replace(self, runner=graph_module)
-        calls = examples(self.example, self.served)
-        if not tried(found.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs):
+        if not self._holds():
             warnings.warn(
                 "this graph was not compared with the model before it is written: its example has no values that the "
                 "model runs on. Give save(), package() or to_onnx() inputs.",
                 stacklevel=3,
             )
+
+    def _holds(self) -> bool:
+        """Whether the graph, run without compiler, explains its example as the eager sweep does; not without values.
+
+        Raises:
+            LoweringError: naming what differs.
+        """
+        plain, calls = replace(self, runner=self.graph_module), examples(self.example, self.served)
+        return tried(plain.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs)
 
     def _eager(self, call: Call) -> Attribution:
         return self.sweeper.explain_under(call, self.target, [self.condition])[0]
@@ -334,7 +351,7 @@ def _lower(
         return Lowered(done, names, sweeper, form, served, target, condition, outputs, call, read, done)
 
     place = kept.place(sweeper, form, fakes, condition, outputs, dynamic)
-    if place is not None and (known := _known(place, made, sweeper, call, target, condition)) is not None:
+    if place is not None and (known := _known(place, made, sweeper)) is not None:
         return known
     targeted = with_target(sweeper, form, call.names, fakes, outputs)
     masks = condition_masks(sweeper, condition, targeted.graph_module)
@@ -344,33 +361,29 @@ def _lower(
     traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
     graph_module = assembled(traced, structure, inner_tensors(attributes), distinct(names))
     served = Served.of(captured.shapes, fakes, targeted.sizes)
-    if place is not None and served.mismatch(list(call.tensors.values())) is None:
+    if place is None or served.mismatch(list(call.tensors.values())) is not None:
+        return made(graph_module, served)
+    copied = fx.GraphModule(graph_module, copy_graph(graph_module.graph)[0], class_name="RelevanceGraph")
+    lowered = made(copied, served)
+    if lowered._holds() or _without_values(call):
         kept.keep(place, graph_module, served, sweeper)
-    return made(graph_module, served)
+    return lowered
 
 
-def _known(
-    place: Entry,
-    made: Callable[[fx.GraphModule, Served], Lowered],
-    sweeper: Sweeper,
-    call: Call,
-    target: Target,
-    condition: Condition,
-) -> Lowered | None:
-    """A kept graph that serves this call, and explains it as the eager sweep does."""
-
-    def eager(example: Call) -> Attribution:
-        return sweeper.explain_under(example, target, [condition])[0]
-
-    no_values = any(tensor.is_meta for tensor in call.tensors.values())  # nothing to compare
+def _known(place: Entry, made: Callable[[fx.GraphModule, Served], Lowered], sweeper: Sweeper) -> Lowered | None:
+    """A kept graph that serves the call at hand, and explains it as the eager sweep does."""
     for held in kept.held(place, sweeper):
         with contextlib.suppress(Exception):  # what cannot be run is as if it were not there
             lowered = made(held.graph_module, held.served)
-            fast = functools.partial(lowered.explain_call, target=target)
-            if tried(fast, eager, examples(call, held.served), _allowed(sweeper), lowered.outputs) or no_values:
+            if lowered._holds() or _without_values(lowered.example):
                 held.file.touch()
                 return lowered
     return None
+
+
+def _without_values(call: Call) -> bool:
+    """Whether there is nothing to compare."""
+    return any(tensor.is_meta for tensor in call.tensors.values())
 
 
 def _allowed(sweeper: Sweeper) -> float:

@@ -212,6 +212,11 @@ class Artefact:
 
     explain = __call__
 
+    def __getstate__(self) -> dict[str, Any]:
+        if not isinstance(self.module, nn.Module):
+            raise LoweringError("a package is compiled code and cannot be copied or pickled. Remedy: load() it again")
+        return dict(vars(self))
+
     @property
     def _form(self) -> Form:
         names = self.about["inputs"][len(self.accepts.dtypes) :]
