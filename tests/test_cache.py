@@ -6,6 +6,7 @@ import re
 import sys
 import types
 import warnings
+import weakref
 
 import models
 import pytest
@@ -348,3 +349,55 @@ def test_a_recorded_run_is_not_kept(folder):
         warnings.simplefilter("error")
         lrp_fx.convert(net(), input_ids=IDS, capture="trace")
     assert not folder.exists()
+
+
+class Recurrent(nn.Module):
+    """Its layer holds weak references to its own weights."""
+
+    def __init__(self, kind=nn.LSTM, seed=0, **fields):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer, self.head = kind(4, 5, batch_first=True, bidirectional=True), nn.Linear(10, 3)
+        self.__dict__.update(fields)
+        self.double().eval()
+
+    def forward(self, x):
+        return self.head(self.layer(x)[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_weak_references_are_no_state_of_their_own(kind, folder, captures, monkeypatch):
+    """Other weights, also ones put in the place of the first, share the capture; what is led to counts."""
+    x, assigned = torch.randn(2, 6, 4).double(), Recurrent(kind)
+    relevance(Recurrent(kind), x=x)
+    assigned.load_state_dict({k: v.clone() for k, v in Recurrent(kind, 1).state_dict().items()}, assign=True)
+    found = [relevance(model, x=x) for model in (Recurrent(kind, 1), assigned)]
+    assert len(captures) == 1 and torch.equal(*found)
+    relevance(Recurrent(nn.RNN), x=x)
+    assert len(captures) == 2
+    monkeypatch.delenv("LRP_FX_CACHE")
+    assert torch.allclose(found[0], relevance(Recurrent(kind, 1), x=x), rtol=1e-12)
+
+
+def test_what_a_weak_reference_leads_to_counts(folder, captures):
+    kept = [nn.Linear(2, n) for n in (2, 3)]
+    for led in (None, *kept):
+        for _ in range(2):
+            relevance(net(reference=weakref.ref(led) if led is not None else None), input_ids=IDS)
+    gone = weakref.ref(nn.Linear(2, 2))
+    relevance(net(reference=gone), input_ids=IDS)
+    assert gone() is None and len(captures) == 4
+
+
+def test_a_recurrent_model_starts_without_capture_in_a_second_process(folder, in_two_processes):
+    outputs = in_two_processes("""
+        import torch, lrp_fx
+        from test_cache import Recurrent
+        if sys.argv[1] == "second":
+            def refuse(*args, **kwargs):
+                raise AssertionError("captured again")
+            torch.export.export = refuse
+        x = torch.arange(48).view(2, 6, 4).double().sin()
+        print(lrp_fx.convert(Recurrent(), x=x).explain(x=x).relevance["x"].tolist())
+    """)
+    assert outputs[0] == outputs[1]

@@ -43,6 +43,12 @@ ROWS = {  # (N, D), (n,) -> (n, D)
     "shifted": lambda h, i: torch.cat([h[:1], h])[i + 1],
     "both coordinates": lambda h, i: h[i[:, None], torch.arange(h.shape[1])],
     "computed": lambda h, i: h[(i.unsqueeze(0) + 0).squeeze(0).long()],
+    "one-hot": lambda h, i: F.one_hot(i, h.shape[0]).to(h) @ h,
+    "one-hot, summed": lambda h, i: (F.one_hot(i, h.shape[0])[..., None].to(h) * h).sum(1),
+    "one-hot, einsum": lambda h, i: torch.einsum("kn,nh->kh", F.one_hot(i, h.shape[0]).to(h), h),
+    "one-hot, halved and doubled": lambda h, i: (F.one_hot(i, h.shape[0]).to(h) / 2).t().t() @ h * 2,
+    "one-hot, twice": lambda h, i: F.one_hot(torch.arange(len(i)), len(i)).to(h) @ (F.one_hot(i, len(h)).to(h) @ h),
+    "identity matrix": lambda h, i: torch.eye(h.shape[0], dtype=h.dtype)[i] @ h,
 }
 STEPS = {  # (B, S, D), (B, n) -> (B, n, D)
     "pairs": lambda h, i: h[torch.arange(h.shape[0])[:, None], i],
@@ -99,6 +105,55 @@ def test_picked_steps_are_the_signal_by_every_way(name: str) -> None:
     torch.testing.assert_close(many, torch.stack(last), rtol=1e-10, atol=1e-12)
     lowered = xmodel.lower(x, index, target=1)
     torch.testing.assert_close(lowered(x, index, target=1).relevance["x"], last[1], rtol=1e-10, atol=1e-12)
+
+
+def test_an_index_that_picks_from_a_table_and_from_a_signal():
+    """It is the source of the table's rows alone; a table of both is as when it is read by the index itself."""
+
+    class Both(nn.Module):
+        def __init__(self, read) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.read, self.table = read, nn.Parameter(torch.randn(6, 3, dtype=D))
+
+        def forward(self, h: Tensor, i: Tensor) -> Tensor:
+            rows = F.one_hot(i, 6).to(D) if self.read == "one-hot" else None
+            picked = (lambda t: rows @ t) if rows is not None else (lambda t: t[i])
+            return (picked(self.table) + picked(h) + picked(self.table + h)).sum(1)
+
+    h, i = torch.randn(6, 3, dtype=D), torch.tensor([3, 0, 5, 5])
+    for rules in ("attnlrp", "gradient"):
+        first, second = (
+            lrp_fx.convert(Both(read)).explain(h, i, target=lambda o: o, rules=rules) for read in ("one-hot", "index")
+        )
+        assert set(first.relevance) == set(second.relevance) == {"h", "i"}
+        for name in first.relevance:
+            torch.testing.assert_close(first.relevance[name], second.relevance[name], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            first.relevance["h"], 2 * h * torch.bincount(i, minlength=6)[:, None], rtol=1e-10, atol=1e-12
+        )
+
+
+def test_rows_that_a_layer_mixes_are_a_signal():
+    """A code that goes through a layer, or stands beside a signal, is no lookup: both factors have their share."""
+    layer = nn.Linear(6, 3, bias=False, dtype=D)
+    uses = {
+        "mixed": lambda h, i: layer(F.one_hot(i, 6).to(D)) * h,
+        "beside": lambda h, i: (torch.cat([F.one_hot(i, 6).to(D), h], -1) @ torch.ones(9, 3, dtype=D)) * h,
+    }
+
+    class Use(nn.Module):
+        def __init__(self, use) -> None:
+            super().__init__()
+            self.use, self.layer = use, layer
+
+        def forward(self, h: Tensor, i: Tensor) -> Tensor:
+            return self.use(h, i).sum(1)
+
+    h, i = torch.randn(4, 3, dtype=D), torch.tensor([3, 0, 5, 5])
+    for use in uses.values():
+        found = lrp_fx.convert(Use(use)).explain(h, i, target=lambda o: o)
+        assert found.relevance["i"].abs().min() > 1e-6 and found.ledger.balance < 1e-10
 
 
 class Pointer(nn.Module):

@@ -14,6 +14,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis.advice import advice
 from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.gates import find_gates
+from lrp_fx.analysis.indicators import forget_unread, keeps, signals
 from lrp_fx.analysis.layers import find_layers
 from lrp_fx.analysis.masks import find_masks
 from lrp_fx.analysis.operands import Slot, all_slots, declared, is_float, value
@@ -53,11 +54,15 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
         if node.target is operator.getitem and not _picks_float(node):
             continue
         if carrying:
+            if keeps(spec) and all(n in facts.indicators for n in carrying.values()):
+                facts.indicators.add(node)
+            carrying = signals(facts, spec, carrying)
             if spec.kind == "lookup":  # in a tensor that carries relevance it moves rows
                 spec = replace(spec, kind="movement")
             facts.specs[node] = spec
             facts.operands[node] = carrying
             _locate(facts, node, spec, carrying.values())
+    forget_unread(graph, facts)
     _find_manual_softmax(facts)
     find_gates(graph, facts)
     find_selective(graph, facts)

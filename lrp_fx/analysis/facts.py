@@ -83,6 +83,7 @@ class Facts:
         sources: where relevance of the inputs is collected.
         masks: floating inputs that only say what others may see.
         held: nodes whose entries are values of inputs, moved, rounded or shifted -> the placeholders.
+        indicators: rows of zeros and a one that say which, as moved, cast or weighed.
         operands: carrying operands of every carrying node.
         origin: the tensor of which a node is an elementwise function (itself where it is of none, or of several).
         parent: nearest tensor that alone determines the node by elementwise, reducing or moving operators.
@@ -108,6 +109,7 @@ class Facts:
     sources: list[Source] = field(default_factory=list)
     masks: set[Node] = field(default_factory=set)
     held: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    indicators: set[Node] = field(default_factory=set)
     operands: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
     origin: dict[Node, Node] = field(default_factory=dict)
     parent: dict[Node, Node] = field(default_factory=dict)

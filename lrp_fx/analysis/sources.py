@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts, Lookup, Source
+from lrp_fx.analysis.indicators import begins, keeps
 from lrp_fx.analysis.operands import is_float, is_integer, slots, value
 from lrp_fx.optable import OpSpec, bind, op_name
 
@@ -51,6 +52,8 @@ class Finder:
         lookup = find_lookup(node, spec)
         if lookup is not None and not any(self._carries_or_holds(n) for n in slots(node, spec.args).values()):
             picks = [(owner, n) for n in lookup.indices for owner in held.get(n, ())]
+            if picks and begins(node, spec):
+                self.facts.indicators.add(node)
             if picks and is_float(node):
                 return self._rows(node, lookup, picks)
             if picks and is_integer(node):
@@ -74,6 +77,8 @@ class Finder:
         holding = [n for n in operands if n in facts.held]
         if not holding or spec.kind not in _KEEPING or op_name(node) in _COUNTING:
             return None
+        if keeps(spec) and all(n in facts.indicators for n in holding):
+            facts.indicators.add(node)
         if is_float(node):
             if any(n in self.rows for n in holding) and spec.kind == "movement":
                 return self._rows(node, Lookup((holding[0],), 0, holding[0].meta["val"].dim()),

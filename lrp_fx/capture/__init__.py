@@ -27,6 +27,7 @@ from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.lock import TRACING
 from lrp_fx.capture.masks import shorten_masks
 from lrp_fx.capture.model_state import ModelState
+from lrp_fx.capture.norms import free_of_inputs
 from lrp_fx.capture.offload import without_hooks
 from lrp_fx.capture.packed import unpack
 from lrp_fx.capture.precision import widen_islands
@@ -221,6 +222,7 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     normalise.spell_out(graph_module.graph)
     normalise.pools_to_means(graph_module.graph)
     normalise.split_moments(graph_module.graph)
+    free_of_inputs(graph_module.graph)
     shorten_masks(graph_module.graph)
     widen_islands(graph_module.graph)
     settle(graph_module.graph)

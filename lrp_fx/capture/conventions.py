@@ -80,7 +80,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
             space.update({name: value for name, value in values.items() if space.get(name, space) is not value})
         with torch.no_grad():
             for tensor, copy in zip(written, copies, strict=True):
-                if not torch.equal(tensor, copy):
+                if tensor.layout is not torch.strided or not torch.equal(tensor, copy):  # (sparse: not compared)
                     tensor.copy_(copy)
 
 

@@ -17,6 +17,7 @@ import re
 import sys
 import sysconfig
 import types
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,8 @@ class _Describer:
             return self._tensor(value, where)
         if id(value) in self.modules:
             return ("module", self.modules[id(value)])
+        if isinstance(value, weakref.ReferenceType):  # no state of its own: what it leads to, if that is still there
+            return ("weak", self.value(value(), where))
         if isinstance(value, types.ModuleType):
             self.owners.add(value.__name__)
             return ("import", value.__name__)
