@@ -17,6 +17,7 @@ from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, NumericalError
 from lrp_fx.explain import Attribution, Condition, Target
 from lrp_fx.explain.check import WHEN
+from lrp_fx.explain.conditions import places_of
 from lrp_fx.explain.target import normal_targets
 from lrp_fx.lowering import Attributions, Generation, Lowered, explain_targets, generate, lower
 from lrp_fx.optable import OpTable
@@ -197,7 +198,7 @@ class ExplainableModule(StandIn):
         """
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
-        places, targets = _places(at), normal_targets(targets)
+        places, targets = places_of(at), normal_targets(targets)
         sweeper = conversion.sweeper(ruleset, places)
         with conversion.named_failures(call):
             if conversion.due(ruleset, places, self._when(check)):
@@ -248,7 +249,7 @@ class ExplainableModule(StandIn):
     ) -> list[Attribution]:
         ruleset = self._rules(rules)
         conversion, call = self.conversion(args, kwargs)
-        places = _places(at, *conditions)
+        places = places_of(at, *conditions)
         fast = None if sparing or any(conditions) else conversion.faster(ruleset, places, call, target)
         tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
         due = not sparing and conversion.due(ruleset, places, self._when(check))
@@ -302,7 +303,7 @@ class ExplainableModule(StandIn):
             InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
         conversion, call = self._asked(args, kwargs)
-        sweeper = conversion.sweeper(self._rules(rules), _places(at, condition or {}))
+        sweeper = conversion.sweeper(self._rules(rules), places_of(at, condition or {}))
         read = functools.partial(read_call, self.model, free=call.free)
         with TRACING:
             return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
@@ -319,7 +320,7 @@ class ExplainableModule(StandIn):
         graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
         if not graph.condition:
             conversion = next(c for c in self.captures if c.captured is graph.sweeper.captured)
-            conversion.use(graph, _places(kwargs.get("at", ())))
+            conversion.use(graph, places_of(kwargs.get("at", ())))
         return graph
 
     def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
@@ -350,7 +351,7 @@ class ExplainableModule(StandIn):
 
         ruleset = self._rules(rules)
         conversion, call = self._asked(args, kwargs)
-        sweeper = conversion.sweeper(ruleset, _places(at))
+        sweeper = conversion.sweeper(ruleset, places_of(at))
         return Pipeline.build(sweeper, group, functools.partial(read_call, self.model, free=call.free))
 
     def report(self) -> Report:
@@ -402,9 +403,3 @@ class ExplainableModule(StandIn):
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, in this process or another one, has the model and the rule set, and captures anew."""
         return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options)
-
-
-def _places(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
-    """Names inside the model that an explanation needs: what it is asked for, and where it is cut."""
-    asked = (at,) if isinstance(at, str) else tuple(at)
-    return tuple(dict.fromkeys((*asked, *(path for condition in conditions for path in condition))))

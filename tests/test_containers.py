@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import lrp_fx
@@ -195,7 +196,6 @@ def test_numpy_arrays_are_told_by_their_values():
 
 
 def test_a_cache_of_transformers():
-    transformers = pytest.importorskip("transformers")
     config = transformers.LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2,
@@ -217,7 +217,6 @@ def test_a_cache_of_transformers():
 
 
 def test_a_batch_of_a_tokenizer():
-    transformers = pytest.importorskip("transformers")
     model = nn.Module.__new__(type("Reader", (nn.Module,), {"forward": lambda self, b: self.e(b["ids"]).sum(1)}))
     nn.Module.__init__(model)
     model.e = nn.Embedding(9, 3, dtype=D)

@@ -1,7 +1,9 @@
 """A model that was changed after its capture is explained as it is now; one that was not is not captured again."""
 
+import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
@@ -188,7 +190,6 @@ def test_what_a_run_writes_is_no_change_and_is_not_written_by_a_capture():
 
 
 def test_an_adapter_that_is_merged_counts_once():
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2

@@ -7,7 +7,7 @@ neurons of a layer, one by one, add up to the unconditional one, as far as all o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -17,6 +17,12 @@ from lrp_fx.errors import LatentError
 
 #: module path -> feature ids (last dimension; dimension 1 of images), or a mask that broadcasts to the output
 Condition = Mapping[str, int | Sequence[int] | Tensor]
+
+
+def places_of(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
+    """Names inside the model that an explanation needs: what it is asked for, and where conditions cut it."""
+    asked = (at,) if isinstance(at, str) else tuple(at)
+    return tuple(dict.fromkeys((*asked, *(path for condition in conditions for path in condition))))
 
 
 def kept(path: str, latent: Tensor, wanted: int | Sequence[int] | Tensor) -> Tensor:
