@@ -14,13 +14,13 @@ import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from lrp_fx.analysis import analyse
-from lrp_fx.capture import TRACING, Call, ModelState, capture, free_numbers, preserved, read_call, switches
+from lrp_fx.capture import TRACING, Call, Captured, ModelState, capture, free_numbers, preserved, read_call, switches
 from lrp_fx.capture.decompose import decompose
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, RecaptureWarning
@@ -164,14 +164,22 @@ class Captures:
         with preserved(stand_in):
             captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=route)
             state.ignore_writes(before)
-        for place in call.numbers:
-            captured.placeholders[place].meta["number"] = True  # says how much, not what: no source of relevance
-        decompose(captured.graph_module, self.ops)
-        facts = analyse(captured.graph_module.graph, self.ops)
-        entry = Entry((*call.key, *switches()), state, Conversion(captured, facts, call.hollow()), reason)
+        entry = self._entry(captured, call, state, reason)
+        further = (
+            self._entry(c, replace(e, key=call.key, numbers=call.numbers), state, reason) for c, e in captured.others
+        )
+        with self._order:
+            self._entries = (*self._entries, *further)
         self.reasons.append(reason)
         self._warn()
         return entry
+
+    def _entry(self, captured: Captured, example: Call, state: ModelState, reason: str) -> Entry:
+        for place in example.numbers:
+            captured.placeholders[place].meta["number"] = True  # says how much, not what: no source of relevance
+        decompose(captured.graph_module, self.ops)
+        facts = analyse(captured.graph_module.graph, self.ops)
+        return Entry((*example.key, *switches()), state, Conversion(captured, facts, example.hollow()), reason)
 
     def _to_front(self, entry: Entry) -> None:
         entries = self._entries

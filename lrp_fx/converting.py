@@ -56,5 +56,6 @@ def convert(
     options = Options(dynamic, capture, captures, check)
     module = ExplainableModule(unwrapped(model), RuleSet.load(rules), OpTable.load(ops), options)
     if args or kwargs:
-        module.conversion(args, kwargs)
+        conversion, _ = module.conversion(args, kwargs)
+        conversion.under(module.ruleset)  # so that a rule set which does not fit is an error now
     return module

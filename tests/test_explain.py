@@ -149,7 +149,7 @@ def test_a_decoder_that_starts_with_one_token_stays_dynamic():
     xmodel = lrp_fx.convert(model, **first)
     assert xmodel.explain(**first).relevance["decoder_input_ids"].shape == (1, 1)
     assert xmodel.explain(**inputs).relevance["decoder_input_ids"].shape == (2, 5)
-    assert len(xmodel.captures) == 1
+    assert len(xmodel.captures.reasons) == 1
 
 
 def test_class_token_and_positions_are_sources():
@@ -185,7 +185,9 @@ def test_one_capture_serves_any_batch_and_length(name):
         attribution = xmodel.explain(**grown)
         assert attribution.target.shape[0] == batch
         assert attribution.ledger.balance < 1e-9
-    assert len(xmodel.captures) == 1
+    # of decoders without a mask, transformers asks whether the batch is one: a graph for each answer, from one capture
+    assert len(xmodel.captures.reasons) == 1
+    assert len(xmodel.captures) == (2 if name in ("llama2", "mixtral", "gpt2") else 1)
 
 
 def test_a_dimension_the_model_freezes_recaptures():

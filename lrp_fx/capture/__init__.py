@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,7 +84,10 @@ def capture(
     if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
         return known
     captured = _anew(model, call, args, kwargs, dynamic, route)
-    return captured if place is None else store.keep(place, captured, model)
+    if place is None:
+        return captured
+    others = tuple((store.keep(place, other, model), example) for other, example in captured.others)
+    return replace(store.keep(place, captured, model), others=others)
 
 
 def _anew(
@@ -93,6 +99,7 @@ def _anew(
         return _by_trace(model, call, args, kwargs, start)
     programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic)
     refusal = ""
+    others: tuple[tuple[Captured, Call], ...] = ()
     while True:
         try:
             program, oblivious = next(programs, (None, False))
@@ -120,11 +127,12 @@ def _anew(
         reason = captured.refuses_sizes(call.leaves)
         if reason is not None:  # the model takes another branch at the size that the example was grown to
             refusal = f"what it exported is not for this call: {reason}"
+            others = (*others, *_for_its_example(model, captured, program))
             continue
         try:
             difference = disagreement(model, graph_module, args, kwargs)
             if difference <= TOLERANCE:
-                return captured
+                return replace(captured, others=others)
             refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
         except Exception as error:  # a graph that does not run, or returns what has no values
             refusal = f"what it exported does not run: {type(error).__name__}"
@@ -137,6 +145,16 @@ def _unrolled(graph_module: fx.GraphModule) -> Any:
     """An exported graph as a function of its flat inputs, its operators of higher order run step by step."""
     drop_block_masks(graph_module)
     return lambda *leaves: Unrolled(graph_module).run(*leaves, enable_io_processing=False)
+
+
+def _for_its_example(
+    model: torch.nn.Module, captured: Captured, program: torch.export.ExportedProgram
+) -> Iterator[tuple[Captured, Call]]:
+    """A capture with the grown example that it was made of, if it computes on that what the model does."""
+    args, kwargs = program.example_inputs  # type: ignore[misc]
+    with contextlib.suppress(Exception):  # one that does not run is dropped
+        if disagreement(model, captured.graph_module, args, kwargs) <= TOLERANCE:
+            yield captured, read_call(model, args, kwargs)
 
 
 def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:

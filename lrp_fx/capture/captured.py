@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.ones import unproven
+from lrp_fx.capture.signature import Call
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Captured:
         decisions: what else has to agree for this capture to serve a call; None for an exported model.
         refusal: why export refused, where it did.
         key: what it is kept under on disk, where it is (``lrp_fx.capture.store``).
+        others: captures for calls of other sizes that were made on the way, each with an example of such a call.
     """
 
     graph_module: fx.GraphModule
@@ -85,6 +87,7 @@ class Captured:
     decisions: Decisions | None = None
     refusal: str = field(default="", repr=False)
     key: str | None = field(default=None, repr=False)
+    others: tuple[tuple[Captured, Call], ...] = field(default=(), repr=False, compare=False)
     _shown: dict[tuple[Any, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
