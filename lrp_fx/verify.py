@@ -22,6 +22,7 @@ from lrp_fx.explain.gradients import first_apart, of_graph, of_model
 from lrp_fx.explain.latents import module_outputs
 from lrp_fx.explain.ledger import all_absorbed, make_ledger
 from lrp_fx.explain.target import padding_masks, select
+from lrp_fx.rewrite.ops import relevance_of
 from lrp_fx.verification import RoleCheck, Verification
 
 __all__ = ["RoleCheck", "Verification", "verify"]
@@ -218,7 +219,7 @@ def _gradients(
     plain = subject.plain
     captured, sources = plain.captured, plain.rewritten.plan.sources
     swept = plain.account(leaves, subject.choose)
-    ours = {s.node: _times(swept, s.node) for s in sources if s.node in swept.sources}
+    ours = {s.node: relevance_of(*swept.sources[s.node]) for s in sources if s.node in swept.sources}
     try:
         graph = of_graph(captured, list(ours), leaves, subject.choose)
     except RuntimeError as error:
@@ -291,13 +292,28 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, found: _Fin
         if changed <= 100 * tolerance * (float(start.double().abs().max()) or 1.0):
             continue
         if placeholder not in ours:
-            found.notes.append(f"input {name!r} changes the explained value, and is no source of relevance")
-        elif bool(value.any()) and not any(bool(_times(s, ours[placeholder]).any()) for s in (swept, ruled)):
-            reader = next(iter(placeholder.users), placeholder)
-            found.failures.append(
-                f"input {name!r} changes the explained value (by {changed:.2g}) and has a gradient of exactly 0: it is "
-                f"lost behind {locate(reader)}"
-            )
+            mask = placeholder in subject.sweeper.rewritten.plan.facts.masks
+            why = "is a mask: it only says what others may see" if mask else "is no source of relevance"
+            found.notes.append(f"input {name!r} changes the explained value, and {why}")
+        elif bool(value.any()):
+            held = [sweep.sources[ours[placeholder]] for sweep in (swept, ruled)]
+            _lost(name, placeholder, held, changed, found)
+
+
+def _lost(name: str, placeholder: Node, held: list[tuple[Tensor, Tensor]], changed: float, found: _Findings) -> None:
+    """Say so where an input that changes the explained value has no relevance by any of (value, cotangent)."""
+    if any(bool(relevance_of(*pair).any()) for pair in held):
+        return
+    if any(bool(cotangent.any()) for _, cotangent in held):  # an additive mask, of 0 where others are seen
+        found.notes.append(
+            f"input {name!r} changes the explained value, and has no relevance: it is 0 wherever it has a gradient"
+        )
+        return
+    reader = next(iter(placeholder.users), placeholder)
+    found.failures.append(
+        f"input {name!r} changes the explained value (by {changed:.2g}) and has a gradient of exactly 0: it is "
+        f"lost behind {locate(reader)}"
+    )
 
 
 def _follows(before: Any, after: Any, model: Any, tolerance: float) -> bool:
@@ -330,11 +346,6 @@ def _attribute(root: Any, path: str) -> Any:
     for name in path.split("."):
         root = getattr(root, name, None)
     return root
-
-
-def _times(sweep: Sweep, node: Node) -> Tensor:
-    value, cotangent = sweep.sources[node]
-    return torch.where(cotangent == 0, torch.zeros_like(value), value * cotangent)
 
 
 def _share(wanted: Tensor, found: Tensor) -> float:

@@ -81,6 +81,18 @@ def test_what_hides_is_a_mask(name: str, pooled: bool) -> None:
     assert found.ledger.balance < 1e-9
 
 
+@pytest.mark.parametrize("name", [*MASKS, "added"])
+def test_verify_knows_masks(name: str) -> None:
+    """A float mask changes the output and has no relevance by design: a note; so has one that is added as it is."""
+    torch.manual_seed(0)
+    model = Attends(MASKS.get(name, lambda s, m: s + m[:, None])).eval()
+    x, seen = torch.randn(2, 5, 4, dtype=D), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=D)
+    found = lrp_fx.convert(model).verify(x, (1 - seen) * -1e9 if name == "added" else seen, target=1)
+    assert found.passed and not found.failures
+    (note,) = [text for text in found.notes if "'seen'" in text]
+    assert ("0 wherever it has a gradient" if name == "added" else "is a mask") in note
+
+
 def test_an_additive_mask_receives_nothing_and_a_bias_its_due() -> None:
     """Added to scores as it is, an input is one or the other; both follow from the values."""
     torch.manual_seed(0)

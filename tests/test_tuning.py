@@ -156,3 +156,16 @@ def test_the_search_changes_one_choice_after_another_until_nothing_gains():
     assert study.best_value == len(wanted)
     assert one_pass - 4 <= made <= 2 * one_pass
     assert _descend(study, functools.partial(study.optimize, objective), space, 3) == 3
+
+
+def test_rule_sets_that_are_tried_are_not_checked(monkeypatch):
+    """A search explains, and pays for nothing else; what it found is checked where it is first used."""
+    from lrp_fx.explain import Sweeper
+
+    swept, account = [], Sweeper.account
+    monkeypatch.setattr(Sweeper, "account", lambda self, *rest: swept.append(1) or account(self, *rest))
+    task = picture_task()
+    found = lrp_fx.tune(task.model, task, trials=1, depths=1, progress=False)
+    assert found.trials > 1 and not swept
+    task.converted.explain(**task.inputs, target=task.target, rules=found.ruleset)
+    assert len(swept) == 1

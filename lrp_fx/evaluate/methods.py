@@ -36,14 +36,14 @@ class Method:
     limit: int | None = None
 
 
-def lrp(rules: RuleSource, name: str | None = None) -> Method:
-    """Layer-wise Relevance Propagation under a rule set."""
+def lrp(rules: RuleSource, name: str | None = None, check: str | bool | None = None) -> Method:
+    """Layer-wise Relevance Propagation under a rule set; ``check`` as in :meth:`ExplainableModule.explain`."""
     ruleset = RuleSet.load(rules)
 
     def prepare(task: Task) -> Explainer:
         def explain(batch: Batch) -> Tensor:
             inputs: dict[str, Any] = dict(batch.inputs)
-            found = task.converted.explain(**inputs, target=batch.target, rules=ruleset)
+            found = task.converted.explain(**inputs, target=batch.target, rules=ruleset, check=check)
             return task.features.pool(found.relevance[task.features.input])
 
         return explain
