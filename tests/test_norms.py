@@ -121,3 +121,19 @@ def test_half_precision(name, dtype):
         wanted, got = exact.relevance[of], found.relevance[of].double()
         assert (got - wanted).abs().max() < 0.03 * wanted.abs().max()
         assert abs(got.sum() - wanted.sum()) < 0.05 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", ["group", "layer"])
+def test_every_way_agrees(name):
+    """Lowered, in low memory and as one of many targets."""
+    x, c = _inputs()
+    xmodel = lrp_fx.convert(Conditional(lambda *given: NORMS[name][0](*given).flatten(1)), x, c)
+    wanted = xmodel.explain(x, c, target=3).relevance
+    ways = (
+        xmodel.lower(x, c, target=3)(x, c, target=3).relevance,
+        xmodel.explain(x, c, target=3, memory="low").relevance,
+        {of: values[1] for of, values in xmodel.explain(x, c, targets=[0, 3]).relevance.items()},
+    )
+    for found in ways:
+        for of in "xc":
+            assert torch.allclose(found[of], wanted[of], rtol=1e-10, atol=1e-14) and wanted[of].any()

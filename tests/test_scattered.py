@@ -107,3 +107,18 @@ def test_the_older_spelling(word, older):
     ]
     for of in "ba":
         assert torch.allclose(found[0][of], found[1][of], rtol=1e-12)
+
+
+def test_products_by_every_way():
+    """Lowered, in low memory and as one of many targets."""
+    b, a = _tensors()
+    xmodel = lrp_fx.convert(Scattered(lambda a, b: _words("prod", True)(a, b).reshape(1, -1)), b, a)
+    wanted = xmodel.explain(b, a, target=0).relevance
+    ways = (
+        xmodel.lower(b, a, target=0)(b, a, target=0).relevance,
+        xmodel.explain(b, a, target=0, memory="low").relevance,
+        {name: values[1] for name, values in xmodel.explain(b, a, targets=[1, 0]).relevance.items()},
+    )
+    for found in ways:
+        for of in "ba":
+            assert torch.allclose(found[of], wanted[of], rtol=1e-12) and wanted[of].any()
