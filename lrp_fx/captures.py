@@ -165,9 +165,8 @@ class Captures:
             captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=route)
             state.ignore_writes(before)
         entry = self._entry(captured, call, state, reason)
-        further = (
-            self._entry(c, replace(e, key=call.key, numbers=call.numbers), state, reason) for c, e in captured.others
-        )
+        alike = [(c, replace(e, key=call.key, numbers=call.numbers)) for c, e in captured.others]
+        further = [self._entry(other, example, state, reason) for other, example in alike]
         with self._order:
             self._entries = (*self._entries, *further)
         self.reasons.append(reason)
