@@ -67,7 +67,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # theirs lie outside of Python
     held = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
     tensors = {id(v): v for _, values in held for v in values.values() if isinstance(v, torch.Tensor)}
-    written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and _is_plain(t)]
+    written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
     copies = [t.detach().clone() for t in written]
     devices = {t.device for t in parameters if t.device.type == "cuda"}
     try:
@@ -82,11 +82,6 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
             for tensor, copy in zip(written, copies, strict=True):
                 if tensor.layout is not torch.strided or not torch.equal(tensor, copy):  # (sparse: not compared)
                     tensor.copy_(copy)
-
-
-def _is_plain(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has values of its own that can be compared and put back."""
-    return tensor.layout is torch.strided and not tensor.is_meta
 
 
 @contextlib.contextmanager
