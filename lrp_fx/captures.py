@@ -24,6 +24,7 @@ from lrp_fx.capture import TRACING, Call, Captured, ModelState, capture, free_nu
 from lrp_fx.capture.decompose import decompose
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, RecaptureWarning
+from lrp_fx.explain.check import WHEN
 from lrp_fx.optable import OpTable
 
 MANY = 16  #: from this number of captures on, a warning says what keeps changing
@@ -44,6 +45,13 @@ class Options:
     route: str = "auto"
     limit: int = 32
     check: str | bool = "first"
+
+    def when(self, check: str | bool | None) -> str | bool:
+        """When one explanation is checked, for what it asks; None asks for nothing."""
+        when = self.check if check is None else check
+        if when not in WHEN:
+            raise ValueError(f'check={check!r}: choose "first", "always" or False')
+        return when
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from lrp_fx.captures import Captures, Options
 from lrp_fx.conversion import Conversion
 from lrp_fx.errors import CaptureError, NumericalError
 from lrp_fx.explain import Attribution, Condition, Target
-from lrp_fx.explain.check import WHEN
 from lrp_fx.explain.conditions import places_of
 from lrp_fx.explain.target import normal_targets
 from lrp_fx.lowering import Attributions, Generation, Lowered, explain_targets, generate, lower
@@ -201,7 +200,7 @@ class ExplainableModule(StandIn):
         places, targets = places_of(at), normal_targets(targets)
         sweeper = conversion.sweeper(ruleset, places)
         with conversion.named_failures(call):
-            if conversion.due(ruleset, places, self._when(check)):
+            if conversion.due(ruleset, places, self.captures.options.when(check)):
                 sweeper.check(call, targets[0])
                 conversion.holds(ruleset, places)
             many = functools.partial(conversion.many_targets, ruleset, places, call)
@@ -252,7 +251,7 @@ class ExplainableModule(StandIn):
         places = places_of(at, *conditions)
         fast = None if sparing or any(conditions) else conversion.faster(ruleset, places, call, target)
         tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
-        due = not sparing and conversion.due(ruleset, places, self._when(check))
+        due = not sparing and conversion.due(ruleset, places, self.captures.options.when(check))
         with conversion.named_failures(call):
             if fast is not None:
                 if due:
@@ -379,12 +378,6 @@ class ExplainableModule(StandIn):
         if show:
             result.print()
         return result
-
-    def _when(self, check: str | bool | None) -> str | bool:
-        when = self.captures.options.check if check is None else check
-        if when not in WHEN:
-            raise ValueError(f'check={check!r}: choose "first", "always" or False')
-        return when
 
     def _rules(self, rules: RuleSource | None) -> RuleSet:
         return self.ruleset if rules is None else RuleSet.load(rules)
