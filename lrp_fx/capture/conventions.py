@@ -49,8 +49,9 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 def is_traced() -> bool:
     """Whether this thread is being traced: the flag of export is set for all threads, modes are of one."""
-    exporting = torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
-    return torch.compiler.is_dynamo_compiling() or exporting
+    return torch.compiler.is_dynamo_compiling() or (
+        torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 @contextlib.contextmanager
