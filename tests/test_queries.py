@@ -68,13 +68,15 @@ def test_only_chosen_queries_are_asked(name: str) -> None:
 
 def test_other_sizes() -> None:
     model, inputs = build("llama2")
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # without it, one sample is another graph
     xmodel = lrp_fx.convert(model, **inputs)
     lowered = xmodel.lower(**inputs, target=(3, 7))
     for batch, length in ((1, 4), (3, 11)):
         ids = torch.randint(3, 99, (batch, length))
+        call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         position = torch.arange(batch) % length
-        eager = xmodel.explain(input_ids=ids, target=(position, 5)).relevance["input_ids"]
-        fast = lowered(input_ids=ids, target=(position, 5)).relevance["input_ids"]
+        eager = xmodel.explain(**call, target=(position, 5)).relevance["input_ids"]
+        fast = lowered(**call, target=(position, 5)).relevance["input_ids"]
         assert (fast - eager).abs().max() <= 1e-10 * eager.abs().max()
 
 
