@@ -168,10 +168,14 @@ class Captures:
         reason = self._why(call)
         state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
         stand_in = state.stand_in()
-        before = ModelState(stand_in)
-        with preserved(stand_in):
-            captured = capture(stand_in, args, kwargs, dynamic=self.options.dynamic, route=route)
+        before = ModelState(stand_in.module)
+        with preserved(stand_in.module):
+            captured = capture(stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route)
             state.ignore_writes(before)
+        for made in (captured, *(other for other, _ in captured.others)):
+            stand_in.give_back(made.graph_module)
+            if made.decisions is not None:
+                stand_in.give_back(made.decisions.graph_module)
         entry = self._entry(captured, call, state, reason)
         alike = [(c, replace(e, key=call.key, numbers=call.numbers)) for c, e in captured.others]
         further = [self._entry(other, example, state, reason) for other, example in alike]

@@ -374,7 +374,7 @@ class ExplainableModule(StandIn):
         conversion, call = self.conversion(args, kwargs)
         sweeper, plain = (conversion.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
         with conversion.named_failures(call):
-            result = verify(ModelState(self.model).stand_in(), sweeper, plain, call, args, kwargs, target)
+            result = verify(ModelState(self.model).stand_in().module, sweeper, plain, call, args, kwargs, target)
         if show:
             result.print()
         return result

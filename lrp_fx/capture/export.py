@@ -122,7 +122,7 @@ def _export(
     # where it fails, export prints all of the graph it had; after each of its passes it would write the graph as Python
     with (
         contextlib.redirect_stderr(io.StringIO()),
-        _use_lazy_graph_module(True),
+        _use_lazy_graph_module(not strict),  # the strict mode reads what a lazy graph has not written yet
         symbolic_config.patch(backed_size_oblivious=oblivious),  # type: ignore[attr-defined]
     ):
         return torch.export.export(model, args, kwargs, strict=strict, dynamic_shapes=spec or None)

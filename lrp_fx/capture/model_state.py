@@ -19,7 +19,8 @@ import functools
 import operator
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,6 +53,28 @@ class _Holder(NamedTuple):
     def part(self, name: str, key: Any) -> str:
         """What a run that writes this entry may write again: the attribute, or anything in the container."""
         return _place(name, key) if self.attributes else name
+
+
+@dataclass(frozen=True)
+class StandInModel:
+    """A copy of a model to capture.
+
+    Attributes:
+        module: the copy.
+        originals: the model's parameter for that of the copy, by identity.
+        copies: the copy's parameters, kept so that no other object gets their identity.
+    """
+
+    module: nn.Module
+    originals: Mapping[int, nn.Parameter]
+    copies: Sequence[nn.Parameter] = ()
+
+    def give_back(self, graph_module: nn.Module) -> None:
+        """Put the model's own parameters into a graph that was captured of the copy."""
+        for module in graph_module.modules():
+            for name, parameter in module._parameters.items():
+                if id(parameter) in self.originals:
+                    module._parameters[name] = self.originals[id(parameter)]
 
 
 class ModelState:
@@ -94,19 +117,25 @@ class ModelState:
         """Every tensor that the model leads to, by a name that another process gives it too."""
         return {self._names[id(tensor)]: tensor for tensor, *_ in self._tensors}
 
-    def stand_in(self) -> nn.Module:
-        """A copy of the modules, their attributes and configuration that shares every tensor with the model.
+    def stand_in(self) -> StandInModel:
+        """A copy of the modules, their attributes and configuration that shares all values with the model.
 
-        What is set in the copy, evaluation mode for instance, is seen neither in the model nor by other threads. Where
-        something cannot be copied, and where hooks bring weights in, it is the model itself.
+        What is set in the copy, evaluation mode for instance, is seen neither in the model nor by other threads. Its
+        parameters are objects of their own over the same memory: PyTorch looks at gradients while it traces, and
+        another thread may be writing those. Where something cannot be copied, and where hooks bring weights in, it is
+        the model itself.
         """
         if is_hooked(self.model):
-            return self.model
+            return StandInModel(self.model, {})
         shared = {id(value): value for value in (*(t for t, *_ in self._tensors), *self._opaque)}
+        plain = [t for t, *_ in self._tensors if type(t) is nn.Parameter and t.layout is torch.strided]
+        copies = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in plain}
         try:
-            return copy.deepcopy(self.model, shared)
+            return StandInModel(
+                copy.deepcopy(self.model, shared | copies), {id(copies[id(p)]): p for p in plain}, list(copies.values())
+            )
         except Exception:  # of any kind, from objects that cannot be copied
-            return self.model
+            return StandInModel(self.model, {})
 
     def _looks_unchanged(self) -> bool:
         differs = operator.is_not

@@ -246,7 +246,9 @@ class Lowered:
             LoweringError: naming what differs.
         """
         plain, calls = replace(self, runner=self.graph_module), examples(self.example, self.served)
-        return tried(plain.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs)
+        # where a condition cuts, the sweep shows what arrives and the graph what goes on
+        cut = [f"the latent['{path}']" for path in self.condition]
+        return tried(plain.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs, cut)
 
     def _eager(self, call: Call) -> Attribution:
         return self.sweeper.explain_under(call, self.target, [self.condition])[0]
