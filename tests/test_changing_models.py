@@ -201,6 +201,7 @@ class Changes(RuleBasedStateMachine):
     @rule()
     def the_precision_goes_there_and_back(self):
         self.model.float()
+        self.model.plain = self.model.plain.float()  # which float() does not reach
         self.xmodel.explain(self.given().float())
         self.model.double()
         self.model.plain = self.model.plain.double()

@@ -143,7 +143,8 @@ def test_a_floating_padding_mask_is_no_source():
     torch.testing.assert_close(found.relevance["input_ids"], expected.relevance["input_ids"])
 
 
-def test_a_decoder_that_starts_with_one_token_stays_dynamic():
+def test_a_decoder_that_starts_with_one_token_stays_dynamic(monkeypatch):
+    monkeypatch.delenv("LRP_FX_CACHE", raising=False)
     model, inputs = build("flan-t5")
     first = {"input_ids": inputs["input_ids"][:1], "decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)}
     xmodel = lrp_fx.convert(model, **first)
@@ -172,7 +173,8 @@ def test_capture_at_first_call_and_per_signature():
 
 
 @pytest.mark.parametrize("name", ["llama2", "mixtral", "flan-t5", "bert", "gpt2", "vit", "encoder"])
-def test_one_capture_serves_any_batch_and_length(name):
+def test_one_capture_serves_any_batch_and_length(name, monkeypatch):
+    monkeypatch.delenv("LRP_FX_CACHE", raising=False)  # captures on disk are taken one by one
     model, inputs = build(name)
     xmodel = lrp_fx.convert(model, **{k: v[:1] for k, v in inputs.items()})  # a batch of one stays dynamic
     for batch, extra in ((1, 0), (3, 0), (2, 4)):
