@@ -50,7 +50,7 @@ class Options:
         """When one explanation is checked, for what it asks; None asks for nothing."""
         when = self.check if check is None else check
         if when not in WHEN:
-            raise ValueError(f'check={check!r}: choose "first", "always" or False')
+            raise ValueError(f'check={when!r}: choose "first", "always" or False')
         return when
 
 

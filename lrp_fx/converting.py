@@ -10,7 +10,6 @@ import torch
 
 from lrp_fx.capture import ROUTES, unwrapped
 from lrp_fx.captures import Options
-from lrp_fx.explain.check import WHEN
 from lrp_fx.module import ExplainableModule, RuleSource
 from lrp_fx.optable import OpTable
 from lrp_fx.ruleset import RuleSet
@@ -49,11 +48,10 @@ def convert(
     """
     if capture not in ROUTES:
         raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
-    if check not in WHEN:
-        raise ValueError(f'check={check!r}: choose "first", "always" or False')
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
     options = Options(dynamic, capture, captures, check)
+    options.when(check)
     module = ExplainableModule(unwrapped(model), RuleSet.load(rules), OpTable.load(ops), options)
     if args or kwargs:
         conversion, _ = module.conversion(args, kwargs)

@@ -209,3 +209,18 @@ def test_an_adapter_that_is_merged_counts_once():
     with model.disable_adapter():
         assert torch.allclose(xmodel.explain(input_ids=ids).target, model(input_ids=ids).logits[:, -1].amax(-1), 1e-9)
     assert torch.allclose(xmodel.explain(input_ids=ids).target, apart, 1e-9)
+
+
+def test_of_many_modules_the_last_is_looked_at_like_the_first():
+    """How much is looked at behind an attribute is limited for each module, not for all modules together."""
+
+    class Small(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scales = [1.0]
+
+    model = nn.ModuleList(Small() for _ in range(2100))
+    for place in (0, 2099):
+        state = ModelState(model)
+        model[place].scales[0] = 2.0
+        assert not state.unchanged()

@@ -206,6 +206,7 @@ class _Walk:
 
     def follow(self, path: str) -> None:
         """Note everything behind one module, submodules excepted."""
+        self.behind.clear()
         while self.stack:
             value, name = self.stack.pop()
             if id(value) not in self.state._names and id(value) not in self.modules:
