@@ -1,13 +1,30 @@
-"""lrp_fx: a PyTorch FX compiler for Layer-wise Relevance Propagation (AttnLRP, ICML 2024, arXiv:2402.05602)."""
+"""lrp_fx: a PyTorch FX compiler for Layer-wise Relevance Propagation (AttnLRP, ICML 2024, arXiv:2402.05602).
 
-from lrp_fx import concepts, errors, evaluate
-from lrp_fx.converting import convert
+The rooms, from the ground up; each imports only what stands before it:
+
+errors, extras, files -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes -> rewrite ->
+explain -> verify -> lowering -> recent -> specialization -> capture_cache -> report -> stand_in -> module -> convert ->
+concepts -> viz -> evaluate -> tuning -> cli
+"""
+
+import importlib
+from typing import Any
+
+from lrp_fx import errors
+from lrp_fx.convert import convert
 from lrp_fx.explain import Attribution, Contrast, Ledger, Pixels
 from lrp_fx.lowering import Attributions, Generation, Lowered, load
 from lrp_fx.module import ExplainableModule
-from lrp_fx.optable import OpTable, register_op
-from lrp_fx.ruleset import RuleSet, register_rule
-from lrp_fx.tuning import Tuned, tune
+from lrp_fx.operators.table import OpTable, register_op
+from lrp_fx.rules.ruleset import RuleSet, register_rule
+
+#: what is imported at its first use: name -> (module, name in it; none for the module itself)
+_ON_DEMAND = {
+    "Tuned": ("lrp_fx.tuning", "Tuned"),
+    "concepts": ("lrp_fx.concepts", None),
+    "evaluate": ("lrp_fx.evaluate", None),
+    "tune": ("lrp_fx.tuning", "tune"),
+}
 
 __all__ = [
     "Attribution",
@@ -31,3 +48,15 @@ __all__ = [
     "tune",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ON_DEMAND:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _ON_DEMAND[name]
+    loaded = importlib.import_module(module)
+    return loaded if attribute is None else getattr(loaded, attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

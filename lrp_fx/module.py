@@ -6,27 +6,25 @@ import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import torch
 from torch import fx
 
-from lrp_fx.capture import TRACING, Call, ModelState, free_numbers, is_traced, opened, read_call
-from lrp_fx.captures import Captures, Options
-from lrp_fx.conversion import Conversion
+from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, is_traced, opened, read_call
+from lrp_fx.capture_cache import CaptureCache, Options
 from lrp_fx.errors import CaptureError, NumericalError
 from lrp_fx.explain import Attribution, Condition, Target
 from lrp_fx.explain.conditions import places_of
 from lrp_fx.explain.target import normal_targets
 from lrp_fx.lowering import Attributions, Generation, Lowered, explain_targets, generate, lower
-from lrp_fx.optable import OpTable
+from lrp_fx.lowering.distributed.pipeline import Pipeline
+from lrp_fx.operators.table import OpTable
 from lrp_fx.report import Report, make_report
-from lrp_fx.ruleset import RuleSet
+from lrp_fx.rules.ruleset import RuleSet
+from lrp_fx.specialization import Specialization
 from lrp_fx.stand_in import StandIn
-from lrp_fx.verify import Verification, verify
-
-if TYPE_CHECKING:
-    from lrp_fx.lowering.pipeline import Pipeline
+from lrp_fx.verify.verify import Verification, verify
 
 _NOTHING = "nothing is captured yet: give convert() example inputs, or call the module once"
 
@@ -43,7 +41,7 @@ class ExplainableModule(StandIn):
     def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, options: Options) -> None:
         super().__init__(model)
         self.ruleset = ruleset
-        self.captures = Captures(model, ops, options)
+        self.captures = CaptureCache(model, ops, options)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -55,7 +53,7 @@ class ExplainableModule(StandIn):
         return self.current.under(self.ruleset).graph_module
 
     @property
-    def current(self) -> Conversion:
+    def current(self) -> Specialization:
         """The latest capture and all that was made of it, for what looks inside (concepts, evaluation)."""
         latest = self.captures.latest
         if latest is None:
@@ -76,11 +74,11 @@ class ExplainableModule(StandIn):
                 )
             return self.graph_module(*args, **kwargs)
         args, kwargs = opened((args, kwargs))
-        conversion, call = self.conversion(args, kwargs)
+        specialization, call = self.specialization(args, kwargs)
         if call.free is not None:
             args, kwargs = free_numbers((args, kwargs), call.free)
-        graph_module = conversion.under(self.ruleset).graph_module
-        with conversion.named_failures(call):
+        graph_module = specialization.under(self.ruleset).graph_module
+        with specialization.named_failures(call):
             return graph_module(*args, **kwargs)
 
     @overload
@@ -196,14 +194,14 @@ class ExplainableModule(StandIn):
             TargetError: for a target out of range, or of a kind that has to be explained by itself.
         """
         ruleset = self._rules(rules)
-        conversion, call = self.conversion(args, kwargs)
+        specialization, call = self.specialization(args, kwargs)
         places, targets = places_of(at), normal_targets(targets)
-        sweeper = conversion.sweeper(ruleset, places)
-        with conversion.named_failures(call):
-            if conversion.due(ruleset, places, self.captures.options.when(check)):
+        sweeper = specialization.sweeper(ruleset, places)
+        with specialization.named_failures(call):
+            if specialization.due(ruleset, places, self.captures.options.when(check)):
                 sweeper.check(call, targets[0])
-                conversion.holds(ruleset, places)
-            many = functools.partial(conversion.many_targets, ruleset, places, call)
+                specialization.holds(ruleset, places)
+            many = functools.partial(specialization.many_targets, ruleset, places, call)
             return explain_targets(sweeper, many, call, targets, chunk)
 
     def explain_generation(
@@ -233,7 +231,12 @@ class ExplainableModule(StandIn):
         """
         explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
         how = {"max_new_tokens": max_new_tokens, **(options or {})}
-        return generate(self.model, explain, self.conversion, {"input_ids": input_ids, **kwargs}, how)
+
+        def capture(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Captured, Call]:
+            specialization, call = self.specialization(args, kwargs)
+            return specialization.captured, call
+
+        return generate(self.model, explain, capture, {"input_ids": input_ids, **kwargs}, how)
 
     def _explain(
         self,
@@ -247,28 +250,28 @@ class ExplainableModule(StandIn):
         check: str | bool | None = None,
     ) -> list[Attribution]:
         ruleset = self._rules(rules)
-        conversion, call = self.conversion(args, kwargs)
+        specialization, call = self.specialization(args, kwargs)
         places = places_of(at, *conditions)
-        fast = None if sparing or any(conditions) else conversion.faster(ruleset, places, call, target)
-        tapped = conversion.sparing_sweeper if sparing else conversion.sweeper
-        due = not sparing and conversion.due(ruleset, places, self.captures.options.when(check))
-        with conversion.named_failures(call):
+        fast = None if sparing or any(conditions) else specialization.faster(ruleset, places, call, target)
+        tapped = specialization.sparing_sweeper if sparing else specialization.sweeper
+        due = not sparing and specialization.due(ruleset, places, self.captures.options.when(check))
+        with specialization.named_failures(call):
             if fast is not None:
                 if due:
-                    conversion.sweeper(ruleset, places).check(call, target)
-                    conversion.holds(ruleset, places)
+                    specialization.sweeper(ruleset, places).check(call, target)
+                    specialization.holds(ruleset, places)
                 with contextlib.suppress(NumericalError):  # the sweep below says where it begins
                     return [fast.explain_call(call, target) for _ in conditions]
             found = tapped(ruleset, places).explain_under(call, target, conditions, due)
         if due:
-            conversion.holds(ruleset, places)
+            specialization.holds(ruleset, places)
         return found
 
     def forget(self, rules: RuleSource) -> None:
         """Drop the graphs that were made for a rule set, where many are tried."""
         key = RuleSet.load(rules).key
-        for conversion in self.captures:
-            conversion.forget(key)
+        for specialization in self.captures:
+            specialization.forget(key)
 
     def lower(
         self,
@@ -301,8 +304,8 @@ class ExplainableModule(StandIn):
         Raises:
             InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
-        conversion, call = self._asked(args, kwargs)
-        sweeper = conversion.sweeper(self._rules(rules), places_of(at, condition or {}))
+        specialization, call = self._asked(args, kwargs)
+        sweeper = specialization.sweeper(self._rules(rules), places_of(at, condition or {}))
         read = functools.partial(read_call, self.model, free=call.free)
         with TRACING:
             return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
@@ -318,8 +321,8 @@ class ExplainableModule(StandIn):
         """
         graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
         if not graph.condition:
-            conversion = next(c for c in self.captures if c.captured is graph.sweeper.captured)
-            conversion.use(graph, places_of(kwargs.get("at", ())))
+            specialization = next(c for c in self.captures if c.captured is graph.sweeper.captured)
+            specialization.use(graph, places_of(kwargs.get("at", ())))
         return graph
 
     def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
@@ -346,11 +349,9 @@ class ExplainableModule(StandIn):
 
         Every process calls this alike, with example inputs or none, as :meth:`lower`; then ``explain`` of the result.
         """
-        from lrp_fx.lowering.pipeline import Pipeline
-
         ruleset = self._rules(rules)
-        conversion, call = self._asked(args, kwargs)
-        sweeper = conversion.sweeper(ruleset, places_of(at))
+        specialization, call = self._asked(args, kwargs)
+        sweeper = specialization.sweeper(ruleset, places_of(at))
         return Pipeline.build(sweeper, group, functools.partial(read_call, self.model, free=call.free))
 
     def report(self) -> Report:
@@ -371,9 +372,9 @@ class ExplainableModule(StandIn):
         what happens when inputs move.
         """
         ruleset = self._rules(rules)
-        conversion, call = self.conversion(args, kwargs)
-        sweeper, plain = (conversion.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
-        with conversion.named_failures(call):
+        specialization, call = self.specialization(args, kwargs)
+        sweeper, plain = (specialization.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
+        with specialization.named_failures(call):
             result = verify(ModelState(self.model).stand_in().module, sweeper, plain, call, args, kwargs, target)
         if show:
             result.print()
@@ -382,11 +383,11 @@ class ExplainableModule(StandIn):
     def _rules(self, rules: RuleSource | None) -> RuleSet:
         return self.ruleset if rules is None else RuleSet.load(rules)
 
-    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
-        return self.conversion(args, kwargs) if args or kwargs else (self.current, self.current.example)
+    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
+        return self.specialization(args, kwargs) if args or kwargs else (self.current, self.current.example)
 
-    def conversion(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Conversion, Call]:
-        """The conversion that serves a call, captured now where there is none (:class:`lrp_fx.captures.Captures`)."""
+    def specialization(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
+        """The specialization that serves a call, captured now where there is none (``lrp_fx.capture_cache``)."""
         return self.captures.serving(args, kwargs)
 
     def extra_repr(self) -> str:

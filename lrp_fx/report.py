@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp_fx.capture import Captured
-from lrp_fx.errors import module_path
-from lrp_fx.optable import op_name
+from lrp_fx.graph.location import module_path
+from lrp_fx.operators.table import op_name
 from lrp_fx.plan import Plan
 
 

@@ -18,13 +18,15 @@ import torch
 from torch import nn
 
 from lrp_fx.analysis import Facts
-from lrp_fx.errors import InputError, NumericalError, module_path, require
+from lrp_fx.errors import InputError, NumericalError
 from lrp_fx.evaluate.measure import progress_bar
 from lrp_fx.evaluate.methods import lrp
 from lrp_fx.evaluate.metrics import METRICS, Scene, Trial
 from lrp_fx.evaluate.task import Task
+from lrp_fx.extras import require
+from lrp_fx.graph.location import module_path
 from lrp_fx.plan import Plan
-from lrp_fx.ruleset import RuleSet, available
+from lrp_fx.rules.ruleset import RuleSet, available
 
 #: rules that a layer can get; the layer that sees the input can get two more
 KINDS = ("epsilon", "generalised-gamma", "z-plus", "alpha-beta")
@@ -202,8 +204,8 @@ def tune(
     task = dataclasses.replace(data, model=model)
     ruleset = RuleSet.load(base)
     scenes = [Scene(task, b) for b in task.batches(batch)]
-    conversion, _ = task.converted.conversion((), scenes[0].batch.inputs)
-    space = find_space(conversion.facts, conversion.under(ruleset).plan, depths)
+    specialization, _ = task.converted.specialization((), scenes[0].batch.inputs)
+    space = find_space(specialization.facts, specialization.under(ruleset).plan, depths)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(10, trials // 8), multivariate=True)
     direction = "minimize" if metric in _LOWER_IS_BETTER else "maximize"

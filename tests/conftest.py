@@ -34,14 +34,15 @@ def _captures(tmp_path_factory):
 
 
 @pytest.fixture
-def in_two_processes(tmp_path):
+def in_two_processes(tmp_path, request):
     """Runs a script in one process and then in another, which find "first" and "second" in ``sys.argv[1]``; what both
     printed."""
 
     def run(code):
         script = tmp_path / "run.py"
         head = (
-            f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\nimport torch\ntorch.set_num_threads(1)\n"
+            f"import sys\nsys.path[:0] = {[str(Path(__file__).parent), str(request.path.parent)]!r}\n"
+            "import torch\ntorch.set_num_threads(1)\n"
         )
         script.write_text(head + textwrap.dedent(code))
         printed = []

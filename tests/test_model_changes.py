@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import lrp_fx
+from lrp_fx.cache.fingerprint import fingerprint
 from lrp_fx.capture import ModelState
-from lrp_fx.capture.fingerprint import fingerprint
 from lrp_fx.capture.signature import read_call
 
 X = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

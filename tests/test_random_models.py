@@ -8,7 +8,7 @@ from generated.programs import build, inputs, parsed, random_program, smaller
 from torch import nn
 
 import lrp_fx
-from lrp_fx.lowering.forms import distinct
+from lrp_fx.lowering.targets.spec import distinct
 
 SLOW = ("sizes", "lowered", "routes")  # one of them per model here; all of them in tools/fuzz
 

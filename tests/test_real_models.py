@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import lrp_fx
-from lrp_fx.demo import load_demo
+from lrp_fx.cli.demo import load_demo
 
 
 def package(name: str) -> Path:

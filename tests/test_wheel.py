@@ -18,7 +18,7 @@ assert "site-packages" in lrp_fx.__file__, lrp_fx.__file__
 x = torch.randn(2, 4, dtype=torch.float64)
 a = lrp_fx.convert(nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.LayerNorm(8), nn.Linear(8, 3)).double(), rules="cp_lrp").explain(x)
 assert a.ledger.balance < 1e-9
-print("ledger", a.ledger.balance, lrp_fx.ruleset.available())
+print("ledger", a.ledger.balance, lrp_fx.rules.ruleset.available())
 """
 
 
@@ -36,8 +36,8 @@ def test_the_wheel_carries_rules_templates_and_demos(wheel):
         "_rules/ops.toml",
         "_rules/attnlrp.toml",
         "viz/heatmap.html.jinja",
-        "demos.toml",
-        "sentiment_head.json",
+        "cli/demos.toml",
+        "cli/sentiment_head.json",
     ):
         assert f"lrp_fx/{needed}" in names
     assert not [n for n in names if n.startswith(("tests/", "tools/"))]

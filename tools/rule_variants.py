@@ -2,7 +2,7 @@
 
 The rules for products of two signals, for gates and for softmax are crossed. Each combination is measured on every column
 of the faithfulness study by ABPC and by rank correlation with leave-one-out (the measure by which arXiv:2510.18810 prefers
-CP-LRP), and on the spellings of `tests/test_spelling.py` by how far relevance depends on how a function is written.
+CP-LRP), and on the spellings of `tests/capture/test_spelling.py` by how far relevance depends on how a function is written.
 """
 
 from __future__ import annotations

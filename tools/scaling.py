@@ -17,10 +17,10 @@ import transformers as tf
 from lrp_fx.analysis import analyse
 from lrp_fx.capture import capture
 from lrp_fx.files import write_text
-from lrp_fx.optable import OpTable
+from lrp_fx.operators.table import OpTable
 from lrp_fx.plan import make_plan
 from lrp_fx.rewrite import rewrite
-from lrp_fx.ruleset import RuleSet
+from lrp_fx.rules.ruleset import RuleSet
 
 T = TypeVar("T")
 

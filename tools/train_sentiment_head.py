@@ -16,12 +16,12 @@ import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
 
-from lrp_fx.demo import demos, load_encoder, mean_pool
+from lrp_fx.cli.demo import demos, load_encoder, mean_pool
 from lrp_fx.files import write_text
 
 #: the sentences: `tools/faithfulness` fetches them
 SNIPPETS = pretrained.folder() / "movie_snippets.tsv"
-HEAD = Path(__file__).parent.parent / "lrp_fx" / "sentiment_head.json"
+HEAD = Path(__file__).parent.parent / "lrp_fx" / "cli" / "sentiment_head.json"
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray]:

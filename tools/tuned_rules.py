@@ -22,7 +22,7 @@ from rich.console import Console
 import lrp_fx
 from lrp_fx.evaluate import Results, Task, evaluate, lrp
 from lrp_fx.files import write_text
-from lrp_fx.ruleset import available
+from lrp_fx.rules.ruleset import available
 
 
 @dataclass(frozen=True)

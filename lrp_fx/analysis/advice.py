@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lrp_fx.analysis.operands import Slot, all_slots, value
-from lrp_fx.optable import op_name
+from lrp_fx.graph.operands import Slot, all_slots, value
+from lrp_fx.operators.table import op_name
 
 PAGE = "docs/operators.md"  #: says what the kinds mean
 _LARGEST = 2**20  #: numbers in one operand that are tried

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
-from lrp_fx.analysis.operands import Slot
-from lrp_fx.errors import module_path
+from lrp_fx.graph.location import module_path
+from lrp_fx.graph.operands import Slot
 
 #: what of an attention can be named: "model.layers.3.self_attn@mixed"
 PARTS = ("query", "key", "value", "scores", "weights", "mixed")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from torch.fx import Node
 
-from lrp_fx.analysis.operands import Slot
-from lrp_fx.optable import OpSpec, OpTable
+from lrp_fx.graph.operands import Slot
+from lrp_fx.operators.table import OpSpec, OpTable
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import math
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
-from lrp_fx.analysis.operands import slots
-from lrp_fx.optable import OpSpec, bind, op_name
+from lrp_fx.graph.operands import slots
+from lrp_fx.operators.table import OpSpec, bind, op_name
 
 _NEGATIONS = ("aten.neg", "aten.negative")
 _SIGNED = ("aten.reciprocal", "aten.leaky_relu", "aten.prelu")  #: homogeneous functions that keep a minus

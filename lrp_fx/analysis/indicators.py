@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
-from lrp_fx.analysis.operands import Slot
-from lrp_fx.optable import OpSpec, bind, op_name
+from lrp_fx.graph.operands import Slot
+from lrp_fx.operators.table import OpSpec, bind, op_name
 
 
 def keeps(spec: OpSpec) -> bool:

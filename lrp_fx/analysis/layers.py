@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts, Layer
-from lrp_fx.analysis.operands import is_float, slots
-from lrp_fx.optable import bind, op_name
+from lrp_fx.graph.operands import is_float, slots
+from lrp_fx.operators.table import bind, op_name
 
 
 def find_layers(facts: Facts) -> None:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.fx import Graph, Node
 
-from lrp_fx.analysis.operands import Slot, all_slots, is_float, value
-from lrp_fx.optable import OpSpec, OpTable, bind, op_name
+from lrp_fx.graph.operands import Slot, all_slots, is_float, value
+from lrp_fx.operators.table import OpSpec, OpTable, bind, op_name
 
 _HUGE = 1e3  #: numbers beyond it hide what they are added to
 _ADDING = {"aten.add": 1, "aten.sub": -1, "aten.subtract": -1}

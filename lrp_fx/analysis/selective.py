@@ -15,8 +15,8 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.analysis.gates import adds, carries_on
-from lrp_fx.analysis.operands import Slot, value
-from lrp_fx.optable import bind, op_name
+from lrp_fx.graph.operands import Slot, value
+from lrp_fx.operators.table import bind, op_name
 
 
 def find_selective(graph: Graph, facts: Facts) -> None:

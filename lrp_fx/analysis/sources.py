@@ -12,8 +12,8 @@ from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts, Lookup, Source
 from lrp_fx.analysis.indicators import begins, keeps
-from lrp_fx.analysis.operands import is_float, is_integer, slots, value
-from lrp_fx.optable import OpSpec, bind, op_name
+from lrp_fx.graph.operands import is_float, is_integer, slots, value
+from lrp_fx.operators.table import OpSpec, bind, op_name
 
 _KEEPING = ("movement", "linear", "selection", "product", "nonlinearity", "homogeneous")
 #: a running count says where an entry stands, not what it is

@@ -1,43 +1,13 @@
 """Stage 1, capture: any ``nn.Module`` and example inputs -> a functional ATen graph that shares its parameters."""
 
-from __future__ import annotations
-
-import contextlib
-import time
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor, fx
-from torch.export._unlift import _get_codegen
-from torch.fx import Node
-from torch.utils import _pytree as pytree
-
-from lrp_fx.capture import normalise, store
-from lrp_fx.capture.agreement import TOLERANCE, disagreement
-from lrp_fx.capture.calls import settle
-from lrp_fx.capture.captured import Captured, Decisions, copy_graph
-from lrp_fx.capture.containers import closed, closing, opened, standing_in, structures
-from lrp_fx.capture.control import Unrolled, drop_block_masks, holds_control, holds_vmap
-from lrp_fx.capture.conventions import is_traced, preserved, traceable, unwrapped
-from lrp_fx.capture.distinct import distinct
-from lrp_fx.capture.draws import drawing
-from lrp_fx.capture.export import exports, plain, shapes_of
-from lrp_fx.capture.fingerprint import switches
-from lrp_fx.capture.functional import drop_unread_writes, is_mutating
+from lrp_fx.capture.capture import ROUTES, capture, failing_node, prepare
+from lrp_fx.capture.captured import Captured
+from lrp_fx.capture.containers import opened
+from lrp_fx.capture.conventions import is_traced, preserved, unwrapped
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.lock import TRACING
-from lrp_fx.capture.masks import shorten_masks
-from lrp_fx.capture.model_state import ModelState
-from lrp_fx.capture.norms import free_of_inputs
-from lrp_fx.capture.offload import without_hooks
-from lrp_fx.capture.packed import unpack
-from lrp_fx.capture.precision import widen_islands
-from lrp_fx.capture.recurrent import written_out
+from lrp_fx.capture.model_state import ModelState, switches
 from lrp_fx.capture.signature import Call, free_numbers, read_call
-from lrp_fx.capture.trace import Recording, functional, record
-from lrp_fx.errors import CaptureError
 
 __all__ = [
     "ROUTES",
@@ -47,227 +17,13 @@ __all__ = [
     "ModelState",
     "Shapes",
     "capture",
-    "copy_graph",
     "failing_node",
     "free_numbers",
     "is_traced",
     "opened",
+    "prepare",
     "preserved",
     "read_call",
     "switches",
     "unwrapped",
 ]
-
-ROUTES = ("auto", "export", "trace")
-
-
-def capture(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True, route: str = "auto"
-) -> Captured:
-    """Capture ``model`` as called with ``args`` and ``kwargs``.
-
-    Either by non-strict pre-dispatch export, with every tensor dimension left free where the model allows it, or by
-    recording a run (``lrp_fx.capture.trace``). The model runs in evaluation mode with caches off for the duration;
-    parameters and buffers are shared, never copied; what a run writes, :func:`preserved` undoes. What
-    ``LRP_FX_CACHE`` keeps of an earlier process is taken instead (``lrp_fx.capture.store``).
-
-    Args:
-        route: "export", "trace", or "auto": trace what export refuses.
-
-    Raises:
-        CaptureError: when neither can; the message carries the reasons.
-    """
-    args, kwargs = distinct(model, *opened((args, dict(sorted(kwargs.items())))))
-    call = read_call(model, args, kwargs)
-    kept = route != "trace" and not structures((args, kwargs))
-    place = store.entry(model, call, "capture", dynamic, route) if kept else None
-    if place is not None and (known := store.held(place, model, call, args, kwargs)) is not None:
-        return known
-    captured = _anew(model, call, args, kwargs, dynamic, route)
-    if place is None:
-        return captured
-    others = tuple((store.keep(place, other, model), example) for other, example in captured.others)
-    return replace(store.keep(place, captured, model), others=others)
-
-
-def _anew(
-    model: torch.nn.Module, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool, route: str
-) -> Captured:
-    start = time.perf_counter()
-    model = without_hooks(model)
-    if route == "trace":
-        return _by_trace(model, call, args, kwargs, start)
-    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic)
-    refusal = ""
-    others: tuple[tuple[Captured, Call], ...] = ()
-    while True:
-        try:
-            program, oblivious = next(programs, (None, False))
-        except CaptureError:
-            raise
-        except Exception as error:
-            refusal = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            if route == "export":
-                raise _refused(model, refusal) from error
-            return _by_trace(model, call, args, kwargs, start, refusal)
-        if program is None:
-            break
-        if holds_vmap(program.graph_module):
-            return _by_trace(model, call, args, kwargs, start, "the graph opens levels of vmap")
-        graph_module, spec = plain(program), program.call_spec
-        if holds_control(graph_module):
-            recording = _recorded(model, _unrolled(graph_module), call)
-            return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
-        graph_module = _finished(graph_module)
-        if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other numbers
-            refusal = "it draws random numbers, which an exported graph would draw anew at every run"
-            break
-        shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)
-        captured = Captured(graph_module, call.names, spec.out_spec, shapes, _since(start))
-        reason = captured.refuses_sizes(call.leaves)
-        if reason is not None:  # the model takes another branch at the size that the example was grown to
-            refusal = f"what it exported is not for this call: {reason}"
-            others = (*others, *_for_its_example(model, captured, program))
-            continue
-        try:
-            difference = disagreement(model, graph_module, args, kwargs)
-            if difference <= TOLERANCE:
-                return replace(captured, others=others)
-            refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
-        except Exception as error:  # a graph that does not run, or returns what has no values
-            refusal = f"what it exported does not run: {type(error).__name__}"
-    if route == "export":
-        raise _refused(model, refusal)
-    return _by_trace(model, call, args, kwargs, start, refusal)
-
-
-def _unrolled(graph_module: fx.GraphModule) -> Any:
-    """An exported graph as a function of its flat inputs, its operators of higher order run step by step."""
-    drop_block_masks(graph_module)
-    return lambda *leaves: Unrolled(graph_module).run(*leaves, enable_io_processing=False)
-
-
-def _for_its_example(
-    model: torch.nn.Module, captured: Captured, program: torch.export.ExportedProgram
-) -> Iterator[tuple[Captured, Call]]:
-    """A capture with the grown example that it was made of, if it computes on that what the model does."""
-    args, kwargs = program.example_inputs  # type: ignore[misc]
-    with contextlib.suppress(Exception):  # one that does not run is dropped
-        if disagreement(model, captured.graph_module, args, kwargs) <= TOLERANCE:
-            yield captured, read_call(model, args, kwargs)
-
-
-def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:
-    return CaptureError(
-        f"torch.export cannot capture {type(model).__name__}: {refusal}\n"
-        "Remedy: capture='auto' records a run of what export refuses."
-    )
-
-
-def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start: float, refusal: str = "") -> Captured:
-    in_spec = pytree.tree_structure((args, kwargs))
-
-    def run(*leaves: Any) -> Any:
-        positional, keyword = closed(pytree.tree_unflatten(list(leaves), in_spec))
-        return model(*positional, **keyword)
-
-    try:
-        recording = _recorded(model, run, call)
-    except CaptureError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        raise CaptureError(
-            f"{type(model).__name__} does not run on these inputs: {reason}"
-            + (f" (and torch.export refused it: {refusal})" if refusal else "")
-            + "\nRemedy: call the model itself once with the same arguments, in evaluation mode."
-        ) from error
-    return _captured(recording, call, in_spec, recording.out_spec, start, refusal)
-
-
-def _recorded(model: torch.nn.Module, run: Any, call: Call) -> Recording:
-    with traceable(model, experts=None):
-        return record(model, run, call.leaves, lambda: written_out(model))
-
-
-def _captured(
-    recording: Recording, call: Call, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, start: float, refusal: str
-) -> Captured:
-    """A recorded run as a capture: its graph with the model's signature, its decisions as a graph of their own."""
-    graph_module = recording.graph_module
-    normalise.drop_assertions(graph_module.graph)
-    normalise.drop_inert(graph_module.graph)
-    drop_unread_writes(graph_module.graph)
-    if any(is_mutating(n) for n in graph_module.graph.nodes):
-        graph_module = functional(graph_module, call.leaves)
-        normalise.mend(graph_module.graph)
-    normalise.in_one_mode(graph_module.graph)
-    end = next(n for n in reversed(graph_module.graph.nodes) if n.op == "output")
-    outputs, *decisive = end.args[0]  # type: ignore[misc]
-    end.args = ([n for nodes in decisive for n in nodes],)  # type: ignore[union-attr]
-    decided, _ = copy_graph(graph_module.graph)
-    decided.eliminate_dead_code()
-    decisions = fx.GraphModule(graph_module, decided, class_name="Decisions")
-    tensors = iter(outputs)  # type: ignore[arg-type]
-    with graph_module.graph.inserting_before(end):
-        end.args = ([_leaf(graph_module, i, leaf, tensors) for i, leaf in enumerate(recording.leaves)],)
-    out_spec = closing(out_spec)
-    graph_module.graph._codegen = _get_codegen(in_spec, out_spec)
-    sizes = tuple(tuple(int(d) for d in t.shape) for t in call.tensors.values())
-    reasons = {
-        (n, axis): "the run was recorded at this size" for n, t in call.tensors.items() for axis in range(t.dim())
-    }
-    return Captured(
-        _finished(graph_module), call.names, out_spec, Shapes(sizes, {}, reasons, inputs=tuple(call.tensors)),
-        _since(start), "trace", Decisions.of(decisions, call.leaves, recording.shaped), refusal,
-    )  # fmt: skip
-
-
-def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
-    """An output leaf: a node that computes it, or the object of the recorded run."""
-    if leaf is None or isinstance(leaf, (bool, int, float, str)):
-        return leaf
-    if isinstance(leaf, Tensor):
-        return next(tensors)
-    setattr(owner, f"_output_{index}", leaf)
-    return owner.graph.get_attr(f"_output_{index}")
-
-
-def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
-    unpack(graph_module)
-    normalise.see_through(graph_module.graph)
-    normalise.boolean_conditions(graph_module.graph)
-    normalise.spell_out(graph_module.graph)
-    normalise.pools_to_means(graph_module.graph)
-    normalise.split_moments(graph_module.graph)
-    free_of_inputs(graph_module.graph)
-    shorten_masks(graph_module.graph)
-    widen_islands(graph_module.graph)
-    settle(graph_module.graph)
-    graph_module.graph.eliminate_dead_code()
-    graph_module.recompile()
-    return graph_module
-
-
-def _since(start: float) -> float:
-    return time.perf_counter() - start
-
-
-def failing_node(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> Node | None:
-    """The first node of a graph that raises on flat inputs, or None."""
-
-    class Probe(fx.Interpreter):
-        at: Node | None = None
-
-        def run_node(self, n: Node) -> Any:
-            self.at = n
-            return super().run_node(n)
-
-    probe = Probe(graph_module)
-    probe.extra_traceback = False
-    try:
-        with torch.no_grad():
-            probe.run(*leaves, enable_io_processing=False)
-    except Exception:
-        return probe.at
-    return None

@@ -12,8 +12,8 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.guards import Shapes
-from lrp_fx.capture.ones import unproven
 from lrp_fx.capture.signature import Call
+from lrp_fx.capture.size_one import unproven
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,6 @@ class Decisions:
         )
 
 
-def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[Node, Node]]:
-    """A copy of ``graph`` with its code generation, and the map from its nodes to the copies."""
-    new = fx.Graph()
-    mapping: dict[Node, Node] = {}
-    output = new.graph_copy(graph, mapping)
-    new.output(output)
-    new._codegen = graph._codegen
-    return new, mapping
-
-
 def _run(graph_module: fx.GraphModule, leaves: Sequence[Any]) -> list[Tensor]:
     with torch.no_grad():
         return list(graph_module(*leaves))
@@ -74,7 +64,7 @@ class Captured:
         route: "export", or "trace" for a recorded run.
         decisions: what else has to agree for this capture to serve a call; None for an exported model.
         refusal: why export refused, where it did.
-        key: what it is kept under on disk, where it is (``lrp_fx.capture.store``).
+        key: what it is kept under on disk, where it is (``lrp_fx.cache.store``).
         others: captures for calls of other sizes that were made on the way, each with an example of such a call.
     """
 

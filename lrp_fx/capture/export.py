@@ -20,16 +20,16 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture import normalise
-from lrp_fx.capture.calls import noting_calls
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
-from lrp_fx.capture.functional import functionalise
 from lrp_fx.capture.guards import Guard, Shapes
-from lrp_fx.capture.paths import module_of
-from lrp_fx.capture.recurrent import written_out
+from lrp_fx.capture.passes import normalize as normalise
+from lrp_fx.capture.passes.functionalize import functionalise
+from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.errors import CaptureError
+from lrp_fx.graph.attribute_paths import module_of
+from lrp_fx.graph.module_calls import noting_calls
 
 #: where PyTorch works out shapes and strides of an operator's result: below what is traced
 _OPERATORS = tuple(

@@ -7,7 +7,7 @@ that was replaced by an equal one does not count, nor does training mode, since 
 is written *into* a tensor does not change a graph that shares it; a tensor in its place, of another size or precision
 does.
 
-The fingerprint of the disk cache (``lrp_fx.capture.fingerprint``) describes the same things by value, for other
+The fingerprint of the disk cache (``lrp_fx.cache.fingerprint``) describes the same things by value, for other
 processes; what counts of a module is said here for both.
 """
 
@@ -350,3 +350,9 @@ def _told(place: str, before: dict[Any, Any], now: dict[Any, Any], key: Any) -> 
     if isinstance(now[key], _BY_VALUE):
         return f"'{place}' is {now[key]!r} (was {before[key]!r})"
     return f"'{place}' is another {type(now[key]).__name__}"
+
+
+def switches() -> tuple[Any, ...]:
+    """The switches of PyTorch that decide which precision and device a model computes in."""
+    autocast = tuple(torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in ("cpu", "cuda"))
+    return (torch.get_default_dtype(), str(torch.get_default_device()), autocast)

@@ -29,12 +29,12 @@ from torch.fx.traceback import preserve_node_meta
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.calls import hand_on, noting_calls
 from lrp_fx.capture.containers import returned
-from lrp_fx.capture.control import CarriedOut
-from lrp_fx.capture.functional import is_mutating
-from lrp_fx.capture.paths import readable
-from lrp_fx.capture.reads import Reads, Transforms
+from lrp_fx.capture.passes.control_flow import CarriedOut
+from lrp_fx.capture.passes.functionalize import is_mutating
+from lrp_fx.capture.read_values import Reads, Transforms
+from lrp_fx.graph.attribute_paths import readable
+from lrp_fx.graph.module_calls import hand_on, noting_calls
 
 aten = torch.ops.aten
 
@@ -122,7 +122,7 @@ def _record(
         model: whose parameters the graph shares, by their own names.
         call: runs the model, or a stand-in that computes the same from its parameters.
         leaves: flat inputs, tensors and constants.
-        answers: a mode that does some of the model's calls another way (``lrp_fx.capture.recurrent``).
+        answers: a mode that does some of the model's calls another way (``lrp_fx.capture.passes.unroll_rnn``).
 
     Raises:
         Exception: whatever the model itself raises.

@@ -19,8 +19,8 @@ from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.module import ExplainableModule, RuleSource
-from lrp_fx.rewrite.ops import nonzero, relevance_of, source
-from lrp_fx.ruleset import RuleSet
+from lrp_fx.rules.functions import nonzero, relevance_of, source
+from lrp_fx.rules.ruleset import RuleSet
 
 
 @dataclass(frozen=True)
@@ -150,10 +150,10 @@ def cut_forward(
         TargetError: when the target does not depend on any input.
     """
     ruleset = xmodel.ruleset if rules is None else RuleSet.load(rules)
-    conversion, call = xmodel.conversion(args, dict(kwargs))
-    sweeper = conversion.sweeper(ruleset, tuple(dict.fromkeys(at)))
+    specialization, call = xmodel.specialization(args, dict(kwargs))
+    sweeper = specialization.sweeper(ruleset, tuple(dict.fromkeys(at)))
     masks = padding_masks(call.tensors)
-    with conversion.named_failures(call), torch.inference_mode(False), torch.enable_grad():
+    with specialization.named_failures(call), torch.inference_mode(False), torch.enable_grad():
         leaves = usable(call.leaves)
         cutting = _Cutting(sweeper)
         flat = cutting.run(*leaves, enable_io_processing=False)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lrp_fx.concepts.cut import cut_forward
-from lrp_fx.converting import convert
+from lrp_fx.convert import convert
 from lrp_fx.errors import LatentError, LrpError
 from lrp_fx.explain import Target
 from lrp_fx.module import ExplainableModule, RuleSource

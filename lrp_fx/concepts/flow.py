@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from lrp_fx.concepts.cut import Cut, cut_forward
-from lrp_fx.errors import LatentError, require
+from lrp_fx.errors import LatentError
 from lrp_fx.explain import Target
+from lrp_fx.extras import require
 from lrp_fx.module import ExplainableModule, RuleSource
 
 if TYPE_CHECKING:

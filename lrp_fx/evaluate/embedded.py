@@ -19,12 +19,13 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Source
-from lrp_fx.capture import Captured, copy_graph
-from lrp_fx.conversion import Conversion
+from lrp_fx.capture import Captured
 from lrp_fx.errors import InputError
 from lrp_fx.evaluate.task import Batch, Task
 from lrp_fx.explain.target import padding_masks, select
 from lrp_fx.explain.tokens import to_inputs
+from lrp_fx.graph.copies import copy_graph
+from lrp_fx.specialization import Specialization
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,14 @@ class Embedded:
     """A captured graph, as it is (no rule in it), cut at the sources of one input.
 
     Attributes:
-        conversion: the capture and its facts.
+        specialization: the capture and its facts.
         owner: that input.
         sources: its sources.
         reader: flat inputs -> the tensors at the sources; ``copies`` maps captured nodes to its nodes.
         cut: (sources..., flat inputs...) -> flat output.
     """
 
-    conversion: Conversion
+    specialization: Specialization
     owner: Node
     sources: tuple[Source, ...]
     reader: fx.GraphModule
@@ -47,11 +48,11 @@ class Embedded:
     cut: fx.GraphModule
 
     @classmethod
-    def build(cls, conversion: Conversion, name: str, watched: Mapping[str, Node] | None = None) -> Embedded:
+    def build(cls, specialization: Specialization, name: str, watched: Mapping[str, Node] | None = None) -> Embedded:
         """Cut at the sources of the input called ``name``.
 
         Args:
-            conversion: what to cut.
+            specialization: what to cut.
             name: name of the input.
             watched: captured nodes that become outputs of submodules of ``cut``, by the names of these: forward hooks
                 there read their values or replace them.
@@ -59,18 +60,18 @@ class Embedded:
         Raises:
             InputError: when that input has no source: nothing differentiable depends on it.
         """
-        captured = conversion.captured
+        captured = specialization.captured
         owner = captured.placeholders[captured.names.index(name)] if name in captured.names else None
-        sources = tuple(s for s in conversion.facts.sources if owner in (s.input, *(n for n, _ in s.picks)))
+        sources = tuple(s for s in specialization.facts.sources if owner in (s.input, *(n for n, _ in s.picks)))
         if owner is None or not sources:
             raise InputError(f"input {name!r} has no gradient: it is neither floating nor picks rows of a table")
         reader, copies = _read(captured, sources)
-        return cls(conversion, owner, sources, reader, copies, _cut(captured, sources, watched or {}))
+        return cls(specialization, owner, sources, reader, copies, _cut(captured, sources, watched or {}))
 
     @property
     def captured(self) -> Captured:
         """The capture that was cut."""
-        return self.conversion.captured
+        return self.specialization.captured
 
     def read(self, leaves: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[Node, Any]]:
         """The tensors at the sources, and the values of all captured nodes that lead there."""
@@ -87,13 +88,13 @@ class Embedded:
         flat = self.cut(*tensors[:last])
         output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
         masks = padding_masks(dict(zip(self.captured.names, leaves, strict=True)))
-        return select(output, target if len(target) > 1 else target[0], masks, self.conversion.reading)
+        return select(output, target if len(target) > 1 else target[0], masks, self.specialization.reading)
 
     def at_input(self, relevance: Sequence[Tensor], env: dict[Node, Any]) -> Tensor:
         """Relevance at the sources, elementwise, -> relevance of the input: (B, S) of token ids, else its own shape."""
         collected = []
         for item, value in zip(self.sources, relevance, strict=True):
-            parts = to_inputs(item, value, env, self.conversion.facts) if item.picks else [(item.input, value)]
+            parts = to_inputs(item, value, env, self.specialization.facts) if item.picks else [(item.input, value)]
             collected += [part for owner, part in parts if owner is self.owner]
         return torch.stack(collected).sum(0)
 
@@ -148,12 +149,12 @@ class Point:
 
 
 #: the part of a capture that a method looks at, and what it watches there; None where there is no such thing
-View = Callable[[Conversion], "tuple[Conversion, Mapping[str, Node]] | None"]
+View = Callable[[Specialization], "tuple[Specialization, Mapping[str, Node]] | None"]
 
 
-def whole(conversion: Conversion) -> tuple[Conversion, Mapping[str, Node]]:
+def whole(specialization: Specialization) -> tuple[Specialization, Mapping[str, Node]]:
     """The view of a method that watches nothing."""
-    return conversion, {}
+    return specialization, {}
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,8 @@ class Embedder:
 
     def applies(self) -> bool:
         """Whether the model has what the view looks for."""
-        conversion, _ = self.task.converted.conversion((), dict(self.task.batch(slice(0, 2)).inputs))
-        return self.view(conversion) is not None
+        specialization, _ = self.task.converted.specialization((), dict(self.task.batch(slice(0, 2)).inputs))
+        return self.view(specialization) is not None
 
     def point(self, batch: Batch) -> Point:
         """The samples of ``batch`` at the sources.
@@ -175,10 +176,10 @@ class Embedder:
         Raises:
             InputError: when the capture that serves this batch lacks what the view looks for.
         """
-        conversion, call = self.task.converted.conversion((), dict(batch.inputs))
-        key = id(conversion)  # alive as long as the task's converted model is
+        specialization, call = self.task.converted.specialization((), dict(batch.inputs))
+        key = id(specialization)  # alive as long as the task's converted model is
         if key not in self._cuts:
-            seen = self.view(conversion)
+            seen = self.view(specialization)
             if seen is None:
                 raise InputError(f"task {self.task.name!r}: a capture of the model lacks what this method looks at")
             self._cuts[key] = Embedded.build(seen[0], self.task.features.input, seen[1])

@@ -11,11 +11,11 @@ from torch.fx import Node
 from torch.nn import functional as F
 
 from lrp_fx.analysis import Facts
-from lrp_fx.conversion import Conversion
-from lrp_fx.errors import require
 from lrp_fx.evaluate.embedded import Embedder
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.extras import require
+from lrp_fx.specialization import Specialization
 
 
 def grad_cam() -> Method:
@@ -49,9 +49,9 @@ def pool_map(task: Task, batch: Batch, relevance: Tensor) -> Tensor:
     return task.features.pool(F.interpolate(relevance, tuple(size), mode="bilinear", align_corners=False))
 
 
-def _last_map(conversion: Conversion) -> tuple[Conversion, Mapping[str, Node]] | None:
-    maps = feature_maps(conversion.facts)
-    return (conversion, {"feature_map": maps[-1]}) if maps else None
+def _last_map(specialization: Specialization) -> tuple[Specialization, Mapping[str, Node]] | None:
+    maps = feature_maps(specialization.facts)
+    return (specialization, {"feature_map": maps[-1]}) if maps else None
 
 
 def feature_maps(facts: Facts) -> list[Node]:

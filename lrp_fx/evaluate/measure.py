@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from lrp_fx.errors import InputError, NumericalError, require
+from lrp_fx.errors import InputError, NumericalError
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.metrics import METRICS, Metric, Scene, Trial
 from lrp_fx.evaluate.randomisation import randomisation
 from lrp_fx.evaluate.results import Results
 from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.extras import require
 
 
 def evaluate(

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp_fx.errors import require
 from lrp_fx.evaluate.embedded import Embedder, Point
 from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.extras import require
 from lrp_fx.module import RuleSource
-from lrp_fx.ruleset import RuleSet
+from lrp_fx.rules.ruleset import RuleSet
 
 #: (B, F) relevance of a batch
 Explainer = Callable[[Batch], Tensor]

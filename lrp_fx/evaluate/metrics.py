@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp_fx.errors import require
 from lrp_fx.evaluate.perturbation import Curves, leave_one_out, perturbation, ranks
 from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.extras import require
 
 
 @dataclass(frozen=True)

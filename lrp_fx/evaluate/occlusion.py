@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp_fx.errors import InputError, require
+from lrp_fx.errors import InputError
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.perturbation import ROWS, flipped_scores
 from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.extras import require
 
 
 def leave_one_out() -> Method:

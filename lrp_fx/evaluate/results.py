@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lrp_fx.errors import require
+from lrp_fx.extras import require
 from lrp_fx.files import write_text
+from lrp_fx.viz.curves import plot_results
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,8 +77,6 @@ class Results:
 
     def plot(self, metric: str = "abpc") -> Figure:
         """Perturbation curves, and the means of ``metric`` with their intervals, a row per task (matplotlib)."""
-        from lrp_fx.viz.curves import plot_results
-
         return plot_results(self, metric)
 
     def save(self, folder: str | Path) -> None:

@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from lrp_fx.analysis.attention import find_attention
-from lrp_fx.conversion import Conversion
 from lrp_fx.evaluate.embedded import Embedded, Embedder, Point
 from lrp_fx.evaluate.grad_cam import pool_map
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.specialization import Specialization
 
 
 def attention_rollout() -> Method:
@@ -122,9 +122,9 @@ def grid(positions: int, height: int, width: int) -> tuple[int, int]:
     return (rows, columns) if 2 * rows * columns > positions else (0, 0)
 
 
-def _watch(part: str) -> Callable[[Conversion], tuple[Conversion, Mapping[str, Node]] | None]:
-    def view(conversion: Conversion) -> tuple[Conversion, Mapping[str, Node]] | None:
-        written = conversion.written_out
+def _watch(part: str) -> Callable[[Specialization], tuple[Specialization, Mapping[str, Node]] | None]:
+    def view(specialization: Specialization) -> tuple[Specialization, Mapping[str, Node]] | None:
+        written = specialization.written_out
         sites = find_attention(written.captured.graph_module.graph, written.facts)
         nodes = [site.part(part) for site in sites]
         if not sites or None in nodes:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lrp_fx.converting import convert
+from lrp_fx.convert import convert
 from lrp_fx.errors import InputError
 from lrp_fx.explain.reading import Reading, find_logits
 from lrp_fx.explain.target import padding_masks, select
@@ -200,6 +200,6 @@ class Task:
             output = self.model(**inputs)
             reading = Reading()
             if find_logits(output).dim() > 2:  # what its dimensions are, the graph tells
-                conversion, _ = self.converted.conversion((), dict(inputs))
-                reading = replace(conversion.reading, leaf=None)
+                specialization, _ = self.converted.specialization((), dict(inputs))
+                reading = replace(specialization.reading, leaf=None)
             return select(output, target, padding_masks(inputs), reading)

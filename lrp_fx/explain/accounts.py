@@ -14,15 +14,16 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lrp_fx.analysis import Slot
-from lrp_fx.errors import NumericalError, locate
+from lrp_fx.errors import NumericalError
+from lrp_fx.graph.location import locate
+from lrp_fx.graph.operands import Slot
 from lrp_fx.rewrite import OWNER, Rewritten
-from lrp_fx.rewrite.layers import RUN
-from lrp_fx.rewrite.ops import identity_rule, nonzero, share_relevance, source
+from lrp_fx.rewrite.layer_runs import RUN
+from lrp_fx.rules.functions import identity_rule, nonzero, share_relevance, source
 
 
 class LayerRun(NamedTuple):
-    """One evaluated run of a layer (:mod:`lrp_fx.parts`): which share it belongs to, its sign, and the call itself."""
+    """One evaluated run of a layer (``rules.layer_rules``): which share it belongs to, its sign, and the call."""
 
     node: Node
     args: tuple[Any, ...]

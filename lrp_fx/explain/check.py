@@ -16,11 +16,12 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lrp_fx.analysis.operands import is_float
 from lrp_fx.capture import Captured
-from lrp_fx.errors import NumericalError, TargetError, locate
+from lrp_fx.errors import NumericalError, TargetError
 from lrp_fx.explain.accounts import Account, Sweep, kind_of
 from lrp_fx.explain.ledger import Entry, Ledger, all_absorbed, make_ledger
+from lrp_fx.graph.location import locate
+from lrp_fx.graph.operands import is_float
 from lrp_fx.rewrite import Rewritten
 
 WHEN = ("first", "always", False)  #: what ``check=`` can be

@@ -16,9 +16,9 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis import Facts
 from lrp_fx.analysis.attention import PARTS, find_attention
-from lrp_fx.analysis.operands import is_float
-from lrp_fx.capture.calls import places
 from lrp_fx.errors import LatentError
+from lrp_fx.graph.module_calls import places
+from lrp_fx.graph.operands import is_float
 
 INSIDE = ("scores", "weights")  #: parts of an attention that a fused one does not show
 

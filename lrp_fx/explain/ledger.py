@@ -11,17 +11,16 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lrp_fx.analysis import Slot
-from lrp_fx.analysis.operands import all_slots, declared, is_float
-from lrp_fx.errors import module_path
 from lrp_fx.explain.accounts import Account, LayerRun, Sweep, safe_dot
-from lrp_fx.explain.natural import call, gradients, natural, plain, positional, value_of
-from lrp_fx.optable import bind
+from lrp_fx.explain.rerun import call, gradients, natural, plain, positional, value_of
+from lrp_fx.graph.location import module_path
+from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
+from lrp_fx.operators.table import bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.plan.products import degree, is_denominator
-from lrp_fx.rewrite.ops import nonzero, relevance_of, shared, stabilised
-from lrp_fx.rewrite.slopes import singular_radius
-from lrp_fx.ruleset import own_backward
+from lrp_fx.rules.functions import nonzero, relevance_of, shared, stabilised
+from lrp_fx.rules.ruleset import own_backward
+from lrp_fx.rules.slopes import singular_radius
 
 
 @dataclass(frozen=True)

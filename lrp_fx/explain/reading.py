@@ -2,7 +2,7 @@
 
 What the output is called says little; its form says it. The logits are ``output.logits`` where there is such a thing,
 else the first floating tensor that has the batch of the inputs (a loss has not). Their class axis is what the graph
-says (``lrp_fx.analysis.outputs``).
+says (``lrp_fx.analysis.class_axis``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Facts
-from lrp_fx.analysis.outputs import class_axis
+from lrp_fx.analysis.class_axis import class_axis
 from lrp_fx.capture import Captured
 from lrp_fx.capture.containers import returned
 from lrp_fx.errors import TargetError

@@ -11,9 +11,10 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Facts, Source
-from lrp_fx.analysis.operands import declared
 from lrp_fx.analysis.sources import find_lookup
-from lrp_fx.errors import InputError, locate
+from lrp_fx.errors import InputError
+from lrp_fx.graph.location import locate
+from lrp_fx.graph.operands import declared
 
 
 def row_relevance(source: Source, relevance: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError
-from lrp_fx.lowering.sizes import Served
+from lrp_fx.lowering.dynamic_shapes import Served
 
 _PLAIN = (type(None), bool, int, float, str)
 

@@ -15,7 +15,7 @@ from lrp_fx.capture.agreement import difference
 from lrp_fx.errors import LoweringError
 from lrp_fx.explain import Attribution
 from lrp_fx.explain.target import padding_masks
-from lrp_fx.lowering.sizes import Served
+from lrp_fx.lowering.dynamic_shapes import Served
 
 _ENOUGH = 16  #: of a dimension that is free, to see whether a graph does what it should
 

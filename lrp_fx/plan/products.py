@@ -18,8 +18,9 @@ from fractions import Fraction
 
 from torch.fx import Node
 
-from lrp_fx.analysis import Facts, Slot
-from lrp_fx.optable import OpSpec, bind, op_name
+from lrp_fx.analysis import Facts
+from lrp_fx.graph.operands import Slot
+from lrp_fx.operators.table import OpSpec, bind, op_name
 
 Live = Mapping[Node, Mapping[Slot, Node]]
 Number = int | Fraction  #: exact: a factor may count more often than a float can hold

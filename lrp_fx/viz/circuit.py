@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lrp_fx.errors import require
+from lrp_fx.extras import require
 from lrp_fx.viz.colours import background
 
 if TYPE_CHECKING:

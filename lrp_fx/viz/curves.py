@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from lrp_fx.errors import InputError, require
+from lrp_fx.errors import InputError
+from lrp_fx.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from lrp_fx.evaluate.results import Results
+
+class Results(Protocol):
+    """What is plotted (:class:`lrp_fx.evaluate.Results`)."""
+
+    @property
+    def curves(self) -> Any:
+        """Task, method, order, taken, value (a data frame)."""
+
+    @property
+    def cost(self) -> Any:
+        """Task, method, seconds (a data frame)."""
+
+    def summary(self) -> Any:
+        """Means with their intervals by task, metric and method (a data frame)."""
 
 
 def plot_results(results: Results, metric: str = "abpc") -> Figure:

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from lrp_fx.errors import require
+from lrp_fx.extras import require
 from lrp_fx.files import write_text
 from lrp_fx.viz.colours import background, css, foreground, largest
 from lrp_fx.viz.words import Word, most_relevant

@@ -157,7 +157,7 @@ def generated(name: str, device: str, dtype: str) -> dict[str, Any]:
     return {"seconds": interleaved(runs, 3, device)}
 
 
-def conversion() -> dict[str, Any]:
+def specialization() -> dict[str, Any]:
     """Seconds to convert a 7B-shaped model without weights."""
     with torch.device("meta"):
         case = llama(32, 4096, 16)

@@ -6,7 +6,7 @@ import numpy as np
 from train_sentiment_head import SNIPPETS, read
 
 from columns import weights
-from lrp_fx.demo import load_demo
+from lrp_fx.cli.demo import load_demo
 from lrp_fx.evaluate.task import Task, Tokens
 
 LENGTHS = (12, 40)  # tokens, special ones included

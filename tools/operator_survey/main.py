@@ -25,7 +25,7 @@ derivative of the model, by central differences).
 
 **{working} of {count} work**, {survey} of the {surveyed} that were tried first. An operator works because `rules/ops.toml` declares it, or because it is
 written out as operators that are declared there: a composite one by its own kernel, others by PyTorch's table of decompositions or by
-`lrp_fx/capture/spellings.py`. What you declare yourself comes first.
+`lrp_fx/capture/passes/spellings.py`. What you declare yourself comes first.
 
 {failing}
 Relevance goes through `detach` and `no_grad` (what a node is follows from the values it computes): {seen} are compared with the same function without them.

@@ -11,7 +11,7 @@ from check import check
 from rich.progress import track
 
 import lrp_fx
-from lrp_fx.optable import op_name
+from lrp_fx.operators.table import op_name
 
 MODELS = ("llama", "gemma2", "bert", "mt5", "mixtral", "mamba", "vit", "recurrent_gemma")
 

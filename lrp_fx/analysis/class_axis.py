@@ -1,0 +1,166 @@
+"""Which dimension of an output counts classes: the one that the last layer with weights yields its features in.
+
+A linear layer's features are in the last dimension, a convolution's in the channels; what lies between that layer and
+the output moves them (a transpose, a reshape), or leaves them where they are (an activation, a resampling, a sum).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lrp_fx.analysis.facts import Facts
+from lrp_fx.operators.table import bind, op_name
+
+#: for each dimension of the output, those of a tensor on the way that it comes from
+Origins = tuple[frozenset[int], ...]
+
+_NOWHERE: frozenset[int] = frozenset()
+_SPATIAL = {"aten.conv1d": 1, "aten.conv2d": 2, "aten.conv3d": 3, "aten.conv_transpose1d": 1,
+            "aten.conv_transpose2d": 2, "aten.conv_transpose3d": 3}  # fmt: skip
+_LAST = {"aten.linear", "aten.addmm", "aten.mm", "aten.matmul", "aten.bmm", "aten.baddbmm", "aten._grouped_mm"}
+_RESHAPING = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view", "aten.contiguous"}
+
+
+def class_axis(output: Node, facts: Facts) -> int | None:
+    """The dimension of ``output`` that counts classes; None where the graph does not tell."""
+    if not isinstance(output.meta.get("val"), torch.Tensor):
+        return None
+    rank = output.meta["val"].dim()
+    start: Origins = tuple(frozenset({axis}) for axis in range(rank))
+    rows = {source.node for source in facts.sources if source.indices is not None and source.dim == 0}
+    told: set[int | None] = set()
+    seen, stack = set(), [(output, start)]
+    while stack:
+        node, origins = stack.pop()
+        if (node, origins) in seen:
+            continue
+        seen.add((node, origins))
+        features = _features(node, facts, node in rows)
+        if features is not None:
+            held = [axis for axis in range(rank) if features in origins[axis]]
+            if held:
+                told.add(held[0] if len(held) == 1 else None)
+            continue
+        stack += [(operand, back) for operand, back in _behind(node, origins, facts) if any(back)]
+    return told.pop() if len(told) == 1 else None
+
+
+def _features(node: Node, facts: Facts, rows: bool) -> int | None:
+    """The dimension in which ``node`` yields features, where it is a layer, a lookup, or a softmax over classes."""
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor):
+        return None
+    rank, name = val.dim(), op_name(node)
+    if rows:
+        return rank - 1
+    if name in ("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax"):
+        return int(bind(node)["dim"]) % rank
+    layer = facts.layers.get(node)
+    if layer is None:
+        return None
+    if name in _SPATIAL:
+        return rank - 1 - _SPATIAL[name]
+    if name == "aten.convolution":
+        return rank - 1 - len(bind(node)["stride"])
+    if name in _LAST:
+        first = layer.weight.name in ("self", "mat1", "batch1") and name != "aten.linear"
+        return rank - 2 if first and rank > 1 else rank - 1
+    return None
+
+
+def _behind(node: Node, origins: Origins, facts: Facts) -> list[tuple[Node, Origins]]:
+    """The operands that carry relevance, with where the output's dimensions are in each."""
+    found = []
+    name = op_name(node)
+    for slot, operand in facts.operands.get(node, {}).items():
+        val = operand.meta.get("val")
+        if isinstance(val, (tuple, list)):  # parts of a tensor, or results: as the first is
+            val = val[0]
+        if not isinstance(val, torch.Tensor):
+            continue
+        steps = _steps(node, name, slot.name, val)
+        if steps is not None:
+            back = tuple(frozenset().union(*(steps[a] for a in held if a < len(steps))) for held in origins)
+            found.append((operand, back))
+    return found
+
+
+def _steps(node: Node, name: str, slot: str, operand: torch.Tensor) -> list[frozenset[int]] | None:
+    """For each dimension of a node's result, those of the operand that it comes from; None where that is not known."""
+    val = node.meta.get("val")
+    val = val[0] if isinstance(val, (tuple, list)) else val
+    if not isinstance(val, torch.Tensor):
+        return None
+    bound, rank, inner = bind(node), val.dim(), operand.dim()
+    same = [frozenset({axis}) for axis in range(inner)]
+    if name in ("aten.transpose", "aten.t", "aten.swapaxes", "aten.swapdims", "aten.mT", "aten.numpy_T"):
+        if inner < 2:
+            return same
+        one, other = (bound.get("dim0", bound.get("axis0", -2)), bound.get("dim1", bound.get("axis1", -1)))
+        one, other = one % inner, other % inner
+        same[one], same[other] = same[other], same[one]
+        return same
+    if name == "aten.permute":
+        return [frozenset({d % inner}) for d in bound["dims"]]
+    if name in ("aten.movedim", "aten.moveaxis"):
+        moved = torch.empty([1] * inner).movedim(bound["source"], bound["destination"])
+        order = torch.arange(inner).tolist()
+        labels = torch.empty([d + 2 for d in order]).movedim(bound["source"], bound["destination"])
+        return [frozenset({int(n) - 2}) for n in labels.shape[: moved.dim()]]
+    if name in ("aten.unsqueeze", "aten.stack"):
+        same.insert(int(bound["dim"]) % rank, _NOWHERE)
+        return same
+    if name in ("aten.select", "aten.unbind"):
+        del same[int(bound["dim"]) % inner]
+        return same
+    if name in ("aten.squeeze", *_RESHAPING):
+        return _reshaped(operand, val)
+    if name in ("aten.matmul", "aten.bmm", "aten.baddbmm", "aten.mm") and min(rank, inner) > 1:
+        lost = inner - 1 if slot in ("self", "mat1", "batch1") else inner - 2
+        steps = [_NOWHERE] * (rank - inner) + same
+        steps[lost + rank - inner] = _NOWHERE
+        return steps
+    if name == "aten.scaled_dot_product_attention":
+        return [*same[:-2], _NOWHERE, same[-1]] if slot == "value" else None
+    if rank == inner:
+        return same
+    if rank > inner:  # broadcast
+        return [_NOWHERE] * (rank - inner) + same
+    dims = bound.get("dim")
+    if dims is not None and not bound.get("keepdim"):  # reduced
+        gone = {int(d) % inner for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
+        return [s for axis, s in enumerate(same) if axis not in gone]
+    return None
+
+
+def _reshaped(before: torch.Tensor, after: torch.Tensor) -> list[frozenset[int]] | None:
+    """Dimensions that a reshape leaves, merges or splits, by their sizes."""
+    old, new = [_size(n) for n in before.shape], [_size(n) for n in after.shape]
+    steps, i, j = [_NOWHERE] * len(new), 0, 0
+    while i < len(old) and j < len(new):
+        taken, filled, here, there = [i], [j], old[i], new[j]
+        while here != there:
+            if here < there:
+                i += 1
+                if i == len(old):
+                    return None
+                taken.append(i)
+                here *= old[i]
+            else:
+                j += 1
+                if j == len(new):
+                    return None
+                filled.append(j)
+                there *= new[j]
+        whole = frozenset(a for a in taken if old[a] != 1 or len(taken) == 1)
+        for axis in filled:
+            steps[axis] = whole if new[axis] != 1 or len(filled) == 1 else _NOWHERE
+        i, j = i + 1, j + 1
+    return steps
+
+
+def _size(size: Any) -> int:
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)

@@ -1,0 +1,1 @@
+"""The disk cache: captures and lowered graphs of earlier processes."""

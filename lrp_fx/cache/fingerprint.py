@@ -1,0 +1,331 @@
+"""What a capture depends on, as one number: the model's structure and code, the call, and the versions of it all.
+
+Two models with one fingerprint lead to one graph. Whatever could change the graph is part of it: the class of every
+module with its source, every attribute, names and sizes of parameters and buffers (not their values: a graph does not
+depend on them), the values of tensors that are neither. What cannot be described by value or by name is refused.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import importlib.metadata
+import pathlib
+import platform
+import re
+import sys
+import sysconfig
+import types
+import weakref
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrp_fx.cache.folder import digest
+from lrp_fx.capture.model_state import NAMED, NOT_COUNTED, switches
+from lrp_fx.capture.signature import Call
+
+_BY_VALUE = (type(None), bool, int, float, complex, str, bytes, type(...), range, pathlib.PurePath, np.generic)
+_BY_STR = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch._ops.OpOverload, re.Pattern)
+_OURS = Path(__file__).parent.parent
+
+
+class Unkeyable(Exception):
+    """Something in a model has no description that another process would find again."""
+
+
+def fingerprint(model: nn.Module, call: Call, *options: Any) -> str:
+    """A hexadecimal digest of everything that a capture of this call depends on.
+
+    The sizes of the call's tensors are left out, as they are in :attr:`Call.key`: a capture says which it serves.
+
+    Args:
+        model: the model.
+        call: the call; its constants are described by value.
+        *options: plain values that count, too.
+
+    Raises:
+        Unkeyable: for an attribute that is no plain value, tensor, module, importable function or plain object.
+    """
+    described = _Describer(model)
+    parts = [described.model(), described.call(call), [repr(o) for o in options], environment()]
+    parts += [described.code()]
+    return digest(*parts)
+
+
+def contents(tensor: Tensor) -> str:
+    """A digest of a tensor's values.
+
+    Raises:
+        Unkeyable: for a tensor that is more than values (a subclass, a sparse one).
+    """
+    if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout is not torch.strided:
+        raise Unkeyable(f"a tensor of type {type(tensor).__name__} and layout {tensor.layout}")
+    if tensor.is_meta:
+        return "meta"
+    values = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()
+
+
+def environment() -> list[str]:
+    """Versions, and the switches of PyTorch that change what a model computes."""
+    cuda = torch.backends.cuda
+    kernels = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
+    further = (torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(), kernels)
+    versions = (platform.python_version(), torch.__version__, torch.version.git_version, _version("transformers"))
+    return [repr((switches(), further)), repr(versions), _own_sources()]
+
+
+@functools.cache
+def _own_sources() -> str:
+    digest = hashlib.sha256()
+    for path in sorted(_OURS.rglob("*.py")):
+        digest.update(str(path.relative_to(_OURS)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return getattr(sys.modules.get(package), "__version__", None)
+
+
+def _source(file: str) -> str:
+    try:
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise Unkeyable(f"code without a source file: {file}") from error
+
+
+def _written(code: types.CodeType) -> str:
+    """The file of some code; none for generated code (dataclasses), and for Python's own, which has a version."""
+    return "" if code.co_filename.startswith(("<string>", "<frozen")) else code.co_filename
+
+
+def _meaning(code: types.CodeType) -> str:
+    """What code does, as a digest that is equal in every process."""
+    constants = [_meaning(c) if isinstance(c, types.CodeType) else _sorted(c) for c in code.co_consts]
+    parts = (code.co_qualname, code.co_code, code.co_names, code.co_freevars, constants)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _sorted(constant: Any) -> str:
+    return repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
+
+
+@functools.cache
+def _installed(module: str) -> bool:
+    """Whether a module is of a package whose version says all about its code."""
+    package = module.partition(".")[0]
+    if package in sys.builtin_module_names or package in sys.stdlib_module_names:
+        return package != "__main__"
+    file = getattr(sys.modules.get(package), "__file__", None) or ""
+    folders = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
+    return any(Path(file).is_relative_to(f) for f in folders) and _version(package) is not None
+
+
+def _is_torch(module: str) -> bool:
+    return module.partition(".")[0] in ("torch", "builtins")
+
+
+class _Describer:
+    """Describes values; notes the classes and functions it meets, for :meth:`code`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.root = model
+        self.modules = {id(module): name for name, module in model.named_modules(remove_duplicate=False)}
+        named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self.tensors = {id(tensor): name for name, tensor in named}
+        self.named = named
+        self.met: dict[int, tuple[str, Any]] = {}  # with the objects, so that no other one gets their id
+        self.owners: set[str] = set()  # modules whose code counts
+        self.definitions: set[tuple[Any, ...]] = set()
+
+    def model(self) -> list[Any]:
+        """Every module with its class and attributes, and every parameter and buffer."""
+        storages: dict[int, int] = {}
+        found: list[Any] = []
+        for name, module in self.root.named_modules(remove_duplicate=False):
+            if isinstance(module, torch.jit.ScriptModule):
+                raise Unkeyable(f"'{name}' is compiled by TorchScript")
+            own = {k: v for k, v in vars(module).items() if k not in NOT_COUNTED.union(NAMED)}
+            found.append((name, self.modules[id(module)], self.type(type(module)), self.items(own, name)))
+        for name, tensor in self.named:
+            if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout is not torch.strided:
+                raise Unkeyable(f"'{name}' is a {type(tensor).__name__} of layout {tensor.layout}")
+            storage = storages.setdefault(tensor.untyped_storage()._cdata, len(storages))
+            found.append((name, self.tensors[id(tensor)], storage, tensor.storage_offset(), *_form(tensor)))
+        return found
+
+    def call(self, call: Call) -> list[Any]:
+        """The structure of a call, precision and device of its tensors, its constants."""
+        leaves = [
+            (leaf.dtype, leaf.dim(), leaf.device) if isinstance(leaf, Tensor) else self.value(leaf, name)
+            for name, leaf in zip(call.names, call.leaves, strict=True)
+        ]
+        return [call.key[0], call.names, leaves]
+
+    def items(self, values: dict[Any, Any], where: str) -> list[Any]:
+        """Every entry of a dict, in order, but for hashes that an object keeps of itself: each process has others."""
+        counted = {k: v for k, v in values.items() if not str(k).endswith("_object_hash")}
+        return [(self.value(k, where), self.value(v, f"{where}.{k}".lstrip("."))) for k, v in counted.items()]
+
+    def value(self, value: Any, where: str) -> Any:
+        """A description of a value by what it is made of; ``where`` is for errors."""
+        if isinstance(value, enum.Enum):
+            return (self.type(type(value)), value.name)
+        if type(value) in _BY_VALUE or isinstance(value, (pathlib.PurePath, np.generic)):
+            return (type(value).__name__, repr(value))
+        if isinstance(value, _BY_STR):
+            return (type(value).__name__, str(value))
+        if isinstance(value, Tensor):
+            return self._tensor(value, where)
+        if id(value) in self.modules:
+            return ("module", self.modules[id(value)])
+        if isinstance(value, weakref.ReferenceType):  # no state of its own: what it leads to, if that is still there
+            return ("weak", self.value(value(), where))
+        if isinstance(value, types.ModuleType):
+            self.owners.add(value.__name__)
+            return ("import", value.__name__)
+        if isinstance(value, type):
+            return self.type(value)
+        if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
+            return self._function(value, where)
+        if isinstance(value, types.MethodType):
+            return ("method", self.value(value.__self__, where), self.value(value.__func__, where))
+        if isinstance(value, functools.partial):
+            return ("partial", [self.value(v, where) for v in (value.func, value.args, value.keywords)])
+        if id(value) not in self.met:
+            self.met[id(value)] = ("inside itself", value)
+            digest = hashlib.sha256(repr(self._made_of(value, where)).encode()).hexdigest()
+            self.met[id(value)] = (digest, value)
+        return self.met[id(value)][0]
+
+    def _made_of(self, value: Any, where: str) -> Any:
+        """Containers and objects: the class, and what they hold."""
+        kind = type(value)
+        held = self.items(vars(value), where) if hasattr(value, "__dict__") else []
+        if isinstance(value, dict):
+            factory = self.value(getattr(value, "default_factory", None), where)
+            return (self.type(kind), self.items(dict(value), where), factory, held)
+        if isinstance(value, (list, tuple)):
+            return (self.type(kind), [self.value(v, f"{where}[{i}]") for i, v in enumerate(value)], held)
+        if isinstance(value, (set, frozenset)):
+            return (self.type(kind), sorted(repr(self.value(v, where)) for v in value), held)
+        if isinstance(value, np.ndarray) and value.dtype != object:
+            digest = hashlib.sha256(value.tobytes()).hexdigest()
+            return ("array", str(value.dtype), value.shape, digest)
+        if not hasattr(value, "__dict__") or not _only_attributes(kind):
+            raise Unkeyable(f"'{where}' is a {kind.__module__}.{kind.__qualname__}")
+        return (self.type(kind), held)
+
+    def _tensor(self, tensor: Tensor, where: str) -> Any:
+        if id(tensor) in self.tensors:
+            return ("named", self.tensors[id(tensor)])
+        try:
+            return ("constant", *_form(tensor), contents(tensor))
+        except Unkeyable as error:
+            raise Unkeyable(f"'{where}' is {error}") from error
+
+    def _function(self, function: Any, where: str) -> Any:
+        """A function that its module has under its name; another one would be a different one in each process."""
+        module, name = getattr(function, "__module__", None) or "builtins", function.__qualname__
+        if function not in (_named(module, name), _named(module, function.__name__)):  # the latter: torch.tanh
+            raise Unkeyable(f"'{where}' is the function {module}.{name}, which cannot be imported by that name")
+        self.owners.add(module)
+        return ("function", module, name)
+
+    def type(self, kind: type) -> Any:
+        """A class that its module has under its name, with its bases; their code counts."""
+        if _named(kind.__module__, kind.__qualname__) is not kind:
+            raise Unkeyable(f"the class {kind.__module__}.{kind.__qualname__} cannot be imported by that name")
+        for base in kind.__mro__:
+            self.owners.add(base.__module__)
+            if not _is_torch(base.__module__) or base is kind:
+                self.definitions.update(_definitions(vars(base), f"{base.__module__}.{base.__qualname__}"))
+        return ("class", kind.__module__, kind.__qualname__)
+
+    def code(self) -> list[Any]:
+        """Source and version of everything met.
+
+        Modules of a package that is not installed count together with all that they import from such packages.
+        Functions that somebody else's code has put into a class or a module are told by the file they are from.
+        """
+        owners = {m for m in self.owners if not _is_torch(m) and m not in sys.stdlib_module_names}
+        own = set(_reachable(m for m in owners if not _installed(m)))
+        definitions = set(self.definitions)
+        for owner in owners | own:  # what was imported may be older than the file: both count
+            definitions |= set(_definitions(vars(sys.modules[owner]), owner))
+            kinds = [v for v in vars(sys.modules[owner]).values() if isinstance(v, type) and v.__module__ == owner]
+            definitions |= {
+                d for k in kinds if owner in own for d in _definitions(vars(k), f"{owner}.{k.__qualname__}")
+            }
+        files = {sys.modules[m].__file__ or "" for m in own | owners if getattr(sys.modules[m], "__file__", None)}
+        if any(getattr(sys.modules[m], "__file__", None) is None for m in own):
+            raise Unkeyable("a class without a source file")
+        files |= {d[2] for d in definitions} - {""}
+        packages = {m.partition(".")[0] for m in owners}
+        return [
+            sorted((name, _version(name)) for name in packages),
+            sorted((file, _source(file)) for file in files),
+            sorted(repr(d) for d in definitions),
+        ]
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return (*map(str, (tensor.dtype, tensor.device)), tuple(tensor.shape), tensor.stride())
+
+
+def _named(module: str, qualname: str) -> Any:
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _only_attributes(kind: type) -> bool:
+    """Whether instances hold nothing but their ``__dict__``: classes written in Python, without slots."""
+    return all(
+        base is object or (base.__flags__ & 1 << 9 and not base.__dict__.get("__slots__")) for base in kind.__mro__
+    )
+
+
+def _definitions(held: Any, owner: str) -> Iterator[tuple[Any, ...]]:
+    """(owner, name, file, line, meaning) of every Python function held under a name, through its wrappers."""
+    for name, value in list(held.items()):
+        for function in _functions(value):
+            code = function.__code__
+            yield (owner, name, _written(code), code.co_firstlineno, _meaning(code))
+
+
+def _functions(value: Any) -> Iterator[types.FunctionType]:
+    if isinstance(value, property):
+        value = value.fget
+    value = getattr(value, "__func__", value)
+    seen = 0
+    while isinstance(value, types.FunctionType) and seen < 16:
+        yield value
+        value, seen = getattr(value, "__wrapped__", None), seen + 1
+
+
+def _reachable(modules: Iterable[str]) -> Iterator[str]:
+    """Modules, and what they import from packages that are not installed, and so on."""
+    pending, seen = list(modules), set()
+    while pending:
+        name = pending.pop()
+        module = sys.modules.get(name)
+        if name in seen or module is None or _is_torch(name) or _installed(name):
+            continue
+        seen.add(name)
+        yield name
+        for value in list(vars(module).values()):
+            origin = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+            if isinstance(origin, str):
+                pending.append(origin)

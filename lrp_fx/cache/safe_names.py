@@ -1,0 +1,134 @@
+"""What a file may name, so that reading it runs no code: identifiers, operators, containers of outputs.
+
+Names of a graph become Python source when it is compiled, and operators are looked up: both are checked before anything
+is made of them. Operators are PyTorch's that compute tensors and do nothing else, this package's, and those that the op
+table declares. Containers are those whose description needs no import.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.utils import _pytree as pytree
+
+from lrp_fx.errors import UnsafeFileError
+from lrp_fx.operators.table import is_declared
+
+_OWN = ("aten", "prims", "lrp_fx")  #: namespaces whose operators compute tensors
+_CHECKS = ("aten::_assert", "aten::sym_constrain_range")  #: return nothing, and only look
+_OUTSIDE = {"aten::from_file"}  #: reach out of the process
+_BY_TORCH = {
+    str(value).removeprefix("torch."): value
+    for value in vars(torch).values()
+    if isinstance(value, (torch.dtype, torch.layout, torch.memory_format))
+}
+
+
+def identifier(name: Any) -> str:
+    """The name, if Python source could have it as a variable's or an argument's.
+
+    Raises:
+        UnsafeFileError: for any other.
+    """
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or _reserved(name):
+        raise UnsafeFileError(f"{_short(name)} is no name of a variable")
+    return name
+
+
+def attribute(path: Any) -> str:
+    """The dotted path, if parameters, buffers and modules can have it.
+
+    Raises:
+        UnsafeFileError: for any other, and for one through Python's own attributes.
+    """
+    parts = path.split(".") if isinstance(path, str) else [""]
+    if not all((part.isidentifier() or part.isdigit()) and not _reserved(part) for part in parts):
+        raise UnsafeFileError(f"{_short(path)} is no path of a parameter or buffer")
+    return path
+
+
+def _reserved(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _short(value: Any) -> str:
+    return f"{str(value)[:80]!r}"
+
+
+def harmless(operator: OpOverload) -> bool:
+    """Whether a file may name this operator."""
+    schema = operator._schema
+    if is_declared(str(operator.overloadpacket)) or is_declared(str(operator)):
+        return True
+    if schema.name.partition("::")[0] not in _OWN or schema.name in _OUTSIDE or schema.is_mutable:
+        return False
+    if not schema.returns and not schema.name.startswith(_CHECKS):
+        return False
+    try:  # what only TorchScript has (files, strings, lists) is not PyTorch's dispatcher's
+        torch._C._dispatch_find_schema_or_throw(schema.name, schema.overload_name)
+    except RuntimeError:
+        return False
+    return True
+
+
+def operator(name: Any, overload: Any) -> OpOverload:
+    """The operator of this name.
+
+    Raises:
+        UnsafeFileError: for one that a file may not name, or that this process does not have.
+    """
+    space, _, packet = name.partition("::")
+    for part in (space, packet, *([overload] if overload else [])):
+        if not part.isidentifier():
+            raise UnsafeFileError(f"{_short(name)} is no name of an operator")
+    found = getattr(getattr(getattr(torch.ops, space), packet, None), overload or "default", None)
+    if not isinstance(found, OpOverload):
+        raise UnsafeFileError(f"there is no operator {_short(name)}")
+    if not harmless(found):
+        raise UnsafeFileError(f"{_short(name)} does more than to compute tensors, or is not declared (register_op)")
+    return found
+
+
+def by_torch(name: Any) -> Any:
+    """PyTorch's dtype, layout or memory format of this name.
+
+    Raises:
+        UnsafeFileError: for any other name.
+    """
+    if name not in _BY_TORCH:
+        raise UnsafeFileError(f"torch.{_short(name)} is no dtype, layout or memory format")
+    return _BY_TORCH[name]
+
+
+def needs_import(described: Any) -> bool:
+    """Whether the description of a container (``pytree.treespec_dumps``) names code to import: a default, an enum.
+
+    Descriptions hold descriptions of their own as text.
+    """
+    if isinstance(described, dict):
+        return any(map(needs_import, (*described, *described.values())))
+    if isinstance(described, list):
+        return any(map(needs_import, described))
+    if not isinstance(described, str):
+        return False
+    if "defaultdict" in described or described in ("__enum__", "default_factory_module"):
+        return True
+    try:
+        return needs_import(json.loads(described))
+    except ValueError:
+        return False
+
+
+def structure(text: Any) -> pytree.TreeSpec:
+    """The structure that ``pytree.treespec_dumps`` described.
+
+    Raises:
+        UnsafeFileError: for a description that names code to import, or none.
+    """
+    if not isinstance(text, str) or needs_import(text):
+        raise UnsafeFileError("the structure of its outputs names code to import")
+    return pytree.treespec_loads(text)

@@ -1,0 +1,186 @@
+"""Captures kept on disk: the second process that explains the same model starts without capture.
+
+A file (:mod:`lrp_fx.cache.folder`) holds the graph as plain data and the tensors that are in no parameter or buffer
+of the model, under a name made of the model's fingerprint. Weights are never written: the graph that is read looks
+them up in the model by name. Files are read by ``torch.load(weights_only=True)`` and :mod:`lrp_fx.cache.serialize`,
+which run no code; but a graph somebody else wrote computes what they like, so a folder that others can write to is not
+used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.export._unlift import _get_codegen
+from torch.utils import _pytree as pytree
+
+from lrp_fx.cache.fingerprint import Unkeyable, fingerprint
+from lrp_fx.cache.folder import VARIABLE, Entry, folder
+from lrp_fx.cache.safe_names import identifier, needs_import, structure
+from lrp_fx.cache.serialize import Reader, Writer
+from lrp_fx.capture import Captured, capture, prepare, read_call
+from lrp_fx.capture.agreement import TOLERANCE, disagreement
+from lrp_fx.capture.containers import structures
+from lrp_fx.capture.formulas import Unstorable
+from lrp_fx.capture.guards import Shapes
+from lrp_fx.capture.model_state import ModelState
+from lrp_fx.capture.signature import Call
+from lrp_fx.errors import UnsafeFileError
+
+
+def capture_or_load(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True, route: str = "auto"
+) -> Captured:
+    """What :func:`lrp_fx.capture.capture` makes, taken from the disk cache where ``LRP_FX_CACHE`` names a folder.
+
+    Raises:
+        CaptureError: as :func:`lrp_fx.capture.capture`.
+    """
+    args, kwargs = prepare(model, args, kwargs)
+    call = read_call(model, args, kwargs)
+    storable = route != "trace" and not structures((args, kwargs))
+    place = entry(model, call, "capture", dynamic, route) if storable else None
+    if place is not None and (loaded := load(place, model, call, args, kwargs)) is not None:
+        return loaded
+    captured = capture(model, args, kwargs, dynamic=dynamic, route=route)
+    if place is None:
+        return captured
+    others = tuple((save(place, other, model), example) for other, example in captured.others)
+    return dataclasses.replace(save(place, captured, model), others=others)
+
+
+def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
+    """Where captures of this call are kept; None without a folder, or for a model that has no fingerprint."""
+    where = folder()
+    if where is None:
+        return None
+    try:
+        return Entry(where, fingerprint(model, call, *options))
+    except Unkeyable as reason:
+        warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
+        return None
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model by name."""
+    return dict([*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)])
+
+
+def _every_tensor(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, and tensors that are plain attributes: a graph must share them, not have copies."""
+    return ModelState(model).tensors | named_tensors(model)
+
+
+def write_graph(
+    graph_module: fx.GraphModule, named: Mapping[str, Tensor], writer: Writer
+) -> tuple[Any, dict[str, Tensor]]:
+    """The plain form of a graph, and its tensors that are none of those that the model has by name.
+
+    Raises:
+        Unstorable: where something has no plain form.
+    """
+    by_id = {id(tensor): name for name, tensor in named.items()}
+    names: dict[str, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        path = str(node.target)
+        value = operator.attrgetter(path)(graph_module)
+        if not isinstance(value, Tensor):
+            raise Unstorable(f"{path}, a {type(value).__name__}")
+        if id(value) in by_id:
+            names[path] = by_id[id(value)]
+        elif path in named and _one(value, named[path]):
+            names[path] = path
+        elif type(value) is Tensor and value.layout is torch.strided and value.grad_fn is None:
+            tensors[path] = value
+        else:
+            raise Unstorable(f"{path}, a {type(value).__name__}")
+    return {"nodes": writer.graph(graph_module.graph), "names": names}, tensors
+
+
+def _one(value: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one: the same memory, read in the same way."""
+    same = (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
+    if isinstance(value, FakeTensor) or value.device != other.device:
+        return False
+    return same and value.data_ptr() == other.data_ptr() and not value.is_meta
+
+
+def read_graph(
+    plain: Any, tensors: Mapping[str, Tensor], named: Mapping[str, Tensor], reader: Reader, name: str = "CapturedModule"
+) -> fx.GraphModule:
+    """The graph that :func:`write_graph` wrote, with the tensors of the model at hand."""
+    held = {path: named[own] for path, own in plain["names"].items()} | dict(tensors)
+    return fx.GraphModule(held, reader.graph(plain["nodes"]), class_name=name)
+
+
+def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
+    """Write a capture, and say so in it; a recorded run, and a graph without a plain form, stay as they are."""
+    if captured.route != "export":
+        return captured
+    writer = Writer()
+    codegen: Any = captured.graph_module.graph._codegen
+    try:
+        graph, tensors = write_graph(captured.graph_module, _every_tensor(model), writer)
+        outputs = pytree.treespec_dumps(captured.out_spec)
+        if needs_import(outputs):
+            raise Unstorable("outputs in a container that names code")
+        document = {
+            "graph": graph,
+            "symbols": writer.symbols(),
+            "table": writer.table,
+            "arguments": codegen.pytree_info.orig_args,
+            "inputs": str(codegen.pytree_info.in_spec),
+            "outputs": outputs,
+            "names": captured.names,
+            **captured.shapes.plain(),
+        }
+    except (Unstorable, NotImplementedError) as reason:
+        warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
+        return captured
+    place.write(document, tensors, captured.shapes.dims)
+    return dataclasses.replace(captured, key=place.key)
+
+
+def load(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> Captured | None:
+    """A kept capture that serves this call, and computes what the model does: no fingerprint sees all of Python."""
+    start = time.perf_counter()
+    for kept in place.files():
+        try:
+            captured = _captured(kept.document, kept.tensors, model, pytree.tree_structure((args, kwargs)))
+            fits = captured.names == call.names and captured.serves(call.leaves)
+            if fits and disagreement(model, captured.graph_module, args, kwargs) <= tolerance(model):
+                kept.touch()
+                return dataclasses.replace(captured, seconds=time.perf_counter() - start, key=place.key)
+        except UnsafeFileError as reason:
+            warnings.warn(f"{VARIABLE}: {str(kept.path)!r} is not used: {reason}", stacklevel=2)
+        except Exception:  # as for a file that cannot be read
+            continue
+    return None
+
+
+def tolerance(model: nn.Module) -> float:
+    """What rounding may make of the same operators: less than is allowed to a capture, whose operators are seen."""
+    coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
+    return min(TOLERANCE, max(1e-4, coarsest**0.5))
+
+
+def _captured(document: Any, tensors: Mapping[str, Tensor], model: nn.Module, in_spec: pytree.TreeSpec) -> Captured:
+    if str(in_spec) != document["inputs"]:
+        raise ValueError("captured for a call of another structure")
+    out_spec = structure(document["outputs"])
+    arguments = [identifier(name) for name in document["arguments"]]
+    reader = Reader(document["table"], document["symbols"])
+    graph_module = read_graph(document["graph"], tensors, _every_tensor(model), reader)
+    graph_module.graph._codegen = _get_codegen(in_spec, out_spec, arguments)
+    graph_module.recompile()
+    shapes = Shapes.from_plain(document)
+    return Captured(graph_module, tuple(document["names"]), out_spec, shapes, 0.0)

@@ -1,0 +1,111 @@
+"""Attention masks that follow from sizes alone: a causal one becomes the kernel's own, one that hides nothing goes.
+
+A model that spells out its causal mask has fused attention read a matrix, and compute what lies above the diagonal,
+too. Export cannot take the shorter way that the model takes in eager mode, because that depends on values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lrp_fx.graph.values import Values
+from lrp_fx.operators.table import bind
+
+aten = torch.ops.aten
+
+_FUSED = aten.scaled_dot_product_attention.default
+_SMALL, _WHOLE = 8, 2**31  #: literals up to the one show at the sizes tried; from the other on they mean "to the end"
+_TRIED = (11, 19)  #: lengths of sequences
+
+
+def shorten_masks(graph: fx.Graph) -> None:
+    """Replace masks of fused attention that are causal, or hide nothing, whatever the sizes are.
+
+    A mask qualifies when it is computed from sizes alone. Its subgraph is then run at two sizes. What could differ at
+    other sizes is a number written in it, a window's width: a mask with such numbers is left alone.
+    """
+    kinds: dict[Node, str | None] = {}
+    for node in [n for n in graph.nodes if n.target is _FUSED]:
+        bound = bind(node)
+        mask = bound.get("attn_mask")
+        if not isinstance(mask, Node) or bound.get("is_causal") or bound.get("dropout_p"):
+            continue
+        query, key = (bound[name].meta["val"].shape[-2] for name in ("query", "key"))
+        if mask not in kinds:
+            kinds[mask] = _kind(mask) if str(query) == str(key) else None
+        if kinds[mask] is not None:
+            node.args = (bound["query"], bound["key"], bound["value"])
+            kept = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
+            node.kwargs = kept | ({"is_causal": True} if kinds[mask] == "causal" else {})
+    graph.eliminate_dead_code()
+
+
+def _kind(mask: Node) -> str | None:
+    """What a mask is: "causal", "whole" (it hides nothing), or None for any other."""
+    shape = mask.meta["val"].shape
+    if len(shape) < 2 or str(shape[-1]) != str(shape[-2]):
+        return None
+    nodes = _upstream(mask)
+    sized = [n for n in nodes if n.target is aten.sym_size.int]
+    free = sorted({str(n.meta["val"]) for n in sized})
+    if not all(_pure(n, bool(free)) for n in nodes):
+        return None
+    found = set()
+    for length in _TRIED if free else (0,):
+        sizes = {size: length + 2 * i for i, size in enumerate(free)}
+        try:
+            seen = _seen(_OnCPU({n: sizes[str(n.meta["val"])] for n in sized})[mask])
+        except (RuntimeError, TypeError, IndexError, ValueError):
+            return None
+        found.add("whole" if bool(seen.all()) else "causal" if torch.equal(seen, _below(seen)) else None)
+    return found.pop() if len(found) == 1 else None
+
+
+def _upstream(mask: Node) -> list[Node]:
+    """Every node that ``mask`` is computed from, but for the tensors of which only the size is read."""
+    found: dict[Node, None] = {}
+    pending = [mask]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found[node] = None
+            pending += [] if node.target is aten.sym_size.int else node.all_input_nodes
+    return list(found)
+
+
+def _pure(node: Node, free: bool) -> bool:
+    """Whether a node computes from sizes, and writes no number that could matter at other sizes."""
+    if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    if node.target is aten.sym_size.int or not free:
+        return True
+    written = pytree.tree_leaves((node.args, dict(node.kwargs)))
+    numbers = [n for n in written if isinstance(n, (int, float)) and not isinstance(n, bool)]
+    return all(abs(n) <= _SMALL or abs(n) >= _WHOLE for n in numbers)
+
+
+class _OnCPU(Values):
+    """Masks are tried on the CPU, wherever the model is."""
+
+    def run(self, node: Node, args: Any, kwargs: Any) -> Any:
+        here = {"device": torch.device("cpu")} if kwargs.get("device") is not None else {}
+        return super().run(node, args, {**kwargs, **here})
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """Which pairs a mask lets through; a bias other than zero is none."""
+    if mask.dtype is torch.bool:
+        return mask
+    hidden = mask <= torch.finfo(mask.dtype).min
+    if bool((mask[~hidden] != 0).any()):
+        raise ValueError("a bias")
+    return ~hidden
+
+
+def _below(seen: Tensor) -> Tensor:
+    return torch.ones_like(seen).tril()

@@ -1,0 +1,78 @@
+"""Fused normalizations whose weight or bias is computed from an input (conditional, adaptive, FiLM-like ones).
+
+A fused normalization holds its weight to be a constant. One that carries relevance is a factor like any other, and a
+bias that does is a term, so both are taken out of the kernel: what stays in it has constants alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx import Node
+
+from lrp_fx.graph.module_calls import hand_on, unnoted
+from lrp_fx.graph.writer import NodeWriter
+from lrp_fx.operators.table import bind, set_arg
+
+aten = torch.ops.aten
+
+#: fused normalization -> whether weight and bias are one number a channel (dimension 1); else they are of the last ones
+_BY_CHANNEL: dict[Any, bool] = {
+    aten.layer_norm.default: False,
+    aten.rms_norm.default: False,
+    aten.group_norm.default: True,
+    aten.instance_norm.default: True,
+    aten.batch_norm.default: True,
+}
+
+
+def free_of_inputs(graph: fx.Graph) -> None:
+    """Take weights and biases that depend on an input out of fused normalizations; outputs agree up to rounding."""
+    fused = [n for n in graph.nodes if n.target in _BY_CHANNEL and any(_computed(p) for p in _affine(n).values())]
+    if not fused:
+        return
+    reached: set[Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+    for node in fused:
+        if any(part in reached for part in _affine(node).values()):
+            _take_out(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _affine(node: Node) -> dict[str, Any]:
+    bound = bind(node)
+    return {name: bound[name] for name in ("weight", "bias") if bound.get(name) is not None}
+
+
+def _computed(part: Any) -> bool:
+    return isinstance(part, Node) and part.op != "get_attr"
+
+
+def _take_out(graph: fx.Graph, node: Node) -> None:
+    affine, dtype, rank = _affine(node), node.meta["val"].dtype, node.meta["val"].dim()
+    with graph.inserting_after(node):
+        bare = graph.node_copy(node)
+    bare.meta = unnoted(node.meta)
+    for name in affine:
+        set_arg(bare, name, None)
+    result, write = bare, NodeWriter(graph, node)
+    with graph.inserting_after(bare):
+        anchor = graph.call_function(aten.alias.default, (bare,))
+    with graph.inserting_before(anchor):
+        for name, operator in (("weight", aten.mul.Tensor), ("bias", aten.add.Tensor)):
+            if name not in affine:
+                continue
+            part = affine[name]
+            if _BY_CHANNEL[node.target]:
+                part = write.call(aten.reshape.default, part, [-1] + [1] * (rank - 2))
+            result = write.call(operator, result, part)
+        if result.meta["val"].dtype is not dtype:  # a weight of higher precision than what it scales
+            result = write.call(aten.to.dtype, result, dtype)
+    hand_on(node, result)
+    node.replace_all_uses_with(result)
+    graph.erase_node(anchor)
+    graph.erase_node(node)

@@ -1,0 +1,206 @@
+"""Operators that the op table does not declare, written out as operators that it does.
+
+PyTorch says of many operators what they are made of: composite ones by their own kernel, others by a table of
+decompositions; of a few it does not, or not in a way that has a derivative everywhere (``passes.spellings``).
+What an operator is made of is traced with the captured values, so that free sizes stay free, and put in its place, one
+level at a time: a part that is declared stays whole. A declaration of the user's own therefore wins.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._decomp import decomposition_table
+from torch._guards import detect_fake_mode
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture.passes.functionalize import functionalise
+from lrp_fx.capture.passes.normalize import drop_assertions, drop_inert, see_through
+from lrp_fx.capture.passes.spellings import SPELLINGS
+from lrp_fx.operators.table import OpTable
+
+_DEPTH = 8  #: of composites within composites
+_RESHAPING = ("squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_")
+_KEPT = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
+
+
+def decompose(graph_module: fx.GraphModule, ops: OpTable) -> None:
+    """Write out every undeclared operator that a floating tensor which depends on an input reaches.
+
+    What cannot be written out, or only as something that has an undeclared operator in it, stays.
+    """
+    if _written_out(graph_module, ops, _DEPTH):
+        graph_module.graph.eliminate_dead_code()
+        graph_module.graph.lint()
+        graph_module.recompile()
+
+
+def _written_out(graph_module: fx.GraphModule, ops: OpTable, depth: int) -> bool:
+    """Whether anything was replaced."""
+    reached: set[Node] = set()
+    changed = False
+    for node in list(graph_module.graph.nodes):
+        if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+        if _is_undeclared(node, ops, reached) and depth:
+            parts = _parts(graph_module, node, ops, depth)
+            if parts is not None:
+                reached |= _put_in_place(graph_module, node, parts)
+                changed = True
+    return changed
+
+
+def _is_undeclared(node: Node, ops: OpTable, reached: set[Node]) -> bool:
+    return (
+        isinstance(node.target, torch._ops.OpOverload)
+        and ops.get(node) is None
+        and bool(node.users)
+        and _floats(node)
+        and any(n in reached and _floats(n) for n in node.all_input_nodes)
+    )
+
+
+def _floats(node: Node) -> bool:
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in leaves)
+
+
+def _parts(graph_module: fx.GraphModule, node: Node, ops: OpTable, depth: int) -> fx.GraphModule | None:
+    """The operator as a graph of declared operators on its tensor operands, or None."""
+    if isinstance(node.meta.get("val"), (tuple, list)) and any(u.target is not operator.getitem for u in node.users):
+        return None
+    for function in _ways(node.target):
+        try:
+            traced = _traced(graph_module, node, function)
+        except Exception:  # a kernel that reads values, or that knows no symbolic sizes
+            continue
+        _written_out(traced, ops, depth - 1)
+        traced.graph.eliminate_dead_code()
+        if not _has_undeclared(traced, ops):
+            return traced
+    return None
+
+
+def _ways(target: Any) -> Iterator[Callable[..., Any]]:
+    """What an operator is made of, the most direct answer first."""
+    if target in SPELLINGS:
+        yield SPELLINGS[target]
+    if target._can_decompose():
+        yield functools.partial(_composite, target)
+    if target in decomposition_table:
+        yield decomposition_table[target]
+
+
+def _composite(target: Any, *args: Any, **kwargs: Any) -> Any:
+    """One level of a composite operator: modes that answer functions would answer it by the operator itself."""
+    with torch._C.DisableTorchFunction():
+        return target.decompose(*args, **kwargs)
+
+
+def _traced(graph_module: fx.GraphModule, node: Node, function: Callable[..., Any]) -> fx.GraphModule:
+    operands = node.all_input_nodes
+    values = [_value(graph_module, n) for n in operands]
+    mode = detect_fake_mode(values)
+    if mode is not None:
+        values = [mode.from_tensor(v, static_shapes=True) if _is_real(v) else v for v in values]
+
+    def run(*given: Any) -> Any:
+        at = dict(zip(operands, given, strict=True))
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
+        return function(*args, **kwargs)
+
+    with torch.no_grad(), mode or nullcontext():
+        traced = make_fx(run, pre_dispatch=True)(*values)
+    drop_assertions(traced.graph)
+    drop_inert(traced.graph)
+    see_through(traced.graph)
+    _name_views(traced.graph)
+    if not functionalise(traced):
+        raise NotImplementedError
+    return traced
+
+
+def _name_views(graph: fx.Graph) -> None:
+    """``unsqueeze_`` -> ``unsqueeze``: whatever reads the tensor afterwards reads what the call returned."""
+    for node in graph.nodes:
+        name = getattr(node.target, "_opname", "")
+        if name in _RESHAPING:
+            twin = getattr(torch.ops.aten, name.rstrip("_"))
+            node.target = getattr(twin, node.target._overloadname, None) or twin.int
+
+
+def _value(graph_module: fx.GraphModule, node: Node) -> Any:
+    if "val" in node.meta:
+        return node.meta["val"]
+    if node.op != "get_attr":
+        raise NotImplementedError  # a node without a captured value
+    return operator.attrgetter(str(node.target))(graph_module)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and detect_fake_mode([value]) is None
+
+
+def _has_undeclared(traced: fx.GraphModule, ops: OpTable) -> bool:
+    reached: set[Node] = set()
+    for node in traced.graph.nodes:
+        if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
+            reached.add(node)
+        if _is_undeclared(node, ops, reached):
+            return True
+    return False
+
+
+def _put_in_place(owner: fx.GraphModule, node: Node, parts: fx.GraphModule) -> set[Node]:
+    """Splice a traced graph in place of ``node``; returns the nodes that are new."""
+    env: dict[Node, Any] = {}
+    new: set[Node] = set()
+    feed = iter(node.all_input_nodes)
+    kept = {k: v for k, v in node.meta.items() if k in _KEPT}
+    with owner.graph.inserting_before(node):
+        for inner in parts.graph.nodes:
+            if inner.op == "placeholder":
+                env[inner] = next(feed)
+            elif inner.op == "output":
+                _hand_over(node, fx.map_arg(inner.args[0], env.__getitem__), new)
+            else:
+                copy = owner.graph.node_copy(inner, env.__getitem__)
+                if inner.op == "get_attr":
+                    copy.target = _own_constant(owner, node, operator.attrgetter(str(inner.target))(parts))
+                copy.meta = kept | ({"val": inner.meta["val"]} if "val" in inner.meta else {})
+                env[inner] = copy
+                new.add(copy)
+    owner.graph.erase_node(node)
+    return new
+
+
+def _hand_over(node: Node, result: Any, new: set[Node]) -> None:
+    """Let the users of ``node`` read ``result``, whose shapes are written as those of the operator were."""
+    pairs = [(node, result)]
+    if isinstance(result, (tuple, list)):
+        pairs = [(user, result[user.args[1]]) for user in list(node.users)]  # type: ignore[index]
+    for old, replacement in pairs:
+        if replacement in new:
+            replacement.meta["val"] = old.meta["val"]
+        old.replace_all_uses_with(replacement)
+        if old is not node:
+            node.graph.erase_node(old)
+
+
+def _own_constant(owner: fx.GraphModule, node: Node, constant: Any) -> str:
+    count = 0
+    while hasattr(owner, name := f"_constant_of_{node.name}_{count}"):
+        count += 1
+    if isinstance(constant, Tensor):
+        owner.register_buffer(name, constant, persistent=False)
+    else:
+        setattr(owner, name, constant)
+    return name

@@ -1,0 +1,324 @@
+"""In-place operators made functional, writes through views included.
+
+One walk in graph order. A view is never kept over a write: whoever reads a tensor after a write to its memory reads a
+view made anew of what the memory holds then. A write to a view becomes a scatter into what it is a view of, and so on
+up to the tensor that owns the memory. Which tensors share memory is known from the captured values.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from lrp_fx.graph.module_calls import hand_on, unnoted
+
+aten = torch.ops.aten
+
+_RESHAPING = {
+    aten.view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.view_as.default,
+    aten.reshape_as.default,
+    aten._unsafe_view.default,
+}
+_SAME = {
+    aten.alias.default,
+    aten.detach.default,
+    aten.contiguous.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten.type_as.default,
+    aten.lift_fresh.default,
+    aten.view.dtype,
+}
+
+
+_PIECES = {aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default}
+
+
+class NotHere(Exception):
+    """A write that this pass cannot express; torch's own functionalisation then takes over."""
+
+
+def is_mutating(node: Node) -> bool:
+    """Whether the operator writes into one of its arguments."""
+    schema = _schema(node)
+    return bool(schema and schema.is_mutable)
+
+
+def drop_unread_writes(graph: fx.Graph) -> None:
+    """Remove writes into a new tensor that nothing but the write looks at, and what only they needed."""
+    for node in reversed(graph.nodes):
+        if node.users or not is_mutating(node) or not isinstance(node.args[0], Node):
+            continue
+        schema = _schema(node.args[0])
+        fresh = schema is not None and all(r.alias_info is None for r in schema.returns)
+        if fresh and _leads_only_to(node.args[0], node):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _leads_only_to(start: Node, end: Node) -> bool:
+    """Whether whatever is computed from ``start`` goes into ``end`` and nowhere else."""
+    reached, stack = {end}, [start]
+    while stack:
+        for user in stack.pop().users:
+            if user not in reached:
+                if user.op == "output" or is_mutating(user):
+                    return False
+                reached.add(user)
+                stack.append(user)
+    return True
+
+
+def functionalise(graph_module: fx.GraphModule) -> bool:
+    """Replace all in-place operators.
+
+    Returns:
+        False, with the graph unchanged, where a write cannot be expressed: the caller then asks torch for a full
+        functionalisation, which costs more than the export itself.
+    """
+    graph = graph_module.graph
+    if not any(is_mutating(n) for n in graph.nodes):
+        return True
+    memory = _Memory(graph)
+    try:
+        if any(is_mutating(n) and memory.owner(_written(n)) is None for n in graph.nodes):
+            return False
+        new = _Writer(graph, memory).run()
+    except NotHere:
+        return False
+    new._codegen = graph._codegen
+    graph_module.graph = new
+    graph_module.graph.eliminate_dead_code()
+    return True
+
+
+def _schema(node: Node) -> Any:
+    return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def _written(node: Node) -> Node:
+    """The one argument that an operator writes to."""
+    schema = _schema(node)
+    written = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    if written != [0] or not isinstance(node.args[0], Node):
+        raise NotHere
+    return node.args[0]
+
+
+def _storage(node: Node) -> int | None:
+    val = node.meta.get("val")
+    try:
+        return val.untyped_storage()._cdata if isinstance(val, Tensor) else None
+    except NotImplementedError:  # sparse tensors, tensors inside of vmap
+        return None
+
+
+class _Memory:
+    """Which node a node is a view of."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.parents: dict[Node, Node] = {}
+        for node in graph.nodes:
+            if node.op == "call_function" and not is_mutating(node):
+                self._place(node)
+            elif node.op == "call_function" and is_mutating(node):
+                self.parents[node] = _written(node)
+
+    def _place(self, node: Node) -> None:
+        reads = node.all_input_nodes
+        if node.target is operator.getitem and reads:
+            reads = reads[0].all_input_nodes
+        parent = next((n for n in reads if self._shares(node, n)), None)
+        if parent is not None:
+            self.parents[node] = parent
+
+    @staticmethod
+    def _shares(node: Node, other: Node) -> bool:
+        mine = _storage(node)
+        return mine is not None and mine == _storage(other)
+
+    def owner(self, node: Node) -> Node | None:
+        """The tensor whose memory ``node`` is; None where the captured values do not say."""
+        while node in self.parents:
+            node = self.parents[node]
+        known = node.op == "call_function" or isinstance(node.meta.get("val"), Tensor)
+        return node if known else None
+
+
+@dataclass
+class _Writer:
+    """Copies a graph, keeping for every memory what it holds now."""
+
+    graph: fx.Graph
+    memory: _Memory
+    new: fx.Graph = field(default_factory=fx.Graph)
+    copies: dict[Node, Node] = field(default_factory=dict)
+    versions: dict[Node, int] = field(default_factory=dict)  # owner -> number of writes so far
+    made_at: dict[Node, int] = field(default_factory=dict)  # node -> version its copy is of
+
+    def run(self) -> fx.Graph:
+        for node in self.graph.nodes:
+            if node.op == "output":
+                copy = self.new.output(fx.map_arg(node.args[0], self.current))
+                copy.meta = dict(node.meta)
+            elif node.op == "call_function" and is_mutating(node):
+                self._write(node)
+            else:
+                self._keep(node, self.new.node_copy(node, self.current))
+        return self.new
+
+    def current(self, node: Node) -> Node:
+        """The copy of ``node`` as a reader sees it now."""
+        owner = self.memory.owner(node) or node
+        if self.made_at.get(node, 0) != self.versions.get(owner, 0):
+            self._renew(node)
+        return self.copies[node]
+
+    def _keep(self, node: Node, copy: Node) -> None:
+        self.copies[node] = copy
+        self.made_at[node] = self.versions.get(self.memory.owner(node) or node, 0)
+
+    def _renew(self, node: Node) -> None:
+        parent = self.memory.parents[node]
+        if is_mutating(node):  # its result is the tensor it wrote to
+            self._keep(node, self.current(parent))
+        elif node.target is operator.getitem:
+            pieces = node.args[0]
+            assert isinstance(pieces, Node)
+            self._keep(pieces, self._again(pieces))
+            self._keep(node, self._again(node, self.copies.__getitem__))
+        else:
+            self._keep(node, self._again(node))
+
+    def _again(self, node: Node, reads: Callable[[Node], Node] | None = None) -> Node:
+        """A view made anew, of what its memory holds now: no longer what a module returned."""
+        copy = self.new.node_copy(node, reads or self.current)
+        copy.meta = unnoted(copy.meta)
+        return copy
+
+    def _emit(self, like: Node, target: Any, *args: Any, **kwargs: Any) -> Node:
+        node = self.new.call_function(target, args, kwargs)
+        node.meta = unnoted(like.meta)
+        return node
+
+    def _write(self, node: Node) -> None:
+        written = _written(node)
+        value = self._functional(node, written)
+        view = written
+        while view in self.memory.parents:
+            parent = self.memory.parents[view]
+            if not is_mutating(view):
+                value = self._scatter(view, self.current(parent), value)
+                value.meta = unnoted(node.meta) | {"val": parent.meta["val"]}
+            view = parent
+        self.versions[view] = self.versions.get(view, 0) + 1
+        self._keep(view, value)
+        self.current(node)
+
+    def _functional(self, node: Node, written: Node) -> Node:
+        """What the written tensor holds after the operator."""
+        target: Any = node.target
+        args: Any = fx.map_arg(node.args, self.current)
+        kwargs: Any = fx.map_arg(dict(node.kwargs), self.current)
+        if target is aten.copy_.default:
+            if _dtype(node.args[1]) is not _dtype(written):
+                args = (args[0], self._emit(node, aten.type_as.default, args[1], args[0]), *args[2:])
+            value = self._emit(node, aten.expand_as.default, args[1], args[0])
+        elif target is aten.zero_.default:
+            value = self._emit(node, aten.zeros_like.default, args[0])
+        else:
+            value = self._emit(node, functional_twin(target), *args, **kwargs)
+            promoted = {_dtype(n) for n in node.all_input_nodes} - {_dtype(written), None}
+            if any(d.is_floating_point or d.is_complex for d in promoted if d is not None):
+                value = self._emit(node, aten.type_as.default, value, args[0])
+        value.meta["val"] = written.meta["val"]
+        hand_on(node, value)
+        return value
+
+    def _scatter(self, view: Node, parent: Node, value: Node) -> Node:
+        """``parent`` with ``value`` where ``view`` looks."""
+        target: Any = view.target
+        rest: Any = fx.map_arg(view.args[1:], self.current)
+        if target in _SAME:
+            return value
+        if target in _RESHAPING:
+            return self._emit(view, aten.reshape_as.default, value, parent)
+        if target is aten.slice.Tensor:
+            return self._emit(view, aten.slice_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
+        if target is aten.select.int:
+            return self._emit(view, aten.select_scatter.default, parent, value, *rest)
+        if target is aten.narrow.default:
+            dim, start, length = rest
+            return self._emit(view, aten.slice_scatter.default, parent, value, dim, start, start + length)
+        if target in (aten.transpose.int, aten.swapaxes.default):
+            return self._emit(view, aten.transpose.int, value, *rest)
+        if target is aten.t.default:
+            return self._emit(view, aten.t.default, value)
+        if target is aten.permute.default:
+            dims = [d % len(rest[0]) for d in rest[0]]
+            return self._emit(view, aten.permute.default, value, [dims.index(i) for i in range(len(dims))])
+        if target is aten.diagonal.default:
+            return self._emit(view, aten.diagonal_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
+        if target is aten.as_strided.default:
+            return self._emit(
+                view, aten.as_strided_scatter.default, parent, value, *rest, **_current_kwargs(self, view)
+            )
+        if target is operator.getitem:
+            return self._scatter_piece(view, parent, value)
+        raise NotHere
+
+    def _scatter_piece(self, view: Node, parent: Node, value: Node) -> Node:
+        pieces, index = view.args
+        assert isinstance(pieces, Node) and isinstance(index, int)
+        dim = next((a for a in pieces.args[2:] if isinstance(a, int)), 0)
+        if pieces.target is aten.unbind.int:
+            dim = next((a for a in pieces.args[1:] if isinstance(a, int)), 0)
+            return self._emit(view, aten.select_scatter.default, parent, value, dim, index)
+        if pieces.target not in _PIECES:
+            raise NotHere
+        sizes = [t.shape[dim] for t in pieces.meta["val"]]
+        if not all(isinstance(s, int) for s in sizes):
+            raise NotHere
+        start = sum(sizes[:index])
+        return self._emit(view, aten.slice_scatter.default, parent, value, dim, start, start + sizes[index])
+
+
+def _current_kwargs(writer: _Writer, view: Node) -> Any:
+    return fx.map_arg(dict(view.kwargs), writer.current)
+
+
+def _dtype(node: Any) -> torch.dtype | None:
+    val = node.meta.get("val") if isinstance(node, Node) else None
+    return val.dtype if isinstance(val, Tensor) else None
+
+
+def functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload:
+    """``add_`` -> ``add``, same overload.
+
+    Raises:
+        NotHere: where there is none, or where the operator changes shapes and not values.
+    """
+    shapes = ("unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "resize_", "set_", "as_strided_")
+    if target._opname in shapes or not target._opname.endswith("_"):
+        raise NotHere
+    packet = getattr(getattr(torch.ops, target.namespace), target._opname.removesuffix("_"), None)
+    twin = getattr(packet, target._overloadname, None)
+    if twin is None:
+        raise NotHere
+    return twin

@@ -1,0 +1,193 @@
+"""From an exported graph to a plain one: regions inlined, assertions dropped, in-place operators made functional."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+from lrp_fx.errors import CaptureError
+from lrp_fx.graph.location import locate
+from lrp_fx.graph.module_calls import hand_on
+
+aten = torch.ops.aten
+
+_ASSERTIONS = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+_DROPOUT = {
+    aten.dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
+_REGIONS = {  # higher-order op -> position of its submodule among the arguments
+    "wrap_with_set_grad_enabled": 1,
+    "wrap_with_autocast": 4,
+}
+
+
+def inline_regions(graph_module: fx.GraphModule) -> None:
+    """Splice the bodies of no-grad and disabled-autocast regions into the graph that calls them.
+
+    What a node is follows from the values it computes; whether its author wanted a gradient there does not matter.
+    """
+    for node in list(graph_module.graph.nodes):
+        name = node.target.name() if isinstance(node.target, torch._ops.HigherOrderOperator) else None
+        if name not in _REGIONS:
+            continue
+        position = _REGIONS[name]
+        if name == "wrap_with_autocast" and node.args[2]:
+            raise CaptureError(f"an enabled autocast region inside the model: {locate(node)}; cast the model instead")
+        body = graph_module.get_submodule(str(node.args[position].target))
+        assert isinstance(body, fx.GraphModule)
+        inline_regions(body)
+        _splice(graph_module, node, body, list(node.args[position + 1 :]))
+    graph_module.graph.eliminate_dead_code()
+
+
+def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: list[Any]) -> None:
+    env: dict[Node, Any] = {}
+    feed = iter(arguments)
+    with owner.graph.inserting_before(call):
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                env[inner] = next(feed)
+            elif inner.op == "output":
+                result = fx.map_arg(inner.args[0], env.__getitem__)
+                for user in list(call.users):
+                    user.replace_all_uses_with(result[user.args[1]])
+                    owner.graph.erase_node(user)
+            else:
+                if inner.op == "get_attr":
+                    raise CaptureError(f"a constant inside a nested region: {locate(inner)}")
+                env[inner] = owner.graph.node_copy(inner, env.__getitem__)
+    owner.graph.erase_node(call)
+
+
+def drop_assertions(graph: fx.Graph) -> None:
+    """Remove nodes that only check (shapes and dtypes are checked once per call, by the signature)."""
+    for node in reversed(graph.nodes):
+        if node.target in _ASSERTIONS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def drop_inert(graph: fx.Graph) -> None:
+    """Remove dropout in evaluation mode: it hands on its operand itself, memory and all."""
+    for node in list(graph.nodes):
+        if node.target in _DROPOUT and not node.args[2]:
+            hand_on(node, node.args[0])  # type: ignore[arg-type]
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def mend(graph: fx.Graph) -> None:
+    """Undo what full functionalisation breaks: ``view`` of a strided tensor, ``copy`` without a derivative."""
+    for node in list(graph.nodes):
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
+        elif node.target is aten.copy.default:
+            target, source = node.args[:2]
+            with graph.inserting_before(node):
+                cast = graph.call_function(aten.type_as.default, (source, target))
+                grown = graph.call_function(aten.expand_as.default, (cast, target))
+            for new in (cast, grown):
+                new.meta = dict(node.meta)
+            cast.meta["val"] = source.meta["val"].to(target.meta["val"].dtype)
+            node.replace_all_uses_with(grown)
+            graph.erase_node(node)
+
+
+def see_through(graph: fx.Graph) -> None:
+    """``detach`` hands on its operand like any alias: what a node is follows from the values it computes."""
+    for node in graph.nodes:
+        if node.target in (aten.detach.default, aten.detach_copy.default, aten.lift_fresh_copy.default):
+            node.target = aten.alias.default
+
+
+def spell_out(graph: fx.Graph) -> None:
+    """``glu`` -> the product of a half with the sigmoid of the other."""
+    for node in [n for n in graph.nodes if n.target is aten.glu.default]:
+        x, dim = node.args[0], node.args[1] if len(node.args) > 1 else -1
+        with graph.inserting_before(node):
+            halves = graph.call_function(aten.chunk.default, (x, 2, dim))
+            signal, gate = (graph.call_function(operator.getitem, (halves, i)) for i in range(2))
+            weight = graph.call_function(aten.sigmoid.default, (gate,))
+            product = graph.call_function(aten.mul.Tensor, (signal, weight))
+        for new in (signal, gate, weight, product):
+            new.meta = dict(node.meta)
+        halves.meta = dict(node.meta) | {"val": (node.meta["val"], node.meta["val"])}
+        node.replace_all_uses_with(product)
+        graph.erase_node(node)
+
+
+def in_one_mode(graph: fx.Graph) -> None:
+    """Values of a recorded run are fake tensors, each of a mode of its own: let them be of one, to be computed with."""
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+
+    def moved(value: Any) -> Any:
+        if not isinstance(value, FakeTensor) or value.layout is not torch.strided:
+            return value
+        with mode:
+            return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
+
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = pytree.tree_map(moved, node.meta["val"])
+
+
+_POOLS = {aten.adaptive_avg_pool1d.default: 1, aten.adaptive_avg_pool2d.default: 2, aten.adaptive_avg_pool3d.default: 3}
+
+
+def pools_to_means(graph: fx.Graph) -> None:
+    """An average pool down to one value -> the mean that PyTorch computes it by, without its change of strides."""
+    for node in list(graph.nodes):
+        if node.target not in _POOLS:
+            continue
+        count = _POOLS[node.target]
+        sizes = node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]
+        if all(isinstance(n, int) and n == 1 for n in sizes):
+            node.target, node.args = aten.mean.dim, (node.args[0], list(range(-count, 0)), True)
+
+
+def split_moments(graph: fx.Graph) -> None:
+    """``var_mean``/``std_mean`` -> two operators: one homogeneous of degree 2 or 1, one linear."""
+    first = {aten.var_mean.correction: aten.var.correction, aten.std_mean.correction: aten.std.correction}
+    for node in list(graph.nodes):
+        if node.target not in first:
+            continue
+        dims, keep = (node.args[1] if len(node.args) > 1 else None), node.kwargs.get("keepdim", False)
+        for user in list(node.users):
+            with graph.inserting_before(user):
+                if user.args[1] == 0:
+                    new = graph.call_function(first[node.target], node.args, dict(node.kwargs))
+                else:
+                    new = graph.call_function(aten.mean.dim, (node.args[0], dims, keep))
+            new.meta = dict(user.meta)
+            user.replace_all_uses_with(new)
+            graph.erase_node(user)
+        graph.erase_node(node)
+
+
+def boolean_conditions(graph: fx.Graph) -> None:
+    """Bytes that say where, as masks were before there was a bool: kernels still take them, fake tensors do not."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.where.self):
+        condition = node.args[0]
+        if isinstance(condition, fx.Node) and condition.meta["val"].dtype is torch.uint8:
+            with graph.inserting_before(node):
+                new = graph.call_function(torch.ops.aten.ne.Scalar, (condition, 0))
+            value = condition.meta["val"]
+            new.meta = {**condition.meta, "val": value.new_empty(value.shape, dtype=torch.bool)}
+            node.update_arg(0, new)

@@ -1,0 +1,99 @@
+"""Single-precision islands in a double-precision model.
+
+Many models compute norms and softmax in float32 whatever their own precision. In a float64 model the values must stay
+those of the model, bit for bit, but sums of relevance would then be exact to 1e-8 only. So every such island gets a
+double-precision twin that carries the relevance, while the island gives the values.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from lrp_fx.graph.exact_value import exact_value
+from lrp_fx.graph.module_calls import unnoted
+
+aten = torch.ops.aten
+
+_WIDE = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+def widen_islands(graph: fx.Graph) -> None:
+    """Give every float32 region fed by float64 values a float64 twin, joined by :func:`exact_value` where it ends."""
+    twins: dict[Node, Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        fed = [n for n in node.all_input_nodes if n in twins]
+        narrow = _dtype(node) in _WIDE and (fed or _narrows(node))
+        if narrow or (fed and isinstance(node.meta.get("val"), (tuple, list))):
+            twins[node] = _twin(graph, node, twins)
+        elif fed and _dtype(node) is torch.float64:
+            wide = _twin(graph, node, twins)
+            joined = _join(graph, node if _is_cast(node) else wide, node, wide)
+            node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_not, joined))
+    end = next(node for node in reversed(graph.nodes) if node.op == "output")
+    for node in [n for n in end.all_input_nodes if n in twins and _dtype(n) is torch.float32]:
+        joined = _join(graph, end.prev, node, twins[node])
+        node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_, end))
+    graph.eliminate_dead_code()
+
+
+def _join(graph: fx.Graph, after: Node, node: Node, wide: Node) -> Node:
+    with graph.inserting_after(after):
+        joined = graph.call_function(exact_value, (node, wide))
+    joined.meta = dict(node.meta)
+    return joined
+
+
+def _dtype(node: Node) -> torch.dtype | None:
+    val = node.meta.get("val")
+    return val.dtype if isinstance(val, Tensor) else None
+
+
+def _narrows(node: Node) -> bool:
+    return any(_dtype(n) is torch.float64 and n.op != "get_attr" for n in node.all_input_nodes)
+
+
+def _is_cast(node: Node) -> bool:
+    return getattr(node.target, "_opname", "") in ("to", "_to_copy", "type_as")
+
+
+def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
+    """The same operator on twins, in float64; a cast between the two precisions is its operand."""
+    if _is_cast(node) and node.args:
+        operand = node.args[0]
+        return twins.get(operand, operand)  # type: ignore[arg-type, return-value]
+
+    def wide(operand: Node) -> Node:
+        if operand in twins:
+            return twins[operand]
+        if _dtype(operand) not in _WIDE:
+            return operand
+        cast = graph.call_function(aten.to.dtype, (operand, _WIDE[operand.meta["val"].dtype]))
+        cast.meta = unnoted(operand.meta) | {"val": _widened(operand.meta["val"])}
+        return cast
+
+    with graph.inserting_after(node):
+        marker = graph.call_function(node.target, ())  # type: ignore[arg-type]  # a place after the node; filled below
+    with graph.inserting_before(marker):
+        args, kwargs = fx.map_arg(node.args, wide), fx.map_arg(dict(node.kwargs), wide)
+    marker.args, marker.kwargs = _in_double(args), _in_double(kwargs)
+    val = node.meta.get("val")
+    marker.meta = dict(node.meta) | {"val": torch.utils._pytree.tree_map(_widened, val)}
+    return marker
+
+
+def _widened(val: Any) -> Any:
+    return val.to(_WIDE[val.dtype]) if isinstance(val, Tensor) and val.dtype in _WIDE else val
+
+
+def _in_double(arguments: Any) -> Any:
+    if isinstance(arguments, (tuple, list)):
+        return type(arguments)(torch.float64 if a is torch.float32 else a for a in arguments)
+    return {k: torch.float64 if a is torch.float32 else a for k, a in arguments.items()}

@@ -1,0 +1,257 @@
+"""The captures of one model: which of them serves a call, when the model is captured anew, and how many are kept.
+
+A capture serves a call if four things hold: the call has the structure, precisions, devices and constants of the one
+that was captured; PyTorch's switches (default precision, autocast) are the same; the model is made of the same things
+(:class:`lrp_fx.capture.ModelState`); and the capture says that the model would run this graph on these inputs
+(:meth:`lrp_fx.capture.Captured.why_not`). Whatever does not hold is a reason to capture anew, and is kept in words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lrp_fx.analysis import analyse
+from lrp_fx.cache.store import capture_or_load
+from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, preserved, read_call
+from lrp_fx.capture.model_state import switches
+from lrp_fx.capture.passes.decompose import decompose
+from lrp_fx.errors import CaptureError, RecaptureWarning
+from lrp_fx.explain.check import WHEN
+from lrp_fx.operators.table import OpTable
+from lrp_fx.specialization import Specialization
+
+MANY = 16  #: from this number of captures on, a warning says what keeps changing
+
+
+@dataclass(frozen=True)
+class Options:
+    """How models are captured.
+
+    Attributes:
+        dynamic: leave sizes free that the model leaves free.
+        route: "export", "trace" or "auto" (:func:`lrp_fx.capture.capture`).
+        limit: how many captures are kept.
+        check: when explanations are checked (``lrp_fx.explain.check``).
+    """
+
+    dynamic: bool = True
+    route: str = "auto"
+    limit: int = 32
+    check: str | bool = "first"
+
+    def when(self, check: str | bool | None) -> str | bool:
+        """When one explanation is checked, for what it asks; None asks for nothing."""
+        when = self.check if check is None else check
+        if when not in WHEN:
+            raise ValueError(f'check={when!r}: choose "first", "always" or False')
+        return when
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One capture.
+
+    Attributes:
+        key: structure and constants of the call, and PyTorch's switches.
+        state: the model that was captured.
+        specialization: the capture, and all that was made of it.
+        reason: why it was made.
+    """
+
+    key: tuple[Any, ...]
+    state: ModelState
+    specialization: Specialization
+    reason: str
+
+
+class CaptureCache:
+    """The captures of one model, the latest used first.
+
+    Threads may look up and explain at the same time; one captures at a time, and calls use the capture that they found.
+
+    Args:
+        model: the model.
+        ops: the op table.
+        options: how to capture.
+
+    Attributes:
+        reasons: why each capture was made, in order.
+        options: how to capture.
+    """
+
+    def __init__(self, model: torch.nn.Module, ops: OpTable, options: Options) -> None:
+        self.model, self.options = model, options
+        self.reasons: list[str] = []
+        self.ops = ops
+        self._entries: tuple[Entry, ...] = ()
+        self._constant: set[tuple[Any, ...]] = set()  # calls whose numbers the model reads
+        self._order = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Specialization]:
+        return (entry.specialization for entry in self._entries)
+
+    @property
+    def latest(self) -> Specialization | None:
+        """The specialization that served the last call."""
+        return self._entries[0].specialization if self._entries else None
+
+    def serving(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
+        """The specialization that serves a call, captured now where there is none, and the call itself.
+
+        Raises:
+            InputError, CaptureError, UnknownOpError: see ``lrp_fx.errors``.
+        """
+        call = read_call(self.model, args, kwargs)
+        freed = self._freed(call, args, kwargs)
+        entry, used = self._look_up(call, freed)
+        if entry is None:
+            with TRACING:
+                entry, used = self._look_up(call, freed)  # another thread may have captured it meanwhile
+                if entry is None:
+                    entry, used = self._capture_either(call, freed, args, kwargs)
+        self._to_front(entry)
+        return entry.specialization, used
+
+    def _freed(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """The call with its floating numbers as tensors; None where it has none, or where the model reads them."""
+        if not any(type(leaf) is float for leaf in call.leaves):
+            return None
+        freed = read_call(self.model, args, kwargs, free=self._precision(call))
+        return None if freed.key in self._constant else freed
+
+    def _precision(self, call: Call) -> torch.dtype:
+        """What numbers are rounded to: nothing that computes in double precision must get less."""
+        tensors = (*self.model.parameters(), *call.tensors.values())
+        return torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
+
+    def _look_up(self, call: Call, freed: Call | None) -> tuple[Entry | None, Call]:
+        """The entry that serves a call, its numbers free or constant."""
+        if freed is not None and (entry := self._find(freed)) is not None:
+            return entry, freed
+        return self._find(call), call
+
+    def _capture_either(
+        self, call: Call, freed: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Entry, Call]:
+        """Capture a call. Where nothing but a number is another than before, let numbers be inputs from now on."""
+        if freed is not None and any(_form(entry.specialization.example) == _form(call) for entry in self._entries):
+            positional, keywords = free_numbers((args, kwargs), self._precision(call))
+            with contextlib.suppress(CaptureError):
+                return self._capture(freed, positional, keywords, "export"), freed
+            self._constant.add(freed.key)
+        return self._capture(call, args, kwargs, self.options.route), call
+
+    def _find(self, call: Call) -> Entry | None:
+        key = (*call.key, *switches())
+        unchanged: dict[int, bool] = {}
+        for entry in self._entries:
+            if entry.key != key:
+                continue
+            state = entry.state
+            if id(state) not in unchanged:
+                unchanged[id(state)] = state.unchanged()
+            if unchanged[id(state)] and entry.specialization.captured.why_not(call.leaves) is None:
+                return entry
+        return None
+
+    def _capture(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], route: str) -> Entry:
+        reason = self._why(call)
+        state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
+        stand_in = state.stand_in()
+        before = ModelState(stand_in.module)
+        with preserved(stand_in.module):
+            captured = capture_or_load(stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route)
+            state.ignore_writes(before)
+        for made in (captured, *(other for other, _ in captured.others)):
+            stand_in.give_back(made.graph_module)
+            if made.decisions is not None:
+                stand_in.give_back(made.decisions.graph_module)
+        entry = self._entry(captured, call, state, reason)
+        alike = [(c, replace(e, key=call.key, numbers=call.numbers)) for c, e in captured.others]
+        further = [self._entry(other, example, state, reason) for other, example in alike]
+        with self._order:
+            self._entries = (*self._entries, *further)
+        self.reasons.append(reason)
+        self._warn()
+        return entry
+
+    def _entry(self, captured: Captured, example: Call, state: ModelState, reason: str) -> Entry:
+        for place in example.numbers:
+            captured.placeholders[place].meta["number"] = True  # says how much, not what: no source of relevance
+        decompose(captured.graph_module, self.ops)
+        facts = analyse(captured.graph_module.graph, self.ops)
+        return Entry((*example.key, *switches()), state, Specialization(captured, facts, example.hollow()), reason)
+
+    def _to_front(self, entry: Entry) -> None:
+        entries = self._entries
+        if entries and entries[0] is entry:
+            return
+        with self._order:
+            others = tuple(e for e in self._entries if e is not entry)
+            self._entries = (entry, *others)[: self.options.limit]
+
+    def _why(self, call: Call) -> str:
+        """Why no capture serves this call: what the one that comes nearest misses."""
+        if not self._entries:
+            return "the first call"
+        alike = [e for e in self._entries if e.state.unchanged()]
+        if not alike:
+            return f"the model changed: {self._entries[0].state.change()}"
+        key = (*call.key, *switches())
+        same = [e for e in alike if e.key == key]
+        if same:
+            return same[0].specialization.captured.why_not(call.leaves) or "another thread"
+        return _difference(alike[0], call)
+
+    def _warn(self) -> None:
+        if len(self.reasons) < MANY or (len(self.reasons) != MANY and len(self.reasons) % 100):
+            return
+        kinds = Counter(re.sub(r"\d+(\.\d+)?", "N", reason) for reason in self.reasons[1:])
+        kind, times = kinds.most_common(1)[0]
+        example = next(r for r in reversed(self.reasons) if re.sub(r"\d+(\.\d+)?", "N", r) == kind)
+        warnings.warn(
+            f"{type(self.model).__name__} was captured {len(self.reasons)} times, {times} of them because of this kind "
+            f"of change: {example}.\nEach capture takes seconds; the {self.options.limit} used last are kept. Remedy: "
+            "give inputs of few different sizes (pad them), and change the model or its arguments less often.",
+            RecaptureWarning,
+            stacklevel=6,
+        )
+
+
+def _form(call: Call) -> list[Any]:
+    """The key of a call without the values of its numbers."""
+    count = len(call.names)
+    leaves = [float if type(v) is float else k for k, v in zip(call.key[-count:], call.leaves, strict=True)]
+    return [call.key[:-count], leaves]
+
+
+def _difference(entry: Entry, call: Call) -> str:
+    """What differs between the call of an entry and another one, in words."""
+    example, count = entry.specialization.example, len(call.names)
+    if example.key[0] != call.key[0] or example.names != call.names:
+        return f"other arguments: {', '.join(call.names)} (were {', '.join(example.names)})"
+    for name, before, now in zip(call.names, example.key[-count:], call.key[-count:], strict=True):
+        if before != now:
+            return f"'{name}' is {_said(now)} (was {_said(before)})"
+    if example.key != call.key:
+        return "an object among the inputs holds something else than tensors that changed"
+    return "PyTorch's default precision, autocast or other switches changed"
+
+
+def _said(described: Any) -> str:
+    """A leaf of a call's key: precision, rank and device of a tensor, or a constant by its value."""
+    if isinstance(described, tuple) and isinstance(described[0], torch.dtype):
+        return f"{described[0]} of {described[1]} dimensions on {described[2]}"
+    return str(described[-1] if isinstance(described, tuple) else described)

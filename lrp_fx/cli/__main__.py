@@ -1,0 +1,5 @@
+"""``python -m lrp_fx.cli``."""
+
+from lrp_fx.cli.main import app
+
+app()

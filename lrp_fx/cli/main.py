@@ -1,0 +1,274 @@
+"""Command line: explain a text, show what the compiler did, verify it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.columns import Columns
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import lrp_fx
+from lrp_fx.capture.conventions import is_encoder_decoder
+from lrp_fx.cli.demo import demos, load_demo
+from lrp_fx.cli.evaluate import results_table, text_task
+from lrp_fx.errors import LrpError, MissingExtraError
+from lrp_fx.evaluate import METHODS, evaluate, find_methods
+from lrp_fx.explain.reading import find_logits
+from lrp_fx.extras import require
+from lrp_fx.files import replacing
+from lrp_fx.rules.ruleset import available
+from lrp_fx.viz import Word, heatmap_page, join_pieces, most_relevant, render_scale, render_tokens, write_page
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Layer-wise Relevance Propagation for any PyTorch model."
+)
+
+Model = Annotated[str, typer.Argument(help="folder of a saved Hugging Face model, or the name of a bundled demo")]
+Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
+Rules = Annotated[str, typer.Option(help="rule set: a name (see `lrp-fx rules`) or a TOML file")]
+Class = Annotated[int | None, typer.Option(help="class or token id to explain (default: the model's own answer)")]
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+
+Precision = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16")]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its tokenizer and, for a classifier, the label of every class."""
+
+    name: str
+    model: torch.nn.Module
+    tokenizer: Any
+    labels: list[str] | None
+    title: str
+    text: str
+
+    def encode(self, text: str) -> tuple[dict[str, Any], Any]:
+        """(model inputs, the tokenizer's encoding) of one text; a decoder of its own starts with its start token.
+
+        Raises:
+            LrpError: for a text without tokens, or with more than the tokenizer says the model reads.
+        """
+        encoding = self.tokenizer(text, return_tensors="pt")
+        length = encoding["input_ids"].shape[1]
+        if not 0 < length <= self.tokenizer.model_max_length:
+            raise LrpError(f"the text has {length} tokens: give 1 to {self.tokenizer.model_max_length}")
+        inputs = {k: encoding[k] for k in ("input_ids", "attention_mask") if k in encoding}
+        if is_encoder_decoder(self.model):
+            start = getattr(self.model.config, "decoder_start_token_id", None)
+            inputs["decoder_input_ids"] = torch.tensor([[start or 0]])
+        return inputs, encoding
+
+    def label(self, index: int, classes: int) -> str:
+        """What entry ``index`` of ``classes`` logits is called: a class, a token, else its number."""
+        if self.labels is not None and index < len(self.labels):
+            return self.labels[index]
+        config: Any = getattr(self.model, "config", None)
+        if config is not None and classes == getattr(config.get_text_config(), "vocab_size", None):
+            return repr(self.tokenizer.decode([index]))
+        return f"output {index}"
+
+
+def load(name: str, text: str | None, precision: str) -> Loaded:
+    """A demo by name, or a model saved in a local folder."""
+    dtype = getattr(torch, precision, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LrpError(f"unknown precision {precision!r}: use float32, float64, bfloat16 or float16")
+    _quiet()
+    if name in demos():
+        demo = demos()[name]
+        classifier, words, names = load_demo(name)
+        return Loaded(name, classifier.to(dtype), words, names, demo.title, text or demo.text)
+    if not (Path(name) / "config.json").is_file():
+        raise LrpError(
+            f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), "
+            f"or one of the demos: {', '.join(f'{d.name} ({d.install})' for d in demos().values())}"
+        )
+    return _load_folder(Path(name).resolve(), text or "", dtype)
+
+
+def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
+    transformers: Any = require("transformers", "transformers")
+    if not any(
+        path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)
+    ):  # else one without a vocabulary is made up
+        raise LrpError(f"there is no tokenizer in {folder}: save it there with tokenizer.save_pretrained(folder)")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder)
+        cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        model = cls.from_pretrained(folder).eval().to(dtype)
+    except Exception as error:  # whatever is wrong with the folder, of whichever library's type
+        raise LrpError(f"the model in {folder} cannot be loaded: {error}") from error
+    classes: dict[int, str] = getattr(model.config, "id2label", None) or {}
+    labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in cls.__name__ else None
+    return Loaded(folder.name, model, tokenizer, labels, f"What did {folder.name} base its answer on?", text)
+
+
+@contextlib.contextmanager
+def _clear_errors() -> Iterator[None]:
+    """Errors of ours become one message and exit code 1."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders: nothing is looked up
+    try:
+        yield
+    except (LrpError, OSError) as error:
+        kind = "missing package" if isinstance(error, MissingExtraError) else type(error).__name__
+        Console(stderr=True).print(f"[bold red]{kind}[/]: {escape(str(error))}", highlight=False)
+        raise typer.Exit(1) from error
+
+
+def _quiet() -> None:
+    """No progress bar for loading weights: it tears the output of this command."""
+    with contextlib.suppress(LrpError, AttributeError):
+        transformers: Any = require("transformers", "transformers")
+        transformers.utils.logging.disable_progress_bar()
+
+
+def _words(loaded: Loaded, encoding: Any, text: str, relevance: list[float], pieces: bool) -> list[Word]:
+    tokens = loaded.tokenizer.convert_ids_to_tokens(encoding["input_ids"][0])
+    numbers = encoding.word_ids(0) if getattr(encoding, "is_fast", False) else None
+    if pieces or numbers is None:
+        special = set(loaded.tokenizer.all_special_tokens)
+        return [Word(t, r, special=t in special) for t, r in zip(tokens, relevance, strict=True)]
+    offsets = loaded.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    joined = join_pieces(text, offsets, numbers, relevance)
+    names = iter(t for t, n in zip(tokens, numbers, strict=True) if n is None)
+    return [Word(next(names), w.relevance, special=True) if w.special else w for w in joined]
+
+
+@app.command()
+def explain(
+    model: Model,
+    text: Text = None,
+    html: Annotated[Path | None, typer.Option(help="write the heatmap to this HTML file")] = None,
+    target: Class = None,
+    rules: Rules = "attnlrp",
+    pieces: Annotated[
+        bool, typer.Option("--pieces/--words", help="show the tokenizer's pieces, or whole words")
+    ] = False,
+    precision: Precision = "float32",
+) -> None:
+    """Show which words made the model answer as it did."""
+    with _clear_errors():
+        console = Console()
+        with console.status("loading the model"):
+            loaded = load(model, text, precision)
+        if not loaded.text.strip():
+            raise LrpError("there is nothing to explain: give a text")
+        inputs, encoding = loaded.encode(loaded.text)
+        with console.status("capturing and rewriting the graph, then one backward sweep"):
+            attribution = lrp_fx.convert(loaded.model, rules=rules).explain(**inputs, target=target)
+            ledger = attribution.ledger
+        relevance = attribution.relevance["input_ids"][0].float().tolist()
+        words = _words(loaded, encoding, loaded.text, relevance, pieces)
+        answer = f"{_answer(loaded, attribution, target)} ({attribution.target[0].item():.3f})"
+        console.print(f"\n{escape(loaded.title)}  [bold]{escape(answer)}[/]\n", highlight=False)
+        console.print(render_tokens(words))
+        console.print(render_scale(words))
+        console.print()
+        tables = [_top_table(words), _ledger_table(ledger.by("category"), ledger.total)]
+        console.print(Columns(tables, padding=(0, 6)))
+        if html is not None:
+            facts = {"model": loaded.name, "explained": answer, "rules": attribution.ruleset}
+            page = heatmap_page(words, title=loaded.title, facts=facts, ledger=ledger.by("category"))
+            console.print(f"heatmap: {write_page(html, page).resolve()}", highlight=False, soft_wrap=True)
+
+
+def _answer(loaded: Loaded, attribution: lrp_fx.Attribution, target: int | None) -> str:
+    logits = find_logits(attribution.output)[0]
+    while logits.dim() > 1:
+        logits = logits[-1]
+    classes = logits.numel()
+    return loaded.label(int(logits.argmax()) if target is None else target % classes, classes)
+
+
+def _top_table(words: list[Word], count: int = 5) -> Table:
+    table = Table(title="most relevant words", title_justify="left", box=None, pad_edge=False)
+    table.add_column("word", style="dim")
+    table.add_column("relevance", justify="right")
+    for word in most_relevant(words)[:count]:
+        table.add_row(escape(word.text), f"{word.relevance:+.4f}")
+    return table
+
+
+def _ledger_table(amounts: dict[str, float], total: float) -> Table:
+    table = Table(title="where all of it went", title_justify="left", box=None, pad_edge=False)
+    table.add_column("category", style="dim")
+    table.add_column("relevance", justify="right")
+    for category, amount in amounts.items():
+        table.add_row(category, f"{amount:+.4f}")
+    table.add_row("explained value", f"{total:+.4f}", style="bold")
+    return table
+
+
+@app.command()
+def report(model: Model, text: Text = None, rules: Rules = "attnlrp", precision: Precision = "float32") -> None:
+    """Show what every node of the model's graph is, and which rule it got."""
+    with _clear_errors():
+        loaded = load(model, text, precision)
+        inputs, _ = loaded.encode(loaded.text or "a b c")
+        lrp_fx.convert(loaded.model, **inputs, rules=rules).report().print()
+
+
+@app.command()
+def verify(
+    model: Model, text: Text = None, target: Class = None, rules: Rules = "attnlrp", precision: Precision = "float64"
+) -> None:
+    """Check outputs, conservation at every node and finiteness; exit code 1 when something fails."""
+    with _clear_errors():
+        loaded = load(model, text, precision)
+        inputs, _ = loaded.encode(loaded.text or "a b c")
+        result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=target, show=True)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def eval_command(
+    model: Model,
+    file: Annotated[Path | None, typer.Argument(help="a file with a text per line (a demo has one of its own)")] = None,
+    text: Annotated[list[str] | None, typer.Option(help="a text; may be given several times")] = None,
+    methods: Annotated[str, typer.Option(help="comma-separated: rule sets (names or TOML files) and baselines")] = "",
+    target: Class = None,
+    steps: Annotated[int, typer.Option(min=1, help="steps of the perturbation curves")] = 10,
+    csv: Annotated[Path | None, typer.Option(help="write values, curves and cost as CSV to this folder")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write curves and means to this image file")] = None,
+    precision: Precision = "float32",
+) -> None:
+    """Measure how faithful rule sets and baselines are on a model and some texts."""
+    with _clear_errors():
+        loaded = load(model, None, precision)
+        lines = (file.read_text().splitlines() if file is not None else []) + (text or [])
+        texts = [line for line in lines if line.strip()] or ([loaded.text] if loaded.text else [])
+        if not texts:
+            raise LrpError("there is nothing to evaluate on: give a file with a text per line, or --text")
+        task = text_task(loaded.name, loaded.model, loaded.tokenizer, texts, target)
+        chosen = find_methods(methods.split(",") if methods else METHODS)
+        results = evaluate(task, chosen, steps=steps)
+        console = Console()
+        console.print(f"{len(texts)} texts; high is good, but of deletion low\n", highlight=False)
+        console.print(results_table(results))
+        if csv is not None:
+            results.save(csv)
+        if plot is not None:
+            with replacing(plot) as beside:
+                results.plot().savefig(beside)
+
+
+@app.command("rules")
+def rules_command() -> None:
+    """List the rule sets that ship with the package."""
+    for name in available():
+        ruleset = lrp_fx.RuleSet.load(name)
+        shown = ", ".join(f"{role}: {rule}" for role, rule in ruleset.rules.items())
+        Console().print(f"[bold]{name}[/]  {shown}", highlight=False)

@@ -1,0 +1,59 @@
+"""The entry to it all: a model in, a converted module out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrp_fx.capture import ROUTES, unwrapped
+from lrp_fx.capture_cache import Options
+from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.operators.table import OpTable
+from lrp_fx.rules.ruleset import RuleSet
+
+
+def convert(
+    model: torch.nn.Module,
+    *args: Any,
+    rules: RuleSource = "attnlrp",
+    dynamic: bool = True,
+    ops: str | Path | Mapping[str, Any] | None = None,
+    capture: str = "auto",
+    captures: int = 32,
+    check: str | bool = "first",
+    **kwargs: Any,
+) -> ExplainableModule:
+    """Convert any ``nn.Module`` into an explainable one.
+
+    Args:
+        model: the model; it is not modified. A model inside ``nn.DataParallel`` or ``torch.compile`` is taken out.
+        *args: example inputs. With them the model is captured now, without them at the first call.
+        rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
+        dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
+        ops: further op declarations: path of a TOML file, or a dict of the same form.
+        capture: "export" (one graph for every size and value), "trace" (records a run; serves inputs that lead to the
+            same decisions, and records anew for others), or "auto": trace what export refuses.
+        captures: how many captures are kept: those that were used last.
+        check: "first" holds the first explanation of every capture and rule set to an accounting sweep
+            (``lrp_fx.explain.check``); "always" does so every time, False never.
+        **kwargs: example inputs by keyword.
+
+    Raises:
+        CaptureError: when the model cannot be captured.
+        UnknownOpError: when relevance reaches an operator that nobody declared.
+        RuleSetError: for a malformed rule set or op table.
+    """
+    if capture not in ROUTES:
+        raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
+    options = Options(dynamic, capture, captures, check)
+    options.when(check)
+    module = ExplainableModule(unwrapped(model), RuleSet.load(rules), OpTable.load(ops), options)
+    if args or kwargs:
+        specialization, _ = module.specialization(args, kwargs)
+        specialization.under(module.ruleset)  # so that a rule set which does not fit is an error now
+    return module

@@ -1,0 +1,1 @@
+"""Tools on FX graphs that all stages share."""

@@ -1,0 +1,48 @@
+"""A value whose relevance is carried by a tensor of another precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+class _ExactValue(Function):
+    """Value of one tensor, relevance through another that equals it up to rounding."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, carrier: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        value, carrier = ctx.saved_tensors
+        ratio = torch.where((carrier == 0) | ~carrier.isfinite(), 1.0, value / carrier).to(carrier.dtype)
+        return None, g.to(carrier.dtype) * ratio
+
+
+def exact_value(value: Tensor, carrier: Tensor) -> Tensor:
+    """``value``, whose relevance is carried by ``carrier``: g_carrier = g value / carrier; no rounding is lost."""
+    return (
+        torch.ops.lrp_fx.exact_value(value, carrier)
+        if torch.compiler.is_exporting()
+        else _ExactValue.apply(value, carrier)
+    )
+
+
+_op = torch.library.custom_op(
+    "lrp_fx::exact_value",
+    lambda value, carrier: value.clone(),
+    mutates_args=(),
+    schema="(Tensor value, Tensor carrier) -> Tensor",
+)
+_op.register_fake(lambda value, carrier: torch.empty_like(value))
+_op.register_autograd(_ExactValue.backward, setup_context=_ExactValue.setup_context)

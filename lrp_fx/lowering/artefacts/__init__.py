@@ -1,0 +1,1 @@
+"""Lowered graphs as files."""

@@ -1,0 +1,132 @@
+"""Weights by reference: a relevance graph on disk that names its parameters and reads them from a checkpoint.
+
+The checkpoint is the model's own (safetensors files), so that the graph of a large model is not a second copy of it.
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from lrp_fx.capture.offload import put
+from lrp_fx.errors import InputError, WeightError
+from lrp_fx.extras import require
+
+Weights = str | Path | Sequence[str | Path] | Mapping[str, str | Path | Tensor]
+
+_INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
+
+
+def references(graph_module: fx.GraphModule, model: nn.Module) -> dict[str, list[str]]:
+    """Attribute of a graph -> the names under which the model's ``state_dict`` has that very tensor.
+
+    Tied weights have several; a checkpoint may keep any of them. Tensors that are not in the state are left out.
+    """
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor):
+            names.setdefault(id(tensor), []).append(name)
+    held = [*graph_module.named_parameters(remove_duplicate=False), *graph_module.named_buffers(remove_duplicate=False)]
+    return {path: names[id(tensor)] for path, tensor in held if id(tensor) in names}
+
+
+def placeholder(like: Tensor) -> Tensor:
+    """A tensor of the same form that holds one entry: NaN, so that nothing looks right without the checkpoint."""
+    entry = torch.full((), float("nan") if like.is_floating_point() else 0, dtype=like.dtype, device=like.device)
+    hollow = entry.expand(like.shape)
+    return nn.Parameter(hollow, requires_grad=False) if isinstance(like, nn.Parameter) else hollow
+
+
+def fill(module: nn.Module, wanted: Mapping[str, Sequence[str]], weights: Weights) -> None:
+    """Give a module the tensors that it refers to.
+
+    Args:
+        module: whose placeholders are replaced.
+        wanted: as :func:`references` says.
+        weights: a safetensors file, several, a folder with one or with an index, or name -> file or tensor.
+
+    Raises:
+        WeightError: naming every tensor that is missing, or of another shape or precision.
+        InputError: for a file that cannot be read.
+    """
+    places = _places(weights)
+    missing = [" or ".join(names) for names in wanted.values() if not any(n in places for n in names)]
+    if missing:
+        raise WeightError(
+            f"the weights have no {'; no '.join(missing)}. They have {_some(sorted(places))}.\nRemedy: give the "
+            "checkpoint of this model, under the names that its state_dict() has, or {name: tensor} with those names."
+        )
+    found = {path: next(n for n in names if n in places) for path, names in wanted.items()}
+    tensors = _read({n: places[n] for n in found.values()})
+    unlike = []
+    for path, name in found.items():
+        old, new = operator.attrgetter(path)(module), tensors[name]
+        if (old.shape, old.dtype) != (new.shape, new.dtype):
+            unlike.append(f"{name} is {_form(new)}, not {_form(old)}")
+            continue
+        put(module, path, new.detach().to(old.device))
+    if unlike:
+        raise WeightError(
+            "these weights are not those that the graph was made for: " + "; ".join(unlike) + ".\nRemedy: give the "
+            "checkpoint of this model in the precision in which it was converted, or convert and save it in the other."
+        )
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
+
+
+def _places(weights: Weights) -> dict[str, Path | Tensor]:
+    """Name -> the file it is in, or the tensor itself."""
+    if isinstance(weights, Mapping):
+        return {name: value if isinstance(value, Tensor) else Path(value) for name, value in weights.items()}
+    files = [Path(weights)] if isinstance(weights, (str, Path)) else [Path(w) for w in weights]
+    return {name: file for given in files for file in _files(given) for name in _names(file)}
+
+
+def _files(given: Path) -> list[Path]:
+    """The safetensors files that a path stands for."""
+    index = given / _INDEX if given.is_dir() else given
+    if index.suffix == ".json":
+        if index.is_file():
+            return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        if (given / _SINGLE).is_file():
+            return [given / _SINGLE]
+        raise InputError(f"{str(given)!r} has neither {_INDEX} nor {_SINGLE}: name the files")
+    return [given]
+
+
+def _opened(file: Path) -> Any:
+    safetensors: Any = require("safetensors", "weights")
+    try:
+        return safetensors.safe_open(str(file), framework="pt")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InputError(f"{str(file)!r} cannot be read as safetensors: {error}") from error
+
+
+def _names(file: Path) -> list[str]:
+    with _opened(file) as held:
+        return list(held.keys())
+
+
+def _read(places: Mapping[str, Path | Tensor]) -> dict[str, Tensor]:
+    """The tensors by name, every file opened once."""
+    found = {name: place for name, place in places.items() if isinstance(place, Tensor)}
+    for file in {place for place in places.values() if isinstance(place, Path)}:
+        with _opened(file) as held:
+            inside = [name for name, place in places.items() if place == file]
+            if unknown := set(inside) - set(held.keys()):
+                raise WeightError(f"{str(file)!r} has no {', '.join(sorted(unknown))}")
+            # copied to where the allocator puts tensors: at the odd addresses of a mapped file kernels round otherwise
+            found |= {name: held.get_tensor(name).clone() for name in inside}
+    return found

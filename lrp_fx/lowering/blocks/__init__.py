@@ -1,0 +1,1 @@
+"""Repeated blocks: found, compiled once, run again on the way back."""

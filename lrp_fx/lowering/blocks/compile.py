@@ -1,0 +1,72 @@
+"""Compile once per block: the repeated blocks of a relevance graph as regions that ``torch.compile`` compiles once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+from torch.compiler import nested_compile_region
+from torch.fx import Node
+
+from lrp_fx.graph.copies import copy_graph
+from lrp_fx.lowering.blocks.find import find_blocks, folded
+
+aten = torch.ops.aten
+
+_LEAST = 12  #: operators of a block that is worth a region of its own
+_MANY = (
+    2**20
+)  #: calls of regions that are traced, at most: bodies that are alike are compiled once however often traced
+
+
+class Region(torch.nn.Module):
+    """A body that is compiled once, however often it is called."""
+
+    def __init__(self, body: torch.nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+        @nested_compile_region(max_reuse_entries=_MANY)
+        def run(*inputs: Any) -> Any:
+            return body(*inputs)
+
+        self._run = run
+
+    def forward(self, *inputs: Any) -> Any:
+        """The body's outputs."""
+        return self._run(*inputs)
+
+
+def once_per_block(graph_module: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with every repeated block, forward and backward, a call of one region per kind of block."""
+    graph, _ = copy_graph(graph_module.graph)
+    sink_views(graph)
+    sunk = fx.GraphModule(graph_module, graph, class_name="RelevanceGraph")
+    blocks = [block for stack in find_blocks(graph, _LEAST, constants=True) for block in stack]
+    return folded(sunk, blocks, Region)
+
+
+def sink_views(graph: fx.Graph) -> None:
+    """Take views where they are read, so that no region hands on two views of one value, or a view of its input."""
+    for node in reversed(list(graph.nodes)):
+        if not _is_view(node):
+            continue
+        for user in list(node.users):
+            if user.op == "output":
+                continue
+            with graph.inserting_before(user):
+                own = graph.node_copy(node)
+            user.replace_input_with(node, own)
+        if not node.users:
+            graph.erase_node(node)
+    graph.lint()
+
+
+def _is_view(node: Node) -> bool:
+    if node.target in (aten._unsafe_view.default, aten.reshape.default):
+        return True
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    returned = node.target._schema.returns
+    return len(returned) == 1 and returned[0].alias_info is not None and not returned[0].alias_info.is_write

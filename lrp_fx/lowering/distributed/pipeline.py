@@ -1,0 +1,320 @@
+"""One explanation by several processes, each with a stage of the model (``torch.distributed.pipelining``).
+
+The forward pass goes from stage to stage, relevance (as modified gradients) back from the last to the first, for
+several micro-batches at a time, as PyTorch's own schedule says. Every process collects the relevance of the sources in
+its stage; at the end all of them know all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture import Call
+from lrp_fx.capture.offload import Offloaded, put
+from lrp_fx.errors import InputError, LatentError, LrpError, TargetError
+from lrp_fx.explain import Attribution, Contrast, Ledger, Pixels, Sweeper, Target
+from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.target import at_pixels, check_won, normal, padding_masks, select
+from lrp_fx.lowering.distributed.stages import Stage, split
+from lrp_fx.lowering.dynamic_shapes import fake_inputs
+from lrp_fx.lowering.joint_graph import Lifted, attributes_of, check_finite
+from lrp_fx.rules.functions import nonzero, relevance_of
+
+
+@dataclass
+class Found:
+    """What one process contributes: relevance by input, by latent, the explained values, or why there is nothing."""
+
+    relevance: dict[str, Tensor] = field(default_factory=dict)
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    target: Tensor | None = None
+    failure: LrpError | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """This process's stage of a model, and the way to explain together with the others.
+
+    Attributes:
+        sweeper: the tapped graph of the whole model.
+        stage: this process's part; its weights are in memory, whatever the model's are.
+        group: the processes, one per stage, in order.
+        read: flattens a call.
+    """
+
+    sweeper: Sweeper
+    stage: Stage
+    group: dist.ProcessGroup | None
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call] = field(repr=False)
+    _known: dict[Any, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def build(
+        cls,
+        sweeper: Sweeper,
+        group: dist.ProcessGroup | None,
+        read: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    ) -> Pipeline:
+        """The stage of this process; every process of the group has to call it.
+
+        Raises:
+            InputError: without a process group, or when the model cannot be cut into as many stages.
+        """
+        if not dist.is_initialized():
+            raise InputError("a pipeline needs processes: call torch.distributed.init_process_group first")
+        stage = split(sweeper, dist.get_world_size(group))[dist.get_rank(group)]
+        _read_weights(stage.graph_module)
+        return cls(sweeper, stage, group, read)
+
+    @property
+    def rank(self) -> int:
+        """The number of this stage."""
+        return dist.get_rank(self.group)
+
+    @property
+    def count(self) -> int:
+        """How many stages there are."""
+        return dist.get_world_size(self.group)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where this stage's weights are."""
+        held = next(iter(attributes_of(self.stage.graph_module).values()), torch.empty(0))
+        return held.device
+
+    def explain(self, *args: Any, target: Target = None, microbatches: int = 1, **kwargs: Any) -> Attribution:
+        """Explain one call: all processes of the group call this with the same arguments and get the same relevance.
+
+        The model's output is part of the attribution in the last process only; there is no ledger.
+
+        Args:
+            *args: the model's inputs.
+            target: as in ``ExplainableModule.explain``.
+            microbatches: equal parts of the batch that follow each other through the stages.
+            **kwargs: the model's inputs.
+
+        Raises:
+            InputError, TargetError, NumericalError: in all processes alike.
+        """
+        runs = _Microbatches.of(self.sweeper, self.read(args, kwargs), target, microbatches)
+        module = _Running(self, runs)
+        rows = torch.arange(runs.size, device=self.device)
+        last = self.rank == self.count - 1
+        with torch.inference_mode(False), torch.enable_grad():
+            key = (microbatches, *(v.shape for v in runs.call.tensors.values()))
+            if key not in self._known:
+                self._known[key] = self._sizes(runs)
+            arrives, departs = self._known[key]
+            stage = PipelineStage(
+                module, self.rank, self.count, self.device, input_args=arrives, output_args=departs, group=self.group
+            )
+            schedule = ScheduleGPipe(stage, microbatches, loss_fn=module.chosen, scale_grads=False)
+            schedule.step(rows=rows, target=rows if last else None, return_outputs=False)
+        gathered: list[Any] = [None] * self.count
+        dist.all_gather_object(gathered, module.found(), group=self.group)
+        found = self._attribution(gathered, module.output() if last else None)
+        check_won(runs.target, found.target)
+        return found
+
+    def _sizes(self, runs: _Microbatches) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Tensors of the sizes of what arrives from the stage before and departs to the next one."""
+        leaves = runs.leaves(torch.arange(runs.size // runs.chunks))
+        tapped, captured = self.sweeper.tapped, self.sweeper.captured
+        fakes = fake_inputs(leaves, captured.names, captured.shapes, dynamic=False)
+        whole = Lifted(tapped, {name: fakes.constant(value) for name, value in attributes_of(tapped).items()})
+        with fakes.mode:
+            results = pytree.tree_leaves(whole.run(*fakes.leaves, enable_io_processing=False)[0])
+
+        def sized(value: Tensor) -> Tensor:
+            empty = torch.empty(value.shape, dtype=value.dtype, device="meta")
+            return empty.requires_grad_(value.requires_grad)
+
+        departs = [whole.env[n] for n in self.stage.departs] or [v for v in results if isinstance(v, Tensor)]
+        return tuple(sized(whole.env[n]) for n in self.stage.arrives), tuple(map(sized, departs))
+
+    def _attribution(self, gathered: list[Found], output: Any) -> Attribution:
+        for found in gathered:
+            if found.failure is not None:
+                raise found.failure
+        relevance: dict[str, Tensor] = {}
+        latents: dict[str, Tensor] = {}
+        for found in gathered:
+            for name, value in found.relevance.items():
+                value = value.to(self.device)
+                relevance[name] = relevance[name] + value if name in relevance else value
+            latents |= {path: value.to(self.device) for path, value in found.latents.items()}
+        target = gathered[-1].target
+        assert target is not None
+        check_finite((target, *relevance.values()))
+        name = self.sweeper.rewritten.plan.ruleset.name
+        order = {path: latents[path] for path in self.sweeper.latents}
+        return Attribution(relevance, order, target.to(self.device), output, name, dict(relevance), _no_ledger)
+
+
+def _no_ledger() -> Ledger:
+    raise LatentError("an explanation by several processes has no ledger: explain() in one process makes one.")
+
+
+def _read_weights(module: nn.Module) -> None:
+    """Weights that are offloaded elsewhere, into memory."""
+    for name, value in list(attributes_of(module).items()):  # type: ignore[arg-type]
+        if isinstance(value, Offloaded):
+            put(module, name, value.read())
+
+
+@dataclass(frozen=True)
+class _Microbatches:
+    """A call in pieces of equally many samples.
+
+    Attributes:
+        call: all of it.
+        target: all of it.
+        batched: which leaves have a row per sample.
+        size: samples.
+        chunks: pieces.
+        reading: how outputs are read.
+    """
+
+    call: Call
+    target: Target
+    batched: tuple[bool, ...]
+    size: int
+    chunks: int
+    reading: Reading
+
+    @classmethod
+    def of(cls, sweeper: Sweeper, call: Call, target: Target, chunks: int) -> _Microbatches:
+        """Split a call.
+
+        Raises:
+            InputError: when its samples do not fall into as many pieces, or the capture serves no pieces.
+        """
+        if call.names != sweeper.captured.names:
+            raise InputError(f"the pipeline takes {', '.join(sweeper.captured.names)}, not {', '.join(call.names)}")
+        sizes = [int(v.shape[0]) for v in call.leaves if isinstance(v, Tensor) and v.dim()]
+        size = max(sizes[:1], default=1)
+        batched = tuple(isinstance(v, Tensor) and v.dim() > 0 and v.shape[0] == size for v in call.leaves)
+        runs = cls(call, normal(target), batched, size, chunks, sweeper.reading)
+        if chunks < 1 or size % chunks:
+            raise InputError(
+                f"{size} samples do not fall into {chunks} equal micro-batches: choose a divisor of {size}"
+            )
+        if not sweeper.captured.serves(runs.leaves(torch.arange(size // chunks))):
+            raise InputError(
+                f"the pipeline was captured for other sizes than {size // chunks} samples of these: explain them as "
+                "one micro-batch, or make the pipeline with such an example"
+            )
+        return runs
+
+    def leaves(self, rows: Tensor) -> tuple[Any, ...]:
+        """The call's leaves for some of its samples."""
+        pairs = zip(self.call.leaves, self.batched, strict=True)
+        return tuple(v[rows.to(v.device)] if of_samples else v for v, of_samples in pairs)
+
+    def chosen(self, output: Any, rows: Tensor, leaves: tuple[Any, ...]) -> Tensor:
+        """The explained scalars of some samples."""
+
+        def mine(value: Any) -> Any:
+            own = isinstance(value, Tensor) and value.dim() == 1 and len(value) == self.size
+            return value[rows.to(value.device)] if own else value
+
+        target: Any = self.target
+        if isinstance(target, Contrast):
+            target = replace(target, chosen=mine(target.chosen), foil=mine(target.foil))
+        elif isinstance(target, Pixels):
+            target = replace(target, chosen=mine(target.chosen))
+        elif isinstance(target, tuple):
+            target = tuple(mine(index) for index in target)
+        else:
+            target = mine(target)
+        masks = padding_masks(dict(zip(self.call.names, leaves, strict=True)))
+        if isinstance(target, Pixels):  # that wins in another piece, maybe
+            return at_pixels(self.reading.logits(output), target, masks, self.reading)
+        return select(output, target, masks, self.reading)
+
+
+class _Running(nn.Module):
+    """A stage while it explains one call: runs micro-batches and remembers where their relevance is collected."""
+
+    def __init__(self, pipeline: Pipeline, runs: _Microbatches) -> None:
+        super().__init__()
+        self.pipeline, self.runs = pipeline, runs
+        self.graph_module = pipeline.stage.graph_module
+        self.rows: list[Tensor] = []
+        self.taps: list[list[Tensor]] = []
+        self.held: list[list[Tensor]] = []
+        self.results: list[list[Any]] = []
+        self.targets: list[Tensor] = []
+        self.failure: LrpError | None = None
+
+    def forward(self, *arriving: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+        """One micro-batch: what departs to the next stage; of the last stage, the output's tensors."""
+        departing, taps, held, results = self.graph_module(*arriving, *self.runs.leaves(rows))
+        for latent in held:
+            if latent.requires_grad:
+                latent.retain_grad()
+        self.rows.append(rows)
+        self.taps.append(taps)
+        self.held.append(held)
+        self.results.append(pytree.tree_leaves(results))
+        return tuple(departing) or tuple(v for v in self.results[-1] if isinstance(v, Tensor))
+
+    def chosen(self, output: tuple[Tensor, ...], rows: Tensor) -> Tensor:
+        """The sum of the explained scalars; a failure is kept for all processes to raise."""
+        try:
+            whole = pytree.tree_unflatten(self.results[len(self.targets)], self.pipeline.sweeper.captured.out_spec)
+            chosen = self.runs.chosen(whole, rows, self.runs.leaves(rows))
+            if not chosen.requires_grad:
+                raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+        except LrpError as failure:
+            self.failure = self.failure or failure
+            chosen = sum(v.sum() * 0 for v in output if v.requires_grad).reshape(1)  # type: ignore[union-attr]
+        self.targets.append(chosen.detach())
+        return chosen.sum()
+
+    def found(self) -> Found:
+        """This stage's part of the explanation."""
+        if self.failure is not None:
+            return Found(failure=self.failure)
+        sweeper, stage = self.pipeline.sweeper, self.pipeline.stage
+        pieces = [self._relevance(*piece) for piece in zip(self.rows, self.taps, strict=True)]
+        batched = dict(zip(self.runs.call.names, self.runs.batched, strict=True))
+        relevance = {name: _joined([p[name] for p in pieces], batched[name]) for name in pieces[0]}
+        paths = list(sweeper.latents)
+        latents: dict[str, Tensor] = {}
+        for place, index in enumerate(stage.latents):
+            parts = [relevance_of(held[place].detach(), held[place].grad) for held in self.held]
+            size = self.runs.size // self.runs.chunks
+            latents[paths[index]] = _joined(parts, parts[0].dim() > 0 and parts[0].shape[0] == size)
+        return Found(relevance, latents, torch.cat(self.targets) if self.targets else None)
+
+    def _relevance(self, rows: Tensor, taps: list[Tensor]) -> Mapping[str, Tensor]:
+        sweeper = self.pipeline.sweeper
+        plan = sweeper.rewritten.plan
+        pairs = [(plan.facts.sources[i], t) for i, t in zip(self.pipeline.stage.sources, taps, strict=True)
+                 if i < len(plan.facts.sources)]  # fmt: skip
+        collected = [relevance_of(nonzero(t.detach()) if plan.blind else t.detach(), t.grad) for _, t in pairs]
+        return sweeper.per_input([source for source, _ in pairs], collected, sweeper.values(self.runs.leaves(rows)))
+
+    def output(self) -> Any:
+        """The model's output, of its own type: the micro-batches' outputs one after the other."""
+        size = self.runs.size // self.runs.chunks
+        leaves = []
+        for parts in zip(*self.results, strict=True):
+            of_samples = isinstance(parts[0], Tensor) and parts[0].dim() > 0 and parts[0].shape[0] == size
+            leaves.append(torch.cat([p.detach() for p in parts]) if of_samples else parts[0])
+        return pytree.tree_unflatten(leaves, self.pipeline.sweeper.captured.out_spec)
+
+
+def _joined(parts: list[Tensor], of_samples: bool) -> Tensor:
+    """Relevance of all micro-batches: of samples one after the other, of what they share as a sum."""
+    return torch.cat(parts) if of_samples else torch.stack(parts).sum(0)

@@ -1,0 +1,345 @@
+"""Forward, rule backward and choice of the target, traced into one functional graph without autograd."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lrp_fx.analysis import Source
+from lrp_fx.capture.passes.functionalize import functionalise
+from lrp_fx.errors import NumericalError, TargetError, UnknownOpError
+from lrp_fx.explain import Sweeper
+from lrp_fx.explain.conditions import Condition, kept
+from lrp_fx.explain.target import padding_masks
+from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.values import Values
+from lrp_fx.lowering.dynamic_shapes import Fakes
+from lrp_fx.lowering.targets.spec import Form, distinct
+from lrp_fx.passes.collect_early import collect_late, per_source
+from lrp_fx.passes.hoist_slices import behind_selection, sizes_from_inputs
+from lrp_fx.passes.packed_sequences import spell_packed
+from lrp_fx.passes.select_logits import choose_rows
+from lrp_fx.rules.functions import nonzero, relevance_of
+
+Attributes = Mapping[str, Tensor]
+
+
+_RECORDED = "recorded_sizes"  #: meta key: of what is as long as values say, how long it was in the recorded run
+
+
+class Lifted(fx.Interpreter):
+    """Runs a graph whose parameters and constants are handed in, and remembers every value.
+
+    What is as long as values say has the length of the recorded run where there was one: its decisions stand for that.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, attributes: Attributes) -> None:
+        super().__init__(graph_module, garbage_collect_values=False)
+        self.attributes = attributes
+        self.extra_traceback = False
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The attribute that was handed in, or the module's own where it is no tensor."""
+        return self.attributes[target] if target in self.attributes else super().get_attr(target, args, kwargs)
+
+    def run_node(self, n: Node) -> Any:
+        """Its value."""
+        result = super().run_node(n)
+        return _at_sizes(result, n.meta[_RECORDED]) if _RECORDED in n.meta else result
+
+
+def _note_sizes(graph: fx.Graph) -> None:
+    """Note the lengths of a recorded run, where values decide them."""
+    for node in graph.nodes:
+        if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
+            sizes = [tuple(t.shape) for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+            if sizes and all(isinstance(n, int) for shape in sizes for n in shape):
+                node.meta[_RECORDED] = sizes
+
+
+def _at_sizes(result: Any, sizes: Sequence[tuple[int, ...]]) -> Any:
+    leaves, structure = pytree.tree_flatten(result)
+    return pytree.tree_unflatten([t.view(s) for t, s in zip(leaves, sizes, strict=True)], structure)
+
+
+def attributes_of(graph_module: fx.GraphModule) -> dict[str, Tensor]:
+    """Every tensor that a graph reads from its module, by path."""
+    found: dict[str, Tensor] = {}
+    for node in graph_module.graph.nodes:
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(graph_module)
+            if isinstance(value, Tensor):
+                found[str(node.target)] = value
+    return found
+
+
+@dataclass(frozen=True)
+class Targeted:
+    """A tapped graph with its target.
+
+    Attributes:
+        graph_module: (flat inputs, target inputs) -> (output leaves, places, latents, target).
+        inputs: fake target inputs.
+        sizes: shape of what the target indexes.
+        counts: of each source, how many of the places its relevance is collected at.
+        depths: of each source, how many dimensions its ids have, if it is picked by ids.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: tuple[Tensor, ...]
+    sizes: tuple[Any, ...]
+    counts: tuple[int, ...]
+    depths: tuple[int | None, ...]
+
+    def per_source(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Relevance of each source from that collected at its places."""
+        return per_source(parts, self.counts, self.depths)
+
+
+def inner_tensors(attributes: Attributes) -> dict[str, Tensor]:
+    """The plain tensors that attributes consist of: a quantized weight is several (data, scales)."""
+    found: dict[str, Tensor] = {}
+    for name, value in attributes.items():
+        if is_traceable_wrapper_subclass(value):
+            parts = value.__tensor_flatten__()[0]
+            found |= inner_tensors({f"{name}.{part}": getattr(value, part) for part in parts})
+        else:
+            found[name] = value
+    return found
+
+
+def _rebuilt(name: str, like: Tensor, inner: Attributes) -> Tensor:
+    if not is_traceable_wrapper_subclass(like):
+        return inner[name]
+    parts, context = like.__tensor_flatten__()
+    held = {part: _rebuilt(f"{name}.{part}", getattr(like, part), inner) for part in parts}
+    return type(like).__tensor_unflatten__(held, context, like.shape, like.stride())
+
+
+def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes, report: bool) -> Targeted:
+    """The tapped graph with the choice of the target in it, moved as far up as it goes.
+
+    Args:
+        report: keep the model's outputs among those of the graph.
+
+    Raises:
+        TargetError: when the choice reads values.
+    """
+    graph, _ = copy_graph(sweeper.tapped.graph)
+    graph_module = fx.GraphModule(sweeper.tapped, graph, class_name="TargetedGraph")
+    _note_sizes(graph)
+    spell_packed(graph_module, _spliced)
+    attributes = {k: fakes.constant(v) for k, v in attributes_of(graph_module).items()}
+    outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)
+    spec = sweeper.captured.out_spec
+    flat = pytree.tree_leaves(outputs)
+    logits = sweeper.reading.logits(pytree.tree_unflatten(flat, spec))
+    if form.kind == "many":
+        extra = tuple(fakes.indices(name, logits.shape[0] if logits.dim() else 1, logits.device) for name in form.names)
+    else:
+        with fakes.mode:
+            extra = tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in form.names)
+    masks = padding_masks(dict(zip(names, fakes.leaves, strict=True)))
+    given = [v for v in flat if isinstance(v, Tensor)]
+
+    def choose(values: list[Tensor], masked: dict[str, Tensor], targets: list[Tensor]) -> Tensor:
+        feed = iter(values)
+        leaves = [next(feed) if isinstance(v, Tensor) else v for v in flat]
+        return form.choose(sweeper.reading, pytree.tree_unflatten(leaves, spec), masked, *targets)
+
+    try:
+        with fakes.mode, enable_python_dispatcher():
+            traced = make_fx(choose, pre_dispatch=True)(given, masks, list(extra))
+    except TargetError:
+        raise
+    except Exception as error:
+        raise TargetError(
+            f"the target reads values and cannot be part of a graph ({str(error).splitlines()[0]}): choose with tensor "
+            "operations alone, or use explain()"
+        ) from error
+    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    (leaves, taps, held) = end.args[0]
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    with graph.inserting_after(placeholders[-1]):
+        free = distinct(form.names, [str(n.target) for n in placeholders])
+        new = [graph.placeholder(name) for name in reversed(free)][::-1]
+    for node, value in zip(new, extra, strict=True):
+        node.meta["val"] = value
+    feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]
+    feed += [placeholders[names.index(name)] for name in masks]
+    chosen = _spliced(graph_module, traced, [*feed, *new], end)
+    end.args = ((leaves if report else [], taps, held, chosen),)
+    sizes_from_inputs(graph)
+    behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
+    choose_rows(graph)
+    plan = sweeper.rewritten.plan
+    depths = tuple(_rows_before_features(s) for s in plan.sources)
+    if plan.blind:  # zeros get relevance: it is not their product with a cotangent
+        depths = (None,) * len(depths)
+    places = collect_late(graph, taps, depths, set(held))
+    (leaves, _, held, chosen) = end.args[0]
+    end.args = ((leaves, list(itertools.chain(*places)), held, chosen),)
+    graph.eliminate_dead_code()
+    graph.lint()
+    graph_module.recompile()
+    return Targeted(graph_module, extra, tuple(logits.shape), tuple(map(len, places)), depths)
+
+
+def _rows_before_features(source: Source) -> int | None:
+    """How many leading dimensions of a source count its rows; None where it has no rows, or no features behind them."""
+    plain = source.picks and not source.dim and source.depth < source.node.meta["val"].dim()
+    return source.depth if plain else None
+
+
+class _Propagator(Lifted):
+    def run_node(self, n: Node) -> Any:
+        n.meta["val"] = result = super().run_node(n)
+        return result
+
+
+def _propagate(graph_module: fx.GraphModule, attributes: Attributes, inputs: Sequence[Any], fakes: Fakes) -> Any:
+    """Run a graph on fake inputs and note every value as ``meta["val"]``; returns its outputs."""
+    environment = fakes.mode.shape_env
+    assert environment is not None
+    fresh = environment.ignore_fresh_unbacked_symbols()  # (numbers of tokens of an expert, say)
+    with fakes.mode, torch.no_grad(), enable_python_dispatcher(), fresh:
+        return _Propagator(graph_module, attributes).run(*inputs, enable_io_processing=False)
+
+
+def _spliced(owner: fx.GraphModule, body: fx.GraphModule, inputs: list[Any], before: Node) -> Node:
+    """Copy ``body`` in front of ``before``; returns the node of its output."""
+    env: dict[Node, Any] = {}
+    feed = iter(inputs)
+    result: Any = None
+    with owner.graph.inserting_before(before):
+        for node in body.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = next(feed)
+            elif node.op == "get_attr":
+                name = f"_target_{node.target}"
+                setattr(owner, name, operator.attrgetter(str(node.target))(body))
+                env[node] = owner.graph.get_attr(name)
+            elif node.op == "output":
+                (result,) = pytree.tree_leaves(fx.map_arg(node.args[0], env.__getitem__))
+            else:
+                env[node] = owner.graph.node_copy(node, env.__getitem__)
+    return result
+
+
+def relevance_function(
+    sweeper: Sweeper, targeted: Targeted, masks: Mapping[str, Tensor]
+) -> Callable[..., dict[str, Any]]:
+    """(attributes, flat inputs, target inputs, seed) -> everything a lowered graph returns, as plain tensor code.
+
+    The seed of the backward sweep is a scalar, which is one.
+    """
+    plan, captured = sweeper.rewritten.plan, sweeper.captured
+
+    def run(
+        attributes: dict[str, Tensor], leaves: Sequence[Any], targets: Sequence[Tensor], seed: Tensor
+    ) -> dict[str, Any]:
+        tapped = Lifted(targeted.graph_module, attributes)
+        outputs, taps, held, chosen = tapped.run(*leaves, *targets, enable_io_processing=False)
+        if not chosen.requires_grad:
+            raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+        for path, latent in zip(sweeper.latents, held, strict=True):
+            if path in masks and latent.requires_grad:
+                latent.register_hook(functools.partial(torch.mul, attributes[mask_name(path)]))
+        wanted = [t for t in held if t.requires_grad]
+        start = seed.to(chosen.dtype).expand_as(chosen)
+        grads = torch.autograd.grad(chosen, [*taps, *wanted], start, allow_unused=True)
+        later = iter(grads[len(taps) :])
+        latents = {
+            path: relevance_of(z, next(later) if z.requires_grad else None)
+            for path, z in zip(sweeper.latents, held, strict=True)
+        }
+        values = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes.__getitem__)
+        collected = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
+        relevance = sweeper.per_input(plan.facts.sources, targeted.per_source(collected), values)
+        found: dict[str, Any] = {"target": chosen.detach(), "relevance": relevance, "latents": latents}
+        found["output"] = [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
+        return found
+
+    return run
+
+
+def mask_name(path: str) -> str:
+    """What the mask of a condition at ``path`` is called among the attributes."""
+    return f"_condition_{path.replace('.', '_')}"
+
+
+def condition_masks(sweeper: Sweeper, condition: Condition, targeted: fx.GraphModule) -> dict[str, Tensor]:
+    """Module path -> the mask of a condition, as small as it can be (it broadcasts to the module's output)."""
+    end = next(n for n in reversed(targeted.graph.nodes) if n.op == "output")
+    held = dict(zip(sweeper.latents, end.args[0][2], strict=True))
+    masks = {}
+    for path, wanted in condition.items():
+        like = held[path].meta["val"]
+        if isinstance(wanted, Tensor) and (wanted.is_floating_point() or wanted.dtype is torch.bool):
+            masks[path] = wanted.to(like.dtype)
+        else:
+            axis = 1 if like.dim() > 3 else like.dim() - 1
+            sizes = [int(n) if i == axis else 1 for i, n in enumerate(like.shape)]
+            masks[path] = kept(path, torch.empty(sizes, dtype=like.dtype, device=like.device), wanted)
+    return masks
+
+
+def functional_graph(
+    run: Callable[..., Any], attributes: Attributes, leaves: Sequence[Any], targets: Sequence[Tensor], fakes: Fakes
+) -> tuple[fx.GraphModule, Any]:
+    """One functional graph of ``run``, and the structure of its outputs, with nodes for tensors.
+
+    Its placeholders are the inner tensors of the attributes, the tensors among ``leaves``, the target inputs and the
+    seed of the backward sweep.
+    """
+    plain = {k: fakes.constant(v) for k, v in inner_tensors(attributes).items()}
+    spec: list[pytree.TreeSpec] = []
+
+    def flat(values: Sequence[Tensor]) -> list[Any]:
+        feed = iter(values)
+        inner = {name: next(feed) for name in plain}
+        held = {name: _rebuilt(name, value, inner) for name, value in attributes.items()}
+        inputs = [next(feed) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        *given, seed = feed
+        found, structure = pytree.tree_flatten(run(held, inputs, given, seed))
+        spec.append(structure)
+        return found
+
+    device = next(v.device for v in leaves if isinstance(v, Tensor))
+    seed = fakes.constant(torch.ones((), device=device))
+    tensors = [*plain.values(), *(v for v in leaves if isinstance(v, Tensor)), *targets, seed]
+    with fakes.mode, enable_python_dispatcher(), torch.enable_grad():
+        traced = make_fx(flat)(tensors)
+    traced.graph._codegen = CodeGen()
+    if not functionalise(traced):  # some backward formulas write into what they have just computed
+        raise UnknownOpError(
+            "a backward formula of PyTorch writes where no functional operator can, so there is no graph to lower to. "
+            "Remedy: use explain(), which needs none."
+        )
+    end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
+    return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
+
+
+def check_finite(values: Iterable[Tensor]) -> None:
+    """Look at the target and the relevance that a graph returned.
+
+    Raises:
+        NumericalError: when one is not finite.
+    """
+    if any(not v.is_meta and not bool(v.isfinite().all()) for v in values):
+        raise NumericalError(
+            "the target or a relevance is not finite. Remedy: explain() on the same inputs names where it begins."
+        )

@@ -1,0 +1,395 @@
+"""Stage 6, lower: forward, rule backward and choice of the target as ONE functional graph, to compile and to ship."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.attention
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from lrp_fx.cache.folder import Entry
+from lrp_fx.cache.store import tolerance
+from lrp_fx.capture import Call
+from lrp_fx.capture.offload import brought_in
+from lrp_fx.errors import InputError, LoweringError, TargetError
+from lrp_fx.explain import Attribution, Sweeper, Target
+from lrp_fx.explain.attribution import Later
+from lrp_fx.explain.conditions import Condition
+from lrp_fx.explain.target import check_won, normal
+from lrp_fx.graph.copies import copy_graph
+from lrp_fx.lowering import disk_cache as kept
+from lrp_fx.lowering.accepts import Accepts, ran
+from lrp_fx.lowering.artefacts import save as ship
+from lrp_fx.lowering.artefacts.save import Artefact, load
+from lrp_fx.lowering.blocks.checkpoint import low_memory
+from lrp_fx.lowering.blocks.compile import once_per_block
+from lrp_fx.lowering.dynamic_shapes import Served, fake_inputs, freest
+from lrp_fx.lowering.finalize import assembled, finished
+from lrp_fx.lowering.inductor import inductor_options
+from lrp_fx.lowering.joint_graph import (
+    attributes_of,
+    check_finite,
+    condition_masks,
+    functional_graph,
+    inner_tensors,
+    mask_name,
+    relevance_function,
+    with_target,
+)
+from lrp_fx.lowering.partition import keep_least
+from lrp_fx.lowering.targets.generation import Generation, generate
+from lrp_fx.lowering.targets.many import Attributions, ManyTargets, explain_targets
+from lrp_fx.lowering.targets.spec import Form, distinct, form_of
+from lrp_fx.lowering.trial import examples, tried
+
+__all__ = [
+    "Artefact",
+    "Attributions",
+    "Generation",
+    "Lowered",
+    "ManyTargets",
+    "explain_targets",
+    "generate",
+    "load",
+    "low_memory",
+    "lower",
+]
+
+
+_POSITIONS = 64  #: more inputs than any model takes by position
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A relevance graph: one functional graph of plain tensor operators, without autograd.
+
+    Attributes:
+        graph_module: (tensor inputs, target inputs) -> {"target": (B,), "relevance": {input: ...}, "latents": {path:
+            ...}, "output": [leaves]}, the outputs only where they were asked for. Parameters are shared with the model.
+        inputs: names of its tensor inputs, in order, those of the target last.
+        sweeper: what it was lowered from.
+        form: the kind of target it takes.
+        served: the sizes it serves.
+        target: the target it was lowered with, used where a call gives none.
+        condition: the condition that is part of it.
+        outputs: whether the model's outputs are among what it returns.
+        example: the call it was lowered with.
+        read: flattens a call.
+        runner: what runs it: the graph module, or a compiled form of it.
+    """
+
+    graph_module: fx.GraphModule
+    inputs: tuple[str, ...]
+    sweeper: Sweeper
+    form: Form
+    served: Served
+    target: Target
+    condition: Condition
+    outputs: bool
+    example: Call = field(repr=False)
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call] = field(repr=False)
+    runner: Callable[..., Any]
+
+    def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
+        """Explain one call of the model; ``target`` is of the form the graph was lowered with.
+
+        Raises:
+            InputError: for sizes that the graph does not serve, and values that lead a recorded run elsewhere.
+            TargetError: for a target of another form, or out of range.
+            NumericalError: when the target or a relevance is not finite.
+        """
+        call = self._in_order(self.read(args, kwargs))
+        self.accepts.tensors(call)
+        if (reason := self.sweeper.captured.refuses_sizes(call.leaves)) is not None:
+            raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
+        if not self.sweeper.captured.decides(call.leaves):
+            raise InputError(
+                "the model was recorded, and on these inputs it takes other branches than on those it was lowered on. "
+                "Lower it again with these inputs, or use explain()."
+            )
+        with ran():
+            return self.explain_call(call, target)
+
+    explain = __call__
+
+    def __copy__(self) -> Lowered:
+        return replace(self)
+
+    def __reduce__(self) -> Any:
+        raise LoweringError(
+            "a lowered graph is neither pickled nor copied with its tensors: it belongs to the converted model that it "
+            "was lowered from. Remedy: save() it and lrp_fx.load() the file (what load returns can be pickled), or "
+            "lower() a copy of the converted model."
+        )
+
+    @functools.cached_property
+    def accepts(self) -> Accepts:
+        """The inputs and sizes it takes."""
+        return Accepts.of(self.example, self.served)
+
+    def _in_order(self, call: Call) -> Call:
+        """The call with its inputs in the order of the example's: some may be by position here and by name there."""
+        given = dict(zip(call.names, call.leaves, strict=True))
+        if set(given) != set(self.example.names):
+            raise InputError(
+                f"this graph was lowered for the inputs {', '.join(self.example.names)}, not "
+                f"{', '.join(given) or 'none'}"
+            )
+        return Call(self.example.names, tuple(given[n] for n in self.example.names), call.key)
+
+    def serves(self, call: Call, target: Target) -> bool:
+        """Whether it can explain this call for this target."""
+        if self.form.kind == "callable" and target is not self.target:
+            return False
+        given = form_of(target)
+        same = (given.kind, given.names) == (self.form.kind, self.form.names)
+        return same and self.served.mismatch(list(call.tensors.values())) is None
+
+    def explain_call(self, call: Call, target: Target = None) -> Attribution:
+        """Explain one flattened call of sizes that it serves, as :meth:`__call__` does."""
+        tensors = list(call.tensors.values())
+        asked = self.target if target is None else target
+        if self.form.kind == "callable" and asked is not self.target:
+            raise TargetError("this graph was lowered for one callable target: lower it again for another one")
+        extra = self.form.inputs(asked, self.served.limits(tensors), tensors[0].device, self.sweeper.reading)
+        with torch.no_grad():
+            found = self.runner(*tensors, *extra)
+        check_finite([check_won(normal(asked), found["target"]), *found["relevance"].values()])
+        return self._attribution(call, found, asked)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a file of it has to say: names of inputs and (flattened) outputs, kind of target, rule set."""
+        relevance, latents = self._returned()
+        outputs = ["explained", *(f"relevance.{n}" for n in relevance), *(f"latents.{n}" for n in latents)]
+        return {
+            "inputs": list(self.inputs),
+            "outputs": outputs,
+            "target": self.form.kind,
+            "rules": self.sweeper.rewritten.plan.ruleset.name,
+            "positions": self._positions(),
+            "reading": self.sweeper.reading.plain(),
+            **self.accepts.plain(),
+        }
+
+    def _positions(self) -> list[str]:
+        """Names of what the model takes by position, as they are told when a call is read."""
+        names = self.read((None,) * _POSITIONS, {}).names
+        return [name for name in names if not name.startswith("args[")]
+
+    def _returned(self) -> tuple[list[str], list[str]]:
+        end = next(n for n in reversed(self.graph_module.graph.nodes) if n.op == "output")
+        found: Any = end.args[0]
+        return list(found["relevance"]), list(found["latents"])
+
+    def save(self, path: str | Path, weights: str = "inside", model: torch.nn.Module | None = None) -> None:
+        """Save it; :func:`lrp_fx.load` reads it, and so does ``torch.export.load`` if its weights are inside.
+
+        Args:
+            path: the file to write.
+            weights: "inside", or "reference": those of ``model`` are left out, and looked up by name when it is loaded.
+            model: the model that it explains.
+        """
+        if weights not in ("inside", "reference") or (weights == "reference" and model is None):
+            raise ValueError(f'weights={weights!r}: choose "inside", or "reference" and the model they are of')
+        self._warn_of_branches()
+        self._try()
+        ship.save(brought_in(self.graph_module), path, self.about, model if weights == "reference" else None)
+
+    def package(self, path: str | Path) -> Path:
+        """Compile it ahead of time (AOTInductor): the package runs from C++, or from Python with torch alone.
+
+        ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
+        """
+        self._warn_of_branches()
+        self._try()
+        return ship.package(brought_in(self.graph_module), path, self.about)
+
+    def to_onnx(self, path: str | Path) -> None:
+        """Write it as an ONNX model, attention and experts spelled out; its outputs are "explained", then
+        "relevance.INPUT" and "latents.PATH".
+
+        Raises:
+            MissingExtraError: without the packages of the extra "onnx".
+        """
+        if self.outputs:
+            raise InputError("an ONNX model returns relevance alone: lower it without outputs=True")
+        self._warn_of_branches()
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            spelled = lower(self.sweeper, self.read, self.example, self.target, condition=self.condition)
+        spelled._try()
+        ship.to_onnx(brought_in(spelled.graph_module), path, self.about)
+
+    def _try(self) -> None:
+        """Run it once beside the eager sweep, before a file of it is written.
+
+        Raises:
+            LoweringError: naming what differs.
+        """
+        if not self._holds():
+            warnings.warn(
+                "this graph was not compared with the model before it is written: its example has no values that the "
+                "model runs on. Give save(), package() or to_onnx() inputs.",
+                stacklevel=3,
+            )
+
+    def _holds(self) -> bool:
+        """Whether the graph, run without compiler, explains its example as the eager sweep does; not without values.
+
+        Raises:
+            LoweringError: naming what differs.
+        """
+        plain, calls = replace(self, runner=self.graph_module), examples(self.example, self.served)
+        # where a condition cuts, the sweep shows what arrives and the graph what goes on
+        cut = [f"the latent['{path}']" for path in self.condition]
+        return tried(plain.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs, cut)
+
+    def _eager(self, call: Call) -> Attribution:
+        return self.sweeper.explain_under(call, self.target, [self.condition])[0]
+
+    def _warn_of_branches(self) -> None:
+        decisions = self.sweeper.captured.decisions
+        if decisions is not None and decisions.values:
+            warnings.warn(
+                "this model was recorded: a file of it takes the branches that its example took, whatever its inputs",
+                stacklevel=3,
+            )
+
+    def compile(self, mode: str | None = None, *, per_block: bool = False, **options: Any) -> Lowered:
+        """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call.
+
+        Weights that a library keeps packed are unpacked once, for all calls; the same goes for files.
+
+        Args:
+            mode: as in ``torch.compile``.
+            per_block: compile each kind of repeated block once, so that what it costs does not grow with depth.
+            **options: as in ``torch.compile``; with a ``backend`` or ``options`` of your own, none of ours are given.
+        """
+        free = any(isinstance(d, str) for dims in self.served.shapes.dims for d in dims)
+        graph_module = brought_in(self.graph_module)
+        if per_block:
+            graph_module = once_per_block(graph_module)
+        if options.keys() & {"backend", "options"}:
+            options["mode"] = mode
+        else:  # torch.compile takes a mode or options, not both
+            options["options"] = inductor_options(graph_module, mode)
+        compiled = torch.compile(graph_module, fullgraph=True, dynamic=free or None, **options)
+        return replace(self, runner=compiled)
+
+    def _attribution(self, call: Call, found: dict[str, Any], target: Target) -> Attribution:
+        sweeper = self.sweeper
+
+        @functools.cache
+        def eager() -> Attribution:
+            return sweeper.explain_under(call, target, [self.condition])[0]
+
+        output: Any = Later(lambda: eager().output)
+        if found["output"]:
+            output = pytree.tree_unflatten(found["output"], sweeper.captured.out_spec)
+        return Attribution(
+            found["relevance"],
+            found["latents"],
+            found["target"],
+            output,
+            sweeper.rewritten.plan.ruleset.name,
+            Later(lambda: eager()._inputs),
+            lambda: eager().ledger,
+        )
+
+
+def lower(
+    sweeper: Sweeper,
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    call: Call,
+    target: Target,
+    *,
+    condition: Condition | None = None,
+    outputs: bool = False,
+    dynamic: bool = True,
+) -> Lowered:
+    """Lower a tapped graph, or take what ``LRP_FX_CACHE`` keeps of an earlier process (``lrp_fx.lowering.disk_cache``).
+
+    Args:
+        sweeper: the tapped graph.
+        read: flattens a call.
+        call: an example, for what its capture does not leave free.
+        target: its form is fixed in the graph, its value is an input.
+        condition: part of the graph, if any.
+        outputs: also return the model's outputs; without them the head runs at explained positions only.
+        dynamic: leave sizes free where the capture does, and tracing can; otherwise everything that depends on sizes
+            alone is folded.
+
+    Raises:
+        InputError: when no input can carry relevance.
+        TargetError: when the target does not depend on any input, or reads values.
+    """
+    if not sweeper.rewritten.plan.facts.sources:
+        raise InputError("no input can carry relevance: there is no floating input and no token id that picks a row")
+    make = functools.partial(_lower, sweeper, read, call, target, condition or {}, outputs)
+    return freest(make, list(call.tensors.values())) if dynamic else make(False)
+
+
+def _lower(
+    sweeper: Sweeper,
+    read: Callable[[tuple[Any, ...], dict[str, Any]], Call],
+    call: Call,
+    target: Target,
+    condition: Condition,
+    outputs: bool,
+    dynamic: bool,
+) -> Lowered:
+    captured, form = sweeper.captured, form_of(target)
+    fakes = fake_inputs(call.leaves, call.names, captured.shapes, dynamic)
+    names = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
+
+    def made(graph_module: fx.GraphModule, served: Served) -> Lowered:
+        done = finished(graph_module)
+        return Lowered(done, names, sweeper, form, served, target, condition, outputs, call, read, done)
+
+    place = kept.place(sweeper, form, fakes, condition, outputs, dynamic)
+    if place is not None and (known := _known(place, made, sweeper)) is not None:
+        return known
+    targeted = with_target(sweeper, form, call.names, fakes, outputs)
+    masks = condition_masks(sweeper, condition, targeted.graph_module)
+    attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
+    attributes |= {mask_name(path): mask for path, mask in masks.items()}
+    run = relevance_function(sweeper, targeted, masks)
+    traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
+    graph_module = assembled(traced, structure, inner_tensors(attributes), distinct(names))
+    served = Served.of(captured.shapes, fakes, targeted.sizes)
+    if place is None or served.mismatch(list(call.tensors.values())) is not None:
+        return made(graph_module, served)
+    copied = fx.GraphModule(graph_module, copy_graph(graph_module.graph)[0], class_name="RelevanceGraph")
+    lowered = made(copied, served)
+    if lowered._holds() or _without_values(call):
+        kept.keep(place, graph_module, served, sweeper)
+    return lowered
+
+
+def _known(place: Entry, made: Callable[[fx.GraphModule, Served], Lowered], sweeper: Sweeper) -> Lowered | None:
+    """A kept graph that serves the call at hand, and explains it as the eager sweep does."""
+    for held in kept.held(place, sweeper):
+        with contextlib.suppress(Exception):  # what cannot be run is as if it were not there
+            lowered = made(held.graph_module, held.served)
+            if lowered._holds() or _without_values(lowered.example):
+                held.file.touch()
+                return lowered
+    return None
+
+
+def _without_values(call: Call) -> bool:
+    """Whether there is nothing to compare."""
+    return any(tensor.is_meta for tensor in call.tensors.values())
+
+
+def _allowed(sweeper: Sweeper) -> float:
+    """How much relevance may differ: what outputs may, ten times, as rounding adds up on the way back."""
+    return min(0.1, 10 * tolerance(sweeper.captured.graph_module))

@@ -1,0 +1,106 @@
+"""Generated text, every new token attributed to all tokens before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp_fx.capture import Call, Captured
+from lrp_fx.capture.conventions import is_encoder_decoder
+from lrp_fx.errors import InputError
+from lrp_fx.lowering.targets.many import Attributions
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Generated tokens and where each of them comes from.
+
+    Attributes:
+        sequences: (B, T) all token ids: the prompt and what was generated; of an encoder-decoder, the decoder's.
+        start: index of the first new token in ``sequences``.
+        relevance: input name -> (B, T_new, ...): of the tokens in ``sequences``, (B, T_new, T), zero from the token
+            itself on.
+        target: (B, T_new) logit of each new token.
+        ruleset: name of the rule set.
+    """
+
+    sequences: Tensor
+    start: int
+    relevance: dict[str, Tensor]
+    target: Tensor
+    ruleset: str
+
+
+#: new tokens explained from one forward pass, over the longest of their prefixes: what lies behind it is not computed
+_GROUP = 16
+
+
+def generate(
+    model: torch.nn.Module,
+    explain: Callable[..., Attributions],
+    capture: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Captured, Call]],
+    inputs: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Generation:
+    """Generate from ``inputs`` and explain every new token.
+
+    The logits at a position depend on nothing after it, so those of the final sequence are those that were seen while
+    generating, and one forward pass serves many new tokens. Where the captured graph leaves the length free, it goes no
+    further than the last of them; otherwise the whole sequence serves all.
+
+    Raises:
+        InputError: when the model has no ``generate``, or generates nothing.
+    """
+    if not hasattr(model, "generate"):
+        raise InputError(
+            f"{type(model).__name__} has no generate(): explain(targets=[(position, token), ...]) explains given tokens"
+        )
+    prompt = inputs["input_ids"]
+    cached = {"use_cache": True} if hasattr(model, "generation_config") else {}
+    with torch.no_grad():
+        sequences = model.generate(**inputs, **{"do_sample": False, **cached, **options})  # type: ignore[operator]
+    separate = is_encoder_decoder(model)
+    name = "decoder_input_ids" if separate else "input_ids"
+    start, total = 1 if separate else prompt.shape[1], sequences.shape[1]
+    if total <= start:
+        raise InputError("nothing was generated: the first token ends the sequence")
+    whole = dict(inputs) | {name: sequences}
+    mask = inputs.get("attention_mask")
+    along = [name]
+    if mask is not None and not separate:
+        whole["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), total - start)], dim=1)
+        along.append("attention_mask")
+    found = []
+    group = _GROUP if _resizes(capture, whole, name) else total
+    for first in range(start, total, group):
+        end = min(first + group, total)
+        targets = [(i - 1, sequences[:, i]) for i in range(first, end)]
+        prefix = {k: whole[k][:, : end - 1] for k in along} if group < total else {}
+        found.append(explain(**{**whole, **prefix}, targets=targets))
+    return Generation(
+        sequences,
+        start,
+        {
+            n: torch.cat([_padded(f.relevance[n], total if n == name else None) for f in found], 1)
+            for n in found[0].relevance
+        },
+        torch.cat([f.target.T for f in found], 1),
+        found[0].ruleset,
+    )
+
+
+def _resizes(capture: Callable[..., tuple[Captured, Call]], inputs: dict[str, Any], name: str) -> bool:
+    """Whether a captured graph leaves the length of an input free."""
+    captured, call = capture((), inputs)
+    dims = dict(zip(call.tensors, captured.shapes.dims, strict=True))
+    return isinstance(dims[name][1], str)
+
+
+def _padded(relevance: Tensor, length: int | None) -> Tensor:
+    """(T, B, n) -> (B, T, length): nothing lies behind a prefix."""
+    relevance = relevance.transpose(0, 1)
+    return relevance if length is None else torch.nn.functional.pad(relevance, (0, length - relevance.shape[2]))

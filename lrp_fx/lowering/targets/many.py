@@ -1,0 +1,253 @@
+"""Many targets from one forward pass: their backward sweeps run as one, batched.
+
+The target is chosen inside the graph, as far up as it goes (:mod:`lrp_fx.passes.hoist_slices`): with 64 targets the
+head of a language model runs at 64 positions, and no cotangent of the size of all its logits exists.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from lrp_fx.capture import Call
+from lrp_fx.errors import InputError, NumericalError, TargetError
+from lrp_fx.explain import Sweeper, Target, usable
+from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.target import at_positions, check_range, last_positions, normal_targets
+from lrp_fx.lowering.dynamic_shapes import Served, fake_inputs, freest
+from lrp_fx.lowering.joint_graph import Targeted, with_target
+from lrp_fx.lowering.targets.batched_attention import fold_targets
+from lrp_fx.lowering.targets.spec import Form
+from lrp_fx.operators.table import bind, set_arg
+from lrp_fx.rules.functions import nonzero, relevance_of
+
+#: rows of features in one backward sweep of all targets: fewer leave a processor's matrix products below their peak,
+#: with more the values between them leave its caches (measured at 100 and at 512 tokens; accelerators are untested)
+_ROWS, _MOST = {"cpu": 1024}, 16
+_LAST, _LARGEST = -(2**40), -(2**40)  #: of a target that leaves its position or its class open
+
+
+@dataclass(frozen=True)
+class Attributions:
+    """Relevance of T targets per sample.
+
+    Attributes:
+        relevance: input name -> (T, B, ...), each target's relevance as in :class:`lrp_fx.Attribution`.
+        latents: module path -> (T, B, ...).
+        target: (T, B) the explained values.
+        ruleset: name of the rule set.
+    """
+
+    relevance: dict[str, Tensor]
+    latents: dict[str, Tensor]
+    target: Tensor
+    ruleset: str
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class ManyTargets:
+    """A tapped graph that explains any number of targets.
+
+    Attributes:
+        sweeper: what it was made from.
+        targeted: its graph is (flat inputs, positions, classes) -> (no outputs, places, latents, chosen values).
+        served: the sizes it serves.
+    """
+
+    sweeper: Sweeper
+    targeted: Targeted
+    served: Served
+
+    @classmethod
+    def build(cls, sweeper: Sweeper, call: Call) -> ManyTargets:
+        """Move the choice of the targets into the tapped graph; the call is an example.
+
+        Sizes stay free where the capture leaves them free, but for those that turn out to depend on one another.
+        """
+        if not sweeper.rewritten.plan.facts.sources:
+            raise InputError("no input can carry relevance: there is no floating input and no token id")
+        return freest(functools.partial(cls._build, sweeper, call), list(call.tensors.values()))
+
+    @classmethod
+    def _build(cls, sweeper: Sweeper, call: Call, dynamic: bool) -> ManyTargets:
+        fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic)
+        targeted = with_target(sweeper, _FORM, call.names, fakes, report=False)
+        fold_targets(targeted.graph_module.graph)
+        _plain_bounds(targeted.graph_module.graph)
+        targeted.graph_module.recompile()
+        served = Served.of(sweeper.captured.shapes, fakes, targeted.sizes)
+        return cls(sweeper, targeted, served)
+
+    def explain(self, call: Call, targets: Sequence[Target], chunk: int | None) -> Attributions:
+        """Explain one call.
+
+        Args:
+            call: the inputs.
+            targets: None, class indices, (B,) tensors of them, or tuples (position, class).
+            chunk: how many of the backward sweeps run at once: memory grows with it. None: what is fastest.
+
+        Raises:
+            TargetError: for a target that selects no single value per sample, or is out of range.
+            NumericalError: when a relevance is not finite.
+        """
+        plan = self.sweeper.rewritten.plan
+        targets = normal_targets(targets)
+        tensors = list(call.tensors.values())
+        if (reason := self.served.mismatch(tensors)) is not None:
+            raise InputError(f"prepared for other sizes: {reason}")
+        sizes = self.served.limits(tensors)
+        batch, device = sizes[0] or tensors[0].shape[0], tensors[0].device
+        picks = torch.stack([_pick(t, sizes, batch, device) for t in targets])  # (T, 2, B)
+        count = len(picks)
+        leaves = usable(call.leaves)
+        with torch.inference_mode(False), torch.enable_grad():
+            _, taps, held, chosen = self.targeted.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
+            if not chosen.requires_grad:
+                raise TargetError("the targets do not depend on any input that can carry relevance under these rules")
+            read = [*taps, *(t for t in held if t.requires_grad)]
+
+            def back(cotangent: Tensor) -> tuple[Tensor, ...]:
+                return torch.autograd.grad(chosen, read, cotangent, retain_graph=True, materialize_grads=True)
+
+            picked = _one_per_target(count, batch, chosen)
+            with warnings.catch_warnings():  # kernels without a batching rule (attention) run target by target
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                grads = torch.func.vmap(back, chunk_size=chunk or _at_once(tensors))(picked)
+        later = iter(grads[len(taps) :])
+        latents = {
+            path: relevance_of(z.detach(), next(later)) if z.requires_grad else z.new_zeros((count, *z.shape))
+            for path, z in zip(self.sweeper.latents, held, strict=True)
+        }
+        values = self.sweeper.values(leaves)
+        each = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
+        relevance = [
+            self.sweeper.per_input(plan.facts.sources, self.targeted.per_source([r[i] for r in each]), values)
+            for i in range(count)
+        ]
+        if any(not bool(r.isfinite().all()) for r in each):
+            raise NumericalError("a relevance is not finite. Remedy: explain() its target names where it begins.")
+        return Attributions(
+            {name: torch.stack([r[name] for r in relevance]) for name in relevance[0]},
+            latents,
+            chosen.detach().T,
+            plan.ruleset.name,
+        )
+
+
+def explain_targets(
+    sweeper: Sweeper, many: Callable[[], ManyTargets], call: Call, targets: Sequence[Target], chunk: int | None
+) -> Attributions:
+    """Explain several targets: all of them at once, where they are positions and classes; else one after the other.
+
+    Raises:
+        TargetError: for no targets, and for one that does not fit.
+        NumericalError: when a relevance is not finite.
+    """
+    targets = normal_targets(targets)
+    if _are_picks(sweeper, targets):
+        return many().explain(call, targets, chunk)
+    found = sweeper.explain_each(call, targets)
+    if len({f.target.shape for f in found}) > 1:
+        raise TargetError("a target that names one sample does not go with others that are for all of them")
+    return Attributions(
+        {name: torch.stack([f.relevance[name] for f in found]) for name in found[0].relevance},
+        {path: torch.stack([f.latents[path] for f in found]) for path in found[0].latents},
+        torch.stack([f.target for f in found]),
+        found[0].ruleset,
+    )
+
+
+def _are_picks(sweeper: Sweeper, targets: Sequence[Target]) -> bool:
+    """Whether targets are entries of (B, C) or (B, S, C) logits."""
+    logits = sweeper.reading.example
+    if logits is None:
+        return False
+    kind = sweeper.reading.kind(logits)
+    width = max(logits.dim() - 1, 1)
+    if any(isinstance(t, tuple) and not all(isinstance(p, (int, Tensor)) for p in t) for t in targets):
+        return False
+    tuples = [isinstance(t, tuple) and len(t) == width for t in targets]
+    plain = [t is None or isinstance(t, (int, Tensor)) for t in targets]
+    if kind in ("single", "classes", "sequence"):
+        return all(a or b for a, b in zip(tuples, plain, strict=True))
+    return logits.dim() == 3 and all(tuples)
+
+
+def _plain_bounds(graph: fx.Graph) -> None:
+    """Bounds of a part that is written, from the front and inside: a batching rule takes them at their word."""
+    aten = torch.ops.aten
+    for node in graph.find_nodes(op="call_function", target=aten.slice_scatter.default):
+        bound = bind(node)
+        size = bound["self"].meta["val"].shape[bound["dim"]]
+        for name in ("start", "end"):
+            at = bound[name]
+            if not isinstance(at, int):
+                continue
+            if at >= (size if isinstance(size, int) else 2**31):
+                set_arg(node, name, None if name == "end" else size)
+            elif at < 0 and isinstance(size, int):
+                set_arg(node, name, max(at + size, 0))
+            elif at < 0:
+                with graph.inserting_before(node):
+                    length = graph.call_function(aten.sym_size.int, (bound["self"], bound["dim"]))
+                    set_arg(node, name, graph.call_function(operator.add, (length, at)))
+
+
+def _at_once(inputs: Sequence[Tensor]) -> int:
+    """How many targets of token ids make a sweep of a good size; four of what has no token ids."""
+    tokens = [t for t in inputs if not t.is_floating_point() and t.dtype is not torch.bool and t.dim() == 2]
+    if not tokens:
+        return 4
+    rows = _ROWS.get(tokens[0].device.type, 8 * 1024)
+    return min(max(rows // max(t.numel() for t in tokens), 1), _MOST)
+
+
+def _choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], position: Tensor, index: Tensor) -> Tensor:
+    """(B, T) values at (B, T) positions and classes."""
+    logits = reading.logits(output)
+    if logits.dim() < 2:
+        return logits.reshape(-1, 1).expand_as(index)
+    if logits.dim() == 3:
+        last = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
+        logits = at_positions(logits, torch.where(position == _LAST, last[:, None], position % logits.shape[1]))
+    else:
+        logits = logits[:, None].expand(-1, index.shape[1], -1)
+    chosen = torch.where(index == _LARGEST, logits.detach().argmax(-1), index % logits.shape[2])
+    return logits.gather(2, chosen[..., None]).squeeze(2)
+
+
+_FORM = Form("many", ("position", "index"), _choose)
+
+
+def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch.device) -> Tensor:
+    """(2, B): position and class of one target."""
+    parts = list(target) if isinstance(target, tuple) else [target]
+    if len(parts) > max(len(sizes) - 1, 1):
+        raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
+    open_ones: list[Any] = [_LAST] if len(parts) == 1 else []
+    limits = [None, sizes[-1]] if len(parts) == 1 else list(sizes[1:])
+    if len(parts) > 1 and len(parts) != len(limits):
+        raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
+    given = [*open_ones, *(_LARGEST if p is None else p for p in parts)]
+    return torch.stack([_filled(v, n, batch, device) for v, n in zip(given, limits, strict=True)])
+
+
+def _filled(value: Any, limit: int | None, batch: int, device: torch.device) -> Tensor:
+    if not isinstance(value, int) or value != _LARGEST:
+        check_range(value, batch, limit)
+    return torch.as_tensor(value).to(device).long().expand(batch)
+
+
+def _one_per_target(count: int, batch: int, like: Tensor) -> Tensor:
+    """(T, B, T): cotangents that pick the values of one target each."""
+    return torch.eye(count, dtype=like.dtype, device=like.device)[:, None].expand(-1, batch, -1)

@@ -1,0 +1,1 @@
+"""Operators: what each ATen operator is to relevance."""

@@ -1,0 +1,292 @@
+"""The op table: what every operator *is* algebraically, read from ``rules/ops.toml``.
+
+An entry says which operands can carry relevance and by what law. Nothing here knows a rule: the rule sets map the
+roles that analysis derives from these declarations to rules.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from lrp_fx.errors import RuleSetError
+
+KINDS = (
+    "movement",  # data is moved, never mixed: the gradient is the rule
+    "linear",  # jointly linear in its operands; other additive operands are constants
+    "selection",  # picks entries of its operand (max, sort, topk)
+    "product",  # linear in each factor: degree 1 in every carrying one; `terms` are added
+    "quotient",  # args = numerator, denominator: a product with a reciprocal
+    "homogeneous",  # elementwise f(t x) = t^degree f(x): gradient / degree is the identity rule
+    "nonlinearity",  # elementwise function of one scalar, with a closed-form slope f(x)/x where there is one
+    "normalization",  # a fused normalization: degree 0, the statistic is a constant
+    "softmax",  # first-order Taylor with bias (softmax and its logarithms)
+    "function",  # any other function of several numbers that has a derivative: first-order Taylor
+    "attention",  # fused scaled-dot-product attention
+    "lookup",  # rows of a table picked by integer indices
+    "constant",  # never carries relevance (comparisons, shapes, indices, random numbers)
+)
+
+
+#: fields that an entry of any kind can have
+COMMON = ("args", "terms", "by", "reduces", "elementwise", "positive", "decay", "picks", "entrywise")
+
+#: kind -> further fields that its entries can have
+FIELDS: dict[str, tuple[str, ...]] = {
+    "linear": ("folds",),  # a normalization over the batch is folded into the layer before it
+    "selection": ("mean",),  # the operator that averages over the same windows
+    "product": (
+        "layer",  # narrower name of its role
+        "channels",  # dimension of the weight that counts output channels
+        "constant",  # the operand that, where it is constant, is transposed on the way back
+    ),
+    "homogeneous": ("degree", "count"),  # count: of a product along a dimension, what counts its factors
+    "nonlinearity": ("slope", "at_zero"),
+    "normalization": ("layout", "centred"),
+}
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """Declaration of one operator.
+
+    Attributes:
+        name: operator packet, ``"aten.linear"``.
+        kind: one of :data:`KINDS`.
+        args: names of the operands that can carry relevance.
+        terms: names of further operands that are *added* to the result (a bias).
+        reduces: the result depends on its operand only through a reduction over some dimensions.
+        elementwise: the result is computed position by position (operands broadcast).
+        degree: degree of homogeneity (``homogeneous`` only); a string is an expression of the op's other arguments.
+        slope: closed form of f(x)/x (``nonlinearity`` only) as an expression of ``x``, ``y`` and the op's arguments.
+        at_zero: value of f(x)/x at x = 0 where f(0) = 0 and no closed form is given.
+        extra: fields of :data:`FIELDS` that only some kinds have.
+    """
+
+    name: str
+    kind: str
+    args: tuple[str, ...] = ()
+    terms: tuple[str, ...] = ()
+    reduces: bool = False
+    elementwise: bool = False
+    degree: float | str | None = None
+    slope: str | None = None
+    at_zero: float | str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+def rules_dir() -> Path:
+    """Folder of the TOML files: inside the installed wheel, or ``rules/`` of a source checkout."""
+    installed = Path(__file__).parents[1] / "_rules"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "rules"
+
+
+def _names(value: str | list[str]) -> tuple[str, ...]:
+    return tuple(value.split()) if isinstance(value, str) else tuple(value)
+
+
+def _parse_entry(kind: str, name: str, value: Any, origin: str) -> OpSpec:
+    fields = dict(value) if isinstance(value, Mapping) else {"args": value}
+    allowed = (*COMMON, *FIELDS.get(kind, ()))
+    for key in fields:
+        if key not in allowed:
+            raise RuleSetError(
+                f"{origin}: {name} has an unknown field {key!r}{_nearest(key, allowed)}; "
+                f"entries of kind {kind} have {', '.join(allowed)}"
+            )
+    known = {key: fields.pop(key) for key in ("reduces", "elementwise", "degree", "slope", "at_zero") if key in fields}
+    args, terms = _names(fields.pop("args", "")), _names(fields.pop("terms", ""))
+    if kind in ("homogeneous", "nonlinearity"):
+        known.setdefault("elementwise", True)
+    if kind == "lookup":
+        fields.setdefault("picks", "indices")
+    if kind == "nonlinearity" and len(args) > 1:
+        raise RuleSetError(
+            f"{origin}: {name} is declared a nonlinearity in {', '.join(args)}: a nonlinearity is a function of one "
+            'number, whose slope is f(x)/x. Declare a function of several as a "function", or as a "product" if it is '
+            "linear in each."
+        )
+    return OpSpec(name, kind, args, terms, **known, extra=fields)
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def parse_table(document: Mapping[str, Any], origin: str) -> dict[str, OpSpec]:
+    """Parse one op-table document (see the head of ``rules/ops.toml`` for the format).
+
+    Raises:
+        RuleSetError: for a section that is not one of :data:`KINDS`, or an entry with a field that its kind has not.
+    """
+    table: dict[str, OpSpec] = {}
+    for kind, entries in document.items():
+        if kind not in KINDS:
+            raise RuleSetError(
+                f"{origin}: unknown section [{kind}]{_nearest(kind, KINDS)}; the op table knows {', '.join(KINDS)}"
+            )
+        if not isinstance(entries, Mapping):
+            raise RuleSetError(
+                f"{origin}: [{kind}] maps operators to their operands, it is no {type(entries).__name__}"
+            )
+        if kind == "constant":
+            named = {name: fields for name, fields in entries.items() if name != "ops"}
+            entries = {name: "" for name in entries.get("ops", ())} | named
+        for name, value in entries.items():
+            table[name.replace("::", ".")] = _parse_entry(kind, name.replace("::", "."), value, origin)
+    return table
+
+
+def _checked(specs: dict[str, OpSpec], origin: str) -> dict[str, OpSpec]:
+    """Declarations of a user's, each of an operator that exists, with operands that it has.
+
+    Raises:
+        RuleSetError: naming the nearest operator or operand.
+    """
+    for spec in specs.values():
+        schemas = _schemas(spec.name)
+        if schemas is None:
+            raise RuleSetError(f"{origin}: there is no operator {spec.name!r}{_nearest(spec.name, _all_operators())}")
+        operands = list(dict.fromkeys(a.name for schema in schemas for a in schema.arguments if not a.is_out))
+        unknown = [n for n in spec.args + spec.terms if schemas and n not in operands]
+        if unknown:
+            raise RuleSetError(
+                f"{origin}: the declaration of {spec.name} names {unknown[0]}{_nearest(unknown[0], operands)}, but the "
+                f"operator's arguments are {', '.join(operands)}"
+            )
+    return specs
+
+
+def _schemas(name: str) -> list[Any] | None:
+    """Schemas of the overloads that a name of the op table stands for; none for a Python function, None for nothing."""
+    namespace, _, rest = name.partition("(")[0].partition(".")
+    packet_name, _, overload = rest.partition(".")
+    packet = getattr(getattr(torch.ops, namespace), packet_name, None) if rest else None
+    if isinstance(packet, torch._ops.OpOverloadPacket):
+        found = [getattr(packet, o)._schema for o in packet.overloads() if overload in ("", o)]
+        return found or None
+    module, _, function = name.rpartition(".")
+    places = (sys.modules.get(module), sys.modules.get(f"_{module}"))
+    return [] if namespace == "higher_order" or any(hasattr(p, function) for p in places) else None
+
+
+def _all_operators() -> list[str]:
+    return list(dict.fromkeys(n.split(".")[0].replace("::", ".") for n in torch._C._dispatch_get_all_op_names()))
+
+
+@dataclass(frozen=True)
+class OpTable:
+    """Operator declarations by packet name."""
+
+    specs: Mapping[str, OpSpec]
+
+    @classmethod
+    def load(cls, extra: str | Path | Mapping[str, Any] | None = None) -> OpTable:
+        """Read ``rules/ops.toml``, the ops declared by :func:`register_op`, then ``extra`` (a path or a dict).
+
+        Raises:
+            RuleSetError: where ``extra`` names a kind, field, operator or operand that does not exist.
+        """
+        path = rules_dir() / "ops.toml"
+        specs = parse_table(tomllib.loads(path.read_text()), str(path))
+        specs.update(_REGISTERED)
+        if isinstance(extra, (str, Path)):
+            specs.update(_checked(parse_table(tomllib.loads(Path(extra).read_text()), str(extra)), str(extra)))
+        elif extra is not None:
+            specs.update(_checked(parse_table(extra, "ops="), "ops="))
+        return cls(specs)
+
+    def get(self, node: Node) -> OpSpec | None:
+        """The declaration of the operator that ``node`` calls, or None."""
+        spec = self.specs.get(str(node.target)) or self.specs.get(op_name(node))
+        if spec is None or "by" not in spec.extra:
+            return spec
+        return self.specs.get(f"{spec.name}({bind(node).get(spec.extra['by'])})", spec)
+
+
+_REGISTERED: dict[str, OpSpec] = {}
+
+
+@functools.cache
+def _shipped() -> frozenset[str]:
+    return frozenset(OpTable.load().specs)
+
+
+def is_declared(name: str) -> bool:
+    """Whether ``rules/ops.toml`` or :func:`register_op` declares an operator, ``"aten.add"`` or an overload of it."""
+    return name in _REGISTERED or name in _shipped()
+
+
+def register_op(name: str, *, role: str, relevance_args: list[str], **fields: Any) -> OpSpec:
+    """Declare an operator of your own, for every later ``convert``.
+
+    Args:
+        name: ``"mylib::op"`` or ``"mylib.op"``.
+        role: one of :data:`KINDS`.
+        relevance_args: names (in the op's schema) of the operands that can carry relevance.
+        **fields: further fields of :class:`OpSpec` (``terms``, ``slope``, ``degree``, ...).
+
+    Raises:
+        RuleSetError: for an unknown role or field, an operator that does not exist or has no such operands, or a
+            nonlinearity in several of them.
+    """
+    origin = f"register_op({name!r})"
+    if role not in KINDS:
+        raise RuleSetError(f"{origin}: unknown role {role!r}{_nearest(role, KINDS)}; choose one of {', '.join(KINDS)}")
+    key = name.replace("::", ".")
+    spec = _parse_entry(role, key, {"args": list(relevance_args), **fields}, origin)
+    _REGISTERED.update(_checked({key: spec}, origin))
+    return spec
+
+
+def op_name(node: Node) -> str:
+    """``"aten.add"`` for any overload of an operator, ``"operator.getitem"`` for a Python function."""
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        return str(target.overloadpacket)
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return f"higher_order.{target.name()}"
+    if callable(target):
+        module = getattr(target, "__module__", "") or ""
+        return f"{module.lstrip('_')}.{getattr(target, '__name__', target)}"
+    return str(target)
+
+
+def bind(node: Node) -> dict[str, Any]:
+    """The node's arguments by the names of its operator's schema, or of its Python function's parameters."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        schema = node.target._schema.arguments
+        bound = {a.name: v for a, v in zip(schema, node.args, strict=False)}
+        return {a.name: a.default_value for a in schema if a.has_default_value()} | bound | dict(node.kwargs)
+    return dict(zip(_parameters(node), node.args, strict=False)) | dict(node.kwargs)
+
+
+def _parameters(node: Node) -> list[str]:
+    """Argument names of a Python function; ``arg0``, ``arg1``, ... for a builtin."""
+    code = getattr(node.target, "__code__", None)
+    return list(code.co_varnames[: code.co_argcount]) if code else [f"arg{i}" for i in range(len(node.args))]
+
+
+def set_arg(node: Node, name: str, value: Any) -> None:
+    """Replace the argument called ``name`` (as in :func:`bind`) of ``node``."""
+    if name in node.kwargs:
+        node.update_kwarg(name, value)
+        return
+    if isinstance(node.target, torch._ops.OpOverload):
+        index = next(i for i, a in enumerate(node.target._schema.arguments) if a.name == name)
+    else:
+        index = _parameters(node).index(name)
+    if index < len(node.args):
+        node.update_arg(index, value)
+    else:
+        node.update_kwarg(name, value)

@@ -1,0 +1,130 @@
+"""A graph pass: where one class is read of all that a layer yields, that class alone is computed.
+
+Before the choice of a class lies a linear layer as wide as the vocabulary. Its transposed product with a cotangent that
+is zero but for one class is a row of the weights; with many targets such cotangents are as large as all their logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lrp_fx.graph.writer import NodeWriter
+from lrp_fx.operators.table import bind
+from lrp_fx.rules import functions as ops
+
+aten = torch.ops.aten
+
+#: operators of one operand that treat every entry alike
+_ALIKE: set[Any] = {
+    ops.scale_relevance, ops.epsilon_rule, aten.to.dtype, aten._to_copy.default, aten.clone.default,
+    aten.alias.default, aten.contiguous.default,
+}  # fmt: skip
+
+
+def choose_rows(graph: fx.Graph) -> int:
+    """Let every choice of a class among a linear layer's outputs be one of its weights' rows; returns how many.
+
+    What else is read of the layer (its largest output, say) stays as it is. Nodes need ``meta["val"]``.
+    """
+    _squeeze_first(graph)
+    count = 0
+    for choice in list(graph.nodes):
+        picked = _picked(choice)
+        if picked is None:
+            continue
+        values, position, index = picked
+        between, layer = _layer_behind(values)
+        if layer is None:
+            continue
+        with graph.inserting_before(choice):
+            result = _Rows(graph, choice).chosen(layer, position, index, between)
+        choice.replace_all_uses_with(result)
+        graph.erase_node(choice)
+        count += 1
+    graph.eliminate_dead_code()
+    return count
+
+
+def _squeeze_first(graph: fx.Graph) -> None:
+    """Take away the dimension of one position in front of a layer, not behind it: the choice of a class follows it."""
+    for node in list(graph.find_nodes(op="call_function", target=aten.squeeze.dim)):
+        layer, dim = node.args
+        if layer.target is not aten.linear.default or len(layer.users) != 1:  # type: ignore[union-attr]
+            continue
+        rank = layer.meta["val"].dim()  # type: ignore[union-attr]
+        if dim % rank == rank - 1:  # type: ignore[operator]
+            continue
+        bound = bind(layer)  # type: ignore[arg-type]
+        with graph.inserting_before(layer):  # type: ignore[arg-type]
+            writer = NodeWriter(graph, node)
+            x = writer.call(aten.squeeze.dim, bound["input"], dim % rank)  # type: ignore[operator]
+            new = writer.call(aten.linear.default, x, bound["weight"], bound.get("bias"))
+        node.replace_all_uses_with(new)
+        graph.erase_node(node)
+        graph.erase_node(layer)  # type: ignore[arg-type]
+
+
+def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:
+    """(values, indices of their other dimensions or None for all of them, index of the class) of a choice."""
+    values = node.args[0] if node.args else None
+    if not isinstance(values, Node) or not isinstance(values.meta.get("val"), Tensor):
+        return None
+    rank = values.meta["val"].dim()
+    if node.target is aten.gather.default:
+        _, dim, index = node.args[:3]
+        single = dim % rank == rank - 1 and index.meta["val"].shape[-1] == 1  # type: ignore[operator, union-attr]
+        same = [str(n) for n in index.meta["val"].shape[:-1]] == [str(n) for n in values.meta["val"].shape[:-1]]  # type: ignore[union-attr]
+        return (values, None, index) if single and same else None  # type: ignore[return-value]
+    if node.target is aten.index.Tensor:
+        indices: Any = node.args[1]
+        if len(indices) != rank or rank < 2 or not all(isinstance(i, Node) for i in indices):
+            return None
+        vals = [i.meta["val"] for i in indices]
+        if any(v.is_floating_point() or v.dtype is torch.bool or v.dim() != 1 for v in vals):
+            return None
+        return values, list(indices[:-1]), indices[-1]
+    return None
+
+
+def _layer_behind(values: Node) -> tuple[list[Node], Node | None]:
+    """(operators between, last first; the linear layer whose outputs ``values`` are, or None)."""
+    between: list[Node] = []
+    while values.target in _ALIKE:
+        between.append(values)
+        values = values.args[0]  # type: ignore[assignment]
+    if values.target is not aten.linear.default or is_traceable_wrapper_subclass(bind(values)["weight"].meta["val"]):
+        return between, None
+    return between, values
+
+
+class _Rows(NodeWriter):
+    """Writes a linear layer at chosen outputs."""
+
+    def chosen(self, layer: Node, position: list[Node] | None, index: Node, between: list[Node]) -> Node:
+        """x . W[index] + b[index], of the shape of the choice."""
+        bound: dict[str, Any] = bind(layer)
+        x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
+        if position is not None:
+            x = self.call(aten.index.Tensor, x, position)
+        else:
+            index = self.call(aten.squeeze.dim, index, -1)
+        rows = self.call(aten.index.Tensor, weight, [index])
+        product = self.call(aten.matmul.default, self._unsqueezed(x, -2), self._unsqueezed(rows, -1))
+        result = self.call(aten.squeeze.dim, product, -1)
+        if bias is not None:
+            result = self.call(
+                aten.add.Tensor, result, self._unsqueezed(self.call(aten.index.Tensor, bias, [index]), -1)
+            )
+        if position is not None:
+            result = self.call(aten.squeeze.dim, result, -1)
+        for node in reversed(between):
+            result = self.call(node.target, result, *node.args[1:], **node.kwargs)
+        return result
+
+    def _unsqueezed(self, x: Node, dim: int) -> Node:
+        return self.call(aten.unsqueeze.default, x, dim)

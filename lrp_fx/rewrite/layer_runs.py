@@ -1,0 +1,177 @@
+"""Rules for layers with weights, emitted into the graph: the layer run on parts of its input and weights.
+
+A normalization over the batch that only scales and shifts a layer's output, or its input through a ReLU, belongs to the
+layer here: its runs have the folded weights (canonization), while the forward pass stays that of the model, bit by bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+from torch.fx import Node
+
+from lrp_fx.analysis.facts import Layer
+from lrp_fx.graph.operands import Slot, all_slots, replace
+from lrp_fx.operators.table import bind
+from lrp_fx.rules.functions import identity_rule, nonzero, share_relevance
+from lrp_fx.rules.layer_rules import PART_RULES, Run
+from lrp_fx.rules.ruleset import Rule
+
+RUN = "lrp_run"  #: meta key of a run of a layer: (share, sign, slot of its input)
+
+aten = torch.ops.aten
+
+
+def run_parts(graph: fx.Graph, node: Node, base: Node, layer: Layer, rule: Rule, threshold: Node | None = None) -> Node:
+    """Emit a rule on parts; returns the node that stands for the output from now on.
+
+    Args:
+        node: the output of the layer, or of the normalization folded into it.
+        base: the layer itself.
+        threshold: the normalization in front of the layer, to be folded with the ReLU between the two.
+    """
+    emit = _Emit(graph, base, layer, rule)
+    if threshold is not None:
+        emit.fold_threshold(threshold)
+    if node is not base:
+        emit.fold(node)
+    result = emit.call(aten.detach.default, node)
+    cache: dict[Run, Node] = {}
+    for index, share in enumerate(PART_RULES[rule.name].shares(rule.parameters)):
+        total: Node | None = None
+        for run in share.runs:
+            if run not in cache:
+                cache[run] = emit.run(run)
+            one = emit.copied(cache[run], (index, run.sign, emit.slot))
+            operator = aten.add.Tensor if run.sign > 0 else aten.sub.Tensor
+            total = one if total is None else emit.call(operator, total, one)
+        result = emit.call(share_relevance, result, total, share.coefficient, share.sign, rule.get("epsilon", 0.0))
+    return result
+
+
+class _Emit:
+    """Appends nodes behind a layer.
+
+    Attributes:
+        x: the tensor that receives the relevance of the layer's input.
+        held_x: the same tensor, held constant.
+        value: the input of the runs.
+        offset: what is added to the layer beyond its biases, a tensor of its output's shape.
+        slot: slot of the input in the node that ends a run.
+    """
+
+    def __init__(self, graph: fx.Graph, base: Node, layer: Layer, rule: Rule) -> None:
+        self.graph, self.base, self.layer, self.rule = graph, base, layer, rule
+        found = all_slots(base)
+        self.x, self.weight = found[layer.input], found[layer.weight]
+        self.biases = {slot: found[slot] for slot in layer.biases}
+        self.dims = self.weight.meta["val"].dim()
+        self.held_x = self.value = self.call(aten.detach.default, self.x)
+        self.offset: Node | None = None
+        self.slot = layer.input
+
+    def call(self, target, *args, **kwargs) -> Node:
+        """Append a call."""
+        return self.graph.call_function(target, args, kwargs)
+
+    def copied(self, run: Node, meta: tuple[int, int, Slot]) -> Node:
+        """A run, marked with the share it belongs to (a run in two shares is run twice: each has its own cotangent)."""
+        new = run if RUN not in run.meta else self.graph.node_copy(run)
+        new.meta = dict(new.meta) | {RUN: meta}
+        return new
+
+    def run(self, run: Run) -> Node:
+        """The layer on one part of its input and weights."""
+        operands = {
+            self.layer.input: self._inputs(run.inputs),
+            self.layer.weight: self._weights(self.weight, run.weights),
+        }
+        for slot, bias in self.biases.items():
+            operands[slot] = self._weights(bias, run.weights) if run.bias else self.call(aten.zeros_like.default, bias)
+        new = self._layer(operands)
+        if self.offset is None:
+            return new
+        offset = self._weights(self.offset, run.weights) if run.bias else self.call(aten.zeros_like.default, new)
+        return self.call(aten.add.Tensor, new, offset)
+
+    def _layer(self, operands: dict[Slot, Node]) -> Node:
+        new = self.graph.node_copy(self.base)
+        new.meta = {k: v for k, v in self.base.meta.items() if k != RUN}
+        for slot, operand in operands.items():
+            replace(new, slot, operand)
+        return new
+
+    def _inputs(self, part: str) -> Node:
+        if part == "all" and self.offset is None:
+            return self.x
+        taken = {
+            "all": lambda: self.value,
+            "positive": lambda: self.call(aten.clamp.default, self.value, 0),
+            "negative": lambda: self.call(aten.clamp.default, self.value, None, 0),
+            "ones": lambda: self.call(aten.ones_like.default, self.value),
+            "low": lambda: self.call(aten.full_like.default, self.value, self.rule.get("low", 0.0)),
+            "high": lambda: self.call(aten.full_like.default, self.value, self.rule.get("high", 1.0)),
+        }[part]()
+        slope = self.call(aten.div.Tensor, taken, self.call(nonzero, self.held_x))
+        return self.call(identity_rule, taken, self.x, slope)
+
+    def _weights(self, weight: Node, part: str) -> Node:
+        if part == "all":
+            return weight
+        if part == "ones":
+            return self.call(aten.ones_like.default, weight)
+        if part == "square":
+            return self.call(aten.square.default, weight)
+        positive = part in ("positive", "favour-positive")
+        clamped = self.call(aten.clamp.default, weight, *((0,) if positive else (None, 0)))
+        if not part.startswith("favour"):
+            return clamped
+        return self.call(aten.add.Tensor, weight, clamped, alpha=self.rule.get("gamma", 0.25))
+
+    def _scale_and_shift(self, norm: Node) -> tuple[Node, Node]:
+        """a and b of y = (z - mean) / sqrt(var + eps) * weight + bias = a z + b."""
+        bound = bind(norm)
+        root = self.call(aten.rsqrt.default, self.call(aten.add.Tensor, bound["running_var"], bound["eps"]))
+        gain = root if bound["weight"] is None else self.call(aten.mul.Tensor, bound["weight"], root)
+        shift = self.call(aten.neg.default, self.call(aten.mul.Tensor, bound["running_mean"], gain))
+        return gain, shift if bound["bias"] is None else self.call(aten.add.Tensor, shift, bound["bias"])
+
+    def _along(self, value: Node, dimension: int, dims: int) -> Node:
+        shape = [-1 if d == dimension else 1 for d in range(dims)]
+        return self.call(aten.reshape.default, value, shape)
+
+    def fold(self, norm: Node) -> None:
+        """Scale and shift the layer's output: a (w x + bias) + b."""
+        assert self.layer.channels is not None
+        gain, shift = self._scale_and_shift(norm)
+        self.weight = self.call(aten.mul.Tensor, self.weight, self._along(gain, self.layer.channels, self.dims))
+        for bias in self.biases.values():
+            shift = self.call(aten.add.Tensor, shift, self.call(aten.mul.Tensor, bias, gain))
+        if self.offset is not None:  # one constant, whose parts are taken as a whole
+            by_channel = [self._along(v, 1, norm.meta["val"].dim()) for v in (gain, shift)]
+            scaled = self.call(aten.mul.Tensor, self.offset, by_channel[0])
+            self.offset, shift = (
+                self.call(aten.add.Tensor, scaled, by_channel[1]),
+                self.call(aten.zeros_like.default, shift),
+            )
+        self.biases = {Slot("bias"): shift}
+
+    def fold_threshold(self, norm: Node) -> None:
+        """Scale and shift the layer's input z: w relu(a z + b) = (w a) z' + w b, with z' cut off at -b / a."""
+        assert self.layer.channels is not None
+        gain, shift = self._scale_and_shift(norm)
+        self.x = all_slots(norm)[Slot("input")]
+        z = self.held_x = self.call(aten.detach.default, self.x)
+        a, b = (self._along(v, 1, norm.meta["val"].dim()) for v in (self.call(nonzero, gain), shift))
+        least = self.call(aten.neg.default, self.call(aten.div.Tensor, b, a))
+        above, below = self.call(aten.maximum.default, z, least), self.call(aten.minimum.default, z, least)
+        self.value = self.call(aten.where.self, self.call(aten.gt.Scalar, a, 0), above, below)
+        shifts = self.call(aten.expand_as.default, b, z)
+        zeros = {slot: self.call(aten.zeros_like.default, bias) for slot, bias in self.biases.items()}
+        self.offset = self._layer({self.layer.input: shifts, self.layer.weight: self.weight, **zeros})
+        for bias in self.biases.values():  # one constant, whose parts are taken as a whole
+            by_channel = self._along(bias, 1, self.base.meta["val"].dim())
+            self.offset = self.call(aten.add.Tensor, self.offset, by_channel)
+        self.biases = zeros
+        self.weight = self.call(aten.mul.Tensor, self.weight, self._along(gain, 1 - self.layer.channels, self.dims))
+        self.slot = Slot("self")

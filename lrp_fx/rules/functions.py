@@ -1,0 +1,340 @@
+"""Rule operators: forward-exact identities whose backward is a rule.
+
+Each returns its first argument unchanged and passes the cotangent on as its rule says. They are ordinary calls in the
+rewritten graph: in eager mode, under ``torch.compile`` and ``make_fx`` an autograd function (no copy), under
+``torch.export`` a registered operator of the same name in ``torch.ops.lrp_fx``, with the same backward.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from lrp_fx.rules.ruleset import own_backward
+from lrp_fx.rules.slopes import closed_slope
+
+
+def nonzero(x: Tensor) -> Tensor:
+    """x with a tiny number in place of every zero, so that x times (R / nonzero(x)) is R.
+
+    Rules that look at weights alone give relevance to inputs that are 0 (black pixels).
+    """
+    if x.is_complex() or not x.is_floating_point():
+        return x
+    smallest = torch.finfo(x.dtype).tiny
+    return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: its subnormal
+
+
+def relevance_of(value: Tensor, cotangent: Tensor | None) -> Tensor:
+    """Value times cotangent, 0 where the cotangent is: a score of -inf under a mask has none."""
+    if cotangent is None:
+        return torch.zeros_like(value).detach()
+    none = torch.zeros((), dtype=cotangent.dtype, device=cotangent.device)
+    return torch.where(cotangent == 0, none, value * cotangent).detach()
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or wider: what half precision cannot hold (an epsilon of 1e-9), the arithmetic of a rule does."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def stabilised(z: Tensor, epsilon: float) -> Tensor:
+    """``z + epsilon * sign(z)`` with sign(0) = 1, in float32 at least: the stabiliser of the epsilon rule (eq. 8)."""
+    z = wide(z)
+    return torch.where(z >= 0, z + epsilon, z - epsilon)
+
+
+class _Scale(Function):
+    """Uniform rule (AttnLRP eq. 7, prop. 3.3) and degree-k identity: cotangent times a constant."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, factor: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return g * ctx.factor, None
+
+
+class _Identity(Function):
+    """Identity rule (AttnLRP eq. 9) on y = f(x): cotangent times the slope f(x)/x, so that x g_x = y g_y."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+        ctx.dtype = inputs[1].dtype
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return None, (g * slope).to(ctx.dtype), None
+
+
+class _ClosedIdentity(Function):
+    """The identity rule with a slope in closed form, computed from x on the way back."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, slope: str) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, ctx.slope = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        return None, (g * closed_slope(ctx.slope, x.detach())).to(x.dtype), None
+
+
+class _Epsilon(Function):
+    """Epsilon rule (AttnLRP eq. 8) at the output z of a linear map: cotangent times z / (z + epsilon sign z)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, epsilon: float) -> Tensor:
+        return z.view_as(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.epsilon = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (z,) = ctx.saved_tensors
+        return (g * (z / stabilised(z, ctx.epsilon))).to(g.dtype), None
+
+
+class _Share(Function):
+    """A share of the relevance of a layer's output, handed to the runs that ``total`` sums: :func:`shared`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        y, total, ctx.coefficient, ctx.sign, ctx.epsilon = inputs
+        ctx.save_for_backward(y, total)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        y, total = ctx.saved_tensors
+        return g, shared(y, g, total, ctx.coefficient, ctx.sign, ctx.epsilon), None, None, None
+
+
+def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
+    """Cotangent of the runs of a share (``rules.layer_rules``): coefficient * y g / (total + epsilon sign total).
+
+    With a sign of 1 or -1 only where y has it.
+    """
+    relevance = y * g if sign == 0 else torch.where(y * sign > 0, y * g, torch.zeros_like(y))
+    return (coefficient * relevance / stabilised(total, epsilon)).to(y.dtype)
+
+
+class _Rectified(Function):
+    """Only positive cotangents pass (DeconvNet, guided backpropagation)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clamp(min=0)
+
+
+class _Own(Function):
+    """A registered rule at an output y: cotangent backward(g, y, **parameters)."""
+
+    @staticmethod
+    def forward(y: Tensor, name: str, keys: list[str], values: list[float]) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        y, ctx.name, ctx.keys, ctx.values = inputs
+        ctx.save_for_backward(y)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        return own_backward(ctx.name)(g, y, **dict(zip(ctx.keys, ctx.values, strict=True))), None, None, None
+
+
+class _Normalization(Function):
+    """Identity rule on a fused normalization y = (x - mean) * rstd * weight + bias, rstd constant (AttnLRP 3.3.2).
+
+    ``weight`` broadcasts against x; ``width`` says what shares a statistic (:func:`_rows`). The centring, where there
+    is one, is linear and stays so.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, x, weight, ctx.width, eps, ctx.centred = inputs
+        ctx.save_for_backward(inverse_deviation(x, ctx.width, eps, ctx.centred), weight)  # not x: it may go
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        rstd, weight = ctx.saved_tensors
+        # of y's own backward the bias is left, where that carries relevance: x and the weight are held constant
+        return g, normalization_cotangent(g, rstd, weight, ctx.width, ctx.centred), None, None, None, None
+
+
+class _Product(Function):
+    """A product with constant matrices: the backward for its rows is the product with these transposed."""
+
+    @staticmethod
+    def forward(op: Any, rows: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        return op(rows, weight, *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.op, _, weight, *rest = inputs
+        ctx.save_for_backward(weight, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *rest = ctx.saved_tensors
+        return None, ctx.op(g, weight.transpose(-2, -1), *rest), None, *(None for _ in rest)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """x in float32 or wider, with all that shares a statistic in the last dimension: ``width`` trailing ones when
+    positive, ``-width`` groups of channels (dimension 1) when negative."""
+    return wide(x).flatten(-width) if width > 0 else wide(x).reshape(x.shape[0], -width, -1)
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """What an RMSNorm without an epsilon of its own adds: that of the precision its kernel computes in."""
+    return torch.finfo(torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype).eps
+
+
+def inverse_deviation(x: Tensor, width: int, eps: float, centred: bool) -> Tensor:
+    """rstd of a normalization, one for each of its rows: 1 / sqrt(variance + eps), or mean square where not centred."""
+    rows = _rows(x.detach(), width)
+    if centred:
+        return torch.native_layer_norm(rows, rows.shape[-1:], None, None, eps)[2]  # of all kernels the fastest
+    return torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
+
+
+def normalization_cotangent(g: Tensor, rstd: Tensor, weight: Tensor | None, width: int, centred: bool) -> Tensor:
+    """Cotangent of x for y = (x - mean) * rstd * weight with rstd constant."""
+    back = _rows(g if weight is None else g * weight, width) * rstd
+    if centred:
+        back = back - back.mean(-1, keepdim=True)
+    return back.reshape(g.shape).to(g.dtype)
+
+
+def _register(rule: type[Function], schema: str) -> Any:
+    """The exportable twin of a rule: an operator with the same backward (it copies: operators return no views)."""
+    name = schema.split("(")[0]
+    op = torch.library.custom_op(
+        f"lrp_fx::{name}", lambda value, *_: value.clone(), mutates_args=(), schema=schema.removeprefix(name)
+    )
+    op.register_fake(lambda value, *_: torch.empty_like(value))
+    op.register_autograd(rule.backward, setup_context=rule.setup_context)
+    return op
+
+
+_scale = _register(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
+_identity = _register(_Identity, "identity_rule(Tensor y, Tensor x, Tensor slope) -> Tensor")
+_closed_identity = _register(_ClosedIdentity, "closed_identity_rule(Tensor y, Tensor x, str slope) -> Tensor")
+_epsilon = _register(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor")
+_share = _register(
+    _Share, "share_relevance(Tensor y, Tensor total, float coefficient, int sign, float epsilon) -> Tensor"
+)
+_rectified = _register(_Rectified, "rectified_rule(Tensor y) -> Tensor")
+_own = _register(_Own, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
+_normalization = _register(
+    _Normalization,
+    "normalization_rule(Tensor y, Tensor x, Tensor? weight, int width, float eps, bool centred) -> Tensor",
+)
+
+
+def scale_relevance(x: Tensor, factor: float) -> Tensor:
+    """x, with its cotangent multiplied by ``factor`` (uniform rule, AttnLRP eq. 7; degree-k identity)."""
+    return _scale(x, factor) if torch.compiler.is_exporting() else _Scale.apply(x, factor)
+
+
+def identity_rule(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """y, with cotangent ``slope * g`` for x (identity rule, AttnLRP eq. 9). y and slope are constants to autograd."""
+    return _identity(y, x, slope) if torch.compiler.is_exporting() else _Identity.apply(y, x, slope)
+
+
+def closed_identity_rule(y: Tensor, x: Tensor, slope: str) -> Tensor:
+    """:func:`identity_rule` with a formula of x for the slope, as the op table has them."""
+    return _closed_identity(y, x, slope) if torch.compiler.is_exporting() else _ClosedIdentity.apply(y, x, slope)
+
+
+def epsilon_rule(z: Tensor, epsilon: float) -> Tensor:
+    """z, with cotangent ``g z / (z + epsilon sign z)`` (epsilon rule, AttnLRP eq. 8)."""
+    return _epsilon(z, epsilon) if torch.compiler.is_exporting() else _Epsilon.apply(z, epsilon)
+
+
+def share_relevance(y: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
+    """y, with a share of its relevance handed to the runs that ``total`` sums (:mod:`lrp_fx.rules.layer_rules`)."""
+    share = _share if torch.compiler.is_exporting() else _Share.apply
+    return share(y, total, coefficient, sign, epsilon)
+
+
+def rectified_rule(y: Tensor) -> Tensor:
+    """y, with its negative cotangents cut (Zeiler and Fergus 2014; Springenberg et al. 2015)."""
+    return _rectified(y) if torch.compiler.is_exporting() else _Rectified.apply(y)
+
+
+def own_rule(y: Tensor, name: str, keys: list[str], values: list[float]) -> Tensor:
+    """y, with the cotangent of a rule that :func:`lrp_fx.register_rule` declared."""
+    return _own(y, name, keys, values) if torch.compiler.is_exporting() else _Own.apply(y, name, keys, values)
+
+
+def normalization_rule(y: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool) -> Tensor:
+    """y, with the cotangent of its linear part for x: the statistic is a constant (AttnLRP section 3.3.2)."""
+    if torch.compiler.is_exporting():
+        return _normalization(y, x, weight, width, eps, centred)
+    return _Normalization.apply(y, x, weight, width, eps, centred)
+
+
+def constant_product(op: Any, rows: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+    """``op(rows, weight, *rest)``, where the own backward of ``op`` computes a weight gradient that nobody reads."""
+    return op(rows, weight, *rest) if torch.compiler.is_exporting() else _Product.apply(op, rows, weight, *rest)
+
+
+def source(x: Tensor) -> Tensor:
+    """x as a leaf at which a cotangent is collected."""
+    return x.detach().requires_grad_()

@@ -1,0 +1,255 @@
+"""Stage 3, choice: rule sets as data. A rule set maps roles (and module paths, and operators) to rules."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lrp_fx.errors import RuleSetError
+from lrp_fx.files import write_text
+from lrp_fx.operators.table import rules_dir
+from lrp_fx.rules.layer_rules import PART_RULES, parameters
+
+#: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
+LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
+
+#: roles that a rule set need not have a rule for: layers are then "linear", position tables constants
+OPTIONAL = (*LAYERS, "position")
+
+#: rules that hand the relevance of a selection to its whole window, where it has one
+SPREADING = ("proportional", "even")
+
+#: role -> rules that exist for it
+ROLES: dict[str, tuple[str, ...]] = {
+    "linear": ("epsilon", "gradient", "stop"),
+    **dict.fromkeys(LAYERS, ("epsilon", *PART_RULES, "gradient", "stop")),
+    "selection": ("winner-takes-all", *SPREADING, "gradient", "stop"),
+    "bilinear": ("uniform", "gradient", "stop"),
+    "gate": ("uniform", "signal-takes-all", "gradient", "stop"),
+    "recurrent-gate": ("uniform", "signal-takes-all", "gradient", "stop"),
+    "selective": ("uniform", "signal-takes-all", "gradient", "stop"),
+    "nonlinearity": ("identity", "gradient", "guided-backprop", "deconvnet", "stop"),
+    "normalization": ("identity", "gradient", "stop"),
+    "softmax": ("taylor", "gradient", "stop"),
+    "position": ("uniform", "stop"),
+}
+
+
+Backward = Callable[..., Tensor]  #: (g, y, **parameters) -> g'
+
+
+@dataclass(frozen=True)
+class OwnRule:
+    """A rule declared by :func:`register_rule`."""
+
+    base: str
+    backward: Backward
+
+
+_REGISTERED: dict[str, OwnRule] = {}
+
+
+def register_rule(name: str, *, base: str, backward: Backward) -> None:
+    """Declare a rule of your own, for rule sets to use wherever they could use ``base``.
+
+    At a node with output y and cotangent g the rule passes on ``backward(g, y, **parameters)``, and then does what
+    ``base`` does: with ``base="epsilon"`` that is the epsilon rule after a factor of your own. What it takes or adds is
+    an entry of category "rule" in the ledger.
+
+    Args:
+        name: what rule sets call it: ``linear = { rule = "damped", strength = 0.5 }``.
+        base: an existing rule: "epsilon", "uniform", "identity", "gradient", ...
+        backward: (g, y, **parameters) -> a tensor of the shape of g.
+
+    Raises:
+        RuleSetError: when there is no rule ``base``, or ``name`` is one that exists already.
+    """
+    known = {rule for rules in ROLES.values() for rule in rules}
+    if base not in known - {"stop"} or name in known:
+        raise RuleSetError(
+            f"register_rule({name!r}): a new name, and a base among {', '.join(sorted(known - {'stop'}))}"
+        )
+    _REGISTERED[name] = OwnRule(base, backward)
+
+
+def own_backward(name: str) -> Backward:
+    """The backward function of a registered rule."""
+    return _REGISTERED[name].backward
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule's name with its parameters, ``Rule("epsilon", {"epsilon": 1e-6})``.
+
+    Attributes:
+        own: name of the registered rule of which this is the base, if any; the parameters are then its.
+    """
+
+    name: str
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    own: str = ""
+
+    def get(self, key: str, default: float) -> float:
+        """Parameter ``key``."""
+        return float(self.parameters.get(key, default))
+
+    def __str__(self) -> str:
+        shown = ", ".join(f"{k}={v:g}" for k, v in self.parameters.items() if v)
+        name = self.own or self.name
+        return f"{name}({shown})" if shown else name
+
+
+def _rule(role: str, value: Any, where: str) -> Rule:
+    if role not in ROLES:
+        raise RuleSetError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
+    fields = dict(value) if isinstance(value, Mapping) else {"rule": value}
+    name = fields.pop("rule", None)
+    own = _REGISTERED.get(str(name))
+    if own is not None and own.base in ROLES[role]:
+        return Rule(own.base, fields, str(name))
+    if name not in ROLES[role]:
+        raise RuleSetError(
+            f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}, "
+            "or declare it with lrp_fx.register_rule"
+        )
+    if name in PART_RULES:
+        try:
+            return Rule(name, parameters(name, fields))
+        except (ValueError, TypeError) as error:
+            raise RuleSetError(f"{where}: role {role!r}: {error}") from error
+    bad = {k: v for k, v in fields.items() if not isinstance(v, (int, float)) or v < 0}
+    if bad:
+        raise RuleSetError(f"{where}: parameters of {role!r} must be numbers >= 0, not {bad}")
+    return Rule(name, fields)
+
+
+@dataclass(frozen=True)
+class RuleSet:
+    """A named mapping role -> rule, with overrides by module path or operator.
+
+    Attributes:
+        name: what reports call it.
+        rules: one rule per role.
+        overrides: glob of a module path, or ``"op:aten.name"``, -> role -> rule; later entries win.
+        conserves: whether every role but softmax conserves relevance at its node.
+    """
+
+    name: str
+    rules: Mapping[str, Rule]
+    overrides: Mapping[str, Mapping[str, Rule]] = field(default_factory=dict)
+    conserves: bool = False
+
+    @classmethod
+    def load(cls, source: RuleSet | str | Path | Mapping[str, Any]) -> RuleSet:
+        """A rule set by name (of a file in ``rules/``), path of a TOML file, or dict of the same form.
+
+        A document may start from another one: ``base = "attnlrp"``.
+
+        Raises:
+            RuleSetError: when there is no such rule set, or a role, rule or parameter in it does not exist.
+        """
+        if isinstance(source, RuleSet):
+            return source
+        if isinstance(source, Mapping):
+            return cls._parse(source, "rules=")
+        path = Path(source)
+        if path.suffix != ".toml":
+            path = rules_dir() / f"{source}.toml"
+        if not path.is_file() or path.stem == "ops":
+            raise RuleSetError(
+                f"no rule set {str(source)!r}: give the path of a TOML file, a dict, or one of {available()}"
+            )
+        return cls._parse(tomllib.loads(path.read_text()), str(path))
+
+    @classmethod
+    def _parse(cls, document: Mapping[str, Any], where: str, base: RuleSet | None = None) -> RuleSet:
+        unknown = set(document) - {"name", "base", "conserves", "rules", "overrides"}
+        if unknown:
+            raise RuleSetError(f"{where}: unknown keys {sorted(unknown)}")
+        base = cls.load(document["base"]) if "base" in document else base
+        rules = dict(base.rules) if base else {}
+        rules |= {role: _rule(role, value, where) for role, value in document.get("rules", {}).items()}
+        missing = [role for role in ROLES if role not in rules and role not in OPTIONAL]
+        if missing:
+            raise RuleSetError(
+                f'{where}: no rule for role(s) {", ".join(missing)}; add them or start from base = "attnlrp"'
+            )
+        overrides = dict(base.overrides) if base else {}
+        for pattern, table in document.get("overrides", {}).items():
+            overrides[pattern] = {role: _rule(role, value, f"{where} [{pattern}]") for role, value in table.items()}
+        default = base.conserves if base and "rules" not in document and not document.get("overrides") else False
+        name = document.get("name", f"{base.name}+" if base else "custom")
+        return cls(name, rules, overrides, bool(document.get("conserves", default)))
+
+    def altered(
+        self, rules: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]] | None = None, name: str = ""
+    ) -> RuleSet:
+        """This rule set with other rules for some roles, and further overrides; in the form of a document.
+
+        Raises:
+            RuleSetError: as :meth:`load`.
+        """
+        document = {"name": name or f"{self.name}+", "rules": rules, "overrides": overrides or {}}
+        return self._parse(document, "altered", self)
+
+    def document(self) -> dict[str, Any]:
+        """All of it as a document that :meth:`load` reads."""
+
+        def table(rules: Mapping[str, Rule]) -> dict[str, Any]:
+            return {role: {"rule": rule.own or rule.name, **rule.parameters} for role, rule in rules.items()}
+
+        overrides = {pattern: table(rules) for pattern, rules in self.overrides.items()}
+        return {"name": self.name, "conserves": self.conserves, "rules": table(self.rules), "overrides": overrides}
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as a TOML file, to be given to ``convert(rules=path)``.
+
+        Raises:
+            RuleSetError: for a path that does not end in .toml.
+        """
+        path = Path(path)
+        if path.suffix != ".toml":
+            raise RuleSetError(f"{str(path)!r}: the name of a rule set's file ends in .toml")
+        found = self.document()
+        lines = [f"name = {json.dumps(self.name)}", f"conserves = {json.dumps(self.conserves)}", ""]
+        sections = {"rules": found["rules"]}
+        sections |= {f"overrides.{json.dumps(pattern)}": rules for pattern, rules in found["overrides"].items()}
+        for section, rules in sections.items():
+            lines += [f"[{section}]", *(f"{json.dumps(role)} = {_inline(rule)}" for role, rule in rules.items()), ""]
+        return write_text(path, "\n".join(lines))
+
+    @cached_property
+    def key(self) -> str:
+        """Equal for equal rule sets."""
+        return repr(self)
+
+    def rule(self, role: str | tuple[str, ...], path: str, op: str) -> Rule:
+        """The rule for a node of ``role`` created in module ``path`` by operator ``op``.
+
+        Of several roles (a layer's, the narrowest first) the first that has a rule counts.
+        """
+        roles = (role,) if isinstance(role, str) else role
+        chosen = next((self.rules[r] for r in roles if r in self.rules), Rule("stop"))
+        for pattern, table in self.overrides.items():
+            matches = op == pattern[3:] if pattern.startswith("op:") else fnmatchcase(path, pattern)
+            if matches and any(r in table for r in roles):
+                chosen = next(table[r] for r in roles if r in table)
+        return chosen
+
+
+def _inline(rule: Mapping[str, Any]) -> str:
+    """A rule as a TOML inline table (numbers and strings are written as in JSON)."""
+    return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in rule.items()) + " }"
+
+
+def available() -> list[str]:
+    """Names of the rule sets that ship with the package."""
+    return sorted(p.stem for p in rules_dir().glob("*.toml") if p.stem != "ops")

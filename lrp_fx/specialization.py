@@ -1,0 +1,145 @@
+"""A capture with everything that is made of it: facts, and per rule set the graphs that explain."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from lrp_fx.analysis import Facts, analyse
+from lrp_fx.capture import TRACING, Call, Captured, failing_node
+from lrp_fx.errors import InputError
+from lrp_fx.explain import Sweeper, Target
+from lrp_fx.explain.latents import looks_inside
+from lrp_fx.explain.reading import Reading, read_output
+from lrp_fx.graph.location import locate
+from lrp_fx.graph.unfuse_attention import write_out_attention
+from lrp_fx.lowering import Lowered, ManyTargets, low_memory
+from lrp_fx.plan import make_plan
+from lrp_fx.recent import Recent
+from lrp_fx.rewrite import Rewritten, rewrite
+from lrp_fx.rules.ruleset import RuleSet
+
+_GRAPHS = 16  #: how many graphs of each kind one capture keeps
+
+Key = tuple[str, tuple[str, ...]]  #: rule set, latents
+
+
+def _recent() -> Recent[Any, Any]:
+    return Recent(_GRAPHS)
+
+
+@dataclass
+class Specialization:
+    """One capture with its facts and, per rule set, its rewritten graph; the graphs that were used last are kept.
+
+    Attributes:
+        captured: the capture.
+        facts: of its graph.
+        example: sizes of the call it was captured with.
+        rewritten: by rule set.
+        sweepers: by rule set and latents.
+        sparing: the same, for low memory.
+        many: the same, for many targets.
+        compiled: the same, compiled graphs without a condition, the latest first.
+        checked: rule sets whose first explanation held (``lrp_fx.explain.check``), attention written out or not.
+    """
+
+    captured: Captured
+    facts: Facts
+    example: Call
+    rewritten: Recent[str, Rewritten] = field(default_factory=_recent)
+    sweepers: Recent[Key, Sweeper] = field(default_factory=_recent)
+    sparing: Recent[Key, Sweeper] = field(default_factory=_recent)
+    many: Recent[Key, ManyTargets] = field(default_factory=_recent)
+    compiled: Recent[Key, tuple[Lowered, ...]] = field(default_factory=_recent)
+    checked: set[tuple[str, bool]] = field(default_factory=set)
+
+    def due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:
+        """Whether an explanation is to be checked: "always", at "first", or never (False)."""
+        return when == "always" or (when == "first" and (ruleset.key, looks_inside(at)) not in self.checked)
+
+    def holds(self, ruleset: RuleSet, at: tuple[str, ...]) -> None:
+        """Note that a check found nothing."""
+        self.checked.add((ruleset.key, looks_inside(at)))
+
+    @cached_property
+    def reading(self) -> Reading:
+        """How the model's output is read."""
+        return read_output(self.captured, self.facts)
+
+    def under(self, ruleset: RuleSet) -> Rewritten:
+        """The graph rewritten under ``ruleset``."""
+
+        def make() -> Rewritten:
+            return rewrite(self.captured, make_plan(self.captured.graph_module.graph, self.facts, ruleset))
+
+        return self.rewritten.recall(ruleset.key, make)
+
+    def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        """The rewritten graph, tapped at its sources and at ``at``."""
+        return (self.written_out if looks_inside(at) else self)._tapped(ruleset, at)
+
+    def _tapped(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        return self.sweepers.recall((ruleset.key, at), lambda: Sweeper.build(self.captured, self.under(ruleset), at))
+
+    def forget(self, key: str) -> None:
+        """Drop what was made for a rule set's key."""
+        self.rewritten.pop(key, None)
+        stores: tuple[Recent[Key, Any], ...] = (self.sweepers, self.sparing, self.many, self.compiled)
+        for store in stores:
+            for tapped in [k for k in store if k[0] == key]:
+                store.pop(tapped, None)
+        self.checked -= {(key, False), (key, True)}
+        if "written_out" in self.__dict__:
+            self.written_out.forget(key)
+
+    @cached_property
+    def written_out(self) -> Specialization:
+        """The same capture with every fused attention written out."""
+        captured = replace(self.captured, graph_module=write_out_attention(self.captured.graph_module))
+        return Specialization(captured, analyse(captured.graph_module.graph, self.facts.ops), self.example)
+
+    def sparing_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+        """The tapped graph with its repeated blocks run again on the way back."""
+        return self.sparing.recall((ruleset.key, at), lambda: low_memory(self.sweeper(ruleset, at)))
+
+    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...], call: Call) -> ManyTargets:
+        """The tapped graph for many targets at once, that serves ``call``."""
+        key = (ruleset.key, at)
+        many = self.many.get(key)
+        if many is None or many.served.mismatch(list(call.tensors.values())) is not None:
+            with TRACING:
+                many = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call)
+        return many
+
+    def use(self, graph: Lowered, at: tuple[str, ...]) -> None:
+        """Let a compiled graph explain from now on, in place of the graph that did for such calls and targets."""
+        key = (graph.sweeper.rewritten.plan.ruleset.key, at)
+        others = (g for g in self.compiled.get(key, ()) if not g.serves(graph.example, graph.target))
+        self.compiled[key] = (graph, *others)[:_GRAPHS]
+
+    def faster(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> Lowered | None:
+        """A compiled graph that explains this call for this target, if one was made."""
+        graphs = self.compiled.get((ruleset.key, at), ())
+        return next((graph for graph in graphs if graph.serves(call, target)), None)
+
+    @contextlib.contextmanager
+    def named_failures(self, call: Call) -> Iterator[None]:
+        """Turn a failure inside the graph into an :class:`InputError` that names the node."""
+        try:
+            yield
+        except RuntimeError as error:
+            graph_module = self.captured.graph_module
+            node = failing_node(graph_module, call.leaves)
+            if node is None:
+                raise
+            inputs = ", ".join(f"'{n}' is {t.dtype} of shape {tuple(t.shape)}" for n, t in call.tensors.items())
+            precisions = ", ".join(sorted({str(p.dtype) for p in graph_module.parameters()})) or "none"
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"the model cannot run on these inputs: {reason}, at {locate(node)}.\nRemedy: {inputs}; its parameters "
+                f"are {precisions}: give inputs of the precision, device and shape that the model itself accepts."
+            ) from error

@@ -1,0 +1,127 @@
+"""Input times gradient by plain autograd: what ``rules="gradient"`` has to agree with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lrp_fx.capture import Captured
+from lrp_fx.capture.containers import closed
+from lrp_fx.capture.conventions import preserved, traceable
+from lrp_fx.explain.accounts import Sweep
+from lrp_fx.rules.functions import relevance_of, source
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Plain gradients of a captured graph.
+
+    Attributes:
+        sources: source node -> its value times its gradient.
+        cotangents: node -> gradient of its value, of those that autograd passed.
+    """
+
+    sources: dict[Node, Tensor]
+    cotangents: dict[Node, Tensor] = field(repr=False)
+
+
+class _Watching(fx.Interpreter):
+    """Runs a captured graph with its sources as leaves, and notes what comes back to every node."""
+
+    def __init__(self, captured: Captured, sources: Sequence[Node]) -> None:
+        super().__init__(captured.graph_module)
+        self.wanted = set(sources)
+        self.leaves: dict[Node, Tensor] = {}
+        self.cotangents: dict[Node, Tensor] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Evaluate one node."""
+        result = super().run_node(n)
+        if n in self.wanted:
+            self.leaves[n] = result = source(result)
+        elif n.op == "get_attr" and isinstance(result, Tensor):
+            result = result.detach()
+        elif isinstance(result, Tensor) and result.requires_grad:
+            result.register_hook(functools.partial(self.cotangents.__setitem__, n))
+        return result
+
+
+def of_graph(
+    captured: Captured, sources: Sequence[Node], leaves: Sequence[Any], choose: Callable[[Any], Tensor]
+) -> Gradients:
+    """Gradients of the explained values at the sources, through the captured graph as it is.
+
+    Raises:
+        RuntimeError: where an operator has no derivative.
+    """
+    watching = _Watching(captured, sources)
+    with torch.inference_mode(False), torch.enable_grad():
+        flat = pytree.tree_leaves(watching.run(*leaves, enable_io_processing=False))
+        chosen = choose(pytree.tree_unflatten(flat, captured.out_spec))
+        nodes, tensors = list(watching.leaves), list(watching.leaves.values())
+        grads: Sequence[Tensor | None] = [None] * len(nodes)
+        if chosen.requires_grad:
+            grads = torch.autograd.grad(chosen.sum(), tensors, allow_unused=True)
+    found = {n: relevance_of(t, g) for n, t, g in zip(nodes, tensors, grads, strict=True)}
+    return Gradients(found, watching.cotangents)
+
+
+def of_model(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    inputs: Mapping[str, Tensor],
+    choose: Callable[[Any], Tensor],
+) -> dict[str, Tensor]:
+    """Value times gradient of some of the floating inputs, by the model itself.
+
+    Args:
+        model: the model; it runs in evaluation mode.
+        args: its arguments, objects taken apart.
+        kwargs: its keywords, the same.
+        inputs: name -> those of the tensors among them that are to be differentiated.
+        choose: output -> (B,).
+
+    Raises:
+        RuntimeError: where the model cannot be differentiated.
+    """
+    flat, spec = pytree.tree_flatten((args, dict(kwargs)))
+    leaves = {name: source(value) for name, value in inputs.items()}
+    names = {id(value): name for name, value in inputs.items()}
+    with torch.inference_mode(False), torch.enable_grad():
+        given = [leaves[names[id(v)]].view_as(v) if id(v) in names else v for v in flat]
+        positional, keyword = pytree.tree_unflatten(given, spec)
+        with preserved(model), traceable(model, experts=None):
+            chosen = choose(model(*closed(positional), **closed(keyword)))
+        if not chosen.requires_grad:
+            raise RuntimeError("its output does not depend on its inputs by anything that autograd sees")
+        grads = torch.autograd.grad(chosen.sum(), list(leaves.values()), allow_unused=True)
+    return {name: relevance_of(leaf, g) for (name, leaf), g in zip(leaves.items(), grads, strict=True)}
+
+
+def first_apart(captured: Captured, sweep: Sweep, gradients: Gradients, tolerance: float) -> Node | None:
+    """The node on the way back at which a sweep under the gradient rules first leaves autograd."""
+
+    def apart(node: Node) -> bool:
+        account = sweep.accounts.get(node)
+        if account is None or not account.outputs or not isinstance(node.meta.get("val"), Tensor):
+            return False
+        plain = gradients.cotangents.get(node)
+        swept = account.outputs[0][1]
+        if plain is None or plain.shape != swept.shape:
+            return bool(swept.any())
+        scale = float(plain.double().abs().max())
+        return not float((plain.double() - swept.double()).abs().max()) <= tolerance * scale
+
+    for node in reversed(captured.graph_module.graph.nodes):
+        if apart(node):
+            users = [u for u in node.users if u in sweep.accounts and not apart(u)]
+            return users[-1] if users else node
+    return None

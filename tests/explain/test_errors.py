@@ -1,0 +1,232 @@
+"""Every error names where it happened and what to do."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+import lrp_fx
+from lrp_fx import errors
+from lrp_fx.rules.ruleset import RuleSet
+
+
+@torch.library.custom_op("lrp_test::mystery", mutates_args=())
+def mystery(x: torch.Tensor) -> torch.Tensor:
+    return 3 * x
+
+
+mystery.register_fake(lambda x: torch.empty_like(x))
+mystery.register_autograd(lambda ctx, g: 3 * g, setup_context=lambda ctx, inputs, output: None)
+
+
+class Inner(nn.Module):
+    def forward(self, x):
+        return mystery(x)
+
+
+class UsesMystery(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.block = Inner()
+
+    def forward(self, x):
+        return self.block(x).sum(-1)
+
+
+def test_unknown_op_names_op_module_source_and_remedy():
+    with pytest.raises(errors.UnknownOpError) as caught:
+        lrp_fx.convert(UsesMystery(), torch.randn(2, 3))
+    message = str(caught.value)
+    assert "lrp_test.mystery" in message and "module 'block'" in message
+    assert "test_errors.py" in message and "return mystery(x)" in message
+    assert '{"linear": {"lrp_test.mystery": "x"}}' in message
+
+
+def test_a_declared_op_converts(tmp_path):
+    x = torch.randn(2, 3, dtype=torch.float64)
+    attribution = lrp_fx.convert(UsesMystery(), x, ops={"linear": {"lrp_test.mystery": "x"}}).explain(x)
+    torch.testing.assert_close(attribution.relevance["x"], 3 * x)
+    table = tmp_path / "mine.toml"
+    table.write_text('[linear]\n"lrp_test.mystery" = "x"\n')
+    assert lrp_fx.convert(UsesMystery(), x, ops=table).explain(x).ledger.balance < 1e-9
+
+
+def test_an_unknown_op_off_the_path_of_relevance_is_no_error():
+    class Off(nn.Module):
+        def forward(self, x):
+            return x * mystery(torch.ones(3, dtype=x.dtype))
+
+    lrp_fx.convert(Off(), torch.randn(2, 3)).explain(torch.randn(2, 3))
+
+
+def test_capture_error_carries_the_reason():
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(errors.CaptureError, match=r"cannot capture Branches.*\n.*Remedy"):
+        lrp_fx.convert(Branches(), torch.randn(2, 3), capture="export")
+
+    class Fails(nn.Module):
+        def forward(self, x):
+            return x @ torch.ones(7, 7)
+
+    with pytest.raises(errors.CaptureError, match=r"Fails does not run on these inputs: RuntimeError.*\n.*Remedy"):
+        lrp_fx.convert(Fails(), torch.randn(2, 3))
+    with pytest.raises(ValueError, match="choose one of auto, export, trace"):
+        lrp_fx.convert(Branches(), torch.randn(2, 3), capture="dynamo")
+
+
+def test_nothing_captured_yet():
+    with pytest.raises(errors.CaptureError, match=r"give convert\(\) example inputs"):
+        lrp_fx.convert(nn.Linear(2, 2)).report()
+
+
+def test_empty_batch():
+    with pytest.raises(errors.InputError, match=r"'input' is empty \(shape \(0, 2\)\)"):
+        lrp_fx.convert(nn.Linear(2, 2)).explain(torch.randn(0, 2))
+
+
+def test_wrong_dtype():
+    xmodel = lrp_fx.convert(nn.Sequential(nn.Linear(2, 2)))
+    for call in (xmodel, xmodel.explain):
+        with pytest.raises(errors.InputError) as caught:
+            call(torch.randn(3, 2, dtype=torch.float64))
+        message = str(caught.value)
+        assert "same dtype" in message and "module '0'" in message
+        assert "'input' is torch.float64" in message and "parameters are torch.float32" in message
+
+
+def test_not_a_module():
+    with pytest.raises(TypeError, match=r"expects an nn\.Module, not function"):
+        lrp_fx.convert(lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("attnlpr", r"no rule set 'attnlpr'.*attnlrp"),
+        ({"base": "attnlrp", "rules": {"linera": "epsilon"}}, "unknown role 'linera'; roles are linear"),
+        (
+            {"base": "attnlrp", "rules": {"linear": "epsilonn"}},
+            "role 'linear' has no rule 'epsilonn'; choose one of epsilon",
+        ),
+        ({"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": -1}}}, "must be numbers >= 0"),
+        ({"rules": {"linear": "epsilon"}}, r"no rule for role\(s\) selection"),
+        ({"base": "attnlrp", "rule": {}}, r"unknown keys \['rule'\]"),
+    ],
+)
+def test_bad_rule_sets(source, message):
+    with pytest.raises(errors.RuleSetError, match=message):
+        RuleSet.load(source)
+
+
+def test_bad_op_tables():
+    with pytest.raises(
+        errors.RuleSetError,
+        match=r"unknown section \[linaer\] \(did you mean 'linear'\?\); the op table knows movement",
+    ):
+        lrp_fx.convert(nn.Linear(2, 2), ops={"linaer": {}})
+    with pytest.raises(errors.RuleSetError, match="unknown role 'linaer'"):
+        lrp_fx.register_op("a::b", role="linaer", relevance_args=["x"])
+
+
+@pytest.mark.parametrize(
+    ("ops", "message"),
+    [
+        (
+            {"linear": {"aten.cosine_similarty": "x1"}},
+            r"no operator 'aten.cosine_similarty' \(did you mean 'aten.cosine_s",
+        ),
+        ({"linear": {"atne.mul": "self"}}, "no operator 'atne.mul'"),
+        ({"linear": {"aten.mul.Tnsor": "self"}}, "no operator 'aten.mul.Tnsor'"),
+        ({"linear": {"lrp_test.mystery": "y"}}, r"mystery names y.*arguments are x$"),
+        (
+            {"nonlinearity": {"lrp_test.mystery": {"args": "x", "slopee": "x"}}},
+            r"field 'slopee' \(did you mean 'slope'",
+        ),
+        ({"movement": {"lrp_test.mystery": {"args": "x", "degree": 1}}}, "unknown field 'degree'"),
+        ({"nonlinearity": {"aten.atan2": "self other"}}, 'a "function"'),
+        ({"linear": "lrp_test.mystery"}, r"\[linear\] maps operators to their operands"),
+    ],
+)
+def test_declarations_that_say_nothing_true(ops, message, tmp_path):
+    with pytest.raises(errors.RuleSetError, match=message):
+        lrp_fx.convert(nn.Linear(2, 2), ops=ops)
+    (kind, entries), *_ = ops.items()
+    if isinstance(entries, dict):
+        ((name, fields), *_) = entries.items()
+        fields = dict(fields) if isinstance(fields, dict) else {"args": fields}
+        named = fields.pop("args").split()
+        with pytest.raises(errors.RuleSetError, match=message):
+            lrp_fx.register_op(name.replace(".", "::", 1), role=kind, relevance_args=named, **fields)
+        assert name not in lrp_fx.operators.table._REGISTERED
+
+
+def own(name, function, operands=1, derivative=True):
+    """A custom operator that computes ``function``."""
+    schema = "(" + ", ".join(f"Tensor {c}" for c in "xy"[:operands]) + ") -> Tensor"
+    op = torch.library.custom_op(f"lrp_advice::{name}", function, mutates_args=(), schema=schema)
+    op.register_fake(function)
+
+    def backward(ctx, g):
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_() for t in ctx.saved_tensors]
+            return torch.autograd.grad(function(*leaves), leaves, g)
+
+    if derivative:
+        op.register_autograd(backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+    return op
+
+
+ADVICE = {
+    "shuffled": (own("shuffled", lambda x: x.flip(-1).clone()), '"movement": {"lrp_advice.shuffled": "x"}'),
+    "tripled": (own("tripled", lambda x: 3 * x), '"linear": {"lrp_advice.tripled": "x"}'),
+    "matrix": (own("matrix", lambda x, y: x @ y.mT, 2), '"product": {"lrp_advice.matrix": "x y"}'),
+    "gram": (own("gram", lambda x: x @ x.mT), '"degree": 2.0, "elementwise": false'),
+    "length": (own("length", lambda x, y: torch.hypot(x, y), 2), '"linear": {"lrp_advice.length": "x y"}'),
+    "swish": (own("swish", lambda x: x * x.sigmoid()), '"nonlinearity": {"lrp_advice.swish": "x"}'),
+    "blunt": (own("blunt", lambda x: x * x.sigmoid(), derivative=False), '"nonlinearity": {"lrp_advice.blunt": "x"}'),
+    "sums": (own("sums", lambda x, y: (x.exp() + y).log(), 2), '"function": {"lrp_advice.sums": "x y"}'),
+    "lost": (own("lost", lambda x: x @ x.mT, derivative=False), "it has no derivative"),
+    "noise": (own("noise", lambda x: x + torch.randn_like(x)), "other numbers every time"),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_advice_is_what_the_operator_turns_out_to_be(name):
+    """And following it gives relevance that adds up."""
+    op, expected = ADVICE[name]
+
+    class Uses(nn.Module):
+        def forward(self, x):
+            return op(x) if len(op._opoverload._schema.arguments) == 1 else op(x, 2 * x)
+
+    x = torch.rand(2, 4, dtype=torch.float64) + 0.5
+    state = torch.get_rng_state()
+    with pytest.raises(errors.UnknownOpError) as caught:
+        lrp_fx.convert(Uses(), x)
+    assert name == "noise" or torch.equal(state, torch.get_rng_state())
+    message = str(caught.value)
+    assert expected in message and "docs/operators.md" in message
+    if "Declare it so" in message:
+        ops = json.loads(message.partition("convert(ops=...): ")[2].partition(". (docs")[0])
+        assert lrp_fx.convert(Uses(), x, ops=ops).explain(x, target=0).ledger.balance < 1e-12
+    else:
+        assert '"linear"' not in message
+
+
+def test_missing_extra_names_the_extra():
+    with pytest.raises(errors.MissingExtraError, match=r"pip install 'lrp_fx\[html\]'"):
+        errors.require("a_module_that_does_not_exist", "html")
+
+
+def test_instance_norm_with_running_statistics_is_named():
+    model, x = nn.InstanceNorm2d(3, track_running_stats=True).eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    model.running_mean.normal_()
+    with pytest.raises(errors.UnknownOpError, match=r"running statistics at node 'instance_norm'.*declare it so"):
+        lrp_fx.convert(model.double(), x).explain(x, target=(0, 0, 0))
+    declared = lrp_fx.convert(model, x, ops={"linear": {"aten.instance_norm": "input"}})
+    ledger = declared.explain(x, target=(0, 0, 0)).ledger
+    assert ledger.balance < 1e-9 and ledger["bias"] != 0
