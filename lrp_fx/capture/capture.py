@@ -207,6 +207,7 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     normalise.see_through(graph_module.graph)
     normalise.boolean_conditions(graph_module.graph)
     normalise.spell_out(graph_module.graph)
+    normalise.whole_batch_norms(graph_module.graph)
     normalise.pools_to_means(graph_module.graph)
     normalise.split_moments(graph_module.graph)
     free_of_inputs(graph_module.graph)

@@ -12,24 +12,21 @@ from torch.utils import _pytree as pytree
 from lrp_fx.explain.accounts import Account, safe_dot
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import bind
-
-#: whose gradient of the bias alone ends the process where the input is channels-last (torch 2.13, CPU)
-_CRASHING = {torch.ops.aten.group_norm.default}
+from lrp_fx.rules.derivatives import differentiable
 
 
 def call(account: Account, replaced: dict[Slot, Tensor]) -> Any:
     """The captured operator on recorded arguments, some of them replaced."""
     args, kwargs = account.arguments
     schema = list(bind(account.node))
-    held = _contiguous if account.node.target in _CRASHING else plain
 
     def swap(name: str, value: Any) -> Any:
         if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-            return [replaced.get(Slot(name, i), held(v)) for i, v in enumerate(value)]
-        return replaced.get(Slot(name), held(value))
+            return [replaced.get(Slot(name, i), plain(v)) for i, v in enumerate(value)]
+        return replaced.get(Slot(name), plain(value))
 
     names = positional(account.node, schema)
-    return account.node.target(  # type: ignore[operator]
+    return differentiable(account.node.target)(
         *[swap(n, a) for n, a in zip(names, args, strict=False)], **{k: swap(k, v) for k, v in kwargs.items()}
     )
 
@@ -43,10 +40,6 @@ def positional(node: Node, names: list[str]) -> list[str]:
 def plain(value: Any) -> Any:
     """A tensor as a constant; anything else as it is."""
     return value.detach() if isinstance(value, Tensor) else value
-
-
-def _contiguous(value: Any) -> Any:
-    return value.detach().contiguous() if isinstance(value, Tensor) else value
 
 
 def value_of(account: Account, slot: Slot) -> Tensor | None:

@@ -10,14 +10,13 @@ from torch import fx
 from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
-from lrp_fx.errors import UnknownOpError
 from lrp_fx.graph.copies import copy_graph
-from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import Slot, all_slots, is_float, replace
 from lrp_fx.operators.table import OpSpec, bind, set_arg
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rewrite.layer_runs import RUN, run_parts
 from lrp_fx.rewrite.pooling import spread
+from lrp_fx.rules.derivatives import own_derivatives
 from lrp_fx.rules.factors import share_of_factors
 from lrp_fx.rules.functions import (
     closed_identity_rule,
@@ -74,6 +73,7 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
         elif (old in plan.stopped or _touches(plan, old)) and _is_float_tensor(old):
             results[old] = _after(graph, node, _detach)
     graph.eliminate_dead_code()
+    own_derivatives(graph)
     graph.lint()
     module = fx.GraphModule(captured.graph_module, graph, class_name="ExplainableGraph")
     return Rewritten(module, copies, results, plan)
@@ -282,21 +282,17 @@ def _between(node: Node, end: Node) -> set[Node]:
 def _normalization(graph: Graph, node: Node, spec: OpSpec) -> Node:
     bound, layout = bind(node), spec.extra["layout"]
     x, weight = bound["input"], bound.get("weight")
-    if layout == "instance" and not bound.get("use_input_stats", True):
-        raise UnknownOpError(
-            f"instance normalization with running statistics at {locate(node)} is linear, not a normalization: "
-            'declare it so for this model, convert(ops={"linear": {"aten.instance_norm": "input"}})'
-        )
     if layout == "layer":
-        groups, width = 0, len(bound["normalized_shape"])
+        width = len(bound["normalized_shape"])
+    elif layout == "batch":
+        width = 0
     else:
-        groups = bound["num_groups"] if layout == "group" else int(x.meta["val"].shape[1])
-        width = -groups
+        width = -(bound["num_groups"] if layout == "group" else int(x.meta["val"].shape[1]))
     eps = bound["eps"] if bound["eps"] is not None else default_eps(x.meta["val"].dtype)
     _before(graph, node, Slot("input"), _detach)
     anchor = node.next
     with graph.inserting_before(anchor):
-        if weight is not None and groups:
+        if weight is not None and layout != "layer":
             along = [-1] + [1] * (x.meta["val"].dim() - 2)
             weight = graph.call_function(torch.ops.aten.reshape.default, (weight, along))
         new = graph.call_function(normalization_rule, (node, x, weight, width, eps, spec.extra["centred"]))

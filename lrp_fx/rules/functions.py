@@ -236,8 +236,16 @@ class _Product(Function):
 
 def _rows(x: Tensor, width: int) -> Tensor:
     """x in float32 or wider, with all that shares a statistic in the last dimension: ``width`` trailing ones when
-    positive, ``-width`` groups of channels (dimension 1) when negative."""
+    positive, ``-width`` groups of channels (dimension 1) when negative, a channel of all samples when 0."""
+    if width == 0:
+        return wide(x).movedim(1, 0).flatten(1)
     return wide(x).flatten(-width) if width > 0 else wide(x).reshape(x.shape[0], -width, -1)
+
+
+def _from_rows(rows: Tensor, like: Tensor, width: int) -> Tensor:
+    """Undo :func:`_rows` of a tensor like ``like``."""
+    rows = rows.reshape(like.movedim(1, 0).shape).movedim(0, 1) if width == 0 else rows.reshape(like.shape)
+    return rows.to(like.dtype)
 
 
 def default_eps(dtype: torch.dtype) -> float:
@@ -258,7 +266,7 @@ def normalization_cotangent(g: Tensor, rstd: Tensor, weight: Tensor | None, widt
     back = _rows(g if weight is None else g * weight, width) * rstd
     if centred:
         back = back - back.mean(-1, keepdim=True)
-    return back.reshape(g.shape).to(g.dtype)
+    return _from_rows(back, g, width)
 
 
 def _register(rule: type[Function], schema: str) -> Any:

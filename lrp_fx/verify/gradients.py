@@ -16,6 +16,7 @@ from lrp_fx.capture import Captured
 from lrp_fx.capture.containers import closed
 from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.explain.accounts import Sweep
+from lrp_fx.rules.derivatives import differentiable
 from lrp_fx.rules.functions import relevance_of, source
 
 
@@ -51,6 +52,10 @@ class _Watching(fx.Interpreter):
         elif isinstance(result, Tensor) and result.requires_grad:
             result.register_hook(functools.partial(self.cotangents.__setitem__, n))
         return result
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call one operator, with the derivative that it has in a sweep."""
+        return super().call_function(differentiable(target), args, kwargs)
 
 
 def of_graph(

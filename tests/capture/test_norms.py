@@ -49,6 +49,14 @@ NORMS = {  # of (B, 6, T): fused, and written out
         lambda x, w, b: F.batch_norm(x, *_batch(x), w, b),
         lambda x, w, b: (x * (2 + 1e-5) ** -0.5) * w[:, None] + b[:, None],
     ),
+    "batch, of these samples": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, True),
+        lambda x, w, b: _normed(x, (0, 2)) * w[:, None] + b[:, None],
+    ),
+    "instance, given statistics": (
+        lambda x, w, b: F.instance_norm(x, *_batch(x), w, b, False),
+        lambda x, w, b: (x * (2 + 1e-5) ** -0.5) * w[:, None] + b[:, None],
+    ),
     "group, weight alone": (lambda x, w, b: F.group_norm(x, 2, w), lambda x, w, b: _grouped(x, 2) * w[:, None]),
     "group, bias alone": (
         lambda x, w, b: F.group_norm(x, 2, None, b),
@@ -137,3 +145,41 @@ def test_every_way_agrees(name):
     for found in ways:
         for of in "xc":
             assert torch.allclose(found[of], wanted[of], rtol=1e-10, atol=1e-14) and wanted[of].any()
+
+
+class Written(nn.Module):
+    """A convolution, a normalization, and next to them a write in place."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.head = nn.Conv1d(6, 6, 3), norm, nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.clone()
+        y += 1.0
+        return self.head(self.norm(self.convolution(x)).relu().mean(2)) + y.mean((1, 2))[:, None]
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", "gradient", "vit_gamma"])
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(6), nn.BatchNorm1d(6, affine=False), nn.BatchNorm1d(6, track_running_stats=False),
+        nn.InstanceNorm1d(6, affine=True, track_running_stats=True), nn.GroupNorm(2, 6),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_recorded_run_with_a_write_in_place(norm, rules):
+    """Normalizations are not taken apart: folded into layers as in an exported graph, and all is accounted for."""
+    torch.manual_seed(0)
+    model, (x, _) = Written(norm).double().eval(), _inputs()
+    with torch.no_grad():
+        for tensor in (*norm.parameters(), *norm.buffers()):
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    wanted = lrp_fx.convert(model, x, rules=rules, capture="export")
+    found = lrp_fx.convert(model, x, rules=rules, capture="trace")
+    for xmodel in (wanted, found):
+        assert torch.allclose(xmodel(x), model(x), rtol=1e-12) and xmodel.verify(x, target=1).passed
+    exported, recorded = (m.explain(x, target=1) for m in (wanted, found))
+    assert recorded.ledger.balance < 1e-12
+    assert torch.allclose(recorded.relevance["x"], exported.relevance["x"], rtol=1e-9, atol=1e-12)

@@ -220,13 +220,3 @@ def test_advice_is_what_the_operator_turns_out_to_be(name):
 def test_missing_extra_names_the_extra():
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'lrp_fx\[html\]'"):
         errors.require("a_module_that_does_not_exist", "html")
-
-
-def test_instance_norm_with_running_statistics_is_named():
-    model, x = nn.InstanceNorm2d(3, track_running_stats=True).eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    model.running_mean.normal_()
-    with pytest.raises(errors.UnknownOpError, match=r"running statistics at node 'instance_norm'.*declare it so"):
-        lrp_fx.convert(model.double(), x).explain(x, target=(0, 0, 0))
-    declared = lrp_fx.convert(model, x, ops={"linear": {"aten.instance_norm": "input"}})
-    ledger = declared.explain(x, target=(0, 0, 0)).ledger
-    assert ledger.balance < 1e-9 and ledger["bias"] != 0

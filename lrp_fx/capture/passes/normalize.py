@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.module_calls import hand_on
+from lrp_fx.operators.table import bind
 
 aten = torch.ops.aten
 
@@ -146,6 +147,21 @@ def in_one_mode(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if "val" in node.meta:
             node.meta["val"] = pytree.tree_map(moved, node.meta["val"])
+
+
+def whole_batch_norms(graph: fx.Graph) -> None:
+    """What functionalisation makes of ``batch_norm``, with its saved statistics -> ``batch_norm``: the same kernel."""
+    for node in graph.find_nodes(op="call_function", target=aten._native_batch_norm_legit_no_training.default):
+        if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
+            continue
+        *operands, momentum, eps = bind(node).values()
+        with graph.inserting_before(node):
+            new = graph.call_function(aten.batch_norm.default, (*operands, False, momentum, eps, False))
+        new.meta = dict(node.meta) | {"val": node.meta["val"][0]}
+        for user in list(node.users):
+            user.replace_all_uses_with(new)
+            graph.erase_node(user)
+        graph.erase_node(node)
 
 
 _POOLS = {aten.adaptive_avg_pool1d.default: 1, aten.adaptive_avg_pool2d.default: 2, aten.adaptive_avg_pool3d.default: 3}
