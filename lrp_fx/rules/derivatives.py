@@ -9,7 +9,6 @@ such an input. Here the backward is a formula.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +16,14 @@ import torch
 from torch import Tensor, fx
 from torch.autograd import Function
 
-from lrp_fx.rules.functions import wide
+from lrp_fx.rules.functions import exportable, wide
 
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class _Statistics:
-    """What a normalization divides by: statistics of its own, or given ones (one number a channel, dimension 1).
+    """What a normalization divides by: statistics of x, or given ones (one number a channel, dimension 1).
 
     Attributes:
         eps: what is added to the variance.
@@ -34,9 +33,9 @@ class _Statistics:
     """
 
     eps: float
-    own: bool = True
-    groups: int = 0
-    samples: bool = False
+    own: bool
+    groups: int
+    samples: bool
 
     def scaled(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
         """(x - mean) * rstd, and rstd; channels split."""
@@ -75,28 +74,29 @@ def _by_channel(value: Tensor, like: Tensor) -> Tensor:
 
 
 class _Normalized(Function):
-    """y = (x - mean) * rstd * weight + bias, computed by an operator; its backward by the formula."""
+    """Plain gradient of y = (x - mean) * rstd * weight + bias, by the formula."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        op: Callable[..., Tensor], how: _Statistics, x: Tensor, weight: Tensor | None, bias: Tensor | None,
-        mean: Tensor | None, var: Tensor | None,
+        y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None,
+        eps: float, own: bool, groups: int, samples: bool,
     ) -> Tensor:  # fmt: skip
-        return op(x, weight, bias, mean, var)
+        return y.view_as(y)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, how, x, weight, bias, mean, var = inputs
-        reads = how.own or (weight is not None and weight.requires_grad)
-        ctx.how, ctx.dtypes = how, [t if t is None else t.dtype for t in (x, weight, bias)]
-        ctx.save_for_backward(x if reads else None, weight, None if how.own else mean, None if how.own else var)
+        _, x, weight, bias, mean, var, *how = inputs
+        ctx.how = _Statistics(*how)
+        ctx.dtypes = [t if t is None else t.dtype for t in (x, weight, bias)]
+        reads = ctx.how.own or (weight is not None and weight.requires_grad)
+        ctx.save_for_backward(x if reads else None, weight, mean, var)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, weight, mean, var = ctx.saved_tensors
-        _, _, of_x, of_weight, of_bias, _, _ = ctx.needs_input_grad
+        _, of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
         how: _Statistics = ctx.how
         g, rest = wide(g), [d for d in range(g.dim()) if d != 1]
         back = g if weight is None else g * _by_channel(wide(weight), g)
@@ -108,15 +108,27 @@ class _Normalized(Function):
             back = how.free(how.split(back), scaled) if how.own else back
             found[:2] = how.joined(back * rstd), (g * how.joined(scaled)).sum(rest) if of_weight else None
         cast = [t if t is None else t.to(dtype) for t, dtype in zip(found, ctx.dtypes, strict=True)]
-        return None, None, *cast, None, None
+        return None, *cast, *(None for _ in range(6))
 
 
-def _normalized(
-    op: Callable[..., Tensor], how: _Statistics, x: Tensor, weight: Tensor | None, bias: Tensor | None,
-    mean: Tensor | None = None, var: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    call = op if torch.compiler.is_exporting() else lambda *given: _Normalized.apply(op, how, *given)
-    return call(x, weight, bias, mean, var)
+_normalized = exportable(
+    _Normalized,
+    "normalized(Tensor y, Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, bool own, "
+    "int groups, bool samples) -> Tensor",
+)
+
+
+def normalized(y: Tensor, *operands: Tensor | None, eps: float, own: bool, groups: int, samples: bool) -> Tensor:
+    """y, with the plain gradient of a normalization for its operands: x, weight, bias, mean and variance.
+
+    See :class:`_Statistics` for the others. The mean and the variance are read where they are not x's own.
+    """
+    call = _normalized if torch.compiler.is_exporting() else _Normalized.apply
+    return call(y, *operands, eps, own, groups, samples)
+
+
+def _held(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 # the arguments of these are the operators' own, by name
@@ -126,31 +138,26 @@ def _batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     training: bool, momentum: float, eps: float, cudnn_enabled: bool,
 ) -> Tensor:  # fmt: skip
-    def op(*given: Any) -> Tensor:
-        return aten.batch_norm.default(*given, training, momentum, eps, cudnn_enabled)
-
-    how = _Statistics(eps, training, samples=True)
-    return _normalized(op, how, input, weight, bias, running_mean, running_var)
+    operands, how = (input, weight, bias, running_mean, running_var), (training, momentum, eps, cudnn_enabled)
+    y = aten.batch_norm.default(*map(_held, operands), *how)
+    return normalized(y, *operands, eps=eps, own=training, groups=0, samples=True)
 
 
 def _instance_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None,
     use_input_stats: bool, momentum: float, eps: float, cudnn_enabled: bool,
 ) -> Tensor:  # fmt: skip
-    def op(*given: Any) -> Tensor:
-        return aten.instance_norm.default(*given, use_input_stats, momentum, eps, cudnn_enabled)
-
-    return _normalized(op, _Statistics(eps, use_input_stats), input, weight, bias, running_mean, running_var)
+    operands, how = (input, weight, bias, running_mean, running_var), (use_input_stats, momentum, eps, cudnn_enabled)
+    y = aten.instance_norm.default(*map(_held, operands), *how)
+    return normalized(y, *operands, eps=eps, own=use_input_stats, groups=0, samples=False)
 
 
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:  # fmt: skip
-    def op(x: Tensor, weight: Tensor | None, bias: Tensor | None, *_: None) -> Tensor:
-        return aten.group_norm.default(x, num_groups, weight, bias, eps, cudnn_enabled)
-
-    return _normalized(op, _Statistics(eps, groups=num_groups), input, weight, bias)
+    y = aten.group_norm.default(_held(input), num_groups, _held(weight), _held(bias), eps, cudnn_enabled)
+    return normalized(y, input, weight, bias, None, None, eps=eps, own=True, groups=num_groups, samples=False)
 
 
 _OWN = {

@@ -269,7 +269,7 @@ def normalization_cotangent(g: Tensor, rstd: Tensor, weight: Tensor | None, widt
     return _from_rows(back, g, width)
 
 
-def _register(rule: type[Function], schema: str) -> Any:
+def exportable(rule: type[Function], schema: str) -> Any:
     """The exportable twin of a rule: an operator with the same backward (it copies: operators return no views)."""
     name = schema.split("(")[0]
     op = torch.library.custom_op(
@@ -280,16 +280,16 @@ def _register(rule: type[Function], schema: str) -> Any:
     return op
 
 
-_scale = _register(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
-_identity = _register(_Identity, "identity_rule(Tensor y, Tensor x, Tensor slope) -> Tensor")
-_closed_identity = _register(_ClosedIdentity, "closed_identity_rule(Tensor y, Tensor x, str slope) -> Tensor")
-_epsilon = _register(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor")
-_share = _register(
+_scale = exportable(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
+_identity = exportable(_Identity, "identity_rule(Tensor y, Tensor x, Tensor slope) -> Tensor")
+_closed_identity = exportable(_ClosedIdentity, "closed_identity_rule(Tensor y, Tensor x, str slope) -> Tensor")
+_epsilon = exportable(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor")
+_share = exportable(
     _Share, "share_relevance(Tensor y, Tensor total, float coefficient, int sign, float epsilon) -> Tensor"
 )
-_rectified = _register(_Rectified, "rectified_rule(Tensor y) -> Tensor")
-_own = _register(_Own, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
-_normalization = _register(
+_rectified = exportable(_Rectified, "rectified_rule(Tensor y) -> Tensor")
+_own = exportable(_Own, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
+_normalization = exportable(
     _Normalization,
     "normalization_rule(Tensor y, Tensor x, Tensor? weight, int width, float eps, bool centred) -> Tensor",
 )

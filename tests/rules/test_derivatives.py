@@ -149,5 +149,10 @@ def test_one_sample_is_one_of_three(kind, rules, captured):
     }
     for way, found in ways.items():
         assert (found - many[:1]).abs().max() < 1e-10 * many.abs().max(), way
+    exported = torch.export.export(xmodel.graph_module, (one,)).module()
+    for module in (exported, xmodel):
+        leaf = one.clone().requires_grad_()
+        gradient = torch.autograd.grad(module(leaf)[0, 1], leaf)[0]
+        assert (one * gradient - many[:1]).abs().max() < 1e-10 * many.abs().max()
     if rules == "gradient":
-        assert torch.autograd.gradcheck(lambda t: xmodel(t)[:, 1], one.clone().requires_grad_())
+        assert torch.autograd.gradcheck(lambda t: xmodel(t)[:, 1], leaf)
