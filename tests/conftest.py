@@ -11,10 +11,17 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "lrp", deadline=None, max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck)
-)
+ANYHOW = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("lrp", max_examples=12, derandomize=True, **ANYHOW)
+settings.register_profile("thorough", max_examples=60, print_blob=True, **ANYHOW)  # (tools/test --thorough)
 settings.load_profile("lrp")
+
+
+def pytest_generate_tests(metafunc):
+    """Models that are made from a ``drawn`` number: the same ones every time, others under a seed."""
+    if "drawn" in metafunc.fixturenames:
+        first = int(metafunc.config.getoption("--hypothesis-seed") or 0)
+        metafunc.parametrize("drawn", range(first, first + 30))
 
 
 @pytest.fixture(autouse=True)

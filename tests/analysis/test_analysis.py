@@ -41,12 +41,14 @@ ROLES = {
         lambda a, b: a * torch.sigmoid(b),
         lambda a, b: a * (0.5 * b * (1 + torch.tanh(b))),
         lambda a, b: 2 * F.relu(a).unsqueeze(1).squeeze(1) * b,
+        lambda a, b: a * (1 / (1 + torch.exp(-b))),
     ],
     "bilinear": [
         lambda a, b: a * b,
         lambda a, b: a / b,
         lambda a, b: a @ b.transpose(1, 2),
         lambda a, b: F.silu(a) * F.silu(b),
+        lambda a, b: (a @ b.transpose(1, 2)).softmax(-1) @ b,
     ],
     "nonlinearity": [lambda a, b: a * torch.sigmoid(a) + b, lambda a, b: a**3 + b, lambda a, b: 1 / (2 + a.exp()) + b],
     "softmax": [lambda a, b: a.softmax(-1) + b, lambda a, b: a.exp() / a.exp().sum(-1, keepdim=True) + b],
@@ -61,7 +63,7 @@ def test_roles_follow_from_dataflow(role, index):
     xmodel = lrp_fx.convert(Two(function), torch.randn(2, 4, 6))
     found = {row.role for row in xmodel.report().rows} - {"linear", "movement", "statistic"}
     assert role in found
-    assert not found & ({"gate", "bilinear", "normalization"} - {role})
+    assert not found & ({"gate", "recurrent-gate", "bilinear", "normalization"} - {role})
 
 
 def test_masks_positions_and_rotary_tables_do_not_carry():

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from typer.testing import CliRunner
 
+import lrp_fx
 from lrp_fx.cli.evaluate import text_task
 from lrp_fx.cli.main import app
 from lrp_fx.errors import InputError, NumericalError
@@ -31,6 +32,7 @@ from lrp_fx.evaluate import (
 )
 from lrp_fx.evaluate.metrics import Scene, completeness, leave_one_out_correlation, localisation
 from lrp_fx.evaluate.perturbation import leave_one_out, ranks
+from lrp_fx.evaluate.randomisation import from_the_top
 from lrp_fx.evaluate.results import bootstrap
 
 EFFECTS = torch.tensor(
@@ -208,6 +210,13 @@ def test_randomisation_tells_a_method_that_ignores_the_model():
     assert list(changed) == ["randomised 50%", "randomised 100%"]
     assert float(changed["randomised 100%"].mean()) < 0.6
     assert all(torch.equal(p, w) for p, w in zip(model.parameters(), weights, strict=True))  # the model is left alone
+
+
+def test_parameters_are_drawn_anew_from_the_output_down():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 2))
+    captured = lrp_fx.convert(model, torch.randn(2, 4)).current.captured
+    groups = from_the_top(model, captured)
+    assert [[tuple(p.shape) for p in group] for group in groups] == [[(2, 5), (2,)], [(5, 6)], [(6, 4), (6,)]]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Targets, latents, sources, lazy capture, dynamic shapes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from models import build
@@ -130,6 +132,17 @@ def test_the_ledger_is_a_mapping_that_sums_to_the_target(llama):
     assert set(ledger) == {"input", "softmax"} and "bias" not in ledger and ledger["bias"] == 0
     assert abs(sum(ledger.by("role").values()) - ledger.target) < 1e-9
     assert abs(sum(ledger.by("module").values()) - ledger.target) < 1e-9
+
+
+def test_a_ledger_that_lacks_an_entry_does_not_balance(classifier):
+    _, x, xmodel = classifier
+    ledger = xmodel.explain(x).ledger
+    assert ledger.balance < 1e-12
+    whole = sum(abs(e.amount) for e in ledger.entries)
+    least = min(ledger.entries, key=lambda e: abs(e.amount))
+    part = replace(ledger, entries=tuple(e for e in ledger.entries if e is not least))
+    assert part.residual == pytest.approx(least.amount)
+    assert part.balance == pytest.approx(abs(least.amount) / max(abs(ledger.target), whole - abs(least.amount)))
 
 
 def test_a_floating_padding_mask_is_no_source():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from models import build
+from torch import nn
 
 import lrp_fx
 
@@ -57,3 +58,36 @@ def test_samples_of_different_lengths_explain_as_alone():
     alone = xmodel.explain(input_ids=tokens[:1, :5], attention_mask=mask[:1, :5])
     torch.testing.assert_close(both.relevance["input_ids"][:1, :5], alone.relevance["input_ids"], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(both.target[:1], alone.target)
+
+
+class Words(nn.Module):
+    """Logits of every position, whatever the masks."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.last = nn.Embedding(10, 4, dtype=torch.float64), nn.Linear(4, 5, dtype=torch.float64)
+
+    def forward(self, input_ids, attention_mask=None, decoder_attention_mask=None, pair_mask=None):
+        return self.last(self.words(input_ids))
+
+
+FIRST_TWO, FIRST_THREE, OF_MORE = ([1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0, 0, 0])
+#: which masks are given -> the position that is explained
+ENDS = [
+    ({}, 3),
+    ({"attention_mask": FIRST_TWO}, 1),
+    ({"attention_mask": FIRST_TWO, "decoder_attention_mask": FIRST_THREE}, 2),
+    ({"attention_mask": OF_MORE}, 3),
+    ({"attention_mask": OF_MORE, "decoder_attention_mask": FIRST_TWO}, 1),
+    ({"pair_mask": [FIRST_TWO] * 4}, 3),
+]
+
+
+@pytest.mark.parametrize(("masks", "position"), ENDS)
+def test_which_input_says_where_a_sequence_ends(masks, position):
+    model, tokens = Words(), torch.tensor([[5, 6, 0, 0], [7, 8, 0, 0]])
+    given = {name: torch.tensor([mask, mask]) for name, mask in masks.items()}
+    found = lrp_fx.convert(model).explain(tokens, target=2, **given)
+    torch.testing.assert_close(found.target, model(tokens)[:, position, 2])
+    assert found.relevance["input_ids"].nonzero()[:, 1].tolist() == [position] * 2

@@ -395,3 +395,27 @@ def test_sizes_are_fixed_only_where_they_cannot_be_free(fate: str) -> None:
         return _Made(free, "Ne(s0, 2)" if free and fate != "serves" else None)
 
     assert freest(make, []).free is (fate == "serves")
+
+
+class Sides(torch.nn.Module):
+    """Two sequences of lengths of their own, summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(3, 4), torch.nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.one(x).tanh().sum(1) * self.two(y).sum(1)
+
+
+def test_sizes_that_are_equal_by_chance_stay_apart() -> None:
+    torch.manual_seed(0)
+    model, x = Sides().double(), torch.randn(5, 5, 3).double()
+    xmodel = lrp_fx.convert(model, x, x.clone())
+    lowered = xmodel.lower(x, x.clone(), target=1)
+    for batch, one, two in ((5, 4, 7), (2, 6, 6), (3, 3, 5)):
+        given = torch.randn(batch, one, 3).double(), torch.randn(batch, two, 3).double()
+        wanted, found = xmodel.explain(*given, target=1), lowered(*given, target=1)
+        for name in ("x", "y"):
+            torch.testing.assert_close(found.relevance[name], wanted.relevance[name], rtol=1e-12, atol=1e-14)
+    assert len(xmodel.captures.reasons) == 1

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lrp_fx
+from lrp_fx.graph.location import source_line
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
@@ -54,7 +55,7 @@ def test_what_is_written_out_keeps_free_sizes_and_where_it_was_written():
         assert xmodel.explain(x, target=lambda o: o.sum(1)).ledger.balance < 1e-12
     assert len(xmodel.captures) == 1
     written = [n for n in xmodel.current.captured.graph_module.graph.nodes if n.op == "call_function"]
-    lines = {lrp_fx.errors.source_line(n).partition(": ")[2] for n in written if "linear" not in str(n.target)}
+    lines = {source_line(n).partition(": ")[2] for n in written if "linear" not in str(n.target)}
     assert lines == {"return self.function(self.inner(x))"}
 
 

@@ -120,3 +120,21 @@ def test_normalizations_keep_their_statistics_not_their_input(norm):
         xmodel.graph_module(x.requires_grad_())
     held = {p.data_ptr() for p in xmodel.model.parameters()}
     assert max(t.numel() for t in kept if t.data_ptr() not in held) <= 2 * 8  # rows of the largest statistic
+
+
+class Weighed(torch.nn.Module):
+    def forward(self, x):
+        return x + torch.tanh(x) + x * torch.tanh(x).exp()
+
+
+def test_no_gradient_flows_where_relevance_does_not():
+    """What an operator that is declared constant makes of a signal is a constant to autograd, too."""
+    x = torch.randn(2, 5, dtype=torch.float64)
+    xmodel = lrp_fx.convert(Weighed(), ops={"constant": {"ops": ["aten.tanh"]}})
+    found = xmodel.explain(x, target=1)
+    wanted = torch.zeros_like(x)
+    wanted[:, 1] = (x * (1 + torch.tanh(x).exp()))[:, 1]
+    torch.testing.assert_close(found.relevance["x"], wanted)
+    leaf = x.clone().requires_grad_()
+    xmodel(leaf)[:, 1].sum().backward()
+    torch.testing.assert_close(leaf * leaf.grad, wanted)

@@ -119,6 +119,33 @@ def test_nonlinearities_in_half_precision_have_the_map_and_the_sum_of_double(nam
     assert (relevance - exact).sum().abs() <= allowed.sum()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "radius"),
+    [(torch.float64, 2.0**-26), (torch.float32, 2.0**-11.5), (torch.bfloat16, 2.0**-11.5), (torch.float16, 2.0**-10)],
+)
+def test_a_singular_slope_is_exact_outside_of_its_radius(dtype, radius):
+    """cos(x) / x is divided by x, and by the radius where |x| is less."""
+    share = torch.tensor([[0.25, -0.25, 0.75, -0.75, 1.25, -1.25, 3.0, -3.0]], dtype=torch.float64)
+    x = (share * radius).to(dtype)
+    ones = torch.ones(8, dtype=dtype)
+    found = lrp_fx.convert(Weighed(torch.cos, ones), x, dynamic=False).explain(x, target=lambda out: out.sum(1))
+    wanted = share.abs().clamp(max=1) * x.double().cos()
+    tolerance = max(4 * torch.finfo(dtype).eps, 1e-12)
+    torch.testing.assert_close(found.relevance["x"].double(), wanted, rtol=tolerance, atol=0)
+    assert found.ledger["stabiliser"] == pytest.approx(float((1 - wanted)[:, :4].sum()), rel=4 * tolerance)
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sin, torch.expm1, torch.atan], ids=lambda f: f.__name__)
+def test_a_difference_of_zero_hands_its_cotangent_on(function):
+    class Difference(nn.Module):
+        def forward(self, a, b):
+            return function(a - b)
+
+    a = torch.full((2, 3), 2.0, dtype=torch.float64)
+    found = lrp_fx.convert(Difference()).explain(a, a.clone(), target=1)
+    assert found.relevance["a"].sum(1).tolist() == [2, 2] and found.relevance["b"].sum(1).tolist() == [-2, -2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("scale", [1.0, 0.1, 0.01, 1e-3, 1e-4])
 @pytest.mark.parametrize("norm", [

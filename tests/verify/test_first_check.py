@@ -1,5 +1,6 @@
 """The first explanation of every capture and rule set is held to an accounting sweep: what is broken is named."""
 
+import contextlib
 import math
 
 import pytest
@@ -108,6 +109,15 @@ def test_a_rule_that_is_broken_is_named(name, monkeypatch):
     monkeypatch.setattr(place, attribute, wrong)
     with pytest.raises(NumericalError, match=named):
         lrp_fx.convert(model).explain(X, target=1)
+
+
+@pytest.mark.parametrize(("off", "named"), [(1e-4, True), (1e-9, False)])
+def test_a_rule_that_is_a_little_off_is_named(off, named, monkeypatch):
+    """In double precision; what rounding makes is less."""
+    monkeypatch.setattr(rule_ops, "closed_slope", lambda formula, x: (1 + off) * slopes.closed_slope(formula, x))
+    xmodel = lrp_fx.convert(net(nn.functional.silu))
+    with pytest.raises(NumericalError, match=r"aten\.silu") if named else contextlib.nullcontext():
+        xmodel.explain(X, target=1)
 
 
 def test_a_sweep_that_differs_from_its_accounts_is_named(monkeypatch):

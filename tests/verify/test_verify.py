@@ -127,6 +127,28 @@ def test_gradient_rules_that_are_not_the_gradient_fail(monkeypatch):
     assert not xmodel.verify(X).passed
 
 
+def test_a_rule_that_is_a_little_off_fails(monkeypatch):
+    """By less than the first check of an explanation allows, and more than rounding makes."""
+    slope = rule_ops.closed_slope
+    xmodel = lrp_fx.convert(net(torch.nn.functional.silu))
+    assert xmodel.verify(X, target=1).passed
+    monkeypatch.setattr(rule_ops, "closed_slope", lambda formula, x: (1 + 1e-7) * slope(formula, x))
+    assert "aten.silu" in failures(xmodel, X, target=1)
+
+
+def test_relevance_that_is_not_finite_fails_and_names_the_rule():
+    """A rule of the user's own divides by an output that is 0."""
+    lrp_fx.register_rule("over the output", base="epsilon", backward=lambda g, y: g / y)
+    model = net(torch.tanh)
+    with torch.no_grad():
+        model.one.weight[1], model.one.bias[1] = 0, 0
+    rules = {"base": "attnlrp", "overrides": {"one": {"linear": "over the output"}}}
+    found = lrp_fx.convert(model, rules=rules).verify(X, target=1)
+    assert not found.finite and not found.passed
+    assert any("relevance is not finite, first at" in line and "'one'" in line for line in found.failures)
+    assert lrp_fx.convert(model).verify(X, target=1).finite
+
+
 def test_a_conserving_rule_set_has_no_rule_entries():
     """Registered as conserving, it is not: the gradient of a product of two."""
     rules = lrp_fx.RuleSet.load(

@@ -1,0 +1,89 @@
+"""The list of mutations: one line of the package each, what it would break, and the tests that have to notice."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+LIST = Path(__file__).with_name("mutations.toml")
+ROOT = LIST.parents[2]
+
+
+class StaleError(Exception):
+    """Entries of the list that no longer fit the code: each has to name one line that is there, and tests that are."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One mutation.
+
+    Attributes:
+        name: short and unique.
+        file: of the package, from the root of the repository.
+        old: the line, without the space around it.
+        new: what stands there instead.
+        why: what goes wrong then.
+        tests: node ids of pytest, of which one has to fail.
+        below: where ``old`` stands more than once, a line above the one that is meant.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    why: str
+    tests: tuple[str, ...]
+    below: str = ""
+
+    @property
+    def stage(self) -> str:
+        """The room that it is in."""
+        return Path(self.file).parts[1].removesuffix(".py")
+
+    def applied(self, root: Path = ROOT) -> str:
+        """The file's text with the new line in place of the old one.
+
+        Raises:
+            StaleError: where the old line is not there exactly once.
+        """
+        lines = (root / self.file).read_text().splitlines(keepends=True)
+        marks = [i for i, line in enumerate(lines) if line.strip() == self.below] if self.below else [0]
+        if len(marks) != 1:
+            raise StaleError(f"{self.name}: {self.file} has {self.below!r} {len(marks)} times")
+        found = [i for i, line in enumerate(lines) if i >= marks[0] and line.strip() == self.old]
+        if not found or (len(found) > 1 and not self.below):
+            raise StaleError(f"{self.name}: {self.file} has {self.old!r} {len(found)} times")
+        lines[found[0]] = lines[found[0]].replace(self.old, self.new)
+        return "".join(lines)
+
+
+def mutations() -> list[Mutation]:
+    """All of the list."""
+    entries = tomllib.loads(LIST.read_text())["mutation"]
+    return [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
+
+
+def check(found: list[Mutation], root: Path = ROOT) -> None:
+    """That every entry has a name of its own, changes a line that is there, and names tests that are there.
+
+    Raises:
+        StaleError: naming every entry that does not.
+    """
+    stale = [f"{name}: several entries have this name" for name, n in Counter(m.name for m in found).items() if n > 1]
+    for mutation in found:
+        try:
+            compile(mutation.applied(root), mutation.file, "exec")
+        except (StaleError, OSError, SyntaxError) as error:
+            stale.append(str(error) if isinstance(error, StaleError) else f"{mutation.name}: {error}")
+        if mutation.old == mutation.new or not mutation.tests:
+            stale.append(f"{mutation.name}: it changes nothing, or names no test")
+        for test in mutation.tests:
+            file, _, function = test.partition("::")
+            text = (root / file).read_text() if (root / file).is_file() else ""
+            if not text or not re.search(rf"^def {re.escape(function.partition('[')[0])}\b", text, re.MULTILINE):
+                stale.append(f"{mutation.name}: there is no test {test}")
+    if stale:
+        raise StaleError("\n".join(stale))
