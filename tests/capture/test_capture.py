@@ -84,7 +84,9 @@ def test_sizes_of_images_are_captured_and_a_new_size_recaptures():
     xmodel = lrp_fx.convert(model, torch.randn(1, 3, 8, 8))
     assert xmodel.current.captured.shapes.specialised == [(0, 1, 3), (0, 2, 8), (0, 3, 8)]
     assert xmodel.explain(torch.randn(5, 3, 8, 8)).relevance["input"].shape == (5, 3, 8, 8)
+    assert len(xmodel.captures) == 1
     assert xmodel.explain(torch.randn(2, 3, 10, 9)).relevance["input"].shape == (2, 3, 10, 9)
+    assert len(xmodel.captures) == 2
 
 
 def test_no_weights_are_touched_on_the_meta_device():

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mutations import ROOT
+from mutations import ROOT, Mutation
 
 #: what every test file loads, this package excepted; in a process that has it, pytest starts at once
 LOADED = (
@@ -47,6 +47,17 @@ class Copy:
             if (ROOT / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(ROOT / name, self.root / name)
+
+    def change(self, mutation: Mutation) -> None:
+        """Let a mutation be in the copy, until :meth:`restore`."""
+        file = self.root / mutation.file
+        self._before = file, file.read_text()
+        file.write_text(mutation.applied(self.root))
+
+    def restore(self) -> None:
+        """Take the mutation back."""
+        file, text = self._before
+        file.write_text(text)
 
     def start(self, tests: Sequence[str], *options: str) -> Run:
         """Begin to run tests."""

@@ -33,7 +33,7 @@ def examine(pending: Sequence[Mutation], copies: list[Copy], done: Callable[[Mut
     while waiting or running:
         while waiting and copies:
             mutation, copy = waiting.pop(0), copies.pop()
-            (copy.root / mutation.file).write_text(mutation.applied())
+            copy.change(mutation)
             running[mutation] = copy, copy.start(mutation.tests, "-x")
         time.sleep(0.05)
         for mutation, (copy, run) in list(running.items()):
@@ -45,7 +45,7 @@ def examine(pending: Sequence[Mutation], copies: list[Copy], done: Callable[[Mut
                 continue
             else:
                 outcome = OUTCOMES.get(status, "broken")
-            (copy.root / mutation.file).write_text((ROOT / mutation.file).read_text())
+            copy.restore()
             failed = [
                 line.partition(" ")[2] for line in run.said.splitlines() if line.startswith(("FAILED ", "ERROR "))
             ]
@@ -56,7 +56,9 @@ def examine(pending: Sequence[Mutation], copies: list[Copy], done: Callable[[Mut
             }
             done(
                 mutation,
-                row | {"digest": digest(mutation)} | ({"said": run.said[-400:]} if outcome == "broken" else {}),
+                row
+                | {"digest": digest(mutation, copy.root)}
+                | ({"said": run.said[-400:]} if outcome == "broken" else {}),
             )
             del running[mutation]
             copies.append(copy)
@@ -77,7 +79,7 @@ def pass_as_it_is(pending: Sequence[Mutation], copy: Copy) -> None:
         raise SystemExit(f"the tests do not pass on the code as it is:\n{run.said[-4000:]}")
 
 
-def digest(mutation: Mutation) -> str:
+def digest(mutation: Mutation, root: Path = ROOT) -> str:
     """What a result is of: the entry, the file that it changes, and the files of its tests."""
     files = sorted({mutation.file, *(t.partition("::")[0] for t in mutation.tests)})
     parts = [repr(mutation), *((ROOT / f).read_text() for f in files)]
