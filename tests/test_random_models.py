@@ -20,6 +20,20 @@ def test_a_random_model(drawn):
             check(case)
 
 
+#: (what once failed, under which rule set, the smallest program)
+ONCE_FAILED = [
+    ("singles", "gradient", "v0 = image; v1 = ImageNorm(v0, 'instance'); v2 = ImageNorm(v1, 'channels last'); "
+     "head classes of v2, seed 131"),
+    ("routes", "vit_gamma", "v0 = image; v1 = sequence; v2 = Rearrange(v1, 'narrow'); v3 = Residual(v2, 'in place'); "
+     "v4 = ImageNorm(v0, 'batch'); head classes of v3, v4, seed 58"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "rules", "program"), ONCE_FAILED)
+def test_what_once_failed(check, rules, program):
+    CHECKS[check](Case(parsed(program), rules))
+
+
 def test_every_part_occurs():
     used = {(s.part, s.choice) for seed in range(3000) for s in random_program(seed).steps}
     assert used == {(name, choice) for name, kind in PARTS.items() for choice in kind.choices}
