@@ -46,6 +46,8 @@ PARAMETERS = {"gamma": (0.01, 30.0, 0.25), "beta": (0.003, 2.0, 1.0), "epsilon":
 OWN: dict[str, tuple[str, ...]] = {"generalised-gamma": ("gamma",), "alpha-beta": ("beta",)}
 #: values that the first, coordinate-wise part of the search tries
 GRID = {"epsilon": (1e-6, 1e-2), "gamma": (0.1, 1.0, 10.0), "beta": (0.03, 0.3, 1.0)}
+#: rules that the space does not have -> the one in it that comes nearest
+_NEAREST = {"gamma": "generalised-gamma"}
 _LOWER_IS_BETTER = ("deletion", "gap")
 
 
@@ -119,7 +121,7 @@ class Space:
             values[role] = found if found in CHOICES[role] else CHOICES[role][0]
         for group in self.groups:
             rule = ruleset.rule(group.roles, group.paths[0], "")
-            kind = "generalised-gamma" if rule.name == "gamma" else rule.name
+            kind = _NEAREST.get(rule.name, rule.name)
             values[group.key] = kind if kind in group.kinds else KINDS[0]
             for key, (low, high, usual) in PARAMETERS.items():
                 values[f"{group.key} {key}"] = min(max(rule.get(key, usual), low), high)

@@ -27,10 +27,9 @@ from lrp_fx.rules import functions as ops
 aten = torch.ops.aten
 
 _ELEMENTWISE: set[Any] = {
-    ops.scale_relevance, ops.identity_rule, ops.closed_identity_rule, ops.epsilon_rule, ops.share_relevance,
-    ops.rectified_rule, exact_value, ops.nonzero, aten.detach.default, aten.alias.default, aten.clone.default,
-    aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.zeros_like.default,
-    aten.ones_like.default, aten.full_like.default,
+    *ops.commuting_with(ops.POSITIONS), exact_value, ops.nonzero, aten.detach.default, aten.alias.default,
+    aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
     # as slopes are written (lrp_fx.rules.slopes)
     torch.abs, torch.erf, torch.exp, torch.sigmoid, torch.tanh, torch.where, torch.nn.functional.softplus,
     torch.nn.functional.hardsigmoid, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,

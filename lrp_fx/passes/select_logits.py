@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 #: operators of one operand that treat every entry alike
 _ALIKE: set[Any] = {
-    ops.scale_relevance, ops.epsilon_rule, aten.to.dtype, aten._to_copy.default, aten.clone.default,
+    *ops.commuting_with(ops.ENTRIES), aten.to.dtype, aten._to_copy.default, aten.clone.default,
     aten.alias.default, aten.contiguous.default,
 }  # fmt: skip
 

@@ -11,14 +11,15 @@ from lrp_fx.analysis import Facts, Source
 from lrp_fx.graph.location import module_path
 from lrp_fx.graph.operands import Slot, is_complex
 from lrp_fx.operators.table import OpSpec, bind, op_name
-from lrp_fx.plan.products import NATURAL, Products, degree, is_denominator, is_product
-from lrp_fx.rules.layer_rules import BLIND, PART_RULES
-from lrp_fx.rules.ruleset import SPREADING, Rule, RuleSet
+from lrp_fx.plan.products import Products, degree, is_denominator, is_product
+from lrp_fx.rules.ruleset import Rule, RuleSet
+from lrp_fx.rules.table import SLOPE, STOPPED, Entry, Form, Split, entry
 
 __all__ = ["Decision", "Plan", "make_plan"]
 
-EXACT = Rule("exact")
-STOP = Rule("stop")
+EXACT, STOP, TAYLOR = Rule("exact"), Rule("stop"), Rule("taylor")
+UNSTABILISED = Rule("epsilon")  #: an epsilon of 0: the gradient of a linear map
+WINNER = "winner-takes-all"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,16 @@ class Decision:
     live: dict[Slot, Node]
     factors: dict[Slot, float] = field(default_factory=dict)
     softmax_share: float = 0.0
+
+    @property
+    def entry(self) -> Entry:
+        """The rule's entry in the rule table."""
+        return entry(self.role, self.rule.name)
+
+    def form(self, node: Node, spec: OpSpec) -> Form:
+        """How the rule is carried out at ``node``."""
+        several = isinstance(node.meta.get("val"), (tuple, list)) and spec.kind == "homogeneous"
+        return self.entry.form("counted" if "count" in spec.extra else "several" if several else spec.kind)
 
 
 @dataclass
@@ -69,7 +80,7 @@ class Plan:
     def blind(self) -> bool:
         """Whether an input that is 0 can have relevance."""
         return any(
-            decision.rule.name in BLIND or (decision.rule.name in PART_RULES and node in self.facts.thresholds)
+            decision.entry.feeds_zeros or (decision.entry.shares is not None and node in self.facts.thresholds)
             for node, decision in self.decisions.items()
         )
 
@@ -89,13 +100,13 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
         operands = {slot: n for slot, n in facts.operands[node].items() if n in live}
         if not operands:
             continue
-        if node in facts.positional and _rule_name(plan, node, "position") != "stop":
+        if node in facts.positional and _entry(plan, node, "position").form("") is not STOPPED:
             operands |= facts.positional[node]
             plan.positions = facts.positions
         live[node] = operands
         products.enter(node)
         decision = _decide(plan, node, operands, products, continued)
-        if decision.rule.name == "stop" or not decision.live:
+        if decision.entry.form("") is STOPPED or not decision.live:
             plan.stopped[node] = decision.role
             del live[node]
         else:
@@ -125,8 +136,12 @@ def _rule(plan: Plan, role: str | tuple[str, ...], node: Node) -> Rule:
     return plan.ruleset.rule(role, module_path(node), op_name(node))
 
 
-def _rule_name(plan: Plan, node: Node, role: str) -> str:
-    return _rule(plan, role, node).name
+def _entry(plan: Plan, node: Node, role: str) -> Entry:
+    return entry(role, _rule(plan, role, node).name)
+
+
+def _split(plan: Plan, node: Node, role: str) -> Split:
+    return _entry(plan, node, role).split
 
 
 def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], products: Products, continued: set[Node]) -> Decision:
@@ -165,15 +180,16 @@ def _is_function(spec: OpSpec, operands: dict[Slot, Node]) -> bool:
 def _function(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
     """First-order Taylor, as for softmax: x times the natural gradient; the rest is an entry of its own."""
     rule = _rule(plan, "nonlinearity", node)
-    return Decision("nonlinearity", Rule("taylor") if rule.name == "identity" else rule, operands)
+    slope = entry("nonlinearity", rule.name).form("function") is SLOPE
+    return Decision("nonlinearity", TAYLOR if slope else rule, operands)
 
 
 def _selection(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """Relevance is spread where there is an operator that averages over the same windows; else the winner takes all."""
     rule, dilation = _rule(plan, "selection", node), bind(node).get("dilation", 1)
     dense = all(d == 1 for d in (dilation if isinstance(dilation, (list, tuple)) else [dilation]))
-    if rule.name in SPREADING and not ("mean" in spec.extra and dense):
-        rule = replace(rule, name="winner-takes-all")
+    if entry("selection", rule.name).window and not ("mean" in spec.extra and dense):
+        rule = replace(rule, name=WINNER)
     return Decision("selection", rule, operands)
 
 
@@ -181,8 +197,8 @@ def _folded(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
     """A layer and the normalization over the batch that scales it are one layer: its rule applies behind both."""
     layer = plan.facts.folded[node]
     own = plan.decisions[layer]
-    if own.rule.name != "gradient":
-        plan.decisions[layer] = replace(own, rule=Rule("epsilon"))
+    if own.entry.split.divided:
+        plan.decisions[layer] = replace(own, rule=UNSTABILISED)
     return Decision("linear", own.rule, operands)
 
 
@@ -199,13 +215,13 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
         role = "gate"
     layer = plan.facts.layers.get(node)
     rule = _rule(plan, layer.roles if layer is not None and role == "linear" else role, node)
-    signals = factors
-    if rule.name == "signal-takes-all":
+    signals, split = factors, entry(role, rule.name).split
+    if split.signals_only:
         weighing = plan.facts.selective.get(node, set())
         signals = [slot for slot in factors if operands[slot] not in plan.facts.positive and slot not in weighing]
-    share = 1 / len(signals) if rule.name in ("uniform", "signal-takes-all") else 1.0
+    share = 1 / len(signals) if split.divided and signals else 1.0
     shares = {slot: share if slot in signals else 0.0 for slot in factors}
-    if rule.name in ("uniform", "signal-takes-all", "identity"):  # a divisor has degree -1
+    if split.divided:  # a divisor has degree -1
         shares |= {slot: -shares[slot] for slot in divisors}
     return Decision(role, rule, operands, {slot: amount for slot, amount in shares.items() if amount != 1})
 
@@ -230,23 +246,23 @@ def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
     if power == 0:
         return Decision("nonlinearity", STOP, operands)
     rule = _rule(plan, "nonlinearity", node)
-    identity = rule.name == "identity" and power != 1
-    return Decision("nonlinearity", rule, operands, {slot: 1 / power for slot in operands} if identity else {})
+    divided = entry("nonlinearity", rule.name).split.divided and power != 1
+    return Decision("nonlinearity", rule, operands, {slot: 1 / power for slot in operands} if divided else {})
 
 
 def _attention(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
     """Two uniform products around a softmax: values get half, queries and keys a quarter each (design, AttnLRP 3.3)."""
     bilinear, softmax = _rule(plan, "bilinear", node), _rule(plan, "softmax", node)
+    products, scoring = entry("bilinear", bilinear.name), entry("softmax", softmax.name)
     values = {s for s in operands if s.name == "value"}
-    scores = {s for s in operands if s.name != "value"} if softmax.name != "stop" else set()
+    scores = {s for s in operands if s.name != "value"} if scoring.form("") is not STOPPED else set()
     kept = {slot: n for slot, n in operands.items() if slot in values | scores}
-    if bilinear.name == "stop":
+    if products.form("") is STOPPED:
         return Decision("attention", STOP, {})
-    uniform = bilinear.name == "uniform"
-    share = 1 / (bool(values) + bool(scores)) if uniform and kept else 1.0
+    share = 1 / (bool(values) + bool(scores)) if products.split.divided and kept else 1.0
     pair = [s for s in scores if s.name in ("query", "key")]
     factors = {slot: share for slot in values | scores}
-    factors |= {slot: share / len(pair) for slot in pair if uniform}
+    factors |= {slot: share / len(pair) for slot in pair if products.split.divided}
     rule = Rule(f"{bilinear.name}+{softmax.name}")
     return Decision("attention", rule, kept, {s: f for s, f in factors.items() if f != 1}, share if scores else 0.0)
 
@@ -286,8 +302,8 @@ def _share_products(plan: Plan, products: Products) -> None:
     for top, product in products.whole.items():
         if top not in plan.decisions:
             continue
-        share = products.shares(product, functools.partial(_rule_name, plan, top))
-        natural = _rule_name(plan, top, "nonlinearity") in NATURAL
+        share = products.shares(product, functools.partial(_split, plan, top))
+        natural = not _split(plan, top, "nonlinearity").divided
         if natural and all(share[factor] == times for factor, times in product.factors()):
             continue
         for node, parts in products.route(top, share).items():

@@ -21,12 +21,10 @@ from torch.fx import Node
 from lrp_fx.analysis import Facts
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, bind, op_name
+from lrp_fx.rules.table import BY_DEGREE, Split
 
 Live = Mapping[Node, Mapping[Slot, Node]]
 Number = int | Fraction  #: exact: a factor may count more often than a float can hold
-
-#: rules of nonlinearities that leave spelled-out ones their gradient
-NATURAL = ("gradient", "guided-backprop", "deconvnet")
 
 
 @dataclass
@@ -286,31 +284,31 @@ class Products:
         homogeneous = all(count is not None for count, _ in counts)
         return total if homogeneous and total >= 1 and Fraction(total).denominator == 1 else 1
 
-    def shares(self, product: Product, rule: Callable[[str], str]) -> dict[Node, Number]:
+    def shares(self, product: Product, split_of: Callable[[str], Split]) -> dict[Node, Number]:
         """Share of the product's relevance that each factor receives (AttnLRP prop. 3.3, generalised to n factors).
 
         Args:
-            rule: name of the rule for a role ("bilinear", "gate", "nonlinearity", "normalization").
+            split_of: where shares go (:mod:`lrp_fx.rules.table`), for a role ("bilinear", "gate", "nonlinearity", ...).
 
         Returns:
-            A share per factor, for all the times that it is multiplied; under conserving rules they add up to 1. Under
-            ``gradient`` every share is the number of times.
+            A share per factor, for all the times that it is multiplied. Where the split divides by the degree they add
+            up to 1, otherwise every share is the number of times.
         """
         groups = list(product.groups.values())
-        split = rule(product.role) if len(groups) > 1 else "uniform"
+        split = split_of(product.role) if len(groups) > 1 else BY_DEGREE
         weights = [self._weight(group) for group in groups]
-        if split == "signal-takes-all":
+        if split.signals_only:
             weights = [0 if product.is_gate(g) else w for g, w in zip(groups, weights, strict=True)]
-        if split != "gradient" and product.tally[2] and rule("selective") == "signal-takes-all":
+        if split.divided and product.tally[2] and split_of("selective").signals_only:
             weights = [0 if g.selective else w for g, w in zip(groups, weights, strict=True)]
         total = sum(weights) or 1
-        natural = split == "gradient" or rule("nonlinearity") in NATURAL
+        natural = not (split.divided and split_of("nonlinearity").divided)
         result: dict[Node, Number] = {}
         for group, weight in zip(groups, weights, strict=True):
-            whole = 1 if split == "gradient" else Fraction(weight) / total
+            whole = Fraction(weight) / total if split.divided else 1
             result |= self._within(group, whole, natural)
         for statistic, times in product.statistics.items():
-            result[statistic] = times if rule("normalization") == "gradient" else 0
+            result[statistic] = 0 if split_of("normalization").divided else times
         return result
 
     def _within(self, group: Group, whole: Number, natural: bool) -> dict[Node, Number]:

@@ -6,6 +6,8 @@ layer here: its runs have the folded weights (canonization), while the forward p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 from torch.fx import Node
@@ -14,7 +16,7 @@ from lrp_fx.analysis.facts import Layer
 from lrp_fx.graph.operands import Slot, all_slots, replace
 from lrp_fx.operators.table import bind
 from lrp_fx.rules.functions import identity_rule, nonzero, share_relevance
-from lrp_fx.rules.layer_rules import PART_RULES, Run
+from lrp_fx.rules.layer_rules import Run, Share
 from lrp_fx.rules.ruleset import Rule
 
 RUN = "lrp_run"  #: meta key of a run of a layer: (share, sign, slot of its input)
@@ -22,12 +24,23 @@ RUN = "lrp_run"  #: meta key of a run of a layer: (share, sign, slot of its inpu
 aten = torch.ops.aten
 
 
-def run_parts(graph: fx.Graph, node: Node, base: Node, layer: Layer, rule: Rule, threshold: Node | None = None) -> Node:
+def run_parts(
+    graph: fx.Graph,
+    node: Node,
+    base: Node,
+    layer: Layer,
+    rule: Rule,
+    shares: Sequence[Share],
+    threshold: Node | None = None,
+) -> Node:
     """Emit a rule on parts; returns the node that stands for the output from now on.
 
     Args:
         node: the output of the layer, or of the normalization folded into it.
         base: the layer itself.
+        layer: where its input, weight and biases are.
+        rule: the rule, for its parameters.
+        shares: shares of relevance and the runs that divide them.
         threshold: the normalization in front of the layer, to be folded with the ReLU between the two.
     """
     emit = _Emit(graph, base, layer, rule)
@@ -37,7 +50,7 @@ def run_parts(graph: fx.Graph, node: Node, base: Node, layer: Layer, rule: Rule,
         emit.fold(node)
     result = emit.call(aten.detach.default, node)
     cache: dict[Run, Node] = {}
-    for index, share in enumerate(PART_RULES[rule.name].shares(rule.parameters)):
+    for index, share in enumerate(shares):
         total: Node | None = None
         for run in share.runs:
             if run not in cache:

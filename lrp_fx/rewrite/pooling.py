@@ -23,19 +23,19 @@ from lrp_fx.rules.functions import identity_rule, nonzero, share_relevance
 aten = torch.ops.aten
 
 
-def spread(graph: fx.Graph, node: Node, spec: OpSpec, rule: str) -> Node:
-    """Emit ``rule`` at the insertion point; returns the node that stands for the selection ``node`` from now on.
+def spread(graph: fx.Graph, node: Node, spec: OpSpec, divisor: str) -> Node:
+    """Emit the rule at the insertion point; returns the node that stands for the selection ``node`` from now on.
 
     Args:
         spec: its declaration; ``spec.extra["mean"]`` names the operator that averages over the same windows.
-        rule: "proportional" or "even".
+        divisor: what of the positive part divides: "positive" (itself) or "sign".
     """
     slot = Slot(spec.args[0])
     bound = bind(node)
     x = bound[slot.name]
     held = graph.call_function(aten.detach.default, (x,))
     part = graph.call_function(aten.clamp.default, (held, 0))
-    if rule == "even":
+    if divisor == "sign":
         part = graph.call_function(aten.sign.default, (part,))
     slope = graph.call_function(aten.div.Tensor, (part, graph.call_function(nonzero, (held,))))
     positive = graph.call_function(identity_rule, (part, x, slope))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lrp_fx.rules.ruleset import own_backward
+from lrp_fx.rules.registry import own_backward
 from lrp_fx.rules.slopes import closed_slope
 
 
@@ -346,3 +346,23 @@ def constant_product(op: Any, rows: Tensor, weight: Tensor, *rest: Tensor) -> Te
 def source(x: Tensor) -> Tensor:
     """x as a leaf at which a cotangent is collected."""
     return x.detach().requires_grad_()
+
+
+#: what rule functions commute with: a choice of positions in front of them or behind, a choice of single entries of one
+#: operand. A normalization commutes with a choice of positions where its features lie behind them (``passes``).
+POSITIONS, ENTRIES = "a choice of positions", "a choice of entries"
+EVERYTHING = frozenset({POSITIONS, ENTRIES})
+TRAITS: dict[Any, frozenset[str]] = {
+    scale_relevance: EVERYTHING,
+    epsilon_rule: EVERYTHING,
+    rectified_rule: EVERYTHING,
+    identity_rule: frozenset({POSITIONS}),
+    closed_identity_rule: frozenset({POSITIONS}),
+    share_relevance: frozenset({POSITIONS}),
+    normalization_rule: frozenset(),
+}
+
+
+def commuting_with(what: str) -> frozenset[Any]:
+    """The rule functions that commute with a choice of positions or of entries."""
+    return frozenset(function for function, commutes in TRAITS.items() if what in commutes)

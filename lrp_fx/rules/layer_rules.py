@@ -1,4 +1,4 @@
-"""Rules for layers with weights, as data: which parts of the input meet which parts of the weights, and who shares.
+"""Runs of the rules for layers with weights: which parts of the input meet which parts of the weights, and who shares.
 
 A layer z = sum_i x_i w_i + b is run several times, on a part of its input with a part of its weights each. A *share* of
 the relevance R of an output is divided by the sum of the runs that belong to it and handed to their inputs. With
@@ -19,7 +19,7 @@ As in every rule here, epsilon stabilises the divisor; a bias takes the share of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 Parameters = Mapping[str, float]
@@ -57,15 +57,13 @@ class Share:
     sign: int = 0
 
 
-@dataclass(frozen=True)
-class PartRule:
-    """A rule: its shares as a function of its parameters, and the parameters with their defaults."""
-
-    shares: Callable[[Parameters], tuple[Share, ...]]
-    defaults: Parameters
+def gamma(_: Parameters) -> tuple[Share, ...]:
+    """Positive weights count more, for inputs that are not negative."""
+    return (Share((Run("all", "favour-positive"),)),)
 
 
-def _generalised_gamma(_: Parameters) -> tuple[Share, ...]:
+def generalised_gamma(_: Parameters) -> tuple[Share, ...]:
+    """Contributions of the output's own sign count more."""
     more, less = "favour-positive", "favour-negative"
     return (
         Share((Run("positive", more), Run("negative", less, bias=False)), sign=1),
@@ -77,46 +75,27 @@ _EXCITING = (Run("positive", "positive"), Run("negative", "negative", bias=False
 _INHIBITING = (Run("positive", "negative"), Run("negative", "positive", bias=False))
 
 
-def _alpha_beta(p: Parameters) -> tuple[Share, ...]:
+def alpha_beta(p: Parameters) -> tuple[Share, ...]:
+    """Positive and negative contributions apart."""
     shares = (Share(_EXCITING, p["alpha"]), Share(_INHIBITING, -p["beta"]))
     return tuple(share for share in shares if share.coefficient)
 
 
-def _z_box(_: Parameters) -> tuple[Share, ...]:
+def z_plus(_: Parameters) -> tuple[Share, ...]:
+    """Positive contributions alone."""
+    return (Share(_EXCITING),)
+
+
+def flat(_: Parameters) -> tuple[Share, ...]:
+    """All inputs alike."""
+    return (Share((Run("ones", "ones", bias=False),)),)
+
+
+def w_square(_: Parameters) -> tuple[Share, ...]:
+    """Squares of the weights."""
+    return (Share((Run("ones", "square"),)),)
+
+
+def z_box(_: Parameters) -> tuple[Share, ...]:
+    """Contributions measured from the bounds of the inputs."""
     return (Share((Run("all", "all"), Run("low", "positive", sign=-1), Run("high", "negative", sign=-1))),)
-
-
-_STABLE = {"epsilon": 1e-6}
-
-PART_RULES: dict[str, PartRule] = {
-    "gamma": PartRule(lambda _: (Share((Run("all", "favour-positive"),)),), {"gamma": 0.25, **_STABLE}),
-    "generalised-gamma": PartRule(_generalised_gamma, {"gamma": 0.25, **_STABLE}),
-    "alpha-beta": PartRule(_alpha_beta, {"alpha": 2.0, "beta": 1.0, **_STABLE}),
-    "z-plus": PartRule(lambda _: (Share(_EXCITING),), _STABLE),
-    "flat": PartRule(lambda _: (Share((Run("ones", "ones", bias=False),)),), _STABLE),
-    "w-square": PartRule(lambda _: (Share((Run("ones", "square"),)),), _STABLE),
-    "z-box": PartRule(_z_box, {"low": 0.0, "high": 1.0, **_STABLE}),
-}
-
-
-BLIND = frozenset({"flat", "w-square", "z-box"})  #: rules that give relevance to inputs that are 0
-
-
-def parameters(rule: str, given: Parameters) -> dict[str, float]:
-    """Given parameters over the defaults of a rule.
-
-    Raises:
-        ValueError: for a parameter that the rule does not have, or that is outside its range.
-    """
-    defaults = PART_RULES[rule].defaults
-    if unknown := set(given) - set(defaults):
-        raise ValueError(f"{rule} has the parameters {', '.join(defaults)}, not {', '.join(sorted(unknown))}")
-    chosen = {**defaults, **given}
-    negative = [k for k, v in chosen.items() if v < 0 and k not in ("low", "high")]
-    if negative:
-        raise ValueError(f"{rule}: {', '.join(negative)} must not be negative")
-    if rule == "alpha-beta" and abs(chosen["alpha"] - chosen["beta"] - 1) > 1e-12:
-        raise ValueError("alpha-beta conserves relevance only where alpha - beta = 1")
-    if rule == "z-box" and not chosen["low"] <= 0 <= chosen["high"]:
-        raise ValueError("z-box: low <= 0 <= high")
-    return chosen

@@ -1,60 +1,24 @@
-"""Stage 3, choice: rule sets as data. A rule set maps roles (and module paths, and operators) to rules."""
+"""Rule sets: a rule (of ``rules.table``) for each role, and others by module path or operator."""
 
 from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from lrp_fx.errors import RuleSetError
 from lrp_fx.files import write_text
 from lrp_fx.operators.table import rules_dir
-from lrp_fx.rules.layer_rules import PART_RULES, parameters
-
-#: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
-LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
+from lrp_fx.rules.registry import REGISTERED, Backward, OwnRule
+from lrp_fx.rules.table import LAYERS, ROLES, entry, parameters
 
 #: roles that a rule set need not have a rule for: layers are then "linear", position tables constants
 OPTIONAL = (*LAYERS, "position")
-
-#: rules that hand the relevance of a selection to its whole window, where it has one
-SPREADING = ("proportional", "even")
-
-#: role -> rules that exist for it
-ROLES: dict[str, tuple[str, ...]] = {
-    "linear": ("epsilon", "gradient", "stop"),
-    **dict.fromkeys(LAYERS, ("epsilon", *PART_RULES, "gradient", "stop")),
-    "selection": ("winner-takes-all", *SPREADING, "gradient", "stop"),
-    "bilinear": ("uniform", "gradient", "stop"),
-    "gate": ("uniform", "signal-takes-all", "gradient", "stop"),
-    "recurrent-gate": ("uniform", "signal-takes-all", "gradient", "stop"),
-    "selective": ("uniform", "signal-takes-all", "gradient", "stop"),
-    "nonlinearity": ("identity", "gradient", "guided-backprop", "deconvnet", "stop"),
-    "normalization": ("identity", "gradient", "stop"),
-    "softmax": ("taylor", "gradient", "stop"),
-    "position": ("uniform", "stop"),
-}
-
-
-Backward = Callable[..., Tensor]  #: (g, y, **parameters) -> g'
-
-
-@dataclass(frozen=True)
-class OwnRule:
-    """A rule declared by :func:`register_rule`."""
-
-    base: str
-    backward: Backward
-
-
-_REGISTERED: dict[str, OwnRule] = {}
 
 
 def register_rule(name: str, *, base: str, backward: Backward) -> None:
@@ -77,12 +41,7 @@ def register_rule(name: str, *, base: str, backward: Backward) -> None:
         raise RuleSetError(
             f"register_rule({name!r}): a new name, and a base among {', '.join(sorted(known - {'stop'}))}"
         )
-    _REGISTERED[name] = OwnRule(base, backward)
-
-
-def own_backward(name: str) -> Backward:
-    """The backward function of a registered rule."""
-    return _REGISTERED[name].backward
+    REGISTERED[name] = OwnRule(base, backward)
 
 
 @dataclass(frozen=True)
@@ -112,7 +71,7 @@ def _rule(role: str, value: Any, where: str) -> Rule:
         raise RuleSetError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
     fields = dict(value) if isinstance(value, Mapping) else {"rule": value}
     name = fields.pop("rule", None)
-    own = _REGISTERED.get(str(name))
+    own = REGISTERED.get(str(name))
     if own is not None and own.base in ROLES[role]:
         return Rule(own.base, fields, str(name))
     if name not in ROLES[role]:
@@ -120,9 +79,9 @@ def _rule(role: str, value: Any, where: str) -> Rule:
             f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}, "
             "or declare it with lrp_fx.register_rule"
         )
-    if name in PART_RULES:
+    if entry(role, name).parameters is not None:
         try:
-            return Rule(name, parameters(name, fields))
+            return Rule(name, parameters(entry(role, name), fields))
         except (ValueError, TypeError) as error:
             raise RuleSetError(f"{where}: role {role!r}: {error}") from error
     bad = {k: v for k, v in fields.items() if not isinstance(v, (int, float)) or v < 0}

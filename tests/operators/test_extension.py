@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lrp_fx
-from lrp_fx.rules import ruleset
+from lrp_fx.rules import registry
 
 X = torch.randn(3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -73,7 +73,7 @@ def test_a_slope_reads_x_and_the_functions_it_may_have(model, slope):
 def damped():
     lrp_fx.register_rule("damped", base="epsilon", backward=lambda g, y, strength: g * (1 - strength))
     yield {"base": "attnlrp", "rules": {"linear": {"rule": "damped", "strength": 0.25}}}
-    del ruleset._REGISTERED["damped"]
+    del registry.REGISTERED["damped"]
 
 
 def test_a_rule_of_one_s_own(damped):
@@ -98,7 +98,7 @@ def test_a_rule_s_own_base_still_acts(damped):
         assert torch.allclose(half.relevance["input"], whole.relevance["input"] / 4)
         assert half.ledger.balance < 1e-12 and xmodel.verify(X).passed
     finally:
-        del ruleset._REGISTERED["halved"]
+        del registry.REGISTERED["halved"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,328 @@
+"""What each form of the rule table (``rules.table``) keeps of the relevance that arrives: one row of :data:`BOOK` each.
+
+Every amount is computed on its own, from the operator run again on what it was given, and not as the difference of what
+arrives and what leaves. That all of it adds up is what the ledger's residual and the first check hold it to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lrp_fx.explain.accounts import Account, LayerRun, safe_dot
+from lrp_fx.explain.rerun import call, gradients, natural, plain, positional, value_of
+from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
+from lrp_fx.operators.table import OpSpec, bind
+from lrp_fx.plan import Decision, Plan
+from lrp_fx.plan.products import degree, is_denominator
+from lrp_fx.rules import table
+from lrp_fx.rules.functions import relevance_of, shared, stabilised
+from lrp_fx.rules.registry import own_backward
+from lrp_fx.rules.slopes import singular_radius
+
+
+class Amount(NamedTuple):
+    """An amount that stays at a node.
+
+    Attributes:
+        category: of the ledger.
+        name: the parameter, input or operator that has it.
+        amount: relevance, summed over the batch.
+        relevance: elementwise, where a tensor has it.
+    """
+
+    category: str
+    name: str
+    amount: float
+    relevance: Tensor | None = None
+
+
+Amounts = Iterator[Amount]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One node of a sweep, and what was decided there."""
+
+    plan: Plan
+    account: Account
+
+    @property
+    def decision(self) -> Decision:
+        """What the plan decided."""
+        return self.plan.decisions[self.account.node]
+
+    @property
+    def spec(self) -> OpSpec:
+        """What the op table says of the operator."""
+        return self.plan.facts.specs[self.account.node]
+
+    @property
+    def op(self) -> str:
+        """The operator's name, for amounts that no tensor has."""
+        return str(self.account.node.target)
+
+    @property
+    def cotangent(self) -> Tensor:
+        """What arrived at the first output."""
+        return self.account.outputs[0][1]
+
+
+def book(plan: Plan, account: Account) -> Amounts:
+    """What stays at one node, by the form of its rule; what a registered rule takes or adds comes first."""
+    case = Case(plan, account)
+    decision = case.decision
+    if decision.rule.own and len(account.outputs) == 1:
+        (y, g) = account.outputs[0]
+        changed = own_backward(decision.rule.own)(g, y, **decision.rule.parameters)
+        yield Amount("rule", decision.rule.own, safe_dot(y, g) - safe_dot(y, changed))
+        case = Case(plan, replace(account, outputs=[(y, changed)]))
+    yield from BOOK[decision.form(account.node, case.spec)](case)
+
+
+def _plain(case: Case) -> Amounts:
+    """What is added: biases, constants, literals."""
+    yield from _constants(case, 1.0)
+
+
+def _scaled(case: Case) -> Amounts:
+    """What the factors do not add up to, of the product; what is added to it keeps its own."""
+    yield from _undivided(case)
+    yield from _constants(case, 1.0)
+
+
+def _undivided(case: Case) -> Amounts:
+    if case.spec.kind not in ("product", "quotient", "homogeneous"):
+        return
+    lost = 1 - _fraction(case)
+    if abs(lost) > 1e-12:
+        added = [s for s in declared(case.account.node, case.spec) if s.name in case.spec.terms]
+        rest = case.account.arrived - sum(natural(case.account, added).values())
+        yield Amount("rule", case.op, lost * rest)
+
+
+def _stabilised(case: Case) -> Amounts:
+    """What the divisor y + epsilon sign y keeps."""
+    yield from _undivided(case)
+    kept: Tensor | float = 1.0
+    if epsilon := case.decision.rule.get("epsilon", 0.0):
+        (y, g) = case.account.outputs[0]
+        yield Amount("stabiliser", case.op, safe_dot(y - y * y / stabilised(y, epsilon), g))
+        kept = y / stabilised(y, epsilon)
+    yield from _constants(case, kept)
+
+
+def _natural(case: Case) -> Amounts:
+    """What the natural gradient leaves of the relevance that arrived; terms that are added keep theirs."""
+    terms = [Slot(name) for name in case.spec.terms]
+    lost = _left(case, terms)
+    if abs(lost) > 1e-12 * case.account.magnitude:
+        yield Amount("rule", case.op, lost)
+    if terms:
+        yield from _constants(case, 1.0)
+
+
+def _remainder(case: Case) -> Amounts:
+    """What a first-order Taylor expansion leaves out."""
+    yield Amount(case.decision.entry.books[0], case.op, _left(case))
+
+
+def _slope(case: Case) -> Amounts:
+    """What a divisor keeps that is held off 0; a slope in closed form is f(x)/x everywhere."""
+    if case.spec.slope is not None:
+        return
+    y, x, slope = (t.detach() for t in case.account.post[:3])
+    singular = x.abs() < singular_radius(x.dtype)  # elsewhere the slope is f(x)/x, and what is left is rounding
+    lost = torch.where(singular, y - relevance_of(x, slope), 0.0)
+    yield Amount("stabiliser", case.op, safe_dot(lost, case.cotangent))
+
+
+def _rectified(case: Case) -> Amounts:
+    """What is cut of negative cotangents, and what the gradient of the rest does not conserve."""
+    account, decision = case.account, case.decision
+    cut = replace(account, outputs=[(y, g.clamp(min=0)) for y, g in account.outputs])
+    if decision.entry.natural or len(decision.live) > 1:
+        passed = sum(natural(cut, list(decision.live)).values())
+    else:
+        (slot,) = decision.live
+        x = value_of(account, slot)
+        passed = 0.0 if x is None else safe_dot(x, cut.outputs[0][1])
+    yield Amount("rule", case.op, account.arrived - passed)
+
+
+def _counted(case: Case) -> Amounts:
+    """Products along a dimension of no live factor: outputs that are the constant operand's."""
+    constant = [n for s, n in declared(case.account.node, case.spec).items() if s not in case.decision.live]
+    if constant and len(case.account.post) == 3:
+        y, _, share = (plain(t) for t in case.account.post)
+        whole = relevance_of(y, torch.where(share == 0, case.cotangent, 0.0))
+        name, category = constant_name(case.plan, constant[0])
+        yield Amount(category, name, float(whole.double().sum()))
+    yield from _constants(case, 1.0)
+
+
+def _divided(case: Case) -> Amounts:
+    """Relevance divided among runs: what the biases of the runs receive, and what the divisors keep."""
+    account = case.account
+    y, g = account.outputs[0]
+    handed = [shared(y, g, *(plain(a) for a in args[1:])) for args in account.shares]
+    bias = 0.0
+    for run in account.runs:
+        args, kwargs = pytree.tree_map(plain, (run.args, run.kwargs))
+        bias += run.sign * safe_dot(_offset(run, args, kwargs), handed[run.share])
+    yield Amount("bias", case.op, bias)
+    passed = sum(safe_dot(plain(args[1]), s) for args, s in zip(account.shares, handed, strict=True))
+    yield Amount("stabiliser", case.op, account.arrived - passed)
+
+
+def _offset(run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a layer gives for an input of zeros: its bias."""
+    names = [*bind(run.node)]
+    bound = dict(zip(positional(run.node, names), args, strict=False)) | kwargs
+    at, position = run.input
+    zero = torch.zeros_like(bound[at] if position is None else bound[at][position])
+    bound[at] = zero if position is None else [zero if i == position else v for i, v in enumerate(bound[at])]
+    schema = getattr(run.node.target, "_schema", None)
+    only = {a.name for a in schema.arguments if a.kwarg_only} if schema is not None else set()
+    first = [bound[n] for n in positional(run.node, names)[: len(args)]]
+    return run.node.target(*first, **{k: v for k, v in bound.items() if k in kwargs or k in only})  # type: ignore[operator]
+
+
+def _left(case: Case, further: list[Slot] | None = None) -> float:
+    """What the natural gradient, times the factors of the rule, leaves of the relevance that arrived.
+
+    Args:
+        further: operands that keep theirs, besides those that are live.
+    """
+    decision = case.decision
+    amounts = natural(case.account, list(dict.fromkeys([*decision.live, *(further or [])])))
+    return case.account.arrived - sum(decision.factors.get(slot, 1.0) * amount for slot, amount in amounts.items())
+
+
+def _fraction(case: Case) -> float:
+    """Share of what arrives that the operands of a (multi)homogeneous node receive: degree times factor, summed."""
+    plan, decision, account, spec = case.plan, case.decision, case.account, case.spec
+    factors = {slot: decision.factors.get(slot, 1.0) for slot in decision.live if slot.name in spec.args}
+    if spec.kind == "homogeneous":
+        return sum(f * degree(account.node, spec) for f in factors.values())
+    if not factors:  # only an added term is live
+        return 1.0
+    return sum(-f if is_denominator(plan.facts, account.node, slot) else f for slot, f in factors.items())
+
+
+def _attention(case: Case) -> Amounts:
+    """Half of what arrives goes to the scores; of that, what queries, keys and mask do not receive stays in softmax."""
+    plan, decision, account = case.plan, case.decision, case.account
+    share = decision.softmax_share
+    slots = [s for s in decision.live if s.name in ("query", "key") and decision.factors.get(s, 1.0) != 0]
+    taken = _fraction_uniform(decision)
+    if not share:
+        return
+    mask = Slot("attn_mask")
+    given = value_of(account, mask)
+    added = [mask] if given is not None and given.is_floating_point() else []  # a boolean mask selects, it is not added
+    amounts = natural(account, [*slots[:1], *added])
+    scores = sum(v for s, v in amounts.items() if s != mask)
+    constant = amounts.get(mask, 0.0) if mask not in decision.live else 0.0
+    if constant:
+        name, category = constant_name(plan, declared(account.node, plan.facts.specs[account.node])[mask])
+        yield Amount(category, name, share * constant)
+    yield Amount("softmax", case.op, share * (account.arrived - scores - amounts.get(mask, 0.0)))
+    if taken:
+        yield Amount("rule", case.op, taken * account.arrived + _excess(decision, share, scores))
+
+
+def _fraction_uniform(decision: Decision) -> float:
+    """What values and scores together take beyond what arrives (0 under the uniform rule)."""
+    values = sum(decision.factors.get(s, 1.0) for s in decision.live if s.name == "value")
+    return 1 - values - decision.softmax_share
+
+
+def _excess(decision: Decision, share: float, scores: float) -> float:
+    pair = [decision.factors.get(s, 1.0) for s in decision.live if s.name in ("query", "key")]
+    return (share - sum(pair)) * scores if pair else 0.0
+
+
+def _constants(case: Case, kept: Tensor | float) -> Amounts:
+    """Additive constants of an affine node: each as constant times its cotangent; then what literals add."""
+    plan, decision, account, spec = case.plan, case.decision, case.account, case.spec
+    additive = spec.args + spec.terms if spec.kind in ("linear", "movement") else spec.terms
+    if spec.kind == "selection":
+        additive = spec.args
+    operands = {s: n for s, n in declared(account.node, spec).items() if s.name in additive}
+    constant = [s for s in operands if s not in decision.live]
+    for slot, (x, g) in gradients(account, constant, kept).items():
+        name, category = constant_name(plan, operands[slot])
+        yield Amount(category, name, safe_dot(x, g), relevance_of(x, g))
+    others = {slot: n for slot, n in all_slots(account.node).items() if slot not in declared(account.node, spec)}
+    hidden = spec.kind == "linear" and any(
+        is_float(n) for n in others.values()
+    )  # running statistics, undeclared biases
+    if hidden or (spec.kind in ("linear", "movement") and _has_literal(account.node)):
+        zeros = {s: torch.zeros_like(v) for s in operands if (v := value_of(account, s)) is not None}
+        offset = call(account, zeros)
+        if isinstance(offset, Tensor):
+            g = case.cotangent * kept
+            yield Amount("bias" if hidden else "constant", case.op, safe_dot(offset, g))
+
+
+def _has_literal(node: Node) -> bool:
+    """Whether an affine operator can add a number of its own."""
+    name = getattr(node.target, "_opname", "")
+    adds = (
+        "add",
+        "sub",
+        "rsub",
+        "where",
+        "masked_fill",
+        "constant_pad_nd",
+        "pad",
+        "scatter",
+        "nan_to_num",
+        "index_fill",
+    )
+    return name in adds and any(isinstance(a, (int, float)) and a != 0 for a in node.args)
+
+
+def constant_name(plan: Plan, node: Node) -> tuple[str, str]:
+    """(name, category) of a tensor that carries no relevance: the parameters it is computed from."""
+    if node in plan.stopped or node in plan.facts.operands:
+        return node.name, "stopped"
+    names, stack, seen = [], [node], set()
+    sizes: list[int] = []
+    while stack:
+        current = stack.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        val = current.meta.get("val")
+        if current.op == "get_attr" and not (isinstance(val, Tensor) and not val.is_floating_point()):
+            names.append(str(current.target))
+            sizes.append(sum(int(d) > 1 for d in val.shape) if isinstance(val, Tensor) else 0)
+        stack += [n for n in current.all_input_nodes if n.op == "get_attr" or is_float(n)]
+    if not names:
+        return node.name, "constant"
+    return "+".join(dict.fromkeys(names)), "bias" if max(sizes) <= 1 and node.op == "get_attr" else "source"
+
+
+#: form of the rule table -> who books what it keeps
+BOOK: dict[table.Form, Callable[[Case], Amounts]] = {
+    table.PLAIN: _plain,
+    table.SCALED: _scaled,
+    table.STABILISED: _stabilised,
+    table.NATURAL: _natural,
+    table.REMAINDER: _remainder,
+    table.SLOPE: _slope,
+    table.STATISTIC: _plain,
+    table.COUNTED: _counted,
+    table.RECTIFIED: _rectified,
+    table.RUNS: _divided,
+    table.WINDOWS: _divided,
+    table.ATTENTION: _attention,
+}

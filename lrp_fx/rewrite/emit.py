@@ -1,0 +1,181 @@
+"""How each form of the rule table (``rules.table``) is written into the graph: one row of :data:`EMIT` for each.
+
+An emitter leaves the node's value as it is, bit by bit, and returns the node that its users read from now on. The
+functions it puts there (``rules.functions``) return their first argument, and their backward is the rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lrp_fx.graph.operands import Slot
+from lrp_fx.operators.table import OpSpec, bind
+from lrp_fx.rewrite.layer_runs import run_parts
+from lrp_fx.rewrite.pooling import spread
+from lrp_fx.rewrite.site import Site, insert_after
+from lrp_fx.rules import table
+from lrp_fx.rules.factors import share_of_factors
+from lrp_fx.rules.functions import (
+    closed_identity_rule,
+    constant_product,
+    default_eps,
+    epsilon_rule,
+    identity_rule,
+    normalization_rule,
+    rectified_rule,
+    scale_relevance,
+)
+from lrp_fx.rules.slopes import closed_form, emit_slope
+
+aten = torch.ops.aten
+Node = torch.fx.Node
+
+
+def emit(site: Site) -> Node:
+    """Carry out the decision at one node; returns the node that its users read from now on."""
+    return EMIT[site.decision.form(site.captured, site.spec)](site)
+
+
+def _scaled(site: Site) -> Node:
+    """Cotangents times the plan's factors: once at the output where all operands have one factor, else at each."""
+    node, decision = site.node, site.decision
+    constant = site.spec.extra.get("constant")
+    if constant and Slot(str(constant)) not in decision.live:
+        operator: Any = node.target
+        node.args, node.target = (operator, *node.args), constant_product
+    factors = {slot: decision.factors.get(slot, 1.0) for slot in decision.live}
+    scaled = {slot: factor for slot, factor in factors.items() if factor not in (0.0, 1.0)}
+    if not scaled:
+        return node
+    alive = {factor for factor in factors.values() if factor != 0}
+    if len(alive) == 1 and len(scaled) > 1 and not isinstance(node.meta.get("val"), (tuple, list)):
+        return insert_after(site.graph, node, scale_relevance, alive.pop())
+    for slot, factor in scaled.items():
+        site.before(slot, scale_relevance, factor)
+    return node
+
+
+def _stabilised(site: Site) -> Node:
+    """Behind the layer, y / (y + epsilon sign y); nothing where epsilon is 0."""
+    result, epsilon = _scaled(site), site.decision.rule.get("epsilon", 0.0)
+    return insert_after(site.graph, result, epsilon_rule, epsilon) if epsilon else result
+
+
+def _slope(site: Site) -> Node:
+    """y = f(x): f on a detached x (the same kernel, the same bits), and the cotangent times the slope.
+
+    A slope in closed form is computed on the way back: x is all that is kept, and often its memory is kept anyway.
+    """
+    (slot,) = site.decision.live
+    node, operand = site.node, site.operand(slot)
+    constant = site.before(slot, aten.detach.default)
+    spec = site.spec if site.spec.kind == "nonlinearity" else OpSpec(site.spec.name, "nonlinearity")
+    anchor = node.next
+    with site.graph.inserting_before(anchor):
+        if spec.slope is not None:
+            new = site.graph.call_function(closed_identity_rule, (node, operand, closed_form(node, spec)))
+        else:
+            slope = emit_slope(site.graph, node, constant, spec)
+            new = site.graph.call_function(identity_rule, (node, operand, slope))
+    return site.take_over(anchor, new, inner=False)
+
+
+def _counted(site: Site) -> Node:
+    """A product along a dimension, y = x_1 ... x_n: the cotangent divided by the number of factors of each output.
+
+    Factors of an operand that is a constant do not count.
+    """
+    node, spec = site.node, site.spec
+    operands = [site.operand(Slot(name)) for name in spec.args]
+    live = [Slot(name) in site.decision.live for name in spec.args]
+    bound, anchor = bind(node), node.next
+    along = [bound[name] for name in ("dim", "keepdim", "index", "include_self") if name in bound]
+    with site.graph.inserting_before(anchor):
+        constant = site.graph.call_function(aten.detach.default, (node,))
+        share = site.graph.call_function(share_of_factors, (operands, live, str(spec.extra["count"]), along))
+        new = site.graph.call_function(identity_rule, (constant, node, share))
+    return site.take_over(anchor, new)
+
+
+def _runs(site: Site) -> Node:
+    """The layer (and the batch norm that is folded into it) as it is, its relevance by runs on parts."""
+    facts, captured, rule = site.plan.facts, site.captured, site.decision.rule
+    layer = facts.folded.get(captured, captured)
+    base = site.node if layer is captured else site.operand(Slot("input"))
+    shares = site.decision.entry.shares
+    assert shares is not None
+    anchor = site.node.next
+    with site.graph.inserting_before(anchor):
+        threshold = site.copies[facts.thresholds[layer]] if layer in facts.thresholds else None
+        divided = shares(rule.parameters)
+        new = run_parts(site.graph, site.node, base, facts.layers[layer], rule, divided, threshold)
+    return site.take_over(anchor, new)
+
+
+def _windows(site: Site) -> Node:
+    """The selection as it is, its relevance over its windows."""
+    anchor = site.node.next
+    with site.graph.inserting_before(anchor):
+        new = spread(site.graph, site.node, site.spec, site.decision.entry.window)
+    return site.take_over(anchor, new)
+
+
+def _rectified(site: Site) -> Node:
+    """Negative cotangents are cut; then the natural gradient (guided backpropagation), or 1 (DeconvNet).
+
+    A product inside a nonlinearity that is spelled out has its natural gradient either way.
+    """
+    graph, node, decision = site.graph, site.node, site.decision
+    if decision.entry.natural or len(decision.live) > 1:
+        return insert_after(graph, node, rectified_rule)
+    (slot,) = decision.live
+    operand = site.operand(slot)
+    site.before(slot, aten.detach.default)
+    anchor = node.next
+    with graph.inserting_before(anchor):
+        ones = graph.call_function(aten.ones_like.default, (node,))
+        ones.meta = dict(node.meta)
+        new = graph.call_function(identity_rule, (node, operand, ones))
+    return insert_after(graph, site.take_over(anchor, new, inner=False), rectified_rule)
+
+
+def _statistic(site: Site) -> Node:
+    """A fused normalization, its statistic held constant on the way back."""
+    node, spec = site.node, site.spec
+    bound, layout = bind(node), spec.extra["layout"]
+    x, weight = bound["input"], bound.get("weight")
+    if layout == "layer":
+        width = len(bound["normalized_shape"])
+    elif layout == "batch":
+        width = 0
+    else:
+        width = -(bound["num_groups"] if layout == "group" else int(x.meta["val"].shape[1]))
+    eps = bound["eps"] if bound["eps"] is not None else default_eps(x.meta["val"].dtype)
+    site.before(Slot("input"), aten.detach.default)
+    anchor = node.next
+    with site.graph.inserting_before(anchor):
+        if weight is not None and layout != "layer":
+            along = [-1] + [1] * (x.meta["val"].dim() - 2)
+            weight = site.graph.call_function(aten.reshape.default, (weight, along))
+        new = site.graph.call_function(normalization_rule, (node, x, weight, width, eps, spec.extra["centred"]))
+    return site.take_over(anchor, new, inner=False)
+
+
+#: form of the rule table -> who writes it into the graph
+EMIT: dict[table.Form, Callable[[Site], Node]] = {
+    table.PLAIN: _scaled,
+    table.SCALED: _scaled,
+    table.NATURAL: _scaled,
+    table.REMAINDER: _scaled,
+    table.ATTENTION: _scaled,
+    table.STABILISED: _stabilised,
+    table.COUNTED: _counted,
+    table.SLOPE: _slope,
+    table.STATISTIC: _statistic,
+    table.RECTIFIED: _rectified,
+    table.RUNS: _runs,
+    table.WINDOWS: _windows,
+}

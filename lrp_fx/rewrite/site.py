@@ -1,0 +1,90 @@
+"""One node that is being rewritten, with what its rule needs to know, and the edits that rules make around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import Graph, Node
+
+from lrp_fx.graph.operands import Slot, all_slots, replace
+from lrp_fx.operators.table import OpSpec
+from lrp_fx.plan import Decision, Plan
+from lrp_fx.rewrite.layer_runs import RUN
+
+OWNER = "lrp_node"  #: meta key of a rewritten node: the captured node whose decision put it there
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node of the rewritten graph before its rule is carried out.
+
+    Attributes:
+        graph: the rewritten graph.
+        plan: the plan that is carried out.
+        copies: captured node -> its copy in the rewritten graph.
+        captured: the captured node.
+        node: its copy.
+    """
+
+    graph: Graph
+    plan: Plan
+    copies: dict[Node, Node]
+    captured: Node
+    node: Node
+
+    @property
+    def decision(self) -> Decision:
+        """What the plan decided for it."""
+        return self.plan.decisions[self.captured]
+
+    @property
+    def spec(self) -> OpSpec:
+        """What the op table says of its operator."""
+        return self.plan.facts.specs[self.captured]
+
+    def operand(self, slot: Slot) -> Node:
+        """What its operator is given in a slot."""
+        return all_slots(self.node)[slot]
+
+    def before(self, slot: Slot, target: Callable[..., Any], *args: Any) -> Node:
+        """Insert ``target`` between the node and the operand in ``slot``."""
+        operand = self.operand(slot)
+        with self.graph.inserting_before(self.node):
+            new = self.graph.call_function(target, (operand, *args))
+        new.meta = dict(operand.meta) | {OWNER: self.node.meta.get(OWNER)}
+        replace(self.node, slot, new)
+        return new
+
+    def take_over(self, anchor: Node, new: Node, inner: bool = True) -> Node:
+        """Let ``new`` replace the node for all but the nodes in front of ``anchor``, which belong to its rule.
+
+        Args:
+            anchor: the node that followed before the rule was written.
+            new: what replaces it.
+            inner: whether the other nodes of the rule are watched by the accounts, too.
+        """
+        own = _between(self.node, anchor)
+        for node in own if inner else (new,):  # (of other shapes than the node, all but the one that replaces it)
+            meta = {k: v for k, v in self.node.meta.items() if k != "val" or node is new}
+            node.meta = meta | {k: v for k, v in node.meta.items() if k == RUN}
+        self.node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
+        return new
+
+
+def insert_after(graph: Graph, node: Node, target: Callable[..., Any], *args: Any) -> Node:
+    """Insert ``target(node, *args)`` after ``node`` and let it replace ``node`` for all users."""
+    with graph.inserting_after(node):
+        new = graph.call_function(target, (node, *args))
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    return new
+
+
+def _between(node: Node, end: Node) -> set[Node]:
+    inside, current = set(), node.next
+    while current is not end:
+        inside.add(current)
+        current = current.next
+    return inside

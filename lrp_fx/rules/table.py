@@ -1,0 +1,275 @@
+"""The rule table: what every rule does, one entry for each rule and the roles that can have it.
+
+The law behind it. A function f is homogeneous of degree k if f(t x) = t^k f(x). Euler's theorem then says that input
+times gradient is k times the output: sum_i x_i df/dx_i = k f(x). LRP asks each operator to hand on just what arrives,
+sum_i R_i = R with R = y g (g: the cotangent of y) and R_i = x_i g_i. So all of LRP in one sentence:
+
+    for a map homogeneous of degree k, divide the gradient by k.
+
+- A linear layer has k = 1: its gradient is its rule, up to a stabiliser (epsilon).
+- A product of n factors has k = n: each factor gets a share of 1/n (uniform).
+- A nonlinearity has no degree. y = h x with its slope h = f(x)/x held constant has k = 1 (identity).
+- A normalization x / s(x) has k = 0. With its statistic s held constant it has k = 1 (identity).
+- A softmax has no degree, and no slope that would be fair to all its inputs: its gradient is taken as it is, and what
+  that leaves over is an entry of its own in the ledger (taylor).
+- Rules on parts of a layer (gamma, alpha-beta, ...) divide by the sum of some contributions in place of all.
+
+Who reads it: ``plan`` the splits, ``rewrite`` and the ledger the forms (each form is one row of ``rewrite.emit.EMIT``
+and of ``explain.bookings.BOOK``), the passes the traits of the functions that a form emits, rule sets the names,
+parameters and roles. To add a rule is to add an entry here, and a line in a TOML file to use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lrp_fx.rules import functions, layer_rules
+from lrp_fx.rules.layer_rules import Parameters, Share
+
+#: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
+LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
+#: products that a rule set may treat apart
+PRODUCTS = ("bilinear", "gate", "recurrent-gate", "selective")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the relevance of an output goes: what each operand's cotangent is multiplied by.
+
+    Attributes:
+        divided: whether the gradient is divided by the degree, so that shares add up to what arrives. Otherwise every
+            operand has its natural gradient.
+        signals_only: whether factors that only weigh a signal get nothing.
+    """
+
+    divided: bool
+    signals_only: bool = False
+
+
+BY_DEGREE, TO_SIGNALS, UNDIVIDED = Split(True), Split(True, signals_only=True), Split(False)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a rule changes the way back at a node.
+
+    Attributes:
+        name: what it is called.
+        says: what becomes of the cotangent g of the output y.
+        functions: the rule functions (``rules.functions``) that the rewrite puts at the node.
+    """
+
+    name: str
+    says: str
+    functions: tuple[Callable[..., Any], ...] = ()
+
+    @property
+    def commutes(self) -> frozenset[str]:
+        """What it commutes with, as all its functions do (:data:`lrp_fx.rules.functions.TRAITS`)."""
+        traits = [functions.TRAITS[function] for function in self.functions]
+        return frozenset.intersection(*traits) if traits else functions.EVERYTHING
+
+
+STOPPED = Form("stopped", "g ends here")
+PLAIN = Form("plain", "g goes through the operator's own gradient")
+STABILISED = Form("stabilised", "g y / (y + epsilon sign y)", (functions.epsilon_rule,))
+SCALED = Form("scaled", "g times a constant for each operand", (functions.scale_relevance,))
+COUNTED = Form("counted", "g / n, n the number of live factors of each output", (functions.identity_rule,))
+SLOPE = Form("slope", "g f(x)/x", (functions.identity_rule, functions.closed_identity_rule))
+STATISTIC = Form("statistic", "g through y = (x - mean) / s with s constant", (functions.normalization_rule,))
+NATURAL = Form("natural", "g f'(x); what is left of R is booked")
+REMAINDER = Form("remainder", "g through the gradient of all inputs; what is left of R is booked")
+RECTIFIED = Form("rectified", "max(g, 0), then the gradient or 1", (functions.rectified_rule,))
+RUNS = Form("runs", "R of an output, divided among runs of the layer on parts", (functions.share_relevance,))
+WINDOWS = Form("windows", "R of a maximum, divided among its window", (functions.share_relevance,))
+ATTENTION = Form("attention", "two products around a softmax, fused", (functions.scale_relevance,))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One rule of the table.
+
+    Attributes:
+        rule: its name in rule sets.
+        roles: the roles that can have it.
+        split: where its share goes.
+        forms: form by kind of operator (the op table's; "counted" for products along a dimension); "" for all others.
+        equation: relevance of input i.
+        source: who proposed it.
+        books: categories of the ledger that hold what it does not hand on, besides constants that are added.
+        parameters: its parameters with their defaults; None for any (they are not read).
+        shares: of rules on parts of a layer: shares of relevance and the runs that divide them.
+        window: of rules for selections: which function of the window's positive part divides.
+        natural: of rules that cut cotangents: whether what passes is multiplied by the gradient.
+        feeds_zeros: whether an input that is 0 can have relevance.
+        chosen: whether rule sets may name it; others are what plan makes of a choice.
+    """
+
+    rule: str
+    roles: tuple[str, ...]
+    split: Split
+    forms: Mapping[str, Form]
+    equation: str
+    source: str
+    books: tuple[str, ...] = ()
+    parameters: Parameters | None = None
+    shares: Callable[[Parameters], tuple[Share, ...]] | None = None
+    window: str = ""
+    natural: bool = False
+    feeds_zeros: bool = False
+    chosen: bool = True
+
+    def form(self, kind: str) -> Form:
+        """How it is carried out at an operator of a kind."""
+        return self.forms.get(kind, self.forms[""])
+
+
+_DEGREES = {"product": SCALED, "quotient": SCALED, "homogeneous": SCALED, "several": NATURAL}
+_LAW = {**_DEGREES, "counted": COUNTED, "": PLAIN}
+_SLOPES = dict.fromkeys(("nonlinearity", "function", "linear"), SLOPE)
+_GRADIENT = {**_DEGREES, **dict.fromkeys(("counted", "nonlinearity", "function", "normalization"), NATURAL), "": PLAIN}
+_ATTNLRP, _MONTAVON = "Achtibat et al. 2024 (AttnLRP)", "Montavon et al. 2019"
+
+
+def _layer(rule: str, shares: Any, equation: str, source: str, *, zeros: bool = False, **own: float) -> Entry:
+    """A rule on parts of a layer with weights."""
+    books, defaults = ("bias", "stabiliser"), {**own, "epsilon": 1e-6}
+    return Entry(rule, LAYERS, BY_DEGREE, {"": RUNS}, equation, source, books, defaults, shares, feeds_zeros=zeros)
+
+
+RULES: tuple[Entry, ...] = (
+    # Layers and other linear maps: degree 1. "sum" runs over the inputs of output j.
+    Entry(
+        "epsilon", ("linear", *LAYERS), BY_DEGREE, {"": STABILISED},
+        "R_i = sum_j x_i w_ij / (z_j + epsilon sign z_j) R_j", f"{_ATTNLRP}, eq. 8; Bach et al. 2015",
+        books=("stabiliser",),
+    ),
+    _layer("gamma", layer_rules.gamma, "R_i = sum_j x_i (w_ij + gamma w_ij+) / sum(...) R_j", _MONTAVON, gamma=0.25),
+    _layer(
+        "generalised-gamma", layer_rules.generalised_gamma,
+        "as gamma, for inputs and outputs of any sign: contributions of the output's own sign are favoured",
+        "Andeol et al. 2021", gamma=0.25,
+    ),
+    _layer(
+        "alpha-beta", layer_rules.alpha_beta,
+        "R_i = sum_j (alpha (x_i w_ij)+ / sum(...)+ - beta (x_i w_ij)- / sum(...)-) R_j, alpha - beta = 1",
+        "Bach et al. 2015", alpha=2.0, beta=1.0,
+    ),
+    _layer("z-plus", layer_rules.z_plus, "R_i = sum_j (x_i w_ij)+ / sum(...)+ R_j", "Montavon et al. 2017"),
+    _layer("flat", layer_rules.flat, "R_i = sum_j R_j / number of inputs of j", "Lapuschkin et al. 2019", zeros=True),
+    _layer("w-square", layer_rules.w_square, "R_i = sum_j w_ij^2 / sum(w^2) R_j", "Montavon et al. 2017", zeros=True),
+    _layer(
+        "z-box", layer_rules.z_box, "R_i = sum_j (x_i w_ij - low w_ij+ - high w_ij-) / sum(...) R_j",
+        "Montavon et al. 2017", zeros=True, low=0.0, high=1.0,
+    ),
+    # Selections: degree 1 in what they pick.
+    Entry(
+        "winner-takes-all", ("selection",), BY_DEGREE, {"": PLAIN},
+        "R_i = R for the entry that was picked, 0 for others", f"{_ATTNLRP}, section 3.3",
+    ),
+    Entry(
+        "proportional", ("selection",), BY_DEGREE, {"": WINDOWS}, "R_i = x_i+ / sum(x+) R over the window", _MONTAVON,
+        books=("stabiliser",), window="positive",
+    ),
+    Entry(
+        "even", ("selection",), BY_DEGREE, {"": WINDOWS}, "R_i = [x_i > 0] / sum([x > 0]) R over the window", _MONTAVON,
+        books=("stabiliser",), window="sign",
+    ),
+    # Products of n factors: degree n.
+    Entry("uniform", PRODUCTS, BY_DEGREE, _LAW, "R_i = R / n", f"{_ATTNLRP}, eq. 7 and prop. 3.3"),
+    Entry(
+        "signal-takes-all", PRODUCTS[1:], TO_SIGNALS, _LAW,
+        "R_i = R / m for each of m signals, 0 for what only weighs them", "Arras et al. 2017, 2019",
+    ),
+    # Functions without a degree: y = h x with h held constant has degree 1.
+    Entry(
+        "identity", ("nonlinearity",), BY_DEGREE, {**_LAW, **_SLOPES}, "R_i = R, as g_x = g f(x)/x",
+        f"{_ATTNLRP}, eq. 9", books=("stabiliser",),
+    ),
+    Entry(
+        "taylor", ("nonlinearity",), BY_DEGREE, {"": REMAINDER},
+        "R_i = x_i df/dx_i g, for functions of several numbers at once", f"{_ATTNLRP}, prop. 3.1",
+        books=("taylor",), chosen=False,
+    ),
+    Entry(
+        "guided-backprop", ("nonlinearity",), UNDIVIDED, {"": RECTIFIED}, "R_i = x_i f'(x_i) max(g, 0)",
+        "Springenberg et al. 2015", books=("rule",), natural=True,
+    ),
+    Entry(
+        "deconvnet", ("nonlinearity",), UNDIVIDED, {"": RECTIFIED}, "R_i = x_i max(g, 0)", "Zeiler and Fergus 2014",
+        books=("rule",),
+    ),
+    # Normalizations: degree 0; with the statistic s held constant, degree 1.
+    Entry(
+        "identity", ("normalization",), BY_DEGREE, {**_LAW, "normalization": STATISTIC}, "R_i = x_i w / s g",
+        f"{_ATTNLRP}, eq. 9 and section 3.3.2",
+    ),
+    # Softmax: its first-order Taylor expansion.
+    Entry(
+        "taylor", ("softmax",), BY_DEGREE, {"": REMAINDER}, "R_i = x_i (R'_i - s_i sum(R'))", f"{_ATTNLRP}, prop. 3.1",
+        books=("softmax",),
+    ),
+    Entry(
+        "gradient", ("softmax",), UNDIVIDED, {"": REMAINDER}, "R_i = x_i ds/dx_i g", "input x gradient",
+        books=("softmax",),
+    ),
+    # Everywhere.
+    Entry(
+        "gradient", ("linear", *LAYERS, "selection", *PRODUCTS, "normalization"), UNDIVIDED, _GRADIENT,
+        "R_i = x_i dy/dx_i g", "input x gradient", books=("rule",),
+    ),
+    Entry(
+        "gradient", ("nonlinearity",), UNDIVIDED, {**_GRADIENT, "linear": NATURAL}, "R_i = x_i dy/dx_i g",
+        "input x gradient", books=("rule",),
+    ),
+    Entry(
+        "stop", ("linear", *LAYERS, "selection", *PRODUCTS, "nonlinearity", "normalization", "softmax", "position"),
+        BY_DEGREE, {"": STOPPED}, "R_i = 0", "Ali et al. 2022", books=("stopped",),
+    ),
+    # Tables of positions (rotary embeddings) are inputs of their own, or constants.
+    Entry("uniform", ("position",), BY_DEGREE, _LAW, "R_i = R / n", "arXiv:2506.02138 (PA-LRP)", books=("position",)),
+    # What plan makes of a choice.
+    Entry("exact", ("movement",), BY_DEGREE, {"": PLAIN}, "R_i = R", "every entry keeps its own", chosen=False),
+    Entry(
+        "attention", ("attention",), BY_DEGREE, {"": ATTENTION},
+        "half of R to values, a quarter each to queries and keys, less what softmax keeps", f"{_ATTNLRP}, section 3.3",
+        books=("softmax", "rule"), chosen=False,
+    ),
+)  # fmt: skip
+
+_BY_ROLE: dict[tuple[str, str], Entry] = {(role, entry.rule): entry for entry in RULES for role in entry.roles}
+
+#: role -> names of the rules that rule sets can choose from
+ROLES: dict[str, tuple[str, ...]] = {
+    role: tuple(e.rule for e in RULES if role in e.roles and e.chosen)
+    for role in ("linear", *LAYERS, "selection", *PRODUCTS, "nonlinearity", "normalization", "softmax", "position")
+}
+
+
+def entry(role: str, rule: str) -> Entry:
+    """The entry of a rule at a node of ``role``; a layer with weights is "linear", with the rules of all layers."""
+    if role == "attention":
+        rule = role
+    found = _BY_ROLE.get((role, rule))
+    return _BY_ROLE[LAYERS[0], rule] if found is None else found
+
+
+def parameters(entry: Entry, given: Parameters) -> dict[str, float]:
+    """Given parameters over the defaults of a rule.
+
+    Raises:
+        ValueError: for a parameter that the rule does not have, or that is outside its range.
+    """
+    rule, defaults = entry.rule, entry.parameters or {}
+    if unknown := set(given) - set(defaults):
+        raise ValueError(f"{rule} has the parameters {', '.join(defaults)}, not {', '.join(sorted(unknown))}")
+    chosen = {**defaults, **given}
+    if negative := [k for k, v in chosen.items() if v < 0 and k not in ("low", "high")]:
+        raise ValueError(f"{rule}: {', '.join(negative)} must not be negative")
+    if "beta" in chosen and abs(chosen["alpha"] - chosen["beta"] - 1) > 1e-12:
+        raise ValueError(f"{rule} conserves relevance only where alpha - beta = 1")
+    if "low" in chosen and not chosen["low"] <= 0 <= chosen["high"]:
+        raise ValueError(f"{rule}: low <= 0 <= high")
+    return chosen
