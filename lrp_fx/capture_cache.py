@@ -174,10 +174,10 @@ class CaptureCache:
         with preserved(stand_in.module):
             captured = capture_or_load(stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route)
             state.ignore_writes(before)
-        for made in (captured, *(other for other, _ in captured.others)):
-            stand_in.give_back(made.graph_module)
-            if made.decisions is not None:
-                stand_in.give_back(made.decisions.graph_module)
+        for graph in (captured, *(other for other, _ in captured.others)):
+            stand_in.give_back(graph.graph_module)
+            if graph.decisions is not None:
+                stand_in.give_back(graph.decisions.graph_module)
         entry = self._entry(captured, call, state, reason)
         alike = [(c, replace(e, key=call.key, numbers=call.numbers)) for c, e in captured.others]
         further = [self._entry(other, example, state, reason) for other, example in alike]

@@ -69,13 +69,13 @@ def writing(path: str | Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
         OSError: as :func:`replacing`.
     """
     with replacing(path, mode) as beside:
-        held = _Lasting(beside)
+        stream = _Lasting(beside)
         try:
-            yield held  # type: ignore[misc]  # all of a binary file that writers use
+            yield stream  # type: ignore[misc]  # all of a binary file that writers use
         finally:
-            held.close()
-        if held.failure is not None:
-            raise held.failure
+            stream.close()
+        if stream.failure is not None:
+            raise stream.failure
 
 
 class _Lasting(io.BufferedIOBase):

@@ -100,25 +100,25 @@ class Space:
 
     def coordinates(self) -> list[list[dict[str, Any]]]:
         """For every role and every group: the changes of a point that give it another rule of :data:`GRID`."""
-        found: list[list[dict[str, Any]]] = [[{role: rule} for rule in CHOICES[role]] for role in self.roles]
+        coordinates: list[list[dict[str, Any]]] = [[{role: rule} for rule in CHOICES[role]] for role in self.roles]
         for group in self.groups:
             changes: list[dict[str, Any]] = []
             for kind in group.kinds:
                 names = OWN.get(kind, ("epsilon",) if kind == "epsilon" else ())
                 values = [
-                    {f"{group.key} {name}": v for name, v in zip(names, given, strict=True)}
-                    for given in itertools.product(*(GRID[name] for name in names))
+                    {f"{group.key} {name}": v for name, v in zip(names, grid_point, strict=True)}
+                    for grid_point in itertools.product(*(GRID[name] for name in names))
                 ]
                 changes += [{group.key: kind} | value for value in values]
-            found.append(changes)
-        return found
+            coordinates.append(changes)
+        return coordinates
 
     def point(self, ruleset: RuleSet) -> dict[str, Any]:
         """The point of the space nearest to a rule set: what the space cannot say stays as it is in attnlrp."""
         values: dict[str, Any] = {}
         for role in self.roles:
-            found = ruleset.rule(role, "", "").name
-            values[role] = found if found in CHOICES[role] else CHOICES[role][0]
+            rule_name = ruleset.rule(role, "", "").name
+            values[role] = rule_name if rule_name in CHOICES[role] else CHOICES[role][0]
         for group in self.groups:
             rule = ruleset.rule(group.roles, group.paths[0], "")
             kind = _NEAREST.get(rule.name, rule.name)
@@ -245,7 +245,7 @@ def tune(
 
 def _descend(study: Any, run: Callable[..., None], space: Space, budget: int) -> int:
     """Of one role or group after another take the best of a few rules, until nothing gains; returns the trials made."""
-    made, best = 0, -1
+    trials, best = 0, -1
     while best != study.best_trial.number:
         best = study.best_trial.number
         for changes in space.coordinates():
@@ -253,12 +253,12 @@ def _descend(study: Any, run: Callable[..., None], space: Space, budget: int) ->
                 point = study.best_params
                 if change.items() <= point.items():
                     continue
-                if made == budget:
-                    return made
+                if trials == budget:
+                    return trials
                 study.enqueue_trial(point | change)
                 run(n_trials=1)
-                made += 1
-    return made
+                trials += 1
+    return trials
 
 
 def measure(scenes: Sequence[Scene], ruleset: RuleSet, metric: str) -> float:
@@ -274,16 +274,16 @@ def measure(scenes: Sequence[Scene], ruleset: RuleSet, metric: str) -> float:
     for scene in scenes:
         trial = Trial(scene, explain(scene.batch), sums_to_value=True)
         values.append(_measured(trial, metric))
-    found = torch.cat(values)
-    return float(found[~found.isnan()].double().mean())
+    scores = torch.cat(values)
+    return float(scores[~scores.isnan()].double().mean())
 
 
 def _measured(trial: Trial, metric: str) -> torch.Tensor:
     family = {"top1": "localisation", "iou": "localisation", "share": "completeness"}.get(metric, metric)
-    found = METRICS[family](trial) if family in METRICS else {}
-    if metric not in found:
+    scores = METRICS[family](trial) if family in METRICS else {}
+    if metric not in scores:
         raise InputError(f"task {trial.scene.task.name!r} has no metric {metric!r}: choose among {', '.join(METRICS)}")
-    return found[metric]
+    return scores[metric]
 
 
 def _starts(space: Space) -> dict[str, dict[str, Any]]:

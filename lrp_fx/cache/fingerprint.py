@@ -151,18 +151,18 @@ class _Describer:
     def model(self) -> list[Any]:
         """Every module with its class and attributes, and every parameter and buffer."""
         storages: dict[int, int] = {}
-        found: list[Any] = []
+        descriptions: list[Any] = []
         for name, module in self.root.named_modules(remove_duplicate=False):
             if isinstance(module, torch.jit.ScriptModule):
                 raise Unkeyable(f"'{name}' is compiled by TorchScript")
-            own = {k: v for k, v in vars(module).items() if k not in NOT_COUNTED.union(NAMED)}
-            found.append((name, self.modules[id(module)], self.type(type(module)), self.items(own, name)))
+            attributes = {k: v for k, v in vars(module).items() if k not in NOT_COUNTED.union(NAMED)}
+            descriptions.append((name, self.modules[id(module)], self.type(type(module)), self.items(attributes, name)))
         for name, tensor in self.named:
             if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout is not torch.strided:
                 raise Unkeyable(f"'{name}' is a {type(tensor).__name__} of layout {tensor.layout}")
             storage = storages.setdefault(tensor.untyped_storage()._cdata, len(storages))
-            found.append((name, self.tensors[id(tensor)], storage, tensor.storage_offset(), *_form(tensor)))
-        return found
+            descriptions.append((name, self.tensors[id(tensor)], storage, tensor.storage_offset(), *_form(tensor)))
+        return descriptions
 
     def call(self, call: Call) -> list[Any]:
         """The structure of a call, precision and device of its tensors, its constants."""
@@ -211,20 +211,20 @@ class _Describer:
     def _made_of(self, value: Any, where: str) -> Any:
         """Containers and objects: the class, and what they hold."""
         kind = type(value)
-        held = self.items(vars(value), where) if hasattr(value, "__dict__") else []
+        attributes = self.items(vars(value), where) if hasattr(value, "__dict__") else []
         if isinstance(value, dict):
             factory = self.value(getattr(value, "default_factory", None), where)
-            return (self.type(kind), self.items(dict(value), where), factory, held)
+            return (self.type(kind), self.items(dict(value), where), factory, attributes)
         if isinstance(value, (list, tuple)):
-            return (self.type(kind), [self.value(v, f"{where}[{i}]") for i, v in enumerate(value)], held)
+            return (self.type(kind), [self.value(v, f"{where}[{i}]") for i, v in enumerate(value)], attributes)
         if isinstance(value, (set, frozenset)):
-            return (self.type(kind), sorted(repr(self.value(v, where)) for v in value), held)
+            return (self.type(kind), sorted(repr(self.value(v, where)) for v in value), attributes)
         if isinstance(value, np.ndarray) and value.dtype != object:
             digest = hashlib.sha256(value.tobytes()).hexdigest()
             return ("array", str(value.dtype), value.shape, digest)
         if not hasattr(value, "__dict__") or not _only_attributes(kind):
             raise Unkeyable(f"'{where}' is a {kind.__module__}.{kind.__qualname__}")
-        return (self.type(kind), held)
+        return (self.type(kind), attributes)
 
     def _tensor(self, tensor: Tensor, where: str) -> Any:
         if id(tensor) in self.tensors:
@@ -259,16 +259,16 @@ class _Describer:
         Functions that somebody else's code has put into a class or a module are told by the file they are from.
         """
         owners = {m for m in self.owners if not _is_torch(m) and m not in sys.stdlib_module_names}
-        own = set(_reachable(m for m in owners if not _installed(m)))
+        local = set(_reachable(m for m in owners if not _installed(m)))
         definitions = set(self.definitions)
-        for owner in owners | own:  # what was imported may be older than the file: both count
+        for owner in owners | local:  # what was imported may be older than the file: both count
             definitions |= set(_definitions(vars(sys.modules[owner]), owner))
             kinds = [v for v in vars(sys.modules[owner]).values() if isinstance(v, type) and v.__module__ == owner]
             definitions |= {
-                d for k in kinds if owner in own for d in _definitions(vars(k), f"{owner}.{k.__qualname__}")
+                d for k in kinds if owner in local for d in _definitions(vars(k), f"{owner}.{k.__qualname__}")
             }
-        files = {sys.modules[m].__file__ or "" for m in own | owners if getattr(sys.modules[m], "__file__", None)}
-        if any(getattr(sys.modules[m], "__file__", None) is None for m in own):
+        files = {sys.modules[m].__file__ or "" for m in local | owners if getattr(sys.modules[m], "__file__", None)}
+        if any(getattr(sys.modules[m], "__file__", None) is None for m in local):
             raise Unkeyable("a class without a source file")
         files |= {d[2] for d in definitions} - {""}
         packages = {m.partition(".")[0] for m in owners}
@@ -284,10 +284,10 @@ def _form(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _named(module: str, qualname: str) -> Any:
-    found: Any = sys.modules.get(module)
+    value: Any = sys.modules.get(module)
     for name in qualname.split("."):
-        found = getattr(found, name, None)
-    return found
+        value = getattr(value, name, None)
+    return value
 
 
 def _only_attributes(kind: type) -> bool:
@@ -297,9 +297,9 @@ def _only_attributes(kind: type) -> bool:
     )
 
 
-def _definitions(held: Any, owner: str) -> Iterator[tuple[Any, ...]]:
+def _definitions(namespace: Any, owner: str) -> Iterator[tuple[Any, ...]]:
     """(owner, name, file, line, meaning) of every Python function held under a name, through its wrappers."""
-    for name, value in list(held.items()):
+    for name, value in list(namespace.items()):
         for function in _functions(value):
             code = function.__code__
             yield (owner, name, _written(code), code.co_firstlineno, _meaning(code))

@@ -76,9 +76,9 @@ class Entry:
                 if (reason := _open_to_others(path)) is not None:
                     warnings.warn(f"{VARIABLE}: {str(path)!r} is not read: {reason}", stacklevel=2)
                     continue
-                held = torch.load(path, weights_only=True)
-                if held["format"] == _FORMAT and all(type(t) is Tensor for t in held["tensors"].values()):
-                    yield Kept(path, json.loads(held["document"]), held["tensors"])
+                stored = torch.load(path, weights_only=True)
+                if stored["format"] == _FORMAT and all(type(t) is Tensor for t in stored["tensors"].values()):
+                    yield Kept(path, json.loads(stored["document"]), stored["tensors"])
             except Exception:  # damaged or foreign in one of many ways: it is a cache, so it is as if it were not there
                 continue
 
@@ -133,31 +133,31 @@ def digest(*parts: Any) -> str:
 
 def limit() -> int:
     """How many bytes all files may hold; a value that is no size is a warning."""
-    asked = os.environ.get(LIMIT, "").strip()
-    if not asked:
+    text = os.environ.get(LIMIT, "").strip()
+    if not text:
         return _DEFAULT_LIMIT
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", asked.upper())
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.upper())
+    if match is None:
         warnings.warn(
-            f"{LIMIT}={asked!r} is no size (500MB, 4GB, a number of bytes): it is {_DEFAULT_LIMIT // 1000**3}GB",
+            f"{LIMIT}={text!r} is no size (500MB, 4GB, a number of bytes): it is {_DEFAULT_LIMIT // 1000**3}GB",
             stacklevel=2,
         )
         return _DEFAULT_LIMIT
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    return int(float(match[1]) * _UNITS[match[2] or ""])
 
 
 def make_room(place: Path, most: int) -> None:
     """Remove our files, those that were not used for longest first, until the others hold ``most`` bytes or less."""
-    found: list[tuple[int, int, str]] = []
+    files: list[tuple[int, int, str]] = []
     with contextlib.suppress(OSError):  # the folder may be gone, or a file of it: another process was here
-        found += (_state(file) for file in os.scandir(place) if _NAME.fullmatch(file.name))
-    held = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if held <= most:
+        files += (_state(file) for file in os.scandir(place) if _NAME.fullmatch(file.name))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= most:
             return
         with contextlib.suppress(OSError):
             Path(path).unlink(missing_ok=True)
-            held -= size
+            total -= size
 
 
 def _state(file: os.DirEntry[str]) -> tuple[int, int, str]:

@@ -85,12 +85,12 @@ def operator(name: Any, overload: Any) -> OpOverload:
     for part in (space, packet, *([overload] if overload else [])):
         if not part.isidentifier():
             raise UnsafeFileError(f"{_short(name)} is no name of an operator")
-    found = getattr(getattr(getattr(torch.ops, space), packet, None), overload or "default", None)
-    if not isinstance(found, OpOverload):
+    overloaded = getattr(getattr(getattr(torch.ops, space), packet, None), overload or "default", None)
+    if not isinstance(overloaded, OpOverload):
         raise UnsafeFileError(f"there is no operator {_short(name)}")
-    if not harmless(found):
+    if not harmless(overloaded):
         raise UnsafeFileError(f"{_short(name)} does more than to compute tensors, or is not declared (register_op)")
-    return found
+    return overloaded
 
 
 def by_torch(name: Any) -> Any:

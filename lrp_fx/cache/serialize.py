@@ -131,16 +131,16 @@ class Writer:
         environment = self._environment
         if environment is None:
             return []
-        held = _examples(environment)
-        found = []
+        examples = _examples(environment)
+        records = []
         for symbol, limits in environment.var_to_range.items():
-            if symbol in held:
+            if symbol in examples:
                 low, high = (None if n in (int_oo, -int_oo) else int(n) for n in (limits.lower, limits.upper))
-                found.append([symbol.name, dict(symbol._assumptions_orig), int(held[symbol]), low, high])
+                records.append([symbol.name, dict(symbol._assumptions_orig), int(examples[symbol]), low, high])
         used = {name for text in self.table for name in _symbol_names(json.loads(text))}
-        if unknown := used - {s[0] for s in found}:
+        if unknown := used - {s[0] for s in records}:
             raise Unstorable(f"sizes that depend on values: {', '.join(sorted(unknown))}")
-        return found
+        return records
 
 
 def _symbol_names(plain: Any) -> set[str]:
@@ -148,8 +148,8 @@ def _symbol_names(plain: Any) -> set[str]:
     if isinstance(plain, dict) and "tensor" in plain:
         return {s for n in (*plain["tensor"][0], *plain["tensor"][1]) for s in _in_formula(n)}
     if isinstance(plain, dict):
-        own = {s for kind in _SYMBOLIC if kind in plain for s in _in_formula(plain[kind])}
-        return own.union(*(_symbol_names(v) for v in plain.values()))
+        names = {s for kind in _SYMBOLIC if kind in plain for s in _in_formula(plain[kind])}
+        return names.union(*(_symbol_names(v) for v in plain.values()))
     return set().union(*map(_symbol_names, plain)) if isinstance(plain, list) else set()
 
 
@@ -211,12 +211,12 @@ class Reader:
         graph = fx.Graph()
         made: list[Node] = []
         for op, name, target, args, kwargs, value, origin in nodes:
-            found = _TARGETS[op](target)
+            callee = _TARGETS[op](target)
             keywords = self.value(kwargs, made)
             if op != "call_function" and (args, keywords) != ([], {}) and op != "output":
                 raise UnsafeFileError(f"a node of kind {op} has no arguments")
             keywords = {identifier(key): value for key, value in keywords.items()}
-            node = graph.create_node(op, found, tuple(self.value(args, made)), keywords, identifier(name))
+            node = graph.create_node(op, callee, tuple(self.value(args, made)), keywords, identifier(name))
             if value:
                 node.meta["val"] = self._shared(value[0])
             node.meta |= {key: self.table[origin][key] for key in _TRACED if key in self.table[origin]}
@@ -232,31 +232,31 @@ class Reader:
             self._values[place] = self.value(self.table[place], [])
         return self._values[place]
 
-    def value(self, plain: Any, made: list[Node]) -> Any:
+    def value(self, plain: Any, nodes: list[Node]) -> Any:
         """What :meth:`Writer.plain` wrote."""
         if isinstance(plain, list):
-            return [self.value(v, made) for v in plain]
+            return [self.value(v, nodes) for v in plain]
         if not isinstance(plain, dict):
             return plain
-        ((kind, held),) = plain.items()
+        ((kind, content),) = plain.items()
         match kind:
             case "node":
-                return made[held]
+                return nodes[content]
             case "tuple":
-                return tuple(self.value(v, made) for v in held)
+                return tuple(self.value(v, nodes) for v in content)
             case "dict":
-                return {self.value(k, made): self.value(v, made) for k, v in held}
+                return {self.value(k, nodes): self.value(v, nodes) for k, v in content}
             case "slice":
-                return slice(*(self.value(v, made) for v in held))
+                return slice(*(self.value(v, nodes) for v in content))
             case "complex":
-                return complex(*held)
+                return complex(*content)
             case "torch":
-                return by_torch(held)
+                return by_torch(content)
             case "device":
-                return torch.device(held)
+                return torch.device(content)
             case "tensor":
-                return self._tensor(*held)
-        return self._symbolic(held, kind)
+                return self._tensor(*content)
+        return self._symbolic(content, kind)
 
     def _tensor(self, sizes: list[Any], strides: list[Any], dtype: str, device: str, requires_grad: bool) -> Tensor:
         shape, step = ([self._symbolic(n) for n in numbers] for numbers in (sizes, strides))

@@ -118,8 +118,8 @@ def read_graph(
     plain: Any, tensors: Mapping[str, Tensor], named: Mapping[str, Tensor], reader: Reader, name: str = "CapturedModule"
 ) -> fx.GraphModule:
     """The graph that :func:`write_graph` wrote, with the tensors of the model at hand."""
-    held = {path: named[own] for path, own in plain["names"].items()} | dict(tensors)
-    return fx.GraphModule(held, reader.graph(plain["nodes"]), class_name=name)
+    attributes = {path: named[name_in_model] for path, name_in_model in plain["names"].items()} | dict(tensors)
+    return fx.GraphModule(attributes, reader.graph(plain["nodes"]), class_name=name)
 
 
 def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
@@ -153,15 +153,15 @@ def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
 def load(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> Captured | None:
     """A kept capture that serves this call, and computes what the model does: no fingerprint sees all of Python."""
     start = time.perf_counter()
-    for kept in place.files():
+    for file in place.files():
         try:
-            captured = _captured(kept.document, kept.tensors, model, pytree.tree_structure((args, kwargs)))
+            captured = _captured(file.document, file.tensors, model, pytree.tree_structure((args, kwargs)))
             fits = captured.names == call.names and captured.serves(call.leaves)
             if fits and disagreement(model, captured.graph_module, args, kwargs) <= tolerance(model):
-                kept.touch()
+                file.touch()
                 return dataclasses.replace(captured, seconds=time.perf_counter() - start, key=place.key)
         except UnsafeFileError as reason:
-            warnings.warn(f"{VARIABLE}: {str(kept.path)!r} is not used: {reason}", stacklevel=2)
+            warnings.warn(f"{VARIABLE}: {str(file.path)!r} is not used: {reason}", stacklevel=2)
         except Exception:  # as for a file that cannot be read
             continue
     return None

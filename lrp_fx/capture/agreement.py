@@ -35,10 +35,10 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
     devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
 
     def outputs(of: torch.nn.Module, seed: int) -> list[Tensor]:
-        given = (args, kwargs) if of is graph_module else (closed(args), closed(kwargs))
+        arguments = (args, kwargs) if of is graph_module else (closed(args), closed(kwargs))
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            return _tensors(of(*given[0], **given[1]))
+            return _tensors(of(*arguments[0], **arguments[1]))
 
     with torch.no_grad():
         try:
@@ -62,31 +62,31 @@ def _is_tensor(leaf: Any) -> bool:
     return isinstance(leaf, Tensor)
 
 
-def difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Largest difference of tensors, relative to the largest entry of each.
 
     Infinite where shapes differ, where NaN or infinities are in other places, and where whole numbers differ.
     """
-    if [t.shape for t in expected] != [t.shape for t in found]:
+    if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")
-    return max((_relative(a, b) for a, b in zip(expected, found, strict=True)), default=0.0)
+    return max((_relative(a, b) for a, b in zip(expected, actual, strict=True)), default=0.0)
 
 
-def _relative(expected: Tensor, found: Tensor) -> float:
+def _relative(expected: Tensor, actual: Tensor) -> float:
     """Largest difference of two tensors, relative to the largest finite entry."""
-    if expected.layout is not torch.strided or found.layout is not torch.strided:
-        expected, found = expected.to_dense(), found.to_dense()
-    if expected.is_complex() and found.is_complex():
-        expected, found = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(found.resolve_conj())
-    if not expected.is_floating_point() or not found.is_floating_point():
-        return 0.0 if torch.equal(expected, found) else float("inf")
+    if expected.layout is not torch.strided or actual.layout is not torch.strided:
+        expected, actual = expected.to_dense(), actual.to_dense()
+    if expected.is_complex() and actual.is_complex():
+        expected, actual = torch.view_as_real(expected.resolve_conj()), torch.view_as_real(actual.resolve_conj())
+    if not expected.is_floating_point() or not actual.is_floating_point():
+        return 0.0 if torch.equal(expected, actual) else float("inf")
     finite = expected.isfinite()
-    same = torch.equal(finite, found.isfinite()) and torch.equal(
-        expected[~finite].nan_to_num(0.0), found[~finite].to(expected.dtype).nan_to_num(0.0)
+    same = torch.equal(finite, actual.isfinite()) and torch.equal(
+        expected[~finite].nan_to_num(0.0), actual[~finite].to(expected.dtype).nan_to_num(0.0)
     )
     if not same:
         return float("inf")
     if not bool(finite.any()):
         return 0.0
     scale = expected[finite].abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
-    return float((expected[finite] - found[finite]).abs().max() / scale)
+    return float((expected[finite] - actual[finite]).abs().max() / scale)

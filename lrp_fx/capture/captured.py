@@ -31,18 +31,18 @@ class Decisions:
     @classmethod
     def of(cls, graph_module: fx.GraphModule, leaves: Sequence[Any], shaped: Sequence[bool]) -> Decisions:
         """The decisions that inputs lead to; of those that are ``shaped`` only the size counts."""
-        found = _run(graph_module, leaves)
-        return cls(graph_module, tuple(t.shape if s else t for t, s in zip(found, shaped, strict=True)))
+        tensors = _run(graph_module, leaves)
+        return cls(graph_module, tuple(t.shape if s else t for t, s in zip(tensors, shaped, strict=True)))
 
     def hold_for(self, leaves: Sequence[Any]) -> bool:
         """Whether other inputs of the same sizes lead to the same decisions."""
         try:
-            found = _run(self.graph_module, leaves)
+            tensors = _run(self.graph_module, leaves)
         except (RuntimeError, IndexError):  # an earlier decision would have been another one, and shapes do not fit
             return False
         return all(
             t.shape == value if isinstance(value, torch.Size) else torch.equal(t, value)
-            for t, value in zip(found, self.values, strict=True)
+            for t, value in zip(tensors, self.values, strict=True)
         )
 
 

@@ -103,8 +103,8 @@ def opened(tree: Any) -> Any:
     Raises:
         InputError: for an object that cannot be taken apart.
     """
-    found = pytree.tree_flatten_with_path(tree)[0]
-    if all(is_plain(leaf) for _, leaf in found):
+    entries = pytree.tree_flatten_with_path(tree)[0]
+    if all(is_plain(leaf) for _, leaf in entries):
         return tree
     return pytree.tree_map_with_path(lambda path, leaf: leaf if is_plain(leaf) else _open(leaf, path), tree)
 
@@ -196,8 +196,8 @@ def _open(value: Any, path: Any) -> Opened:
     walk = _Walk()
     try:
         description = walk.describe(value, "")
-        hollow = tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in walk.tensors)
-        memo = {id(t): h for t, h in zip(walk.tensors, hollow, strict=True)}
+        empties = tuple(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta") for t in walk.tensors)
+        memo = {id(t): h for t, h in zip(walk.tensors, empties, strict=True)}
         with _NoOtherTensor():
             template = copy.deepcopy(value, memo | _shared(description))
     except _Closed as reason:
@@ -206,7 +206,7 @@ def _open(value: Any, path: Any) -> Opened:
         raise _refused(name, value, f"{type(error).__name__}: {error}") from error
     paths = tuple(_short(value, p) for p in walk.paths)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    return Opened(Structure(kind, paths, description, template, hollow), tuple(walk.tensors))
+    return Opened(Structure(kind, paths, description, template, empties), tuple(walk.tensors))
 
 
 def _refused(name: str, value: Any, reason: str) -> InputError:
@@ -223,8 +223,8 @@ def _short(value: Any, path: str) -> str:
     key = path.rpartition("[")[2].removesuffix("]").strip("'") if path.endswith("']") else path.rpartition(".")[2]
     if isinstance(value, _HOLD_DATA) or path == f".{key}" or not key.isidentifier():
         return path
-    held = vars(value).get(key) if hasattr(value, "__dict__") else None
-    return f".{key}" if isinstance(held, Tensor) or isinstance(getattr(value, key, None), Tensor) else path
+    attribute = vars(value).get(key) if hasattr(value, "__dict__") else None
+    return f".{key}" if isinstance(attribute, Tensor) or isinstance(getattr(value, key, None), Tensor) else path
 
 
 class _Closed(Exception):
@@ -293,8 +293,8 @@ class _Walk:
         return self._reduced(value, path)
 
     def _entries(self, entries: Any, path: str) -> Iterator[Any]:
-        for key, held in entries:
-            yield (self.describe(key, path), self.describe(held, f"{path}[{key!r}]"))
+        for key, value in entries:
+            yield (self.describe(key, path), self.describe(value, f"{path}[{key!r}]"))
 
     def _reduced(self, value: Any, path: str) -> Any:
         """By what ``pickle`` would keep of it: (function, arguments, state, items, entries)."""
@@ -317,7 +317,7 @@ class _Walk:
         described.append(tuple(self._entries(entries or (), path)))
         return tuple(described)
 
-    def _attributes(self, owner: Any, held: dict[str, Any], path: str) -> Iterator[Any]:
-        for name, value in held.items():
+    def _attributes(self, owner: Any, attributes: dict[str, Any], path: str) -> Iterator[Any]:
+        for name, value in attributes.items():
             inside = path if name == "data" and isinstance(owner, _HOLD_DATA) else f"{path}.{name}"
             yield (name, self.describe(value, inside))

@@ -19,15 +19,15 @@ _EXPERTS = "_experts_implementation_internal"
 
 def _configs(model: torch.nn.Module) -> list[Any]:
     """Every configuration object reachable from the model's modules, nested ones included, each once."""
-    found: dict[int, Any] = {}
+    configs: dict[int, Any] = {}
     stack = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
     while stack:
         config = stack.pop()
-        if id(config) in found or not hasattr(config, "__dict__") or isinstance(config, torch.nn.Module):
+        if id(config) in configs or not hasattr(config, "__dict__") or isinstance(config, torch.nn.Module):
             continue
-        found[id(config)] = config
+        configs[id(config)] = config
         stack += [v for k, v in vars(config).items() if k.endswith("config") and hasattr(v, "__dict__")]
-    return list(found.values())
+    return list(configs.values())
 
 
 def is_encoder_decoder(model: torch.nn.Module) -> bool:
@@ -66,8 +66,8 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
         yield
         return
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # theirs lie outside of Python
-    held = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
-    tensors = {id(v): v for _, values in held for v in values.values() if isinstance(v, torch.Tensor)}
+    namespaces = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
+    tensors = {id(v): v for _, values in namespaces for v in values.values() if isinstance(v, torch.Tensor)}
     written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
     copies = [t.detach().clone() for t in written]
     devices = {t.device for t in parameters if t.device.type == "cuda"}
@@ -75,7 +75,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(list(devices)):
             yield
     finally:
-        for space, values in held:
+        for space, values in namespaces:
             for name in space.keys() - values.keys():
                 del space[name]
             space.update({name: value for name, value in values.items() if space.get(name, space) is not value})

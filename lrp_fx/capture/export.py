@@ -228,8 +228,8 @@ class _Noted:
     def relied(self, condition: Any, place: str, layout: bool) -> None:
         """Note a condition; where it has no plain form, the sizes in it are the example's."""
         condition = self.environment.replace(condition)
-        held = {s: v for s, v in self.hints.items() if s in condition.free_symbols and s not in self.free}
-        condition = condition.xreplace(held)
+        hints = {s: v for s, v in self.hints.items() if s in condition.free_symbols and s not in self.free}
+        condition = condition.xreplace(hints)
         if condition == sympy.true or not condition.free_symbols <= self.free:  # else it depends on values
             return
         try:
@@ -272,13 +272,13 @@ class _Noted:
 
 def _reasons(environment: Any) -> dict[tuple[str, int], str]:
     """(input, axis) -> the line of the model that fixed the size, as export noted it."""
-    found = {}
+    reasons = {}
     for symbol, place in environment.replacements_slocs.items():
         for source in environment.var_to_sources.get(symbol, ()):
             name = source.name if isinstance(source.name, str) else source.name()
             if match := re.fullmatch(r"L\['(\w+)'\](.*)\.size\(\)\[(\d+)\]", name):
-                found[match[1] + match[2], int(match[3])] = f"the model computes with it at {str(place).strip('()')}"
-    return found
+                reasons[match[1] + match[2], int(match[3])] = f"the model computes with it at {str(place).strip('()')}"
+    return reasons
 
 
 def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -101,17 +101,17 @@ class Shapes:
     def _about(self, dim: str) -> str:
         """The guards that are about one size alone: they are what limits it."""
         names = self._names()
-        asked = [g.shown(names) for g in self.guards if _sizes_in(g.condition) == {dim}]
-        return f": the captured graph relies on {'; '.join(asked)}" if asked else ""
+        conditions = [g.shown(names) for g in self.guards if _sizes_in(g.condition) == {dim}]
+        return f": the captured graph relies on {'; '.join(conditions)}" if conditions else ""
 
     def _names(self) -> dict[str, str]:
         """Name of a size -> where it is found."""
-        found: dict[str, str] = {}
+        names: dict[str, str] = {}
         for name, dims in zip(self.inputs, self.dims, strict=False):
             for axis, dim in enumerate(dims):
                 if isinstance(dim, str):
-                    found.setdefault(dim, f"{name}.shape[{axis}]")
-        return found
+                    names.setdefault(dim, f"{name}.shape[{axis}]")
+        return names
 
     def bound(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
         """Sizes by name."""

@@ -56,16 +56,16 @@ class Offloaded(Tensor):
         kwargs = kwargs or {}
 
         def run() -> Any:
-            given, named = pytree.tree_map_only(Offloaded, lambda weight: weight.read(), (args, kwargs))
-            return func(*given, **named)
+            dense, named = pytree.tree_map_only(Offloaded, lambda weight: weight.read(), (args, kwargs))
+            return func(*dense, **named)
 
-        held = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if func._schema.is_mutable or _NOW & set(func.tags) or not all(isinstance(t, Offloaded) for t in held):
+        tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable or _NOW & set(func.tags) or not all(isinstance(t, Offloaded) for t in tensors):
             return run()
         like = func(*_sized(args), **_sized(kwargs))
         if not isinstance(like, Tensor):
             return run()
-        return Offloaded(like, kwargs.get("device") or held[0].device, run, any(t.away for t in held))  # type: ignore[attr-defined]
+        return Offloaded(like, kwargs.get("device") or tensors[0].device, run, any(t.away for t in tensors))  # type: ignore[attr-defined]
 
 
 _NOW = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
@@ -96,11 +96,11 @@ def without_hooks(model: nn.Module) -> nn.Module:
     hooked = [module for module in model.modules() if hasattr(module, _HOOK)]
     if not hooked:
         return model
-    kept: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for module in hooked:
-        kept[id(getattr(module, _HOOK))] = None  # it holds all of the weights
-        kept[id(module.forward)] = None
-    bare = copy.deepcopy(model, kept)
+        memo[id(getattr(module, _HOOK))] = None  # it holds all of the weights
+        memo[id(module.forward)] = None
+    bare = copy.deepcopy(model, memo)
     devices = {getattr(hook, "execution_device", None) for module in hooked for hook in _hooks(getattr(module, _HOOK))}
     several = len({torch.device(device) for device in devices if device is not None}) > 1
     for module, twin in zip(model.modules(), bare.modules(), strict=True):
@@ -144,18 +144,21 @@ def brought_in(graph_module: fx.GraphModule) -> fx.GraphModule:
     Raises:
         InputError: for weights that lie outside of the model, because memory may not hold them.
     """
-    held = [*graph_module.named_parameters(remove_duplicate=False), *graph_module.named_buffers(remove_duplicate=False)]
-    wanted = {path: tensor for path, tensor in held if isinstance(tensor, Offloaded)}
-    if not wanted:
+    tensors = [
+        *graph_module.named_parameters(remove_duplicate=False),
+        *graph_module.named_buffers(remove_duplicate=False),
+    ]
+    offloaded = {path: tensor for path, tensor in tensors if isinstance(tensor, Offloaded)}
+    if not offloaded:
         return graph_module
-    if away := [path for path, tensor in wanted.items() if tensor.away]:
+    if away := [path for path, tensor in offloaded.items() if tensor.away]:
         raise InputError(
             f"weights of this model are offloaded ({away[0]} and {len(away) - 1} more), and compiling or saving its "
             "relevance graph needs them all in memory. Remedy: load the model without offloading for that, or use "
             "explain() and lower(), which read one weight at a time."
         )
     whole = fx.GraphModule(graph_module, graph_module.graph, class_name=type(graph_module).__name__)
-    for path, tensor in wanted.items():
+    for path, tensor in offloaded.items():
         put(whole, path, tensor.read())
     return whole
 

@@ -154,8 +154,8 @@ def _attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
 def _bound(args: tuple[Any, ...], kwargs: dict[str, Any], **defaults: Any) -> list[Any]:
     """Arguments in the order of ``defaults``, which stand in for those that a call leaves out."""
     kinds = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=d) for n, d in defaults.items()]
-    known = {k: v for k, v in kwargs.items() if k in defaults}
-    bound = inspect.Signature(kinds).bind(*args[: len(defaults)], **known)
+    accepted = {k: v for k, v in kwargs.items() if k in defaults}
+    bound = inspect.Signature(kinds).bind(*args[: len(defaults)], **accepted)
     bound.apply_defaults()
     return list(bound.arguments.values())
 

@@ -47,13 +47,13 @@ class _Shaped(fx.Interpreter):
 
 def _sizes(value: Any) -> list[Any]:
     """All sizes in a value, with the rank of each tensor before them."""
-    found: list[Any] = []
+    sizes: list[Any] = []
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
-            found += [leaf.dim(), *leaf.shape]
+            sizes += [leaf.dim(), *leaf.shape]
         elif isinstance(leaf, (int, torch.SymInt)) and not isinstance(leaf, bool):
-            found.append(leaf)
-    return found
+            sizes.append(leaf)
+    return sizes
 
 
 def unproven(graph_module: fx.GraphModule, leaves: Sequence[Any], sizes: Mapping[str, int]) -> str | None:

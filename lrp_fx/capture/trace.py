@@ -128,7 +128,7 @@ def _record(
         Exception: whatever the model itself raises.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
     reads = Reads(within)
     spans: list[tuple[int, int, dict[str, Any]]] = []
 
@@ -138,8 +138,8 @@ def _record(
             filled[place] = tensor
         with reads, answers, _uncompiled():  # the last is asked first, and the first sees all
             output = call(*filled)
-        found["leaves"], found["spec"] = pytree.tree_flatten(returned(output))
-        return [leaf for leaf in found["leaves"] if isinstance(leaf, Tensor)]
+        outputs["leaves"], outputs["spec"] = pytree.tree_flatten(returned(output))
+        return [leaf for leaf in outputs["leaves"] if isinstance(leaf, Tensor)]
 
     options: dict[str, Any] = {"record_stack_traces": True}
     if within:
@@ -149,7 +149,7 @@ def _record(
     for node, stack in _stacks(list(traced.graph.nodes), spans):
         node.meta["nn_module_stack"] = stack
     graph_module, shaped = _finish(model, traced, {n.name for n in reads.nodes}, leaves, places)
-    return Recording(graph_module, found["spec"], tuple(found["leaves"]), shaped)
+    return Recording(graph_module, outputs["spec"], tuple(outputs["leaves"]), shaped)
 
 
 def _made(run: Callable[..., Any], inputs: list[Tensor], model: torch.nn.Module, **options: Any) -> fx.GraphModule:
@@ -213,10 +213,10 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
 
 def _complete_placeholders(graph: fx.Graph, leaves: Any, places: list[int]) -> None:
     """Constants among the inputs become placeholders too, so that all leaves are passed in order."""
-    given = dict(zip(places, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
+    existing = dict(zip(places, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
     with graph.inserting_before(next(iter(graph.nodes))):
-        nodes = [graph.placeholder(f"leaf_{i}" if i in given else f"constant_{i}") for i in range(len(leaves))]
-    for i, old in given.items():
+        nodes = [graph.placeholder(f"leaf_{i}" if i in existing else f"constant_{i}") for i in range(len(leaves))]
+    for i, old in existing.items():
         nodes[i].meta = dict(old.meta)
         old.replace_all_uses_with(nodes[i])
         graph.erase_node(old)
@@ -270,8 +270,8 @@ def _tensors_of(node: fx.Node) -> list[fx.Node]:
 
 
 def _is_integer(node: fx.Node) -> bool:
-    held = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(t, Tensor) and not t.is_floating_point() and not t.is_complex() for t in held)
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(t, Tensor) and not t.is_floating_point() and not t.is_complex() for t in leaves)
 
 
 def _is_mask(node: fx.Node) -> bool:
@@ -314,9 +314,9 @@ def _copy_written(graph_module: fx.GraphModule) -> set[fx.Node]:
     graph = graph_module.graph
     first: dict[int, fx.Node] = {}
     for node in list(graph.find_nodes(op="get_attr")):
-        held = first.setdefault(id(_attribute(graph_module, str(node.target))), node)
-        if held is not node:  # a read after a write: of the same memory
-            node.replace_all_uses_with(held)
+        earlier = first.setdefault(id(_attribute(graph_module, str(node.target))), node)
+        if earlier is not node:  # a read after a write: of the same memory
+            node.replace_all_uses_with(earlier)
             graph.erase_node(node)
     copies = set()
     for node in filter(_is_written, first.values()):

@@ -69,9 +69,9 @@ def results_table(results: Results) -> Table:
     for heading in ("ABPC", "95% interval", *SHOWN.values(), "ms"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in results.cost.itertuples():
-        found = {metric: (row.task, metric, row.method) for metric in ("abpc", *SHOWN)}
-        means = [f"{summary.loc[key, 'mean']:.3f}" if key in summary.index else "-" for key in found.values()]
-        low, high = summary.loc[found["abpc"], ["low", "high"]] if row.samples else (None, None)
+        keys = {metric: (row.task, metric, row.method) for metric in ("abpc", *SHOWN)}
+        means = [f"{summary.loc[key, 'mean']:.3f}" if key in summary.index else "-" for key in keys.values()]
+        low, high = summary.loc[keys["abpc"], ["low", "high"]] if row.samples else (None, None)
         interval = f"{low:.3f}, {high:.3f}" if row.samples else "-"
         cost = f"{1000 * row.seconds:.1f}" if row.samples else "-"
         table.add_row(row.method, means[0], interval, *means[1:], cost)

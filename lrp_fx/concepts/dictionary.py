@@ -146,8 +146,8 @@ class FeatureExplainer:
         f, decoded, back, offset = _decoded(self.dictionary, x, g, self.at)
 
         def pull(mask: Tensor | None) -> dict[str, Tensor]:
-            wanted = back if mask is None else back * mask.to(back)
-            encoding = cut_forward(self.encoder, (x,), {}, (), lambda encoded: (encoded * wanted).sum(), rules)
+            relevant = back if mask is None else back * mask.to(back)
+            encoding = cut_forward(self.encoder, (x,), {}, (), lambda encoded: (encoded * relevant).sum(), rules)
             (sent,) = encoding.send(encoding.chosen, torch.ones_like(encoding.chosen), encoding.cuts)
             sent = torch.zeros_like(x) if sent is None else sent
             return run.to_inputs(places[0].before, _features_first(g - sent if mask is None else sent, value))
@@ -217,10 +217,10 @@ def _check_affine(dictionary: Dictionary, f: Tensor, decoded: Tensor, offset: Te
     """decode(2 f - 3 p) against 2 decode(f) - 3 decode(p) + 2 decode(0), for random p of the size of f."""
     generator = torch.Generator().manual_seed(0)  # its own: the global state stays as it is
     p = torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) * f.abs().amax().clamp(min=1)
-    found = dictionary.decode(2 * f - 3 * p)
-    wanted = 2 * decoded - 3 * dictionary.decode(p) + 2 * offset
-    scale = float(wanted.abs().max()) or 1.0
-    defect = float((found - wanted).abs().max()) / scale
+    actual = dictionary.decode(2 * f - 3 * p)
+    expected = 2 * decoded - 3 * dictionary.decode(p) + 2 * offset
+    scale = float(expected.abs().max()) or 1.0
+    defect = float((actual - expected).abs().max()) / scale
     if not defect < torch.finfo(f.dtype).eps ** 0.5:
         raise DictionaryError(
             f"the decoder is not affine (off by {defect:.2g} of its largest output): feature relevances would not sum. "

@@ -123,8 +123,8 @@ def relevance_flow(
         cut, whole = run.cuts[index], arrived[index]
         relevance = cut.relevance(whole, run.blind)
         for part in parts[index]:
-            own = part.of(relevance)
-            graph.add_node(part.name, kind=cut.kind, relevance=float(own.double().sum()), **_detail(own, detail))
+            share = part.of(relevance)
+            graph.add_node(part.name, kind=cut.kind, relevance=float(share.double().sum()), **_detail(share, detail))
             if whole is not None:
                 send(part.name, cut.before, part.alone(whole), index)
     for node, facts in graph.nodes.items():
@@ -135,10 +135,10 @@ def relevance_flow(
 
 def _parts(cut: Cut, split: Mapping[str, Split]) -> Sequence[_Part]:
     name = f"{cut.name} (latent)" if cut.name == TARGET else cut.name
-    found = next((how for pattern, how in split.items() if fnmatchcase(cut.name, pattern)), None)
-    if found is None or cut.kind == "input":
+    split_of_cut = next((how for pattern, how in split.items() if fnmatchcase(cut.name, pattern)), None)
+    if split_of_cut is None or cut.kind == "input":
         return (_Part(name),)
-    axis, count = found if isinstance(found, tuple) else (found, -1)
+    axis, count = split_of_cut if isinstance(split_of_cut, tuple) else (split_of_cut, -1)
     shape = cut.after.shape
     if not -len(shape) <= axis < len(shape):
         raise LatentError(f"split of {cut.name!r} along axis {axis}, but it has the shape {tuple(shape)}")
@@ -185,9 +185,9 @@ def prune(graph: networkx.DiGraph, fraction: float) -> networkx.DiGraph:
         middle = (low + high) // 2
         carried = _walk(whole, {edge: shares[edge] for edge in ranked[:middle]})[1]
         low, high = (low, middle) if carried >= enough else (middle + 1, high)
-    kept = _connected(graph, ranked[:low])
-    kept.graph["carried"] = _walk(whole, {edge: shares[edge] for edge in ranked[:low]})[1]
-    return kept
+    subgraph = _connected(graph, ranked[:low])
+    subgraph.graph["carried"] = _walk(whole, {edge: shares[edge] for edge in ranked[:low]})[1]
+    return subgraph
 
 
 def _connected(graph: networkx.DiGraph, edges: Iterable[tuple[str, str]]) -> networkx.DiGraph:
@@ -205,11 +205,11 @@ def _walk(
 ) -> tuple[dict[tuple[str, str], float], float]:
     """What of a unit at the target goes over each edge, and what of it arrives at the inputs."""
     nx: Any = require("networkx", "concepts")
-    held = dict.fromkeys(graph, 0.0) | {TARGET: 1.0}
+    mass = dict.fromkeys(graph, 0.0) | {TARGET: 1.0}
     through = {}
     for node in reversed(list(nx.topological_sort(graph))):
         for before in graph.predecessors(node):
             if (before, node) in shares:
-                through[before, node] = held[node] * shares[before, node]
-                held[before] += through[before, node]
-    return through, sum(held[n] for n, kind in graph.nodes(data="kind") if kind == "input")
+                through[before, node] = mass[node] * shares[before, node]
+                mass[before] += through[before, node]
+    return through, sum(mass[n] for n, kind in graph.nodes(data="kind") if kind == "input")

@@ -279,5 +279,7 @@ def _size(inputs: Mapping[str, Any]) -> int:
 
 
 def _sample(inputs: Mapping[str, Any], target: Target, row: int, index: int) -> Sample:
-    own = {k: v[row : row + 1].clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
-    return Sample(index, own, target[row : row + 1].clone() if isinstance(target, Tensor) and target.dim() else target)
+    single = {k: v[row : row + 1].clone() if isinstance(v, Tensor) else v for k, v in inputs.items()}
+    return Sample(
+        index, single, target[row : row + 1].clone() if isinstance(target, Tensor) and target.dim() else target
+    )

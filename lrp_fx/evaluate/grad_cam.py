@@ -35,8 +35,8 @@ def grad_cam() -> Method:
             point = embedder.point(batch)
             leaves = tuple(v.clone().requires_grad_() for v in point.values)
             cam = method.LayerGradCam(point.embedded.explained, point.embedded.cut.get_submodule("feature_map"))
-            found = cam.attribute(leaves, additional_forward_args=point.rest, relu_attributions=True)
-            return pool_map(task, batch, found.detach())
+            attributed = cam.attribute(leaves, additional_forward_args=point.rest, relu_attributions=True)
+            return pool_map(task, batch, attributed.detach())
 
         return explain
 

@@ -62,18 +62,24 @@ def evaluate(
         line = bar.add_task(task.name, total=len(methods) * len(scenes))
         for number, method in enumerate(methods):
             bar.update(line, description=f"{task.name}: {method.name}", completed=number * len(scenes))
-            found = _Found(task.name, method.name)
+            findings = _Found(task.name, method.name)
             explain = method.prepare(task)
             if explain is not None:
-                _run(method, explain, scenes, chosen, steps, found, lambda: bar.advance(line))
+                _run(method, explain, scenes, chosen, steps, findings, lambda: bar.advance(line))
                 if "randomisation" in metrics:
-                    found.add(randomisation(task, method, batch), 0)
-            parts.append(found.results(steps))
+                    findings.add(randomisation(task, method, batch), 0)
+            parts.append(findings.results(steps))
     return Results.concat(parts)
 
 
 def _run(
-    method: Method, explain: Explainer, scenes: list[Scene], metrics: list[Metric], steps: int, found: _Found, tick: Any
+    method: Method,
+    explain: Explainer,
+    scenes: list[Scene],
+    metrics: list[Metric],
+    steps: int,
+    findings: _Found,
+    tick: Any,
 ) -> None:
     left = method.limit if method.limit is not None else sum(len(s.batch) for s in scenes)
     explain(scenes[0].batch.part(slice(0, 2)))  # captures and plans
@@ -86,12 +92,12 @@ def _run(
         relevance = explain(scene.batch)
         spent = (time.perf_counter() - start, time.process_time() - used)
         trial = Trial(scene, checked(relevance, scene.batch, method.name), method.sums_to_value, steps)
-        offset = found.samples
-        found.timed(*spent, len(scene.batch))
+        offset = findings.samples
+        findings.timed(*spent, len(scene.batch))
         for metric in metrics:
-            found.add(metric(trial), offset)
+            findings.add(metric(trial), offset)
         if "curves" in trial.__dict__:  # some metric asked for them
-            found.curves.append((trial.curves.most_first, trial.curves.least_first))
+            findings.curves.append((trial.curves.most_first, trial.curves.least_first))
         left -= len(scene.batch)
         tick()
 
@@ -142,13 +148,13 @@ class _Found:
             for order, parts in zip(("most_first", "least_first"), zip(*self.curves, strict=True), strict=True):
                 mean = torch.cat(parts).double().mean(0).tolist()
                 curves += [(order, step / steps, v) for step, v in enumerate(mean)]
-        taken = pandas.DataFrame(curves, columns=["order", "taken", "value"])
+        curve_rows = pandas.DataFrame(curves, columns=["order", "taken", "value"])
         spent = [statistics.median(found) if found else float("nan") for found in (self.seconds, self.processor)]
         cost = pandas.DataFrame([[*spent, self.samples]], columns=["seconds", "processor", "samples"])
-        for frame in (values, taken, cost):
+        for frame in (values, curve_rows, cost):
             frame.insert(0, "task", self.task)
             frame.insert(1, "method", self.method)
-        return Results(values, taken, cost)
+        return Results(values, curve_rows, cost)
 
 
 def progress_bar(shown: bool) -> Progress:

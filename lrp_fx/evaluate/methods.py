@@ -43,8 +43,8 @@ def lrp(rules: RuleSource, name: str | None = None, check: str | bool | None = N
     def prepare(task: Task) -> Explainer:
         def explain(batch: Batch) -> Tensor:
             inputs: dict[str, Any] = dict(batch.inputs)
-            found = task.converted.explain(**inputs, target=batch.target, rules=ruleset, check=check)
-            return task.features.pool(found.relevance[task.features.input])
+            attribution = task.converted.explain(**inputs, target=batch.target, rules=ruleset, check=check)
+            return task.features.pool(attribution.relevance[task.features.input])
 
         return explain
 
@@ -123,12 +123,12 @@ def smoothgrad(samples: int = 16, noise: float = 0.1, seed: int = 0) -> Method:
         tunnel = captum.NoiseTunnel(captum.Saliency(point.embedded.explained))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            found = tunnel.attribute(
+            attributed = tunnel.attribute(
                 _leaves(point.values), nt_type="smoothgrad", nt_samples=samples, nt_samples_batch_size=1, abs=False,
                 stdevs=tuple(noise * float(v.max() - v.min()) for v in point.values),
                 additional_forward_args=point.rest,
             )  # fmt: skip
-        return [g.abs() for g in found]
+        return [g.abs() for g in attributed]
 
     return _at_sources("smoothgrad", attribute)
 

@@ -116,16 +116,16 @@ def rank_correlation(a: Tensor, b: Tensor, eligible: Tensor) -> Tensor:
     """(B,) Spearman correlations of the rows over their eligible features; 0 where one of them is constant, NaN where
     fewer than two features are eligible."""
     stats: Any = require("scipy.stats", "evaluate")
-    found = []
+    correlations = []
     for x, y, mask in zip(a.double(), b.double(), eligible, strict=True):
         x, y = x[mask], y[mask]
         if len(x) < 2:
-            found.append(float("nan"))
+            correlations.append(float("nan"))
         elif bool((x == x[0]).all()) or bool((y == y[0]).all()):
-            found.append(0.0)
+            correlations.append(0.0)
         else:
-            found.append(float(stats.spearmanr(x.numpy(), y.numpy()).statistic))
-    return torch.tensor(found, dtype=torch.float64)
+            correlations.append(float(stats.spearmanr(x.numpy(), y.numpy()).statistic))
+    return torch.tensor(correlations, dtype=torch.float64)
 
 
 METRICS: dict[str, Metric] = {

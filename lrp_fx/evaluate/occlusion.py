@@ -44,7 +44,7 @@ def kernel_shap(evaluations: int = 128, seed: int = 0, limit: int | None = None)
         method: Any = require("captum.attr", "evaluate")
 
         def explain(batch: Batch) -> Tensor:
-            found = torch.zeros(batch.eligible.shape)
+            attributed = torch.zeros(batch.eligible.shape)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 for row in range(len(batch)):
@@ -55,10 +55,10 @@ def kernel_shap(evaluations: int = 128, seed: int = 0, limit: int | None = None)
                             f"task {task.name!r}: KernelSHAP needs two eligible features, sample {row} has {count}"
                         )
                     shap = method.KernelShap(_present(task, batch.part(slice(row, row + 1))))
-                    found[row, eligible] = shap.attribute(
+                    attributed[row, eligible] = shap.attribute(
                         torch.ones(1, count), baselines=0.0, n_samples=evaluations, perturbations_per_eval=ROWS
                     )[0]
-            return found
+            return attributed
 
         return explain
 

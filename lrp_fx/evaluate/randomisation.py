@@ -39,15 +39,15 @@ def randomisation(task: Task, method: Method, batch: int = 32, stages: int = 4, 
     twin.converted(**batches[0].inputs)
     order = from_the_top(twin.model, twin.converted.current.captured)
     generator = torch.Generator().manual_seed(seed)
-    found = {}
+    values = {}
     for stage, group in enumerate(_groups(order, stages), 1):
         for parameter in group:
             redraw(parameter, generator)
         after = [explain(b).abs() for b in batches]
-        found[f"randomised {100 * stage // stages}%"] = torch.cat(
+        values[f"randomised {100 * stage // stages}%"] = torch.cat(
             [rank_correlation(x, y, b.eligible) for x, y, b in zip(before, after, batches, strict=True)]
         )
-    return found
+    return values
 
 
 def redraw(parameter: nn.Parameter, generator: torch.Generator) -> None:
@@ -65,10 +65,10 @@ def from_the_top(model: nn.Module, captured: Captured) -> list[list[nn.Parameter
     uses = [n for n in captured.graph_module.graph.nodes if n.op == "get_attr" and n.users]
     position = {n: i for i, n in enumerate(captured.graph_module.graph.nodes)}
     for node in sorted(uses, key=lambda n: min(position[u] for u in n.users)):
-        held = parameters.get(str(node.target))
-        if held is not None and id(held) not in seen:
-            seen.add(id(held))
-            modules.setdefault(str(node.target).rpartition(".")[0], []).append(held)
+        parameter = parameters.get(str(node.target))
+        if parameter is not None and id(parameter) not in seen:
+            seen.add(id(parameter))
+            modules.setdefault(str(node.target).rpartition(".")[0], []).append(parameter)
     return list(reversed(modules.values()))
 
 

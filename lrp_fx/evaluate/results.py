@@ -53,10 +53,10 @@ class Results:
         """Mean with its bootstrap interval, by (task, metric, method): columns mean, low, high, samples."""
         pandas: Any = require("pandas", "evaluate")
         rows = {}
-        for key, found in self.values.groupby(["task", "metric", "method"], sort=False)["value"]:
-            known = found.dropna().to_numpy()
-            if len(known):
-                rows[key] = (known.mean(), *bootstrap(known, level, seed=seed), len(known))
+        for key, samples in self.values.groupby(["task", "metric", "method"], sort=False)["value"]:
+            measured = samples.dropna().to_numpy()
+            if len(measured):
+                rows[key] = (measured.mean(), *bootstrap(measured, level, seed=seed), len(measured))
         index = pandas.MultiIndex.from_tuples(list(rows), names=["task", "metric", "method"])
         return pandas.DataFrame(list(rows.values()), index=index, columns=["mean", "low", "high", "samples"])
 
@@ -70,8 +70,12 @@ class Results:
             table = part.pivot(index="sample", columns="method", values="value")
             for method in part["method"].unique():
                 if method != base and base in table:
-                    found = (table[method] - table[base]).dropna().to_numpy()
-                    rows[task, method] = (found.mean(), *bootstrap(found, level, seed=seed), len(found))
+                    gaps = (table[method] - table[base]).dropna().to_numpy()
+                    rows[task, method] = (
+                        gaps.mean(),
+                        *bootstrap(gaps, level, seed=seed),
+                        len(gaps),
+                    )
         index = pandas.MultiIndex.from_tuples(list(rows), names=["task", "method"])
         return pandas.DataFrame(list(rows.values()), index=index, columns=["mean", "low", "high", "samples"])
 

@@ -63,8 +63,8 @@ def _rolled(name: str, join: _Join, update: _Update) -> Method:
                 if (state := streams.get(weight.shape[-1])) is not None:  # None: a decoder that has read nothing yet
                     mixed = attended @ state
                     streams[length] = update(streams.get(length, torch.zeros_like(mixed)), mixed)
-            found = (read[:, None] @ streams[read.shape[1]])[:, 0]
-            return to_features(task, batch, found)
+            rolled = (read[:, None] @ streams[read.shape[1]])[:, 0]
+            return to_features(task, batch, rolled)
 
         return explain
 
@@ -145,9 +145,9 @@ def _rolls(task: Task, embedder: Embedder) -> bool:
         point.embedded.explained(*point.values, *point.rest)
     value = batch.inputs[task.features.input]
     length = shapes[0][-1]
-    known = grid(length, *value.shape[2:]) != (0, 0) if value.dim() == 4 else length == value.shape[1]
+    fits = grid(length, *value.shape[2:]) != (0, 0) if value.dim() == 4 else length == value.shape[1]
     rows = [s[:-2].numel() % len(batch) == 0 and (s[0] % len(batch) == 0) for s in shapes]
-    return shapes[0][-2] == length and known and all(rows) and len({s[-2] for s in shapes} | {length}) <= 2
+    return shapes[0][-2] == length and fits and all(rows) and len({s[-2] for s in shapes} | {length}) <= 2
 
 
 @contextlib.contextmanager
@@ -155,8 +155,8 @@ def _hooks(embedded: Embedded, see: Callable[[Tensor], Any]) -> Iterator[None]:
     """Call ``see`` with the value at every watched attention; what it returns, if a tensor, takes its place."""
 
     def hook(module: object, inputs: object, output: Tensor) -> Tensor | None:
-        found = see(output)
-        return found if isinstance(found, Tensor) else None
+        replacement = see(output)
+        return replacement if isinstance(replacement, Tensor) else None
 
     sites = [module for name, module in embedded.cut.named_children() if name.startswith("site_")]
     handles = [module.register_forward_hook(hook) for module in sites]
@@ -181,11 +181,11 @@ def _weights(point: Point, size: int) -> tuple[list[Tensor], list[Tensor], Tenso
     finally:
         handle.remove()
     gradients = torch.autograd.grad(chosen.sum(), [*seen, *mixed], allow_unused=True)
-    known = [torch.zeros_like(w) if g is None else g for w, g in zip(seen, gradients[:-1], strict=True)]
+    gradients_or_zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(seen, gradients[:-1], strict=True)]
     assert gradients[-1] is not None
     return (
         [w.detach().reshape(size, -1, *w.shape[-2:]) for w in seen],
-        [g.reshape(size, -1, *g.shape[-2:]) for g in known],
+        [g.reshape(size, -1, *g.shape[-2:]) for g in gradients_or_zeros],
         _read_at(gradients[-1], size, seen[-1].shape[-2]),
     )
 

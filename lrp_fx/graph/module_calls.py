@@ -56,10 +56,10 @@ def noting_calls(model: torch.nn.Module) -> Iterator[None]:
         begun.append(_nodes(args))
 
     def leave(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        given = [*begun.pop(), *_nodes(kwargs)]
+        arguments = [*begun.pop(), *_nodes(kwargs)]
         for path in paths.get(id(vars(module)), ()):
             call = counts[path] = counts.get(path, -1) + 1
-            for returned, nodes in ((False, given), (True, _nodes(output))):
+            for returned, nodes in ((False, arguments), (True, _nodes(output))):
                 for leaf, node in enumerate(nodes):
                     if node is not None:
                         _note(node, [Place(path, call, returned, leaf)])
@@ -84,8 +84,8 @@ def _nodes(value: Any) -> list[Node | None]:
 
 
 def _note(node: Node, further: list[Any]) -> None:
-    kept = node.meta.get(_KEPT, {})
-    node.meta[_KEPT] = {**kept, CALLS: [*kept.get(CALLS, ()), *map(list, further)]}
+    custom = node.meta.get(_KEPT, {})
+    node.meta[_KEPT] = {**custom, CALLS: [*custom.get(CALLS, ()), *map(list, further)]}
 
 
 def hand_on(node: Node, to: Node) -> None:
@@ -96,8 +96,8 @@ def hand_on(node: Node, to: Node) -> None:
 
 def unnoted(meta: dict[str, Any]) -> dict[str, Any]:
     """Metadata for a node that only helps another one: without its places."""
-    kept = {k: v for k, v in meta.get(_KEPT, {}).items() if k != CALLS}
-    return {k: v for k, v in meta.items() if k not in (_KEPT, CALLS)} | ({_KEPT: kept} if kept else {})
+    custom = {k: v for k, v in meta.get(_KEPT, {}).items() if k != CALLS}
+    return {k: v for k, v in meta.items() if k not in (_KEPT, CALLS)} | ({_KEPT: custom} if custom else {})
 
 
 def settle(graph: fx.Graph) -> None:

@@ -20,14 +20,14 @@ class Slot(NamedTuple):
 def slots(node: Node, names: tuple[str, ...]) -> dict[Slot, Node]:
     """Every node among the arguments called ``names``, lists flattened."""
     bound = bind(node)
-    found: dict[Slot, Node] = {}
+    operands: dict[Slot, Node] = {}
     for name in names:
         value = bound.get(name)
         if isinstance(value, Node):
-            found[Slot(name)] = value
+            operands[Slot(name)] = value
         elif isinstance(value, (list, tuple)):
-            found |= {Slot(name, i): v for i, v in enumerate(value) if isinstance(v, Node)}
-    return found
+            operands |= {Slot(name, i): v for i, v in enumerate(value) if isinstance(v, Node)}
+    return operands
 
 
 def all_slots(node: Node) -> dict[Slot, Node]:

@@ -18,14 +18,14 @@ class Values(dict[Node, Any]):
         attribute: the value of an attribute of the graph's module, by path; none where the graph reads none.
     """
 
-    def __init__(self, given: Mapping[Node, Any], attribute: Callable[[str], Any] | None = None) -> None:
-        super().__init__(given)
+    def __init__(self, values: Mapping[Node, Any], attribute: Callable[[str], Any] | None = None) -> None:
+        super().__init__(values)
         self.attribute = attribute
 
     @classmethod
-    def of(cls, graph_module: fx.GraphModule, given: Mapping[Node, Any]) -> Values:
+    def of(cls, graph_module: fx.GraphModule, values: Mapping[Node, Any]) -> Values:
         """Values in a graph with the attributes of its module."""
-        return cls(given, lambda path: operator.attrgetter(path)(graph_module))
+        return cls(values, lambda path: operator.attrgetter(path)(graph_module))
 
     def run(self, node: Node, args: Any, kwargs: Any) -> Any:
         """What an operator makes of values."""
@@ -34,9 +34,9 @@ class Values(dict[Node, Any]):
     def __missing__(self, node: Node) -> Any:
         if node.op == "get_attr":
             assert self.attribute is not None
-            found = self.attribute(str(node.target))
+            value = self.attribute(str(node.target))
         else:
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), self.__getitem__)  # type: ignore[misc]
-            found = self.run(node, args, kwargs)
-        self[node] = found
-        return found
+            value = self.run(node, args, kwargs)
+        self[node] = value
+        return value

@@ -103,10 +103,10 @@ def _parse_entry(kind: str, name: str, value: Any, origin: str) -> OpSpec:
                 f"{origin}: {name} has an unknown field {key!r}{_nearest(key, allowed)}; "
                 f"entries of kind {kind} have {', '.join(allowed)}"
             )
-    known = {key: fields.pop(key) for key in ("reduces", "elementwise", "degree", "slope", "at_zero") if key in fields}
+    facts = {key: fields.pop(key) for key in ("reduces", "elementwise", "degree", "slope", "at_zero") if key in fields}
     args, terms = _names(fields.pop("args", "")), _names(fields.pop("terms", ""))
     if kind in ("homogeneous", "nonlinearity"):
-        known.setdefault("elementwise", True)
+        facts.setdefault("elementwise", True)
     if kind == "lookup":
         fields.setdefault("picks", "indices")
     if kind == "nonlinearity" and len(args) > 1:
@@ -115,7 +115,7 @@ def _parse_entry(kind: str, name: str, value: Any, origin: str) -> OpSpec:
             'number, whose slope is f(x)/x. Declare a function of several as a "function", or as a "product" if it is '
             "linear in each."
         )
-    return OpSpec(name, kind, args, terms, **known, extra=fields)
+    return OpSpec(name, kind, args, terms, **facts, extra=fields)
 
 
 def _nearest(word: str, choices: Iterable[str]) -> str:
@@ -173,8 +173,8 @@ def _schemas(name: str) -> list[Any] | None:
     packet_name, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), packet_name, None) if rest else None
     if isinstance(packet, torch._ops.OpOverloadPacket):
-        found = [getattr(packet, o)._schema for o in packet.overloads() if overload in ("", o)]
-        return found or None
+        schemas = [getattr(packet, o)._schema for o in packet.overloads() if overload in ("", o)]
+        return schemas or None
     module, _, function = name.rpartition(".")
     places = (sys.modules.get(module), sys.modules.get(f"_{module}"))
     return [] if namespace == "higher_order" or any(hasattr(p, function) for p in places) else None

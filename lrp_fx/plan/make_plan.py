@@ -196,10 +196,10 @@ def _selection(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node])
 def _folded(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
     """A layer and the normalization over the batch that scales it are one layer: its rule applies behind both."""
     layer = plan.facts.folded[node]
-    own = plan.decisions[layer]
-    if own.entry.split.divided:
-        plan.decisions[layer] = replace(own, rule=UNSTABILISED)
-    return Decision("linear", own.rule, operands)
+    layer_decision = plan.decisions[layer]
+    if layer_decision.entry.split.divided:
+        plan.decisions[layer] = replace(layer_decision, rule=UNSTABILISED)
+    return Decision("linear", layer_decision.rule, operands)
 
 
 def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
@@ -279,7 +279,7 @@ def _is_interior(node: Node, operands: dict[Slot, Node], products: Products, con
 
 def _continued(graph: Graph, facts: Facts) -> set[Node]:
     """Nodes whose functions go on in an elementwise nonlinearity: as 1 + exp(-x) does in its reciprocal."""
-    found: set[Node] = set()
+    continued: set[Node] = set()
     for user in reversed(graph.nodes):
         spec = facts.specs.get(user)
         if spec is None or not spec.elementwise:
@@ -287,13 +287,13 @@ def _continued(graph: Graph, facts: Facts) -> set[Node]:
         operands = facts.operands[user]
         for slot, node in operands.items():
             if facts.origin.get(user) is facts.origin[node] and (
-                user in found
+                user in continued
                 or spec.kind in ("nonlinearity", "homogeneous")
                 or is_denominator(facts, user, slot)
                 or (spec.kind == "product" and len(operands) > 1)
             ):
-                found.add(node)
-    return found
+                continued.add(node)
+    return continued
 
 
 def _share_products(plan: Plan, products: Products) -> None:

@@ -212,15 +212,15 @@ class Products:
         if product.reduced:
             proven |= {n for n in product.reduced if any(facts.is_statistic_of(n, m) for m, _ in part.factors())}
         for origin, group in part.groups.items():
-            own = product.groups.get(origin)
-            if own is None:
+            existing = product.groups.get(origin)
+            if existing is None:
                 product.groups[origin] = group
             else:
-                product.note(own, -1)
-                _count_in(own.factors, group.factors)
-                own.nonlinear |= group.nonlinear
-                own.positive &= group.positive
-                own.selective &= group.selective
+                product.note(existing, -1)
+                _count_in(existing.factors, group.factors)
+                existing.nonlinear |= group.nonlinear
+                existing.positive &= group.positive
+                existing.selective &= group.selective
             product.note(product.groups[origin], 1)
         _count_in(product.statistics, part.statistics)
         product.size += part.size

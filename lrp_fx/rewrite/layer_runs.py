@@ -75,9 +75,9 @@ class _Emit:
 
     def __init__(self, graph: fx.Graph, base: Node, layer: Layer, rule: Rule) -> None:
         self.graph, self.base, self.layer, self.rule = graph, base, layer, rule
-        found = all_slots(base)
-        self.x, self.weight = found[layer.input], found[layer.weight]
-        self.biases = {slot: found[slot] for slot in layer.biases}
+        operands = all_slots(base)
+        self.x, self.weight = operands[layer.input], operands[layer.weight]
+        self.biases = {slot: operands[slot] for slot in layer.biases}
         self.dims = self.weight.meta["val"].dim()
         self.held_x = self.value = self.call(aten.detach.default, self.x)
         self.offset: Node | None = None
@@ -117,7 +117,7 @@ class _Emit:
     def _inputs(self, part: str) -> Node:
         if part == "all" and self.offset is None:
             return self.x
-        taken = {
+        part_of_input = {
             "all": lambda: self.value,
             "positive": lambda: self.call(aten.clamp.default, self.value, 0),
             "negative": lambda: self.call(aten.clamp.default, self.value, None, 0),
@@ -125,8 +125,8 @@ class _Emit:
             "low": lambda: self.call(aten.full_like.default, self.value, self.rule.get("low", 0.0)),
             "high": lambda: self.call(aten.full_like.default, self.value, self.rule.get("high", 1.0)),
         }[part]()
-        slope = self.call(aten.div.Tensor, taken, self.call(nonzero, self.held_x))
-        return self.call(identity_rule, taken, self.x, slope)
+        slope = self.call(aten.div.Tensor, part_of_input, self.call(nonzero, self.held_x))
+        return self.call(identity_rule, part_of_input, self.x, slope)
 
     def _weights(self, weight: Node, part: str) -> Node:
         if part == "all":

@@ -33,16 +33,16 @@ def spread(graph: fx.Graph, node: Node, spec: OpSpec, divisor: str) -> Node:
     slot = Slot(spec.args[0])
     bound = bind(node)
     x = bound[slot.name]
-    held = graph.call_function(aten.detach.default, (x,))
-    part = graph.call_function(aten.clamp.default, (held, 0))
+    constant = graph.call_function(aten.detach.default, (x,))
+    part = graph.call_function(aten.clamp.default, (constant, 0))
     if divisor == "sign":
         part = graph.call_function(aten.sign.default, (part,))
-    slope = graph.call_function(aten.div.Tensor, (part, graph.call_function(nonzero, (held,))))
+    slope = graph.call_function(aten.div.Tensor, (part, graph.call_function(nonzero, (constant,))))
     positive = graph.call_function(identity_rule, (part, x, slope))
     mean = _operator(spec.extra["mean"])
     operands = bound | {slot.name: positive}
-    known = [operands[a.name] for a in mean._schema.arguments if a.name in operands]
-    totals = (graph.call_function(mean, tuple(known)), graph.node_copy(node))
+    arguments = [operands[a.name] for a in mean._schema.arguments if a.name in operands]
+    totals = (graph.call_function(mean, tuple(arguments)), graph.node_copy(node))
     result = graph.call_function(aten.detach.default, (node,))
     tiny = torch.finfo(node.meta["val"].dtype).tiny  # an output that has no part in a share may have a divisor of 0
     for index, (total, sign) in enumerate(zip(totals, (1, -1), strict=True)):

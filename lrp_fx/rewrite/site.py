@@ -65,11 +65,11 @@ class Site:
             new: what replaces it.
             inner: whether the other nodes of the rule are watched by the accounts, too.
         """
-        own = _between(self.node, anchor)
-        for node in own if inner else (new,):  # (of other shapes than the node, all but the one that replaces it)
+        added = _between(self.node, anchor)
+        for node in added if inner else (new,):  # (of other shapes than the node, all but the one that replaces it)
             meta = {k: v for k, v in self.node.meta.items() if k != "val" or node is new}
             node.meta = meta | {k: v for k, v in node.meta.items() if k == RUN}
-        self.node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in own)
+        self.node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in added)
         return new
 
 

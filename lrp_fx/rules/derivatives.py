@@ -100,14 +100,14 @@ class _Normalized(Function):
         how: _Statistics = ctx.how
         g, rest = wide(g), [d for d in range(g.dim()) if d != 1]
         back = g if weight is None else g * _by_channel(wide(weight), g)
-        found: list[Tensor | None] = [None, None, g.sum(rest) if of_bias else None]
+        cotangents: list[Tensor | None] = [None, None, g.sum(rest) if of_bias else None]
         if x is None:
-            found[0] = back * how.inverse(g, var) if of_x else None
+            cotangents[0] = back * how.inverse(g, var) if of_x else None
         elif of_x or of_weight:
             scaled, rstd = how.scaled(how.split(wide(x)), mean, var)
             back = how.free(how.split(back), scaled) if how.own else back
-            found[:2] = how.joined(back * rstd), (g * how.joined(scaled)).sum(rest) if of_weight else None
-        cast = [t if t is None else t.to(dtype) for t, dtype in zip(found, ctx.dtypes, strict=True)]
+            cotangents[:2] = how.joined(back * rstd), (g * how.joined(scaled)).sum(rest) if of_weight else None
+        cast = [t if t is None else t.to(dtype) for t, dtype in zip(cotangents, ctx.dtypes, strict=True)]
         return None, *cast, *(None for _ in range(6))
 
 

@@ -36,10 +36,10 @@ def register_rule(name: str, *, base: str, backward: Backward) -> None:
     Raises:
         RuleSetError: when there is no rule ``base``, or ``name`` is one that exists already.
     """
-    known = {rule for rules in ROLES.values() for rule in rules}
-    if base not in known - {"stop"} or name in known:
+    names = {rule for rules in ROLES.values() for rule in rules}
+    if base not in names - {"stop"} or name in names:
         raise RuleSetError(
-            f"register_rule({name!r}): a new name, and a base among {', '.join(sorted(known - {'stop'}))}"
+            f"register_rule({name!r}): a new name, and a base among {', '.join(sorted(names - {'stop'}))}"
         )
     REGISTERED[name] = OwnRule(base, backward)
 
@@ -71,9 +71,9 @@ def _rule(role: str, value: Any, where: str) -> Rule:
         raise RuleSetError(f"{where}: unknown role {role!r}; roles are {', '.join(ROLES)}")
     fields = dict(value) if isinstance(value, Mapping) else {"rule": value}
     name = fields.pop("rule", None)
-    own = REGISTERED.get(str(name))
-    if own is not None and own.base in ROLES[role]:
-        return Rule(own.base, fields, str(name))
+    registered = REGISTERED.get(str(name))
+    if registered is not None and registered.base in ROLES[role]:
+        return Rule(registered.base, fields, str(name))
     if name not in ROLES[role]:
         raise RuleSetError(
             f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}, "
@@ -177,10 +177,10 @@ class RuleSet:
         path = Path(path)
         if path.suffix != ".toml":
             raise RuleSetError(f"{str(path)!r}: the name of a rule set's file ends in .toml")
-        found = self.document()
+        document = self.document()
         lines = [f"name = {json.dumps(self.name)}", f"conserves = {json.dumps(self.conserves)}", ""]
-        sections = {"rules": found["rules"]}
-        sections |= {f"overrides.{json.dumps(pattern)}": rules for pattern, rules in found["overrides"].items()}
+        sections = {"rules": document["rules"]}
+        sections |= {f"overrides.{json.dumps(pattern)}": rules for pattern, rules in document["overrides"].items()}
         for section, rules in sections.items():
             lines += [f"[{section}]", *(f"{json.dumps(role)} = {_inline(rule)}" for role, rule in rules.items()), ""]
         return write_text(path, "\n".join(lines))

@@ -66,9 +66,9 @@ def closed_form(node: Node, spec: OpSpec) -> str:
     Raises:
         RuleSetError: for a formula that cannot be evaluated.
     """
-    given = {k: v for k, v in bind(node).items() if not isinstance(v, Node)}
+    constants = {k: v for k, v in bind(node).items() if not isinstance(v, Node)}
     try:
-        formula = ast.unparse(_Filled(given).visit(ast.parse(str(spec.slope), mode="eval")))
+        formula = ast.unparse(_Filled(constants).visit(ast.parse(str(spec.slope), mode="eval")))
         closed_slope(formula, torch.ones(1))
     except Exception as error:
         raise RuleSetError(
@@ -152,12 +152,12 @@ def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
     if known is not None and known.value == 0:
         return torch.where(px == 0, known.slope, py / px).node  # type: ignore[attr-defined]
     radius = singular_radius(value(x).dtype if value(x) is not None else torch.float32)
-    held = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
+    divisor = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
     if known is not None or len(node.all_input_nodes) == 1:
-        return (py / held).node
+        return (py / divisor).node
     limit = 1.0 if spec.at_zero is None else float(spec.at_zero)
     zero = graph.call_function(torch.ops.aten.zeros_like.default, (x,))
     image = graph.node_copy(node, lambda n: zero if n is x else n)
     passes: Any = fx.Proxy(image, tracer) == 0
     exact: Any = torch.where(px == 0, limit, py / px)
-    return torch.where(passes, exact, py / held).node  # type: ignore[attr-defined]
+    return torch.where(passes, exact, py / divisor).node  # type: ignore[attr-defined]

@@ -252,8 +252,8 @@ def entry(role: str, rule: str) -> Entry:
     """The entry of a rule at a node of ``role``; a layer with weights is "linear", with the rules of all layers."""
     if role == "attention":
         rule = role
-    found = _BY_ROLE.get((role, rule))
-    return _BY_ROLE[LAYERS[0], rule] if found is None else found
+    exact = _BY_ROLE.get((role, rule))
+    return _BY_ROLE[LAYERS[0], rule] if exact is None else exact
 
 
 def parameters(entry: Entry, given: Parameters) -> dict[str, float]:

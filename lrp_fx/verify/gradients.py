@@ -74,8 +74,8 @@ def of_graph(
         grads: Sequence[Tensor | None] = [None] * len(nodes)
         if chosen.requires_grad:
             grads = torch.autograd.grad(chosen.sum(), tensors, allow_unused=True)
-    found = {n: relevance_of(t, g) for n, t, g in zip(nodes, tensors, grads, strict=True)}
-    return Gradients(found, watching.cotangents)
+    relevance = {n: relevance_of(t, g) for n, t, g in zip(nodes, tensors, grads, strict=True)}
+    return Gradients(relevance, watching.cotangents)
 
 
 def of_model(
@@ -101,8 +101,8 @@ def of_model(
     leaves = {name: source(value) for name, value in inputs.items()}
     names = {id(value): name for name, value in inputs.items()}
     with torch.inference_mode(False), torch.enable_grad():
-        given = [leaves[names[id(v)]].view_as(v) if id(v) in names else v for v in flat]
-        positional, keyword = pytree.tree_unflatten(given, spec)
+        arguments = [leaves[names[id(v)]].view_as(v) if id(v) in names else v for v in flat]
+        positional, keyword = pytree.tree_unflatten(arguments, spec)
         with preserved(model), traceable(model, experts=None):
             chosen = choose(model(*closed(positional), **closed(keyword)))
         if not chosen.requires_grad:

@@ -108,33 +108,33 @@ def verify(
         target: what is explained.
     """
     args, kwargs = opened((args, kwargs))
-    subject, found = _Subject(model, sweeper, plain, call, args, kwargs, target), _Findings([], [])
+    subject, findings = _Subject(model, sweeper, plain, call, args, kwargs, target), _Findings([], [])
     plan, rewritten = sweeper.rewritten.plan, sweeper.rewritten
     leaves = usable(call.leaves)
     sweep = sweeper.account(leaves, subject.choose)
     tolerance, maps = _tolerances(sweep)
-    drawn, apart, equal = _forward(subject, sweep, found, tolerance)
+    drawn, apart, equal = _forward(subject, sweep, findings, tolerance)
     stays = all_absorbed(plan, sweep)
-    roles = _roles(rewritten.plan, defects(rewritten, sweep, stays), found, tolerance)
+    roles = _roles(rewritten.plan, defects(rewritten, sweep, stays), findings, tolerance)
     ledger = make_ledger(plan, sweep, stays=stays)
     finite = first_broken(sweep) is None
     if not finite:
-        found.failures.append(f"relevance is not finite, first at {locate(first_broken(sweep))}")  # type: ignore[arg-type]
+        findings.failures.append(f"relevance is not finite, first at {locate(first_broken(sweep))}")  # type: ignore[arg-type]
     if not ledger.balance <= tolerance:
-        found.failures.append(f"the ledger adds up to {ledger.total:.6g}, the target is {ledger.target:.6g}")
+        findings.failures.append(f"the ledger adds up to {ledger.total:.6g}, the target is {ledger.target:.6g}")
     if sweep.lost:
-        found.failures.append(no_derivative(sweep.lost[-1]))
+        findings.failures.append(no_derivative(sweep.lost[-1]))
     scale = max(largest(sweep.accounts.values()), abs(ledger.target))
     for node, entries in stays.items() if plan.ruleset.conserves else ():
         amount = sum(e.amount for e in entries if e.category == "rule")
         if not abs(amount) <= tolerance * scale:
-            found.failures.append(
+            findings.failures.append(
                 f"{plan.ruleset.name} conserves, but {amount:.3g} is lost to the rule of {locate(node)}"
             )
-    gradient = _gradients(subject, leaves, found, maps, drawn)
+    gradient = _gradients(subject, leaves, findings, maps, drawn)
     if not drawn:
-        _moved(subject, leaves, sweep, found, tolerance)
-    failures, notes = tuple(dict.fromkeys(found.failures)), tuple(dict.fromkeys(found.notes))
+        _moved(subject, leaves, sweep, findings, tolerance)
+    failures, notes = tuple(dict.fromkeys(findings.failures)), tuple(dict.fromkeys(findings.notes))
     return Verification(apart, equal, roles, ledger.balance, finite, failures, notes, tolerance, gradient, ledger)
 
 
@@ -142,31 +142,31 @@ def _tolerances(sweep: Sweep) -> tuple[float, float]:
     return _TOLERANCES.get(sweep.target.dtype, _COARSE)
 
 
-def _roles(plan: Any, found_defects: Any, found: _Findings, tolerance: float) -> tuple[RoleCheck, ...]:
+def _roles(plan: Any, found_defects: Any, findings: _Findings, tolerance: float) -> tuple[RoleCheck, ...]:
     worst: dict[str, RoleCheck] = {}
     for d in reversed(found_defects):  # on the way back, the first comes first
         if not d.size <= tolerance:
-            found.failures.append(f"{d.role}: defect {d.size:.2e} at {locate(d.node)}")
-        known = worst.get(d.role, RoleCheck(d.role, 0, 0.0, -1.0, ""))
-        size, where = (known.defect, known.worst) if d.size <= known.defect else (d.size, locate(d.node))
-        worst[d.role] = RoleCheck(d.role, known.nodes + 1, known.absorbed + d.stays, size, where)
+            findings.failures.append(f"{d.role}: defect {d.size:.2e} at {locate(d.node)}")
+        previous = worst.get(d.role, RoleCheck(d.role, 0, 0.0, -1.0, ""))
+        size, where = (previous.defect, previous.worst) if d.size <= previous.defect else (d.size, locate(d.node))
+        worst[d.role] = RoleCheck(d.role, previous.nodes + 1, previous.absorbed + d.stays, size, where)
     return tuple(worst[role] for role in sorted(worst))
 
 
-def _forward(subject: _Subject, sweep: Sweep, found: _Findings, tolerance: float) -> tuple[bool, float, bool]:
+def _forward(subject: _Subject, sweep: Sweep, findings: _Findings, tolerance: float) -> tuple[bool, float, bool]:
     """(whether the model draws random numbers, largest difference of outputs, whether there is none)."""
     output, drawn = subject.run()
     expected = _tensors(output)
     if drawn:
-        found.notes.append("the model draws random numbers: its outputs are others in every run, and are not compared")
+        findings.notes.append("the model draws random numbers: outputs differ from run to run and are not compared")
     pairs = list(zip(expected, _tensors(sweep.outputs), strict=False))
     if len(expected) != len(_tensors(sweep.outputs)):
-        found.failures.append(f"the model has {len(expected)} outputs, its graph {len(_tensors(sweep.outputs))}")
+        findings.failures.append(f"the model has {len(expected)} outputs, its graph {len(_tensors(sweep.outputs))}")
         return drawn, float("inf"), False
     equal = all(torch.equal(a, b) for a, b in pairs)
     apart = max([_apart(a, b) for a, b in pairs] + [0.0])
     if not drawn and any(difference(_real(a), _real(b)) > tolerance for a, b in pairs):
-        found.failures.append(_where_outputs_differ(subject, apart, tolerance))
+        findings.failures.append(_where_outputs_differ(subject, apart, tolerance))
     return drawn, apart, equal
 
 
@@ -213,7 +213,7 @@ def _first_module_apart(subject: _Subject, leaves: Sequence[Any], tolerance: flo
 
 
 def _gradients(
-    subject: _Subject, leaves: tuple[Any, ...], found: _Findings, tolerance: float, drawn: bool
+    subject: _Subject, leaves: tuple[Any, ...], findings: _Findings, tolerance: float, drawn: bool
 ) -> float | None:
     """Hold ``rules="gradient"`` to autograd: through the captured graph at all sources, through the model at inputs."""
     plain = subject.plain
@@ -223,7 +223,7 @@ def _gradients(
     try:
         graph = of_graph(captured, list(ours), leaves, subject.choose)
     except RuntimeError as error:
-        found.notes.append(f"the captured graph cannot be differentiated: {_reason(error)}")
+        findings.notes.append(f"the captured graph cannot be differentiated: {_reason(error)}")
         return None
     worst = 0.0
     for node, relevance in ours.items():
@@ -231,7 +231,7 @@ def _gradients(
         worst = max(worst, apart)
         if not apart <= tolerance:
             place = first_apart(captured, swept, graph, tolerance) or node
-            found.failures.append(
+            findings.failures.append(
                 f'rules="gradient" is not input times gradient (by {apart:.1e} at {node.name!r}), first at '
                 f"{locate(place)}"
             )
@@ -244,21 +244,21 @@ def _gradients(
         return worst
     inputs = {name: value for name, (value, _) in floats.items()}
     try:
-        own = of_model(subject.model, subject.args, subject.kwargs, inputs, subject.choose)
+        by_autograd = of_model(subject.model, subject.args, subject.kwargs, inputs, subject.choose)
     except Exception as error:
-        found.notes.append(f"the model itself cannot be differentiated: {_reason(error)}")
+        findings.notes.append(f"the model itself cannot be differentiated: {_reason(error)}")
         return worst
     for name, (_, placeholder) in floats.items():
-        apart = _share(own[name], ours[placeholder])
-        if not apart <= tolerance and _share(own[name], graph.sources[placeholder]) > tolerance:
-            found.notes.append(
+        apart = _share(by_autograd[name], ours[placeholder])
+        if not apart <= tolerance and _share(by_autograd[name], graph.sources[placeholder]) > tolerance:
+            findings.notes.append(
                 f"the model's own gradient at {name!r} is not that of what it computes (apart by {apart:.1e}): it "
                 "detaches, or has a backward of its own, which rules do not follow"
             )
     return worst
 
 
-def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, found: _Findings, tolerance: float) -> None:
+def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, findings: _Findings, tolerance: float) -> None:
     """Move every floating input a little: the graph follows the model, and what moves the target is not lost.
 
     An input is lost if it has neither relevance, in the sweep ``ruled``, nor a gradient: a rule may stop relevance, and
@@ -283,10 +283,10 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, found: _Fin
         try:
             model, _ = subject.run(moved)
         except Exception as error:
-            found.notes.append(f"the model does not run on an input {name!r} that is moved a little: {_reason(error)}")
+            findings.notes.append(f"the model does not run on an input {name!r} moved a little: {_reason(error)}")
             continue
         if not _follows(before, after, model, tolerance):
-            found.failures.append(_does_not_follow(subject, name))
+            findings.failures.append(_does_not_follow(subject, name))
         placeholder = captured.placeholders[number]
         changed = float((subject.choose(after) - start).double().abs().max())
         if changed <= 100 * tolerance * (float(start.double().abs().max()) or 1.0):
@@ -294,23 +294,25 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, found: _Fin
         if placeholder not in ours:
             mask = placeholder in subject.sweeper.rewritten.plan.facts.masks
             why = "is a mask: it only says what others may see" if mask else "is no source of relevance"
-            found.notes.append(f"input {name!r} changes the explained value, and {why}")
+            findings.notes.append(f"input {name!r} changes the explained value, and {why}")
         elif bool(value.any()):
-            held = [sweep.sources[ours[placeholder]] for sweep in (swept, ruled)]
-            _lost(name, placeholder, held, changed, found)
+            pairs = [sweep.sources[ours[placeholder]] for sweep in (swept, ruled)]
+            _lost(name, placeholder, pairs, changed, findings)
 
 
-def _lost(name: str, placeholder: Node, held: list[tuple[Tensor, Tensor]], changed: float, found: _Findings) -> None:
+def _lost(
+    name: str, placeholder: Node, pairs: list[tuple[Tensor, Tensor]], changed: float, findings: _Findings
+) -> None:
     """Say so where an input that changes the explained value has no relevance by any of (value, cotangent)."""
-    if any(bool(relevance_of(*pair).any()) for pair in held):
+    if any(bool(relevance_of(*pair).any()) for pair in pairs):
         return
-    if any(bool(cotangent.any()) for _, cotangent in held):  # an additive mask, of 0 where others are seen
-        found.notes.append(
+    if any(bool(cotangent.any()) for _, cotangent in pairs):  # an additive mask, of 0 where others are seen
+        findings.notes.append(
             f"input {name!r} changes the explained value, and has no relevance: it is 0 wherever it has a gradient"
         )
         return
     reader = next(iter(placeholder.users), placeholder)
-    found.failures.append(
+    findings.failures.append(
         f"input {name!r} changes the explained value (by {changed:.2g}) and has a gradient of exactly 0: it is "
         f"lost behind {locate(reader)}"
     )
@@ -318,11 +320,11 @@ def _lost(name: str, placeholder: Node, held: list[tuple[Tensor, Tensor]], chang
 
 def _follows(before: Any, after: Any, model: Any, tolerance: float) -> bool:
     """Whether the graph's outputs are the model's where an input is moved."""
-    for old, new, wanted in zip(_tensors(before), _tensors(after), _tensors(model), strict=False):
-        if not wanted.is_floating_point() or new.shape != wanted.shape:
+    for old, new, expected in zip(_tensors(before), _tensors(after), _tensors(model), strict=False):
+        if not expected.is_floating_point() or new.shape != expected.shape:
             continue
-        apart, step = _apart(wanted, new), _apart(wanted, old)
-        scale = float(wanted.double().nan_to_num(0, 0, 0).abs().max())
+        apart, step = _apart(expected, new), _apart(expected, old)
+        scale = float(expected.double().nan_to_num(0, 0, 0).abs().max())
         if apart > 0.1 * step and apart > 10 * tolerance * scale:
             return False
     return True
@@ -331,9 +333,9 @@ def _follows(before: Any, after: Any, model: Any, tolerance: float) -> bool:
 def _does_not_follow(subject: _Subject, name: str) -> str:
     """What to say of a graph that holds as a constant what the model computes."""
     captured = subject.sweeper.captured
-    held = {id(v) for v in (*subject.model.parameters(), *subject.model.buffers())}
+    own_tensors = {id(v) for v in (*subject.model.parameters(), *subject.model.buffers())}
     nodes = [n for n in captured.graph_module.graph.nodes if n.op == "get_attr"]
-    strange = [n for n in nodes if id(_attribute(captured.graph_module, str(n.target))) not in held]
+    strange = [n for n in nodes if id(_attribute(captured.graph_module, str(n.target))) not in own_tensors]
     readers = [user for n in strange for user in n.users]
     where = f"; constants of the capture are read at {locate(readers[0])}" if readers else ""
     return (
@@ -348,10 +350,10 @@ def _attribute(root: Any, path: str) -> Any:
     return root
 
 
-def _share(wanted: Tensor, found: Tensor) -> float:
+def _share(expected: Tensor, actual: Tensor) -> float:
     """Mean absolute difference of two maps, relative to the first."""
-    apart = float((wanted.double() - found.double()).abs().sum())
-    return apart / max(float(wanted.double().abs().sum()), 1e-300) if apart else 0.0
+    apart = float((expected.double() - actual.double()).abs().sum())
+    return apart / max(float(expected.double().abs().sum()), 1e-300) if apart else 0.0
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -64,10 +64,10 @@ def plot_curves(axes: Axes, results: Results, task: str, colours: dict[str, str]
 def plot_means(axes: Axes, results: Results, task: str, metric: str, colours: dict[str, str]) -> None:
     """A bar per method with its interval, in the order of the evaluation."""
     summary = results.summary()
-    known = [m for m in colours if (task, metric, m) in summary.index]
-    rows = [summary.loc[(task, metric, m)] for m in known]
+    methods = [m for m in colours if (task, metric, m) in summary.index]
+    rows = [summary.loc[(task, metric, m)] for m in methods]
     means = [row["mean"] for row in rows]
     errors = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]
-    axes.barh(known, means, xerr=errors, color=[colours[m] for m in known], error_kw={"elinewidth": 1})
+    axes.barh(methods, means, xerr=errors, color=[colours[m] for m in methods], error_kw={"elinewidth": 1})
     axes.invert_yaxis()
     axes.set(title=f"{task}: {metric}, mean with 95% interval")

@@ -55,9 +55,9 @@ def gallery(
         InputError: for an input that has no relevance.
         MissingExtraError: when jinja2, or matplotlib for images, is not installed.
     """
-    wanted = neurons if isinstance(neurons, Mapping) else {collection.latent(): neurons}
+    by_latent = neurons if isinstance(neurons, Mapping) else {collection.latent(): neurons}
     groups = []
-    for latent, ids in wanted.items():
+    for latent, ids in by_latent.items():
         for neuron in ids:
             shown = reference(xmodel, collection, neuron, at=latent, top=samples, rules=rules)
             groups.append(

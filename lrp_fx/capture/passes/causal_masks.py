@@ -40,8 +40,8 @@ def shorten_masks(graph: fx.Graph) -> None:
             kinds[mask] = _kind(mask) if str(query) == str(key) else None
         if kinds[mask] is not None:
             node.args = (bound["query"], bound["key"], bound["value"])
-            kept = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
-            node.kwargs = kept | ({"is_causal": True} if kinds[mask] == "causal" else {})
+            keywords = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
+            node.kwargs = keywords | ({"is_causal": True} if kinds[mask] == "causal" else {})
     graph.eliminate_dead_code()
 
 
@@ -55,27 +55,27 @@ def _kind(mask: Node) -> str | None:
     free = sorted({str(n.meta["val"]) for n in sized})
     if not all(_pure(n, bool(free)) for n in nodes):
         return None
-    found = set()
+    kinds = set()
     for length in _TRIED if free else (0,):
         sizes = {size: length + 2 * i for i, size in enumerate(free)}
         try:
             seen = _seen(_OnCPU({n: sizes[str(n.meta["val"])] for n in sized})[mask])
         except (RuntimeError, TypeError, IndexError, ValueError):
             return None
-        found.add("whole" if bool(seen.all()) else "causal" if torch.equal(seen, _below(seen)) else None)
-    return found.pop() if len(found) == 1 else None
+        kinds.add("whole" if bool(seen.all()) else "causal" if torch.equal(seen, _below(seen)) else None)
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def _upstream(mask: Node) -> list[Node]:
     """Every node that ``mask`` is computed from, but for the tensors of which only the size is read."""
-    found: dict[Node, None] = {}
+    upstream: dict[Node, None] = {}
     pending = [mask]
     while pending:
         node = pending.pop()
-        if node not in found:
-            found[node] = None
+        if node not in upstream:
+            upstream[node] = None
             pending += [] if node.target is aten.sym_size.int else node.all_input_nodes
-    return list(found)
+    return list(upstream)
 
 
 def _pure(node: Node, free: bool) -> bool:

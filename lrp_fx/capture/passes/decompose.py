@@ -112,8 +112,8 @@ def _traced(graph_module: fx.GraphModule, node: Node, function: Callable[..., An
     if mode is not None:
         values = [mode.from_tensor(v, static_shapes=True) if _is_real(v) else v for v in values]
 
-    def run(*given: Any) -> Any:
-        at = dict(zip(operands, given, strict=True))
+    def run(*tensors: Any) -> Any:
+        at = dict(zip(operands, tensors, strict=True))
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
         return function(*args, **kwargs)
 
@@ -164,7 +164,7 @@ def _put_in_place(owner: fx.GraphModule, node: Node, parts: fx.GraphModule) -> s
     env: dict[Node, Any] = {}
     new: set[Node] = set()
     feed = iter(node.all_input_nodes)
-    kept = {k: v for k, v in node.meta.items() if k in _KEPT}
+    meta = {k: v for k, v in node.meta.items() if k in _KEPT}
     with owner.graph.inserting_before(node):
         for inner in parts.graph.nodes:
             if inner.op == "placeholder":
@@ -175,7 +175,7 @@ def _put_in_place(owner: fx.GraphModule, node: Node, parts: fx.GraphModule) -> s
                 copy = owner.graph.node_copy(inner, env.__getitem__)
                 if inner.op == "get_attr":
                     copy.target = _own_constant(owner, node, operator.attrgetter(str(inner.target))(parts))
-                copy.meta = kept | ({"val": inner.meta["val"]} if "val" in inner.meta else {})
+                copy.meta = meta | ({"val": inner.meta["val"]} if "val" in inner.meta else {})
                 env[inner] = copy
                 new.add(copy)
     owner.graph.erase_node(node)

@@ -157,8 +157,8 @@ class _Memory:
         """The tensor whose memory ``node`` is; None where the captured values do not say."""
         while node in self.parents:
             node = self.parents[node]
-        known = node.op == "call_function" or isinstance(node.meta.get("val"), Tensor)
-        return node if known else None
+        has_value = node.op == "call_function" or isinstance(node.meta.get("val"), Tensor)
+        return node if has_value else None
 
 
 @dataclass

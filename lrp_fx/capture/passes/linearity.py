@@ -64,15 +64,15 @@ class Affine:
         """
         weight, bias, chance = self.weight(), self.bias(), torch.Generator().manual_seed(0)
 
-        def excess(rows: Tensor, found: Tensor, tolerance: float, allowed: Tensor | float = 0.0) -> bool:
-            error = (found - nn.functional.linear(rows, weight, bias)).abs().double()
-            return not bool((error <= allowed + tolerance * found.abs().max().double()).all())
+        def excess(rows: Tensor, actual: Tensor, tolerance: float, allowed: Tensor | float = 0.0) -> bool:
+            error = (actual - nn.functional.linear(rows, weight, bias)).abs().double()
+            return not bool((error <= allowed + tolerance * actual.abs().max().double()).all())
 
         some = torch.randn(3, self.width, generator=chance)
         drawn = [self.rows(rows) for rows in (some, self._uneven(some), _FAR * some)]
         samples = [(rows, self.function(rows)) for rows in drawn]
         exact = 8 * torch.finfo(self.like.dtype).eps * self.width**0.5
-        if not any(excess(rows, found, exact) for rows, found in samples):
+        if not any(excess(rows, actual, exact) for rows, actual in samples):
             return Linearity.EXACT
         tolerance = max(exact, 8 * max(epsilon, _precision(samples[0][1])))
         zeros_and_ones = (torch.rand(4, self.width, generator=chance) < 0.5).float()
@@ -80,9 +80,9 @@ class Affine:
         if excess(corners, self.function(corners), tolerance):
             return Linearity.NONE
         norms = weight.double().norm(dim=1)
-        for rows, found in samples:  # errors in (-step / 2, step / 2), whose deviation is step / 12**0.5
+        for rows, actual in samples:  # errors in (-step / 2, step / 2), whose deviation is step / 12**0.5
             step = float(rows.abs().max()) / _LEVELS
-            if excess(rows, found, tolerance, _DEVIATIONS * step / 12**0.5 * norms):
+            if excess(rows, actual, tolerance, _DEVIATIONS * step / 12**0.5 * norms):
                 return Linearity.NONE
         return Linearity.ROUNDED
 
@@ -96,5 +96,5 @@ class Affine:
 def _precision(values: Tensor) -> float:
     """Machine epsilon of the least precise numbers that hold all values: of what a function computes with inside."""
     coarser = (torch.bfloat16, torch.float16, torch.float32)
-    held = (d for d in coarser if torch.equal(values.to(d).to(values.dtype), values))
-    return torch.finfo(next(held, values.dtype)).eps
+    exact = (d for d in coarser if torch.equal(values.to(d).to(values.dtype), values))
+    return torch.finfo(next(exact, values.dtype)).eps

@@ -88,11 +88,11 @@ def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, awei
 
 def _corrcoef(x: Tensor) -> Tensor:
     """Correlations of the rows of x."""
-    found = _cov(x)
-    if found.dim() == 0:
-        return found / found
-    deviations = torch.sqrt(found.diagonal())
-    return found / deviations.unsqueeze(1) / deviations.unsqueeze(0)
+    covariance = _cov(x)
+    if covariance.dim() == 0:
+        return covariance / covariance
+    deviations = torch.sqrt(covariance.diagonal())
+    return covariance / deviations.unsqueeze(1) / deviations.unsqueeze(0)
 
 
 _SEGMENTS = {"sum": ("sum", 0.0), "mean": ("mean", float("nan")), "prod": ("prod", 1.0)}

@@ -62,25 +62,25 @@ class Packed:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(n, width) -> (n, features)."""
-        known: dict[Node, Any] = {self.operand: x.reshape(*[1] * (self.operand.meta["val"].dim() - 2), *x.shape)}
+        values: dict[Node, Any] = {self.operand: x.reshape(*[1] * (self.operand.meta["val"].dim() - 2), *x.shape)}
         for step in self.steps:
-            args, kwargs = fx.map_arg(step.arguments, known.__getitem__)  # type: ignore[misc]
-            known[step.node] = step.target(*args, **kwargs)
-        return known[self.steps[-1].node].reshape(len(x), -1)
+            args, kwargs = fx.map_arg(step.arguments, values.__getitem__)  # type: ignore[misc]
+            values[step.node] = step.target(*args, **kwargs)
+        return values[self.steps[-1].node].reshape(len(x), -1)
 
     @property
     def affine(self) -> Affine:
         """What it makes of zero and the unit vectors."""
-        given = self.operand.meta["val"]
-        return Affine(self, int(given.shape[-1]), torch.empty(0, dtype=given.dtype, device=given.device))
+        operand = self.operand.meta["val"]
+        return Affine(self, int(operand.shape[-1]), torch.empty(0, dtype=operand.dtype, device=operand.device))
 
     def linearity(self) -> Linearity:
         """Whether it is a linear layer, and none of PyTorch's known to autograd."""
-        held = [t for step in self.steps for t in _tensors(step.node.meta.get("val")) if t.is_floating_point()]
+        tensors = [t for step in self.steps for t in _tensors(step.node.meta.get("val")) if t.is_floating_point()]
         try:
             if self._is_known():
                 return Linearity.NONE
-            return self.affine.linearity(max(torch.finfo(t.dtype).eps for t in held))
+            return self.affine.linearity(max(torch.finfo(t.dtype).eps for t in tensors))
         except _REFUSALS:
             return Linearity.NONE
 
@@ -122,21 +122,21 @@ def unpack(graph_module: fx.GraphModule) -> None:
 
 def _constants(graph: fx.Graph) -> set[Node]:
     """Nodes that depend on no input."""
-    found: set[Node] = set()
+    constants: set[Node] = set()
     for node in graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and all(n in found for n in node.all_input_nodes)):
-            found.add(node)
-    return found
+        if node.op == "get_attr" or (node.op == "call_function" and all(n in constants for n in node.all_input_nodes)):
+            constants.add(node)
+    return constants
 
 
 def _results(node: Node, constant: set[Node]) -> Iterator[Node]:
     """What is computed with packed weights at a node: itself, or what is taken out of it."""
     if not isinstance(node.target, torch._ops.OpOverload) or node in constant:
         return
-    held = [t for n in node.all_input_nodes if n in constant for t in _tensors(n.meta.get("val"))]
-    if len({t.is_floating_point() for t in held}) == 2:  # integers and their scales
-        taken = [] if isinstance(node.meta.get("val"), Tensor) else list(node.users)
-        yield from (n for n in (node, *taken) if _is_rows(n.meta.get("val")))
+    tensors = [t for n in node.all_input_nodes if n in constant for t in _tensors(n.meta.get("val"))]
+    if len({t.is_floating_point() for t in tensors}) == 2:  # integers and their scales
+        users = [] if isinstance(node.meta.get("val"), Tensor) else list(node.users)
+        yield from (n for n in (node, *users) if _is_rows(n.meta.get("val")))
 
 
 def _way(owner: fx.GraphModule, result: Node, constant: set[Node]) -> Packed | None:
@@ -148,19 +148,19 @@ def _way(owner: fx.GraphModule, result: Node, constant: set[Node]) -> Packed | N
             return None
         steps.append(latest)
         reads = (reads - {latest}) | _varying(latest, constant)
-    known = {node: node for node in (*reads, *steps)}
-    values = Values.of(owner, known)
-    found = tuple(Step(n, n.target, fx.map_arg((n.args, dict(n.kwargs)), values.__getitem__)) for n in reversed(steps))
-    return Packed(reads.pop(), found)
+    copies = {node: node for node in (*reads, *steps)}
+    values = Values.of(owner, copies)
+    chain = tuple(Step(n, n.target, fx.map_arg((n.args, dict(n.kwargs)), values.__getitem__)) for n in reversed(steps))
+    return Packed(reads.pop(), chain)
 
 
 def _varying(node: Node, constant: set[Node]) -> set[Node]:
     return {n for n in node.all_input_nodes if n not in constant}
 
 
-def _is_operand(given: Any, result: Tensor) -> bool:
+def _is_operand(tensor: Any, result: Tensor) -> bool:
     """Whether a linear layer could make ``result`` of ``given``."""
-    return _is_rows(given) and given.dtype is result.dtype and given.dim() == result.dim()
+    return _is_rows(tensor) and tensor.dtype is result.dtype and tensor.dim() == result.dim()
 
 
 def _is_rows(value: Any) -> bool:
@@ -177,9 +177,9 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _replace(owner: fx.GraphModule, node: Node, packed: Packed, index: int) -> None:
-    value, given, affine = node.meta["val"], packed.operand.meta["val"], packed.affine
+    value, operand, affine = node.meta["val"], packed.operand.meta["val"], packed.affine
     like = torch.empty(int(value.shape[-1]), affine.width, dtype=value.dtype, device="meta")
-    parts = {f"_unpacked_{index}": nn.Parameter(Offloaded(like, given.device, affine.weight, away=False), False)}
+    parts = {f"_unpacked_{index}": nn.Parameter(Offloaded(like, operand.device, affine.weight, away=False), False)}
     bias = affine.bias()
     if bool(bias.any()):
         parts[f"_bias_{index}"] = nn.Parameter(bias, False)

@@ -127,9 +127,9 @@ def unroll(
         outputs = []
         for d in range(directions):
             index = layer * directions + d
-            own = flat[index * per : (index + 1) * per]
-            biases: list[Tensor | None] = list(own[2:4]) if bias else [None, None]
-            weights = own[:2] + (own[4:] if bias else own[2:])
+            weights_of_layer = flat[index * per : (index + 1) * per]
+            biases: list[Tensor | None] = list(weights_of_layer[2:4]) if bias else [None, None]
+            weights = weights_of_layer[:2] + (weights_of_layer[4:] if bias else weights_of_layer[2:])
             output, last = _direction(x, layout, tuple(s[index] for s in hx), weights, biases, step, d == 1)
             outputs.append(output)
             finals.append(last)
