@@ -18,10 +18,11 @@ settings.load_profile("lrp")
 
 
 def pytest_generate_tests(metafunc):
-    """Models that are made from a ``drawn`` number: the same ones every time, others under a seed."""
+    """Models that are made from a ``drawn`` number: the same ones every time, others under a seed; most are slow."""
     if "drawn" in metafunc.fixturenames:
         first = int(metafunc.config.getoption("--hypothesis-seed") or 0)
-        metafunc.parametrize("drawn", range(first, first + 30))
+        further = [pytest.param(n, marks=pytest.mark.slow) for n in range(first + 6, first + 30)]
+        metafunc.parametrize("drawn", [*range(first, first + 6), *further])
 
 
 @pytest.fixture(autouse=True)

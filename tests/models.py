@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 from torch import nn
 
 Build = Callable[[], tuple[nn.Module, dict[str, Any]]]
+
+
+def few(cases: Iterable[Any], *fast: Any) -> list[Any]:
+    """Cases of a test, those that are not ``fast`` marked slow: of many that are alike, a few stand for all.
+
+    A case of several arguments is a tuple.
+    """
+
+    def slow(case: Any) -> Any:
+        return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow)
+
+    return [case if case in fast else slow(case) for case in cases]
+
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT = {**SMALL, "vocab_size": 100}

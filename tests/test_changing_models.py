@@ -4,6 +4,7 @@ import copy
 import os
 from contextlib import contextmanager
 
+import pytest
 import torch
 import torch.nn.utils.prune as prune
 from generated.checks import agree, apart
@@ -249,6 +250,7 @@ class Changes(RuleBasedStateMachine):
         agree({"x": many["x"][1]}, found.relevance, "many targets")
 
 
+@pytest.mark.slow
 def test_a_model_that_changes():
     examples = settings().max_examples // 3  # a run of one takes as long as all examples of most other tests
     run_state_machine_as_test(Changes, settings=settings(max_examples=examples, stateful_step_count=6))

@@ -21,6 +21,7 @@ class Options:
     def __init__(self):
         self.scales = [1.0, 2.0]
         self.nested = {"shift": 0.0}
+        self.doubled = {"nothing"}
 
 
 class Net(nn.Module):
@@ -37,6 +38,8 @@ class Net(nn.Module):
         h = self.act(self.norm(self.first(x))) * self.keep * self.plain * self.options.scales[1]
         for block in self.blocks:
             h = h + torch.tanh(block(h))
+        if "last" in self.options.doubled:
+            h = 2 * h
         return self.last(h + self.options.nested["shift"]) * self.scale
 
 
@@ -70,6 +73,7 @@ REPLACED = {
     "an attribute of a submodule": lambda m: setattr(m.norm, "eps", 1.0),
     "a list in an object": lambda m: m.options.scales.__setitem__(1, 5.0),
     "a dict in an object": lambda m: m.options.nested.update(shift=1.0),
+    "a set in an object": lambda m: m.options.doubled.add("last"),
     "a forward hook": lambda m: m.act.register_forward_hook(_hook(2.0)),
     "weight norm": lambda m: parametrizations.weight_norm(m.first).parametrizations.weight.original0.data.mul_(2),
     "pruning": lambda m: prune.l1_unstructured(m.first, "weight", amount=0.5),

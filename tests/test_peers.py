@@ -5,7 +5,7 @@ import copy
 import oracle
 import pytest
 import torch
-from models import build
+from models import build, few
 
 import lrp_fx
 
@@ -22,7 +22,7 @@ def compare(model, embeddings, norm):
     return float((found - expected).norm() / expected.norm()), logits.detach(), found
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", few(FAMILIES, "llama2", "bert"))
 def test_agrees_with_hand_written_attnlrp(name):
     """With norms in the model's own precision the two are the same function."""
     model, inputs = build(name)
@@ -32,7 +32,7 @@ def test_agrees_with_hand_written_attnlrp(name):
     assert difference < 1e-9
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", few(FAMILIES, "llama2"))
 def test_agrees_with_the_float32_norms_of_the_model_up_to_their_rounding(name):
     """As the models are: float32 inside. The oracle rounds its cotangents there, lrp_fx does not (its sums are exact)."""
     model, inputs = build(name)

@@ -43,6 +43,7 @@ def test_the_wheel_carries_rules_templates_and_demos(wheel):
     assert not [n for n in names if n.startswith(("tests/", "tools/"))]
 
 
+@pytest.mark.slow
 def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
     """A fresh venv gets the wheel; torch and the other dependencies are lent to it by path, the source tree is not."""
     home = tmp_path / "venv"

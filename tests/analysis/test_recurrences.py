@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from models import zero_additive_parameters
+from models import few, zero_additive_parameters
 from torch import nn
 from transformers import (
     Mamba2Config,
@@ -72,6 +72,7 @@ def converted(name, length):
     return model, lrp_fx.convert(model, input_ids=ids, rules="lstm_lrp", capture="trace"), ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_conservation_over_256_steps(name):
     model, xmodel, ids = converted(name, 256)
@@ -82,7 +83,7 @@ def test_conservation_over_256_steps(name):
     assert abs(attribution.relevance["input_ids"].sum() - attribution.target) < 1e-9 * attribution.target.abs()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", few(MODELS, "gru", "rwkv"))
 def test_no_gate_of_a_recurrence_takes_relevance(name):
     """Under signal-takes-all rules nothing flows into a sigmoid, an exponential or a softplus."""
     _, xmodel, _ = converted(name, 6)
@@ -171,7 +172,7 @@ def test_mamba_lrp_holds_selective_parameters_constant():
     assert not torch.allclose(shared.relevance["x"], found.relevance["x"], rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@pytest.mark.parametrize("name", few(["mamba", "mamba2"], "mamba"))
 def test_signal_takes_all_of_what_is_read_from_a_state(name):
     _, xmodel, _ = converted(name, 6)
     plan = xmodel.current.under(RuleSet.load("mamba_lrp")).plan

@@ -74,7 +74,7 @@ def test_nothing_is_written_unless_asked_for(monkeypatch, tmp_path, captures):
     assert captures == ["Net", "Net"] and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["llama2", "mixtral", "flan-t5", "gemma2", "resnet", "encoder"])
+@pytest.mark.parametrize("name", models.few(["llama2", "mixtral", "flan-t5", "gemma2", "resnet", "encoder"], "llama2"))
 def test_a_kept_capture_is_the_capture(name, folder, captures):
     model, inputs = models.build(name)
     first, second = lrp_fx.convert(model, **inputs), lrp_fx.convert(model, **inputs)
@@ -100,6 +100,7 @@ def test_parts_of_attention_can_be_seen_in_a_kept_capture(folder, captures):
     assert len(captures) == 1 and a and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_the_second_process_starts_without_capture(folder, in_two_processes):
     outputs = in_two_processes("""
         import models, lrp_fx
@@ -367,7 +368,7 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x)[0][:, -1])
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", models.few([nn.LSTM, nn.GRU], nn.GRU))
 def test_weak_references_are_no_state_of_their_own(kind, folder, captures, monkeypatch):
     """Other weights, also ones put in the place of the first, share the capture; what is led to counts."""
     x, assigned = torch.randn(2, 6, 4).double(), Recurrent(kind)
@@ -391,6 +392,7 @@ def test_what_a_weak_reference_leads_to_counts(folder, captures):
     assert gone() is None and len(captures) == 4
 
 
+@pytest.mark.slow
 def test_a_recurrent_model_starts_without_capture_in_a_second_process(folder, in_two_processes):
     outputs = in_two_processes("""
         import torch, lrp_fx

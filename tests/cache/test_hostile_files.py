@@ -219,6 +219,15 @@ def test_code_in_an_entry_of_the_cache_is_not_run(what, cached, tmp_path, monkey
     assert torch.equal(xmodel(X), layers()(X))
 
 
+def test_a_pickle_in_an_entry_of_the_cache_is_not_run(cached, tmp_path, monkeypatch):
+    (path, held), mark = cached, tmp_path / "mark"
+    torch.save({**held, "further": Touch(mark)}, path)
+    made = []
+    count_captures(monkeypatch, made)
+    lrp_fx.convert(layers(), X)
+    assert made and not mark.exists()
+
+
 @pytest.mark.parametrize("mode", [0o777, 0o770, 0o1777])
 def test_a_cache_that_others_can_write_to_is_not_used(mode, cached, monkeypatch):
     path, _ = cached

@@ -69,6 +69,22 @@ def test_a_float32_island_keeps_its_values_and_loses_no_relevance():
     assert any(n.target is exact_value for n in xmodel.graph_module.graph.nodes)
 
 
+def test_precisions_that_an_island_names_are_double_in_its_twin():
+    """The softmax is asked to compute in single precision, as attention often is."""
+
+    class Attended(nn.Module):
+        def forward(self, x):
+            weights = torch.softmax(x @ x.transpose(1, 2), -1, dtype=torch.float32)
+            return (weights.to(x.dtype) @ x).sum(1)
+
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(Attended(), x, rules="gradient")
+    assert torch.equal(xmodel(x), Attended()(x))
+    leaf = x.clone().requires_grad_()
+    (torch.softmax(leaf @ leaf.transpose(1, 2), -1) @ leaf).sum((0, 1))[1].backward()
+    torch.testing.assert_close(xmodel.explain(x, target=1).relevance["x"], x * leaf.grad, rtol=1e-10, atol=1e-12)
+
+
 def test_positional_keyword_and_nested_inputs_have_names():
     class Nested(nn.Module):
         def forward(self, first, batch, scale=1.0):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from models import few
 from torch import nn
 from torch.nn import functional as F
 
@@ -178,7 +179,7 @@ SPELLINGS = {
 CASES = [(name, i) for name, spellings in SPELLINGS.items() for i in range(1, len(spellings))]
 
 
-@pytest.mark.parametrize("rules", ["attnlrp", "cp_lrp"])
+@pytest.mark.parametrize("rules", few(["attnlrp", "cp_lrp"], "attnlrp"))
 @pytest.mark.parametrize(("name", "index"), CASES)
 def test_spelling(name, index, rules):
     first, other = relevance(SPELLINGS[name][0], rules), relevance(SPELLINGS[name][index], rules)

@@ -8,6 +8,7 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx import errors
+from lrp_fx.extras import require
 from lrp_fx.rules.ruleset import RuleSet
 
 
@@ -219,4 +220,4 @@ def test_advice_is_what_the_operator_turns_out_to_be(name):
 
 def test_missing_extra_names_the_extra():
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'lrp_fx\[html\]'"):
-        errors.require("a_module_that_does_not_exist", "html")
+        require("a_module_that_does_not_exist", "html")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from models import TEXT, ids
+from models import TEXT, few, ids
 from torch import nn
 
 import lrp_fx
@@ -36,7 +36,7 @@ def deep(name):
     return tf.LlamaForCausalLM(tf.LlamaConfig(**DEEP)), {"input_ids": ids()}
 
 
-@pytest.fixture(scope="module", params=["llama", "t5", "gemma3", "vit"])
+@pytest.fixture(scope="module", params=few(["llama", "t5", "gemma3", "vit"], "llama"))
 def case(request):
     model, inputs = deep(request.param)
     model = model.double().eval()
@@ -125,6 +125,7 @@ class Stack(nn.Module):
         return self.head(x[:, -1])
 
 
+@pytest.mark.slow
 def test_a_block_is_compiled_once_however_deep_the_model_is():
     kernels = {}
     for depth in (4, 6):  # (the first and the last layer are blocks of their own)

@@ -67,7 +67,7 @@ def lowered_files(place):
     return [path for path, document in read.items() if "indexed" in document]
 
 
-@pytest.mark.parametrize("name", ["llama2", "mixtral", "flan-t5", "bert", "resnet", "encoder"])
+@pytest.mark.parametrize("name", models.few(["llama2", "mixtral", "flan-t5", "bert", "resnet", "encoder"], "resnet"))
 def test_a_kept_graph_is_the_graph(name, folder, traced):
     model, inputs = models.build(name)
     first = lrp_fx.convert(model, **inputs).lower(**inputs)
@@ -84,6 +84,7 @@ def test_a_kept_graph_is_the_graph(name, folder, traced):
     assert held and all(id(p) in own for p in held)
 
 
+@pytest.mark.slow
 def test_the_second_process_lowers_nothing_and_explains_the_same(folder, in_two_processes):
     printed = in_two_processes("""
         import models, lrp_fx
@@ -128,7 +129,9 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("change", ASKED)
+@pytest.mark.parametrize(
+    "change", models.few(ASKED, "another class is the same form", "other rules", "other neurons", "fixed sizes")
+)
 def test_a_graph_serves_what_it_was_asked_for_and_nothing_else(change, folder, traced, monkeypatch):
     one, other, count = ASKED[change]
     found = [converted().lower(**asked) for asked in (one, other, one, other)]

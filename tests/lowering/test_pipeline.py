@@ -133,6 +133,7 @@ def close(found, wanted, scale=None):
     return float((found - wanted).abs().max() / largest) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, target, microbatches", list(cases()))
 def test_relevance_of_one_process(found, models, name, target, microbatches):
     xmodel, inputs = models[name]
@@ -148,11 +149,13 @@ def test_relevance_of_one_process(found, models, name, target, microbatches):
     assert close(logits, one.output.logits)
 
 
+@pytest.mark.slow
 def test_other_sizes(found, models):
     one = models["bert"][0].explain(input_ids=longer()).relevance["input_ids"]
     assert all(close(found[rank]["longer"], one) for rank in range(WORLD))
 
 
+@pytest.mark.slow
 def test_a_process_reads_the_weights_of_its_stage_alone(found, models):
     one = models["llama"][0].explain(**models["llama"][1]).relevance["input_ids"]
     names = set(models["llama"][0].model.state_dict())

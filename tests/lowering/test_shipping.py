@@ -86,6 +86,7 @@ def write_cases(folder, xmodel, others):
     torch.save(cases, folder / "cases.pt")
 
 
+@pytest.mark.slow
 def test_a_saved_graph_explains_without_the_model(case, tmp_path):
     xmodel, lowered, others = case
     lowered.save(tmp_path / "x.pt2")
@@ -123,6 +124,7 @@ def packaged(small, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_package_runs_with_torch_alone(small, packaged):
     xmodel, others = small
     write_cases(packaged, xmodel, others)
@@ -136,6 +138,7 @@ def test_a_package_runs_with_torch_alone(small, packaged):
     )
 
 
+@pytest.mark.slow
 def test_a_package_runs_from_the_programme_in_the_docs(small, packaged):
     """It explains three samples of eleven tokens; the package was made with two of seven."""
     xmodel, _ = small
@@ -148,6 +151,7 @@ def test_a_package_runs_from_the_programme_in_the_docs(small, packaged):
     close(torch.load(packaged / "relevance.pt"), expected(xmodel, {"input_ids": ids}, 5))
 
 
+@pytest.mark.slow
 def test_an_onnx_model_explains_in_onnxruntime(case, tmp_path):
     xmodel, lowered, others = case
     lowered.to_onnx(tmp_path / "x.onnx")
@@ -181,6 +185,7 @@ def test_images_ship_as_onnx_too(tmp_path):
     close(torch.from_numpy(found), xmodel.explain(x, target=2).relevance["input"])
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_gives_the_eager_relevance(small):
     xmodel, others = small
     inputs = others[0]
@@ -193,6 +198,7 @@ def test_a_compiled_graph_gives_the_eager_relevance(small):
     xmodel.current.compiled.clear()
 
 
+@pytest.mark.slow
 def test_compiled_convolutions_leave_weights_and_cotangents_as_they_lie():
     """Inductor would lay out the weights anew (channels last) at every call, and convolution_backward its inputs."""
     torch.manual_seed(0)

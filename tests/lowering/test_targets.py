@@ -3,7 +3,7 @@
 import pytest
 import torch
 import transformers as tf
-from models import build, ids
+from models import build, few, ids
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lrp_fx
@@ -62,7 +62,7 @@ def test_fused_attention_runs_forward_once_and_back_once_for_all_targets(llama):
     assert len([n for n in fused if "backward" in n]) == len(fused) / 2 == model.config.num_hidden_layers
 
 
-@pytest.mark.parametrize("name", ["mixtral", "vit"])
+@pytest.mark.parametrize("name", few(["mixtral", "vit"], "vit"))
 def test_classes_of_other_models(name):
     model, inputs = build(name)
     xmodel = lrp_fx.convert(model, **inputs)
@@ -119,6 +119,7 @@ def test_left_padding_of_a_prompt(llama):
         same(found.relevance["input_ids"][:, i, : 7 + i], one.relevance["input_ids"])
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_attributes_to_both_of_its_inputs():
     torch.manual_seed(0)
     config = tf.T5Config(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import build
+from models import build, few
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,7 +15,7 @@ def relevance(function, embeddings):
     return (leaf * leaf.grad).sum(-1)
 
 
-@pytest.fixture(scope="module", params=["llama2", "gpt2", "mixtral", "gemma2"])
+@pytest.fixture(scope="module", params=few(["llama2", "gpt2", "mixtral", "gemma2"], "llama2"))
 def converted(request):
     torch.manual_seed(0)
     model, inputs = build(request.param)
@@ -87,7 +87,7 @@ def test_no_gradient_of_expert_weights_is_computed():
     assert not any("grouped" in name and "backward" in name for name in ran.names)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", few(["mixtral", "qwen2", "qwen3"], "qwen2"))
 def test_heads_that_share_keys_read_them_unrepeated_and_explain_alike(name):
     model, inputs = build(name)
     xmodel = lrp_fx.convert(model, **inputs)
