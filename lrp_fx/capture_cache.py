@@ -24,6 +24,7 @@ from lrp_fx.cache.store import capture_or_load
 from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, preserved, read_call
 from lrp_fx.capture.model_state import switches
 from lrp_fx.capture.passes.decompose import decompose
+from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import CaptureError, RecaptureWarning
 from lrp_fx.explain.check import WHEN
 from lrp_fx.operators.table import OpTable
@@ -191,7 +192,9 @@ class CaptureCache:
         for place in example.numbers:
             captured.placeholders[place].meta["number"] = True  # says how much, not what: no source of relevance
         decompose(captured.graph_module, self.ops)
+        check_stage("capture", Stage(captured.graph_module, self.ops))
         facts = analyse(captured.graph_module.graph, self.ops)
+        check_stage("analysis", Stage(captured.graph_module, self.ops, facts))
         return Entry((*example.key, *switches()), state, Specialization(captured, facts, example.hollow()), reason)
 
     def _to_front(self, entry: Entry) -> None:

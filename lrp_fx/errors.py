@@ -23,6 +23,10 @@ class LoweringError(LrpError):
     """A lowered graph does not explain as the model's own sweep does."""
 
 
+class ContractError(LrpError):
+    """A stage handed on a graph that is not as the next one expects it (``lrp_fx.contracts``)."""
+
+
 class UnknownOpError(LrpError):
     """Relevance reaches an operator that the op table does not declare."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import TRACING, Call, Captured, failing_node
+from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import InputError
 from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
@@ -74,7 +75,12 @@ class Specialization:
         """The graph rewritten under ``ruleset``."""
 
         def make() -> Rewritten:
-            return rewrite(self.captured, make_plan(self.captured.graph_module.graph, self.facts, ruleset))
+            graph_module, ops = self.captured.graph_module, self.facts.ops
+            plan = make_plan(graph_module.graph, self.facts, ruleset)
+            check_stage("plan", Stage(graph_module, ops, self.facts, plan))
+            rewritten = rewrite(self.captured, plan)
+            check_stage("rewrite", Stage(rewritten.graph_module, ops, self.facts, plan, rewritten))
+            return rewritten
 
         return self.rewritten.recall(ruleset.key, make)
 
@@ -100,7 +106,9 @@ class Specialization:
     def written_out(self) -> Specialization:
         """The same capture with every fused attention written out."""
         captured = replace(self.captured, graph_module=write_out_attention(self.captured.graph_module))
-        return Specialization(captured, analyse(captured.graph_module.graph, self.facts.ops), self.example)
+        facts = analyse(captured.graph_module.graph, self.facts.ops)
+        check_stage("analysis", Stage(captured.graph_module, self.facts.ops, facts))
+        return Specialization(captured, facts, self.example)
 
     def sparing_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The tapped graph with its repeated blocks run again on the way back."""

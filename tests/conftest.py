@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("LRP_FX_CHECK_STAGES", "1")  # what each stage promises is looked at in every test
 
 import pytest
 import torch

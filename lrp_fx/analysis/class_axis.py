@@ -12,16 +12,13 @@ import torch
 from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts
-from lrp_fx.operators.table import bind, op_name
+from lrp_fx.graph.dimensions import permutation
+from lrp_fx.operators.table import OpSpec, bind
 
 #: for each dimension of the output, those of a tensor on the way that it comes from
 Origins = tuple[frozenset[int], ...]
 
 _NOWHERE: frozenset[int] = frozenset()
-_SPATIAL = {"aten.conv1d": 1, "aten.conv2d": 2, "aten.conv3d": 3, "aten.conv_transpose1d": 1,
-            "aten.conv_transpose2d": 2, "aten.conv_transpose3d": 3}  # fmt: skip
-_LAST = {"aten.linear", "aten.addmm", "aten.mm", "aten.matmul", "aten.bmm", "aten.baddbmm", "aten._grouped_mm"}
-_RESHAPING = {"aten.view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten._unsafe_view", "aten.contiguous"}
 
 
 def class_axis(output: Node, facts: Facts) -> int | None:
@@ -53,42 +50,41 @@ def _features(node: Node, facts: Facts, rows: bool) -> int | None:
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return None
-    rank, name = val.dim(), op_name(node)
+    rank = val.dim()
+    spec = facts.ops.get(node) if node.op == "call_function" else None
     if rows:
         return rank - 1
-    if name in ("aten.softmax", "aten._softmax", "aten.log_softmax", "aten._log_softmax"):
-        return int(bind(node)["dim"]) % rank
-    layer = facts.layers.get(node)
+    if spec is None:
+        return None
+    if "distribution" in spec.extra:
+        return int(bind(node)[spec.extra["distribution"]]) % rank
+    layer, features = facts.layers.get(node), spec.extra.get("features")
     if layer is None:
         return None
-    if name in _SPATIAL:
-        return rank - 1 - _SPATIAL[name]
-    if name == "aten.convolution":
-        return rank - 1 - len(bind(node)["stride"])
-    if name in _LAST:
-        first = layer.weight.name in ("self", "mat1", "batch1") and name != "aten.linear"
-        return rank - 2 if first and rank > 1 else rank - 1
+    if features is not None:
+        return rank + (-1 - len(bind(node)[features]) if isinstance(features, str) else features)
+    if spec.extra.get("matrices"):
+        return rank - 2 if layer.weight.name == spec.args[0] and rank > 1 else rank - 1
     return None
 
 
 def _behind(node: Node, origins: Origins, facts: Facts) -> list[tuple[Node, Origins]]:
     """The operands that carry relevance, with where the output's dimensions are in each."""
     found = []
-    name = op_name(node)
     for slot, operand in facts.operands.get(node, {}).items():
         val = operand.meta.get("val")
         if isinstance(val, (tuple, list)):  # parts of a tensor, or results: as the first is
             val = val[0]
         if not isinstance(val, torch.Tensor):
             continue
-        steps = _steps(node, name, slot.name, val)
+        steps = _steps(node, facts.specs[node], slot.name, val)
         if steps is not None:
             back = tuple(frozenset().union(*(steps[a] for a in held if a < len(steps))) for held in origins)
             found.append((operand, back))
     return found
 
 
-def _steps(node: Node, name: str, slot: str, operand: torch.Tensor) -> list[frozenset[int]] | None:
+def _steps(node: Node, spec: OpSpec, slot: str, operand: torch.Tensor) -> list[frozenset[int]] | None:
     """For each dimension of a node's result, those of the operand that it comes from; None where that is not known."""
     val = node.meta.get("val")
     val = val[0] if isinstance(val, (tuple, list)) else val
@@ -96,40 +92,25 @@ def _steps(node: Node, name: str, slot: str, operand: torch.Tensor) -> list[froz
         return None
     bound, rank, inner = bind(node), val.dim(), operand.dim()
     same = [frozenset({axis}) for axis in range(inner)]
-    if name in ("aten.transpose", "aten.t", "aten.swapaxes", "aten.swapdims", "aten.mT", "aten.numpy_T"):
-        if inner < 2:
-            return same
-        one, other = (bound.get("dim0", bound.get("axis0", -2)), bound.get("dim1", bound.get("axis1", -1)))
-        one, other = one % inner, other % inner
-        same[one], same[other] = same[other], same[one]
-        return same
-    if name == "aten.permute":
-        return [frozenset({d % inner}) for d in bound["dims"]]
-    if name in ("aten.movedim", "aten.moveaxis"):
-        moved = torch.empty([1] * inner).movedim(bound["source"], bound["destination"])
-        order = torch.arange(inner).tolist()
-        labels = torch.empty([d + 2 for d in order]).movedim(bound["source"], bound["destination"])
-        return [frozenset({int(n) - 2}) for n in labels.shape[: moved.dim()]]
-    if name in ("aten.unsqueeze", "aten.stack"):
-        same.insert(int(bound["dim"]) % rank, _NOWHERE)
-        return same
-    if name in ("aten.select", "aten.unbind"):
-        del same[int(bound["dim"]) % inner]
-        return same
-    if name in ("aten.squeeze", *_RESHAPING):
+    form, dims = spec.extra.get("form"), bound.get("dim")
+    if form == "permute":
+        return [frozenset({axis}) for axis in permutation(node)]
+    if form == "reshape":
         return _reshaped(operand, val)
-    if name in ("aten.matmul", "aten.bmm", "aten.baddbmm", "aten.mm") and min(rank, inner) > 1:
-        lost = inner - 1 if slot in ("self", "mat1", "batch1") else inner - 2
+    if spec.kind == "movement" and isinstance(dims, int) and rank == inner + 1:
+        same.insert(dims % rank, _NOWHERE)
+        return same
+    if spec.extra.get("matrices") and slot in spec.args and min(rank, inner) > 1:
+        lost = inner - 1 if slot == spec.args[0] else inner - 2
         steps = [_NOWHERE] * (rank - inner) + same
         steps[lost + rank - inner] = _NOWHERE
         return steps
-    if name == "aten.scaled_dot_product_attention":
+    if spec.kind == "attention":
         return [*same[:-2], _NOWHERE, same[-1]] if slot == "value" else None
     if rank == inner:
         return same
     if rank > inner:  # broadcast
         return [_NOWHERE] * (rank - inner) + same
-    dims = bound.get("dim")
     if dims is not None and not bound.get("keepdim"):  # reduced
         gone = {int(d) % inner for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
         return [s for axis, s in enumerate(same) if axis not in gone]

@@ -20,10 +20,8 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.graph.operands import slots
-from lrp_fx.operators.table import OpSpec, bind, op_name
+from lrp_fx.operators.table import OpSpec, bind, coefficients
 
-_NEGATIONS = ("aten.neg", "aten.negative")
-_SIGNED = ("aten.reciprocal", "aten.leaky_relu", "aten.prelu")  #: homogeneous functions that keep a minus
 _CARRYING_ON = ("movement", "linear", "nonlinearity", "homogeneous", "selection", "normalization")
 
 
@@ -65,7 +63,7 @@ def _is_decay(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> b
     """Whether a positive tensor is made of exponentials: not 1 + exp, which spells a sigmoid, nor a softmax."""
     if node in facts.manual_softmax:
         return False
-    shifted = spec.kind == "linear" and spec.elementwise and len(operands) < 2 and op_name(node) not in _NEGATIONS
+    shifted = spec.kind == "linear" and spec.elementwise and len(operands) < 2 <= len(spec.args)
     return bool(spec.extra.get("decay")) or (not shifted and any(n in facts.decays for n in operands))
 
 
@@ -96,7 +94,7 @@ def _sign(facts: Facts, node: Node, spec: OpSpec, operands: list[Node], signs: d
         literals = [a for a in node.args if isinstance(a, (int, float))]
         return math.prod([*given, *(-1 if a < 0 else 1 for a in literals)]) if _no_table(node, spec, operands) else 0
     if spec.kind == "homogeneous":  # of even and broken degree no value is negative
-        return 1 if set(given) == {1} or op_name(node) not in _SIGNED else -1
+        return 1
     kept = spec.kind in ("movement", "selection") or (spec.kind == "linear" and spec.reduces)
     return given[0] if kept and len(set(given)) == 1 else 0
 
@@ -107,16 +105,8 @@ def _sign_of_sum(facts: Facts, node: Node, signs: dict[Node, int]) -> int:
     What is taken from a constant stays positive: that is how a gate's counterpart, 1 - z, is written. A constant that
     is taken from a tensor, as in 2 sigmoid(x) - 1, leaves it without a sign.
     """
-    bound, name = bind(node), op_name(node).rpartition(".")[2]
-    if name in ("neg", "negative"):
-        return -signs[bound["self"]]
-    if name not in ("add", "sub", "subtract", "rsub"):
-        return 0
-    alpha = bound.get("alpha", 1)
-    coefficients = {"self": 1, "other": alpha if name == "add" else -alpha}
-    if name == "rsub":
-        coefficients = {"self": -alpha, "other": 1}
-    found = {key: -1 if factor < 0 else 1 for key, factor in coefficients.items()}
+    bound = bind(node)
+    found = {key: -1 if factor < 0 else 1 for key, factor in coefficients(node, facts.specs[node]).items()}
     carried = {k: v for k, v in found.items() if isinstance(bound[k], Node) and facts.carries(bound[k])}
     total = {sign * signs[bound[k]] for k, sign in carried.items()}
     constants = {k: sign for k, sign in found.items() if k not in carried}

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.graph.operands import Slot
-from lrp_fx.operators.table import OpSpec, bind, op_name
+from lrp_fx.operators.table import OpSpec, OpTable, bind, op_name
 
 
 def keeps(spec: OpSpec) -> bool:
@@ -20,17 +20,17 @@ def keeps(spec: OpSpec) -> bool:
     return spec.kind == "movement" or alone
 
 
-def begins(node: Node, spec: OpSpec) -> bool:
+def begins(node: Node, spec: OpSpec, ops: OpTable) -> bool:
     """Whether ``node`` makes such rows: of a code for every value, or picked from an identity matrix."""
     named = spec.extra.get("picks")
     if named is None or spec.extra.get("entrywise"):
         return False
     tables = [bind(node).get(name) for name in spec.args]
-    return not tables or all(isinstance(table, Node) and _is_identity(table) for table in tables)
+    return not tables or all(isinstance(table, Node) and _is_identity(table, ops) for table in tables)
 
 
-def _is_identity(table: Node) -> bool:
-    while op_name(table) in ("aten.to", "aten._to_copy", "aten.type_as", "aten.alias") and table.all_input_nodes:
+def _is_identity(table: Node, ops: OpTable) -> bool:
+    while ops.form(table) in ("copy", "cast") and table.all_input_nodes:
         table = table.all_input_nodes[0]
     return op_name(table) == "aten.eye"
 

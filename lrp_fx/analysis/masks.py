@@ -19,10 +19,9 @@ import torch
 from torch.fx import Graph, Node
 
 from lrp_fx.graph.operands import Slot, all_slots, is_float, value
-from lrp_fx.operators.table import OpSpec, OpTable, bind, op_name
+from lrp_fx.operators.table import OpSpec, OpTable, bind, coefficients
 
 _HUGE = 1e3  #: numbers beyond it hide what they are added to
-_ADDING = {"aten.add": 1, "aten.sub": -1, "aten.subtract": -1}
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,14 @@ class _Uses:
             number = bind(user).get("value")
             huge = isinstance(number, (int, float)) and abs(number) >= _HUGE
             return _Held(held.scale, held.shift, held.count, held.filled or huge)
-        if (spec.reduces and spec.kind in ("linear", "selection")) or op_name(user) == "aten.cumsum":
+        if (spec.reduces and spec.kind in ("linear", "selection")) or spec.extra.get("cumulative"):
             return _Held(count=True)
         if spec.kind == "attention":
             self._added(user, held)
             return None
         if spec.elementwise and spec.kind in ("linear", "product", "quotient"):
             if not others:
-                return _numbers(user, held)
+                return _numbers(user, spec, node, held)
             self._joined(user, spec, held, others)
             return None
         self.signal |= not (held.count and spec.elementwise)  # (a count may be kept from being 0)
@@ -113,18 +112,19 @@ class _Uses:
         self.signal |= not hides
 
 
-def _numbers(user: Node, held: _Held) -> _Held:
-    """What a node holds after an operator with a number."""
-    bound, name = bind(user), op_name(user)
-    number = next((v for v in user.args if isinstance(v, (int, float))), None)
-    number = bound.get("other") if number is None else number
+def _numbers(user: Node, spec: OpSpec, node: Node, held: _Held) -> _Held:
+    """What a node holds after an operator with a number, where ``node`` is what it holds ``held`` in."""
+    bound = bind(user)
+    if spec.kind == "linear":
+        weights = coefficients(user, spec) or {name: 1 for name in spec.args}
+        own = [weight for name, weight in weights.items() if bound.get(name) is node]
+        factor = sum(own) if own else 1
+        added = sum(w * bound[n] for n, w in weights.items() if isinstance(bound.get(n), (int, float)))
+        return _Held(held.scale * factor, held.shift * factor + added, held.count, held.filled)
+    number = next((v for v in user.args if isinstance(v, (int, float))), bound.get("other"))
     if not isinstance(number, (int, float)):
-        return _Held(-held.scale, -held.shift, held.count, held.filled) if "neg" in name else held
-    if name == "aten.rsub":
-        return _Held(-held.scale, number - held.shift, held.count, held.filled)
-    if name in _ADDING:
-        return _Held(held.scale, held.shift + _ADDING[name] * number, held.count, held.filled)
-    factor = number if not name.endswith(("div", "divide")) else 1 / number if number else 0.0
+        return held
+    factor = number if spec.kind == "product" else 1 / number if number else 0.0
     return _Held(held.scale * factor, held.shift * factor, held.count, held.filled)
 
 
@@ -136,7 +136,7 @@ def _goes_to_softmax(node: Node, ops: OpTable) -> bool:
         spec = ops.get(current) if current.op == "call_function" else None
         if spec is None:
             continue
-        if spec.kind in ("softmax", "attention") or op_name(current) == "aten.exp":
+        if spec.kind in ("softmax", "attention") or spec.extra.get("decay"):
             return True
         if spec.elementwise or spec.kind == "movement":
             new = [u for u in current.users if u not in seen]

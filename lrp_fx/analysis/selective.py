@@ -107,13 +107,14 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 def _summed_over(facts: Facts, node: Node, state: Node, slot: Slot) -> set[int]:
     """Sizes of the dimensions of a state that a read of it sums over."""
-    shape = _shape(state)
+    shape, spec = _shape(state), facts.specs[node]
     if op_name(node) == "aten.einsum":
         terms, _, out = str(bind(node)["equation"]).replace(" ", "").partition("->")
         letters = terms.split(",")[slot.position or 0]
         return {n for letter, n in zip(letters, shape, strict=False) if letter not in out}
-    if not facts.specs[node].elementwise:
-        return {shape[-2 if slot.name in ("other", "mat2") and len(shape) > 1 else -1]}
+    if not spec.elementwise:
+        columns = spec.extra.get("matrices") and slot.name == spec.args[1] and len(shape) > 1
+        return {shape[-2 if columns else -1]}
     sums = [u for u in node.users if u in facts.specs and facts.specs[u].reduces]
     return {size for u in sums for size in _removed(_shape(node), bind(u).get("dim"))}
 

@@ -13,11 +13,9 @@ from torch.fx import Node
 from lrp_fx.analysis.facts import Facts, Lookup, Source
 from lrp_fx.analysis.indicators import begins, keeps
 from lrp_fx.graph.operands import is_float, is_integer, slots, value
-from lrp_fx.operators.table import OpSpec, bind, op_name
+from lrp_fx.operators.table import OpSpec, bind
 
 _KEEPING = ("movement", "linear", "selection", "product", "nonlinearity", "homogeneous")
-#: a running count says where an entry stands, not what it is
-_COUNTING = ("aten.cumsum",)
 
 
 @dataclass
@@ -52,7 +50,7 @@ class Finder:
         lookup = find_lookup(node, spec)
         if lookup is not None and not any(self._carries_or_holds(n) for n in slots(node, spec.args).values()):
             picks = [(owner, n) for n in lookup.indices for owner in held.get(n, ())]
-            if picks and begins(node, spec):
+            if picks and begins(node, spec, self.facts.ops):
                 self.facts.indicators.add(node)
             if picks and is_float(node):
                 return self._rows(node, lookup, picks)
@@ -75,8 +73,8 @@ class Finder:
         facts = self.facts
         operands = list(slots(node, spec.args + spec.terms).values())
         holding = [n for n in operands if n in facts.held]
-        if not holding or spec.kind not in _KEEPING or op_name(node) in _COUNTING:
-            return None
+        if not holding or spec.kind not in _KEEPING or spec.extra.get("cumulative"):
+            return None  # (a running count says where an entry stands, not what it is)
         if keeps(spec) and all(n in facts.indicators for n in holding):
             facts.indicators.add(node)
         if is_float(node):

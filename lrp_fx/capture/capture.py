@@ -25,7 +25,7 @@ from lrp_fx.capture.passes import normalize as normalise
 from lrp_fx.capture.passes.causal_masks import shorten_masks
 from lrp_fx.capture.passes.conditional_norms import free_of_inputs
 from lrp_fx.capture.passes.control_flow import Unrolled, drop_block_masks, holds_control, holds_vmap
-from lrp_fx.capture.passes.functionalize import drop_unread_writes, is_mutating
+from lrp_fx.capture.passes.functionalize import drop_unread_writes
 from lrp_fx.capture.passes.unpack_quantized import unpack
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.passes.widen_float32 import widen_islands
@@ -36,6 +36,7 @@ from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.module_calls import settle
+from lrp_fx.operators.schema import is_mutating
 
 ROUTES = ("auto", "export", "trace")
 

@@ -31,14 +31,13 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import returned
 from lrp_fx.capture.passes.control_flow import CarriedOut
-from lrp_fx.capture.passes.functionalize import is_mutating
 from lrp_fx.capture.read_values import Reads, Transforms
 from lrp_fx.graph.attribute_paths import readable
 from lrp_fx.graph.module_calls import hand_on, noting_calls
+from lrp_fx.operators.schema import has_tag, is_mutating, shares
 
 aten = torch.ops.aten
 
-_DRAWS = {"rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm", "normal"}
 _SCALARS = {aten.item.default, aten._local_scalar_dense.default}
 _KNOWN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _GRAD_MODE = "_set_grad_enabled"
@@ -233,7 +232,7 @@ def _size_depends_on_values(node: fx.Node) -> bool:
         return False
     if node.target is aten.index.Tensor:  # only a boolean index decides a size
         return any(isinstance(i, fx.Node) and _is_mask(i) for i in node.args[1])  # type: ignore[union-attr]
-    if torch.Tag.dynamic_output_shape in node.target.tags:
+    if has_tag(node, torch.Tag.dynamic_output_shape):
         return True
     return _is_composite(node.target) and any(map(_is_integer, node.all_input_nodes)) and not _runs_without_values(node)
 
@@ -332,10 +331,4 @@ def _is_written(node: fx.Node) -> bool:
     """Whether an operator writes into a tensor, or into a view of it."""
     if any(is_mutating(user) and user.args[0] is node for user in node.users):
         return True
-    return any(_is_written(user) for user in node.users if _is_view(user))
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
-    pieces = node.target is operator.getitem
-    return pieces or (schema is not None and any(r.alias_info is not None for r in schema.returns))
+    return any(_is_written(user) for user in node.users if user.target is operator.getitem or shares(user))

@@ -264,7 +264,7 @@ def _constants(case: Case, kept: Tensor | float) -> Amounts:
     hidden = spec.kind == "linear" and any(
         is_float(n) for n in others.values()
     )  # running statistics, undeclared biases
-    if hidden or (spec.kind in ("linear", "movement") and _has_literal(account.node)):
+    if hidden or (spec.kind in ("linear", "movement") and _has_literal(account.node, spec)):
         zeros = {s: torch.zeros_like(v) for s in operands if (v := value_of(account, s)) is not None}
         offset = call(account, zeros)
         if isinstance(offset, Tensor):
@@ -272,22 +272,10 @@ def _constants(case: Case, kept: Tensor | float) -> Amounts:
             yield Amount("bias" if hidden else "constant", case.op, safe_dot(offset, g))
 
 
-def _has_literal(node: Node) -> bool:
-    """Whether an affine operator can add a number of its own."""
-    name = getattr(node.target, "_opname", "")
-    adds = (
-        "add",
-        "sub",
-        "rsub",
-        "where",
-        "masked_fill",
-        "constant_pad_nd",
-        "pad",
-        "scatter",
-        "nan_to_num",
-        "index_fill",
-    )
-    return name in adds and any(isinstance(a, (int, float)) and a != 0 for a in node.args)
+def _has_literal(node: Node, spec: OpSpec) -> bool:
+    """Whether an affine operator adds a number of its own: in place of an operand, or what it pads or fills with."""
+    bound, names = bind(node), (*spec.args, *spec.extra.get("literals", ()))
+    return any(isinstance(v := bound.get(name), (int, float)) and v != 0 for name in names)
 
 
 def constant_name(plan: Plan, node: Node) -> tuple[str, str]:

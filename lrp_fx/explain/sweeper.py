@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Source
 from lrp_fx.capture import Call, Captured
+from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import InputError, LatentError, LrpError, NumericalError, TargetError
 from lrp_fx.explain import check, tokens
 from lrp_fx.explain.accounts import Sweep, account
@@ -70,9 +71,10 @@ class Sweeper:
         read = dict(zip([s.node for s in rewritten.plan.sources], taps, strict=True))
         held = [read.get(n) or mapping[rewritten.results[n]] for n in latents.values()]
         end.args = ((end.args[0], taps, held),)
-        share_heads(graph)
+        share_heads(graph, rewritten.plan.facts.ops)
         drop_whole_slices(graph)
         module = fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
+        check_stage("taps", Stage(module, rewritten.plan.facts.ops, plan=rewritten.plan))
         return cls(captured, rewritten, module, latents)
 
     @functools.cached_property
@@ -83,11 +85,11 @@ class Sweeper:
     @functools.cached_property
     def swept(self) -> fx.GraphModule:
         """The tapped graph, where the model itself chooses positions (a class token, the last ones) at these alone."""
-        if not may_move(self.tapped.graph):
+        if not may_move(self.tapped.graph, self.rewritten.plan.facts.ops):
             return self.tapped
         graph, _ = copy_graph(self.tapped.graph)
         graph.owning_module = self.tapped  # dead code is told by what the graph calls
-        behind_selection(graph)
+        behind_selection(graph, self.rewritten.plan.facts.ops)
         return fx.GraphModule(self.tapped, graph, class_name="SweptGraph")
 
     def explain(self, call: Call, target: Target) -> Attribution:

@@ -70,7 +70,7 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
     held = {n: t for n in operands if (t := _moved(n, owner, twins, env, facts)) is not None}
     if not held:
         twins[node] = _picked(node, owner, twins, env, facts)
-    elif spec.kind == "movement" and node.target.__name__.split(".")[0] not in _CASTS:  # type: ignore[union-attr]
+    elif spec.kind == "movement" and spec.extra.get("form") != "cast":
         zeros = {n: pytree.tree_map(lambda t: torch.zeros_like(t, dtype=torch.float64), env[n]) for n in operands}
         moved, empty = _call(node, {**zeros, **held}, env), _call(node, zeros, env)
         twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literals that overwrite cancel
@@ -94,9 +94,6 @@ def _picked(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, 
     held = [t for n in lookup.indices if (t := _moved(n, owner, twins, env, facts)) is not None]
     grown = [t.reshape([*[1] * (lookup.depth - t.dim()), *t.shape, *features]).expand(shape) for t in held]
     return torch.stack(grown).mean(0) if grown else None
-
-
-_CASTS = ("to", "_to_copy", "type_as")
 
 
 def _call(node: Node, replaced: dict[Node, Any], env: Mapping[Node, Any]) -> Any:

@@ -55,6 +55,12 @@ def value(node: Node) -> Any:
     return node.meta.get("val")
 
 
+def dtype(node: Any) -> torch.dtype | None:
+    """Precision of a node's captured value; None where that is no tensor, or this is no node."""
+    val = value(node) if isinstance(node, Node) else None
+    return val.dtype if isinstance(val, torch.Tensor) else None
+
+
 def is_float(node: Node) -> bool:
     """Whether the node's value is, or contains, a floating-point or complex tensor."""
     val = value(node)

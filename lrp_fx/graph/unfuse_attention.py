@@ -14,7 +14,7 @@ from lrp_fx.graph.writer import NodeWriter
 
 aten = torch.ops.aten
 
-_FUSED = aten.scaled_dot_product_attention.default
+FUSED = aten.scaled_dot_product_attention.default
 
 
 def write_out_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -23,7 +23,7 @@ def write_out_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
     Outputs agree up to rounding. Memory is quadratic in the length of the sequence, as that of the chain is.
     """
     graph, _ = copy_graph(graph_module.graph)
-    for node in [n for n in graph.nodes if n.target is _FUSED]:
+    for node in [n for n in graph.nodes if n.target is FUSED]:
         with graph.inserting_before(node):
             result = _Writer(graph, node).attention(*node.args, **node.kwargs)
         result.meta |= {k: v for k, v in node.meta.items() if k == CALLS}

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.graph.attribute_paths import readable
+from lrp_fx.operators.table import OpTable
 from lrp_fx.passes.hoist_slices import sizes_from_inputs
 
 _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
@@ -57,6 +59,7 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
     free_views(module.graph)
     module.graph.lint()
     module.recompile()
+    check_stage("lowering", Stage(module, OpTable.shipped()))
     return module
 
 

@@ -183,13 +183,14 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     chosen = _spliced(graph_module, traced, [*feed, *new], end)
     end.args = ((leaves if report else [], taps, held, chosen),)
     sizes_from_inputs(graph)
-    behind_selection(graph, pytree.tree_leaves(leaves) if report else ())
-    choose_rows(graph)
     plan = sweeper.rewritten.plan
+    ops = plan.facts.ops
+    behind_selection(graph, ops, pytree.tree_leaves(leaves) if report else ())
+    choose_rows(graph, ops)
     depths = tuple(_rows_before_features(s) for s in plan.sources)
     if plan.blind:  # zeros get relevance: it is not their product with a cotangent
         depths = (None,) * len(depths)
-    places = collect_late(graph, taps, depths, set(held))
+    places = collect_late(graph, ops, taps, depths, set(held))
     (leaves, _, held, chosen) = end.args[0]
     end.args = ((leaves, list(itertools.chain(*places)), held, chosen),)
     graph.eliminate_dead_code()

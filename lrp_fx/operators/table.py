@@ -42,17 +42,33 @@ COMMON = ("args", "terms", "by", "reduces", "elementwise", "positive", "decay", 
 
 #: kind -> further fields that its entries can have
 FIELDS: dict[str, tuple[str, ...]] = {
-    "linear": ("folds",),  # a normalization over the batch is folded into the layer before it
+    "movement": (
+        "form",  # one of FORMS: what becomes of the entries
+        "inert",  # the argument without which it hands on its operand
+        "literals",  # arguments that are numbers of the result's own
+    ),
+    "linear": (
+        "folds",  # a normalization over the batch is folded into the layer before it
+        "coefficients",  # what each operand is multiplied by: numbers, or names of arguments
+        "cumulative",  # a running sum
+        "literals",
+    ),
     "selection": ("mean",),  # the operator that averages over the same windows
     "product": (
         "layer",  # narrower name of its role
         "channels",  # dimension of the weight that counts output channels
         "constant",  # the operand that, where it is constant, is transposed on the way back
+        "features",  # dimension of the result that counts what the weights yield, from behind
+        "matrices",  # rows of the first operand times columns of the second
     ),
     "homogeneous": ("degree", "count"),  # count: of a product along a dimension, what counts its factors
     "nonlinearity": ("slope", "at_zero"),
     "normalization": ("layout", "centred"),
+    "softmax": ("distribution",),  # the argument that names the dimension along which it adds up to one
 }
+
+#: what a movement does with the entries (the head of ``rules/ops.toml`` says it of each)
+FORMS = ("copy", "detach", "cast", "reshape", "insert", "permute", "pieces")
 
 
 @dataclass(frozen=True)
@@ -107,8 +123,14 @@ def _parse_entry(kind: str, name: str, value: Any, origin: str) -> OpSpec:
     args, terms = _names(fields.pop("args", "")), _names(fields.pop("terms", ""))
     if kind in ("homogeneous", "nonlinearity"):
         facts.setdefault("elementwise", True)
+    fields |= {key: _names(fields[key]) for key in ("coefficients", "literals") if key in fields}
     if kind == "lookup":
         fields.setdefault("picks", "indices")
+    if fields.get("form", "copy") not in FORMS:
+        raise RuleSetError(
+            f"{origin}: {name} has the unknown form {fields['form']!r}{_nearest(str(fields['form']), FORMS)}; choose "
+            f"one of {', '.join(FORMS)}"
+        )
     if kind == "nonlinearity" and len(args) > 1:
         raise RuleSetError(
             f"{origin}: {name} is declared a nonlinearity in {', '.join(args)}: a nonlinearity is a function of one "
@@ -197,14 +219,24 @@ class OpTable:
         Raises:
             RuleSetError: where ``extra`` names a kind, field, operator or operand that does not exist.
         """
-        path = rules_dir() / "ops.toml"
-        specs = parse_table(tomllib.loads(path.read_text()), str(path))
-        specs.update(_REGISTERED)
+        specs = {**cls.shipped().specs, **_REGISTERED}
         if isinstance(extra, (str, Path)):
             specs.update(_checked(parse_table(tomllib.loads(Path(extra).read_text()), str(extra)), str(extra)))
         elif extra is not None:
             specs.update(_checked(parse_table(extra, "ops="), "ops="))
         return cls(specs)
+
+    @staticmethod
+    @functools.cache
+    def shipped() -> OpTable:
+        """``rules/ops.toml`` alone: what PyTorch's operators do, whatever a user declares."""
+        path = rules_dir() / "ops.toml"
+        return OpTable(parse_table(tomllib.loads(path.read_text()), str(path)))
+
+    def form(self, node: Node) -> str | None:
+        """What a movement does with the entries, one of :data:`FORMS`; None where that is not declared."""
+        spec = self.get(node) if node.op == "call_function" else None
+        return spec.extra.get("form") if spec is not None else None
 
     def get(self, node: Node) -> OpSpec | None:
         """The declaration of the operator that ``node`` calls, or None."""
@@ -217,14 +249,9 @@ class OpTable:
 _REGISTERED: dict[str, OpSpec] = {}
 
 
-@functools.cache
-def _shipped() -> frozenset[str]:
-    return frozenset(OpTable.load().specs)
-
-
 def is_declared(name: str) -> bool:
     """Whether ``rules/ops.toml`` or :func:`register_op` declares an operator, ``"aten.add"`` or an overload of it."""
-    return name in _REGISTERED or name in _shipped()
+    return name in _REGISTERED or name in OpTable.shipped().specs
 
 
 def register_op(name: str, *, role: str, relevance_args: list[str], **fields: Any) -> OpSpec:
@@ -269,6 +296,18 @@ def bind(node: Node) -> dict[str, Any]:
         bound = {a.name: v for a, v in zip(schema, node.args, strict=False)}
         return {a.name: a.default_value for a in schema if a.has_default_value()} | bound | dict(node.kwargs)
     return dict(zip(_parameters(node), node.args, strict=False)) | dict(node.kwargs)
+
+
+def coefficients(node: Node, spec: OpSpec) -> dict[str, float]:
+    """What each operand of a sum is multiplied by, by name; empty where that is not declared, or computed."""
+    bound, found = bind(node), {}
+    for name, declared in zip(spec.args, spec.extra.get("coefficients", ()), strict=False):
+        size = declared.removeprefix("-")
+        value = bound.get(size, 1) if size.isidentifier() else float(size)
+        if isinstance(value, Node):
+            return {}
+        found[name] = -value if declared.startswith("-") else value
+    return found
 
 
 def _parameters(node: Node) -> list[str]:

@@ -16,29 +16,24 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
-from lrp_fx.graph.exact_value import exact_value
 from lrp_fx.graph.operands import Slot, all_slots, is_float
-from lrp_fx.operators.table import bind
+from lrp_fx.operators.table import OpTable, bind
 from lrp_fx.passes.hoist_slices import positional
-from lrp_fx.rules import functions as ops
+from lrp_fx.rules import functions as rules
 
 aten = torch.ops.aten
 
 _LAYER, _CONSTANT = aten.linear.default, aten.detach.default
-#: operators of which (one operand) times (its cotangent) is (their value) times (its cotangent), entry by entry
-_ALIKE = {
-    aten.mul.Tensor, aten.div.Tensor, aten.to.dtype, aten._to_copy.default, aten.clone.default, aten.contiguous.default,
-    aten.alias.default, exact_value,
-}  # fmt: skip
 
 
 def collect_late(
-    graph: fx.Graph, taps: Sequence[Node], depths: Sequence[int | None], held: Container[Node]
+    graph: fx.Graph, ops: OpTable, taps: Sequence[Node], depths: Sequence[int | None], held: Container[Node]
 ) -> list[list[Node]]:
     """Let rows that token ids pick be constants, and what the first linear layers make of them sources in their place.
 
     Args:
         graph: a graph with its target; nodes need ``meta["val"]``.
+        ops: the op table.
         taps: its sources.
         depths: of each, how many leading dimensions its ids have; None for what is no row of a table.
         held: values whose own cotangent is asked for.
@@ -46,7 +41,7 @@ def collect_late(
     Returns:
         for each source the values at which its relevance is collected: itself where nothing is gained.
     """
-    look = _Look(graph, taps, held)
+    look = _Look(graph, ops, taps, held)
     found = []
     for tap, depth in zip(taps, depths, strict=True):
         edges = {} if depth is None else dict(look.edges(tap, depth))
@@ -59,7 +54,7 @@ def collect_late(
         found.append([tap] if tap in edges else [])
         for node in late:
             with graph.inserting_after(node):
-                source = graph.call_function(ops.source, (node,))
+                source = graph.call_function(rules.source, (node,))
             source.meta = dict(node.meta)
             for user in edges[node]:
                 user.replace_input_with(node, source)
@@ -82,13 +77,14 @@ class _Look:
     """Where rows of a graph go.
 
     Attributes:
+        ops: the op table.
         held: values whose own cotangent is asked for.
         live: values that depend on a source, other than as a constant.
         read: values whose cotangent reaches the target.
     """
 
-    def __init__(self, graph: fx.Graph, taps: Sequence[Node], held: Container[Node]) -> None:
-        self.held = held
+    def __init__(self, graph: fx.Graph, ops: OpTable, taps: Sequence[Node], held: Container[Node]) -> None:
+        self.ops, self.held = ops, held
         self.live = set(taps)
         for node in graph.nodes:
             if node.target is not _CONSTANT and any(n in self.live for n in node.all_input_nodes):
@@ -110,15 +106,19 @@ class _Look:
 
     def _multiplies(self, user: Node, node: Node, depth: int) -> bool:
         """Whether an operator multiplies the rows of ``node`` by constants, each by itself."""
-        slots = positional(user, depth)
+        slots = positional(user, depth, self.ops)
         if slots is None or not is_float(user):
             return False
         given = all_slots(user)
         own = [slot for slot in slots if given[slot] is node]
         if len(own) != 1 or any(n in self.live for slot, n in given.items() if slot != own[0]):
             return False
-        if user.target is ops.normalization_rule:
+        if user.target is rules.normalization_rule:
             return own[0].name == "x" and bind(given[Slot("y")]).get("bias") is None
         if user.target is _LAYER:
             return bind(user).get("bias") is None
-        return user.target in _ALIKE and (user.target is not aten.div.Tensor or own[0].name == "self")
+        spec = self.ops.get(user)
+        if spec is None or spec.terms:
+            return False
+        multiplied = spec.kind == "product" or (spec.kind == "quotient" and own[0].name == spec.args[0])
+        return (multiplied and spec.elementwise) or spec.extra.get("form") in ("copy", "cast")

@@ -18,27 +18,24 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
-from lrp_fx.graph.exact_value import exact_value
+from lrp_fx.graph.dimensions import same_sizes
 from lrp_fx.graph.operands import Slot, all_slots, replace
-from lrp_fx.operators.table import bind, set_arg
+from lrp_fx.operators.schema import has_tag
+from lrp_fx.operators.table import OpSpec, OpTable, bind, set_arg
 from lrp_fx.passes.narrow_queries import ask_chosen
-from lrp_fx.rules import functions as ops
+from lrp_fx.rules import functions as rules
 
 aten = torch.ops.aten
 
+#: functions of ours that treat every entry by itself
 _ELEMENTWISE: set[Any] = {
-    *ops.commuting_with(ops.POSITIONS), exact_value, ops.nonzero, aten.detach.default, aten.alias.default,
-    aten.clone.default, aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout,
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default,
+    *rules.commuting_with(rules.POSITIONS), rules.nonzero,
     # as slopes are written (lrp_fx.rules.slopes)
     torch.abs, torch.erf, torch.exp, torch.sigmoid, torch.tanh, torch.where, torch.nn.functional.softplus,
     torch.nn.functional.hardsigmoid, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
     operator.pow, operator.eq, operator.ge, operator.gt, operator.le, operator.lt, "clamp",
 }  # fmt: skip
-_OVER_FEATURES = {aten.linear.default: "input", aten.layer_norm.default: "input", aten.rms_norm.default: "input"}
-_REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.var.correction, aten.amax.default, aten.amin.default}
 _WHOLE = 2**63 - 1
-_SOFTMAX = {aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten._log_softmax.default}
 
 
 def drop_whole_slices(graph: fx.Graph) -> None:
@@ -112,40 +109,42 @@ def _value(size: Any) -> Any:
     return size.meta["val"] if isinstance(size, Node) else size
 
 
-def behind_selection(graph: fx.Graph, reported: Iterable[Node] = ()) -> None:
+def behind_selection(graph: fx.Graph, ops: OpTable, reported: Iterable[Node] = ()) -> None:
     """Move every choice of positions as far up as it goes.
 
     Nodes without ``meta["val"]`` are left as they are.
 
     Args:
+        graph: the graph.
+        ops: the op table.
         reported: nodes of which the output reads the value only, as a constant: they are still computed in full for it.
     """
     reported = set(reported)
-    _keep_dimensions(graph)
+    _keep_dimensions(graph, ops)
     for node in reversed(list(graph.nodes)):
         depth = _leading(node)
         if depth is not None and node.users:
-            _move_up(graph, node, depth, reported)
+            _move_up(graph, ops, node, depth, reported)
     graph.eliminate_dead_code()
 
 
-def may_move(graph: fx.Graph) -> bool:
+def may_move(graph: fx.Graph, ops: OpTable) -> bool:
     """Whether a choice of positions is all that is read of an operator that treats positions alike."""
     for node in graph.nodes:
         depth = _leading(node) or _selecting(node)
         if depth is not None and node.users:
             top: Any = node.args[0]
-            if all(_alike(user, node) for user in top.users) and positional(top, depth) is not None:
+            if all(_alike(user, node) for user in top.users) and positional(top, depth, ops) is not None:
                 return True
     return False
 
 
-def _keep_dimensions(graph: fx.Graph) -> None:
+def _keep_dimensions(graph: fx.Graph, ops: OpTable) -> None:
     """Selections of one position -> slices of length one, which keep the dimension, and take it away afterwards."""
     for node in graph.find_nodes(op="call_function", target=aten.select.int):
         depth = _selecting(node)
         x, dim, at = node.args
-        if depth is None or positional(x, depth) is None:
+        if depth is None or positional(x, depth, ops) is None:
             continue
         rank = x.meta["val"].dim()
         with graph.inserting_before(node):
@@ -192,7 +191,7 @@ def _boolean(node: Node) -> bool:
     return node.meta["val"].dtype is torch.bool
 
 
-def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> None:
+def _move_up(graph: fx.Graph, ops: OpTable, choice: Node, depth: int, reported: set[Node]) -> None:
     top = choice.args[0]
     assert isinstance(top, Node)
     region: dict[Node, list[Slot]] = {}  # operator -> its operands that have positions
@@ -205,34 +204,36 @@ def _move_up(graph: fx.Graph, choice: Node, depth: int, reported: set[Node]) -> 
         read_out = any(user.op == "output" for user in others)
         if any(user.op != "output" for user in others) or (read_out and node not in reported):
             continue
-        operands = positional(node, depth)
+        operands = positional(node, depth, ops)
         if operands is not None:
             region[node] = operands
             pending |= {all_slots(node)[slot] for slot in operands}
-    if not any(node.target in _OVER_FEATURES for node in region):
+    if not any(_over_features(node, ops) for node in region):
         return  # elementwise operators alone are not worth it
     chosen: dict[Node, Node] = {}
     with graph.inserting_before(next(n for n in graph.nodes if n in same)):
         for node in reversed(list(region)):
-            chosen[node] = _at_positions(graph, node, region[node], choice, chosen)
+            chosen[node] = _at_positions(graph, ops, node, region[node], choice, chosen)
     for twin in same:
         twin.replace_all_uses_with(chosen[top])
     if depth == 2 and choice.meta["val"].dim() == top.meta["val"].dim():
         edges = [made for operand, made in chosen.items() if operand not in region]
         graph.eliminate_dead_code()
         for edge in edges:
-            ask_chosen(graph, edge)
+            ask_chosen(graph, ops, edge)
 
 
 def _alike(a: Node, b: Node) -> bool:
     return a is b or (a.target is b.target and a.args == b.args and a.kwargs == b.kwargs)
 
 
-def positional(node: Node, depth: int) -> list[Slot] | None:
+def positional(node: Node, depth: int, ops: OpTable) -> list[Slot] | None:
     """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not.
 
     Args:
+        node: the operator.
         depth: how many leading dimensions count the positions.
+        ops: the op table.
     """
     val = node.meta.get("val")
     if node.op not in ("call_function", "call_method") or not isinstance(val, Tensor) or val.dim() <= depth:
@@ -240,38 +241,45 @@ def positional(node: Node, depth: int) -> list[Slot] | None:
     slots = all_slots(node)
     if any(operand.meta.get("val") is None for operand in slots.values()):
         return None
-    tags = getattr(node.target, "tags", ())
-    if node.target in _OVER_FEATURES:
-        return [Slot(_OVER_FEATURES[node.target])] if _features_behind(node, depth) else None
-    if node.target is ops.normalization_rule:
+    if (operand := _over_features(node, ops)) is not None:
+        features = len(bind(node).get("normalized_shape", (0,)))
+        return [operand] if slots[operand].meta["val"].dim() - features >= depth else None
+    if node.target is rules.normalization_rule:
         width = bind(node)["width"]
         return [Slot("y"), Slot("x")] if 0 < width <= val.dim() - depth else None
-    if node.target in _REDUCTIONS or node.target in _SOFTMAX:
-        return [Slot("self")] if _dims_behind(node, depth) else None
-    if node.target in _ELEMENTWISE or torch.Tag.pointwise in tags:
-        return _broadcast(slots, val, depth)
-    return None
+    if (dims := _taken_together(node, ops)) is not None:
+        return [Slot(_declared(node, ops).args[0])] if min(dims) >= depth else None
+    alone = node.target in _ELEMENTWISE or has_tag(node, torch.Tag.pointwise) or _keeps_places(node, ops)
+    return _broadcast(slots, val, depth) if alone else None
 
 
-def _features_behind(node: Node, depth: int) -> bool:
-    x = all_slots(node)[Slot("input")].meta["val"]
-    taken = len(bind(node)["normalized_shape"]) if node.target is not aten.linear.default else 1
-    return x.dim() - taken >= depth
+def _declared(node: Node, ops: OpTable) -> OpSpec:
+    return (ops.get(node) if node.op == "call_function" else None) or OpSpec("", "constant")
 
 
-def _dims(node: Node) -> list[int] | None:
-    dim = bind(node).get("dim")
-    rank = all_slots(node)[Slot("self")].meta["val"].dim()
-    dims = [dim] if isinstance(dim, int) else dim
-    if not dims or not all(isinstance(d, int) for d in dims):
+def _over_features(node: Node, ops: OpTable) -> Slot | None:
+    """What a linear layer, or a normalization over the last dimensions, reads; None for any other operator."""
+    if node.target is aten.linear.default:
+        return Slot("input")
+    spec = _declared(node, ops)
+    return Slot(spec.args[0]) if spec.extra.get("layout") == "layer" else None
+
+
+def _keeps_places(node: Node, ops: OpTable) -> bool:
+    """Whether entries stay where they are, or the values do not matter (``zeros_like``)."""
+    spec = _declared(node, ops)
+    return spec.extra.get("form") in ("copy", "cast", "detach") or (spec.kind == "constant" and spec.elementwise)
+
+
+def _taken_together(node: Node, ops: OpTable) -> list[int] | None:
+    """Dimensions that a softmax, or a reduction that keeps them, takes together; None for any other operator."""
+    spec, bound = _declared(node, ops), bind(node)
+    dim = bound.get(spec.extra.get("distribution", "dim"))
+    if not ("distribution" in spec.extra or (spec.reduces and bound.get("keepdim"))):
         return None
-    return [d % rank for d in dims]
-
-
-def _dims_behind(node: Node, depth: int) -> bool:
-    dims = _dims(node)
-    keeps = node.target in _SOFTMAX or bool(bind(node).get("keepdim"))
-    return dims is not None and keeps and min(dims) >= depth
+    rank = all_slots(node)[Slot(spec.args[0])].meta["val"].dim()
+    dims = [dim] if isinstance(dim, int) else dim
+    return [d % rank for d in dims] if dims and all(isinstance(d, int) for d in dims) else None
 
 
 def _broadcast(slots: Mapping[Slot, Node], val: Tensor, depth: int) -> list[Slot] | None:
@@ -282,19 +290,16 @@ def _broadcast(slots: Mapping[Slot, Node], val: Tensor, depth: int) -> list[Slot
             return None
         if not isinstance(held, Tensor):
             continue
-        if held.dim() == val.dim() and _same(held.shape[:depth], val.shape[:depth]):
+        if held.dim() == val.dim() and same_sizes(held.shape[:depth], val.shape[:depth]):
             positional.append(slot)
         elif held.dim() > val.dim() - depth:
             return None
     return positional or None
 
 
-def _same(a: Iterable[Any], b: Iterable[Any]) -> bool:
-    return all(str(x) == str(y) for x, y in zip(a, b, strict=True))
-
-
 def _at_positions(
     graph: fx.Graph,
+    ops: OpTable,
     node: Node,
     positional: list[Slot],
     choice: Node,
@@ -303,12 +308,11 @@ def _at_positions(
     """``node``, computed from the chosen positions of its operands."""
     new = graph.node_copy(node)
     new.meta = dict(node.meta) | {"val": _chosen_value(node, choice)}
-    if node.target in _REDUCTIONS or node.target in _SOFTMAX:
-        dims = _dims(node)
-        assert dims is not None
+    if (dims := _taken_together(node, ops)) is not None:
         rank = node.meta["val"].dim()
         behind = [d - rank for d in dims]
-        set_arg(new, "dim", behind if isinstance(bind(node)["dim"], (list, tuple)) else behind[0])
+        name = _declared(node, ops).extra.get("distribution", "dim")
+        set_arg(new, name, behind if isinstance(bind(node)[name], (list, tuple)) else behind[0])
     for slot in positional:
         operand = all_slots(node)[slot]
         if operand not in chosen:

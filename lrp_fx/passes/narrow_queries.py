@@ -8,27 +8,27 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from lrp_fx.graph.dimensions import same_sizes
+from lrp_fx.graph.unfuse_attention import FUSED
 from lrp_fx.graph.writer import NodeWriter
-from lrp_fx.operators.table import bind
+from lrp_fx.operators.table import OpTable, bind
 
 aten = torch.ops.aten
 
-_FUSED = aten.scaled_dot_product_attention.default
-_ALIASES = {aten.contiguous.default, aten.clone.default, aten.alias.default, aten.detach.default}
-_VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.flatten.using_ints}
 
-
-def ask_chosen(graph: fx.Graph, choice: Node) -> None:
+def ask_chosen(graph: fx.Graph, ops: OpTable, choice: Node) -> None:
     """Let ``choice`` of positions in the output of a fused attention be one among its queries, where it can be.
 
     Softmax and the mixing of values treat queries alike: attention of chosen queries is the chosen rows of attention.
 
     Args:
+        graph: the graph.
+        ops: the op table.
         choice: a slice of dimension 1, or an index of dimensions 0 and 1 by (B, 1) and (B, n) positions, of (B, T,
             heads * width) features.
     """
     top = choice.args[0]
-    fused = _attention_behind(top) if isinstance(top, Node) else None
+    fused = _attention_behind(top, ops) if isinstance(top, Node) else None
     if fused is None:
         return
     bound = bind(fused)
@@ -46,13 +46,13 @@ def ask_chosen(graph: fx.Graph, choice: Node) -> None:
         dead = before
 
 
-def _attention_behind(node: Node) -> Node | None:
+def _attention_behind(node: Node, ops: OpTable) -> Node | None:
     """The attention whose (B, H, T, D) output ``node`` is, as (B, T, H * D), where nobody else reads it."""
     shape: tuple[Any, ...] = tuple(node.meta["val"].shape)
     transposed = False
     if len(shape) != 3:
         return None
-    while node.target is not _FUSED:
+    while node.target is not FUSED:
         if len(node.users) != 1:
             return None
         previous = node.args[0] if node.args else None
@@ -61,12 +61,11 @@ def _attention_behind(node: Node) -> Node | None:
         before, after = previous.meta["val"], node.meta["val"]
         if node.target is aten.transpose.int and sorted(d % 4 for d in node.args[1:3] if before.dim() == 4) == [1, 2]:  # type: ignore[operator]
             transposed = not transposed
-        elif node.target in _VIEWS:
+        elif ops.form(node) == "reshape":
             merges = not transposed and before.dim() == 4 and after.dim() == 3
-            same = [str(n) for n in before.shape] == [str(n) for n in after.shape]
-            if not same and not (merges and str(before.shape[1]) == str(shape[1])):
+            if not same_sizes(before.shape, after.shape) and not (merges and same_sizes(before.shape[:2], shape[:2])):
                 return None
-        elif node.target not in _ALIASES:
+        elif ops.form(node) != "copy":
             return None
         node = previous
     return node if transposed and len(node.users) == 1 and node.meta["val"].dim() == 4 else None
@@ -88,7 +87,7 @@ class _Asking(NodeWriter):
         query, key, value = bound["query"], bound["key"], bound["value"]
         kept = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
         mask = self.mask(bound, query, key)
-        out = self.call(_FUSED, self.chosen(query), key, value, mask, **kept)
+        out = self.call(FUSED, self.chosen(query), key, value, mask, **kept)
         return self.call(aten.flatten.using_ints, self.call(aten.transpose.int, out, 1, 2), 2, -1)
 
     def mask(self, bound: dict[str, Any], query: Node, key: Node) -> Node | None:

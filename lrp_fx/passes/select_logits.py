@@ -14,19 +14,16 @@ from torch.fx import Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.graph.writer import NodeWriter
-from lrp_fx.operators.table import bind
-from lrp_fx.rules import functions as ops
+from lrp_fx.operators.table import OpTable, bind
+from lrp_fx.rules import functions as rules
 
 aten = torch.ops.aten
 
-#: operators of one operand that treat every entry alike
-_ALIKE: set[Any] = {
-    *ops.commuting_with(ops.ENTRIES), aten.to.dtype, aten._to_copy.default, aten.clone.default,
-    aten.alias.default, aten.contiguous.default,
-}  # fmt: skip
+#: functions of ours with one operand that treat every entry alike
+_ALIKE = rules.commuting_with(rules.ENTRIES)
 
 
-def choose_rows(graph: fx.Graph) -> int:
+def choose_rows(graph: fx.Graph, ops: OpTable) -> int:
     """Let every choice of a class among a linear layer's outputs be one of its weights' rows; returns how many.
 
     What else is read of the layer (its largest output, say) stays as it is. Nodes need ``meta["val"]``.
@@ -38,7 +35,7 @@ def choose_rows(graph: fx.Graph) -> int:
         if picked is None:
             continue
         values, position, index = picked
-        between, layer = _layer_behind(values)
+        between, layer = _layer_behind(values, ops)
         if layer is None:
             continue
         with graph.inserting_before(choice):
@@ -91,10 +88,10 @@ def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:
     return None
 
 
-def _layer_behind(values: Node) -> tuple[list[Node], Node | None]:
+def _layer_behind(values: Node, ops: OpTable) -> tuple[list[Node], Node | None]:
     """(operators between, last first; the linear layer whose outputs ``values`` are, or None)."""
     between: list[Node] = []
-    while values.target in _ALIKE:
+    while values.target in _ALIKE or (ops.form(values) in ("copy", "cast") and len(values.all_input_nodes) == 1):
         between.append(values)
         values = values.args[0]  # type: ignore[assignment]
     if values.target is not aten.linear.default or is_traceable_wrapper_subclass(bind(values)["weight"].meta["val"]):

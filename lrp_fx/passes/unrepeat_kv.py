@@ -12,28 +12,26 @@ import torch
 from torch import fx
 from torch.fx import Node
 
+from lrp_fx.graph.dimensions import same_sizes
+from lrp_fx.graph.unfuse_attention import FUSED
 from lrp_fx.graph.writer import NodeWriter
-from lrp_fx.operators.table import bind
+from lrp_fx.operators.table import OpTable, bind
 from lrp_fx.rules.functions import scale_relevance
 
 aten = torch.ops.aten
 
-_FUSED = aten.scaled_dot_product_attention.default
-_VIEWS = {aten.view.default, aten.reshape.default, aten._unsafe_view.default}
-_COPIES = {aten.clone.default, aten.contiguous.default}
 
-
-def share_heads(graph: fx.Graph) -> int:
+def share_heads(graph: fx.Graph, ops: OpTable) -> int:
     """Let every fused attention without a mask read keys and values unrepeated; returns how many do now.
 
     With a mask they stay repeated: of kernels on accelerators none takes both. So do those that are read by others.
     """
     count = 0
-    for node in graph.find_nodes(op="call_function", target=_FUSED):
+    for node in graph.find_nodes(op="call_function", target=FUSED):
         bound = bind(node)
         if bound.get("attn_mask") is not None or bound.get("dropout_p") or bound.get("enable_gqa"):
             continue
-        found = [_repeated(bound[name]) for name in ("key", "value")]
+        found = [_repeated(bound[name], ops) for name in ("key", "value")]
         if any(part is None for part in found):
             continue
         with graph.inserting_before(node):
@@ -46,29 +44,26 @@ def share_heads(graph: fx.Graph) -> int:
     return count
 
 
-def _repeated(node: Node) -> tuple[Node, list[float]] | None:
+def _repeated(node: Node, ops: OpTable) -> tuple[Node, list[float]] | None:
     """((B, H, 1, T, D), factors of its relevance) of (B, H * n, T, D) keys, each head n times in a row."""
     factors: list[float] = []
     while node.target is scale_relevance and len(node.users) == 1:
         factors.append(node.args[1])  # type: ignore[arg-type]
         node = node.args[0]  # type: ignore[assignment]
-    if node.target not in _VIEWS or node.meta["val"].dim() != 4 or len(node.users) != 1:
+    if ops.form(node) != "reshape" or node.meta["val"].dim() != 4 or len(node.users) != 1:
         return None
     shape = node.meta["val"].shape
     node = node.args[0]  # type: ignore[assignment]
-    while node.target in _COPIES and len(node.users) == 1:
+    while ops.form(node) == "copy" and len(node.users) == 1:
         node = node.args[0]  # type: ignore[assignment]
     if node.target is not aten.expand.default or len(node.users) != 1:
         return None
     single: Any = node.args[0]
     before, after = single.meta["val"].shape, node.meta["val"].shape
-    if len(before) != 5 or not _same([*before[:2], *before[3:]], [*after[:2], *after[3:]]) or str(before[2]) != "1":
+    alike = same_sizes([*before[:2], *before[3:]], [*after[:2], *after[3:]])
+    if len(before) != 5 or not alike or str(before[2]) != "1":
         return None
-    return (single, factors) if _same([after[0], after[1] * after[2], *after[3:]], shape) else None
-
-
-def _same(some: Any, others: Any) -> bool:
-    return [str(n) for n in some] == [str(n) for n in others]
+    return (single, factors) if same_sizes([after[0], after[1] * after[2], *after[3:]], shape) else None
 
 
 class _Single(NodeWriter):

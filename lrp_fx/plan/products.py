@@ -20,7 +20,7 @@ from torch.fx import Node
 
 from lrp_fx.analysis import Facts
 from lrp_fx.graph.operands import Slot
-from lrp_fx.operators.table import OpSpec, bind, op_name
+from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.rules.table import BY_DEGREE, Split
 
 Live = Mapping[Node, Mapping[Slot, Node]]
@@ -124,8 +124,8 @@ def degree(node: Node, spec: OpSpec) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _is_cast_or_sign(node: Node) -> bool:
-    return op_name(node).rpartition(".")[2] in ("to", "_to_copy", "type_as", "neg", "exact_value")
+def _is_cast_or_sign(spec: OpSpec) -> bool:
+    return spec.extra.get("form") == "cast" or spec.extra.get("coefficients") == ("-1",)
 
 
 class Products:
@@ -168,7 +168,7 @@ class Products:
         spec = self.facts.specs.get(node)
         if spec is None:
             return False
-        cast_or_sign = len(self.live[node]) == 1 and spec.elementwise and _is_cast_or_sign(node)
+        cast_or_sign = len(self.live[node]) == 1 and spec.elementwise and _is_cast_or_sign(spec)
         return is_product(self.facts, node) or cast_or_sign
 
     def flatten(self, node: Node) -> Product:
@@ -261,7 +261,7 @@ class Products:
         if spec is None or node not in self.live or not spec.elementwise or node in self.facts.manual_softmax:
             return None
         operands = list(self.live[node].values())
-        follows = spec.kind == "homogeneous" or (len(operands) == 1 and _is_cast_or_sign(node))
+        follows = spec.kind == "homogeneous" or (len(operands) == 1 and _is_cast_or_sign(spec))
         return operands[0] if follows else None
 
     def _count(self, node: Node) -> Number | None:

@@ -9,8 +9,8 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.capture import capture
-from lrp_fx.capture.passes.functionalize import is_mutating
 from lrp_fx.graph.exact_value import exact_value
+from lrp_fx.operators.schema import is_mutating
 
 
 class Simple(nn.Module):

@@ -45,6 +45,21 @@ Relevance goes through `detach` and `no_grad` (what a node is follows from the v
 | normalization, attention, lookup | see the lines in `rules/ops.toml` | |
 | constant | integers, comparisons, random numbers | none |
 
+Further columns say what an operator does, whatever a rule makes of it; passes read them of your operators, too (`register_op(..., form="copy")`):
+
+| column | of kinds | what it says |
+|---|---|---|
+| `form` | movement | what becomes of the entries: `copy`, `detach`, `cast`, `reshape`, `insert`, `permute`, `pieces` |
+| `inert` | movement | the argument without which the operator hands on its operand (`train` of dropout) |
+| `literals` | movement, linear | arguments that are numbers of the result's own (what padding is filled with) |
+| `coefficients` | linear | what each operand is multiplied by, a number or the name of an argument: `1 -alpha` |
+| `cumulative` | linear | a running sum |
+| `elementwise`, `reduces` | any | computed number by number; dependent on the operand through a reduction only |
+| `positive`, `decay` | any | the values have no sign, or the operand's (`"operand"`); an exponential |
+| `picks`, `entrywise` | any | the argument that says which entries are read; one entry an index |
+| `features`, `channels`, `matrices` | product | where the result counts features, and the weight output channels; rows times columns |
+| `distribution` | softmax | the argument that names the dimension along which the result, or its exponential, adds up to one |
+
 An operator without a derivative can carry relevance under no kind but "nonlinearity" (whose slope needs none): give it one with
 `torch.library.register_autograd`.
 """

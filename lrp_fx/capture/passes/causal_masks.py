@@ -13,12 +13,13 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrp_fx.graph.unfuse_attention import FUSED
 from lrp_fx.graph.values import Values
+from lrp_fx.operators.schema import has_tag
 from lrp_fx.operators.table import bind
 
 aten = torch.ops.aten
 
-_FUSED = aten.scaled_dot_product_attention.default
 _SMALL, _WHOLE = 8, 2**31  #: literals up to the one show at the sizes tried; from the other on they mean "to the end"
 _TRIED = (11, 19)  #: lengths of sequences
 
@@ -30,7 +31,7 @@ def shorten_masks(graph: fx.Graph) -> None:
     other sizes is a number written in it, a window's width: a mask with such numbers is left alone.
     """
     kinds: dict[Node, str | None] = {}
-    for node in [n for n in graph.nodes if n.target is _FUSED]:
+    for node in [n for n in graph.nodes if n.target is FUSED]:
         bound = bind(node)
         mask = bound.get("attn_mask")
         if not isinstance(mask, Node) or bound.get("is_causal") or bound.get("dropout_p"):
@@ -80,7 +81,7 @@ def _upstream(mask: Node) -> list[Node]:
 
 def _pure(node: Node, free: bool) -> bool:
     """Whether a node computes from sizes, and writes no number that could matter at other sizes."""
-    if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    if node.op != "call_function" or has_tag(node, torch.Tag.nondeterministic_seeded):
         return False
     if node.target is aten.sym_size.int or not free:
         return True

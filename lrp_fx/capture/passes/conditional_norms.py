@@ -14,23 +14,14 @@ from torch.fx import Node
 
 from lrp_fx.graph.module_calls import hand_on, unnoted
 from lrp_fx.graph.writer import NodeWriter
-from lrp_fx.operators.table import bind, set_arg
+from lrp_fx.operators.table import OpTable, bind, set_arg
 
 aten = torch.ops.aten
-
-#: fused normalization -> whether weight and bias are one number a channel (dimension 1); else they are of the last ones
-_BY_CHANNEL: dict[Any, bool] = {
-    aten.layer_norm.default: False,
-    aten.rms_norm.default: False,
-    aten.group_norm.default: True,
-    aten.instance_norm.default: True,
-    aten.batch_norm.default: True,
-}
 
 
 def free_of_inputs(graph: fx.Graph) -> None:
     """Take weights and biases that depend on an input out of fused normalizations; outputs agree up to rounding."""
-    fused = [n for n in graph.nodes if n.target in _BY_CHANNEL and any(_computed(p) for p in _affine(n).values())]
+    fused = [n for n in graph.nodes if _by_channel(n) is not None and any(_computed(p) for p in _affine(n).values())]
     if not fused:
         return
     reached: set[Node] = set()
@@ -41,6 +32,14 @@ def free_of_inputs(graph: fx.Graph) -> None:
         if any(part in reached for part in _affine(node).values()):
             _take_out(graph, node)
     graph.eliminate_dead_code()
+
+
+def _by_channel(node: Node) -> bool | None:
+    """Whether a fused normalization has a weight a channel (dimension 1), or for the last ones; None: it is none."""
+    spec = OpTable.shipped().get(node) if node.op == "call_function" else None
+    if spec is None or not (spec.kind == "normalization" or spec.extra.get("folds")):
+        return None
+    return spec.extra.get("layout") != "layer"
 
 
 def _affine(node: Node) -> dict[str, Any]:
@@ -67,7 +66,7 @@ def _take_out(graph: fx.Graph, node: Node) -> None:
             if name not in affine:
                 continue
             part = affine[name]
-            if _BY_CHANNEL[node.target]:
+            if _by_channel(node):
                 part = write.call(aten.reshape.default, part, [-1] + [1] * (rank - 2))
             result = write.call(operator, result, part)
         if result.meta["val"].dtype is not dtype:  # a weight of higher precision than what it scales

@@ -25,10 +25,10 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.normalize import drop_assertions, drop_inert, see_through
 from lrp_fx.capture.passes.spellings import SPELLINGS
+from lrp_fx.operators.schema import has_tag
 from lrp_fx.operators.table import OpTable
 
 _DEPTH = 8  #: of composites within composites
-_RESHAPING = ("squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_")
 _KEPT = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
 
 
@@ -131,9 +131,8 @@ def _traced(graph_module: fx.GraphModule, node: Node, function: Callable[..., An
 def _name_views(graph: fx.Graph) -> None:
     """``unsqueeze_`` -> ``unsqueeze``: whatever reads the tensor afterwards reads what the call returned."""
     for node in graph.nodes:
-        name = getattr(node.target, "_opname", "")
-        if name in _RESHAPING:
-            twin = getattr(torch.ops.aten, name.rstrip("_"))
+        if has_tag(node, torch.Tag.inplace_view):
+            twin = getattr(torch.ops.aten, node.target._opname.rstrip("_"))
             node.target = getattr(twin, node.target._overloadname, None) or twin.int
 
 

@@ -16,48 +16,25 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from lrp_fx.graph.dimensions import permutation
 from lrp_fx.graph.module_calls import hand_on, unnoted
+from lrp_fx.graph.operands import dtype
+from lrp_fx.operators.schema import is_fresh, is_mutating, schema
+from lrp_fx.operators.table import OpTable, bind
 
 aten = torch.ops.aten
 
-_RESHAPING = {
-    aten.view.default,
-    aten.reshape.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.view_as.default,
-    aten.reshape_as.default,
-    aten._unsafe_view.default,
+#: views that have a scatter of the same arguments
+_SCATTERS = {
+    aten.slice.Tensor: aten.slice_scatter.default,
+    aten.select.int: aten.select_scatter.default,
+    aten.diagonal.default: aten.diagonal_scatter.default,
+    aten.as_strided.default: aten.as_strided_scatter.default,
 }
-_SAME = {
-    aten.alias.default,
-    aten.detach.default,
-    aten.contiguous.default,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.to.device,
-    aten.to.other,
-    aten.type_as.default,
-    aten.lift_fresh.default,
-    aten.view.dtype,
-}
-
-
-_PIECES = {aten.split.Tensor, aten.split.sizes, aten.split_with_sizes.default, aten.chunk.default}
 
 
 class NotHere(Exception):
     """A write that this pass cannot express; torch's own functionalisation then takes over."""
-
-
-def is_mutating(node: Node) -> bool:
-    """Whether the operator writes into one of its arguments."""
-    schema = _schema(node)
-    return bool(schema and schema.is_mutable)
 
 
 def drop_unread_writes(graph: fx.Graph) -> None:
@@ -65,9 +42,7 @@ def drop_unread_writes(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if node.users or not is_mutating(node) or not isinstance(node.args[0], Node):
             continue
-        schema = _schema(node.args[0])
-        fresh = schema is not None and all(r.alias_info is None for r in schema.returns)
-        if fresh and _leads_only_to(node.args[0], node):
+        if is_fresh(node.args[0]) and _leads_only_to(node.args[0], node):
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
@@ -108,14 +83,9 @@ def functionalise(graph_module: fx.GraphModule) -> bool:
     return True
 
 
-def _schema(node: Node) -> Any:
-    return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
-
-
 def _written(node: Node) -> Node:
     """The one argument that an operator writes to."""
-    schema = _schema(node)
-    written = [i for i, a in enumerate(schema.arguments) if a.alias_info is not None and a.alias_info.is_write]
+    written = [i for i, a in enumerate(schema(node).arguments) if a.alias_info is not None and a.alias_info.is_write]
     if written != [0] or not isinstance(node.args[0], Node):
         raise NotHere
     return node.args[0]
@@ -237,14 +207,14 @@ class _Writer:
         args: Any = fx.map_arg(node.args, self.current)
         kwargs: Any = fx.map_arg(dict(node.kwargs), self.current)
         if target is aten.copy_.default:
-            if _dtype(node.args[1]) is not _dtype(written):
+            if dtype(node.args[1]) is not dtype(written):
                 args = (args[0], self._emit(node, aten.type_as.default, args[1], args[0]), *args[2:])
             value = self._emit(node, aten.expand_as.default, args[1], args[0])
         elif target is aten.zero_.default:
             value = self._emit(node, aten.zeros_like.default, args[0])
         else:
             value = self._emit(node, functional_twin(target), *args, **kwargs)
-            promoted = {_dtype(n) for n in node.all_input_nodes} - {_dtype(written), None}
+            promoted = {dtype(n) for n in node.all_input_nodes} - {dtype(written), None}
             if any(d.is_floating_point or d.is_complex for d in promoted if d is not None):
                 value = self._emit(node, aten.type_as.default, value, args[0])
         value.meta["val"] = written.meta["val"]
@@ -253,44 +223,31 @@ class _Writer:
 
     def _scatter(self, view: Node, parent: Node, value: Node) -> Node:
         """``parent`` with ``value`` where ``view`` looks."""
-        target: Any = view.target
         rest: Any = fx.map_arg(view.args[1:], self.current)
-        if target in _SAME:
+        form = OpTable.shipped().form(view)
+        if form in ("copy", "cast", "detach"):
             return value
-        if target in _RESHAPING:
+        if form in ("reshape", "insert"):
             return self._emit(view, aten.reshape_as.default, value, parent)
-        if target is aten.slice.Tensor:
-            return self._emit(view, aten.slice_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
-        if target is aten.select.int:
-            return self._emit(view, aten.select_scatter.default, parent, value, *rest)
-        if target is aten.narrow.default:
+        if form == "permute":
+            dims = permutation(view)
+            return self._emit(view, aten.permute.default, value, [dims.index(i) for i in range(len(dims))])
+        if view.target in _SCATTERS:
+            return self._emit(view, _SCATTERS[view.target], parent, value, *rest, **_current_kwargs(self, view))
+        if view.target is aten.narrow.default:
             dim, start, length = rest
             return self._emit(view, aten.slice_scatter.default, parent, value, dim, start, start + length)
-        if target in (aten.transpose.int, aten.swapaxes.default):
-            return self._emit(view, aten.transpose.int, value, *rest)
-        if target is aten.t.default:
-            return self._emit(view, aten.t.default, value)
-        if target is aten.permute.default:
-            dims = [d % len(rest[0]) for d in rest[0]]
-            return self._emit(view, aten.permute.default, value, [dims.index(i) for i in range(len(dims))])
-        if target is aten.diagonal.default:
-            return self._emit(view, aten.diagonal_scatter.default, parent, value, *rest, **_current_kwargs(self, view))
-        if target is aten.as_strided.default:
-            return self._emit(
-                view, aten.as_strided_scatter.default, parent, value, *rest, **_current_kwargs(self, view)
-            )
-        if target is operator.getitem:
+        if view.target is operator.getitem:
             return self._scatter_piece(view, parent, value)
         raise NotHere
 
     def _scatter_piece(self, view: Node, parent: Node, value: Node) -> Node:
         pieces, index = view.args
         assert isinstance(pieces, Node) and isinstance(index, int)
-        dim = next((a for a in pieces.args[2:] if isinstance(a, int)), 0)
+        dim = bind(pieces).get("dim", 0)
         if pieces.target is aten.unbind.int:
-            dim = next((a for a in pieces.args[1:] if isinstance(a, int)), 0)
             return self._emit(view, aten.select_scatter.default, parent, value, dim, index)
-        if pieces.target not in _PIECES:
+        if OpTable.shipped().form(pieces) != "pieces":
             raise NotHere
         sizes = [t.shape[dim] for t in pieces.meta["val"]]
         if not all(isinstance(s, int) for s in sizes):
@@ -303,19 +260,14 @@ def _current_kwargs(writer: _Writer, view: Node) -> Any:
     return fx.map_arg(dict(view.kwargs), writer.current)
 
 
-def _dtype(node: Any) -> torch.dtype | None:
-    val = node.meta.get("val") if isinstance(node, Node) else None
-    return val.dtype if isinstance(val, Tensor) else None
-
-
 def functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload:
     """``add_`` -> ``add``, same overload.
 
     Raises:
         NotHere: where there is none, or where the operator changes shapes and not values.
     """
-    shapes = ("unsqueeze_", "squeeze_", "transpose_", "t_", "swapaxes_", "resize_", "set_", "as_strided_")
-    if target._opname in shapes or not target._opname.endswith("_"):
+    shapes = torch.Tag.inplace_view in target.tags and target._opname != "detach_"
+    if shapes or not target._opname.endswith("_"):
         raise NotHere
     packet = getattr(getattr(torch.ops, target.namespace), target._opname.removesuffix("_"), None)
     twin = getattr(packet, target._overloadname, None)

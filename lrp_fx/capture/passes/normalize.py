@@ -15,24 +15,11 @@ from torch.utils import _pytree as pytree
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.module_calls import hand_on
-from lrp_fx.operators.table import bind
+from lrp_fx.operators.schema import only_looks
+from lrp_fx.operators.table import OpTable, bind
 
 aten = torch.ops.aten
 
-_ASSERTIONS = {
-    aten._assert_tensor_metadata.default,
-    aten._assert_scalar.default,
-    aten._assert_async.default,
-    aten._assert_async.msg,
-    aten.sym_constrain_range.default,
-    aten.sym_constrain_range_for_size.default,
-}
-_DROPOUT = {
-    aten.dropout.default,
-    aten.alpha_dropout.default,
-    aten.feature_dropout.default,
-    aten.feature_alpha_dropout.default,
-}
 _REGIONS = {  # higher-order op -> position of its submodule among the arguments
     "wrap_with_set_grad_enabled": 1,
     "wrap_with_autocast": 4,
@@ -80,7 +67,7 @@ def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: 
 def drop_assertions(graph: fx.Graph) -> None:
     """Remove nodes that only check (shapes and dtypes are checked once per call, by the signature)."""
     for node in reversed(graph.nodes):
-        if node.target in _ASSERTIONS:
+        if only_looks(node):
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
@@ -88,9 +75,11 @@ def drop_assertions(graph: fx.Graph) -> None:
 def drop_inert(graph: fx.Graph) -> None:
     """Remove dropout in evaluation mode: it hands on its operand itself, memory and all."""
     for node in list(graph.nodes):
-        if node.target in _DROPOUT and not node.args[2]:
-            hand_on(node, node.args[0])  # type: ignore[arg-type]
-            node.replace_all_uses_with(node.args[0])
+        spec = OpTable.shipped().get(node) if node.op == "call_function" else None
+        if spec is not None and "inert" in spec.extra and not bind(node)[spec.extra["inert"]]:
+            operand = bind(node)[spec.args[0]]
+            hand_on(node, operand)
+            node.replace_all_uses_with(operand)
             graph.erase_node(node)
 
 
@@ -114,7 +103,7 @@ def mend(graph: fx.Graph) -> None:
 def see_through(graph: fx.Graph) -> None:
     """``detach`` hands on its operand like any alias: what a node is follows from the values it computes."""
     for node in graph.nodes:
-        if node.target in (aten.detach.default, aten.detach_copy.default, aten.lift_fresh_copy.default):
+        if OpTable.shipped().form(node) == "detach":
             node.target = aten.alias.default
 
 

@@ -21,10 +21,10 @@ from torch import Tensor, fx, nn
 from torch.fx import Node
 
 from lrp_fx.capture.offload import Offloaded
-from lrp_fx.capture.passes.functionalize import is_mutating
 from lrp_fx.capture.passes.linearity import Affine, Linearity
 from lrp_fx.graph.location import module_path
 from lrp_fx.graph.values import Values
+from lrp_fx.operators.schema import is_mutating
 
 aten = torch.ops.aten
 

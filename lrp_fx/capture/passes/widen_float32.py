@@ -17,6 +17,8 @@ from torch.fx import Node
 
 from lrp_fx.graph.exact_value import exact_value
 from lrp_fx.graph.module_calls import unnoted
+from lrp_fx.graph.operands import dtype
+from lrp_fx.operators.table import OpTable
 
 aten = torch.ops.aten
 
@@ -30,15 +32,15 @@ def widen_islands(graph: fx.Graph) -> None:
         if node.op != "call_function":
             continue
         fed = [n for n in node.all_input_nodes if n in twins]
-        narrow = _dtype(node) in _WIDE and (fed or _narrows(node))
+        narrow = dtype(node) in _WIDE and (fed or _narrows(node))
         if narrow or (fed and isinstance(node.meta.get("val"), (tuple, list))):
             twins[node] = _twin(graph, node, twins)
-        elif fed and _dtype(node) is torch.float64:
+        elif fed and dtype(node) is torch.float64:
             wide = _twin(graph, node, twins)
             joined = _join(graph, node if _is_cast(node) else wide, node, wide)
             node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_not, joined))
     end = next(node for node in reversed(graph.nodes) if node.op == "output")
-    for node in [n for n in end.all_input_nodes if n in twins and _dtype(n) is torch.float32]:
+    for node in [n for n in end.all_input_nodes if n in twins and dtype(n) is torch.float32]:
         joined = _join(graph, end.prev, node, twins[node])
         node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_, end))
     graph.eliminate_dead_code()
@@ -51,17 +53,12 @@ def _join(graph: fx.Graph, after: Node, node: Node, wide: Node) -> Node:
     return joined
 
 
-def _dtype(node: Node) -> torch.dtype | None:
-    val = node.meta.get("val")
-    return val.dtype if isinstance(val, Tensor) else None
-
-
 def _narrows(node: Node) -> bool:
-    return any(_dtype(n) is torch.float64 and n.op != "get_attr" for n in node.all_input_nodes)
+    return any(dtype(n) is torch.float64 and n.op != "get_attr" for n in node.all_input_nodes)
 
 
 def _is_cast(node: Node) -> bool:
-    return getattr(node.target, "_opname", "") in ("to", "_to_copy", "type_as")
+    return OpTable.shipped().form(node) == "cast"
 
 
 def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
@@ -73,7 +70,7 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
     def wide(operand: Node) -> Node:
         if operand in twins:
             return twins[operand]
-        if _dtype(operand) not in _WIDE:
+        if dtype(operand) not in _WIDE:
             return operand
         cast = graph.call_function(aten.to.dtype, (operand, _WIDE[operand.meta["val"].dtype]))
         cast.meta = unnoted(operand.meta) | {"val": _widened(operand.meta["val"])}

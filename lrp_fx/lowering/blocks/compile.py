@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import fx
 from torch.compiler import nested_compile_region
-from torch.fx import Node
 
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.lowering.blocks.find import find_blocks, folded
+from lrp_fx.operators.schema import is_view
 
 aten = torch.ops.aten
 
@@ -50,7 +50,7 @@ def once_per_block(graph_module: fx.GraphModule) -> fx.GraphModule:
 def sink_views(graph: fx.Graph) -> None:
     """Take views where they are read, so that no region hands on two views of one value, or a view of its input."""
     for node in reversed(list(graph.nodes)):
-        if not _is_view(node):
+        if not is_view(node) and node.target is not aten._unsafe_view.default:
             continue
         for user in list(node.users):
             if user.op == "output":
@@ -61,12 +61,3 @@ def sink_views(graph: fx.Graph) -> None:
         if not node.users:
             graph.erase_node(node)
     graph.lint()
-
-
-def _is_view(node: Node) -> bool:
-    if node.target in (aten._unsafe_view.default, aten.reshape.default):
-        return True
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return False
-    returned = node.target._schema.returns
-    return len(returned) == 1 and returned[0].alias_info is not None and not returned[0].alias_info.is_write

@@ -13,16 +13,17 @@ from torch import Tensor, fx
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend
 
+from lrp_fx.graph.unfuse_attention import FUSED
+
 aten = torch.ops.aten
 
-_FUSED = aten.scaled_dot_product_attention.default
 _FLASH = aten._scaled_dot_product_flash_attention_for_cpu.default
 _FLASH_BACK = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 def fold_targets(graph: fx.Graph) -> None:
     """Let every fused attention of a graph take many cotangents at once."""
-    for node in graph.find_nodes(op="call_function", target=_FUSED):
+    for node in graph.find_nodes(op="call_function", target=FUSED):
         node.target = attention
 
 
@@ -40,7 +41,7 @@ def attention(
     """``torch.nn.functional.scaled_dot_product_attention``: (N, ..., L, E) queries -> (N, ..., L, Ev)."""
     how = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     if dropout_p or (attn_mask is not None and attn_mask.requires_grad):
-        return _FUSED(query, key, value, attn_mask, dropout_p, **how)
+        return FUSED(query, key, value, attn_mask, dropout_p, **how)
     return _Attention.apply(query, key, value, _added(attn_mask, query), how)[0]
 
 
@@ -52,7 +53,7 @@ class _Attention(Function):
         query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         if not _on_processor(query, key, value, mask, how):
-            return _FUSED(query, key, value, mask, **how), None
+            return FUSED(query, key, value, mask, **how), None
         return _FLASH(query, key, value, 0.0, how["is_causal"], attn_mask=mask, scale=how["scale"])
 
     @staticmethod
@@ -101,7 +102,7 @@ class _Cotangents(Function):
             return tuple(f for f, needed in zip(found, needs, strict=True) if needed)
         leaves = [x.detach().requires_grad_(n) for x, n in zip((query, key, value), needs, strict=True)]
         with torch.enable_grad():
-            again = _FUSED(*leaves, mask, **how)
+            again = FUSED(*leaves, mask, **how)
         return torch.autograd.grad(again, [x for x in leaves if x.requires_grad], g)
 
     @staticmethod

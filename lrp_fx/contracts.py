@@ -1,0 +1,298 @@
+"""What each stage promises about the graph that it hands on, as a table: stage -> contracts.
+
+A contract is a function that yields the nodes that break it, with what is wrong there. With ``LRP_FX_CHECK_STAGES=1``
+in the environment (as in the tests), every graph is checked when its stage is done; else nothing is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from lrp_fx.analysis import Facts
+from lrp_fx.errors import ContractError
+from lrp_fx.graph.exact_value import exact_value
+from lrp_fx.graph.location import locate
+from lrp_fx.operators.schema import is_mutating
+from lrp_fx.operators.table import OpTable
+from lrp_fx.plan import Plan
+from lrp_fx.rewrite import Rewritten
+from lrp_fx.rules.functions import source
+
+VARIABLE = "LRP_FX_CHECK_STAGES"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage made, as far as it is there.
+
+    Attributes:
+        graph_module: the graph that the stage hands on.
+        ops: the op table.
+        facts: of analysis.
+        plan: of choice.
+        rewritten: of rewriting.
+    """
+
+    graph_module: fx.GraphModule
+    ops: OpTable
+    facts: Facts = None  # type: ignore[assignment]
+    plan: Plan = None  # type: ignore[assignment]
+    rewritten: Rewritten = None  # type: ignore[assignment]
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The nodes of the graph."""
+        return list(self.graph_module.graph.nodes)
+
+
+Broken = Iterator[tuple[Node, str]]
+Contract = Callable[[Stage], Broken]
+
+
+def every_node_has_a_value(stage: Stage) -> Broken:
+    """Analysis and passes read ``meta["val"]``; a constant argument that nothing reads needs none."""
+    for node in stage.nodes:
+        if node.op != "output" and node.users and "val" not in node.meta:
+            yield node, "it has none"
+
+
+def nothing_is_written(stage: Stage) -> Broken:
+    """A graph whose operators write cannot be reordered, and autograd would refuse it."""
+    for node in stage.nodes:
+        if is_mutating(node):
+            yield node, "it writes into an argument"
+
+
+def nothing_is_detached(stage: Stage) -> Broken:
+    """What a node is follows from the values it computes, not from what its author wanted a gradient of."""
+    for node in stage.nodes:
+        if stage.ops.form(node) == "detach":
+            yield node, "it detaches"
+
+
+def every_call_is_an_operator(stage: Stage) -> Broken:
+    """Operators with a schema, our :func:`exact_value`, Python functions that the op table declares, and sizes."""
+    for node in stage.nodes:
+        known = _is_operator(node) or node.target is exact_value or stage.ops.get(node) is not None
+        if node.op.startswith("call_") and not (node.op == "call_function" and known):
+            yield node, f"it is a {node.op} of {node.target}"
+
+
+def no_call_has_a_derivative_of_its_own(stage: Stage) -> Broken:
+    """Rules are autograd functions; in a joint graph their derivatives are written out as operators."""
+    for node in stage.nodes:
+        if node.op.startswith("call_") and not (node.op == "call_function" and _is_operator(node)):
+            yield node, f"it is a {node.op} of {node.target}"
+
+
+def _is_operator(node: Node) -> bool:
+    if isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem:
+        return True
+    return not isinstance(node.meta.get("val"), (Tensor, tuple, list))  # arithmetic on sizes
+
+
+def every_attribute_is_there(stage: Stage) -> Broken:
+    """A graph reads what its own module holds."""
+    for node in stage.graph_module.graph.find_nodes(op="get_attr"):
+        try:
+            operator.attrgetter(str(node.target))(stage.graph_module)
+        except AttributeError as error:
+            yield node, str(error)
+
+
+def every_node_that_carries_is_declared(stage: Stage) -> Broken:
+    """Relevance begins at a source, or comes through an operator that the op table declares."""
+    begun = {item.node for item in stage.facts.sources}
+    for node in stage.facts.operands:
+        if node not in begun and node not in stage.facts.specs:
+            yield node, "it is no source, and nothing declares it"
+
+
+def what_carries_reads_what_carries(stage: Stage) -> Broken:
+    """The carrying operands of a node carry relevance themselves."""
+    for node, operands in stage.facts.operands.items():
+        for slot, operand in operands.items():
+            if operand not in stage.facts.operands:
+                yield node, f"its operand {slot.name} ({operand.name}) carries none"
+
+
+def every_live_node_has_a_decision(stage: Stage) -> Broken:
+    """Where relevance is handed on to, a source collects it or a decision says what becomes of it."""
+    collected = {item.node for item in stage.plan.sources} | stage.plan.facts.tabled
+    for node, decision in stage.plan.decisions.items():
+        for slot, operand in decision.live.items():
+            decided = operand in collected or operand in stage.plan.decisions
+            if decision.factors.get(slot, 1.0) != 0 and not decided:
+                yield operand, f"relevance arrives from {node.name}, and there is none"
+
+
+def every_factor_is_a_number_of_a_live_operand(stage: Stage) -> Broken:
+    """A factor of nothing, or one that is not finite, loses relevance without a word."""
+    for node, decision in stage.plan.decisions.items():
+        for slot, factor in decision.factors.items():
+            if slot not in decision.live or not math.isfinite(factor):
+                yield node, f"its factor for {slot.name} is {factor}, and its live operands are {_named(decision.live)}"
+
+
+def every_decision_is_in_the_graph(stage: Stage) -> Broken:
+    """Nodes that relevance arrives at are reached from the output, so none of them is dead code."""
+    there = set(stage.nodes)
+    for node in stage.plan.decisions:
+        if stage.rewritten.results[node] not in there:
+            yield node, "what it became is not in the rewritten graph"
+
+
+def every_rewritten_node_keeps_shape_and_dtype(stage: Stage) -> Broken:
+    """Rules change what is handed back, never what is handed on: seen by running the graph on fake tensors."""
+    values = _run_on_fakes(stage.graph_module)
+    for node, result in stage.rewritten.results.items():
+        wanted = _described(node.meta.get("val"))
+        for made in dict.fromkeys((stage.rewritten.copies.get(node, result), result)):
+            found = values.get(made, _UNKNOWN)
+            if isinstance(found, Exception):
+                yield made, f"it does not run on fake tensors: {found}"
+            elif wanted and _described(found) and wanted != _described(found):
+                yield node, f"it was {wanted}, and is {_described(found)}"
+
+
+def every_parameter_is_a_constant(stage: Stage) -> Broken:
+    """Autograd must not differentiate parameters: they are shared with the model."""
+    for node in stage.graph_module.graph.find_nodes(op="get_attr"):
+        if isinstance(operator.attrgetter(str(node.target))(stage.graph_module), nn.Parameter):
+            for user in node.users:
+                if stage.ops.form(user) != "detach":
+                    yield user, f"it reads the parameter {node.target} itself"
+
+
+def every_source_is_tapped(stage: Stage) -> Broken:
+    """The graph returns, beside the model's outputs, the tensor of every source behind a tap of its own."""
+    end = stage.graph_module.graph.output_node()
+    returned: Any = end.args[0]
+    taps = returned[1]
+    for tap in taps:
+        if tap.target is not source:
+            yield tap, "it is returned as a tap, and is none"
+    if len(taps) != len(stage.plan.sources):
+        yield end, f"{len(stage.plan.sources)} sources have {len(taps)} taps"
+
+
+#: stage -> what holds of the graph that it hands on
+CONTRACTS: dict[str, tuple[Contract, ...]] = {
+    "capture": (
+        every_node_has_a_value,
+        nothing_is_written,
+        nothing_is_detached,
+        every_call_is_an_operator,
+        every_attribute_is_there,
+    ),
+    "analysis": (every_node_that_carries_is_declared, what_carries_reads_what_carries),
+    "plan": (every_live_node_has_a_decision, every_factor_is_a_number_of_a_live_operand),
+    "rewrite": (
+        nothing_is_written,
+        every_attribute_is_there,
+        every_decision_is_in_the_graph,
+        every_rewritten_node_keeps_shape_and_dtype,
+        every_parameter_is_a_constant,
+    ),
+    "taps": (nothing_is_written, every_attribute_is_there, every_source_is_tapped),
+    "lowering": (
+        every_node_has_a_value,
+        nothing_is_written,
+        nothing_is_detached,
+        no_call_has_a_derivative_of_its_own,
+        every_attribute_is_there,
+    ),
+}
+
+
+def check_stage(name: str, stage: Stage) -> None:
+    """Look at what a stage made, where ``LRP_FX_CHECK_STAGES`` asks for it.
+
+    Args:
+        name: of the stage, a key of :data:`CONTRACTS`.
+        stage: what it made.
+
+    Raises:
+        ContractError: naming contract, node, op, module path and source line.
+    """
+    if os.environ.get(VARIABLE, "") in ("", "0"):
+        return
+    for contract in CONTRACTS[name]:
+        for node, wrong in contract(stage):
+            says = contract.__name__.replace("_", " ")
+            raise ContractError(
+                f"after {name}, {says}: {wrong}, at {locate(node)}.\nThis is a fault of lrp_fx, or of an operator or "
+                "rule that was registered with it: please report it with the model's code."
+            )
+
+
+_UNKNOWN: Any = object()  #: a value whose sizes depend on other values
+
+
+def _run_on_fakes(graph_module: fx.GraphModule) -> dict[Node, Any]:
+    """Node -> its value on fake tensors of the sizes of the example, or the error of a rule that does not run.
+
+    What values decide, and what no fake tensor knows, stays unknown.
+    """
+    values: dict[Node, Any] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        for node in graph_module.graph.nodes:
+            if node.op == "get_attr":
+                held = operator.attrgetter(str(node.target))(graph_module)
+                values[node] = mode.from_tensor(held) if isinstance(held, Tensor) else held
+            elif node.op == "placeholder":
+                values[node] = _concrete(node.meta.get("val"))
+            elif node.op == "call_function":
+                values[node] = _called(node, values)
+    return values
+
+
+def _called(node: Node, values: dict[Node, Any]) -> Any:
+    if any(values.get(n, _UNKNOWN) is _UNKNOWN or isinstance(values[n], Exception) for n in node.all_input_nodes):
+        return _UNKNOWN
+    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)  # type: ignore[misc]
+    try:
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception as error:  # of a type of its own for every way in which an operator can ask for values
+        return _UNKNOWN if isinstance(node.target, torch._ops.OpOverload) else error
+
+
+def _concrete(value: Any) -> Any:
+    """A fake value at the sizes of the example, within the fake mode that is on."""
+    try:
+        return pytree.tree_map(_at_example, value)
+    except (TypeError, AttributeError):  # a size that only values tell
+        return _UNKNOWN
+
+
+def _at_example(leaf: Any) -> Any:
+    if isinstance(leaf, torch.SymInt):
+        return int(leaf.node.hint)
+    if not isinstance(leaf, Tensor):
+        return leaf
+    sizes, strides = ([int(_at_example(n)) for n in numbers] for numbers in (leaf.shape, leaf.stride()))
+    return torch.empty_strided(sizes, strides, dtype=leaf.dtype, device=leaf.device)
+
+
+def _described(value: Any) -> str:
+    """Precision and shape of every tensor in a value, at the sizes of the example; "" where these are not known."""
+    tensors = [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
+    try:
+        return ", ".join(f"{v.dtype} {[_at_example(n) for n in v.shape]}" for v in tensors)
+    except TypeError:  # a size that only values tell
+        return ""
+
+
+def _named(slots: Any) -> str:
+    return ", ".join(slot.name for slot in slots) or "none"

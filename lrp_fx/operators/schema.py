@@ -1,0 +1,47 @@
+"""What PyTorch itself says of an operator: its schema (what it writes, shares and returns) and its tags."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+
+def schema(node: Node) -> Any:
+    """The schema of the operator that ``node`` calls; None for a Python function, and for a node that calls nothing."""
+    return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def has_tag(node: Node, *tags: torch.Tag) -> bool:
+    """Whether the operator has one of these tags."""
+    return bool(set(tags) & set(getattr(node.target, "tags", ())))
+
+
+def is_mutating(node: Node) -> bool:
+    """Whether the operator writes into one of its arguments."""
+    found = schema(node)
+    return bool(found and found.is_mutable)
+
+
+def is_fresh(node: Node) -> bool:
+    """Whether the operator returns memory of its own."""
+    found = schema(node)
+    return found is not None and all(r.alias_info is None for r in found.returns)
+
+
+def shares(node: Node) -> bool:
+    """Whether the operator may return the memory of an argument."""
+    return schema(node) is not None and not is_fresh(node)
+
+
+def is_view(node: Node) -> bool:
+    """Whether the operator may return the memory of an argument, and writes nothing into it."""
+    found = schema(node)
+    return found is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in found.returns)
+
+
+def only_looks(node: Node) -> bool:
+    """Whether an operator of PyTorch's returns nothing and writes nothing: it raises or passes."""
+    found = schema(node)
+    return found is not None and not found.returns and not found.is_mutable and found.name.startswith("aten::")
