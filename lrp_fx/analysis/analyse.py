@@ -1,6 +1,7 @@
 """Stage 2, analysis: linear-time dataflow passes over a captured graph (reach, origin, statistic).
 
-One walk in graph order computes every fact of a node from the facts of its operands.
+One walk in graph order computes every fact of a node from the facts of its operands. Then each pattern of several nodes
+(``analysis.patterns``) is looked for.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ from dataclasses import replace
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.advice import advice
+from lrp_fx.analysis.attention import find_contractions
 from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.gates import find_gates
 from lrp_fx.analysis.indicators import forget_unread, keeps, signals
 from lrp_fx.analysis.layers import find_layers
 from lrp_fx.analysis.masks import find_masks
+from lrp_fx.analysis.products import find_continued
 from lrp_fx.analysis.rotary import find_positions
 from lrp_fx.analysis.selective import find_selective
+from lrp_fx.analysis.softmax import find_softmaxes
 from lrp_fx.analysis.sources import Finder
 from lrp_fx.errors import UnknownOpError
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import Slot, all_slots, declared, is_float, value
-from lrp_fx.operators.table import OpSpec, OpTable, bind, op_name
+from lrp_fx.operators.table import OpSpec, OpTable, bind
 
 __all__ = ["Facts", "Slot", "Source", "analyse"]
 
@@ -64,11 +68,13 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
             facts.operands[node] = carrying
             _locate(facts, node, spec, carrying.values())
     forget_unread(graph, facts)
-    _find_manual_softmax(facts)
+    find_softmaxes(facts)
+    find_contractions(facts)
     find_gates(graph, facts)
     find_selective(graph, facts)
     find_layers(facts)
     find_positions(graph, facts)
+    find_continued(graph, facts)
     return facts
 
 
@@ -116,23 +122,3 @@ def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) ->
         through = facts.common_ancestor([facts.reduced_from[n] for n in operands])
         if through is not None:
             facts.reduced_from[node] = through
-
-
-def _find_manual_softmax(facts: Facts) -> None:
-    """``e / e.sum(dim)`` with ``e = exp(z)``: every node of it is left to the natural gradient, which is softmax's."""
-    for node, spec in facts.specs.items():
-        if spec.kind != "quotient" or not spec.elementwise:
-            continue
-        bound = bind(node)
-        exponential, total = bound["self"], bound["other"]
-        if not (isinstance(exponential, Node) and isinstance(total, Node)):
-            continue
-        if (
-            op_name(exponential) == "aten.exp"
-            and op_name(total) == "aten.sum"
-            and total.args[0] is exponential
-            and facts.carries(exponential)
-            and set(exponential.users) == {node, total}
-            and set(total.users) == {node}
-        ):
-            facts.manual_softmax |= {node, exponential, total}

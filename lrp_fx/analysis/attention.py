@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 from torch.fx import Graph, Node
 
+from lrp_fx.analysis.conditions.attention import argument, contraction_after, contracts
 from lrp_fx.analysis.facts import Facts
+from lrp_fx.analysis.matching import before_rules
+from lrp_fx.analysis.patterns import ATTENTION, ATTENTION_WRITTEN_OUT
 from lrp_fx.graph.location import module_path
 from lrp_fx.graph.operands import Slot
 
@@ -47,81 +50,37 @@ class AttentionSite:
 
 def find_attention(graph: Graph, facts: Facts) -> list[AttentionSite]:
     """Every attention of a captured graph, in graph order."""
-    sites, contractions = [], _contractions_before(graph, facts)
+    sites = []
     for node in graph.nodes:
-        spec = facts.specs.get(node)
-        if spec is None:
+        if node not in facts.specs:
             continue
-        if spec.kind == "attention":
-            found = facts.operands[node]
-            query, key, value = (found.get(Slot(name)) for name in ("query", "key", "value"))
+        candidate = before_rules(facts, node)
+        if ATTENTION.match(candidate):
+            query, key, value = (candidate.carrying.get(Slot(name)) for name in ("query", "key", "value"))
             if query is not None and key is not None and value is not None:
                 sites.append(AttentionSite(module_path(node), query, key, value, None, None, node))
-        elif _is_softmax(facts, node) and (site := _spelled_out(facts, node, contractions)) is not None:
-            sites.append(site)
+        elif ATTENTION_WRITTEN_OUT.match(candidate):
+            sites.append(_written_out(facts, node))
     return sites
 
 
-def _is_softmax(facts: Facts, node: Node) -> bool:
-    spec = facts.specs[node]
-    return spec.kind == "softmax" or (node in facts.manual_softmax and spec.kind == "quotient")
-
-
-def _contracts(facts: Facts, node: Node) -> bool:
-    spec = facts.specs.get(node)
-    return spec is not None and spec.kind == "product" and not spec.elementwise and len(facts.operands[node]) == 2
-
-
-def _spelled_out(facts: Facts, softmax: Node, contractions: dict[Node, Node]) -> AttentionSite | None:
-    mixed, weights = _contraction_after(facts, softmax)
-    scores = _argument(facts, softmax)
-    product = contractions.get(scores)
-    if mixed is None or product is None:
-        return None
-    value = next((n for n in facts.operands[mixed].values() if n is not weights), None)
-    query, key = list(facts.operands[product].values())
-    if value is None:
-        return None
+def _written_out(facts: Facts, softmax: Node) -> AttentionSite:
+    """The parts of an attention that is written out around a softmax."""
+    mixed, weights = contraction_after(facts, softmax)
+    assert mixed is not None
+    scores = argument(facts, softmax)
+    query, key = facts.operands[facts.contraction[scores]].values()
+    value = next(n for n in facts.operands[mixed].values() if n is not weights)
     return AttentionSite(module_path(mixed), query, key, value, scores, softmax, mixed)
 
 
-def _contraction_after(facts: Facts, node: Node) -> tuple[Node | None, Node]:
-    """The product that a softmax goes into, moved at most, and its operand there."""
-    while True:
-        users = [u for u in node.users if node in facts.operands.get(u, {}).values()]
-        contractions = [u for u in users if _contracts(facts, u)]
-        if contractions:
-            return contractions[0], node
-        moved = [u for u in users if facts.specs[u].kind == "movement" or _is_scaling(facts, u)]
-        if len(moved) != 1:
-            return None, node
-        node = moved[0]
-
-
-def _is_scaling(facts: Facts, node: Node) -> bool:
-    spec = facts.specs[node]
-    return spec.kind in ("linear", "product", "quotient") and spec.elementwise and len(facts.operands[node]) == 1
-
-
-def _argument(facts: Facts, softmax: Node) -> Node:
-    if softmax in facts.manual_softmax:
-        exponential = next(iter(facts.operands[softmax].values()))
-        return next(iter(facts.operands[exponential].values()))
-    return next(iter(facts.operands[softmax].values()))
-
-
-def _contractions_before(graph: Graph, facts: Facts) -> dict[Node, Node]:
-    """The product behind every node, through casts, masks, scalings, caps and an added bias: the nearest at each."""
-    found: dict[Node, Node] = {}
-    for node in graph.nodes:
-        spec = facts.specs.get(node)
-        if spec is None:
-            continue
-        if _contracts(facts, node):
-            found[node] = node
+def find_contractions(facts: Facts) -> None:
+    """Fill ``facts.contraction``: what is behind a node through casts, masks, scalings, caps and an added bias."""
+    for node, spec in facts.specs.items():
+        if contracts(facts, node):
+            facts.contraction[node] = node
         elif spec.elementwise or spec.kind == "movement":
-            behind = (found.get(operand) for operand in facts.operands[node].values())
+            behind = (facts.contraction.get(operand) for operand in facts.operands[node].values())
             product = next((n for n in behind if n is not None), None)
             if product is not None:
-                found[node] = product
-    return found
+                facts.contraction[node] = product

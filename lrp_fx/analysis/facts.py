@@ -94,14 +94,21 @@ class Facts:
         manual_softmax: nodes that together spell a softmax (exp, and the division by its sum).
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
         decays: those of them with an exponential in them.
+        states: sums that hold a product with a positive tensor, and what carries them on.
         recurrent: products of a positive tensor with a state that is carried from step to step.
+        carried: states, by the recurrent products in them, and what carries them on.
+        written: products of several signed tensors that are added to such a state.
+        read_sizes: sizes of the dimensions of states that reads sum over.
         layers: nodes that multiply one carrying tensor by weights.
         folded: normalization over the batch -> the layer that it scales and shifts, for rules that see them as one.
         thresholds: layer -> the normalization over the batch in front of it, with nothing but a ReLU between the two.
         selective: slots of a product whose operands say what a state takes in or what is read from it.
+        tables: cosines and sines of constants, moved, cast and scaled at most.
         positions: tables of cosines and sines of positions, which a rule set can treat as inputs.
         positional: products that such a table multiplies -> its slots.
         tabled: nodes on the way from those tables to those products.
+        continued: nodes whose functions go on in an elementwise nonlinearity, as 1 + exp(-x) does in its reciprocal.
+        contraction: the nearest contraction of two carrying tensors behind a node, through masks and scalings.
     """
 
     ops: OpTable
@@ -120,14 +127,21 @@ class Facts:
     manual_softmax: set[Node] = field(default_factory=set)
     positive: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
+    states: set[Node] = field(default_factory=set)
     recurrent: set[Node] = field(default_factory=set)
+    carried: set[Node] = field(default_factory=set)
+    written: set[Node] = field(default_factory=set)
+    read_sizes: set[int] = field(default_factory=set)
     selective: dict[Node, set[Slot]] = field(default_factory=dict)
     layers: dict[Node, Layer] = field(default_factory=dict)
     folded: dict[Node, Node] = field(default_factory=dict)
     thresholds: dict[Node, Node] = field(default_factory=dict)
+    tables: set[Node] = field(default_factory=set)
     positions: list[Source] = field(default_factory=list)
     positional: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
     tabled: set[Node] = field(default_factory=set)
+    continued: set[Node] = field(default_factory=set)
+    contraction: dict[Node, Node] = field(default_factory=dict)
 
     def carries(self, node: Node) -> bool:
         """Whether relevance can reach ``node``."""

@@ -18,7 +18,10 @@ import math
 
 from torch.fx import Graph, Node
 
+from lrp_fx.analysis.conditions.recurrences import has_a_signal, has_a_weight, multiplies_signals
 from lrp_fx.analysis.facts import Facts
+from lrp_fx.analysis.matching import Candidate, before_rules
+from lrp_fx.analysis.patterns import RECURRENCE
 from lrp_fx.graph.operands import slots
 from lrp_fx.operators.table import OpSpec, bind, coefficients
 
@@ -26,9 +29,8 @@ _CARRYING_ON = ("movement", "linear", "nonlinearity", "homogeneous", "selection"
 
 
 def find_gates(graph: Graph, facts: Facts) -> None:
-    """Fill ``facts.positive``, ``facts.decays`` and ``facts.recurrent`` in one walk."""
+    """Fill ``facts.positive``, ``facts.decays``, ``facts.states`` and ``facts.recurrent`` in one walk."""
     gated: set[Node] = set()  # a product of a positive factor and a signal, or what carries one on
-    states: set[Node] = set()  # a sum that holds one
     signs: dict[Node, int] = {}
     for node in graph.nodes:
         spec = facts.specs.get(node)
@@ -40,23 +42,20 @@ def find_gates(graph: Graph, facts: Facts) -> None:
             facts.positive.add(node)
             if _is_decay(facts, node, spec, operands):
                 facts.decays.add(node)
-        elif _is_product(spec) and len(operands) > 1:
-            signals = [n for n in operands if n not in facts.positive]
-            if len(signals) < len(operands):
-                gated.add(node)
-                weights = [n for n in operands if n in facts.positive]
-                if any(n in states for n in signals):
-                    _mark(facts, [node], gated)
-                elif any(n in facts.decays for n in weights):
-                    facts.recurrent.add(node)
-        elif spec.kind == "product" and len(operands) > 1 and _weighs(facts, operands):
-            facts.recurrent.add(node)
+            continue
+        product = before_rules(facts, node)
+        recurrence = RECURRENCE.match(product)
+        if recurrence or _is_gated(product):
             gated.add(node)
+        if recurrence == "weighs a state":
+            _mark(facts, [node], gated)
+        elif recurrence:
+            facts.recurrent.add(node)
         elif carries_on(facts, node, spec, operands):
             if any(n in gated for n in operands):
                 gated.add(node)
-            if any(n in states for n in operands) or (adds(node, spec) and node in gated):
-                states.add(node)
+            if any(n in facts.states for n in operands) or (adds(node, spec) and node in gated):
+                facts.states.add(node)
 
 
 def _is_decay(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
@@ -67,9 +66,9 @@ def _is_decay(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> b
     return bool(spec.extra.get("decay")) or (not shifted and any(n in facts.decays for n in operands))
 
 
-def _weighs(facts: Facts, operands: list[Node]) -> bool:
-    """Whether a matrix of decays is contracted with a signal, as in the chunks of a parallel scan."""
-    return any(n in facts.decays for n in operands) and not all(n in facts.positive for n in operands)
+def _is_gated(product: Candidate) -> bool:
+    """Whether a node is an elementwise product of a positive factor and a signal."""
+    return all(condition.holds(product) for condition in (multiplies_signals, has_a_weight, has_a_signal))
 
 
 def _is_product(spec: OpSpec) -> bool:

@@ -9,43 +9,31 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from lrp_fx.analysis.conditions.layers import normalization_before, signals, weights
 from lrp_fx.analysis.facts import Facts, Layer
-from lrp_fx.graph.operands import is_float, slots
-from lrp_fx.operators.table import bind, op_name
+from lrp_fx.analysis.matching import before_rules
+from lrp_fx.analysis.patterns import FOLDED, LAYER, THRESHOLD
+from lrp_fx.graph.operands import slots
 
 
 def find_layers(facts: Facts) -> None:
     """Fill ``facts.layers``, ``facts.folded`` and ``facts.thresholds``."""
     entries = _entries(facts)
     for node, spec in facts.specs.items():
-        if spec.kind == "product" and not spec.elementwise:
-            factors = slots(node, spec.args)
-            live = [s for s in factors if s in facts.operands[node]]
-            held = [s for s in factors if s not in facts.operands[node] and is_float(factors[s])]
-            if len(live) == len(held) == 1:
-                roles = _roles(facts, node, factors[live[0]], spec.extra.get("layer", "dense"), entries)
-                biases = tuple(slots(node, spec.terms))
-                facts.layers[node] = Layer(roles, live[0], held[0], biases, spec.extra.get("channels"))
-        elif spec.extra.get("folds"):
-            layer = next(iter(facts.operands[node].values()))
-            known = facts.layers.get(layer)
-            if known is not None and known.channels is not None and set(layer.users) == {node}:
-                facts.folded[node] = layer
-    for layer, known in facts.layers.items():
-        norm = _norm_before(facts, layer, known)
-        if norm is not None:
+        candidate = before_rules(facts, node)
+        if LAYER.match(candidate):
+            (signal,), (weight,) = signals(candidate), weights(candidate)
+            roles = _roles(facts, node, candidate.carrying[signal], spec.extra.get("layer", "dense"), entries)
+            biases = tuple(slots(node, spec.terms))
+            facts.layers[node] = Layer(roles, signal, weight, biases, spec.extra.get("channels"))
+        elif FOLDED.match(candidate):
+            facts.folded[node] = candidate.first
+    for layer in facts.layers:
+        candidate = before_rules(facts, layer)
+        if THRESHOLD.match(candidate):
+            norm = normalization_before(candidate)
+            assert norm is not None
             facts.thresholds[layer] = norm
-
-
-def _norm_before(facts: Facts, node: Node, layer: Layer) -> Node | None:
-    """The normalization in front of a layer, where only it and a ReLU lie between its input and the layer."""
-    relu = facts.operands[node][layer.input]
-    if layer.channels is None or op_name(relu) != "aten.relu" or set(relu.users) != {node}:
-        return None
-    norm = next(iter(facts.operands.get(relu, {}).values()), None)
-    if norm is None or norm not in facts.specs or not facts.specs[norm].extra.get("folds") or norm in facts.folded:
-        return None
-    return norm if set(norm.users) == {relu} and bind(node).get("groups", 1) == 1 else None
 
 
 def _roles(facts: Facts, node: Node, operand: Node, kind: str, entries: set[Node]) -> tuple[str, ...]:

@@ -9,34 +9,36 @@ from __future__ import annotations
 import torch
 from torch.fx import Graph, Node
 
+from lrp_fx.analysis.conditions.positions import multiplying
 from lrp_fx.analysis.facts import Facts, Source
+from lrp_fx.analysis.matching import before_rules
+from lrp_fx.analysis.patterns import POSITION_TABLE
 from lrp_fx.graph.location import module_path
-from lrp_fx.graph.operands import is_float, slots, value
+from lrp_fx.graph.operands import is_float, value
 from lrp_fx.operators.table import op_name
 
 _ANGLES = ("aten.cos", "aten.sin", "aten.polar")
 
 
 def find_positions(graph: Graph, facts: Facts) -> None:
-    """Fill ``facts.positions`` (tables) and ``facts.positional`` (products -> the slots that tables multiply)."""
-    tables: set[Node] = set()
+    """Fill ``facts.tables``, ``facts.positions`` and ``facts.positional`` (products -> the slots of tables)."""
+    tables = facts.tables
     for node in graph.nodes:
         if node.op != "call_function" or facts.carries(node) or not is_float(node):
             continue
         if op_name(node) in _ANGLES or _made_of(facts, node, tables):
             tables.add(node)
     roots: dict[Node, Source] = {}
-    for node, spec in facts.specs.items():
-        if spec.kind != "product" or not spec.elementwise or len(facts.operands[node]) != 1:
+    for node in facts.specs:
+        product = before_rules(facts, node)
+        if not POSITION_TABLE.match(product):
             continue
-        multiplying = {slot: n for slot, n in slots(node, spec.args).items() if n in tables}
-        for table in multiplying.values():
+        facts.positional[node] = multiplying(product)
+        for table in facts.positional[node].values():
             way = _unmoved(facts, table, tables)
             name = f"{module_path(way[-1])} {op_name(_angle(way[-1], tables)).rpartition('.')[2]}".strip()
             roots.setdefault(way[-1], Source(way[-1], way[-1], None, name))
             facts.tabled |= set(way)
-        if multiplying:
-            facts.positional[node] = multiplying
     facts.positions = list(roots.values())
     for node in facts.tabled:
         facts.root(node)

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrp_fx.analysis.products import degree, is_denominator
 from lrp_fx.explain.accounts import Account, LayerRun, safe_dot
 from lrp_fx.explain.rerun import call, gradients, natural, plain, positional, value_of
 from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
-from lrp_fx.plan.products import degree, is_denominator
 from lrp_fx.rules import table
 from lrp_fx.rules.functions import relevance_of, shared, stabilised
 from lrp_fx.rules.registry import own_backward

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch.fx import Graph, Node
 
-from lrp_fx.analysis import Facts, Source
+from lrp_fx.analysis import Facts, Source, patterns
+from lrp_fx.analysis.candidates import Candidates
+from lrp_fx.analysis.conditions.products import contracts
+from lrp_fx.analysis.matching import Candidate, Pattern
+from lrp_fx.analysis.products import Products, degree, is_denominator
 from lrp_fx.graph.location import module_path
-from lrp_fx.graph.operands import Slot, is_complex
+from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, bind, op_name
-from lrp_fx.plan.products import Products, degree, is_denominator, is_product
+from lrp_fx.plan.products import Shares
 from lrp_fx.rules.ruleset import Rule, RuleSet
 from lrp_fx.rules.table import SLOPE, STOPPED, Entry, Form, Split, entry
 
@@ -92,27 +97,17 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
     products linear), then the shares of products, which are decided at the top of each product tree.
     """
     plan = Plan(ruleset, facts)
-    live: dict[Node, dict[Slot, Node]] = {source.node: {} for source in facts.sources}
-    products, continued = Products(facts, live), _continued(graph, facts)
-    for node in graph.nodes:
-        if node not in facts.specs:
-            continue
-        operands = {slot: n for slot, n in facts.operands[node].items() if n in live}
-        if not operands:
-            continue
-        if node in facts.positional and _entry(plan, node, "position").form("") is not STOPPED:
-            operands |= facts.positional[node]
-            plan.positions = facts.positions
-        live[node] = operands
-        products.enter(node)
-        decision = _decide(plan, node, operands, products, continued)
+    candidates = Candidates(facts)
+    for candidate in candidates.walk(graph, functools.partial(_counts_position, plan)):
+        node, decision = candidate.node, _decide(plan, candidate)
         if decision.entry.form("") is STOPPED or not decision.live:
             plan.stopped[node] = decision.role
-            del live[node]
+            candidates.stop(node)
         else:
             plan.decisions[node] = decision
-    plan.differentiable = set(live) | (facts.tabled if plan.positions else set())
-    _share_products(plan, products)
+    plan.positions = facts.positions if candidates.counts_positions else []
+    plan.differentiable = set(candidates.live) | (facts.tabled if plan.positions else set())
+    _share_products(plan, candidates.products)
     _prune(plan, graph)
     return plan
 
@@ -144,40 +139,26 @@ def _split(plan: Plan, node: Node, role: str) -> Split:
     return _entry(plan, node, role).split
 
 
-def _decide(plan: Plan, node: Node, operands: dict[Slot, Node], products: Products, continued: set[Node]) -> Decision:
-    facts, spec = plan.facts, plan.facts.specs[node]
-    if node in facts.manual_softmax:
-        return Decision("softmax", _rule(plan, "softmax", node), operands)
-    if spec.kind == "movement":
-        return Decision("movement", EXACT, operands)
-    if spec.kind == "attention":
-        return _attention(plan, node, operands)
-    if is_product(facts, node):
-        role = products.flatten(node).role
-        return Decision(role, _rule(plan, role, node), operands)
-    if spec.kind in ("product", "quotient"):
-        return _multilinear(plan, node, spec, operands)
-    if spec.kind == "homogeneous":
-        return _homogeneous(plan, node, spec, operands)
-    if spec.kind == "selection":
-        return _selection(plan, node, spec, operands)
-    if _is_function(spec, operands):
-        return _function(plan, node, operands)
-    if node in facts.folded and facts.folded[node] in plan.decisions:
-        return _folded(plan, node, operands)
-    interior = spec.kind == "linear" and _is_interior(node, operands, products, continued)
-    role = "nonlinearity" if interior or spec.kind == "function" else spec.kind
-    return Decision(role, _rule(plan, role, node), operands)
+def _counts_position(plan: Plan, node: Node) -> bool:
+    return _entry(plan, node, "position").form("") is not STOPPED
 
 
-def _is_function(spec: OpSpec, operands: dict[Slot, Node]) -> bool:
-    """Whether a node is a function of several numbers at once (a complex number is two), so that it has no slope."""
-    if spec.kind == "function":
-        return len(operands) > 1 or not spec.elementwise
-    return spec.kind == "nonlinearity" and any(is_complex(n) for n in operands.values())
+def _decide(plan: Plan, candidate: Candidate) -> Decision:
+    """The pattern that a node is of gives its role, the rule set a rule for that role."""
+    pattern = patterns.recognise(candidate).pattern
+    node, spec, operands = candidate.node, candidate.spec, dict(candidate.live)
+    if contracts.holds(candidate):
+        return _multilinear(plan, node, spec, operands, pattern.role)
+    if pattern in _SPECIAL:
+        return _SPECIAL[pattern](plan, node, spec, operands)
+    return Decision(pattern.role, _rule(plan, pattern.role, node), operands)
 
 
-def _function(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
+def _movement(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
+    return Decision("movement", EXACT, operands)
+
+
+def _function(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """First-order Taylor, as for softmax: x times the natural gradient; the rest is an entry of its own."""
     rule = _rule(plan, "nonlinearity", node)
     slope = entry("nonlinearity", rule.name).form("function") is SLOPE
@@ -193,7 +174,7 @@ def _selection(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node])
     return Decision("selection", rule, operands)
 
 
-def _folded(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
+def _folded(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """A layer and the normalization over the batch that scales it are one layer: its rule applies behind both."""
     layer = plan.facts.folded[node]
     layer_decision = plan.decisions[layer]
@@ -202,17 +183,10 @@ def _folded(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
     return Decision("linear", layer_decision.rule, operands)
 
 
-def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
+def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node], role: str) -> Decision:
     """Linear, convolution, matmul, einsum, ...: uniform over the factors that carry; added terms keep theirs."""
     factors = [slot for slot in operands if slot.name in spec.args]
     divisors = [slot for slot in factors if is_denominator(plan.facts, node, slot)]
-    role = "bilinear" if len(factors) > 1 else "nonlinearity" if divisors else "linear"
-    if role == "bilinear" and node in plan.facts.recurrent:
-        role = "recurrent-gate"
-    elif role == "bilinear" and node in plan.facts.selective:
-        role = "selective"
-    elif role == "bilinear" and _is_mixture(plan.facts, [operands[slot] for slot in factors]):
-        role = "gate"
     layer = plan.facts.layers.get(node)
     rule = _rule(plan, layer.roles if layer is not None and role == "linear" else role, node)
     signals, split = factors, entry(role, rule.name).split
@@ -226,22 +200,8 @@ def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
     return Decision(role, rule, operands, {slot: amount for slot, amount in shares.items() if amount != 1})
 
 
-def _is_mixture(facts: Facts, factors: list[Node]) -> bool:
-    """Whether weights without sign mix signals; those of a softmax are attention, whose own rules apply."""
-    weights = [n for n in factors if n in facts.positive]
-    return 0 < len(weights) < len(factors) and not all(_is_softmax(facts, n) for n in weights)
-
-
-def _is_softmax(facts: Facts, node: Node) -> bool:
-    while node in facts.specs and facts.specs[node].kind == "movement" and len(facts.operands[node]) == 1:
-        node = next(iter(facts.operands[node].values()))
-    return node in facts.manual_softmax or (node in facts.specs and facts.specs[node].kind == "softmax")
-
-
 def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """f(t x) = t^k f(x) gives x f'(x) = k f(x): the identity rule is the gradient divided by k."""
-    if "count" in spec.extra:
-        return Decision("bilinear", _rule(plan, "bilinear", node), operands)
     power = degree(node, spec)
     if power == 0:
         return Decision("nonlinearity", STOP, operands)
@@ -250,7 +210,7 @@ def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
     return Decision("nonlinearity", rule, operands, {slot: 1 / power for slot in operands} if divided else {})
 
 
-def _attention(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
+def _attention(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """Two uniform products around a softmax: values get half, queries and keys a quarter each (design, AttnLRP 3.3)."""
     bilinear, softmax = _rule(plan, "bilinear", node), _rule(plan, "softmax", node)
     products, scoring = entry("bilinear", bilinear.name), entry("softmax", softmax.name)
@@ -267,46 +227,28 @@ def _attention(plan: Plan, node: Node, operands: dict[Slot, Node]) -> Decision:
     return Decision("attention", rule, kept, {s: f for s, f in factors.items() if f != 1}, share if scores else 0.0)
 
 
-def _is_interior(node: Node, operands: dict[Slot, Node], products: Products, continued: set[Node]) -> bool:
-    """Whether a literal added here lies inside one elementwise nonlinearity, as in ``1 / (1 + exp(-x))``.
-
-    Such a constant belongs to the definition of the function; it takes no relevance of its own.
-    """
-    literals = any(isinstance(a, (int, float)) for a in node.args)
-    inside = literals and len(operands) == 1 and node in continued
-    return inside and next(iter(operands.values())) in products.nonlinear
-
-
-def _continued(graph: Graph, facts: Facts) -> set[Node]:
-    """Nodes whose functions go on in an elementwise nonlinearity: as 1 + exp(-x) does in its reciprocal."""
-    continued: set[Node] = set()
-    for user in reversed(graph.nodes):
-        spec = facts.specs.get(user)
-        if spec is None or not spec.elementwise:
-            continue
-        operands = facts.operands[user]
-        for slot, node in operands.items():
-            if facts.origin.get(user) is facts.origin[node] and (
-                user in continued
-                or spec.kind in ("nonlinearity", "homogeneous")
-                or is_denominator(facts, user, slot)
-                or (spec.kind == "product" and len(operands) > 1)
-            ):
-                continued.add(node)
-    return continued
+#: patterns whose rules depend on more than their role
+_SPECIAL: dict[Pattern, Callable[[Plan, Node, OpSpec, dict[Slot, Node]], Decision]] = {
+    patterns.MOVEMENT: _movement,
+    patterns.ATTENTION: _attention,
+    patterns.HOMOGENEOUS: _homogeneous,
+    patterns.FUNCTION: _function,
+    patterns.SELECTION: _selection,
+    patterns.FOLDED: _folded,
+}
 
 
 def _share_products(plan: Plan, products: Products) -> None:
     """Second walk: shares of every product tree, turned into a factor per edge of the tree."""
-    facts = plan.facts
+    facts, shares = plan.facts, Shares(products)
     for top, product in products.whole.items():
         if top not in plan.decisions:
             continue
-        share = products.shares(product, functools.partial(_split, plan, top))
+        share = shares.shares(product, plan.decisions[top].role, functools.partial(_split, plan, top))
         natural = not _split(plan, top, "nonlinearity").divided
         if natural and all(share[factor] == times for factor, times in product.factors()):
             continue
-        for node, parts in products.route(top, share).items():
+        for node, parts in shares.route(top, share).items():
             # a reciprocal has degree -1: its identity rule is the gradient with its sign changed
             signs = {slot: -1.0 if is_denominator(facts, node, slot) and not natural else 1.0 for slot in parts}
             factors = {slot: signs[slot] * part for slot, part in parts.items() if signs[slot] * part != 1}

@@ -9,9 +9,9 @@ from torch import fx, nn
 import lrp_fx
 from lrp_fx.analysis import analyse
 from lrp_fx.analysis.attention import find_attention
+from lrp_fx.analysis.products import Products, is_product
 from lrp_fx.operators.table import OpTable
 from lrp_fx.plan import make_plan
-from lrp_fx.plan.products import Products, is_product
 
 aten = torch.ops.aten
 

@@ -1,0 +1,59 @@
+"""Conditions on an attention that is written out, asked of its softmax; and the walks that find its parts."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from lrp_fx.analysis.facts import Facts
+from lrp_fx.analysis.matching import Candidate, condition
+
+
+@condition
+def is_softmax(candidate: Candidate) -> bool:
+    """It is a softmax, or the division of one that is written out."""
+    written_out = candidate.node in candidate.facts.manual_softmax and candidate.spec.kind == "quotient"
+    return candidate.spec.kind == "softmax" or written_out
+
+
+@condition
+def mixes_values(candidate: Candidate) -> bool:
+    """Moved and scaled at most, it goes into a contraction with another tensor that carries relevance."""
+    mixed, weights = contraction_after(candidate.facts, candidate.node)
+    return mixed is not None and any(n is not weights for n in candidate.facts.operands[mixed].values())
+
+
+@condition
+def reads_scores(candidate: Candidate) -> bool:
+    """Its argument is a contraction of two tensors that carry relevance, masked, scaled and shifted at most."""
+    return argument(candidate.facts, candidate.node) in candidate.facts.contraction
+
+
+def contracts(facts: Facts, node: Node) -> bool:
+    """Whether ``node`` contracts two tensors that carry relevance."""
+    spec = facts.specs.get(node)
+    return spec is not None and spec.kind == "product" and not spec.elementwise and len(facts.operands[node]) == 2
+
+
+def contraction_after(facts: Facts, node: Node) -> tuple[Node | None, Node]:
+    """The contraction that a node goes into, moved and scaled at most, and its operand there."""
+    while True:
+        users = [u for u in node.users if node in facts.operands.get(u, {}).values()]
+        contractions = [u for u in users if contracts(facts, u)]
+        if contractions:
+            return contractions[0], node
+        moved = [u for u in users if facts.specs[u].kind == "movement" or _is_scaling(facts, u)]
+        if len(moved) != 1:
+            return None, node
+        node = moved[0]
+
+
+def _is_scaling(facts: Facts, node: Node) -> bool:
+    spec = facts.specs[node]
+    return spec.kind in ("linear", "product", "quotient") and spec.elementwise and len(facts.operands[node]) == 1
+
+
+def argument(facts: Facts, softmax: Node) -> Node:
+    """What a softmax is a function of."""
+    if softmax in facts.manual_softmax:
+        softmax = next(iter(facts.operands[softmax].values()))  # the exponential
+    return next(iter(facts.operands[softmax].values()))

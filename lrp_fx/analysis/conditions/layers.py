@@ -1,0 +1,100 @@
+"""Conditions on layers with weights, and on the normalization over the batch that belongs to one."""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from lrp_fx.analysis.facts import Facts
+from lrp_fx.analysis.matching import Candidate, condition
+from lrp_fx.graph.operands import Slot, is_float, slots
+from lrp_fx.operators.table import bind, op_name
+
+
+def signals(candidate: Candidate) -> list[Slot]:
+    """Slots of the factors that carry relevance."""
+    return [slot for slot in slots(candidate.node, candidate.spec.args) if slot in candidate.carrying]
+
+
+def weights(candidate: Candidate) -> list[Slot]:
+    """Slots of the factors that are constants: floating tensors without relevance."""
+    factors = slots(candidate.node, candidate.spec.args)
+    return [slot for slot, n in factors.items() if slot not in candidate.carrying and is_float(n)]
+
+
+@condition
+def sums_products(candidate: Candidate) -> bool:
+    """It sums products of entries (matmul, convolution, einsum)."""
+    return candidate.spec.kind == "product" and not candidate.spec.elementwise
+
+
+@condition
+def has_one_signal(candidate: Candidate) -> bool:
+    """Exactly one of its factors can carry relevance."""
+    return len(signals(candidate)) == 1
+
+
+@condition
+def has_one_weight(candidate: Candidate) -> bool:
+    """Exactly one of its factors is a constant tensor."""
+    return len(weights(candidate)) == 1
+
+
+@condition
+def scales_channels(candidate: Candidate) -> bool:
+    """It normalizes over the batch, by stored statistics: it scales and shifts every channel."""
+    return _folds(candidate.facts, candidate.node)
+
+
+@condition
+def follows_a_layer(candidate: Candidate) -> bool:
+    """Its operand is a layer with weights whose output channels are known, and that relevance reaches."""
+    layer = candidate.facts.layers.get(candidate.first)
+    return layer is not None and layer.channels is not None and candidate.first in candidate.live.values()
+
+
+@condition
+def is_the_only_reader(candidate: Candidate) -> bool:
+    """Nothing else reads that layer."""
+    return set(candidate.first.users) == {candidate.node}
+
+
+@condition
+def is_a_layer(candidate: Candidate) -> bool:
+    """It is a layer with weights whose output channels are known."""
+    layer = candidate.facts.layers.get(candidate.node)
+    return layer is not None and layer.channels is not None
+
+
+@condition
+def reads_a_relu(candidate: Candidate) -> bool:
+    """Its input is a ReLU that nothing else reads."""
+    relu = layer_input(candidate)
+    return op_name(relu) == "aten.relu" and set(relu.users) == {candidate.node}
+
+
+@condition
+def behind_a_normalization(candidate: Candidate) -> bool:
+    """That ReLU alone reads a normalization over the batch, which belongs to no layer before it."""
+    norm = normalization_before(candidate)
+    only = norm is not None and set(norm.users) == {layer_input(candidate)}
+    return only and _folds(candidate.facts, norm) and norm not in candidate.facts.folded
+
+
+@condition
+def has_one_group(candidate: Candidate) -> bool:
+    """It has one group of channels."""
+    return bind(candidate.node).get("groups", 1) == 1
+
+
+def layer_input(candidate: Candidate) -> Node:
+    """What a layer is applied to."""
+    return candidate.carrying[candidate.facts.layers[candidate.node].input]
+
+
+def normalization_before(candidate: Candidate) -> Node | None:
+    """What the activation in front of a layer reads."""
+    return next(iter(candidate.facts.operands.get(layer_input(candidate), {}).values()), None)
+
+
+def _folds(facts: Facts, node: Node | None) -> bool:
+    return node in facts.specs and bool(facts.specs[node].extra.get("folds"))

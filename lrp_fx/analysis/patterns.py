@@ -1,0 +1,294 @@
+"""The pattern table: how attention, normalizations, nonlinearities and all else are recognised, one entry a pattern.
+
+Patterns with a role decide what a node is: of those that match, the first does (:func:`recognise`), and a rule set has
+a rule for its role. Patterns without a role are made of several nodes, which have roles by other entries; analysis
+looks for them first, and what it finds are facts that conditions of later entries ask for. Nothing here knows a name:
+a condition looks at what operators are (``rules/ops.toml``) and at who computes from whom.
+
+An entry has, for each way to write the pattern, the conditions that must hold, in order. Each is a small function
+(``analysis.conditions``) whose docstring says what must hold; the first that fails says why a node is not of that
+pattern (``xmodel.report().why(...)``). Tests capture the examples of every entry, which match, and its counterexample,
+which must not. In these x, y, z (2, 5, 6) and image (2, 3, 8, 8) are signals; w (6), W (6, 6), angles (5, 6), kernel
+(4, 3, 3, 3), and means and variances of channels (m3 and v3, m4 and v4, m6 and v6) are constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lrp_fx.analysis.conditions import (
+    attention,
+    layers,
+    operators,
+    positions,
+    products,
+    recurrences,
+    selective,
+    softmax,
+)
+from lrp_fx.analysis.matching import Candidate, Pattern
+
+_ATTNLRP = "Achtibat et al. 2024 (AttnLRP, arXiv:2402.05602)"
+
+SOFTMAX_WRITTEN_OUT = Pattern(
+    "softmax written out", "",
+    {"exponential over its sum": (
+        softmax.divides_tensors, softmax.has_an_exponential, softmax.divides_by_its_sum, softmax.is_the_only_reader,
+        softmax.is_the_only_reader_of_the_sum,
+    )},
+    "All its nodes keep the natural gradient: together it is that of a softmax.", f"{_ATTNLRP}, prop. 3.1",
+    ("(e := x.exp()) / e.sum(-1, keepdim=True)",
+     "(e := (x - x.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True)"),
+    "(e := x.exp()) / e.sum(-1, keepdim=True) + e", softmax.is_the_only_reader,
+)  # fmt: skip
+
+ATTENTION_WRITTEN_OUT = Pattern(
+    "attention written out", "",
+    {"softmax of scores, times values": (attention.is_softmax, attention.mixes_values, attention.reads_scores)},
+    "Two products of two signals around a softmax: each has its own law. Its parts have names in explain(at=...).",
+    f"{_ATTNLRP}, section 3.3",
+    ("torch.softmax(x @ y.mT / 6**0.5, -1) @ z",
+     "(e := torch.einsum('bqd,bkd->bqk', x, y).exp()) / e.sum(-1, keepdim=True) @ z"),
+    "torch.softmax(x, -1) @ y.mT", attention.reads_scores,
+)  # fmt: skip
+
+RECURRENCE = Pattern(
+    "recurrence", "",
+    {"weighs a state": (
+        recurrences.multiplies_signals, recurrences.has_a_weight, recurrences.has_a_signal, recurrences.weighs_a_state,
+    ),
+     "weighs by a decay": (
+        recurrences.multiplies_signals, recurrences.has_a_weight, recurrences.has_a_signal,
+        recurrences.weighs_by_a_decay,
+    ),
+     "contracts with decays": (
+        recurrences.contracts_signals, recurrences.has_a_weight, recurrences.has_a_signal,
+        recurrences.weighs_by_a_decay,
+    ),
+     "goes into a state": (
+        recurrences.multiplies_signals, recurrences.has_a_weight, recurrences.has_a_signal,
+        recurrences.goes_into_a_state,
+    )},
+    "c' = f c + i g is linear in the state c and in g. A uniform rule would halve relevance at every step.",
+    "Arras et al. 2017 (arXiv:1706.07206)",
+    ("h = torch.sigmoid(x[:, 0]) * y[:, 0]\nfor t in (1, 2):\n    h = torch.sigmoid(x[:, t]) * h + y[:, t]\nh",
+     "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.exp(-x[:, t]) * h + y[:, t]\nh",
+     "torch.exp(x @ y.mT) @ z"),
+    "torch.sigmoid(x) * y + x", recurrences.weighs_a_state,
+)  # fmt: skip
+
+SELECTIVE = Pattern(
+    "selective parameters", "",
+    {"reads a state": (selective.multiplies_signed, selective.has_one_state, selective.sums_over_the_state),
+     "mixes by decays": (selective.multiplies_signed, selective.has_no_state, selective.has_one_decayed),
+     "writes to a state": (
+        selective.multiplies_signed, selective.is_added_to_a_state, selective.has_one_along_what_is_read,
+    )},
+    "In h' = a h + B x, y = C h the tensors B and C steer a state as gates do, though they have signs.",
+    "Jafari et al. 2024 (MambaLRP, arXiv:2406.07592)",
+    ("h, B = 0 * x[:, 0, :, None], z @ W[:, :4]\nfor t in (1, 2):\n"
+     "    h = torch.exp(y[:, t, :, None]) * h + x[:, t, :, None] * B[:, t, None]\n(h * B[:, 0, None]).sum(-1)",
+     "h = 0 * x[:, 0, :, None]\nfor t in (1, 2):\n    h = torch.exp(y[:, t, :, None]) * h + x[:, t, :, None] * w[:4]\n"
+     "h @ z[:, 0, :4, None]",
+     "((x @ y.mT) * torch.exp(x @ z.mT)) @ z"),
+    "x * y", selective.has_one_decayed,
+)  # fmt: skip
+
+THRESHOLD = Pattern(
+    "normalization over the batch before a layer", "",
+    {"with a ReLU between": (
+        layers.is_a_layer, layers.reads_a_relu, layers.behind_a_normalization, layers.has_one_group,
+    )},
+    "relu(a z + b) is a threshold at -b/a, scaled by a and shifted by b: rules on parts of the layer see z.",
+    "Pahde et al. 2022 (arXiv:2211.17174)",
+    ("F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel)", "F.linear(F.relu(F.batch_norm(x[:, 0], m6, v6)), W)"),
+    "F.conv2d(F.gelu(F.batch_norm(image, m3, v3)), kernel)", layers.reads_a_relu,
+)  # fmt: skip
+
+POSITION_TABLE = Pattern(
+    "position table", "",
+    {"multiplies a signal": (positions.multiplies, positions.has_one_signal, positions.has_a_table)},
+    "A table of cosines and sines is a constant; a rule set with a rule for the role position counts it as an input.",
+    "Bakish et al. 2025 (PA-LRP, arXiv:2506.02138)",
+    ("x * torch.cos(angles)", "torch.cat([-x[..., 3:], x[..., :3]], -1) * torch.sin(angles).unsqueeze(0)"),
+    "x * torch.cos(y)", positions.has_one_signal,
+)  # fmt: skip
+
+SOFTMAX = Pattern(
+    "softmax", "softmax",
+    {"written out": (softmax.is_part_of_a_softmax,), "fused": (operators.is_softmax,)},
+    "It has no degree: input times gradient, its first-order Taylor expansion. What that leaves out is booked.",
+    f"{_ATTNLRP}, prop. 3.1",
+    ("torch.softmax(x, -1)", "(e := x.exp()) / e.sum(-1, keepdim=True)"),
+    "x.exp() / y.exp().sum(-1, keepdim=True)", softmax.is_part_of_a_softmax,
+)  # fmt: skip
+
+MOVEMENT = Pattern(
+    "movement", "movement",
+    {"operator": (operators.moves,)},
+    "Every entry keeps its relevance, which the gradient carries back to where it was.", f"{_ATTNLRP}, eq. 8",
+    ("x.transpose(1, 2)", "torch.cat([x, y], -1)"),
+    "x.cumsum(1)", operators.moves,
+)  # fmt: skip
+
+ATTENTION = Pattern(
+    "attention", "attention",
+    {"fused": (operators.is_attention,)},
+    "Two products of two signals around a softmax: half to values, a quarter each to queries and keys.",
+    f"{_ATTNLRP}, section 3.3",
+    ("F.scaled_dot_product_attention(x, y, z)", "F.scaled_dot_product_attention(x, x, x, is_causal=True)"),
+    "torch.softmax(x @ y.mT, -1) @ z", operators.is_attention,
+)  # fmt: skip
+
+NORMALIZATION = Pattern(
+    "normalization", "normalization",
+    {"fused": (operators.is_normalization,),
+     "written out": (products.is_elementwise, products.has_one_function, products.has_a_statistic)},
+    "x / s(x) has degree 0; with its statistic s held constant it has degree 1, and the gradient conserves.",
+    f"{_ATTNLRP}, eq. 9; Ali et al. 2022 (arXiv:2202.07304)",
+    ("F.layer_norm(x, (6,), w)", "x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * w",
+     "(x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-5).sqrt()", "x / x.norm(dim=-1, keepdim=True)"),
+    "x / y.norm(dim=-1, keepdim=True)", products.has_one_function,
+)  # fmt: skip
+
+RECURRENT_GATE = Pattern(
+    "recurrent gate", "recurrent-gate",
+    {"product": (
+        products.is_elementwise, products.has_several_functions, products.weighs, products.weighs_a_state,
+    ),
+     "contraction": (products.contracts, products.has_several_live_factors, products.contracts_a_state)},
+    "A gate or decay of a recurrence (see there) is held constant: the product is linear in the state.",
+    "Arras et al. 2017 (arXiv:1706.07206), 2019",
+    ("c = torch.sigmoid(y[:, 0]) * torch.tanh(z[:, 0])\nfor t in (1, 2):\n"
+     "    c = torch.sigmoid(x[:, t]) * c + torch.sigmoid(y[:, t]) * torch.tanh(z[:, t])\nc",
+     "torch.exp(x @ y.mT) @ z"),
+    "torch.sigmoid(x) * torch.tanh(y) + x", products.weighs_a_state,
+)  # fmt: skip
+
+SELECTIVE_PRODUCT = Pattern(
+    "selective product", "selective",
+    {"product": (
+        products.is_elementwise, products.has_several_functions, products.weighs_nothing, products.is_steered,
+    ),
+     "contraction": (products.contracts, products.has_several_live_factors, products.contracts_what_steers)},
+    "A product with selective parameters (see there): a rule set may hold them constant.",
+    "Jafari et al. 2024 (MambaLRP, arXiv:2406.07592)",
+    SELECTIVE.examples, "(x * y).sum(-1)", products.is_steered,
+)  # fmt: skip
+
+GATE = Pattern(
+    "gate", "gate",
+    {"product": (products.is_elementwise, products.has_several_functions, products.weighs),
+     "mixture": (
+        products.contracts, products.has_several_live_factors, products.mixes_by_weights, products.is_no_attention,
+    )},
+    "A product of two functions has degree 2: half to each, or all to the signal, in which it is linear.",
+    f"{_ATTNLRP}, eq. 7; Arras et al. 2019; Ali et al. 2022",
+    ("F.silu(x) * y", "torch.sigmoid(x) * y", "torch.sigmoid(x) @ y.mT"),
+    "x * y", products.weighs,
+)  # fmt: skip
+
+BILINEAR = Pattern(
+    "product of signals", "bilinear",
+    {"product": (products.is_elementwise, products.has_several_functions),
+     "contraction": (products.contracts, products.has_several_live_factors),
+     "along a dimension": (operators.is_homogeneous, operators.multiplies_along_dimension)},
+    "A product of n factors has degree n: the gradient divided by n, which is 1/n to each factor.",
+    f"{_ATTNLRP}, eq. 7 and prop. 3.3",
+    ("x * y", "x @ y.mT", "x.prod(-1)"),
+    "x * w", products.has_several_functions,
+)  # fmt: skip
+
+HOMOGENEOUS = Pattern(
+    "homogeneous function", "nonlinearity",
+    {"operator": (operators.is_homogeneous, operators.has_a_degree),
+     "solved for its matrix": (products.contracts, products.has_one_live_factor, products.divides_by_a_signal)},
+    "f(t x) = t^k f(x), so that input times gradient is k f(x) (Euler): the gradient divided by k.",
+    f"{_ATTNLRP}, eq. 9",
+    ("F.relu(x)", "x.pow(3)", "torch.linalg.solve(x @ y.mT, torch.eye(5).to(x))"),
+    "F.gelu(x)", operators.is_homogeneous,
+)  # fmt: skip
+
+NONLINEARITY = Pattern(
+    "elementwise nonlinearity", "nonlinearity",
+    {"operator": (operators.is_nonlinearity, operators.is_real),
+     "written out": (products.is_elementwise, products.has_one_function, products.is_not_linear),
+     "function of one operand": (operators.is_function, operators.has_one_live_operand),
+     "number inside one": (
+        operators.is_linear, operators.has_a_literal, operators.has_a_single_operand, operators.goes_on,
+        operators.comes_from_a_nonlinearity,
+    )},
+    "f(x) = x h(x) with its slope h = f(x)/x held constant has degree 1: the cotangent times f(x)/x.",
+    f"{_ATTNLRP}, eq. 9",
+    ("F.gelu(x)", "x * torch.sigmoid(x)", "1 / (1 + torch.exp(-x))", "torch.atan2(x, w)"),
+    "3 * x", products.is_not_linear,
+)  # fmt: skip
+
+FUNCTION = Pattern(
+    "function of several numbers", "nonlinearity",
+    {"operator": (operators.is_function, operators.mixes_numbers),
+     "of complex numbers": (operators.is_nonlinearity, operators.is_of_complex_numbers)},
+    "It has no slope and no degree: input times gradient, its first-order Taylor expansion. The rest is booked.",
+    f"{_ATTNLRP}, prop. 3.1",
+    ("torch.atan2(x, y)", "torch.view_as_complex(x.unflatten(-1, (3, 2))).exp().real"),
+    "torch.atan2(x, w)", operators.mixes_numbers,
+)  # fmt: skip
+
+SELECTION = Pattern(
+    "selection", "selection",
+    {"operator": (operators.selects,)},
+    "Of degree 1 in the entries that it picks: they take all. Or relevance is divided among its window.",
+    f"{_ATTNLRP}, section 3; Montavon et al. 2019",
+    ("x.amax(-1)", "F.max_pool2d(image, 2)"),
+    "x.mean(-1)", operators.selects,
+)  # fmt: skip
+
+FOLDED = Pattern(
+    "normalization over the batch behind a layer", "linear",
+    {"stored statistics": (layers.scales_channels, layers.follows_a_layer, layers.is_the_only_reader)},
+    "It scales and shifts the layer's output channels: both are one layer, whose rule applies behind both.",
+    "Pahde et al. 2022 (arXiv:2211.17174)",
+    ("F.batch_norm(F.conv2d(image, kernel), m4, v4)", "F.batch_norm(F.linear(x[:, 0], W), m6, v6)"),
+    "F.batch_norm(h := F.conv2d(image, kernel), m4, v4) + h", layers.is_the_only_reader,
+)  # fmt: skip
+
+LAYER = Pattern(
+    "layer with weights", "linear",
+    {"contraction": (layers.sums_products, layers.has_one_signal, layers.has_one_weight)},
+    "Linear in its input: the gradient, stabilised; or rules on parts of input and weights.",
+    f"{_ATTNLRP}, eq. 8; Bach et al. 2015",
+    ("F.linear(x, W, w)", "x @ W", "torch.einsum('bij,kj->bik', x, W)", "F.conv2d(image, kernel)"),
+    "x @ y.mT", layers.has_one_signal,
+)  # fmt: skip
+
+LINEAR = Pattern(
+    "linear", "linear",
+    {"operator": (operators.is_linear,),
+     "scaled by constants": (products.is_elementwise, products.has_one_function),
+     "contracted with constants": (products.contracts, products.has_one_live_factor)},
+    "Of degree 1 in all its operands together: the gradient, stabilised. What is added and constant takes its share.",
+    f"{_ATTNLRP}, eq. 8",
+    ("x + y", "x.mean(-1)", "x * w", "torch.einsum('bij,kj,j->bik', x, W, w)"),
+    "x * y", products.has_one_function,
+)  # fmt: skip
+
+#: the table; of patterns with a role the first that matches decides
+PATTERNS: tuple[Pattern, ...] = (
+    SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, THRESHOLD, POSITION_TABLE,
+    SOFTMAX, MOVEMENT, ATTENTION, NORMALIZATION, RECURRENT_GATE, SELECTIVE_PRODUCT, GATE, BILINEAR, HOMOGENEOUS,
+    NONLINEARITY, FUNCTION, SELECTION, FOLDED, LAYER, LINEAR,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Match:
+    """A pattern that a node is of, and the variant."""
+
+    pattern: Pattern
+    variant: str
+
+
+def recognise(candidate: Candidate) -> Match:
+    """The pattern that gives a node its role: the first with a role that matches. There is always one."""
+    variants = ((pattern, pattern.match(candidate)) for pattern in PATTERNS if pattern.role)
+    return next(Match(pattern, variant) for pattern, variant in variants if variant is not None)
