@@ -66,7 +66,7 @@ def test_other_values_are_served_another_graph(read):
 
 
 @pytest.mark.parametrize("kind", few([nn.LSTM, nn.GRU, nn.RNN], nn.RNN))
-@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("inside", few([True, False], True))
 def test_other_lengths_in_a_packed_sequence(kind, inside):
     """Batch sizes are read by what writes recurrent layers out: lengths of equal sum and maximum are not alike."""
 

@@ -141,6 +141,7 @@ def test_a_block_is_compiled_once_however_deep_the_model_is():
     assert kernels[4] == kernels[6] > 0
 
 
+@pytest.mark.slow
 def test_no_block_hands_a_size_on():
     """torch.compile traces a region once if all that goes in and out are tensors, and sizes that are one and the same."""
     model, inputs = deep("llama")

@@ -175,6 +175,7 @@ class Packed(nn.Module):
         return self.head(found[torch.arange(len(lengths)), lengths - 1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_packed_sequences(first, dynamic, tmp_path):

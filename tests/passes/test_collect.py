@@ -25,7 +25,7 @@ def _agree(found, wanted, bound=1e-10):
 
 @pytest.mark.parametrize(
     ("name", "fewer"),
-    few([("llama2", 3), ("flan-t5", 6), ("mixtral", 3), ("gemma3", 3), ("bert", 0)], ("llama2", 3), ("bert", 0)),
+    few([("llama2", 3), ("flan-t5", 6), ("mixtral", 3), ("gemma3", 3), ("bert", 0)], ("llama2", 3)),
 )
 def test_products_of_the_first_layers_with_their_cotangents_are_saved(name, fewer, monkeypatch):
     """Of decoder and encoder; where rows get a bias before they are multiplied (a norm's), nothing changes."""
@@ -44,7 +44,7 @@ def test_products_of_the_first_layers_with_their_cotangents_are_saved(name, fewe
 
 @pytest.mark.parametrize(
     "rules",
-    few(["attnlrp", "cp_lrp", "epsilon_plus", "epsilon_plus_flat", "relp", "pa_lrp"], "cp_lrp", "epsilon_plus_flat"),
+    few(["attnlrp", "cp_lrp", "epsilon_plus", "epsilon_plus_flat", "relp", "pa_lrp"], "epsilon_plus_flat"),
 )
 def test_under_every_kind_of_rule(rules):
     model, inputs = build("llama2")
@@ -52,7 +52,7 @@ def test_under_every_kind_of_rule(rules):
     _agree(xmodel.lower(**inputs)(**inputs).relevance, xmodel.explain(**inputs).relevance)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", few(PLACES, PLACES[0]))
 def test_what_is_asked_for_on_the_way_is_collected_there_too(place):
     model, inputs = build("llama2")
     xmodel = lrp_fx.convert(model, **inputs)
