@@ -49,6 +49,7 @@ ROLES = {
         lambda a, b: a @ b.transpose(1, 2),
         lambda a, b: F.silu(a) * F.silu(b),
         lambda a, b: (a @ b.transpose(1, 2)).softmax(-1) @ b,
+        lambda a, b: F.silu(a) * torch.rsqrt(a.square().mean(-1, keepdim=True) + 1.0) + b,
     ],
     "nonlinearity": [lambda a, b: a * torch.sigmoid(a) + b, lambda a, b: a**3 + b, lambda a, b: 1 / (2 + a.exp()) + b],
     "softmax": [lambda a, b: a.softmax(-1) + b, lambda a, b: a.exp() / a.exp().sum(-1, keepdim=True) + b],
@@ -90,6 +91,21 @@ def test_positions_counted_from_the_tokens_are_not_the_tokens():
     assert attribution.ledger["source"] != 0
     total = attribution.relevance["tokens"].sum().item() + attribution.ledger["source"]
     assert abs(total - attribution.target.sum().item()) < 1e-12
+
+
+def test_positions_counted_from_a_mask_are_not_the_mask():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places = nn.Embedding(20, 4), nn.Embedding(20, 4)
+
+        def forward(self, tokens, shown):
+            return (self.words(tokens) + self.places(shown.cumsum(1))).sum(1)
+
+    tokens, shown = torch.randint(0, 20, (2, 5)), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    attribution = lrp_fx.convert(Model().double()).explain(tokens, shown, target=0)
+    assert set(attribution.relevance) == {"tokens"} and attribution.ledger["source"] != 0
+    assert attribution.ledger.balance < 1e-12
 
 
 def test_no_architecture_is_named():

@@ -118,6 +118,7 @@ SIGNALS = {  # (x, mask) -> (B, 4), both (B, 4)
     "compared and multiplies": lambda x, m: torch.where(m > 0, x * m, x),
     "another unit": lambda x, m: x + 1e6 * m,
     "divides": lambda x, m: x / (2 + m),
+    "hides nothing": lambda x, m: x + (1 - m) * 100,
 }
 
 
