@@ -67,6 +67,7 @@ def test_deleting_what_relevance_names_moves_the_answer(sentiment):
     assert drops["most"] > drops["least"] + 2.0
 
 
+@pytest.mark.slow
 def test_shared_layers(tmp_path):
     """A pretrained encoder that runs one layer many times (rxnmapper): every application conserves."""
     path = package("rxnmapper") / "models/transformers/albert_heads_8_uspto_all_1310k"

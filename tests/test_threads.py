@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from models import build
+from models import build, few
 from torch import nn
 
 import lrp_fx
@@ -84,6 +84,7 @@ def test_captures_at_once_of_one_conversion():
         assert torch.allclose(output, y, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_conversions_at_once_of_several_models():
     names = ("llama2", "bert-classifier", "resnet", "mha", "encoder")
     built = {name: build(name) for name in names}
@@ -115,7 +116,7 @@ def flags(model):
     )
 
 
-@pytest.mark.parametrize("name", ["plain", "llama2"])
+@pytest.mark.parametrize("name", few(["plain", "llama2"], "plain"))
 def test_training_sees_no_flag_flip(name):
     torch.manual_seed(0)
     if name == "plain":

@@ -128,6 +128,7 @@ def test_genera_are_drawn_once_each():
     assert all(len(set(row)) == 12 for row in ids.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "mapper"])
 def test_columns_of_installed_models(name):
     """At least 200 samples, targets the model itself gives, and relevance of the features that the task names."""

@@ -281,6 +281,7 @@ def test_ids_may_pick_columns():
     torch.testing.assert_close(xmodel.lower(buckets, target=1)(buckets, target=1).relevance["buckets"], relevance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules", few(["attnlrp", "gradient"], "gradient"))
 def test_group_norm_of_a_channels_last_image(in_two_processes, rules):
     """torch 2.13 ends the process in the backward of group_norm for the bias alone."""

@@ -240,6 +240,7 @@ def test_windows_without_a_positive_value_are_finite(dtype, rule):
     torch.testing.assert_close(found.float().sum((1, 2)), value.float(), rtol=0.02, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "correlation"), few([(torch.bfloat16, 0.99), (torch.float16, 0.999)], (torch.bfloat16, 0.99))
 )
