@@ -183,3 +183,19 @@ def test_a_recorded_run_with_a_write_in_place(norm, rules):
     exported, recorded = (m.explain(x, target=1) for m in (wanted, found))
     assert recorded.ledger.balance < 1e-12
     assert torch.allclose(recorded.relevance["x"], exported.relevance["x"], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", "vit_gamma"])
+def test_an_instance_norm_with_given_statistics_is_a_batch_norm_with_them(rules):
+    """Both are affine, and folded into the layer in front of them."""
+    torch.manual_seed(0)
+    norms = nn.BatchNorm1d(6), nn.InstanceNorm1d(6, affine=True, track_running_stats=True)
+    with torch.no_grad():
+        for tensor in (*norms[0].parameters(), *norms[0].buffers()):
+            tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    norms[1].load_state_dict(norms[0].state_dict())
+    layers, x = (nn.Conv1d(6, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 3)), _inputs()[0]
+    models = [nn.Sequential(layers[0], norm, *layers[1:]).double().eval() for norm in norms]
+    wanted, found = (lrp_fx.convert(model, x, rules=rules).explain(x, target=1) for model in models)
+    assert wanted.relevance["input"].abs().max() > 1e-3 and found.ledger.balance < 1e-12
+    assert torch.allclose(found.relevance["input"], wanted.relevance["input"], rtol=1e-10, atol=1e-14)
