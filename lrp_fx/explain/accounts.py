@@ -19,7 +19,7 @@ from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import Slot
 from lrp_fx.rewrite import OWNER, Rewritten
 from lrp_fx.rewrite.layer_runs import RUN
-from lrp_fx.rules.functions import identity_rule, nonzero, share_relevance, source
+from lrp_fx.rules.functions import favour_sign, identity_rule, nonzero, share_relevance, source
 
 
 class LayerRun(NamedTuple):
@@ -151,7 +151,7 @@ class Accountant(fx.Interpreter):
         result = n.target(*args, **kwargs)  # type: ignore[operator]
         if n is self.rewritten.copies[owner]:
             account.arguments = (args, kwargs)
-        elif n.target is identity_rule:
+        elif n.target is identity_rule or n.target is favour_sign:
             account.post = args
         elif n.target is share_relevance:
             account.shares.append(args)

@@ -22,7 +22,7 @@ from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rules import table
-from lrp_fx.rules.functions import relevance_of, shared, stabilised
+from lrp_fx.rules.functions import favoured, relevance_of, shared, stabilised
 from lrp_fx.rules.registry import own_backward
 from lrp_fx.rules.slopes import singular_radius
 
@@ -181,6 +181,22 @@ def _divided(case: Case) -> Amounts:
     yield Amount("stabiliser", case.op, account.arrived - passed)
 
 
+def _favoured(case: Case) -> Amounts:
+    """The generalised gamma rule: what biases receive as parts of z and of a, and what the divisor keeps."""
+    account, rule = case.account, case.decision.rule
+    g = case.cotangent
+    z, total, a = (plain(t) for t in account.post[:3])
+    of_z, of_a = favoured(z, a, g, rule.get("gamma", 0.0), rule.get("epsilon", 0.0))
+    yield Amount("stabiliser", case.op, account.arrived - safe_dot(total, of_z) - safe_dot(a, of_a))
+    bias = 0.0
+    for run in account.runs:
+        args, kwargs = pytree.tree_map(plain, (run.args, run.kwargs))
+        bias += safe_dot(_offset(run, args, kwargs), (of_z, of_a)[run.share])
+    yield Amount("bias", case.op, bias)
+    if all(run.share for run in account.runs):  # z is the layer's own output
+        yield from _constants(case, torch.where(g == 0, 0.0, of_z / g))
+
+
 def _offset(run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """What a layer gives for an input of zeros: its bias."""
     names = [*bind(run.node)]
@@ -311,6 +327,7 @@ BOOK: dict[table.Form, Callable[[Case], Amounts]] = {
     table.COUNTED: _counted,
     table.RECTIFIED: _rectified,
     table.RUNS: _divided,
+    table.FAVOURED: _favoured,
     table.WINDOWS: _divided,
     table.ATTENTION: _attention,
 }

@@ -85,7 +85,7 @@ class Plan:
     def blind(self) -> bool:
         """Whether an input that is 0 can have relevance."""
         return any(
-            decision.entry.feeds_zeros or (decision.entry.shares is not None and node in self.facts.thresholds)
+            decision.entry.feeds_zeros or (decision.entry.parameters is not None and node in self.facts.thresholds)
             for node, decision in self.decisions.items()
         )
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from lrp_fx.analysis.facts import Layer
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, bind
-from lrp_fx.rewrite.layer_runs import run_parts
+from lrp_fx.rewrite.layer_runs import run_favoured, run_parts
 from lrp_fx.rewrite.pooling import spread
 from lrp_fx.rewrite.site import Site, insert_after
 from lrp_fx.rules import table
@@ -102,17 +103,31 @@ def _counted(site: Site) -> Node:
 
 def _runs(site: Site) -> Node:
     """The layer (and the batch norm that is folded into it) as it is, its relevance by runs on parts."""
-    facts, captured, rule = site.plan.facts, site.captured, site.decision.rule
-    layer = facts.folded.get(captured, captured)
-    base = site.node if layer is captured else site.operand(Slot("input"))
-    shares = site.decision.entry.shares
+    base, layer, threshold = _layer(site)
+    rule, shares = site.decision.rule, site.decision.entry.shares
     assert shares is not None
     anchor = site.node.next
     with site.graph.inserting_before(anchor):
-        threshold = site.copies[facts.thresholds[layer]] if layer in facts.thresholds else None
-        divided = shares(rule.parameters)
-        new = run_parts(site.graph, site.node, base, facts.layers[layer], rule, divided, threshold)
+        new = run_parts(site.graph, site.node, base, layer, rule, shares(rule.parameters), threshold)
     return site.take_over(anchor, new)
+
+
+def _favoured(site: Site) -> Node:
+    """The layer as it is, its relevance through itself and through itself on magnitudes."""
+    base, layer, threshold = _layer(site)
+    anchor = site.node.next
+    with site.graph.inserting_before(anchor):
+        new = run_favoured(site.graph, site.node, base, layer, site.decision.rule, threshold)
+    return site.take_over(anchor, new)
+
+
+def _layer(site: Site) -> tuple[Node, Layer, Node | None]:
+    """The layer at a node (or in front of it, where the node is a batch norm that is folded into it), and the batch
+    norm that is folded into it from the other side."""
+    facts = site.plan.facts
+    layer = facts.folded.get(site.captured, site.captured)
+    base = site.node if layer is site.captured else site.operand(Slot("input"))
+    return base, facts.layers[layer], site.copies[facts.thresholds[layer]] if layer in facts.thresholds else None
 
 
 def _windows(site: Site) -> Node:
@@ -177,5 +192,6 @@ EMIT: dict[table.Form, Callable[[Site], Node]] = {
     table.STATISTIC: _statistic,
     table.RECTIFIED: _rectified,
     table.RUNS: _runs,
+    table.FAVOURED: _favoured,
     table.WINDOWS: _windows,
 }

@@ -15,7 +15,7 @@ from torch.fx import Node
 from lrp_fx.analysis.facts import Layer
 from lrp_fx.graph.operands import Slot, all_slots, replace
 from lrp_fx.operators.table import bind
-from lrp_fx.rules.functions import identity_rule, nonzero, share_relevance
+from lrp_fx.rules.functions import favour_sign, identity_rule, nonzero, share_relevance
 from lrp_fx.rules.layer_rules import Run, Share
 from lrp_fx.rules.ruleset import Rule
 
@@ -60,6 +60,25 @@ def run_parts(
             total = one if total is None else emit.call(operator, total, one)
         result = emit.call(share_relevance, result, total, share.coefficient, share.sign, rule.get("epsilon", 0.0))
     return result
+
+
+def run_favoured(
+    graph: fx.Graph, node: Node, base: Node, layer: Layer, rule: Rule, threshold: Node | None = None
+) -> Node:
+    """Emit the generalised gamma rule: two runs in all, the layer itself and the layer on magnitudes.
+
+    Args:
+        node, base, layer, rule, threshold: as of :func:`run_parts`.
+    """
+    emit = _Emit(graph, base, layer, rule)
+    if threshold is not None:
+        emit.fold_threshold(threshold)
+    if node is not base:
+        emit.fold(node)
+    total = node if threshold is None else emit.copied(emit.run(Run("all", "all")), (0, 1, emit.slot))
+    magnitudes = emit.copied(emit.run(Run("magnitude", "magnitude")), (1, 1, emit.slot))
+    value = emit.call(aten.detach.default, node)
+    return emit.call(favour_sign, value, total, magnitudes, rule.get("gamma", 0.25), rule.get("epsilon", 0.0))
 
 
 class _Emit:
@@ -117,10 +136,13 @@ class _Emit:
     def _inputs(self, part: str) -> Node:
         if part == "all" and self.offset is None:
             return self.x
+        if part == "magnitude" and self.offset is None:
+            return self.call(aten.abs.default, self.x)  # its gradient is its slope
         part_of_input = {
             "all": lambda: self.value,
             "positive": lambda: self.call(aten.clamp.default, self.value, 0),
             "negative": lambda: self.call(aten.clamp.default, self.value, None, 0),
+            "magnitude": lambda: self.call(aten.abs.default, self.value),
             "ones": lambda: self.call(aten.ones_like.default, self.value),
             "low": lambda: self.call(aten.full_like.default, self.value, self.rule.get("low", 0.0)),
             "high": lambda: self.call(aten.full_like.default, self.value, self.rule.get("high", 1.0)),
@@ -135,6 +157,8 @@ class _Emit:
             return self.call(aten.ones_like.default, weight)
         if part == "square":
             return self.call(aten.square.default, weight)
+        if part == "magnitude":
+            return self.call(aten.abs.default, weight)
         positive = part in ("positive", "favour-positive")
         clamped = self.call(aten.clamp.default, weight, *((0,) if positive else (None, 0)))
         if not part.startswith("favour"):

@@ -155,6 +155,41 @@ def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, e
     return (coefficient * relevance / stabilised(total, epsilon)).to(y.dtype)
 
 
+class _Favoured(Function):
+    """The generalised gamma rule at the output z of a linear map, ``a`` that of magnitudes alone: :func:`favoured`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, total: Tensor, a: Tensor, gamma: float, epsilon: float) -> Tensor:
+        return z.view_as(z)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        z, _, a, ctx.gamma, ctx.epsilon = inputs
+        ctx.save_for_backward(z, a)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        z, a = ctx.saved_tensors
+        return None, *favoured(z, a, g, ctx.gamma, ctx.epsilon), None, None
+
+
+def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Cotangents of z = sum x w + b and of a = sum |x| |w| + |b| under the generalised gamma rule.
+
+    P = (z + a) / 2 and N = (z - a) / 2 are the sums of positive and of negative contributions c_i = x_i w_i. Where
+    z > 0 the rule hands each R_i = (c_i + gamma c_i+) / (z + gamma P) R, where z < 0 the same with c_i- and N. As
+    c+ = (c + |c|) / 2 and c- = (c - |c|) / 2, that is a cotangent of (1 + gamma / 2) s for z, and of gamma / 2 s sign z
+    for a, with s = z g / (z + gamma P or N). Nothing cancels: both terms of the divisor have the sign of z.
+    """
+    z, a = wide(z), wide(a)
+    sign = torch.where(z >= 0, 1.0, -1.0).to(z.dtype)
+    divisor = (1 + gamma / 2) * z + gamma / 2 * sign * a
+    s = z * g / stabilised(divisor, epsilon)
+    return ((1 + gamma / 2) * s).to(g.dtype), (gamma / 2 * sign * s).to(g.dtype)
+
+
 class _Rectified(Function):
     """Only positive cotangents pass (DeconvNet, guided backpropagation)."""
 
@@ -287,6 +322,7 @@ _epsilon = exportable(_Epsilon, "epsilon_rule(Tensor z, float epsilon) -> Tensor
 _share = exportable(
     _Share, "share_relevance(Tensor y, Tensor total, float coefficient, int sign, float epsilon) -> Tensor"
 )
+_favoured = exportable(_Favoured, "favour_sign(Tensor z, Tensor total, Tensor a, float gamma, float epsilon) -> Tensor")
 _rectified = exportable(_Rectified, "rectified_rule(Tensor y) -> Tensor")
 _own = exportable(_Own, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
 _normalization = exportable(
@@ -319,6 +355,19 @@ def share_relevance(y: Tensor, total: Tensor, coefficient: float, sign: int, eps
     """y, with a share of its relevance handed to the runs that ``total`` sums (:mod:`lrp_fx.rules.layer_rules`)."""
     share = _share if torch.compiler.is_exporting() else _Share.apply
     return share(y, total, coefficient, sign, epsilon)
+
+
+def favour_sign(z: Tensor, total: Tensor, a: Tensor, gamma: float, epsilon: float) -> Tensor:
+    """z, with its relevance handed to ``total`` and ``a`` by the generalised gamma rule (:func:`favoured`).
+
+    Args:
+        z: the output of a layer, a constant to autograd.
+        total: the layer's output as a function of its input: z itself, or another run of it.
+        a: the layer on magnitudes: of its input, weights and biases.
+        gamma: by how much contributions of the output's own sign count more.
+        epsilon: stabiliser of the divisor.
+    """
+    return (_favoured if torch.compiler.is_exporting() else _Favoured.apply)(z, total, a, gamma, epsilon)
 
 
 def rectified_rule(y: Tensor) -> Tensor:
@@ -359,6 +408,7 @@ TRAITS: dict[Any, frozenset[str]] = {
     identity_rule: frozenset({POSITIONS}),
     closed_identity_rule: frozenset({POSITIONS}),
     share_relevance: frozenset({POSITIONS}),
+    favour_sign: frozenset({POSITIONS}),
     normalization_rule: frozenset(),
 }
 

@@ -30,8 +30,8 @@ class Run:
     """One run of the layer.
 
     Attributes:
-        inputs: "all", "positive", "negative", "ones", "low" or "high".
-        weights: "all", "positive", "negative", "favour-positive", "favour-negative", "ones" or "square".
+        inputs: "all", "positive", "negative", "magnitude", "ones", "low" or "high".
+        weights: "all", "positive", "negative", "favour-positive", "magnitude", "ones" or "square".
         bias: whether the bias takes part (the same part of it as of the weights).
         sign: 1, or -1 where the run is subtracted.
     """
@@ -60,15 +60,6 @@ class Share:
 def gamma(_: Parameters) -> tuple[Share, ...]:
     """Positive weights count more, for inputs that are not negative."""
     return (Share((Run("all", "favour-positive"),)),)
-
-
-def generalised_gamma(_: Parameters) -> tuple[Share, ...]:
-    """Contributions of the output's own sign count more."""
-    more, less = "favour-positive", "favour-negative"
-    return (
-        Share((Run("positive", more), Run("negative", less, bias=False)), sign=1),
-        Share((Run("positive", less), Run("negative", more, bias=False)), sign=-1),
-    )
 
 
 _EXCITING = (Run("positive", "positive"), Run("negative", "negative", bias=False))

@@ -83,6 +83,7 @@ NATURAL = Form("natural", "g f'(x); what is left of R is booked")
 REMAINDER = Form("remainder", "g through the gradient of all inputs; what is left of R is booked")
 RECTIFIED = Form("rectified", "max(g, 0), then the gradient or 1", (functions.rectified_rule,))
 RUNS = Form("runs", "R of an output, divided among runs of the layer on parts", (functions.share_relevance,))
+FAVOURED = Form("favoured", "g to the layer, and to the layer on magnitudes", (functions.favour_sign,))
 WINDOWS = Form("windows", "R of a maximum, divided among its window", (functions.share_relevance,))
 ATTENTION = Form("attention", "two products around a softmax, fused", (functions.scale_relevance,))
 
@@ -147,10 +148,10 @@ RULES: tuple[Entry, ...] = (
         books=("stabiliser",),
     ),
     _layer("gamma", layer_rules.gamma, "R_i = sum_j x_i (w_ij + gamma w_ij+) / sum(...) R_j", _MONTAVON, gamma=0.25),
-    _layer(
-        "generalised-gamma", layer_rules.generalised_gamma,
-        "as gamma, for inputs and outputs of any sign: contributions of the output's own sign are favoured",
-        "Andeol et al. 2021", gamma=0.25,
+    Entry(
+        "generalised-gamma", LAYERS, BY_DEGREE, {"": FAVOURED},
+        "R_i = sum_j (c_ij + gamma c_ij+) / sum(...) R_j with c_ij = x_i w_ij for z_j > 0; c_ij- for z_j < 0",
+        "Andeol et al. 2021", books=("bias", "stabiliser"), parameters={"gamma": 0.25, "epsilon": 1e-6},
     ),
     _layer(
         "alpha-beta", layer_rules.alpha_beta,

@@ -107,7 +107,7 @@ def call(function, x):
     arguments = {
         functions.scale_relevance: (0.5,), functions.epsilon_rule: (0.1,), functions.rectified_rule: (),
         functions.identity_rule: (x, 2 * x.detach()), functions.closed_identity_rule: (x, "x * x"),
-        functions.share_relevance: (x, 0.5, 1, 0.1),
+        functions.share_relevance: (x, 0.5, 1, 0.1), functions.favour_sign: (x, x.abs(), 0.5, 0.1),
     }[function]  # fmt: skip
     return function(x, *arguments)
 

@@ -1,0 +1,104 @@
+"""The generalised gamma rule in two products: the definition by contributions, in every way of explaining."""
+
+import pytest
+import torch
+from torch import nn
+
+import lrp_fx
+
+GAMMA = 0.3
+RULES = {
+    "base": "attnlrp",
+    "rules": {r: {"rule": "generalised-gamma", "gamma": GAMMA} for r in ("dense", "convolution")},
+}
+
+
+def by_contributions(x, weight, bias, relevance, epsilon=1e-6):
+    """R_j of x for a dense layer, contribution by contribution (Andeol et al. 2021)."""
+    parts = x[:, None, :] * weight  # (samples, outputs, inputs)
+    z = parts.sum(-1) + bias
+    favoured = torch.where(z[..., None] > 0, parts.clamp(min=0), parts.clamp(max=0))
+    whole = torch.where(z > 0, bias.clamp(min=0), bias.clamp(max=0)) + favoured.sum(-1)
+    divisor = z + GAMMA * whole
+    return ((parts + GAMMA * favoured) / (divisor + epsilon * divisor.sign())[..., None] * relevance[..., None]).sum(1)
+
+
+@pytest.mark.parametrize("sign", ["any", "not negative"])
+def test_a_dense_layer_agrees_with_the_definition(sign):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    x = x.abs() if sign == "not negative" else x
+    attribution = lrp_fx.convert(model, x).explain(x, target=2, rules=RULES, at=["0", "1"])
+    hidden = model[:2](x)
+    output = model(x)
+    relevance = torch.zeros_like(output)
+    relevance[:, 2] = output[:, 2]
+    inner = by_contributions(hidden, model[2].weight, model[2].bias, relevance)
+    torch.testing.assert_close(attribution.latents["1"], inner.detach(), rtol=1e-12, atol=1e-14)
+    outer = by_contributions(x, model[0].weight, model[0].bias, inner)  # tanh hands on all that it gets
+    torch.testing.assert_close(attribution.relevance["input"], outer.detach(), rtol=1e-12, atol=1e-14)
+    assert attribution.ledger.balance < 1e-12
+
+
+class Net(nn.Module):
+    """Convolutions, the first between two batch norms (one of them behind a threshold), and a dense layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.first, self.norm = nn.BatchNorm2d(3), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.second, self.head = nn.Conv2d(6, 6, 3, groups=2), nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(
+            torch.sigmoid(self.second(torch.relu(self.norm(self.first(torch.relu(self.enter(x))))))).mean((2, 3))
+        )
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    model = Net().eval()
+    buffers = [b for b in model.buffers() if b.is_floating_point()]
+    for tensor in (*model.parameters(), *buffers):
+        tensor.data += 0.2 * torch.rand_like(tensor)
+    return model
+
+
+def test_a_layer_runs_twice_and_no_more(net):
+    model = net.double()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, rules=RULES)
+    targets = [n.target for n in xmodel.graph_module.graph.nodes]
+    assert targets.count(torch.ops.aten.linear.default) == 2
+    # where a batch norm is folded in from the front, what it adds is one run more, and the layer as it is another
+    assert targets.count(torch.ops.aten.conv2d.default) == 2 + 4
+
+
+def test_every_way_of_explaining_agrees(net):
+    model = net.double()
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, rules=RULES)
+    plain = xmodel.explain(x, target=1)
+    assert plain.ledger.balance < 1e-12
+    ways = {
+        "low memory": xmodel.explain(x, target=1, memory="low").relevance["x"],
+        "one of many": xmodel.explain(x, targets=[0, 1]).relevance["x"][1],
+        "lowered": xmodel.lower(x, target=1)(x, target=1).relevance["x"],
+        "one sample": torch.cat([xmodel.explain(s[None], target=1).relevance["x"] for s in x]),
+    }
+    for relevance in ways.values():
+        torch.testing.assert_close(relevance, plain.relevance["x"], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_cancels_nothing(net, dtype):
+    """Sums and maps of the float64 model with the same rounded weights."""
+    half = net.to(dtype)
+    x = torch.randn(2, 3, 8, 8).to(dtype)
+    rounded = lrp_fx.convert(half, x, rules=RULES).explain(x, target=1).relevance["x"].double()
+    exact = lrp_fx.convert(net.double(), x.double(), rules=RULES).explain(x.double(), target=1).relevance["x"]
+    net.double()
+    scale = exact.abs().sum()
+    assert (rounded - exact).sum().abs() < 0.02 * scale
+    assert torch.corrcoef(torch.stack([rounded.flatten(), exact.flatten()]))[0, 1] > 0.999
