@@ -93,6 +93,7 @@ class Facts:
         reduced_from: tensor on which the node depends only through a reduction, or absent: a *statistic* of it.
         manual_softmax: nodes that together spell a softmax (exp, and the division by its sum).
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
+        nonnegative: tensors without a negative entry.
         decays: those of them with an exponential in them.
         states: sums that hold a product with a positive tensor, and what carries them on.
         recurrent: products of a positive tensor with a state that is carried from step to step.
@@ -126,6 +127,7 @@ class Facts:
     reduced_from: dict[Node, Node] = field(default_factory=dict)
     manual_softmax: set[Node] = field(default_factory=set)
     positive: set[Node] = field(default_factory=set)
+    nonnegative: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
     states: set[Node] = field(default_factory=set)
     recurrent: set[Node] = field(default_factory=set)

@@ -38,7 +38,7 @@ KINDS = (
 
 
 #: fields that an entry of any kind can have
-COMMON = ("args", "terms", "by", "reduces", "elementwise", "positive", "decay", "picks", "entrywise")
+COMMON = ("args", "terms", "by", "reduces", "elementwise", "positive", "decay", "sign", "picks", "entrywise")
 
 #: kind -> further fields that its entries can have
 FIELDS: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lrp_fx.analysis.facts import Layer
-from lrp_fx.graph.operands import Slot
+from lrp_fx.graph.operands import Slot, all_slots
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.rewrite.layer_runs import run_favoured, run_parts
 from lrp_fx.rewrite.pooling import spread
@@ -29,6 +29,7 @@ from lrp_fx.rules.functions import (
     rectified_rule,
     scale_relevance,
 )
+from lrp_fx.rules.layer_rules import for_nonnegative
 from lrp_fx.rules.slopes import closed_form, emit_slope
 
 aten = torch.ops.aten
@@ -104,11 +105,14 @@ def _counted(site: Site) -> Node:
 def _runs(site: Site) -> Node:
     """The layer (and the batch norm that is folded into it) as it is, its relevance by runs on parts."""
     base, layer, threshold = _layer(site)
-    rule, shares = site.decision.rule, site.decision.entry.shares
-    assert shares is not None
+    rule, shares_of = site.decision.rule, site.decision.entry.shares
+    assert shares_of is not None
+    shares = shares_of(rule.parameters)
+    if threshold is None and _is_nonnegative(site, layer):
+        shares = for_nonnegative(shares)
     anchor = site.node.next
     with site.graph.inserting_before(anchor):
-        new = run_parts(site.graph, site.node, base, layer, rule, shares(rule.parameters), threshold)
+        new = run_parts(site.graph, site.node, base, layer, rule, shares, threshold)
     return site.take_over(anchor, new)
 
 
@@ -119,6 +123,11 @@ def _favoured(site: Site) -> Node:
     with site.graph.inserting_before(anchor):
         new = run_favoured(site.graph, site.node, base, layer, site.decision.rule, threshold)
     return site.take_over(anchor, new)
+
+
+def _is_nonnegative(site: Site, layer: Layer) -> bool:
+    facts = site.plan.facts
+    return all_slots(facts.folded.get(site.captured, site.captured))[layer.input] in facts.nonnegative
 
 
 def _layer(site: Site) -> tuple[Node, Layer, Node | None]:

@@ -20,7 +20,7 @@ As in every rule here, epsilon stabilises the divisor; a bias takes the share of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Parameters = Mapping[str, float]
 
@@ -90,3 +90,14 @@ def w_square(_: Parameters) -> tuple[Share, ...]:
 def z_box(_: Parameters) -> tuple[Share, ...]:
     """Contributions measured from the bounds of the inputs."""
     return (Share((Run("all", "all"), Run("low", "positive", sign=-1), Run("high", "negative", sign=-1))),)
+
+
+def for_nonnegative(shares: tuple[Share, ...]) -> tuple[Share, ...]:
+    """The same shares where the input has no negative entry: its positive part is all of it, its negative part none."""
+    return tuple(
+        replace(share, runs=tuple(_whole(run) for run in share.runs if run.inputs != "negative")) for share in shares
+    )
+
+
+def _whole(run: Run) -> Run:
+    return replace(run, inputs="all") if run.inputs == "positive" else run

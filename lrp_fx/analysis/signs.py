@@ -1,0 +1,53 @@
+"""Tensors that have no negative entry: behind a ReLU, a sigmoid, an exponential, and what moves, adds or averages such.
+
+Rules on parts of a layer run it on the positive and on the negative part of its input. Where there is no negative part,
+half of these runs are zero and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.fx import Graph, Node
+
+from lrp_fx.analysis.facts import Facts
+from lrp_fx.operators.table import OpSpec, bind
+
+#: kinds of operators that keep the sign of what they are given, beside those that the op table says it of
+_KEEPING = ("movement", "selection")
+
+
+def find_signs(graph: Graph, facts: Facts) -> None:
+    """Fill ``facts.nonnegative`` in one walk."""
+    for node in graph.nodes:
+        spec = facts.specs.get(node)
+        if spec is not None and _is_nonnegative(facts, node, spec):
+            facts.nonnegative.add(node)
+
+
+def _is_nonnegative(facts: Facts, node: Node, spec: OpSpec) -> bool:
+    sign = spec.extra.get("sign")
+    if sign == "nonnegative" or spec.extra.get("positive") is True:
+        return True
+    bound = bind(node)
+    if sign not in (None, "kept"):  # the argument that is the least value
+        least = bound.get(str(sign))
+        return isinstance(least, (int, float)) and least >= 0
+    if sign == "kept" or spec.kind in _KEEPING or (spec.kind == "product" and spec.elementwise):
+        return all(_no_negative(facts, value) for value in _values(bound, spec))
+    return False
+
+
+def _values(bound: dict[str, object], spec: OpSpec) -> Iterable[object]:
+    """All that is in the result: operands, what is added, numbers of its own, and what they are multiplied by."""
+    names = [*spec.args, *spec.terms, *spec.extra.get("literals", ())]
+    names += [c for c in spec.extra.get("coefficients", ()) if isinstance(c, str)]
+    for name in names:
+        value = bound.get(name)
+        yield from value if isinstance(value, (list, tuple)) else (value,)
+
+
+def _no_negative(facts: Facts, value: object) -> bool:
+    if isinstance(value, Node):
+        return value in facts.nonnegative
+    return value is None or (isinstance(value, (int, float)) and value >= 0)
