@@ -22,7 +22,8 @@ from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rules import table
-from lrp_fx.rules.functions import favoured, relevance_of, shared, stabilised
+from lrp_fx.rules.formulas import favoured, shared, stabilised
+from lrp_fx.rules.functions import relevance_of
 from lrp_fx.rules.registry import own_backward
 from lrp_fx.rules.slopes import singular_radius
 

@@ -19,10 +19,10 @@ from lrp_fx.rewrite.pooling import spread
 from lrp_fx.rewrite.site import Site, insert_after
 from lrp_fx.rules import table
 from lrp_fx.rules.factors import share_of_factors
+from lrp_fx.rules.formulas import default_eps
 from lrp_fx.rules.functions import (
     closed_identity_rule,
     constant_product,
-    default_eps,
     epsilon_rule,
     identity_rule,
     normalization_rule,

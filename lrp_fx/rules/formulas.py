@@ -1,0 +1,76 @@
+"""The arithmetic of rules: what the rule functions, and the ledger that checks them, compute."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 or wider: what half precision cannot hold (an epsilon of 1e-9), the arithmetic of a rule does."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def stabilised(z: Tensor, epsilon: float) -> Tensor:
+    """``z + epsilon * sign(z)`` with sign(0) = 1, in float32 at least: the stabiliser of the epsilon rule (eq. 8)."""
+    z = wide(z)
+    return torch.where(z >= 0, z + epsilon, z - epsilon)
+
+
+def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
+    """Cotangent of the runs of a share (``rules.layer_rules``): coefficient * y g / (total + epsilon sign total).
+
+    With a sign of 1 or -1 only where y has it.
+    """
+    relevance = y * g if sign == 0 else torch.where(y * sign > 0, y * g, torch.zeros_like(y))
+    return (coefficient * relevance / stabilised(total, epsilon)).to(y.dtype)
+
+
+def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Cotangents of z = sum x w + b and of a = sum |x| |w| + |b| under the generalised gamma rule.
+
+    P = (z + a) / 2 and N = (z - a) / 2 are the sums of positive and of negative contributions c_i = x_i w_i. Where
+    z > 0 the rule hands each R_i = (c_i + gamma c_i+) / (z + gamma P) R, where z < 0 the same with c_i- and N. As
+    c+ = (c + |c|) / 2 and c- = (c - |c|) / 2, that is a cotangent of (1 + gamma / 2) s for z, and of gamma / 2 s sign z
+    for a, with s = z g / (z + gamma P or N). Nothing cancels: both terms of the divisor have the sign of z.
+    """
+    z, a = wide(z), wide(a)
+    sign = torch.where(z >= 0, 1.0, -1.0).to(z.dtype)
+    divisor = (1 + gamma / 2) * z + gamma / 2 * sign * a
+    s = z * g / stabilised(divisor, epsilon)
+    return ((1 + gamma / 2) * s).to(g.dtype), (gamma / 2 * sign * s).to(g.dtype)
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """x in float32 or wider, with all that shares a statistic in the last dimension: ``width`` trailing ones when
+    positive, ``-width`` groups of channels (dimension 1) when negative, a channel of all samples when 0."""
+    if width == 0:
+        return wide(x).movedim(1, 0).flatten(1)
+    return wide(x).flatten(-width) if width > 0 else wide(x).reshape(x.shape[0], -width, -1)
+
+
+def _from_rows(rows: Tensor, like: Tensor, width: int) -> Tensor:
+    """Undo :func:`_rows` of a tensor like ``like``."""
+    rows = rows.reshape(like.movedim(1, 0).shape).movedim(0, 1) if width == 0 else rows.reshape(like.shape)
+    return rows.to(like.dtype)
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """What an RMSNorm without an epsilon of its own adds: that of the precision its kernel computes in."""
+    return torch.finfo(torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype).eps
+
+
+def inverse_deviation(x: Tensor, width: int, eps: float, centred: bool) -> Tensor:
+    """rstd of a normalization, one for each of its rows: 1 / sqrt(variance + eps), or mean square where not centred."""
+    rows = _rows(x.detach(), width)
+    if centred:
+        return torch.native_layer_norm(rows, rows.shape[-1:], None, None, eps)[2]  # of all kernels the fastest
+    return torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
+
+
+def normalization_cotangent(g: Tensor, rstd: Tensor, weight: Tensor | None, width: int, centred: bool) -> Tensor:
+    """Cotangent of x for y = (x - mean) * rstd * weight with rstd constant."""
+    back = _rows(g if weight is None else g * weight, width) * rstd
+    if centred:
+        back = back - back.mean(-1, keepdim=True)
+    return _from_rows(back, g, width)
