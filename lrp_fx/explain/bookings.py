@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.analysis.products import degree, is_denominator
 from lrp_fx.explain.accounts import Account, LayerRun, safe_dot
 from lrp_fx.explain.rerun import call, gradients, natural, plain, positional, value_of
-from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
+from lrp_fx.graph.operands import Slot, adds_a_number, all_slots, declared, is_float
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rules import table
@@ -281,18 +281,12 @@ def _constants(case: Case, kept: Tensor | float) -> Amounts:
     hidden = spec.kind == "linear" and any(
         is_float(n) for n in others.values()
     )  # running statistics, undeclared biases
-    if hidden or (spec.kind in ("linear", "movement") and _has_literal(account.node, spec)):
+    if hidden or (spec.kind in ("linear", "movement") and adds_a_number(account.node, spec)):
         zeros = {s: torch.zeros_like(v) for s in operands if (v := value_of(account, s)) is not None}
         offset = call(account, zeros)
         if isinstance(offset, Tensor):
             g = case.cotangent * kept
             yield Amount("bias" if hidden else "constant", case.op, safe_dot(offset, g))
-
-
-def _has_literal(node: Node, spec: OpSpec) -> bool:
-    """Whether an affine operator adds a number of its own: in place of an operand, or what it pads or fills with."""
-    bound, names = bind(node), (*spec.args, *spec.extra.get("literals", ()))
-    return any(isinstance(v := bound.get(name), (int, float)) and v != 0 for name in names)
 
 
 def constant_name(plan: Plan, node: Node) -> tuple[str, str]:

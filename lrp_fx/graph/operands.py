@@ -81,3 +81,9 @@ def is_integer(node: Node) -> bool:
     return bool(tensors) and all(
         not (v.is_floating_point() or v.is_complex() or v.dtype is torch.bool) for v in tensors
     )
+
+
+def adds_a_number(node: Node, spec: OpSpec) -> bool:
+    """Whether an affine operator adds a number of its own: in place of an operand, or what it pads or fills with."""
+    bound, names = bind(node), (*spec.args, *spec.extra.get("literals", ()))
+    return any(isinstance(v := bound.get(name), (int, float)) and v != 0 for name in names)

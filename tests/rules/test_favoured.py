@@ -102,3 +102,19 @@ def test_half_precision_cancels_nothing(net, dtype):
     scale = exact.abs().sum()
     assert (rounded - exact).sum().abs() < 0.02 * scale
     assert torch.corrcoef(torch.stack([rounded.flatten(), exact.flatten()]))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("rule", ["generalised-gamma", "z-plus", "alpha-beta", "epsilon"])
+def test_a_batch_norm_behind_a_nonlinearity_is_linear_and_no_part_of_it(rule):
+    """What it shifts by is a bias: as part of tanh it would be no function through 0, and stop the relevance of the
+    layer behind it, which folds it in."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.Tanh(), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 3, 3), nn.Flatten())
+    model = model.double().eval()
+    for tensor in (*model.parameters(), model[2].running_mean, model[2].running_var):
+        tensor.data += 0.2 * torch.rand_like(tensor)
+    x = torch.randn(2, 2, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, rules={"base": "attnlrp", "rules": {"convolution": rule}})
+    attribution = xmodel.explain(x, target=1)
+    assert "batch_norm" in " ".join(r.op for r in xmodel.report().rows if r.role == "linear")
+    assert attribution.ledger.balance < 1e-12 and bool(attribution.relevance["input"].any())

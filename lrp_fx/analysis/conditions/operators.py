@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lrp_fx.analysis.matching import Candidate, Condition, condition
-from lrp_fx.graph.operands import is_complex
+from lrp_fx.graph.operands import adds_a_number, is_complex
 
 
 def _of_kind(kind: str, says: str) -> Condition:
@@ -59,8 +59,8 @@ def has_a_degree(candidate: Candidate) -> bool:
 
 @condition
 def has_a_literal(candidate: Candidate) -> bool:
-    """Among its arguments is a number, such as the 1 in 1 + exp(x)."""
-    return any(isinstance(a, (int, float)) for a in candidate.node.args)
+    """A number is added, such as the 1 in 1 + exp(x)."""
+    return adds_a_number(candidate.node, candidate.spec)
 
 
 @condition
