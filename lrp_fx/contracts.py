@@ -21,8 +21,10 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import Facts
 from lrp_fx.errors import ContractError
+from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.exact_value import exact_value
 from lrp_fx.graph.location import locate
+from lrp_fx.graph.values import Values, tensors_in
 from lrp_fx.operators.schema import is_mutating
 from lrp_fx.operators.table import OpTable
 from lrp_fx.plan import Plan
@@ -106,7 +108,7 @@ def every_attribute_is_there(stage: Stage) -> Broken:
     """A graph reads what its own module holds."""
     for node in stage.graph_module.graph.find_nodes(op="get_attr"):
         try:
-            operator.attrgetter(str(node.target))(stage.graph_module)
+            attribute(stage.graph_module, node)
         except AttributeError as error:
             yield node, str(error)
 
@@ -169,7 +171,7 @@ def every_rewritten_node_keeps_shape_and_dtype(stage: Stage) -> Broken:
 def every_parameter_is_a_constant(stage: Stage) -> Broken:
     """Autograd must not differentiate parameters: they are shared with the model."""
     for node in stage.graph_module.graph.find_nodes(op="get_attr"):
-        if isinstance(operator.attrgetter(str(node.target))(stage.graph_module), nn.Parameter):
+        if isinstance(attribute(stage.graph_module, node), nn.Parameter):
             for user in node.users:
                 if stage.ops.form(user) != "detach":
                     yield user, f"it reads the parameter {node.target} itself"
@@ -245,27 +247,24 @@ def _run_on_fakes(graph_module: fx.GraphModule) -> dict[Node, Any]:
 
     What values decide, and what no fake tensor knows, stays unknown.
     """
-    values: dict[Node, Any] = {}
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        inputs = graph_module.graph.find_nodes(op="placeholder")
+        values = _OnFakes.of(graph_module, {node: _concrete(node.meta.get("val")) for node in inputs})
         for node in graph_module.graph.nodes:
-            if node.op == "get_attr":
-                held = operator.attrgetter(str(node.target))(graph_module)
-                values[node] = mode.from_tensor(held) if isinstance(held, Tensor) else held
-            elif node.op == "placeholder":
-                values[node] = _concrete(node.meta.get("val"))
-            elif node.op == "call_function":
-                values[node] = _called(node, values)
+            if node.op in ("get_attr", "call_function"):
+                values[node]
     return values
 
 
-def _called(node: Node, values: dict[Node, Any]) -> Any:
-    if any(values.get(n, _UNKNOWN) is _UNKNOWN or isinstance(values[n], Exception) for n in node.all_input_nodes):
-        return _UNKNOWN
-    args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)  # type: ignore[misc]
-    try:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    except Exception as error:  # of a type of its own for every way in which an operator can ask for values
-        return _UNKNOWN if isinstance(node.target, torch._ops.OpOverload) else error
+class _OnFakes(Values):
+    def run(self, node: Node, args: Any, kwargs: Any) -> Any:
+        given = [self[n] for n in node.all_input_nodes]
+        if any(value is _UNKNOWN or isinstance(value, Exception) for value in given):
+            return _UNKNOWN
+        try:
+            return super().run(node, args, kwargs)
+        except Exception as error:  # of a type of its own for every way in which an operator can ask for values
+            return _UNKNOWN if isinstance(node.target, torch._ops.OpOverload) else error
 
 
 def _concrete(value: Any) -> Any:
@@ -287,9 +286,8 @@ def _at_example(leaf: Any) -> Any:
 
 def _described(value: Any) -> str:
     """Precision and shape of every tensor in a value, at the sizes of the example; "" where these are not known."""
-    tensors = [v for v in pytree.tree_leaves(value) if isinstance(v, Tensor)]
     try:
-        return ", ".join(f"{v.dtype} {[_at_example(n) for n in v.shape]}" for v in tensors)
+        return ", ".join(f"{v.dtype} {[_at_example(n) for n in v.shape]}" for v in tensors_in(value))
     except TypeError:  # a size that only values tell
         return ""
 

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import closed
 from lrp_fx.capture.conventions import traceable
+from lrp_fx.graph.values import tensors_in
 
 TOLERANCE = 1e-2  #: relative; far above what rounding makes of a model that is not chaotic, far below a wrong mask
 _SEEDS = (0, 1)
@@ -38,7 +39,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
         arguments = (args, kwargs) if of is graph_module else (closed(args), closed(kwargs))
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            return _tensors(of(*arguments[0], **arguments[1]))
+            return tensors_in(of(*arguments[0], **arguments[1]))
 
     with torch.no_grad():
         try:
@@ -52,10 +53,6 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
         with traceable(model, experts=None):
             by_itself = difference(expected, outputs(model, _SEEDS[1]))
     return 0.0 if by_itself > TOLERANCE and differ <= 2 * by_itself else differ
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(output) if _is_tensor(t)]
 
 
 def _is_tensor(leaf: Any) -> bool:

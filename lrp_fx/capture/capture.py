@@ -172,7 +172,7 @@ def _captured(
         graph_module = functional(graph_module, call.leaves)
         normalise.mend(graph_module.graph)
     normalise.in_one_mode(graph_module.graph)
-    end = next(n for n in reversed(graph_module.graph.nodes) if n.op == "output")
+    end: Any = graph_module.graph.output_node()
     outputs, *decisive = end.args[0]  # type: ignore[misc]
     end.args = ([n for nodes in decisive for n in nodes],)  # type: ignore[union-attr]
     decided, _ = copy_graph(graph_module.graph)

@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture.containers import returned
 from lrp_fx.capture.passes.control_flow import CarriedOut
 from lrp_fx.capture.read_values import Reads, Transforms
-from lrp_fx.graph.attribute_paths import readable
+from lrp_fx.graph.attribute_paths import attribute, readable
 from lrp_fx.graph.module_calls import hand_on, noting_calls
 from lrp_fx.operators.schema import has_tag, is_mutating, shares
 
@@ -185,7 +185,7 @@ def _finish(
     """Parameters under their own names, a placeholder per leaf, decisions among the outputs."""
     owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     graph = traced.graph
-    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    end = graph.output_node()
     read = [n.args[0] if n.target in _SCALARS else n for n in graph.nodes if n.name in reads or n.target in _SCALARS]
     sized = [t for n in graph.nodes if _size_depends_on_values(n) for t in _tensors_of(n)]
     end.args = ((list(end.args[0]), read, sized),)  # type: ignore[arg-type]
@@ -200,7 +200,7 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
     attributes: dict[str, Any] = {}
     for node in list(graph.nodes):
         if node.op == "get_attr":
-            tensor = _attribute(traced, str(node.target))
+            tensor = attribute(traced, node)
             node.target = readable(names.get(id(tensor), str(node.target)))
             attributes[str(node.target)] = tensor
             node.meta.setdefault("val", tensor)
@@ -219,12 +219,6 @@ def _complete_placeholders(graph: fx.Graph, leaves: Any, places: list[int]) -> N
         nodes[i].meta = dict(old.meta)
         old.replace_all_uses_with(nodes[i])
         graph.erase_node(old)
-
-
-def _attribute(root: Any, path: str) -> Any:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root
 
 
 def _size_depends_on_values(node: fx.Node) -> bool:
@@ -313,7 +307,7 @@ def _copy_written(graph_module: fx.GraphModule) -> set[fx.Node]:
     graph = graph_module.graph
     first: dict[int, fx.Node] = {}
     for node in list(graph.find_nodes(op="get_attr")):
-        earlier = first.setdefault(id(_attribute(graph_module, str(node.target))), node)
+        earlier = first.setdefault(id(attribute(graph_module, node)), node)
         if earlier is not node:  # a read after a write: of the same memory
             node.replace_all_uses_with(earlier)
             graph.erase_node(node)

@@ -102,7 +102,7 @@ class Embedded:
 def _read(captured: Captured, sources: Sequence[Source]) -> tuple[fx.GraphModule, dict[Node, Node]]:
     graph, copies = copy_graph(captured.graph_module.graph)
     graph._codegen = CodeGen()
-    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    end = graph.output_node()
     end.args = (tuple(copies[s.node] for s in sources),)
     graph.eliminate_dead_code()
     return fx.GraphModule(captured.graph_module, graph, class_name="SourceReader"), copies

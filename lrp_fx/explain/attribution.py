@@ -68,7 +68,7 @@ class Attribution:
         """For another process: what was still to be computed, computed; the ledger too, where there is one."""
         try:
             account: Callable[[], Ledger] = functools.partial(_as_computed, self.ledger)
-        except LatentError:  # a conditional explanation has none, and says so
+        except LatentError:  # it has none, and says why
             account = self._account
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         return state | {"_output": self.output, "_inputs": _now(self._inputs), "_account": account}
@@ -76,6 +76,15 @@ class Attribution:
     def __repr__(self) -> str:
         shapes = {name: tuple(r.shape) for name, r in self.relevance.items()}
         return f"Attribution(relevance={shapes}, target={self.target.tolist()}, rules={self.ruleset!r})"
+
+
+def no_ledger(why: str) -> Callable[[], Ledger]:
+    """What stands for the account of an attribution that has no ledger: it says why when it is asked."""
+    return functools.partial(_refuse, why)
+
+
+def _refuse(why: str) -> Ledger:
+    raise LatentError(why)
 
 
 def _as_computed(ledger: Ledger) -> Ledger:

@@ -5,7 +5,6 @@ The first explanation of every capture and rule set is checked so (``convert(che
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from lrp_fx.capture import Captured
 from lrp_fx.errors import NumericalError, TargetError
 from lrp_fx.explain.accounts import Account, Sweep, kind_of
 from lrp_fx.explain.ledger import Entry, Ledger, all_absorbed, make_ledger
+from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import is_float
 from lrp_fx.rewrite import Rewritten
@@ -226,9 +226,9 @@ def first_nonfinite(captured: Captured, rewritten: Rewritten, sweep: Sweep) -> N
     def state(node: Node) -> str:
         if node.op != "get_attr" or not is_float(node):
             return sweep.nonfinite.get(node, "finite")
-        return kind_of(operator.attrgetter(str(node.target))(held))
+        return kind_of(attribute(held, node))
 
-    end = next(n for n in reversed(held.graph.nodes) if n.op == "output")
+    end = held.graph.output_node()
     reached, stack = set(), list(end.all_input_nodes)
     while stack:
         node = stack.pop()

@@ -71,7 +71,7 @@ class Reading:
 
 def read_output(captured: Captured, facts: Facts) -> Reading:
     """How the output of a capture is read."""
-    end = next(n for n in reversed(captured.graph_module.graph.nodes) if n.op == "output")
+    end = captured.graph_module.graph.output_node()
     leaves = pytree.tree_leaves(end.args[0])
     inputs = [n.meta.get("val") for n in captured.placeholders]
     batches = {str(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim()}

@@ -17,10 +17,10 @@ from torch.utils import _pytree as pytree
 from lrp_fx.analysis import Source
 from lrp_fx.capture import Call, Captured
 from lrp_fx.contracts import Stage, check_stage
-from lrp_fx.errors import InputError, LatentError, LrpError, NumericalError, TargetError
+from lrp_fx.errors import InputError, LrpError, NumericalError, TargetError
 from lrp_fx.explain import check, tokens
 from lrp_fx.explain.accounts import Sweep, account
-from lrp_fx.explain.attribution import Attribution
+from lrp_fx.explain.attribution import Attribution, no_ledger
 from lrp_fx.explain.conditions import Condition, under
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
@@ -35,6 +35,11 @@ from lrp_fx.rewrite import Rewritten
 from lrp_fx.rules.functions import nonzero, relevance_of, source
 
 __all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Pixels", "Sweeper", "Target"]
+
+_CONDITIONAL = (
+    "a conditional explanation has no ledger: what its condition cuts off stays at that layer. Explain without "
+    "condition= for the whole account."
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Sweeper:
             tap.meta["val"] = node.meta.get("val")
             node.replace_all_uses_with(tap, delete_user_cb=functools.partial(operator.is_not, tap))
             taps.append(tap)
-        end = next(n for n in reversed(graph.nodes) if n.op == "output")
+        end = graph.output_node()
         read = dict(zip([s.node for s in rewritten.plan.sources], taps, strict=True))
         held = [read.get(n) or mapping[rewritten.results[n]] for n in latents.values()]
         end.args = ((end.args[0], taps, held),)
@@ -202,7 +207,7 @@ class Sweeper:
             pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
             plan.ruleset.name,
             self._named(plan.sources, collected),
-            _no_ledger if conditional else lambda: make_ledger(plan, self.account(leaves, choose), owned),
+            no_ledger(_CONDITIONAL) if conditional else lambda: make_ledger(plan, self.account(leaves, choose), owned),
         )
 
     def _collected(self, taps: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
@@ -295,13 +300,6 @@ class Sweeper:
             "in float32 or float64, or override the rule of that module in the rule set (a larger epsilon, or a rule "
             "that does not divide)."
         )
-
-
-def _no_ledger() -> Ledger:
-    raise LatentError(
-        "a conditional explanation has no ledger: what its condition cuts off stays at that layer. "
-        "Explain without condition= for the whole account."
-    )
 
 
 def usable(leaves: Sequence[Any]) -> tuple[Any, ...]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import keyword
+import operator
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx import Node
 
 
 class _Part(str):
@@ -27,6 +29,11 @@ class AttributePath(str):
 def readable(path: str) -> str:
     """``path`` itself, or in a form that code can be generated for."""
     return AttributePath(path) if any(keyword.iskeyword(part) for part in path.split(".")) else path
+
+
+def attribute(owner: torch.nn.Module, node: Node) -> Any:
+    """What a node that reads an attribute of its module reads."""
+    return operator.attrgetter(str(node.target))(owner)
 
 
 def module_of(program: torch.export.ExportedProgram) -> fx.GraphModule:

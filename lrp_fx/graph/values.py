@@ -6,8 +6,14 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in a value, however nested, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 class Values(dict[Node, Any]):

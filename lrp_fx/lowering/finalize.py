@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 
 from lrp_fx.contracts import Stage, check_stage
-from lrp_fx.graph.attribute_paths import readable
+from lrp_fx.graph.attribute_paths import attribute, readable
 from lrp_fx.operators.table import OpTable
 from lrp_fx.passes.hoist_slices import sizes_from_inputs
 
@@ -33,7 +32,7 @@ def assembled(
     root: dict[str, Any] = dict(attributes)
     for node in traced.graph.nodes:
         if node.op == "get_attr":
-            root[str(node.target)] = operator.attrgetter(str(node.target))(traced)
+            root[str(node.target)] = attribute(traced, node)
     graph = fx.Graph()
     env: dict[Node, Node] = {}
     for node, name in zip(old[len(attributes) :], names, strict=True):
@@ -99,7 +98,7 @@ def fold_constants(graph_module: fx.GraphModule, limit: int = 1 << 20) -> int:
     constant: dict[Node, Any] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(graph_module)
+            value = attribute(graph_module, node)
             if isinstance(value, Tensor) and not isinstance(value, torch.nn.Parameter) and not value.is_meta:
                 constant[node] = value
         elif node.op == "call_function" and _pure(node) and all(n in constant for n in node.all_input_nodes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +23,8 @@ from lrp_fx.errors import NumericalError, TargetError, UnknownOpError
 from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition, kept
 from lrp_fx.explain.target import padding_masks
-from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.attribute_paths import attribute
+from lrp_fx.graph.copies import copy_graph, splice
 from lrp_fx.graph.values import Values
 from lrp_fx.lowering.dynamic_shapes import Fakes
 from lrp_fx.lowering.targets.spec import Form, distinct
@@ -80,7 +80,7 @@ def attributes_of(graph_module: fx.GraphModule) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(graph_module)
+            value = attribute(graph_module, node)
             if isinstance(value, Tensor):
                 found[str(node.target)] = value
     return found
@@ -141,7 +141,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     graph, _ = copy_graph(sweeper.tapped.graph)
     graph_module = fx.GraphModule(sweeper.tapped, graph, class_name="TargetedGraph")
     _note_sizes(graph)
-    spell_packed(graph_module, _spliced)
+    spell_packed(graph_module)
     attributes = {k: fakes.constant(v) for k, v in attributes_of(graph_module).items()}
     outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)
     spec = sweeper.captured.out_spec
@@ -170,7 +170,7 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
             f"the target reads values and cannot be part of a graph ({str(error).splitlines()[0]}): choose with tensor "
             "operations alone, or use explain()"
         ) from error
-    end = next(n for n in reversed(graph.nodes) if n.op == "output")
+    end: Any = graph.output_node()
     (leaves, taps, held) = end.args[0]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     with graph.inserting_after(placeholders[-1]):
@@ -180,7 +180,8 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
         node.meta["val"] = value
     feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]
     feed += [placeholders[names.index(name)] for name in masks]
-    chosen = _spliced(graph_module, traced, [*feed, *new], end)
+    result, _ = splice(graph_module, traced, [*feed, *new], end)
+    (chosen,) = pytree.tree_leaves(result)
     end.args = ((leaves if report else [], taps, held, chosen),)
     sizes_from_inputs(graph)
     plan = sweeper.rewritten.plan
@@ -218,26 +219,6 @@ def _propagate(graph_module: fx.GraphModule, attributes: Attributes, inputs: Seq
     fresh = environment.ignore_fresh_unbacked_symbols()  # (numbers of tokens of an expert, say)
     with fakes.mode, torch.no_grad(), enable_python_dispatcher(), fresh:
         return _Propagator(graph_module, attributes).run(*inputs, enable_io_processing=False)
-
-
-def _spliced(owner: fx.GraphModule, body: fx.GraphModule, inputs: list[Any], before: Node) -> Node:
-    """Copy ``body`` in front of ``before``; returns the node of its output."""
-    env: dict[Node, Any] = {}
-    feed = iter(inputs)
-    result: Any = None
-    with owner.graph.inserting_before(before):
-        for node in body.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = next(feed)
-            elif node.op == "get_attr":
-                name = f"_target_{node.target}"
-                setattr(owner, name, operator.attrgetter(str(node.target))(body))
-                env[node] = owner.graph.get_attr(name)
-            elif node.op == "output":
-                (result,) = pytree.tree_leaves(fx.map_arg(node.args[0], env.__getitem__))
-            else:
-                env[node] = owner.graph.node_copy(node, env.__getitem__)
-    return result
 
 
 def relevance_function(
@@ -284,7 +265,7 @@ def mask_name(path: str) -> str:
 
 def condition_masks(sweeper: Sweeper, condition: Condition, targeted: fx.GraphModule) -> dict[str, Tensor]:
     """Module path -> the mask of a condition, as small as it can be (it broadcasts to the module's output)."""
-    end = next(n for n in reversed(targeted.graph.nodes) if n.op == "output")
+    end: Any = targeted.graph.output_node()
     held = dict(zip(sweeper.latents, end.args[0][2], strict=True))
     masks = {}
     for path, wanted in condition.items():
@@ -330,7 +311,7 @@ def functional_graph(
             "a backward formula of PyTorch writes where no functional operator can, so there is no graph to lower to. "
             "Remedy: use explain(), which needs none."
         )
-    end = next(n for n in reversed(traced.graph.nodes) if n.op == "output")
+    end: Any = traced.graph.output_node()
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
 
 

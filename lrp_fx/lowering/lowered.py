@@ -186,7 +186,7 @@ class Lowered:
         return [name for name in names if not name.startswith("args[")]
 
     def _returned(self) -> tuple[list[str], list[str]]:
-        end = next(n for n in reversed(self.graph_module.graph.nodes) if n.op == "output")
+        end: Any = self.graph_module.graph.output_node()
         found: Any = end.args[0]
         return list(found["relevance"]), list(found["latents"])
 

@@ -15,6 +15,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lrp_fx.graph.copies import splice
+
 aten = torch.ops.aten
 
 
@@ -51,15 +53,8 @@ _SPELLED: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
-def spell_packed(
-    owner: fx.GraphModule, splice: Callable[[fx.GraphModule, fx.GraphModule, list[Any], Node], Node]
-) -> None:
-    """Replace the kernels of packed sequences whose sizes were recorded.
-
-    Args:
-        owner: the graph; values are noted in it.
-        splice: (owner, body, inputs, before) -> the node of what the body returns, copied into the owner's graph.
-    """
+def spell_packed(owner: fx.GraphModule) -> None:
+    """Replace the kernels of packed sequences whose sizes were recorded in the values that are noted in the graph."""
     for node in list(owner.graph.nodes):
         function = _SPELLED.get(node.target) if node.op == "call_function" else None
         if function is None or not _is_sized(node.meta.get("val")):
@@ -70,7 +65,8 @@ def spell_packed(
             results = [_like(v) for v in node.meta["val"]]
         for user in list(node.users):
             body = _traced(function, results, node, given, user.args[1], mode)
-            user.replace_all_uses_with(splice(owner, body, tensors, user))
+            result, _ = splice(owner, body, tensors, user)
+            user.replace_all_uses_with(result)
             owner.graph.erase_node(user)
         owner.graph.erase_node(node)
 

@@ -9,6 +9,7 @@ from torch import fx
 from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
+from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.operands import all_slots, is_float
 from lrp_fx.operators.table import bind, set_arg
@@ -49,7 +50,7 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
         node = copies.get(old)
         if node is None:
             continue
-        if old.op == "get_attr" and isinstance(_attribute(captured.graph_module, str(old.target)), torch.nn.Parameter):
+        if old.op == "get_attr" and isinstance(attribute(captured.graph_module, old), torch.nn.Parameter):
             results[old] = insert_after(graph, node, _detach)
         elif old in plan.decisions:
             node.meta[OWNER] = old
@@ -61,12 +62,6 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
     graph.lint()
     module = fx.GraphModule(captured.graph_module, graph, class_name="ExplainableGraph")
     return Rewritten(module, copies, results, plan)
-
-
-def _attribute(root: torch.nn.Module, path: str) -> object:
-    for name in path.split("."):
-        root = getattr(root, name)
-    return root
 
 
 def _touches(plan: Plan, old: Node) -> bool:

@@ -20,7 +20,9 @@ from lrp_fx.explain.check import defects, difference, first_broken, first_change
 from lrp_fx.explain.latents import module_outputs
 from lrp_fx.explain.ledger import all_absorbed, make_ledger
 from lrp_fx.explain.target import padding_masks, select
+from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.location import locate
+from lrp_fx.graph.values import tensors_in
 from lrp_fx.rules.functions import relevance_of
 from lrp_fx.verify.gradients import first_apart, of_graph, of_model
 from lrp_fx.verify.result import RoleCheck, Verification
@@ -156,12 +158,12 @@ def _roles(plan: Any, found_defects: Any, findings: _Findings, tolerance: float)
 def _forward(subject: _Subject, sweep: Sweep, findings: _Findings, tolerance: float) -> tuple[bool, float, bool]:
     """(whether the model draws random numbers, largest difference of outputs, whether there is none)."""
     output, drawn = subject.run()
-    expected = _tensors(output)
+    expected = tensors_in(output)
     if drawn:
         findings.notes.append("the model draws random numbers: outputs differ from run to run and are not compared")
-    pairs = list(zip(expected, _tensors(sweep.outputs), strict=False))
-    if len(expected) != len(_tensors(sweep.outputs)):
-        findings.failures.append(f"the model has {len(expected)} outputs, its graph {len(_tensors(sweep.outputs))}")
+    pairs = list(zip(expected, tensors_in(sweep.outputs), strict=False))
+    if len(expected) != len(tensors_in(sweep.outputs)):
+        findings.failures.append(f"the model has {len(expected)} outputs, its graph {len(tensors_in(sweep.outputs))}")
         return drawn, float("inf"), False
     equal = all(torch.equal(a, b) for a, b in pairs)
     apart = max([_apart(a, b) for a, b in pairs] + [0.0])
@@ -190,7 +192,7 @@ def _first_module_apart(subject: _Subject, leaves: Sequence[Any], tolerance: flo
     seen: dict[str, Tensor] = {}
 
     def note(module: torch.nn.Module, _: Any, output: Any) -> None:
-        first = next(iter(_tensors(output)), None)
+        first = next(iter(tensors_in(output)), None)
         if id(module) in named and first is not None:
             seen[named[id(module)]] = first.detach()
 
@@ -320,7 +322,7 @@ def _lost(
 
 def _follows(before: Any, after: Any, model: Any, tolerance: float) -> bool:
     """Whether the graph's outputs are the model's where an input is moved."""
-    for old, new, expected in zip(_tensors(before), _tensors(after), _tensors(model), strict=False):
+    for old, new, expected in zip(tensors_in(before), tensors_in(after), tensors_in(model), strict=False):
         if not expected.is_floating_point() or new.shape != expected.shape:
             continue
         apart, step = _apart(expected, new), _apart(expected, old)
@@ -335,19 +337,13 @@ def _does_not_follow(subject: _Subject, name: str) -> str:
     captured = subject.sweeper.captured
     own_tensors = {id(v) for v in (*subject.model.parameters(), *subject.model.buffers())}
     nodes = [n for n in captured.graph_module.graph.nodes if n.op == "get_attr"]
-    strange = [n for n in nodes if id(_attribute(captured.graph_module, str(n.target))) not in own_tensors]
+    strange = [n for n in nodes if id(attribute(captured.graph_module, n)) not in own_tensors]
     readers = [user for n in strange for user in n.users]
     where = f"; constants of the capture are read at {locate(readers[0])}" if readers else ""
     return (
         f"the captured graph does not follow the model when input {name!r} moves: it holds something as a constant "
         f"that the model computes{where}"
     )
-
-
-def _attribute(root: Any, path: str) -> Any:
-    for name in path.split("."):
-        root = getattr(root, name, None)
-    return root
 
 
 def _share(expected: Tensor, actual: Tensor) -> float:
@@ -369,10 +365,6 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 def _real(value: Tensor) -> Tensor:
     return torch.view_as_real(value) if value.is_complex() else value
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
 
 
 def _reason(error: BaseException) -> str:

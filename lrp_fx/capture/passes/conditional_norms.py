@@ -13,6 +13,7 @@ from torch import fx
 from torch.fx import Node
 
 from lrp_fx.graph.module_calls import hand_on, unnoted
+from lrp_fx.graph.reach import from_inputs
 from lrp_fx.graph.writer import NodeWriter
 from lrp_fx.operators.table import OpTable, bind, set_arg
 
@@ -24,10 +25,7 @@ def free_of_inputs(graph: fx.Graph) -> None:
     fused = [n for n in graph.nodes if _by_channel(n) is not None and any(_computed(p) for p in _affine(n).values())]
     if not fused:
         return
-    reached: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
+    reached = from_inputs(graph)
     for node in fused:
         if any(part in reached for part in _affine(node).values()):
             _take_out(graph, node)

@@ -25,6 +25,9 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.normalize import drop_assertions, drop_inert, see_through
 from lrp_fx.capture.passes.spellings import SPELLINGS
+from lrp_fx.graph.attribute_paths import attribute
+from lrp_fx.graph.copies import splice
+from lrp_fx.graph.reach import from_inputs
 from lrp_fx.operators.schema import has_tag
 from lrp_fx.operators.table import OpTable
 
@@ -141,7 +144,7 @@ def _value(graph_module: fx.GraphModule, node: Node) -> Any:
         return node.meta["val"]
     if node.op != "get_attr":
         raise NotImplementedError  # a node without a captured value
-    return operator.attrgetter(str(node.target))(graph_module)
+    return attribute(graph_module, node)
 
 
 def _is_real(value: Any) -> bool:
@@ -149,34 +152,18 @@ def _is_real(value: Any) -> bool:
 
 
 def _has_undeclared(traced: fx.GraphModule, ops: OpTable) -> bool:
-    reached: set[Node] = set()
-    for node in traced.graph.nodes:
-        if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
-        if _is_undeclared(node, ops, reached):
-            return True
-    return False
+    reached = from_inputs(traced.graph)
+    return any(_is_undeclared(node, ops, reached) for node in traced.graph.nodes)
 
 
 def _put_in_place(owner: fx.GraphModule, node: Node, parts: fx.GraphModule) -> set[Node]:
     """Splice a traced graph in place of ``node``; returns the nodes that are new."""
-    env: dict[Node, Any] = {}
-    new: set[Node] = set()
-    feed = iter(node.all_input_nodes)
+    result, copies = splice(owner, parts, node.all_input_nodes, node)
     meta = {k: v for k, v in node.meta.items() if k in _KEPT}
-    with owner.graph.inserting_before(node):
-        for inner in parts.graph.nodes:
-            if inner.op == "placeholder":
-                env[inner] = next(feed)
-            elif inner.op == "output":
-                _hand_over(node, fx.map_arg(inner.args[0], env.__getitem__), new)
-            else:
-                copy = owner.graph.node_copy(inner, env.__getitem__)
-                if inner.op == "get_attr":
-                    copy.target = _own_constant(owner, node, operator.attrgetter(str(inner.target))(parts))
-                copy.meta = meta | ({"val": inner.meta["val"]} if "val" in inner.meta else {})
-                env[inner] = copy
-                new.add(copy)
+    for inner, copy in copies.items():
+        copy.meta = meta | ({"val": inner.meta["val"]} if "val" in inner.meta else {})
+    new = set(copies.values())
+    _hand_over(node, result, new)
     owner.graph.erase_node(node)
     return new
 
@@ -192,14 +179,3 @@ def _hand_over(node: Node, result: Any, new: set[Node]) -> None:
         old.replace_all_uses_with(replacement)
         if old is not node:
             node.graph.erase_node(old)
-
-
-def _own_constant(owner: fx.GraphModule, node: Node, constant: Any) -> str:
-    count = 0
-    while hasattr(owner, name := f"_constant_of_{node.name}_{count}"):
-        count += 1
-    if isinstance(constant, Tensor):
-        owner.register_buffer(name, constant, persistent=False)
-    else:
-        setattr(owner, name, constant)
-    return name

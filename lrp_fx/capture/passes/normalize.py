@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import CaptureError
+from lrp_fx.graph.copies import splice
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.module_calls import hand_on
 from lrp_fx.operators.schema import only_looks
@@ -46,21 +47,12 @@ def inline_regions(graph_module: fx.GraphModule) -> None:
 
 
 def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: list[Any]) -> None:
-    env: dict[Node, Any] = {}
-    feed = iter(arguments)
-    with owner.graph.inserting_before(call):
-        for inner in body.graph.nodes:
-            if inner.op == "placeholder":
-                env[inner] = next(feed)
-            elif inner.op == "output":
-                result = fx.map_arg(inner.args[0], env.__getitem__)
-                for user in list(call.users):
-                    user.replace_all_uses_with(result[user.args[1]])
-                    owner.graph.erase_node(user)
-            else:
-                if inner.op == "get_attr":
-                    raise CaptureError(f"a constant inside a nested region: {locate(inner)}")
-                env[inner] = owner.graph.node_copy(inner, env.__getitem__)
+    for inner in body.graph.find_nodes(op="get_attr"):
+        raise CaptureError(f"a constant inside a nested region: {locate(inner)}")
+    result, _ = splice(owner, body, arguments, call)
+    for user in list(call.users):
+        user.replace_all_uses_with(result[user.args[1]])
+        owner.graph.erase_node(user)
     owner.graph.erase_node(call)
 
 

@@ -23,7 +23,8 @@ from torch.fx import Node
 from lrp_fx.capture.offload import Offloaded
 from lrp_fx.capture.passes.linearity import Affine, Linearity
 from lrp_fx.graph.location import module_path
-from lrp_fx.graph.values import Values
+from lrp_fx.graph.reach import from_inputs
+from lrp_fx.graph.values import Values, tensors_in
 from lrp_fx.operators.schema import is_mutating
 
 aten = torch.ops.aten
@@ -76,7 +77,7 @@ class Packed:
 
     def linearity(self) -> Linearity:
         """Whether it is a linear layer, and none of PyTorch's known to autograd."""
-        tensors = [t for step in self.steps for t in _tensors(step.node.meta.get("val")) if t.is_floating_point()]
+        tensors = [t for step in self.steps for t in tensors_in(step.node.meta.get("val")) if t.is_floating_point()]
         try:
             if self._is_known():
                 return Linearity.NONE
@@ -100,12 +101,12 @@ class Packed:
 
 def unpack(graph_module: fx.GraphModule) -> None:
     """Replace products with packed weights by linear layers."""
-    graph, constant = graph_module.graph, _constants(graph_module.graph)
+    graph, reached = graph_module.graph, from_inputs(graph_module.graph)
     numbers, rounded = itertools.count(), list[Node]()
     with torch.no_grad():
         for node in list(graph.nodes):
-            for result in _results(node, constant):
-                packed = _way(graph_module, result, constant)
+            for result in _results(node, reached):
+                packed = _way(graph_module, result, reached)
                 linearity = Linearity.NONE if packed is None else packed.linearity()
                 if packed is not None and linearity is not Linearity.NONE:
                     rounded += [result] * (linearity is Linearity.ROUNDED)
@@ -120,42 +121,33 @@ def unpack(graph_module: fx.GraphModule) -> None:
         )
 
 
-def _constants(graph: fx.Graph) -> set[Node]:
-    """Nodes that depend on no input."""
-    constants: set[Node] = set()
-    for node in graph.nodes:
-        if node.op == "get_attr" or (node.op == "call_function" and all(n in constants for n in node.all_input_nodes)):
-            constants.add(node)
-    return constants
-
-
-def _results(node: Node, constant: set[Node]) -> Iterator[Node]:
+def _results(node: Node, reached: set[Node]) -> Iterator[Node]:
     """What is computed with packed weights at a node: itself, or what is taken out of it."""
-    if not isinstance(node.target, torch._ops.OpOverload) or node in constant:
+    if not isinstance(node.target, torch._ops.OpOverload) or node not in reached:
         return
-    tensors = [t for n in node.all_input_nodes if n in constant for t in _tensors(n.meta.get("val"))]
+    tensors = [t for n in node.all_input_nodes if n not in reached for t in tensors_in(n.meta.get("val"))]
     if len({t.is_floating_point() for t in tensors}) == 2:  # integers and their scales
         users = [] if isinstance(node.meta.get("val"), Tensor) else list(node.users)
         yield from (n for n in (node, *users) if _is_rows(n.meta.get("val")))
 
 
-def _way(owner: fx.GraphModule, result: Node, constant: set[Node]) -> Packed | None:
+def _way(owner: fx.GraphModule, result: Node, reached: set[Node]) -> Packed | None:
     """From the nearest tensor that ``result`` is made of, and of nothing else but constants."""
-    value, steps, reads = result.meta["val"], [result], _varying(result, constant)
+    value, steps, reads = result.meta["val"], [result], _varying(result, reached)
     while len(reads) != 1 or not _is_operand(next(iter(reads)).meta.get("val"), value):
         latest = max(reads, default=None)  # nodes compare by their place in the graph
         if latest is None or latest.op != "call_function" or is_mutating(latest) or len(steps) == _MOST:
             return None
         steps.append(latest)
-        reads = (reads - {latest}) | _varying(latest, constant)
+        reads = (reads - {latest}) | _varying(latest, reached)
     copies = {node: node for node in (*reads, *steps)}
     values = Values.of(owner, copies)
     chain = tuple(Step(n, n.target, fx.map_arg((n.args, dict(n.kwargs)), values.__getitem__)) for n in reversed(steps))
     return Packed(reads.pop(), chain)
 
 
-def _varying(node: Node, constant: set[Node]) -> set[Node]:
-    return {n for n in node.all_input_nodes if n not in constant}
+def _varying(node: Node, reached: set[Node]) -> set[Node]:
+    return {n for n in node.all_input_nodes if n in reached}
 
 
 def _is_operand(tensor: Any, result: Tensor) -> bool:
@@ -170,10 +162,6 @@ def _is_rows(value: Any) -> bool:
         and value.dim() >= 2
         and isinstance(value.shape[-1], int)
     )
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [t for t in (value if isinstance(value, (tuple, list)) else (value,)) if isinstance(t, Tensor)]
 
 
 def _replace(owner: fx.GraphModule, node: Node, packed: Packed, index: int) -> None:

@@ -39,7 +39,7 @@ def widen_islands(graph: fx.Graph) -> None:
             wide = _twin(graph, node, twins)
             joined = _join(graph, node if _is_cast(node) else wide, node, wide)
             node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_not, joined))
-    end = next(node for node in reversed(graph.nodes) if node.op == "output")
+    end = graph.output_node()
     for node in [n for n in end.all_input_nodes if n in twins and dtype(n) is torch.float32]:
         joined = _join(graph, end.prev, node, twins[node])
         node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_, end))

@@ -20,7 +20,8 @@ from lrp_fx.capture import Shapes
 from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.signature import flatten
 from lrp_fx.errors import InputError, LoweringError, LrpError, TargetError, UnsafeFileError
-from lrp_fx.explain import Attribution, Ledger, Target
+from lrp_fx.explain import Attribution, Target
+from lrp_fx.explain.attribution import no_ledger
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.target import check_won, normal
 from lrp_fx.extras import require
@@ -38,6 +39,7 @@ from lrp_fx.lowering.targets.spec import Form
 from lrp_fx.passes.convolution_backward import transpose_convolutions
 
 _REFERENCES = "weights"
+_UNACCOUNTED = "a saved graph has no ledger: explain with the converted model for the whole account"
 
 
 def portable(graph_module: fx.GraphModule, plain: bool = False) -> fx.GraphModule:
@@ -210,7 +212,9 @@ class Artefact:
         relevance, latents = dict(found["relevance"]), dict(found["latents"])
         check_finite([check_won(normal(target), found["target"]), *relevance.values()])
         rules = self.about["rules"]
-        return Attribution(relevance, latents, found["target"], found["output"], rules, relevance, _no_ledger)
+        return Attribution(
+            relevance, latents, found["target"], found["output"], rules, relevance, no_ledger(_UNACCOUNTED)
+        )
 
     explain = __call__
 
@@ -227,10 +231,6 @@ class Artefact:
 
 def _is_chosen(*_: Any) -> Tensor:
     raise LrpError("the choice of the target is in the graph")
-
-
-def _no_ledger() -> Ledger:
-    raise LrpError("a saved graph has no ledger: explain with the converted model for the whole account")
 
 
 def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool = False) -> Artefact:

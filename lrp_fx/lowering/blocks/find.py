@@ -17,6 +17,7 @@ from torch import fx
 from torch.fx import Node
 
 from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.reach import from_inputs
 
 
 @dataclass(frozen=True)
@@ -80,15 +81,8 @@ def find_blocks(graph: fx.Graph, least: int = 8, constants: bool = False) -> lis
 
 def _sequence(graph: fx.Graph) -> list[Node]:
     """The operators whose values depend on an input."""
-    depends: set[Node] = set()
-    sequence = []
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            depends.add(node)
-        elif node.op.startswith("call_") and any(n in depends for n in node.all_input_nodes):
-            depends.add(node)
-            sequence.append(node)
-    return sequence
+    reached = from_inputs(graph)
+    return [node for node in graph.nodes if node.op.startswith("call_") and node in reached]
 
 
 def _label(node: Node) -> tuple[str, str, str]:

@@ -20,14 +20,17 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
 from lrp_fx.capture.offload import Offloaded, put
-from lrp_fx.errors import InputError, LatentError, LrpError, TargetError
-from lrp_fx.explain import Attribution, Contrast, Ledger, Pixels, Sweeper, Target
+from lrp_fx.errors import InputError, LrpError, TargetError
+from lrp_fx.explain import Attribution, Contrast, Pixels, Sweeper, Target
+from lrp_fx.explain.attribution import no_ledger
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.target import at_pixels, check_won, normal, padding_masks, select
 from lrp_fx.lowering.distributed.stages import Stage, split
 from lrp_fx.lowering.dynamic_shapes import fake_inputs
 from lrp_fx.lowering.joint_graph import Lifted, attributes_of, check_finite
 from lrp_fx.rules.functions import nonzero, relevance_of
+
+_UNACCOUNTED = "an explanation by several processes has no ledger: explain() in one process makes one."
 
 
 @dataclass
@@ -157,11 +160,9 @@ class Pipeline:
         check_finite((target, *relevance.values()))
         name = self.sweeper.rewritten.plan.ruleset.name
         order = {path: latents[path] for path in self.sweeper.latents}
-        return Attribution(relevance, order, target.to(self.device), output, name, dict(relevance), _no_ledger)
-
-
-def _no_ledger() -> Ledger:
-    raise LatentError("an explanation by several processes has no ledger: explain() in one process makes one.")
+        return Attribution(
+            relevance, order, target.to(self.device), output, name, dict(relevance), no_ledger(_UNACCOUNTED)
+        )
 
 
 def _read_weights(module: nn.Module) -> None:
