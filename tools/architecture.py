@@ -18,6 +18,7 @@ from torch.fx import Node
 
 import lrp_fx
 from lrp_fx.analysis.patterns import PATTERNS
+from lrp_fx.contracts import CONTRACTS
 from lrp_fx.explain.target import select
 from lrp_fx.operators.table import op_name
 from lrp_fx.rules.table import RULES
@@ -175,7 +176,17 @@ def patterns(_: Example) -> str:
     return markdown(("pattern", "role", "ways to write it", "law", "source"), rows)
 
 
+def contracts(_: Example) -> str:
+    rows = []
+    for stage, holding in CONTRACTS.items():
+        for contract in holding:
+            why = " ".join((contract.__doc__ or "").replace("``", "`").replace(":func:", "").split())
+            rows.append((stage, contract.__name__.replace("_", " "), why))
+    return markdown(("after", "holds", "why"), rows)
+
+
 TABLES: dict[str, Callable[[Example], str]] = {
+    "contracts": contracts,
     "capture": capture, "facts": facts, "plan": plan, "rewrite": rewrite, "sweep": sweep, "ledger": ledger,
     "rules": rules, "patterns": patterns,
 }  # fmt: skip
