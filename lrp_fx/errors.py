@@ -40,7 +40,7 @@ class TargetError(LrpError, ValueError):
 
 
 class LatentError(LrpError, KeyError):
-    """A module path given to ``at=`` has no output in the captured graph."""
+    """The captured graph has nothing of a name: a module path given to ``at=`` or ``why``, a node."""
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -1,20 +1,23 @@
-"""The report: what every node group is, which rule it got, and where it is."""
+"""The report: what every node group is, which rule it got, and where it is; and why a node is what it is."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
 from lrp_fx.graph.location import module_path
 from lrp_fx.operators.table import op_name
-from lrp_fx.plan import Plan
+from lrp_fx.plan import NodeReason, Plan, why
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,47 @@ class Row:
     op: str
     count: int
     modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why nodes are what they are.
+
+    Attributes:
+        nodes: one reason for each node, in graph order.
+    """
+
+    nodes: tuple[NodeReason, ...]
+
+    def tables(self) -> Group:
+        """For rich: of each node where it is, a table of patterns, and the law of the one that decides."""
+        return Group(*(part for reason in self.nodes for part in _shown(reason)))
+
+    def __str__(self) -> str:
+        return _as_text(self.tables())
+
+    def print(self) -> None:
+        """Print the tables to the terminal."""
+        Console().print(self.tables())
+
+
+def _shown(reason: NodeReason) -> Iterator[Text | Table]:
+    what = f"{reason.role}, rule {reason.rule}" if reason.rule else reason.role or "no relevance"
+    yield Text(f"{reason.node} ({reason.op}) in {reason.module}: {what}", style="bold")
+    if reason.verdicts:
+        table = Table("pattern", "matches", "why", box=None, pad_edge=False)
+        for verdict in reason.verdicts:
+            name = f"{verdict.pattern} ({verdict.variant})" if verdict.matches else verdict.pattern
+            matches = "decides" if verdict.decides else "yes" if verdict.matches else "no"
+            table.add_row(name, matches, " ".join(verdict.holds) if verdict.matches else f"Not so: {verdict.fails}")
+        yield table
+    yield Text("\n".join([*filter(None, [reason.remark, reason.law, reason.source]), ""]))
+
+
+def _as_text(shown: Table | Group) -> str:
+    text = io.StringIO()
+    Console(width=140, file=text).print(shown)
+    return text.getvalue()
 
 
 @dataclass(frozen=True)
@@ -53,6 +97,12 @@ class Report:
     specialised: tuple[str, ...]
     route: str
     seconds: float
+    _graph: Graph = field(repr=False, compare=False)
+    _plan: Plan = field(repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the graph: a report that was pickled can no longer say why."""
+        return {**self.__dict__, "_graph": None, "_plan": None}
 
     def table(self) -> Table:
         """As a rich table."""
@@ -74,13 +124,22 @@ class Report:
         return table
 
     def __str__(self) -> str:
-        text = io.StringIO()
-        Console(width=140, file=text).print(self.table())
-        return text.getvalue()
+        return _as_text(self.table())
 
     def print(self) -> None:
         """Print the table to the terminal."""
         Console().print(self.table())
+
+    def why(self, where: str) -> Reasons:
+        """Which pattern nodes are of, and for every other pattern the condition that fails.
+
+        Args:
+            where: name of a node, path of a module (all that it computes, modules inside it included), or a glob.
+
+        Raises:
+            LatentError: where the graph has no such node or module.
+        """
+        return Reasons(tuple(why(self._graph, self._plan, where)))
 
 
 def make_report(captured: Captured, plan: Plan) -> Report:
@@ -101,13 +160,14 @@ def make_report(captured: Captured, plan: Plan) -> Report:
         modules.setdefault(key, {})[module_path(node) or "<root>"] = None
     rows = tuple(Row(*key, count, tuple(modules[key])) for key, count in counts.most_common())
     sources = tuple(f"{s.name} <- {s.input.name}" if s.indices is not None else s.name for s in plan.facts.sources)
-    nodes = len(captured.graph_module.graph.nodes)
+    graph = captured.graph_module.graph
     tensors = [n for n, p in zip(captured.names, captured.placeholders, strict=True) if _is_tensor(p)]
     specialised = tuple(captured.shapes.explained(tensors))
     route = f"{captured.route} ({captured.refusal})" if captured.refusal else captured.route
     return Report(
-        rows, plan.ruleset.name, sources, nodes, 0, captured.shapes.dims, specialised, route, captured.seconds
-    )
+        rows, plan.ruleset.name, sources, len(graph.nodes), 0, captured.shapes.dims, specialised, route,
+        captured.seconds, graph, plan,
+    )  # fmt: skip
 
 
 def _is_tensor(placeholder: Node) -> bool:

@@ -36,6 +36,7 @@ Model = Annotated[str, typer.Argument(help="folder of a saved Hugging Face model
 Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
 Rules = Annotated[str, typer.Option(help="rule set: a name (see `lrp-fx rules`) or a TOML file")]
 Class = Annotated[int | None, typer.Option(help="class or token id to explain (default: the model's own answer)")]
+Why = Annotated[str | None, typer.Option(help="a node or a module path, or a glob: which patterns match, and why not")]
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
 Precision = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16")]
@@ -212,12 +213,15 @@ def _ledger_table(amounts: dict[str, float], total: float) -> Table:
 
 
 @app.command()
-def report(model: Model, text: Text = None, rules: Rules = "attnlrp", precision: Precision = "float32") -> None:
-    """Show what every node of the model's graph is, and which rule it got."""
+def report(
+    model: Model, text: Text = None, rules: Rules = "attnlrp", precision: Precision = "float32", why: Why = None
+) -> None:
+    """Show what every node of the model's graph is, and which rule it got; or why some nodes are what they are."""
     with _clear_errors():
         loaded = load(model, text, precision)
         inputs, _ = loaded.encode(loaded.text or "a b c")
-        lrp_fx.convert(loaded.model, **inputs, rules=rules).report().print()
+        found = lrp_fx.convert(loaded.model, **inputs, rules=rules).report()
+        (found if why is None else found.why(why)).print()
 
 
 @app.command()

@@ -1,9 +1,13 @@
 """Stage 3, plan: facts and a rule set -> one decision per node that relevance flows through."""
 
 from lrp_fx.plan.make_plan import Decision, Plan, make_plan
+from lrp_fx.plan.why import NodeReason, Verdict, why
 
 __all__ = [
     "Decision",
+    "NodeReason",
     "Plan",
+    "Verdict",
     "make_plan",
+    "why",
 ]

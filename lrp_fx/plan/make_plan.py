@@ -98,7 +98,7 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
     """
     plan = Plan(ruleset, facts)
     candidates = Candidates(facts)
-    for candidate in candidates.walk(graph, functools.partial(_counts_position, plan)):
+    for candidate in candidates.walk(graph, functools.partial(counts_position, plan)):
         node, decision = candidate.node, _decide(plan, candidate)
         if decision.entry.form("") is STOPPED or not decision.live:
             plan.stopped[node] = decision.role
@@ -139,7 +139,8 @@ def _split(plan: Plan, node: Node, role: str) -> Split:
     return _entry(plan, node, role).split
 
 
-def _counts_position(plan: Plan, node: Node) -> bool:
+def counts_position(plan: Plan, node: Node) -> bool:
+    """Whether the rule set counts the table of positions that a product multiplies as an input."""
     return _entry(plan, node, "position").form("") is not STOPPED
 
 

@@ -51,6 +51,13 @@ def test_report_and_verify(saved):
     assert result.exit_code == 0 and "passed" in result.output and "bit-equal" in result.output
 
 
+def test_report_says_why_a_module_is_what_it_is(saved):
+    result = runner.invoke(app, ["report", saved, "--why", "classifier"])
+    assert result.exit_code == 0 and "layer with weights (contraction)" in result.output and "Not so: " in result.output
+    result = runner.invoke(app, ["report", saved, "--why", "clasifier"])
+    assert result.exit_code == 1 and "classifier" in result.output
+
+
 def test_rules_lists_every_rule_set():
     output = runner.invoke(app, ["rules"]).output
     assert all(name in output for name in ("attnlrp", "cp_lrp", "gradient"))

@@ -54,7 +54,7 @@ def follows_a_layer(candidate: Candidate) -> bool:
 
 @condition
 def is_the_only_reader(candidate: Candidate) -> bool:
-    """Nothing else reads that layer."""
+    """Nothing else reads its operand."""
     return set(candidate.first.users) == {candidate.node}
 
 
@@ -74,7 +74,7 @@ def reads_a_relu(candidate: Candidate) -> bool:
 
 @condition
 def behind_a_normalization(candidate: Candidate) -> bool:
-    """That ReLU alone reads a normalization over the batch, which belongs to no layer before it."""
+    """The ReLU before it alone reads a normalization over the batch, which belongs to no layer before it."""
     norm = normalization_before(candidate)
     only = norm is not None and set(norm.users) == {layer_input(candidate)}
     return only and _folds(candidate.facts, norm) and norm not in candidate.facts.folded

@@ -16,13 +16,13 @@ def multiplies(candidate: Candidate) -> bool:
 
 @condition
 def has_one_signal(candidate: Candidate) -> bool:
-    """Exactly one of them can carry relevance."""
+    """Exactly one of its factors can carry relevance."""
     return len(candidate.carrying) == 1
 
 
 @condition
 def has_a_table(candidate: Candidate) -> bool:
-    """Another one is a cosine or a sine of constants, moved and scaled at most."""
+    """One of its other factors is a cosine or a sine of constants, moved and scaled at most."""
     return bool(multiplying(candidate))
 
 

@@ -31,41 +31,41 @@ def has_one_function(candidate: Candidate) -> bool:
 
 @condition
 def has_a_statistic(candidate: Candidate) -> bool:
-    """One factor depends only on a reduction (a mean, a norm) of a tensor that the others are affine images of."""
+    """One of its factors depends only on a reduction (mean, norm) of a tensor, the others are affine images of it."""
     assert candidate.product is not None
     return bool(candidate.product.statistics)
 
 
 @condition
 def is_not_linear(candidate: Candidate) -> bool:
-    """A factor is multiplied more than once, there are several, or the only one divides."""
+    """It has several factors, or one that is multiplied more than once or divides."""
     assert candidate.product is not None
     return not candidate.product.once
 
 
 @condition
 def weighs(candidate: Candidate) -> bool:
-    """Some factors only weigh the others: values without sign (sigmoid, exp, ...), or outputs of nonlinearities."""
+    """Some of its factors only weigh the others: they have no sign (sigmoid, exp), or a nonlinearity yields them."""
     assert candidate.product is not None
     return candidate.product.gated
 
 
 @condition
 def weighs_nothing(candidate: Candidate) -> bool:
-    """No factors only weigh the others."""
+    """None of its factors only weighs the others."""
     return not weighs.holds(candidate)
 
 
 @condition
 def weighs_a_state(candidate: Candidate) -> bool:
-    """What is weighed is a state that is carried from step to step."""
+    """What its gates weigh is a state that is carried from step to step."""
     assert candidate.product is not None
     return candidate.product.recurrent
 
 
 @condition
 def is_steered(candidate: Candidate) -> bool:
-    """One factor only says what a state takes in or what is read from it."""
+    """One of its factors only says what a state takes in or what is read from it."""
     assert candidate.product is not None
     return candidate.product.selective
 
@@ -114,7 +114,7 @@ def mixes_by_weights(candidate: Candidate) -> bool:
 
 @condition
 def is_no_attention(candidate: Candidate) -> bool:
-    """Not all of these come from a softmax: that is attention, whose own rules apply."""
+    """Its factors without sign do not all come from a softmax: that is attention, whose own rules apply."""
     return not all(_is_softmax(candidate.facts, n) for n in _weights(candidate))
 
 

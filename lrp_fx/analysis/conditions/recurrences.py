@@ -28,25 +28,25 @@ def has_a_signal(candidate: Candidate) -> bool:
 
 @condition
 def has_a_weight(candidate: Candidate) -> bool:
-    """One of its factors has no sign (sigmoid, exp, ...): it only weighs the others."""
+    """One of its factors is a weight: it has no sign (sigmoid, exp, ...)."""
     return bool(_weights(candidate))
 
 
 @condition
 def weighs_a_state(candidate: Candidate) -> bool:
-    """A factor that has a sign is a state: a sum that holds such a product already."""
+    """One of its factors with a sign is a state: a sum that holds a product with a weight already."""
     return any(n in candidate.facts.states for n in candidate.carrying.values() if n not in candidate.facts.positive)
 
 
 @condition
 def weighs_by_a_decay(candidate: Candidate) -> bool:
-    """A factor without sign is a decay: there is an exponential in it."""
+    """One of its factors without sign is a decay: there is an exponential in it."""
     return any(n in candidate.facts.decays for n in _weights(candidate))
 
 
 @condition
 def goes_into_a_state(candidate: Candidate) -> bool:
-    """It goes into a state that such a product weighs."""
+    """It goes into a state that the weights of a recurrence weigh."""
     return candidate.node in candidate.facts.recurrent
 
 

@@ -13,31 +13,31 @@ from lrp_fx.operators.table import bind, op_name
 
 @condition
 def multiplies_signed(candidate: Candidate) -> bool:
-    """It multiplies two tensors or more that carry relevance and have a sign."""
+    """Two of its factors or more carry relevance and have a sign."""
     return len(signed(candidate.facts, candidate.node)) > 1
 
 
 @condition
 def has_one_state(candidate: Candidate) -> bool:
-    """Exactly one of them is a state that is carried from step to step."""
+    """Exactly one of its factors with a sign is a state that is carried from step to step."""
     return len(states(candidate)) == 1
 
 
 @condition
 def has_no_state(candidate: Candidate) -> bool:
-    """None of them is a state that is carried from step to step."""
+    """None of its factors with a sign is a state that is carried from step to step."""
     return not states(candidate)
 
 
 @condition
 def sums_over_the_state(candidate: Candidate) -> bool:
-    """A dimension of the state is summed over."""
+    """A dimension of its state is summed over."""
     return bool(sizes_read(candidate))
 
 
 @condition
 def has_one_decayed(candidate: Candidate) -> bool:
-    """Exactly one of them is weighed by a decay."""
+    """Exactly one of its factors with a sign is weighed by a decay."""
     return len(decayed(candidate)) == 1
 
 
@@ -49,7 +49,7 @@ def is_added_to_a_state(candidate: Candidate) -> bool:
 
 @condition
 def has_one_along_what_is_read(candidate: Candidate) -> bool:
-    """Exactly one factor alone has a dimension of a size that is summed over where a state is read."""
+    """Exactly one of its factors alone has a dimension of a size that is summed over where a state is read."""
     return len(along(candidate)) == 1
 
 

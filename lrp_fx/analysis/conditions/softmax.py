@@ -33,21 +33,21 @@ def has_an_exponential(candidate: Candidate) -> bool:
 
 @condition
 def divides_by_its_sum(candidate: Candidate) -> bool:
-    """Its denominator is the sum of that exponential."""
+    """Its denominator is the sum of its numerator."""
     exponential, total = parts(candidate)
     return op_name(total) == "aten.sum" and total.args[0] is exponential
 
 
 @condition
 def is_the_only_reader(candidate: Candidate) -> bool:
-    """Nothing else reads the exponential."""
+    """Nothing else reads its numerator."""
     exponential, total = parts(candidate)
     return set(exponential.users) == {candidate.node, total}
 
 
 @condition
 def is_the_only_reader_of_the_sum(candidate: Candidate) -> bool:
-    """Nothing else reads the sum."""
+    """Nothing else reads its denominator."""
     return set(parts(candidate)[1].users) == {candidate.node}
 
 
