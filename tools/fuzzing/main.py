@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -78,9 +79,16 @@ def examine(seed: int, connection: Connection) -> None:
     connection.send(("done", "", ""))
 
 
+def commit() -> str:
+    """The commit of the code that runs here, with a "+" where files have changed since; empty outside of git."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude", "*", "--dirty=+"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def run(seeds: list[int], jobs: int, document: dict[str, Any], save: Any) -> None:
     """Examine programs, ``jobs`` at a time."""
     fork, queue, running = multiprocessing.get_context("fork"), list(seeds), {}
+    code = commit()
     with Progress() as progress:
         task = progress.add_task("random models", total=len(queue))
         while queue or running:
@@ -112,6 +120,7 @@ def run(seeds: list[int], jobs: int, document: dict[str, Any], save: Any) -> Non
                     document["models"][str(seed)] = {
                         "seconds": round(time.monotonic() - begun, 1),
                         "failures": failures,
+                        "commit": code,
                     }
                     save()
                     progress.advance(task)

@@ -12,10 +12,10 @@ from generated.programs import described, random_program
 
 _HEAD = """# Random models
 
-Made by `{command}` on {date} with torch {torch}: {count} random models, each a program of three to eight parts
+Made by `{command}` on {date} with torch {torch}: {count} random models{rest}, each a program of three to eight parts
 ([tests/generated/](../tests/generated)) over one or more inputs, in float64. {passed} of them hold in every way
-below, {failed} do not. The first thirty are in `tests/test_random_models.py`. A program is checked again with
-`tools/fuzz --program "..."`.
+below, {failed} do not. Code that they were run by: {code}. The first thirty are in `tests/test_random_models.py`. A
+program is checked again with `tools/fuzz --program "..."`.
 """
 
 
@@ -25,7 +25,13 @@ def write_page(document: dict[str, Any], path: Path) -> None:
     failures = [(seed, f) for seed, row in models.items() for f in row["failures"]]
     failed = {seed for seed, _ in failures}
     head = {k: document[k] for k in ("command", "date", "torch")}
-    parts = [_HEAD.format(**head, count=len(models), failed=len(failed), passed=len(models) - len(failed))]
+    asked = int(re.findall(r"--examples (\d+)", document["command"])[0])
+    head["rest"] = f" of {asked} (stopped; the same command goes on)" if len(models) < asked else ""
+    parts = [
+        _HEAD.format(
+            **head, count=len(models), failed=len(failed), passed=len(models) - len(failed), code=_commits(models)
+        )
+    ]
     by_check = Counter(f["check"] for _, f in failures)
     parts.append("| check | what | failures |\n|---|---|--:|")
     parts += [
@@ -40,6 +46,15 @@ def write_page(document: dict[str, Any], path: Path) -> None:
         used.update(described(random_program(int(seed))))
     parts.append(", ".join(f"{part} {count}" for part, count in used.most_common()) + ".")
     path.write_text("\n".join(parts) + "\n")
+
+
+def _commits(models: dict[str, Any]) -> str:
+    """How many models each commit was run on, with the first and the last seed."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for seed, row in models.items():
+        groups[row.get("commit") or "unknown"].append(int(seed))
+    counted = sorted(groups.items(), key=lambda group: -len(group[1]))
+    return ", ".join(f"{len(seeds)} by {commit} (of seeds {min(seeds)} to {max(seeds)})" for commit, seeds in counted)
 
 
 def _kinds(failures: list[tuple[str, Any]]) -> list[str]:
