@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 
 from lrp_fx.graph.exact_value import exact_value
@@ -87,7 +88,17 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
 
 
 def _widened(val: Any) -> Any:
-    return val.to(_WIDE[val.dtype]) if isinstance(val, Tensor) and val.dtype in _WIDE else val
+    """A value in double precision.
+
+    A fake tensor is made anew: casting it would ask the shape environment about sizes, and each answer is a guard.
+    """
+    if not isinstance(val, Tensor) or val.dtype not in _WIDE:
+        return val
+    wide = _WIDE[val.dtype]
+    if not isinstance(val, FakeTensor) or val.layout is not torch.strided:
+        return val.to(wide)
+    with val.fake_mode:
+        return torch.empty_strided(val.shape, val.stride(), dtype=wide, device=val.device)
 
 
 def _in_double(arguments: Any) -> Any:
