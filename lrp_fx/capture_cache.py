@@ -9,23 +9,26 @@ that was captured; PyTorch's switches (default precision, autocast) are the same
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis import analyse
 from lrp_fx.cache.store import capture_or_load
 from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, preserved, read_call
+from lrp_fx.capture.equivalence import covers
 from lrp_fx.capture.model_state import switches
 from lrp_fx.capture.passes.decompose import decompose
 from lrp_fx.contracts import Stage, check_stage
-from lrp_fx.errors import CaptureError, RecaptureWarning
+from lrp_fx.errors import CaptureError, LrpError, RecaptureWarning
 from lrp_fx.explain.check import WHEN
 from lrp_fx.operators.table import OpTable
 from lrp_fx.specialization import Specialization
@@ -57,7 +60,7 @@ class Options:
         return when
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One capture.
 
@@ -72,6 +75,15 @@ class Entry:
     state: ModelState
     specialization: Specialization
     reason: str
+
+    def alike(self, other: Entry) -> bool:
+        """Whether the other one is of the same model, and of calls of the same form."""
+        return self.state is other.state and self.key == other.key
+
+    def does_for(self, other: Entry, leaves: Sequence[Any]) -> bool:
+        """Whether this graph is the other one at all sizes that the other serves; both are run on one example."""
+        owned = frozenset(map(id, self.state.tensors.values()))
+        return covers(self.specialization.captured, other.specialization.captured, owned, leaves)
 
 
 class CaptureCache:
@@ -125,6 +137,20 @@ class CaptureCache:
         self._to_front(entry)
         return entry.specialization, used
 
+    def show_one_sample(self, captured: Captured, call: Call) -> None:
+        """Capture the first sample of a call if ``captured`` serves the call and refuses that: it may turn out to be
+        the same graph, which is served from then on, by what was lowered from it too. Where it is not, nothing changes.
+        """
+        shapes, tensors = captured.shapes, list(call.tensors.values())
+        first = [t[:1] if i in shapes.samples else t for i, t in enumerate(tensors)]
+        if not shapes.samples or shapes.mismatch(first) is None:
+            return
+        feed = iter(first)
+        leaves = [next(feed) if isinstance(leaf, torch.Tensor) else leaf for leaf in call.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, captured.in_spec)
+        with contextlib.suppress(LrpError):
+            self.serving(args, kwargs)
+
     def _freed(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The call with its floating numbers as tensors; None where it has none, or where the model reads them."""
         if not any(type(leaf) is float for leaf in call.leaves):
@@ -172,21 +198,49 @@ class CaptureCache:
         state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
         stand_in = state.stand_in()
         before = ModelState(stand_in.module)
+        key = (*call.key, *switches())
+        captures = [e.specialization.captured for e in self._entries if e.key == key and e.state is state]
         with preserved(stand_in.module):
-            captured = capture_or_load(stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route)
+            captured = capture_or_load(
+                stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route, refusing=captures
+            )
             state.ignore_writes(before)
         for graph in (captured, *(other for other, _ in captured.others)):
             stand_in.give_back(graph.graph_module)
             if graph.decisions is not None:
                 stand_in.give_back(graph.decisions.graph_module)
-        entry = self._entry(captured, call, state, reason)
         alike = [(c, replace(e, key=call.key, numbers=call.numbers)) for c, e in captured.others]
-        further = [self._entry(other, example, state, reason) for other, example in alike]
+        entry, *further = [self._entry(c, e, state, reason) for c, e in ((captured, call), *alike)]
+        replaced = self._merge([entry, *further], call)
         with self._order:
-            self._entries = (*self._entries, *further)
+            self._entries = tuple(e for e in (*self._entries, *further) if e not in replaced)
         self.reasons.append(reason)
         self._warn()
+        while entry in replaced:
+            entry = replaced[entry]
         return entry
+
+    def _merge(self, new: Sequence[Entry], call: Call) -> dict[Entry, Entry]:
+        """Let captures serve what others of the same graph do. Those that are not needed then -> what does for them.
+
+        A capture that was compiled stays, and serves its calls.
+
+        Args:
+            new: the new captures, the one of the call at hand first.
+            call: the call at hand.
+        """
+        replaced: dict[Entry, Entry] = {}
+        for special, general in itertools.permutations((*new, *self._entries), 2):
+            fresh, alike = {special, general} & {*new}, special.alike(general)
+            if not fresh or not alike or replaced.keys() & {special, general} or special.specialization.compiled:
+                continue
+            leaves = call.leaves if special is new[0] else special.specialization.example.leaves
+            if not general.does_for(special, leaves):
+                continue
+            general.specialization.captured.shapes.also.append(special.specialization.captured.shapes)
+            if general.specialization.captured.why_not(leaves) is None:
+                replaced[special] = general
+        return replaced
 
     def _entry(self, captured: Captured, example: Call, state: ModelState, reason: str) -> Entry:
         for place in example.numbers:

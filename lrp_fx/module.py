@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -286,10 +287,9 @@ class ExplainableModule(StandIn):
     ) -> Lowered:
         """Forward, rule backward and choice of the target as ONE functional graph of plain tensor operators.
 
-        Without example inputs, as the latest capture was called.
-
-        Called like :meth:`explain`, it explains inputs of any size that the capture serves, with any target of the same
-        form (a class, a tuple of indices, a :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
+        Without example inputs, as the latest capture was called. Called like :meth:`explain`, it explains inputs of any
+        size that the capture serves, with any target of the same form (a class, a tuple of indices, a
+        :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
 
         Args:
             *args: example inputs.
@@ -308,7 +308,8 @@ class ExplainableModule(StandIn):
         sweeper = specialization.sweeper(self._rules(rules), places_of(at, condition or {}))
         read = functools.partial(read_call, self.model, free=call.free)
         with TRACING:
-            return lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
+            lowered = lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
+        return replace(lowered, show=self.captures.show_one_sample) if dynamic else lowered
 
     def compile(  # type: ignore[override]
         self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any

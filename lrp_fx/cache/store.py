@@ -13,7 +13,7 @@ import dataclasses
 import operator
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,13 @@ from lrp_fx.errors import UnsafeFileError
 
 
 def capture_or_load(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True, route: str = "auto"
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    dynamic: bool = True,
+    route: str = "auto",
+    refusing: Sequence[Captured] = (),
 ) -> Captured:
     """What :func:`lrp_fx.capture.capture` makes, taken from the disk cache where ``LRP_FX_CACHE`` names a folder.
 
@@ -50,7 +56,7 @@ def capture_or_load(
     place = entry(model, call, "capture", dynamic, route) if storable else None
     if place is not None and (loaded := load(place, model, call, args, kwargs)) is not None:
         return loaded
-    captured = capture(model, args, kwargs, dynamic=dynamic, route=route)
+    captured = capture(model, args, kwargs, dynamic=dynamic, route=route, refusing=refusing)
     if place is None:
         return captured
     others = tuple((save(place, other, model), example) for other, example in captured.others)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,13 @@ def prepare(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def capture(
-    model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, dynamic: bool = True, route: str = "auto"
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    dynamic: bool = True,
+    route: str = "auto",
+    refusing: Sequence[Captured] = (),
 ) -> Captured:
     """Capture ``model`` as called with ``args`` and ``kwargs``.
 
@@ -57,6 +63,8 @@ def capture(
 
     Args:
         route: "export", "trace", or "auto": trace what export refuses.
+        refusing: captures of the same model and form of call that refuse this one. An example is not made more general
+            if one of them serves it then: the model would take the way that is not for this call.
 
     Raises:
         CaptureError: when neither can; the message carries the reasons.
@@ -67,7 +75,8 @@ def capture(
     model = without_hooks(model)
     if route == "trace":
         return _by_trace(model, call, args, kwargs, start)
-    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic)
+    sizes = {(name, axis): size for name, tensor in call.tensors.items() for axis, size in enumerate(tensor.shape)}
+    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing, sizes)
     refusal = ""
     others: tuple[tuple[Captured, Call], ...] = ()
     while True:

@@ -85,6 +85,12 @@ class Captured:
         """Placeholder nodes, in order."""
         return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
 
+    @property
+    def in_spec(self) -> pytree.TreeSpec:
+        """Pytree structure of ``(args, kwargs)``."""
+        codegen: Any = self.graph_module.graph._codegen
+        return codegen.pytree_info.in_spec  # type: ignore[no-any-return]
+
     def serves(self, leaves: Sequence[Any]) -> bool:
         """Whether this capture computes what the model does on these input leaves."""
         return self.why_not(leaves) is None

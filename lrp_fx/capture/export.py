@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,8 +19,10 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.early_stop import OtherWay, Sizes, places_of, stopping
 from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.passes import normalize as normalise
@@ -39,11 +40,18 @@ _OPERATORS = tuple(
 
 
 def exports(
-    model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool
+    model: torch.nn.Module,
+    args: Any,
+    kwargs: Any,
+    dynamic: bool,
+    refusing: Sequence[Captured] = (),
+    sizes: Sizes | None = None,
 ) -> Iterator[tuple[torch.export.ExportedProgram, bool]]:
     """Exported programs of a model, the most general form of its example inputs first; the last serves the example.
 
     Each goes with whether it was exported without a look at sizes of one: operators are then not shown to hold there.
+    Examples that one of the ``refusing`` captures serves are left out: what is exported of them refuses the call, too.
+    So does an example on which the model takes a way that is not for the ``sizes`` of the call: it is given up there.
 
     Raises:
         Exception: what export said of the most general form, where it refuses all.
@@ -51,11 +59,16 @@ def exports(
     failure: Exception | None = None
     refused = True
     for example, oblivious in _examples(args, kwargs, dynamic):
+        if any(captured.serves(pytree.tree_leaves(example)) for captured in refusing):
+            continue
         try:
-            with traceable(model), torch.enable_grad(), written_out(model), noting_calls(model):
+            stop = stopping(sizes or {}, _by_operator)
+            with traceable(model), torch.enable_grad(), written_out(model), noting_calls(model), stop:
                 program = _export(model, *example, dynamic, oblivious=oblivious)
         except CaptureError:
             raise
+        except OtherWay:
+            continue
         except Exception as error:  # export raises many types; each means "not this example"
             failure, refused = failure or error, True
             continue
@@ -103,8 +116,7 @@ def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> I
             yield pytree.tree_map(_grown(lambda t: (0,) if t.is_floating_point() else (0, 1)), (args, kwargs)), True
         if batches:
             yield pytree.tree_map(_grown(lambda t: (0,)), (args, kwargs)), True
-        if not lengths and not batches:
-            yield (args, kwargs), True
+        yield (args, kwargs), True
     yield (args, kwargs), False
 
 
@@ -272,13 +284,12 @@ class _Noted:
 
 def _reasons(environment: Any) -> dict[tuple[str, int], str]:
     """(input, axis) -> the line of the model that fixed the size, as export noted it."""
-    reasons = {}
-    for symbol, place in environment.replacements_slocs.items():
-        for source in environment.var_to_sources.get(symbol, ()):
-            name = source.name if isinstance(source.name, str) else source.name()
-            if match := re.fullmatch(r"L\['(\w+)'\](.*)\.size\(\)\[(\d+)\]", name):
-                reasons[match[1] + match[2], int(match[3])] = f"the model computes with it at {str(place).strip('()')}"
-    return reasons
+    lines, places = environment.replacements_slocs, places_of(environment)
+    return {
+        at: f"the model computes with it at {str(lines[symbol]).strip('()')}"
+        for symbol, at in places
+        if symbol in lines
+    }
 
 
 def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:

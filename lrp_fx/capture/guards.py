@@ -53,6 +53,8 @@ class Shapes:
         guards: what else has to hold; formulas of the names in ``dims``.
         derived: every size inside the graph, as such a formula, where the export did not look whether it is one.
         inputs: what the tensor inputs are called.
+        also: sizes beyond these, at which the graph was shown to be the one of another capture that serves them
+            (:func:`lrp_fx.capture.equivalence.covers`). Whoever holds these shapes sees what is added.
     """
 
     dims: tuple[tuple[int | str, ...], ...]
@@ -61,19 +63,38 @@ class Shapes:
     guards: tuple[Guard, ...] = ()
     derived: tuple[Any, ...] = ()
     inputs: tuple[str, ...] = ()
+    also: list[Shapes] = field(default_factory=list, repr=False, compare=False)
     _unsure: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _verdicts: dict[tuple[int, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def mismatch(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """None when the model runs this graph on tensors of these sizes, else why not, in a line."""
-        key = tuple(size for tensor in tensors for size in tensor.shape)
+        key = (len(self.also), *(size for tensor in tensors for size in tensor.shape))
         if key not in self._verdicts:
             if len(self._verdicts) >= _REMEMBERED:
                 self._verdicts.clear()
             reason = self._mismatch([tuple(t.shape) for t in tensors])
+            if reason is not None and any(other.certain(tensors) for other in self.also):
+                reason = None
             self._verdicts[key] = reason
             return reason
         return self._verdicts[key]
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Which tensors have one row for each sample: the first free size of a first axis counts them."""
+        firsts = [dims[0] if dims else 0 for dims in self.dims]
+        batch = next((size for size in firsts if isinstance(size, str)), None)
+        return tuple(i for i, size in enumerate(firsts) if size == batch)
+
+    def is_one_sample(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether tensors are one sample where samples are counted by a free size."""
+        rows = [tensors[i].shape[:1] for i in self.samples if i < len(tensors)]
+        return bool(rows) and all(row == (1,) for row in rows)
+
+    def certain(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether tensors of these sizes fit, and nothing about them is left to show."""
+        return self.mismatch(tensors) is None and not self.unsure(tensors)
 
     def _mismatch(self, sizes: Sequence[Sequence[int]]) -> str | None:
         bound: dict[str, int] = {}
@@ -132,6 +153,9 @@ class Shapes:
         if key not in self._unsure:
             if len(self._unsure) >= _REMEMBERED:
                 self._unsure.clear()
+            if self._mismatch([tuple(t.shape) for t in tensors]) is not None:  # they are others': shown there
+                self._unsure[key] = ()
+                return ()
             bound = self.bound(tensors)
             ones = tuple(i for i, size in enumerate(self.derived) if evaluate(size, bound) <= 1)
             broken = tuple(i for i, g in enumerate(self.guards) if g.layout and not g.holds(bound))
@@ -147,6 +171,7 @@ class Shapes:
             "guards": [[guard.condition, guard.place, guard.layout] for guard in self.guards],
             "derived": self.derived,
             "called": self.inputs,
+            "also": [other.plain() for other in self.also],
         }
 
     @classmethod
@@ -159,6 +184,7 @@ class Shapes:
             tuple(Guard(condition, str(place), bool(layout)) for condition, place, layout in document["guards"]),
             tuple(document["derived"]),
             tuple(map(str, document["called"])),
+            [cls.from_plain(other) for other in document.get("also", ())],
         )
 
     @property

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.cache.folder import Entry
 from lrp_fx.cache.store import tolerance
-from lrp_fx.capture import Call
+from lrp_fx.capture import Call, Captured
 from lrp_fx.capture.offload import brought_in
 from lrp_fx.errors import InputError, LoweringError, TargetError
 from lrp_fx.explain import Attribution, Sweeper, Target
@@ -84,6 +84,7 @@ class Lowered:
         example: the call it was lowered with.
         read: flattens a call.
         runner: what runs it: the graph module, or a compiled form of it.
+        show: lets the capture serve the first sample of a call, if it can be shown to; costs a capture, once.
     """
 
     graph_module: fx.GraphModule
@@ -97,6 +98,7 @@ class Lowered:
     example: Call = field(repr=False)
     read: Callable[[tuple[Any, ...], dict[str, Any]], Call] = field(repr=False)
     runner: Callable[..., Any]
+    show: Callable[[Captured, Call], None] = field(default=lambda captured, call: None, repr=False)
 
     def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
         """Explain one call of the model; ``target`` is of the form the graph was lowered with.
@@ -107,6 +109,8 @@ class Lowered:
             NumericalError: when the target or a relevance is not finite.
         """
         call = self._in_order(self.read(args, kwargs))
+        if self.sweeper.captured.shapes.is_one_sample(list(call.tensors.values())):
+            self.show(self.sweeper.captured, call)
         self.accepts.tensors(call)
         if (reason := self.sweeper.captured.refuses_sizes(call.leaves)) is not None:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
@@ -234,6 +238,7 @@ class Lowered:
         Raises:
             LoweringError: naming what differs.
         """
+        self.show(self.sweeper.captured, self.example)
         if not self._holds():
             warnings.warn(
                 "this graph was not compared with the model before it is written: its example has no values that the "
