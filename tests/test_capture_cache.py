@@ -197,6 +197,7 @@ def test_threads_that_capture_at_once_leave_everything_as_it_was():
         assert torch.equal(xmodel.explain(**inputs).relevance["input_ids"], alone)
 
 
+@pytest.mark.slow
 def test_a_capture_is_not_seen_by_a_thread_that_trains_the_model():
     model, inputs = build("llama2")
     model.train()

@@ -92,6 +92,7 @@ def limited(folder, code):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_saved_graph_that_was_there(tmp_path):
     """Each writer in a process of its own limit: a saved graph, a page, a rule set, a table, an entry of the cache."""
     limited(

@@ -368,6 +368,7 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x)[0][:, -1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", models.few([nn.LSTM, nn.GRU], nn.GRU))
 def test_weak_references_are_no_state_of_their_own(kind, folder, captures, monkeypatch):
     """Other weights, also ones put in the place of the first, share the capture; what is led to counts."""

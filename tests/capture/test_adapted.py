@@ -31,7 +31,7 @@ CASES = [(name, "attnlrp") for name in PAIRS] + [(name, GAMMA) for name in UNPAC
 
 @pytest.mark.parametrize(
     "name, rules",
-    few(CASES, ("LoRA", "attnlrp"), ("8 bits", "attnlrp"), ("nf4", GAMMA)),
+    few(CASES, ("LoRA", "attnlrp"), ("8 bits", "attnlrp")),
     ids=[f"{n}-{r if isinstance(r, str) else 'gamma'}" for n, r in CASES],
 )
 def test_relevance_of_the_dense_model(name, rules):

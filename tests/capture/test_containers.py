@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 import transformers
+from models import few
 from torch import nn
 
 import lrp_fx
@@ -96,7 +97,7 @@ class Model(nn.Module):
         return self.b(torch.relu(self.a(batch.x))) * weight * batch.scale
 
 
-@pytest.mark.parametrize("capture", ["export", "trace"])
+@pytest.mark.parametrize("capture", few(["export", "trace"], "export"))
 @pytest.mark.parametrize("kind, name", KINDS.items(), ids=lambda k: getattr(k, "__name__", ""))
 def test_what_is_inside_is_an_input(kind, name, capture):
     model, weight = Model().to(D).eval(), torch.ones(2, 1, dtype=D)

@@ -148,6 +148,7 @@ class Counted(Mapping):
         return len(self.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rules, parts", [("attnlrp", 1), (GAMMA, 2)])  # a weight, and the positive part of it
 def test_weights_in_memory_are_those_of_one_operator(rules, parts):
     weights = Counted(plain().state_dict())

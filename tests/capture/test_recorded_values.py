@@ -65,6 +65,7 @@ def test_other_values_are_served_another_graph(read):
     assert captures(xmodel) == held  # what was not read decides nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", few([nn.LSTM, nn.GRU, nn.RNN], nn.RNN))
 @pytest.mark.parametrize("inside", few([True, False], True))
 def test_other_lengths_in_a_packed_sequence(kind, inside):

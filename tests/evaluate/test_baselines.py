@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from models import build
+from models import build, few
 from torch import nn
 
 from lrp_fx.errors import InputError
@@ -229,7 +229,7 @@ def test_atman_of_one_attention_by_hand():
     assert torch.allclose(explained(task, "atman")[:, 3], drop, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["attention_rollout", "gradient_rollout", "atman"])
+@pytest.mark.parametrize("name", few(["attention_rollout", "gradient_rollout", "atman"], "gradient_rollout"))
 @pytest.mark.parametrize("make", [lambda: tokens("mixtral"), lambda: tokens("flan-t5"), lambda: picture("deit")])
 def test_attention_methods_run_on_models_of_any_kind(name, make):
     task = make()

@@ -70,16 +70,20 @@ def test_lowered_relevance_is_that_of_the_eager_sweep_at_other_sizes(name):
 
 @pytest.mark.parametrize(
     ("name", "rules"),
-    [
+    few(
+        [
+            ("llama", "cp_lrp"),
+            ("llama", {"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": 1e-3}}}),
+            ("bert", {"base": "attnlrp", "rules": {"dense": {"rule": "gamma", "gamma": 0.1}}}),
+            ("vit", "vit_gamma"),
+            ("resnet", "epsilon_gamma_box"),
+            ("resnet", "epsilon_alpha2_beta1_flat"),
+            ("resnet", "deconvnet"),
+            ("resnet", {"base": "epsilon_plus", "rules": {"selection": "even"}}),
+        ],
         ("llama", "cp_lrp"),
-        ("llama", {"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": 1e-3}}}),
-        ("bert", {"base": "attnlrp", "rules": {"dense": {"rule": "gamma", "gamma": 0.1}}}),
-        ("vit", "vit_gamma"),
         ("resnet", "epsilon_gamma_box"),
-        ("resnet", "epsilon_alpha2_beta1_flat"),
-        ("resnet", "deconvnet"),
-        ("resnet", {"base": "epsilon_plus", "rules": {"selection": "even"}}),
-    ],
+    ),
 )
 def test_rule_sets_survive_lowering(name, rules):
     xmodel, inputs = case(name)
@@ -94,6 +98,7 @@ def test_a_rule_of_the_users_own_survives_lowering():
     same(xmodel.lower(**inputs, rules=rules)(**inputs), xmodel.explain(**inputs, rules=rules))
 
 
+@pytest.mark.slow
 def test_targets_are_inputs_of_the_graph():
     xmodel, inputs = case("llama")
     other = resized(inputs, 3, 6)
@@ -113,6 +118,7 @@ def test_targets_are_inputs_of_the_graph():
     same(rest(**other, target=lrp_fx.Contrast()), xmodel.explain(**other, target=lrp_fx.Contrast()))
 
 
+@pytest.mark.slow
 def test_a_callable_target_is_traced():
     xmodel, inputs = case("llama")
     other = resized(inputs, 3, 6)

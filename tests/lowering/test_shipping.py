@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-from models import GQA
+from models import GQA, few
 from torch._inductor.utils import run_and_get_code
 
 import lrp_fx
@@ -259,7 +259,7 @@ def forms_of(folder, model):
 FORMS = ["a file", "a folder", "a folder with an index", "an index", "files", "tensors", "files by name"]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", few(FORMS, "a folder with an index", "tensors"))
 def test_weights_by_reference_give_the_very_same_relevance(form, shared):
     folder, model, inside = shared
     loaded = lrp_fx.load(folder / "reference.pt2", weights=forms_of(folder, model)[form])

@@ -66,6 +66,7 @@ def test_only_chosen_queries_are_asked(name: str) -> None:
         assert (fast.relevance[source] - relevance).abs().max() <= 1e-10 * relevance.abs().max()
 
 
+@pytest.mark.slow
 def test_other_sizes() -> None:
     model, inputs = build("llama2")
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # without it, one sample is another graph
@@ -80,7 +81,7 @@ def test_other_sizes() -> None:
         assert (fast - eager).abs().max() <= 1e-10 * eager.abs().max()
 
 
-@pytest.mark.parametrize(("which", "target"), [("llama2", (3, 7)), ("bert-classifier", 1)])
+@pytest.mark.parametrize(("which", "target"), few([("llama2", (3, 7)), ("bert-classifier", 1)], ("bert-classifier", 1)))
 def test_a_position_that_others_read_is_left(which: str, target: Any) -> None:
     model, inputs = build(which)
     xmodel = lrp_fx.convert(model, **inputs)

@@ -44,7 +44,7 @@ def test_it_returns_a_value_and_prints_when_asked(capsys):
     assert "verify: passed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", few(["llama2", "bert", "vit", "mixtral", "flan-t5", "resnet"], "llama2", "resnet"))
+@pytest.mark.parametrize("name", few(["llama2", "bert", "vit", "mixtral", "flan-t5", "resnet"], "llama2"))
 @pytest.mark.parametrize("rules", ["attnlrp", "gradient"])
 def test_what_is_sound_passes_and_its_gradient_is_that_of_autograd(name, rules):
     model, inputs = build(name)
