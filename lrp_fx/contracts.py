@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.analysis import Facts
 from lrp_fx.errors import ContractError
 from lrp_fx.graph.attribute_paths import attribute
+from lrp_fx.graph.dimensions import example_size
 from lrp_fx.graph.exact_value import exact_value
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.values import Values, tensors_in
@@ -277,17 +278,17 @@ def _concrete(value: Any) -> Any:
 
 def _at_example(leaf: Any) -> Any:
     if isinstance(leaf, torch.SymInt):
-        return int(leaf.node.hint)
+        return example_size(leaf)
     if not isinstance(leaf, Tensor):
         return leaf
-    sizes, strides = ([int(_at_example(n)) for n in numbers] for numbers in (leaf.shape, leaf.stride()))
+    sizes, strides = ([example_size(n) for n in numbers] for numbers in (leaf.shape, leaf.stride()))
     return torch.empty_strided(sizes, strides, dtype=leaf.dtype, device=leaf.device)
 
 
 def _described(value: Any) -> str:
     """Precision and shape of every tensor in a value, at the sizes of the example; "" where these are not known."""
     try:
-        return ", ".join(f"{v.dtype} {[_at_example(n) for n in v.shape]}" for v in tensors_in(value))
+        return ", ".join(f"{v.dtype} {[example_size(n) for n in v.shape]}" for v in tensors_in(value))
     except TypeError:  # a size that only values tell
         return ""
 

@@ -7,6 +7,17 @@ class LrpError(Exception):
     """Base class of every error raised by lrp_fx."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; the name of its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def type_and_line(error: BaseException) -> str:
+    """Type of an error and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *said[:1]])
+
+
 class CaptureError(LrpError):
     """The model could not be captured as a graph."""
 

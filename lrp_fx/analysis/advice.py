@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrp_fx.errors import first_line
 from lrp_fx.graph.operands import Slot, all_slots, value
 from lrp_fx.operators.table import op_name
 
@@ -54,7 +55,7 @@ def advice(node: Node, reached: list[Slot]) -> str:
         with torch.random.fork_rng(devices=[]):
             kind, entry, what = _found(trial)
     except Exception as error:  # the kernel of an operator that is unknown may raise anything
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return (
             f"What it is could not be tried here ({reason[:120]}). Declare it, in a TOML file or a dict given to "
             f'convert(ops=...), as what it is: "movement", "linear", "product", "nonlinearity", ...: {PAGE} says what '

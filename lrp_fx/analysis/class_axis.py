@@ -6,13 +6,11 @@ the output moves them (a transpose, a reshape), or leaves them where they are (a
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts
-from lrp_fx.graph.dimensions import permutation
+from lrp_fx.graph.dimensions import example_size, permutation
 from lrp_fx.operators.table import OpSpec, bind
 
 #: for each dimension of the output, those of a tensor on the way that it comes from
@@ -119,7 +117,7 @@ def _steps(node: Node, spec: OpSpec, slot: str, operand: torch.Tensor) -> list[f
 
 def _reshaped(before: torch.Tensor, after: torch.Tensor) -> list[frozenset[int]] | None:
     """Dimensions that a reshape leaves, merges or splits, by their sizes."""
-    old, new = [_size(n) for n in before.shape], [_size(n) for n in after.shape]
+    old, new = [example_size(n) for n in before.shape], [example_size(n) for n in after.shape]
     steps, i, j = [_NOWHERE] * len(new), 0, 0
     while i < len(old) and j < len(new):
         taken, filled, here, there = [i], [j], old[i], new[j]
@@ -141,7 +139,3 @@ def _reshaped(before: torch.Tensor, after: torch.Tensor) -> list[frozenset[int]]
             steps[axis] = whole if new[axis] != 1 or len(filled) == 1 else _NOWHERE
         i, j = i + 1, j + 1
     return steps
-
-
-def _size(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)

@@ -33,7 +33,7 @@ from lrp_fx.capture.random_draws import drawing
 from lrp_fx.capture.repeated_inputs import distinct
 from lrp_fx.capture.signature import Call, read_call
 from lrp_fx.capture.trace import Recording, functional, record
-from lrp_fx.errors import CaptureError
+from lrp_fx.errors import CaptureError, type_and_line
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.module_calls import settle
 from lrp_fx.operators.schema import is_mutating
@@ -85,7 +85,7 @@ def capture(
         except CaptureError:
             raise
         except Exception as error:
-            refusal = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            refusal = type_and_line(error)
             if route == "export":
                 raise _refused(model, refusal) from error
             return _by_trace(model, call, args, kwargs, start, refusal)
@@ -155,7 +155,7 @@ def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start:
     except CaptureError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        reason = type_and_line(error)
         raise CaptureError(
             f"{type(model).__name__} does not run on these inputs: {reason}"
             + (f" (and torch.export refused it: {refusal})" if refusal else "")

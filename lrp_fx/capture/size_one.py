@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrp_fx.errors import first_line
+
 
 class _Differs(Exception):
     """A value has another shape than export took it to have."""
@@ -72,5 +74,5 @@ def unproven(graph_module: fx.GraphModule, leaves: Sequence[Any], sizes: Mapping
         try:
             _Shaped(graph_module, sizes).run(*fakes, enable_io_processing=False)
         except Exception as error:  # whatever an operator says of sizes that it cannot take
-            return f"it is not shown to hold for sizes of one: {(str(error).strip().splitlines() or [''])[0]}"
+            return f"it is not shown to hold for sizes of one: {first_line(error)}"
     return None

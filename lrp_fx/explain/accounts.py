@@ -14,7 +14,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lrp_fx.errors import NumericalError
+from lrp_fx.errors import NumericalError, first_line
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import Slot
 from lrp_fx.rewrite import OWNER, Rewritten
@@ -274,7 +274,7 @@ def _swept(accountant: Accountant, target: Tensor, sources: list[Tensor]) -> tup
     except RuntimeError as error:
         if accountant.last is None:
             raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise NumericalError(
             f"relevance ends where the backward of an operator fails: {reason}, at {locate(accountant.last)}. "
             "Remedy: give the operator a derivative (register_autograd), or stop relevance there by declaring it "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 from torch.fx import Node
@@ -21,6 +23,15 @@ def permutation(node: Node) -> list[int]:
     return [size - 2 for size in node.target(*args, **kwargs).shape]  # type: ignore[operator]
 
 
-def same_sizes(some: object, others: object) -> bool:
+def example_size(size: Any) -> int:
+    """A size as a number: of one that is a formula, its value in the example that was captured.
+
+    Raises:
+        TypeError: for a size that only values tell.
+    """
+    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
+
+
+def same_sizes(some: Any, others: Any) -> bool:
     """Whether two shapes are the same, sizes that are formulas by how they are written: no guard is added."""
-    return [str(n) for n in some] == [str(n) for n in others]  # type: ignore[attr-defined]
+    return [str(n) for n in some] == [str(n) for n in others]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrp_fx.capture import Call
-from lrp_fx.errors import InputError
+from lrp_fx.errors import InputError, first_line
 from lrp_fx.lowering.dynamic_shapes import Served
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -102,7 +102,7 @@ def ran() -> Iterator[None]:
     try:
         yield
     except (IndexError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(
             f"the graph cannot run on these inputs: {reason}. Remedy: give inputs that the model itself accepts."
         ) from error

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
 from lrp_fx.capture.agreement import difference
-from lrp_fx.errors import LoweringError
+from lrp_fx.errors import LoweringError, type_and_line
 from lrp_fx.explain import Attribution
 from lrp_fx.explain.target import padding_masks
 from lrp_fx.lowering.dynamic_shapes import Served
@@ -46,7 +46,7 @@ def tried(
     try:
         made = named_tensors(found(call), outputs)
     except Exception as error:
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        reason = type_and_line(error)
         raise LoweringError(f"the lowered graph does not run on its own example: {reason}. {_REMEDY}") from error
     scale = float(wanted["the target"].abs().max()) * torch.finfo(wanted["the target"].dtype).eps ** 0.5
     compared = [n for n in wanted if n in made and n not in skipped]

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture import Call, opened
 from lrp_fx.capture.containers import closed, returned
 from lrp_fx.capture.conventions import preserved, traceable
+from lrp_fx.errors import first_line
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.accounts import Sweep
 from lrp_fx.explain.check import defects, difference, first_broken, first_changed, largest, no_derivative
@@ -225,7 +226,7 @@ def _gradients(
     try:
         graph = of_graph(captured, list(ours), leaves, subject.choose)
     except RuntimeError as error:
-        findings.notes.append(f"the captured graph cannot be differentiated: {_reason(error)}")
+        findings.notes.append(f"the captured graph cannot be differentiated: {first_line(error)[:200]}")
         return None
     worst = 0.0
     for node, relevance in ours.items():
@@ -248,7 +249,7 @@ def _gradients(
     try:
         by_autograd = of_model(subject.model, subject.args, subject.kwargs, inputs, subject.choose)
     except Exception as error:
-        findings.notes.append(f"the model itself cannot be differentiated: {_reason(error)}")
+        findings.notes.append(f"the model itself cannot be differentiated: {first_line(error)[:200]}")
         return worst
     for name, (_, placeholder) in floats.items():
         apart = _share(by_autograd[name], ours[placeholder])
@@ -285,7 +286,9 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, findings: _
         try:
             model, _ = subject.run(moved)
         except Exception as error:
-            findings.notes.append(f"the model does not run on an input {name!r} moved a little: {_reason(error)}")
+            findings.notes.append(
+                f"the model does not run on an input {name!r} moved a little: {first_line(error)[:200]}"
+            )
             continue
         if not _follows(before, after, model, tolerance):
             findings.failures.append(_does_not_follow(subject, name))
@@ -365,7 +368,3 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 def _real(value: Tensor) -> Tensor:
     return torch.view_as_real(value) if value.is_complex() else value
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

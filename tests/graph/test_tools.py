@@ -5,12 +5,15 @@ import pickle
 import pytest
 import torch
 from torch import fx, nn
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from lrp_fx.errors import LatentError
+from lrp_fx.errors import LatentError, first_line, type_and_line
 from lrp_fx.explain.attribution import Attribution, no_ledger
 from lrp_fx.graph.attribute_paths import attribute, readable
 from lrp_fx.graph.copies import splice
-from lrp_fx.graph.dimensions import same_sizes
+from lrp_fx.graph.dimensions import example_size, same_sizes
 from lrp_fx.graph.reach import from_inputs
 from lrp_fx.graph.values import tensors_in
 
@@ -71,6 +74,22 @@ def test_an_attribute_may_be_named_like_a_keyword():
     root.add_module("in", nn.Linear(2, 2))
     graph = fx.Graph()
     assert attribute(root, graph.get_attr(readable("in.weight"))) is getattr(root, "in").weight
+
+
+def test_a_size_that_is_a_formula_has_the_value_of_the_example():
+    env, context = ShapeEnv(), StatelessSymbolicContext([DimDynamic.DYNAMIC, DimDynamic.STATIC])
+    x = FakeTensorMode(shape_env=env).from_tensor(
+        torch.ones(7, 2), source=ConstantSource("x"), symbolic_context=context
+    )
+    told = env.create_unbacked_symint()
+    assert isinstance(x.shape[0], torch.SymInt) and example_size(x.shape[0] * 2) == 14 and example_size(2) == 2
+    with pytest.raises(TypeError):
+        example_size(told)
+
+
+def test_errors_are_told_in_a_line():
+    assert first_line(ValueError("one\ntwo")) == "one" and first_line(KeyError()) == "KeyError"
+    assert type_and_line(ValueError("one\ntwo")) == "ValueError: one" and type_and_line(KeyError()) == "KeyError"
 
 
 def test_sizes_are_compared_and_tensors_found():

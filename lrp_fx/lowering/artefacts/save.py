@@ -19,7 +19,7 @@ from lrp_fx.cache.serialize import Reader, Writer
 from lrp_fx.capture import Shapes
 from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.signature import flatten
-from lrp_fx.errors import InputError, LoweringError, LrpError, TargetError, UnsafeFileError
+from lrp_fx.errors import InputError, LoweringError, LrpError, TargetError, UnsafeFileError, type_and_line
 from lrp_fx.explain import Attribution, Target
 from lrp_fx.explain.attribution import no_ledger
 from lrp_fx.explain.reading import Reading
@@ -28,6 +28,7 @@ from lrp_fx.extras import require
 from lrp_fx.files import replacing, writing
 from lrp_fx.graph.attribute_paths import module_of
 from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.dimensions import example_size
 from lrp_fx.lowering.accepts import Accepts, ran
 from lrp_fx.lowering.artefacts.archive import ABOUT, Archive
 from lrp_fx.lowering.artefacts.portable import spell_grouped_products
@@ -64,7 +65,7 @@ def exported(graph_module: fx.GraphModule) -> torch.export.ExportedProgram:
     examples, free = [], []
     for node in placeholders:
         value = node.meta["val"]
-        examples.append(torch.zeros([_size(n) for n in value.shape], dtype=value.dtype, device=value.device))
+        examples.append(torch.zeros([example_size(n) for n in value.shape], dtype=value.dtype, device=value.device))
         free.append(
             {
                 axis: torch.export.Dim.AUTO if isinstance(n, torch.SymInt) else torch.export.Dim.STATIC
@@ -73,10 +74,6 @@ def exported(graph_module: fx.GraphModule) -> torch.export.ExportedProgram:
         )
     with torch.no_grad():
         return torch.export.export(graph_module, tuple(examples), dynamic_shapes=tuple(free), strict=False)
-
-
-def _size(size: Any) -> int:
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
 
 def save(
@@ -275,7 +272,7 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{str(path)!r} is refused: {error}") from error
     except Exception as error:  # what is damaged fails in one of many ways
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        reason = type_and_line(error)
         raise InputError(f"{str(path)!r} is no saved relevance graph: {reason}") from error
     if weights is not None:
         fill(module, wanted, weights)
