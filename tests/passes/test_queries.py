@@ -7,9 +7,13 @@ from typing import Any
 import pytest
 import torch
 from models import build, few
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 import lrp_fx
+from lrp_fx.operators.table import OpTable
+from lrp_fx.passes.hoist_slices import drop_whole_slices
+from lrp_fx.passes.narrow_queries import ask_chosen
 
 FUSED = torch.ops.aten.scaled_dot_product_attention.default
 ATTENTION = {
@@ -118,3 +122,24 @@ def test_what_the_model_chooses_itself_is_not_computed_elsewhere_in_eager_sweeps
         assert (found.relevance[source] - relevance).abs().max() <= 1e-10 * relevance.abs().max()
     for given, expected in zip(tree_leaves(found.output), tree_leaves(full.output), strict=True):
         torch.testing.assert_close(given, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_attention_that_is_held_constant_stays_so(constant):
+    """A detach in the way says that no relevance goes back: the choice must not be moved in front of it."""
+
+    def run(query, key, value):
+        mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        return (mixed.detach() if constant else mixed).flatten(2)[:, 3:4]
+
+    inputs = [torch.randn(2, 4, 7, 8) for _ in range(3)]
+    graph_module = make_fx(run, tracing_mode="fake", pre_dispatch=True)(*inputs)
+    graph = graph_module.graph
+    drop_whole_slices(graph)
+    (choice,) = (n for n in graph.nodes if n.target is torch.ops.aten.slice.Tensor)
+    ask_chosen(graph, OpTable.shipped(), choice)
+    graph.lint()
+    graph_module.recompile()
+    (fused,) = (n for n in graph.nodes if n.target is FUSED)
+    assert fused.args[0].meta["val"].shape[2] == (7 if constant else 1)
+    torch.testing.assert_close(graph_module(*inputs), run(*inputs))
