@@ -22,6 +22,7 @@ from lrp_fx.analysis.masks import find_masks
 from lrp_fx.analysis.products import find_continued
 from lrp_fx.analysis.rotary import find_positions
 from lrp_fx.analysis.selective import find_selective
+from lrp_fx.analysis.shifted import find_shifted
 from lrp_fx.analysis.signs import find_signs
 from lrp_fx.analysis.softmax import find_softmaxes
 from lrp_fx.analysis.sources import Finder
@@ -74,6 +75,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     find_gates(graph, facts)
     find_selective(graph, facts)
     find_signs(graph, facts)
+    find_shifted(facts)
     find_layers(facts)
     find_positions(graph, facts)
     find_continued(graph, facts)

@@ -73,6 +73,27 @@ class Layer:
     channels: int | None
 
 
+@dataclass(frozen=True)
+class Shifted:
+    """A factor of a product that is a constant plus a signal, f = a c + b s.
+
+    Attributes:
+        slot: its slot in the product.
+        sum: the node that adds the two.
+        signal: slot of s in that node.
+        weight: b.
+        constant: c, a number or a node without relevance.
+        constant_weight: a.
+    """
+
+    slot: Slot
+    sum: Node
+    signal: Slot
+    weight: float
+    constant: Node | float
+    constant_weight: float
+
+
 @dataclass
 class Facts:
     """What is known about every node of a captured graph.
@@ -93,6 +114,7 @@ class Facts:
         reduced_from: tensor on which the node depends only through a reduction, or absent: a *statistic* of it.
         manual_softmax: nodes that together spell a softmax (exp, and the division by its sum).
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
+        shifted: products with a factor that is a constant plus a signal.
         nonnegative: tensors without a negative entry.
         decays: those of them with an exponential in them.
         states: sums that hold a product with a positive tensor, and what carries them on.
@@ -127,6 +149,7 @@ class Facts:
     reduced_from: dict[Node, Node] = field(default_factory=dict)
     manual_softmax: set[Node] = field(default_factory=set)
     positive: set[Node] = field(default_factory=set)
+    shifted: dict[Node, Shifted] = field(default_factory=dict)
     nonnegative: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
     states: set[Node] = field(default_factory=set)

@@ -165,8 +165,8 @@ class Products:
         """Whether a node belongs inside the tree of the product that uses it, and has no other user."""
         if len(node.users) != 1 or node not in self.live or node in self.facts.manual_softmax:
             return False
-        spec = self.facts.specs.get(node)
-        if spec is None:
+        spec, (user,) = self.facts.specs.get(node), node.users
+        if spec is None or user in self.facts.shifted:  # of a constant plus a signal times x, x is one factor
             return False
         cast_or_sign = len(self.live[node]) == 1 and spec.elementwise and is_cast_or_sign(spec)
         return is_product(self.facts, node) or cast_or_sign

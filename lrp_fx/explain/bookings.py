@@ -157,6 +157,11 @@ def _rectified(case: Case) -> Amounts:
     yield Amount("rule", case.op, account.arrived - passed)
 
 
+def _distributed(case: Case) -> Amounts:
+    """Nothing: c x is linear in x, and the factors of x s add up to 1."""
+    return iter(())
+
+
 def _counted(case: Case) -> Amounts:
     """Products along a dimension of no live factor: outputs that are the constant operand's."""
     constant = [n for s, n in declared(case.account.node, case.spec).items() if s not in case.decision.live]
@@ -319,6 +324,7 @@ BOOK: dict[table.Form, Callable[[Case], Amounts]] = {
     table.REMAINDER: _remainder,
     table.SLOPE: _slope,
     table.STATISTIC: _plain,
+    table.DISTRIBUTED: _distributed,
     table.COUNTED: _counted,
     table.RECTIFIED: _rectified,
     table.RUNS: _divided,

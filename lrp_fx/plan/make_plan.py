@@ -11,6 +11,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis import Facts, Source, patterns
 from lrp_fx.analysis.candidates import Candidates
 from lrp_fx.analysis.conditions.products import contracts
+from lrp_fx.analysis.facts import Shifted
 from lrp_fx.analysis.matching import Candidate, Pattern
 from lrp_fx.analysis.products import Products, degree, is_denominator
 from lrp_fx.graph.location import module_path
@@ -18,7 +19,7 @@ from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, bind, op_name
 from lrp_fx.plan.products import Shares
 from lrp_fx.rules.ruleset import Rule, RuleSet
-from lrp_fx.rules.table import SLOPE, STOPPED, Entry, Form, Split, entry
+from lrp_fx.rules.table import DISTRIBUTED, SLOPE, STOPPED, Entry, Form, Split, entry
 
 __all__ = ["Decision", "Plan", "make_plan"]
 
@@ -37,6 +38,7 @@ class Decision:
         live: operands that receive relevance.
         factors: what each live operand's cotangent is multiplied by (0: the operand is a constant here; absent: 1).
         softmax_share: share of relevance that a fused attention passes to its scores.
+        shifted: the factor that is a constant plus a signal, where ``factors`` count for the signal alone.
     """
 
     role: str
@@ -44,6 +46,7 @@ class Decision:
     live: dict[Slot, Node]
     factors: dict[Slot, float] = field(default_factory=dict)
     softmax_share: float = 0.0
+    shifted: Shifted | None = None
 
     @property
     def entry(self) -> Entry:
@@ -52,6 +55,8 @@ class Decision:
 
     def form(self, node: Node, spec: OpSpec) -> Form:
         """How the rule is carried out at ``node``."""
+        if self.shifted is not None:
+            return DISTRIBUTED
         several = isinstance(node.meta.get("val"), (tuple, list)) and spec.kind == "homogeneous"
         return self.entry.form("counted" if "count" in spec.extra else "several" if several else spec.kind)
 
@@ -108,6 +113,7 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
     plan.positions = facts.positions if candidates.counts_positions else []
     plan.differentiable = set(candidates.live) | (facts.tabled if plan.positions else set())
     _share_products(plan, candidates.products)
+    _distribute(plan)
     _prune(plan, graph)
     return plan
 
@@ -237,6 +243,17 @@ _SPECIAL: dict[Pattern, Callable[[Plan, Node, OpSpec, dict[Slot, Node]], Decisio
     patterns.SELECTION: _selection,
     patterns.FOLDED: _folded,
 }
+
+
+def _distribute(plan: Plan) -> None:
+    """Products x (c + s) whose rule divides: only x s is divided, c x is x's (``analysis.shifted``)."""
+    for node, shifted in plan.facts.shifted.items():
+        decision = plan.decisions.get(node)
+        if decision is None or not decision.entry.split.divided or shifted.slot not in decision.live:
+            continue
+        signal = plan.decisions.get(shifted.sum)
+        if len(decision.live) == 2 and signal is not None and decision.factors.get(shifted.slot, 1.0) != 0:
+            plan.decisions[node] = replace(decision, shifted=shifted)
 
 
 def _share_products(plan: Plan, products: Products) -> None:
