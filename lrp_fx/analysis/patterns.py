@@ -97,7 +97,8 @@ SELECTIVE = Pattern(
 THRESHOLD = Pattern(
     "normalization over the batch before a layer", "",
     {"with a ReLU between": (
-        layers.is_a_layer, layers.reads_a_relu, layers.behind_a_normalization, layers.has_one_group,
+        layers.is_a_layer, layers.reads_a_relu, layers.behind_a_normalization, layers.normalizes_any_sign,
+        layers.has_one_group,
     )},
     "relu(a z + b) is a threshold at -b/a, scaled by a and shifted by b: rules on parts of the layer see z.",
     "Pahde et al. 2022 (arXiv:2211.17174)",

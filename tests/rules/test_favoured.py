@@ -118,3 +118,18 @@ def test_a_batch_norm_behind_a_nonlinearity_is_linear_and_no_part_of_it(rule):
     attribution = xmodel.explain(x, target=1)
     assert "batch_norm" in " ".join(r.op for r in xmodel.report().rows if r.role == "linear")
     assert attribution.ledger.balance < 1e-12 and bool(attribution.relevance["input"].any())
+
+
+@pytest.mark.parametrize("rule", ["generalised-gamma", "z-plus", "alpha-beta"])
+def test_a_batch_norm_of_what_a_relu_yields_is_no_threshold(rule):
+    """Relevance of the entries that are 0 would end at the ReLU."""
+    torch.manual_seed(0)
+    layers = (nn.Conv1d(2, 4, 3), nn.ReLU(), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 3, 3), nn.Flatten())
+    model = nn.Sequential(*layers).double().eval()
+    for tensor in (*model.parameters(), model[2].running_mean, model[2].running_var):
+        tensor.data += 0.2 * torch.rand_like(tensor)
+    x = torch.randn(2, 2, 8, dtype=torch.float64)
+    attribution = lrp_fx.convert(model, x, rules={"base": "attnlrp", "rules": {"convolution": rule}}).explain(
+        x, target=1
+    )
+    assert attribution.ledger.balance < 1e-12 and bool(attribution.relevance["input"].any())

@@ -81,6 +81,13 @@ def behind_a_normalization(candidate: Candidate) -> bool:
 
 
 @condition
+def normalizes_any_sign(candidate: Candidate) -> bool:
+    """What is normalized may be negative: entries that a ReLU cut to 0 cannot hand on what relevance they get."""
+    norm = normalization_before(candidate)
+    return norm is None or not any(n in candidate.facts.nonnegative for n in candidate.facts.operands[norm].values())
+
+
+@condition
 def has_one_group(candidate: Candidate) -> bool:
     """It has one group of channels."""
     return bind(candidate.node).get("groups", 1) == 1
