@@ -4,7 +4,7 @@ The rooms, from the ground up; each imports only what stands before it:
 
 errors, extras, files -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes -> rewrite ->
 contracts -> explain -> verify -> lowering -> recent -> specialization -> capture_cache -> report -> stand_in ->
-module -> convert -> concepts -> viz -> evaluate -> tuning -> cli
+converted -> exporting -> module -> convert -> concepts -> viz -> evaluate -> tuning -> cli
 """
 
 import importlib

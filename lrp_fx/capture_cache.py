@@ -249,7 +249,7 @@ class CaptureCache:
         check_stage("capture", Stage(captured.graph_module, self.ops))
         facts = analyse(captured.graph_module.graph, self.ops)
         check_stage("analysis", Stage(captured.graph_module, self.ops, facts))
-        return Entry((*example.key, *switches()), state, Specialization(captured, facts, example.hollow()), reason)
+        return Entry((*example.key, *switches()), state, Specialization(captured, facts, example.sizes_only()), reason)
 
     def _to_front(self, entry: Entry) -> None:
         entries = self._entries

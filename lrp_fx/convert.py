@@ -10,7 +10,8 @@ import torch
 
 from lrp_fx.capture import ROUTES, unwrapped
 from lrp_fx.capture_cache import Options
-from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.converted import RuleSource
+from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable
 from lrp_fx.rules.ruleset import RuleSet
 

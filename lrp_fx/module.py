@@ -1,65 +1,31 @@
-"""The converted module: captures per call signature, plans per rule set, and the methods a user calls."""
+"""The converted module: the methods a user calls."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import fx
 
-from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, is_traced, opened, read_call
-from lrp_fx.capture_cache import CaptureCache, Options
-from lrp_fx.errors import CaptureError, NumericalError
+from lrp_fx.capture import Call, Captured, ModelState, free_numbers, is_traced, opened
+from lrp_fx.converted import RuleSource
+from lrp_fx.errors import CaptureError
 from lrp_fx.explain import Attribution, Condition, Target
 from lrp_fx.explain.conditions import places_of
-from lrp_fx.explain.target import normal_targets
-from lrp_fx.lowering import Attributions, Generation, Lowered, explain_targets, generate, lower
-from lrp_fx.lowering.distributed.pipeline import Pipeline
-from lrp_fx.operators.table import OpTable
+from lrp_fx.exporting import Exporting
+from lrp_fx.lowering import Attributions, Generation, generate
 from lrp_fx.report import Report, make_report
 from lrp_fx.rules.ruleset import RuleSet
-from lrp_fx.specialization import Specialization
-from lrp_fx.stand_in import StandIn
 from lrp_fx.verify.verify import Verification, verify
 
-_NOTHING = "nothing is captured yet: give convert() example inputs, or call the module once"
 
-RuleSource = RuleSet | str | Path | Mapping[str, Any]
-
-
-class ExplainableModule(StandIn):
+class ExplainableModule(Exporting):
     """A model whose backward is Layer-wise Relevance Propagation.
 
     Calls return exactly what the model returns, and plain autograd through them yields modified gradients: input times
     gradient is relevance. Parameters are shared with the model, which is left as it was.
     """
-
-    def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, options: Options) -> None:
-        super().__init__(model)
-        self.ruleset = ruleset
-        self.captures = CaptureCache(model, ops, options)
-
-    @property
-    def graph_module(self) -> fx.GraphModule:
-        """The rewritten graph of the latest capture, with the model's own call signature.
-
-        Raises:
-            CaptureError: before the first capture.
-        """
-        return self.current.under(self.ruleset).graph_module
-
-    @property
-    def current(self) -> Specialization:
-        """The latest capture and all that was made of it, for what looks inside (concepts, evaluation)."""
-        latest = self.captures.latest
-        if latest is None:
-            raise CaptureError(_NOTHING)
-        return latest
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own output.
@@ -194,16 +160,9 @@ class ExplainableModule(StandIn):
         Raises:
             TargetError: for a target out of range, or of a kind that has to be explained by itself.
         """
-        ruleset = self._rules(rules)
         specialization, call = self.specialization(args, kwargs)
-        places, targets = places_of(at), normal_targets(targets)
-        sweeper = specialization.sweeper(ruleset, places)
-        with specialization.named_failures(call):
-            if specialization.due(ruleset, places, self.captures.options.when(check)):
-                sweeper.check(call, targets[0])
-                specialization.holds(ruleset, places)
-            many = functools.partial(specialization.many_targets, ruleset, places, call)
-            return explain_targets(sweeper, many, call, targets, chunk)
+        when = self.captures.options.when(check)
+        return specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
 
     def explain_generation(
         self,
@@ -247,113 +206,12 @@ class ExplainableModule(StandIn):
         at: str | Iterable[str],
         conditions: Sequence[Condition],
         rules: RuleSource | None,
-        sparing: bool = False,
+        low_memory: bool = False,
         check: str | bool | None = None,
     ) -> list[Attribution]:
-        ruleset = self._rules(rules)
         specialization, call = self.specialization(args, kwargs)
-        places = places_of(at, *conditions)
-        fast = None if sparing or any(conditions) else specialization.faster(ruleset, places, call, target)
-        tapped = specialization.sparing_sweeper if sparing else specialization.sweeper
-        due = not sparing and specialization.due(ruleset, places, self.captures.options.when(check))
-        with specialization.named_failures(call):
-            if fast is not None:
-                if due:
-                    specialization.sweeper(ruleset, places).check(call, target)
-                    specialization.holds(ruleset, places)
-                with contextlib.suppress(NumericalError):  # the sweep below says where it begins
-                    return [fast.explain_call(call, target) for _ in conditions]
-            found = tapped(ruleset, places).explain_under(call, target, conditions, due)
-        if due:
-            specialization.holds(ruleset, places)
-        return found
-
-    def forget(self, rules: RuleSource) -> None:
-        """Drop the graphs that were made for a rule set, where many are tried."""
-        key = RuleSet.load(rules).key
-        for specialization in self.captures:
-            specialization.forget(key)
-
-    def lower(
-        self,
-        *args: Any,
-        target: Target = None,
-        at: str | Iterable[str] = (),
-        condition: Condition | None = None,
-        rules: RuleSource | None = None,
-        outputs: bool = False,
-        dynamic: bool = True,
-        **kwargs: Any,
-    ) -> Lowered:
-        """Forward, rule backward and choice of the target as ONE functional graph of plain tensor operators.
-
-        Without example inputs, as the latest capture was called. Called like :meth:`explain`, it explains inputs of any
-        size that the capture serves, with any target of the same form (a class, a tuple of indices, a
-        :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
-
-        Args:
-            *args: example inputs.
-            target: its form is fixed, its value is an input of the graph.
-            at: as in :meth:`explain`.
-            condition: as in :meth:`explain`; a part of the graph.
-            rules: another rule set than the one the model was converted with.
-            outputs: also return the model's outputs; without them its head runs at the explained positions only.
-            dynamic: leave sizes free; otherwise what depends on sizes alone (masks, rotary tables) is computed now.
-            **kwargs: example inputs.
-
-        Raises:
-            InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
-        """
-        specialization, call = self._asked(args, kwargs)
-        sweeper = specialization.sweeper(self._rules(rules), places_of(at, condition or {}))
-        read = functools.partial(read_call, self.model, free=call.free)
-        with TRACING:
-            lowered = lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
-        return replace(lowered, show=self.captures.show_one_sample) if dynamic else lowered
-
-    def compile(  # type: ignore[override]
-        self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any
-    ) -> Lowered:
-        """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's.
-
-        From now on :meth:`explain` uses it for every call that it serves: the same form of target, rule set and ``at``.
-        It takes the place of the graph that was compiled for such calls before.
-        With ``per_block`` each kind of repeated block is compiled once: what it costs does not grow with depth.
-        """
-        graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
-        if not graph.condition:
-            specialization = next(c for c in self.captures if c.captured is graph.sweeper.captured)
-            specialization.use(graph, places_of(kwargs.get("at", ())))
-        return graph
-
-    def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
-        """:meth:`lower`, saved for :func:`lrp_fx.load`; ``weights="reference"`` leaves out what the checkpoint has."""
-        self.lower(*args, **kwargs).save(path, weights, self.model)
-
-    def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
-        """:meth:`lower`, compiled ahead of time (AOTInductor) to a package that runs from C++, or with torch alone."""
-        return self.lower(*args, **kwargs).package(path)
-
-    def to_onnx(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
-        """:meth:`lower`, as an ONNX model (needs the extra "onnx")."""
-        self.lower(*args, **kwargs).to_onnx(path)
-
-    def pipeline(
-        self,
-        *args: Any,
-        group: Any = None,
-        at: str | Iterable[str] = (),
-        rules: RuleSource | None = None,
-        **kwargs: Any,
-    ) -> Pipeline:
-        """This process's stage of the model, to explain with the other processes of a ``torch.distributed`` group.
-
-        Every process calls this alike, with example inputs or none, as :meth:`lower`; then ``explain`` of the result.
-        """
-        ruleset = self._rules(rules)
-        specialization, call = self._asked(args, kwargs)
-        sweeper = specialization.sweeper(ruleset, places_of(at))
-        return Pipeline.build(sweeper, group, functools.partial(read_call, self.model, free=call.free))
+        ruleset, places, when = self.rule_set(rules), places_of(at, *conditions), self.captures.options.when(check)
+        return specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
@@ -372,7 +230,7 @@ class ExplainableModule(StandIn):
         Compared are outputs, conservation at every node, the ledger, finiteness, the gradient rules with autograd, and
         what happens when inputs move.
         """
-        ruleset = self._rules(rules)
+        ruleset = self.rule_set(rules)
         specialization, call = self.specialization(args, kwargs)
         sweeper, plain = (specialization.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
         with specialization.named_failures(call):
@@ -380,21 +238,3 @@ class ExplainableModule(StandIn):
         if show:
             result.print()
         return result
-
-    def _rules(self, rules: RuleSource | None) -> RuleSet:
-        return self.ruleset if rules is None else RuleSet.load(rules)
-
-    def _asked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
-        return self.specialization(args, kwargs) if args or kwargs else (self.current, self.current.example)
-
-    def specialization(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
-        """The specialization that serves a call, captured now where there is none (``lrp_fx.capture_cache``)."""
-        return self.captures.serving(args, kwargs)
-
-    def extra_repr(self) -> str:
-        """Rule set and number of captures."""
-        return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={len(self.captures)}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, in this process or another one, has the model and the rule set, and captures anew."""
-        return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import TRACING, Call, Captured, failing_node
 from lrp_fx.contracts import Stage, check_stage
-from lrp_fx.errors import InputError
-from lrp_fx.explain import Sweeper, Target
+from lrp_fx.errors import InputError, NumericalError
+from lrp_fx.explain import Attribution, Condition, Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
 from lrp_fx.explain.reading import Reading, read_output
+from lrp_fx.explain.target import normal_targets
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.unfuse_attention import write_out_attention
-from lrp_fx.lowering import Lowered, ManyTargets, low_memory
+from lrp_fx.lowering import Attributions, Lowered, ManyTargets, explain_targets
+from lrp_fx.lowering import low_memory as with_checkpoints
 from lrp_fx.plan import make_plan
 from lrp_fx.recent import Recent
 from lrp_fx.rewrite import Rewritten, rewrite
@@ -42,7 +45,7 @@ class Specialization:
         example: sizes of the call it was captured with.
         rewritten: by rule set.
         sweepers: by rule set and latents.
-        sparing: the same, for low memory.
+        checkpointed: the same, with repeated blocks checkpointed.
         many: the same, for many targets.
         compiled: the same, compiled graphs without a condition, the latest first.
         checked: rule sets whose first explanation held (``lrp_fx.explain.check``), attention written out or not.
@@ -53,17 +56,73 @@ class Specialization:
     example: Call
     rewritten: Recent[str, Rewritten] = field(default_factory=_recent)
     sweepers: Recent[Key, Sweeper] = field(default_factory=_recent)
-    sparing: Recent[Key, Sweeper] = field(default_factory=_recent)
+    checkpointed: Recent[Key, Sweeper] = field(default_factory=_recent)
     many: Recent[Key, ManyTargets] = field(default_factory=_recent)
     compiled: Recent[Key, tuple[Lowered, ...]] = field(default_factory=_recent)
     checked: set[tuple[str, bool]] = field(default_factory=set)
 
-    def due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:
+    def explain(
+        self,
+        ruleset: RuleSet,
+        at: tuple[str, ...],
+        call: Call,
+        target: Target,
+        conditions: Sequence[Condition],
+        low_memory: bool,
+        when: str | bool,
+    ) -> list[Attribution]:
+        """Explain one call under each condition, by the graph that suits: compiled, checkpointed or plain.
+
+        Args:
+            ruleset: the rule set.
+            at: names of latents, those of the conditions among them.
+            call: the call.
+            target: what is explained.
+            conditions: one attribution for each; the empty one cuts nothing off.
+            low_memory: checkpoint repeated blocks.
+            when: when explanations are checked (``lrp_fx.explain.check``); with checkpointed blocks never.
+        """
+        checking = not low_memory and self._check_is_due(ruleset, at, when)
+        compiled = None if low_memory or any(conditions) else self.compiled_for(ruleset, at, call, target)
+        with self.named_failures(call):
+            if compiled is not None:
+                if checking:
+                    self._check(ruleset, at, call, target)
+                with contextlib.suppress(NumericalError):  # the sweep below says where it begins
+                    return [compiled.explain_call(call, target) for _ in conditions]
+            sweeper = self.checkpointed_sweeper(ruleset, at) if low_memory else self.sweeper(ruleset, at)
+            attributions = sweeper.explain_under(call, target, conditions, checking)
+        if checking:
+            self._note_checked(ruleset, at)
+        return attributions
+
+    def explain_targets(
+        self,
+        ruleset: RuleSet,
+        at: tuple[str, ...],
+        call: Call,
+        targets: Sequence[Target],
+        chunk: int | None,
+        when: str | bool,
+    ) -> Attributions:
+        """Explain one call for several targets (:func:`lrp_fx.lowering.explain_targets`); the first may be checked."""
+        targets = normal_targets(targets)
+        sweeper = self.sweeper(ruleset, at)
+        with self.named_failures(call):
+            if self._check_is_due(ruleset, at, when):
+                self._check(ruleset, at, call, targets[0])
+            many = functools.partial(self.many_targets, ruleset, at, call)
+            return explain_targets(sweeper, many, call, targets, chunk)
+
+    def _check_is_due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:
         """Whether an explanation is to be checked: "always", at "first", or never (False)."""
         return when == "always" or (when == "first" and (ruleset.key, looks_inside(at)) not in self.checked)
 
-    def holds(self, ruleset: RuleSet, at: tuple[str, ...]) -> None:
-        """Note that a check found nothing."""
+    def _check(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> None:
+        self.sweeper(ruleset, at).check(call, target)
+        self._note_checked(ruleset, at)
+
+    def _note_checked(self, ruleset: RuleSet, at: tuple[str, ...]) -> None:
         self.checked.add((ruleset.key, looks_inside(at)))
 
     @cached_property
@@ -94,7 +153,7 @@ class Specialization:
     def forget(self, key: str) -> None:
         """Drop what was made for a rule set's key."""
         self.rewritten.pop(key, None)
-        stores: tuple[Recent[Key, Any], ...] = (self.sweepers, self.sparing, self.many, self.compiled)
+        stores: tuple[Recent[Key, Any], ...] = (self.sweepers, self.checkpointed, self.many, self.compiled)
         for store in stores:
             for tapped in [k for k in store if k[0] == key]:
                 store.pop(tapped, None)
@@ -110,15 +169,15 @@ class Specialization:
         check_stage("analysis", Stage(captured.graph_module, self.facts.ops, facts))
         return Specialization(captured, facts, self.example)
 
-    def sparing_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
+    def checkpointed_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The tapped graph with its repeated blocks run again on the way back."""
-        return self.sparing.recall((ruleset.key, at), lambda: low_memory(self.sweeper(ruleset, at)))
+        return self.checkpointed.recall((ruleset.key, at), lambda: with_checkpoints(self.sweeper(ruleset, at)))
 
     def many_targets(self, ruleset: RuleSet, at: tuple[str, ...], call: Call) -> ManyTargets:
         """The tapped graph for many targets at once, that serves ``call``."""
         key = (ruleset.key, at)
         many = self.many.get(key)
-        if many is None or many.served.mismatch(list(call.tensors.values())) is not None:
+        if many is None or many.guards.mismatch(list(call.tensors.values())) is not None:
             with TRACING:
                 many = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call)
         return many
@@ -129,7 +188,7 @@ class Specialization:
         others = (g for g in self.compiled.get(key, ()) if not g.serves(graph.example, graph.target))
         self.compiled[key] = (graph, *others)[:_GRAPHS]
 
-    def faster(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> Lowered | None:
+    def compiled_for(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> Lowered | None:
         """A compiled graph that explains this call for this target, if one was made."""
         graphs = self.compiled.get((ruleset.key, at), ())
         return next((graph for graph in graphs if graph.serves(call, target)), None)

@@ -40,7 +40,7 @@ class Call:
         """The precision of its numbers that are tensors; None where there are none."""
         return self.leaves[self.numbers[0]].dtype if self.numbers else None
 
-    def hollow(self) -> Call:
+    def sizes_only(self) -> Call:
         """The same call with tensors of one entry, expanded: its sizes without its contents."""
         leaves = tuple(v.new_zeros(()).expand(v.shape) if isinstance(v, torch.Tensor) else v for v in self.leaves)
         return replace(self, leaves=leaves)

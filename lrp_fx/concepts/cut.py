@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
-from lrp_fx.errors import InputError, TargetError
+from lrp_fx.converted import RuleSource
 from lrp_fx.explain import Sweeper, Target, usable
+from lrp_fx.explain.sweep import check_reached, cotangents
 from lrp_fx.explain.target import padding_masks, select
-from lrp_fx.module import ExplainableModule, RuleSource
-from lrp_fx.rules.functions import nonzero, relevance_of, source
+from lrp_fx.module import ExplainableModule
+from lrp_fx.rules.functions import relevance_of, source
 from lrp_fx.rules.ruleset import RuleSet
 
 
@@ -41,10 +41,9 @@ class Cut:
     before: Tensor = field(repr=False)
     after: Tensor = field(repr=False)
 
-    def relevance(self, cotangent: Tensor | None, blind: bool = False) -> Tensor:
-        """Value times cotangent; 0 where the cotangent is (a masked score of -inf has none)."""
-        value = self.after.detach()
-        return relevance_of(nonzero(value) if blind and self.kind == "input" else value, cotangent)
+    def relevance(self, cotangent: Tensor | None, feeds_zeros: bool = False) -> Tensor:
+        """Value times cotangent (:func:`lrp_fx.rules.functions.relevance_of`)."""
+        return relevance_of(self.after.detach(), cotangent, feeds_zeros and self.kind == "input")
 
 
 @dataclass(frozen=True)
@@ -66,9 +65,9 @@ class CutRun:
     chosen: Tensor = field(repr=False)
 
     @property
-    def blind(self) -> bool:
+    def feeds_zeros(self) -> bool:
         """Whether inputs that are 0 can have relevance."""
-        return self.sweeper.rewritten.plan.blind
+        return self.sweeper.rewritten.plan.feeds_zeros
 
     def latent(self, name: str) -> Cut:
         """The cut at a latent."""
@@ -76,13 +75,7 @@ class CutRun:
 
     def send(self, value: Tensor, cotangent: Tensor, to: Sequence[Cut]) -> list[Tensor | None]:
         """Cotangents that reach cuts from ``cotangent`` at ``value``, None where none does."""
-        live = [cut for cut in to if cut.after.requires_grad]
-        if not live or not value.requires_grad:
-            return [None] * len(to)
-        found = iter(
-            torch.autograd.grad(value, [c.after for c in live], cotangent, allow_unused=True, retain_graph=True)
-        )
-        return [next(found) if cut.after.requires_grad else None for cut in to]
+        return cotangents(value, [cut.after for cut in to], cotangent, again=True)
 
     def to_inputs(self, value: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
         """Relevance of every input, as in ``Attribution.relevance``, from ``cotangent`` at ``value``.
@@ -91,9 +84,10 @@ class CutRun:
         """
         inputs = [cut for cut in self.cuts if cut.kind == "input"]
         sent = zip(inputs, self.send(value, cotangent, inputs), strict=True)
-        reached = {cut.node: cut.relevance(g, self.blind) for cut, g in sent}
-        sources = self.sweeper.rewritten.plan.facts.sources
-        return self.sweeper.per_input(sources, [reached[s.node] for s in sources], self.sweeper.values(self.leaves))
+        reached = {cut.node: cut.relevance(g, self.feeds_zeros) for cut, g in sent}
+        arrived = self.sweeper.inputs
+        sources = arrived.facts.sources
+        return arrived.per_input(sources, [reached[s.node] for s in sources], arrived.values(self.leaves))
 
 
 class _Cutting(fx.Interpreter):
@@ -120,13 +114,9 @@ class _Cutting(fx.Interpreter):
 
 def _source_names(sweeper: Sweeper) -> dict[str, Node]:
     """A name of its own for every source: the input's, with the table's where an input has several."""
-    captured, sources = sweeper.captured, sweeper.rewritten.plan.facts.sources
-    if not sources:
-        raise InputError(
-            "no input can carry relevance: there is no floating input and no token id that picks a table row"
-        )
-    placeholders = captured.placeholders
-    inputs = [captured.names[placeholders.index(s.input)] for s in sources]
+    sweeper.inputs.check()
+    sources = sweeper.inputs.facts.sources
+    inputs = [sweeper.inputs.name(s.input) for s in sources]
     named: dict[str, Node] = {}
     for name, item in zip(inputs, sources, strict=True):
         plain = inputs.count(name) == 1 and name not in sweeper.latents
@@ -157,8 +147,7 @@ def cut_forward(
         leaves = usable(call.leaves)
         cutting = _Cutting(sweeper)
         flat = cutting.run(*leaves, enable_io_processing=False)
-        output = pytree.tree_unflatten(pytree.tree_leaves(flat), sweeper.captured.out_spec)
+        output = sweeper.output(flat)
         chosen = select(output, target, masks, sweeper.reading)
-    if not chosen.requires_grad:
-        raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+    check_reached(chosen)
     return CutRun(sweeper, leaves, tuple(cutting.cuts), output, chosen)

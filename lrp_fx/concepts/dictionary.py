@@ -22,9 +22,11 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.concepts.cut import cut_forward
 from lrp_fx.convert import convert
+from lrp_fx.converted import RuleSource
 from lrp_fx.errors import LatentError, LrpError
 from lrp_fx.explain import Target
-from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.module import ExplainableModule
+from lrp_fx.rules.functions import relevance_of
 
 
 class DictionaryError(LrpError, ValueError):
@@ -152,9 +154,10 @@ class FeatureExplainer:
             sent = torch.zeros_like(x) if sent is None else sent
             return run.to_inputs(places[0].before, _features_first(g - sent if mask is None else sent, value))
 
-        parts = (f * back, (x - decoded) * g, offset * g, x * g)
+        error, bias, whole = (relevance_of(part, g) for part in (x - decoded, offset, x))
         output = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, run.output)
-        return FeatureAttribution(*parts, f, decoded, run.chosen.detach(), output, pull)
+        features = relevance_of(f, back)
+        return FeatureAttribution(features, error, bias, whole, f, decoded, run.chosen.detach(), output, pull)
 
 
 def explain_features(

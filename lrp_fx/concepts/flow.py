@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from lrp_fx.concepts.cut import Cut, cut_forward
+from lrp_fx.converted import RuleSource
 from lrp_fx.errors import LatentError
 from lrp_fx.explain import Target
 from lrp_fx.extras import require
-from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.module import ExplainableModule
 
 if TYPE_CHECKING:
     import networkx
@@ -109,7 +110,7 @@ def relevance_flow(
                 continue
             earlier = arrived[index]
             arrived[index] = g if earlier is None else earlier + g
-            relevance = run.cuts[index].relevance(g, run.blind)
+            relevance = run.cuts[index].relevance(g, run.feeds_zeros)
             for part in parts[index]:
                 flow = part.of(relevance)
                 if bool(flow.any()):
@@ -121,7 +122,7 @@ def relevance_flow(
     send(TARGET, run.chosen, torch.ones_like(chosen), len(run.cuts))
     for index in reversed(range(len(run.cuts))):
         cut, whole = run.cuts[index], arrived[index]
-        relevance = cut.relevance(whole, run.blind)
+        relevance = cut.relevance(whole, run.feeds_zeros)
         for part in parts[index]:
             share = part.of(relevance)
             graph.add_node(part.name, kind=cut.kind, relevance=float(share.double().sum()), **_detail(share, detail))

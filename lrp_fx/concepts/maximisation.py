@@ -16,11 +16,12 @@ from rich.progress import track
 from torch import Tensor
 
 from lrp_fx.concepts.cut import cut_forward
+from lrp_fx.converted import RuleSource
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.explain import Target
-from lrp_fx.explain.conditions import kept
+from lrp_fx.explain.conditions import condition_mask
 from lrp_fx.explain.target import shown
-from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.module import ExplainableModule
 
 By = Literal["relevance", "activation"]
 Pool = Literal["sum", "max"]
@@ -219,7 +220,7 @@ def reference(
             continue
         run = cut_forward(xmodel, (), inputs, (path,), hit.sample.target, rules)
         value = run.latent(path).before
-        mask = kept(path, value.detach(), neuron) * _counted(value, inputs)
+        mask = condition_mask(path, value.detach(), neuron) * _counted(value, inputs)
         if collection.pool == "max":
             masked = torch.where(mask == 0, -torch.inf, value.detach())
             mask = torch.zeros_like(mask).flatten().index_fill(0, masked.argmax(), 1).view_as(mask)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrp_fx.converted import RuleSource
 from lrp_fx.evaluate.embedded import Embedder, Point
 from lrp_fx.evaluate.task import Batch, Task
 from lrp_fx.extras import require
-from lrp_fx.module import RuleSource
 from lrp_fx.rules.ruleset import RuleSet
 
 #: (B, F) relevance of a batch

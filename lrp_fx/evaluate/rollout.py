@@ -22,6 +22,7 @@ from lrp_fx.evaluate.embedded import Embedded, Embedder, Point
 from lrp_fx.evaluate.grad_cam import pool_map
 from lrp_fx.evaluate.methods import Explainer, Method
 from lrp_fx.evaluate.task import Batch, Task
+from lrp_fx.explain.sweep import cotangents
 from lrp_fx.specialization import Specialization
 
 
@@ -180,7 +181,7 @@ def _weights(point: Point, size: int) -> tuple[list[Tensor], list[Tensor], Tenso
             chosen = point.embedded.explained(*leaves, *point.rest)
     finally:
         handle.remove()
-    gradients = torch.autograd.grad(chosen.sum(), [*seen, *mixed], allow_unused=True)
+    gradients = cotangents(chosen, [*seen, *mixed])
     gradients_or_zeros = [torch.zeros_like(w) if g is None else g for w, g in zip(seen, gradients[:-1], strict=True)]
     assert gradients[-1] is not None
     return (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.errors import NumericalError, first_line
+from lrp_fx.explain.sweep import cotangents
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import Slot
 from lrp_fx.rewrite import OWNER, Rewritten
@@ -47,7 +47,7 @@ class Account:
         positions: which of its operator's outputs they are.
         passed: relevance that its rule handed to its operands.
         breaks: whether its rule handed on a cotangent that is not finite.
-        blind: whether tensors that are 0 can have relevance (rules that look at weights alone).
+        feeds_zeros: whether tensors that are 0 can have relevance (rules that look at weights alone).
     """
 
     node: Node
@@ -59,7 +59,7 @@ class Account:
     positions: list[int] = field(default_factory=list)
     passed: float = 0.0
     breaks: bool = False
-    blind: bool = False
+    feeds_zeros: bool = False
 
     def arrive(self, output: Tensor, position: int, cotangent: Tensor | None) -> None:
         """Record the total cotangent of one output (None where nothing came back to it)."""
@@ -75,7 +75,7 @@ class Account:
 
     def seen(self, value: Tensor) -> Tensor:
         """``value`` as relevance is computed from it."""
-        return nonzero(value) if self.blind else value
+        return nonzero(value) if self.feeds_zeros else value
 
     @property
     def arrived(self) -> float:
@@ -126,7 +126,7 @@ class Accountant(fx.Interpreter):
         self.last: Node | None = None
         self._captured = {copy: node for node, copy in rewritten.copies.items()}
         self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.sources}
-        self._blind = rewritten.plan.blind
+        self._feeds_zeros = rewritten.plan.feeds_zeros
         self._aliases: dict[tuple[Node, Node], Any] = {}
 
     def run_node(self, n: Node) -> Any:
@@ -141,7 +141,7 @@ class Accountant(fx.Interpreter):
         return result
 
     def _run_owned(self, n: Node, owner: Node) -> Any:
-        account = self.accounts.setdefault(owner, Account(owner, blind=self._blind))
+        account = self.accounts.setdefault(owner, Account(owner, feeds_zeros=self._feeds_zeros))
 
         def fetch(operand: Node) -> Any:
             val = self.env[operand]
@@ -254,21 +254,21 @@ def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any
         seen: list[float] = []
         for handle in live:
             handle.register_hook(lambda g, h=handle: seen.append(safe_dot(h.detach(), g)))
-        grads = _swept(accountant, target, tensors) if target.requires_grad and tensors else ()
-    found: dict[Node, tuple[Tensor, Tensor]] = {
-        n: (t.detach(), torch.zeros_like(t) if g is None else g) for n, t, g in zip_longest(nodes, tensors, grads)
+        grads = _cotangents(accountant, target, tensors)
+    sources = {
+        n: (t.detach(), torch.zeros_like(t) if g is None else g) for n, t, g in zip(nodes, tensors, grads, strict=True)
     }
     defect = float(target.detach().double().sum()) - sum(seen)
     if abs(defect) <= 8 * torch.finfo(target.dtype).eps * float(target.detach().double().abs().sum()):
         defect = 0.0  # rounding, of a target that is linear in the outputs
     flat = [o.detach() if isinstance(o, Tensor) else o for o in flat]
     lost = tuple(accountant.lost)
-    return Sweep(accountant.accounts, found, flat, target.detach(), defect, accountant.nonfinite, lost)
+    return Sweep(accountant.accounts, sources, flat, target.detach(), defect, accountant.nonfinite, lost)
 
 
-def _swept(accountant: Accountant, target: Tensor, sources: list[Tensor]) -> tuple[Tensor | None, ...]:
+def _cotangents(accountant: Accountant, target: Tensor, sources: list[Tensor]) -> list[Tensor | None]:
     try:
-        return torch.autograd.grad(target.sum(), sources, allow_unused=True)
+        return cotangents(target, sources)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

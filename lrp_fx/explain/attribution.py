@@ -58,10 +58,10 @@ class Attribution:
         collected = dict(_now(self._inputs))
         for entry in self.ledger.entries:
             if entry.category == "source" and entry.relevance is not None:
-                held = collected.get(entry.name)
-                same = held is not None and held.shape == entry.relevance.shape
-                key = entry.name if held is None or same else f"{entry.name} ({entry.node})"
-                collected[key] = held + entry.relevance if same and held is not None else entry.relevance
+                earlier = collected.get(entry.name)
+                same = earlier is not None and earlier.shape == entry.relevance.shape
+                key = entry.name if earlier is None or same else f"{entry.name} ({entry.node})"
+                collected[key] = earlier + entry.relevance if same and earlier is not None else entry.relevance
         return collected
 
     def __getstate__(self) -> dict[str, Any]:

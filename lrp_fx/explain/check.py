@@ -5,7 +5,7 @@ The first explanation of every capture and rule set is checked so (``convert(che
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,14 @@ from lrp_fx.capture import Captured
 from lrp_fx.errors import NumericalError, TargetError
 from lrp_fx.explain.accounts import Account, Sweep, kind_of
 from lrp_fx.explain.ledger import Entry, Ledger, all_absorbed, make_ledger
+from lrp_fx.explain.sweep import UNREACHED
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import is_float
 from lrp_fx.rewrite import Rewritten
+from lrp_fx.rules.functions import relevance_of
 
 WHEN = ("first", "always", False)  #: what ``check=`` can be
-
-UNREACHED = "the target does not depend on any input that can carry relevance under these rules"
 
 #: tolerances by the coarsest precision in the graph, wide enough that rounding alone never fails: on values and sums
 #: (relative to the largest), and on maps of relevance (mean absolute difference)
@@ -57,12 +57,12 @@ def defects(rewritten: Rewritten, sweep: Sweep, stays: Mapping[Node, Sequence[En
     plan = rewritten.plan
     reached = [a for a in sweep.accounts.values() if a.outputs]
     scale = largest(reached)
-    found = []
+    listed = []
     for account in reached:
-        kept = sum(entry.amount for entry in stays[account.node])
-        size = abs(account.arrived - account.passed - kept) / scale
-        found.append(Defect(account.node, plan.decisions[account.node].role, kept, size))
-    return found
+        staying = sum(entry.amount for entry in stays[account.node])
+        size = abs(account.arrived - account.passed - staying) / scale
+        listed.append(Defect(account.node, plan.decisions[account.node].role, staying, size))
+    return listed
 
 
 def largest(accounts: Iterable[Account]) -> float:
@@ -206,13 +206,41 @@ def _compare(
         if source.node not in sweep.sources:
             continue
         value, cotangent = sweep.sources[source.node]
-        wanted = torch.where(cotangent == 0, 0.0, value.double() * cotangent.double())
+        wanted = relevance_of(value.double(), cotangent.double())
         scale = float(wanted.abs().sum())
-        if not rewritten.plan.blind and float((wanted - relevance.double()).abs().sum()) > maps * scale + 1e-300:
+        if not rewritten.plan.feeds_zeros and float((wanted - relevance.double()).abs().sum()) > maps * scale + 1e-300:
             raise NumericalError(
                 f"relevance of {source.name!r} depends on how the graph runs (as it is swept, and node by node): "
                 f"{locate(source.node)}. Remedy: report it, with the model."
             )
+
+
+def check_finite(
+    captured: Captured,
+    rewritten: Rewritten,
+    explained: Tensor,
+    relevance: Iterable[Tensor],
+    account: Callable[[], Sweep],
+) -> None:
+    """Look at explained values and relevance; ``account`` makes an accounting sweep, where one is not finite.
+
+    Raises:
+        NumericalError: naming the node at which what is not finite begins.
+    """
+    finite = explained.is_meta or bool(explained.isfinite().all())
+    if finite and (explained.is_meta or all(bool(r.isfinite().all()) for r in relevance)):
+        return
+    sweep = account()
+    if not finite:
+        first = first_nonfinite(captured, rewritten, sweep)
+        where = f", first at {locate(first)}" if first is not None else ""
+        raise NumericalError(f"the explained output is not finite{where}. Remedy: check the inputs, or use float32.")
+    broken = first_broken(sweep)
+    where = locate(broken) if broken is not None else "an input"
+    raise NumericalError(
+        f"relevance is not finite, first at {where}. Remedy: explain in float32 or float64, or override the rule of "
+        "that module in the rule set (a larger epsilon, or a rule that does not divide)."
+    )
 
 
 def first_nonfinite(captured: Captured, rewritten: Rewritten, sweep: Sweep) -> Node | None:
@@ -221,21 +249,21 @@ def first_nonfinite(captured: Captured, rewritten: Rewritten, sweep: Sweep) -> N
     That is where operands are finite and the result is not: the logarithm of 0, a division by 0, a parameter that is
     NaN. The infinities of a mask are meant: a literal, or a constant that is added.
     """
-    facts, held = rewritten.plan.facts, captured.graph_module
+    facts, owner = rewritten.plan.facts, captured.graph_module
 
     def state(node: Node) -> str:
         if node.op != "get_attr" or not is_float(node):
             return sweep.nonfinite.get(node, "finite")
-        return kind_of(attribute(held, node))
+        return kind_of(attribute(owner, node))
 
-    end = held.graph.output_node()
+    end = owner.graph.output_node()
     reached, stack = set(), list(end.all_input_nodes)
     while stack:
         node = stack.pop()
         if node not in reached and state(node) != "finite":
             reached.add(node)
             stack += node.all_input_nodes
-    ordered = [n for n in held.graph.nodes if n in reached]
+    ordered = [n for n in owner.graph.nodes if n in reached]
 
     def arises(node: Node) -> bool:
         if node.op == "get_attr":

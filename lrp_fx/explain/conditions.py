@@ -7,8 +7,7 @@ neurons of a layer, one by one, add up to the unconditional one, as far as all o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -25,21 +24,21 @@ def places_of(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...
     return tuple(dict.fromkeys((*asked, *(path for condition in conditions for path in condition))))
 
 
-def kept(path: str, latent: Tensor, wanted: int | Sequence[int] | Tensor) -> Tensor:
+def condition_mask(path: str, latent: Tensor, features: int | Sequence[int] | Tensor) -> Tensor:
     """The mask of a latent that lets relevance through, 1 or 0 (or the weights that were given).
 
     Raises:
         LatentError: for a feature that the module's output does not have, or a mask of another shape.
     """
-    if isinstance(wanted, Tensor) and (wanted.is_floating_point() or wanted.dtype is torch.bool):
+    if isinstance(features, Tensor) and (features.is_floating_point() or features.dtype is torch.bool):
         try:
-            return wanted.to(latent).expand(latent.shape)
+            return features.to(latent).expand(latent.shape)
         except RuntimeError as error:
             raise LatentError(
-                f"the condition at {path!r} has the shape {tuple(wanted.shape)}, its output {tuple(latent.shape)}"
+                f"the condition at {path!r} has the shape {tuple(features.shape)}, its output {tuple(latent.shape)}"
             ) from error
     axis = 1 if latent.dim() > 3 else -1
-    ids = torch.as_tensor(wanted, device=latent.device).reshape(-1)
+    ids = torch.as_tensor(features, device=latent.device).reshape(-1)
     width = latent.shape[axis]
     if ids.numel() == 0 or bool((ids >= width).any()) or bool((ids < -width).any()):
         raise LatentError(f"the condition at {path!r} names features {ids.tolist()}: give some of 0 to {width - 1}")
@@ -48,13 +47,14 @@ def kept(path: str, latent: Tensor, wanted: int | Sequence[int] | Tensor) -> Ten
     return mask.reshape([-1, *[1] * (latent.dim() - 2)] if axis == 1 else [-1]).expand(latent.shape)
 
 
-@contextmanager
-def under(condition: Condition, latents: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within: cotangents at the latents of a condition are cut to what it lets through."""
-    with ExitStack() as hooks:
-        for path, wanted in condition.items():
-            latent = latents[path]
-            if latent.requires_grad:
-                mask = kept(path, latent.detach(), wanted)
-                hooks.callback(latent.register_hook(lambda g, mask=mask: g * mask).remove)
-        yield
+def condition_masks(condition: Condition, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Path -> the mask of its latent, of those through which relevance passes.
+
+    Raises:
+        LatentError: as :func:`condition_mask`.
+    """
+    return {
+        path: condition_mask(path, latents[path].detach(), features)
+        for path, features in condition.items()
+        if latents[path].requires_grad
+    }

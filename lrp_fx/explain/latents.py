@@ -72,13 +72,13 @@ def module_inputs(graph: Graph, facts: Facts) -> dict[str, Node]:
 
 def attention_parts(graph: Graph, facts: Facts) -> dict[str, Node | None]:
     """``path@part`` -> node, None for what a fused attention hides. Further attentions of a module: ``path.1``."""
-    parts: dict[str, Node | None] = {}
+    named: dict[str, Node | None] = {}
     count: dict[str, int] = {}
     for site in find_attention(graph, facts):
         number = count[site.path] = count.get(site.path, -1) + 1
         path = f"{site.path}.{number}" if number else site.path
-        parts |= {f"{path}@{name}": site.part(name) for name in PARTS}
-    return parts
+        named |= {f"{path}@{name}": site.part(name) for name in PARTS}
+    return named
 
 
 def looks_inside(patterns: Iterable[str]) -> bool:
@@ -97,7 +97,7 @@ def find_latents(graph: Graph, facts: Facts, patterns: Iterable[str]) -> dict[st
     if any("@" in pattern for pattern in patterns):
         named |= {f"{path}@input": node for path, node in module_inputs(graph, facts).items()}
         named |= attention_parts(graph, facts)
-    found: dict[str, Node] = {}
+    latents: dict[str, Node] = {}
     for pattern in patterns:
         matches = {
             name: node
@@ -110,5 +110,5 @@ def find_latents(graph: Graph, facts: Facts, patterns: Iterable[str]) -> dict[st
                 f"at={pattern!r} matches no module with an output in the captured graph, no module@input and no part "
                 f"of an attention (@{', @'.join(PARTS)}); close: {near or sorted(named)[:5]}"
             )
-        found |= matches
-    return found
+        latents |= matches
+    return latents

@@ -125,7 +125,7 @@ def make_ledger(
 def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
     source = next(s for s in plan.sources if s.node is node)
     category = "position" if source in plan.positions else "input"
-    x = nonzero(x) if plan.blind else x
+    x = nonzero(x) if plan.feeds_zeros else x
     return Entry(category, source.name, "input", module_path(node), node.name, safe_dot(x, g), relevance_of(x, g))
 
 

@@ -1,9 +1,8 @@
-"""Stage 5, explain: one forward and one relevance sweep -> an :class:`Attribution`."""
+"""Stage 5, explain: one forward pass and one relevance sweep -> an :class:`Attribution`."""
 
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,30 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.fx import Node
-from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from lrp_fx.analysis import Source
 from lrp_fx.capture import Call, Captured
 from lrp_fx.contracts import Stage, check_stage
-from lrp_fx.errors import InputError, LrpError, NumericalError, TargetError
-from lrp_fx.explain import check, tokens
+from lrp_fx.errors import LrpError, NumericalError, TargetError
+from lrp_fx.explain import check
 from lrp_fx.explain.accounts import Sweep, account
 from lrp_fx.explain.attribution import Attribution, no_ledger
-from lrp_fx.explain.conditions import Condition, under
+from lrp_fx.explain.conditions import Condition, condition_masks
+from lrp_fx.explain.inputs import Inputs, shares
 from lrp_fx.explain.latents import find_latents
-from lrp_fx.explain.ledger import Entry, Ledger, make_ledger
+from lrp_fx.explain.ledger import Ledger, make_ledger
 from lrp_fx.explain.reading import Reading, read_output
-from lrp_fx.explain.target import Contrast, Pixels, Target, padding_masks, select
-from lrp_fx.graph.copies import copy_graph
-from lrp_fx.graph.location import locate
-from lrp_fx.graph.values import Values
-from lrp_fx.passes.hoist_slices import behind_selection, drop_whole_slices, may_move
-from lrp_fx.passes.unrepeat_kv import share_heads
+from lrp_fx.explain.sweep import UNREACHED, Relevance, TapPoints, sweep
+from lrp_fx.explain.tap import at_chosen_positions, tap
+from lrp_fx.explain.target import Target, padding_masks, select
 from lrp_fx.rewrite import Rewritten
-from lrp_fx.rules.functions import nonzero, relevance_of, source
 
-__all__ = ["Attribution", "Condition", "Contrast", "Entry", "Ledger", "Pixels", "Sweeper", "Target"]
+Choose = Callable[[Any], Tensor]  #: output of the model -> (B,) explained values
 
 _CONDITIONAL = (
     "a conditional explanation has no ledger: what its condition cuts off stays at that layer. Explain without "
@@ -62,25 +56,9 @@ class Sweeper:
     def build(cls, captured: Captured, rewritten: Rewritten, at: Iterable[str]) -> Sweeper:
         """Tap the rewritten graph at its sources and at the modules named by ``at``."""
         latents = find_latents(captured.graph_module.graph, rewritten.plan.facts, at)
-        graph, mapping = copy_graph(rewritten.graph_module.graph)
-        graph._codegen = CodeGen()
-        taps = []
-        for item in rewritten.plan.sources:
-            node = mapping[rewritten.copies[item.node]]
-            with graph.inserting_after(node):
-                tap = graph.call_function(source, (node,))
-            tap.meta["val"] = node.meta.get("val")
-            node.replace_all_uses_with(tap, delete_user_cb=functools.partial(operator.is_not, tap))
-            taps.append(tap)
-        end = graph.output_node()
-        read = dict(zip([s.node for s in rewritten.plan.sources], taps, strict=True))
-        held = [read.get(n) or mapping[rewritten.results[n]] for n in latents.values()]
-        end.args = ((end.args[0], taps, held),)
-        share_heads(graph, rewritten.plan.facts.ops)
-        drop_whole_slices(graph)
-        module = fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
-        check_stage("taps", Stage(module, rewritten.plan.facts.ops, plan=rewritten.plan))
-        return cls(captured, rewritten, module, latents)
+        tapped, plan = tap(rewritten, latents.values()), rewritten.plan
+        check_stage("taps", Stage(tapped, plan.facts.ops, plan=plan))
+        return cls(captured, rewritten, tapped, latents)
 
     @functools.cached_property
     def reading(self) -> Reading:
@@ -88,14 +66,14 @@ class Sweeper:
         return read_output(self.captured, self.rewritten.plan.facts)
 
     @functools.cached_property
+    def inputs(self) -> Inputs:
+        """Where relevance of sources belongs."""
+        return Inputs(self.captured, self.rewritten.plan.facts)
+
+    @functools.cached_property
     def swept(self) -> fx.GraphModule:
         """The tapped graph, where the model itself chooses positions (a class token, the last ones) at these alone."""
-        if not may_move(self.tapped.graph, self.rewritten.plan.facts.ops):
-            return self.tapped
-        graph, _ = copy_graph(self.tapped.graph)
-        graph.owning_module = self.tapped  # dead code is told by what the graph calls
-        behind_selection(graph, self.rewritten.plan.facts.ops)
-        return fx.GraphModule(self.tapped, graph, class_name="SweptGraph")
+        return at_chosen_positions(self.tapped, self.rewritten.plan.facts.ops)
 
     def explain(self, call: Call, target: Target) -> Attribution:
         """Explain one call.
@@ -131,45 +109,49 @@ class Sweeper:
         """
         return self._explain(call, [(target, {}) for target in targets], False)
 
-    def _explain(self, call: Call, asked: Sequence[tuple[Target, Condition]], checking: bool) -> list[Attribution]:
-        if not self.rewritten.plan.facts.sources:
-            raise InputError(
-                "no input can carry relevance: there is no floating input and no token id that picks a table row"
-            )
-        masks = padding_masks(call.tensors)
+    def points(self, sources: Sequence[Tensor], latents: Sequence[Tensor]) -> TapPoints:
+        """What the tapped graph returned, as tap points."""
+        return TapPoints.of(sources, self.latents, latents, self.rewritten.plan.feeds_zeros)
 
-        def choose(target: Target, output: Any) -> Tensor:
-            return select(output, target, masks, self.reading)
+    def output(self, flat: Any) -> Any:
+        """The model's output, of its own type, from its leaves."""
+        return pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
 
-        leaves = usable(call.leaves)
-        results = []
+    def _explain(self, call: Call, questions: Sequence[tuple[Target, Condition]], checking: bool) -> list[Attribution]:
+        self.inputs.check()
+        leaves, results = usable(call.leaves), []
         with torch.inference_mode(False), torch.enable_grad():
-            flat, taps, held = self.swept(*leaves)
-            output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
-            for target, condition in asked:
-                chosen = choose(target, output)
-                chooser = functools.partial(choose, target)
-                if not chosen.requires_grad:
-                    raise self._unreached(leaves, chooser)
-                with under(condition, dict(zip(self.latents, held, strict=True))):
-                    grads = self._back(leaves, chooser, chosen, [*taps, *held], len(asked) > 1)
-                results.append((chooser, chosen, grads, bool(condition)))
+            flat, sources, latents = self.swept(*leaves)
+            output, points = self.output(flat), self.points(sources, latents)
+            for target, condition in questions:
+                choose = self.choose(call, target)
+                explained = choose(output)
+                relevance = self._sweep(leaves, choose, points, explained, condition, len(questions) > 1)
+                results.append((choose, explained, relevance, bool(condition)))
         if checking:
-            chooser, chosen, grads, conditional = results[0]
-            found = None if conditional else (chosen.detach(), self._collected(taps, grads))
-            self._check(leaves, chooser, found)
-        return [
-            self._attribution(leaves, chooser, output, chosen, taps, held, grads, conditional)
-            for chooser, chosen, grads, conditional in results
-        ]
+            choose, explained, relevance, conditional = results[0]
+            self._check(leaves, choose, None if conditional else (explained.detach(), relevance.sources))
+        return [self._attribution(leaves, output, *result) for result in results]
 
-    def _back(
-        self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor], chosen: Tensor, read: list[Tensor], again: bool
-    ) -> tuple[Tensor | None, ...]:
-        """Cotangents of ``read``, of those that have none left out; ``again``: another sweep follows."""
-        wanted = [t for t in read if t.requires_grad]
+    def choose(self, call: Call, target: Target) -> Choose:
+        """What reads the explained values of a target off an output."""
+        masks = padding_masks(call.tensors)
+        return lambda output: select(output, target, masks, self.reading)
+
+    def _sweep(
+        self,
+        leaves: tuple[Any, ...],
+        choose: Choose,
+        points: TapPoints,
+        explained: Tensor,
+        condition: Condition,
+        again: bool,
+    ) -> Relevance:
+        if not explained.requires_grad:
+            raise self._unreached(leaves, choose)
+        masks = condition_masks(condition, points.latents)
         try:
-            return torch.autograd.grad(chosen.sum(), wanted, allow_unused=True, retain_graph=again)
+            return sweep(points, explained, masks=masks, again=again)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError):
                 self.account(leaves, choose)  # names the node whose backward fails
@@ -178,41 +160,29 @@ class Sweeper:
     def _attribution(
         self,
         leaves: tuple[Any, ...],
-        choose: Callable[[Any], Tensor],
         output: Any,
-        chosen: Tensor,
-        taps: Sequence[Tensor],
-        held: Sequence[Tensor],
-        grads: Sequence[Tensor | None],
+        choose: Choose,
+        explained: Tensor,
+        relevance: Relevance,
         conditional: bool,
     ) -> Attribution:
-        plan = self.rewritten.plan
-        collected = self._collected(taps, grads)
-        latent_grads = iter(grads[len(taps) :])
-        latents = {
-            path: relevance_of(z, next(latent_grads) if z.requires_grad else None)
-            for path, z in zip(self.latents, held, strict=True)
-        }
-        self._check_finite(chosen, collected, lambda: self.account(leaves, choose))
-        moved = self._moved(plan.facts.sources, collected, self.values(leaves))
-        # how much of a source belongs to inputs, where that is not all of it
-        owned: dict[Node, float] = {}
-        for item, _, value in moved:
-            if any(indices is not owner for owner, indices in item.picks) and not value.is_meta:
-                owned[item.node] = owned.get(item.node, 0.0) + float(value.double().sum())
+        plan, collected = self.rewritten.plan, relevance.sources
+        self._check_finite(explained, collected, lambda: self.account(leaves, choose))
+        parts = self.inputs.parts(plan.facts.sources, collected, self.inputs.values(leaves))
+        of_inputs = shares(parts)
+
+        def account() -> Ledger:
+            return make_ledger(plan, self.account(leaves, choose), of_inputs)
+
         return Attribution(
-            self._summed(moved),
-            latents,
-            chosen.detach(),
+            self.inputs.summed(parts),
+            relevance.latents,
+            explained.detach(),
             pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
             plan.ruleset.name,
-            self._named(plan.sources, collected),
-            no_ledger(_CONDITIONAL) if conditional else lambda: make_ledger(plan, self.account(leaves, choose), owned),
+            self.inputs.by_source(plan.sources, collected),
+            no_ledger(_CONDITIONAL) if conditional else account,
         )
-
-    def _collected(self, taps: Sequence[Tensor], grads: Sequence[Tensor | None]) -> list[Tensor]:
-        blind = self.rewritten.plan.blind
-        return [relevance_of(nonzero(x) if blind else x, g) for x, g in zip(taps, grads, strict=False)]
 
     def check(self, call: Call, target: Target) -> None:
         """Hold one call to an accounting sweep (``lrp_fx.explain.check``), without explaining it.
@@ -220,86 +190,28 @@ class Sweeper:
         Raises:
             NumericalError: for what does not hold.
         """
-        masks = padding_masks(call.tensors)
-        self._check(usable(call.leaves), lambda output: select(output, target, masks, self.reading), None)
+        self._check(usable(call.leaves), self.choose(call, target), None)
 
     def _check(
-        self,
-        leaves: tuple[Any, ...],
-        choose: Callable[[Any], Tensor],
-        explained: tuple[Tensor, Sequence[Tensor]] | None,
+        self, leaves: tuple[Any, ...], choose: Choose, explained: tuple[Tensor, Sequence[Tensor]] | None
     ) -> None:
         if any(isinstance(v, Tensor) and v.is_meta for v in leaves):
             return
-        sweep = self.account(leaves, choose)
-        self._check_finite(sweep.target, [] if explained is None else explained[1], lambda: sweep)
-        check.check(self.captured, self.rewritten, leaves, sweep, explained)
+        accounted = self.account(leaves, choose)
+        self._check_finite(accounted.target, [] if explained is None else explained[1], lambda: accounted)
+        check.check(self.captured, self.rewritten, leaves, accounted, explained)
 
-    def _unreached(self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]) -> LrpError:
+    def _check_finite(self, explained: Tensor, relevance: Sequence[Tensor], account: Callable[[], Sweep]) -> None:
+        check.check_finite(self.captured, self.rewritten, explained, relevance, account)
+
+    def _unreached(self, leaves: tuple[Any, ...], choose: Choose) -> LrpError:
         """Why the target has no gradient."""
         lost = self.account(leaves, choose).lost
-        if lost:
-            return NumericalError(check.no_derivative(lost[-1]))
-        return TargetError(check.UNREACHED)
+        return NumericalError(check.no_derivative(lost[-1])) if lost else TargetError(UNREACHED)
 
-    def account(self, leaves: tuple[Any, ...], choose: Callable[[Any], Tensor]) -> Sweep:
+    def account(self, leaves: tuple[Any, ...], choose: Choose) -> Sweep:
         """The accounting sweep on the same inputs."""
         return account(self.rewritten, leaves, choose, self.captured.out_spec)
-
-    def _named(self, sources: list[Source], collected: list[Tensor]) -> dict[str, Tensor]:
-        named: dict[str, Tensor] = {}
-        for item, relevance in zip(sources, collected, strict=True):
-            given = item.input.op == "placeholder"
-            name = self._input_name(item.input) if given and item.indices is None else item.name
-            named[f"{name} ({self._input_name(item.input)})" if given and name in named else name] = relevance
-        return named
-
-    def _input_name(self, placeholder: Node) -> str:
-        return self.captured.names[self.captured.placeholders.index(placeholder)]
-
-    def values(self, leaves: Sequence[Any]) -> Values:
-        """Values of captured nodes on flat inputs."""
-        return Values.of(self.captured.graph_module, dict(zip(self.captured.placeholders, leaves, strict=True)))
-
-    def per_input(self, sources: Sequence[Source], collected: Sequence[Tensor], values: Values) -> dict[str, Tensor]:
-        """Input name -> relevance, from that of ``sources``, elementwise; ``values`` are those of integer nodes."""
-        return self._summed(self._moved(sources, collected, values))
-
-    def _moved(
-        self, sources: Sequence[Source], collected: Sequence[Tensor], values: Values
-    ) -> list[tuple[Source, Node, Tensor]]:
-        """(source, input, relevance in the shape of that input): that of rows goes to the values which picked them."""
-        facts = self.rewritten.plan.facts
-        moved = []
-        for item, value in zip(sources, collected, strict=False):
-            parts = tokens.to_inputs(item, value, values, facts) if item.picks else [(item.input, value)]
-            moved += [(item, owner, part) for owner, part in parts]
-        return moved
-
-    def _summed(self, moved: Iterable[tuple[Source, Node, Tensor]]) -> dict[str, Tensor]:
-        relevance: dict[str, Tensor] = {}
-        for _, owner, value in moved:
-            name = self._input_name(owner)
-            relevance[name] = relevance[name] + value if name in relevance else value
-        return relevance
-
-    def _check_finite(self, chosen: Tensor, collected: Sequence[Tensor], account: Callable[[], Sweep]) -> None:
-        if chosen.is_meta or (bool(chosen.isfinite().all()) and all(bool(r.isfinite().all()) for r in collected)):
-            return
-        sweep = account()
-        if not bool(chosen.isfinite().all()):
-            first = check.first_nonfinite(self.captured, self.rewritten, sweep)
-            where = f", first at {locate(first)}" if first is not None else ""
-            raise NumericalError(
-                f"the explained output is not finite{where}. Remedy: check the inputs, or use float32."
-            )
-        broken = check.first_broken(sweep)
-        where = locate(broken) if broken is not None else "an input"
-        raise NumericalError(
-            f"relevance is not finite, first at {where}. Remedy: explain "
-            "in float32 or float64, or override the rule of that module in the rule set (a larger epsilon, or a rule "
-            "that does not divide)."
-        )
 
 
 def usable(leaves: Sequence[Any]) -> tuple[Any, ...]:

@@ -67,19 +67,19 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
     spec = facts.ops.get(node)
     assert spec is not None
     operands = set(declared(node, spec).values())
-    held = {n: t for n in operands if (t := _moved(n, owner, twins, env, facts)) is not None}
-    if not held:
+    moving = {n: t for n in operands if (t := _moved(n, owner, twins, env, facts)) is not None}
+    if not moving:
         twins[node] = _picked(node, owner, twins, env, facts)
     elif spec.kind == "movement" and spec.extra.get("form") != "cast":
         zeros = {n: pytree.tree_map(lambda t: torch.zeros_like(t, dtype=torch.float64), env[n]) for n in operands}
-        moved, empty = _call(node, {**zeros, **held}, env), _call(node, zeros, env)
+        moved, empty = _call(node, {**zeros, **moving}, env), _call(node, zeros, env)
         twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literals that overwrite cancel
     elif spec.reduces:  # a hash of several ids is of each of them alike
         zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
-        count = next(iter(held.values())).numel() / max(env[node].numel(), 1)
-        twins[node] = _call(node, {**zeros, **held}, env) / count
+        count = next(iter(moving.values())).numel() / max(env[node].numel(), 1)
+        twins[node] = _call(node, {**zeros, **moving}, env) / count
     else:  # arithmetic: an id plus an offset is still that id
-        twins[node] = torch.stack([t.expand(env[node].shape) for t in held.values()]).mean(0)
+        twins[node] = torch.stack([t.expand(env[node].shape) for t in moving.values()]).mean(0)
     return twins[node]
 
 
@@ -91,8 +91,8 @@ def _picked(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, 
         return None
     shape = env[node].shape
     features = [1] * (len(shape) - lookup.dim - lookup.depth)
-    held = [t for n in lookup.indices if (t := _moved(n, owner, twins, env, facts)) is not None]
-    grown = [t.reshape([*[1] * (lookup.depth - t.dim()), *t.shape, *features]).expand(shape) for t in held]
+    moving = [t for n in lookup.indices if (t := _moved(n, owner, twins, env, facts)) is not None]
+    grown = [t.reshape([*[1] * (lookup.depth - t.dim()), *t.shape, *features]).expand(shape) for t in moving]
     return torch.stack(grown).mean(0) if grown else None
 
 

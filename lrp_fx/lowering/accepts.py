@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, first_line
-from lrp_fx.lowering.dynamic_shapes import Served
+from lrp_fx.lowering.dynamic_shapes import ShapeGuards
 
 _PLAIN = (type(None), bool, int, float, str)
 
@@ -25,23 +25,23 @@ class Accepts:
         dtypes: tensor inputs in the graph's order, with their precision.
         device: where all of them are.
         constants: the other inputs with their values, which are part of the graph; what is not plain is its ``repr``.
-        served: the sizes.
+        guards: the sizes.
         free: the precision of floating numbers of Python that are inputs; None where they are constants.
     """
 
     dtypes: Mapping[str, torch.dtype]
     device: torch.device
     constants: Mapping[str, Any]
-    served: Served
+    guards: ShapeGuards
     free: torch.dtype | None = None
 
     @classmethod
-    def of(cls, call: Call, served: Served) -> Accepts:
+    def of(cls, call: Call, guards: ShapeGuards) -> Accepts:
         """What a graph lowered with this call takes."""
         tensors = call.tensors
         rest = {n: _plain(v) for n, v in zip(call.names, call.leaves, strict=True) if n not in tensors}
         return cls(
-            {n: t.dtype for n, t in tensors.items()}, next(iter(tensors.values())).device, rest, served, call.free
+            {n: t.dtype for n, t in tensors.items()}, next(iter(tensors.values())).device, rest, guards, call.free
         )
 
     def tensors(self, call: Call) -> list[Tensor]:
@@ -51,28 +51,28 @@ class Accepts:
             InputError: for missing and unknown inputs, another value of a constant, another precision or device, and
                 sizes that the graph does not serve.
         """
-        given = dict(zip(call.names, call.leaves, strict=True))
-        tensors = {n: v for n, v in given.items() if isinstance(v, Tensor)}
-        if wrong := [*self.dtypes.keys() - tensors.keys(), *given.keys() - self.dtypes.keys() - self.constants.keys()]:
+        leaves = dict(zip(call.names, call.leaves, strict=True))
+        tensors = {n: v for n, v in leaves.items() if isinstance(v, Tensor)}
+        if wrong := [*self.dtypes.keys() - tensors.keys(), *leaves.keys() - self.dtypes.keys() - self.constants.keys()]:
             raise InputError(
                 f"this graph takes {', '.join((*self.dtypes, *self.constants))}; given were "
-                f"{', '.join(given) or 'none'} ({', '.join(sorted(wrong))}: missing, no tensor, or unknown)"
+                f"{', '.join(leaves) or 'none'} ({', '.join(sorted(wrong))}: missing, no tensor, or unknown)"
             )
         for name, value in self.constants.items():
-            if name in given and _plain(given[name]) != value:
-                raise InputError(f"this graph was lowered with {name}={value!r}, not {given[name]!r}: lower it again")
+            if name in leaves and _plain(leaves[name]) != value:
+                raise InputError(f"this graph was lowered with {name}={value!r}, not {leaves[name]!r}: lower it again")
         for name, dtype in self.dtypes.items():
-            found = tensors[name]
-            if (found.dtype, found.device) != (dtype, self.device):
+            tensor = tensors[name]
+            if (tensor.dtype, tensor.device) != (dtype, self.device):
                 raise InputError(
-                    f"this graph was lowered for '{name}' of {dtype} on {self.device}, not {found.dtype} on "
-                    f"{found.device}: convert the input, or lower it again with this one"
+                    f"this graph was lowered for '{name}' of {dtype} on {self.device}, not {tensor.dtype} on "
+                    f"{tensor.device}: convert the input, or lower it again with this one"
                 )
         ordered = [tensors[n] for n in self.dtypes]
-        for name, found, dims in zip(self.dtypes, ordered, self.served.shapes.dims, strict=True):
-            if found.dim() != len(dims):
-                raise InputError(f"this graph was lowered for '{name}' of {len(dims)} dimensions, not {found.dim()}")
-        if (reason := self.served.mismatch(ordered)) is not None:
+        for name, tensor, dims in zip(self.dtypes, ordered, self.guards.shapes.dims, strict=True):
+            if tensor.dim() != len(dims):
+                raise InputError(f"this graph was lowered for '{name}' of {len(dims)} dimensions, not {tensor.dim()}")
+        if (reason := self.guards.mismatch(ordered)) is not None:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
         return ordered
 
@@ -86,9 +86,9 @@ class Accepts:
             "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
             "device": str(self.device),
             "constants": self.constants,
-            **self.served.plain(),
+            **self.guards.plain(),
             "free": None if self.free is None else str(self.free).removeprefix("torch."),
-            "captured": self.served.captured.plain(),
+            "captured": self.guards.captured.plain(),
         }
 
 

@@ -1,10 +1,10 @@
-"""Relevance graphs kept on disk, beside the captures that they were lowered from (:mod:`lrp_fx.cache.store`).
+"""Relevance graphs on disk, beside the captures that they were lowered from (:mod:`lrp_fx.cache.store`).
 
-A file holds the graph before anything in it was computed, the sizes it serves, and the tensors that the captured graph
-does not have; weights are those of the captured graph at hand, by name. What it is kept under is all that lowering
-depends on: the capture's own key, the rewritten graph as text (which is what the rule set made of it), the form of the
-target, the condition, which sizes stay free, PyTorch's switches. Targets that are functions, and rules of a user's own,
-are code: their graphs are not kept.
+A cache file stores the graph before constant folding, its shape guards, and the tensors that are not parameters or
+buffers of the model; those come from the captured graph at hand, by name. Its key is all that lowering depends on: the
+capture's own key, the rewritten graph as text (which is what the rule set made of it), the kind of the target, the
+condition, which sizes stay free, PyTorch's switches. Targets that are functions, and registered rules, are code: their
+graphs are not cached.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.errors import UnsafeFileError
 from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition
-from lrp_fx.lowering.dynamic_shapes import Fakes, Served
-from lrp_fx.lowering.targets.spec import Form
+from lrp_fx.lowering.dynamic_shapes import Fakes, ShapeGuards
+from lrp_fx.lowering.targets.spec import TargetSpec
 
 
 @dataclass(frozen=True)
-class Held:
+class CachedGraph:
     """A graph that was read.
 
     Attributes:
-        graph_module: as it was written, with the tensors of the capture at hand; nothing in it is computed yet.
-        served: the sizes it serves.
+        graph_module: as it was written, with the tensors of the capture at hand, before constant folding.
+        guards: the sizes it serves.
         file: where it is from.
     """
 
     graph_module: fx.GraphModule
-    served: Served
+    guards: ShapeGuards
     file: Kept
 
 
-def place(
-    sweeper: Sweeper, form: Form, fakes: Fakes, condition: Condition, outputs: bool, dynamic: bool
+def entry_of(
+    sweeper: Sweeper, spec: TargetSpec, fakes: Fakes, condition: Condition, outputs: bool, dynamic: bool
 ) -> Entry | None:
-    """Where the graph of a tapped graph is kept; None without a folder, and for what has no plain form."""
+    """The cache entry of a tapped graph; None without a folder, and for what has no plain form."""
     captured, plan, where = sweeper.captured, sweeper.rewritten.plan, folder()
-    own = any(decision.rule.own for decision in plan.decisions.values())
-    if where is None or captured.key is None or own or form.kind == "callable":
+    registered = any(decision.rule.own for decision in plan.decisions.values())
+    if where is None or captured.key is None or registered or spec.kind == "callable":
         return None
     try:
-        conditions = [(path, _described(wanted)) for path, wanted in condition.items()]
+        conditions = [(path, _described(features)) for path, features in condition.items()]
     except Unkeyable:
         return None
-    held = (
+    graph = (
         captured.shapes.dims,
         captured.shapes.limits,
         captured.shapes.guards,
@@ -64,16 +64,16 @@ def place(
         plan.sources,
         sweeper.latents,
     )
-    rules = (plan.ruleset.key, plan.blind, sorted(plan.facts.ops.specs.items()))
-    asked = (form.kind, form.names, _pattern(fakes), conditions, outputs, dynamic)
+    rules = (plan.ruleset.key, plan.feeds_zeros, sorted(plan.facts.ops.specs.items()))
+    asked = (spec.kind, spec.names, _pattern(fakes), conditions, outputs, dynamic)
     devices = sorted({_device(leaf.device) for leaf in fakes.leaves if isinstance(leaf, Tensor)})
-    return Entry(where, digest("lowered", captured.key, held, rules, asked, devices, environment()))
+    return Entry(where, digest("lowered", captured.key, graph, rules, asked, devices, environment()))
 
 
-def _described(wanted: int | Sequence[int] | Tensor) -> Any:
-    if isinstance(wanted, Tensor):
-        return (str(wanted.dtype), tuple(wanted.shape), contents(wanted))
-    return torch.as_tensor(wanted).tolist()
+def _described(features: int | Sequence[int] | Tensor) -> Any:
+    if isinstance(features, Tensor):
+        return (str(features.dtype), tuple(features.shape), contents(features))
+    return torch.as_tensor(features).tolist()
 
 
 def _text(graph: fx.Graph) -> list[Any]:
@@ -93,21 +93,21 @@ def _device(device: torch.device) -> str:
     return f"{device} {torch.cuda.get_device_capability(device)}" if device.type == "cuda" else str(device)
 
 
-def keep(where: Entry, graph_module: fx.GraphModule, served: Served, sweeper: Sweeper) -> None:
-    """Write a graph in which nothing is computed yet: what buffers say may be another thing in the next process."""
+def write(entry: Entry, graph_module: fx.GraphModule, guards: ShapeGuards, sweeper: Sweeper) -> None:
+    """Write a graph before constant folding: buffers may have other values in the next process."""
     writer = Writer()
     try:
         graph, tensors = write_graph(graph_module, named_tensors(sweeper.captured.graph_module), writer)
-        document = {"graph": graph, "symbols": writer.symbols(), "table": writer.table, **served.plain()}
+        document = {"graph": graph, "symbols": writer.symbols(), "table": writer.table, **guards.plain()}
     except Unstorable as reason:
         warnings.warn(f"{VARIABLE}: this graph is lowered anew each time: {reason}", stacklevel=2)
         return
-    where.write(document, tensors, (served.shapes.dims, [str(g) for g in served.guards]))
+    entry.write(document, tensors, (guards.shapes.dims, [str(g) for g in guards.relations]))
 
 
-def held(where: Entry, sweeper: Sweeper) -> Iterator[Held]:
-    """Every graph that is kept in a place; what is damaged is passed over."""
-    for file in where.files():
+def cached(entry: Entry, sweeper: Sweeper) -> Iterator[CachedGraph]:
+    """Every graph of a cache entry; what is damaged is passed over."""
+    for file in entry.files():
         try:
             yield _read(file, sweeper)
         except UnsafeFileError as reason:
@@ -116,10 +116,10 @@ def held(where: Entry, sweeper: Sweeper) -> Iterator[Held]:
             continue
 
 
-def _read(file: Kept, sweeper: Sweeper) -> Held:
+def _read(file: Kept, sweeper: Sweeper) -> CachedGraph:
     document = file.document
     reader = Reader(document["table"], document["symbols"])
     graph_module = read_graph(
         document["graph"], file.tensors, named_tensors(sweeper.captured.graph_module), reader, "RelevanceGraph"
     )
-    return Held(graph_module, Served.from_plain(document, reader.symbols, sweeper.captured.shapes), file)
+    return CachedGraph(graph_module, ShapeGuards.from_plain(document, reader.symbols, sweeper.captured.shapes), file)

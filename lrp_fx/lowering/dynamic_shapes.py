@@ -104,23 +104,23 @@ def _hints(leaves: Sequence[Any], shapes: Shapes) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Served:
-    """The sizes that a lowered graph serves.
+class ShapeGuards:
+    """Which sizes a lowered graph serves.
 
     Attributes:
         shapes: sizes of its inputs.
-        guards: what else has to hold for them, formulas of their symbols.
+        relations: what else has to hold for them, formulas of their symbols.
         indexed: sizes of what the target indexes, formulas too: the batch first.
         captured: sizes that the captured graph serves.
     """
 
     shapes: Shapes
-    guards: tuple[Any, ...]
+    relations: tuple[Any, ...]
     indexed: tuple[Any, ...]
     captured: Shapes
 
     @classmethod
-    def of(cls, captured: Shapes, fakes: Fakes, indexed: Sequence[Any]) -> Served:
+    def of(cls, captured: Shapes, fakes: Fakes, indexed: Sequence[Any]) -> ShapeGuards:
         """What tracing on these fakes left free."""
         environment = fakes.mode.shape_env
         assert environment is not None
@@ -130,15 +130,15 @@ class Served:
 
         dims, limits = [], {}
         for leaf, old in zip([v for v in fakes.leaves if isinstance(v, Tensor)], captured.dims, strict=True):
-            found = [expression(size) for size in leaf.shape]
-            dims.append(tuple(int(e) if e.is_number else str(e) for e in found))
-            for size, symbol in zip(found, old, strict=True):
+            sizes = [expression(size) for size in leaf.shape]
+            dims.append(tuple(int(e) if e.is_number else str(e) for e in sizes))
+            for size, symbol in zip(sizes, old, strict=True):
                 if isinstance(symbol, str) and symbol in captured.limits and not size.is_number:
                     limits[str(size)] = captured.limits[symbol]
-        guards = tuple(environment.replace(g.expr) for g in environment.guards)
+        relations = tuple(environment.replace(g.expr) for g in environment.guards)
         return cls(
             Shapes(tuple(dims), limits, captured.reasons, inputs=captured.inputs),
-            guards,
+            relations,
             tuple(expression(s) for s in indexed),
             captured,
         )
@@ -152,31 +152,31 @@ class Served:
         return {
             "dims": self.shapes.dims,
             "limits": self.shapes.limits,
-            "guards": [formula(g) for g in self.guards],
+            "guards": [formula(g) for g in self.relations],
             "indexed": [formula(size) for size in self.indexed],
         }
 
     @classmethod
-    def from_plain(cls, document: Mapping[str, Any], symbols: Mapping[str, Any], captured: Shapes) -> Served:
+    def from_plain(cls, document: Mapping[str, Any], symbols: Mapping[str, Any], captured: Shapes) -> ShapeGuards:
         """What :meth:`plain` wrote, in these symbols, for a capture of these sizes."""
         limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
         dims = tuple(tuple(int(d) if isinstance(d, int) else str(d) for d in sizes) for sizes in document["dims"])
-        guards, indexed = (tuple(formula_from(f, symbols) for f in document[k]) for k in ("guards", "indexed"))
-        return cls(Shapes(dims, limits, captured.reasons, inputs=captured.inputs), guards, indexed, captured)
+        relations, indexed = (tuple(formula_from(f, symbols) for f in document[k]) for k in ("guards", "indexed"))
+        return cls(Shapes(dims, limits, captured.reasons, inputs=captured.inputs), relations, indexed, captured)
 
     def mismatch(self, tensors: Sequence[Tensor]) -> str | None:
         """None when the graph serves these inputs, else why not."""
         if (reason := self.captured.mismatch(tensors) or self.shapes.mismatch(tensors)) is not None:
             return reason
         bound = {k: max(v, 2) for k, v in self._bound(tensors).items()}  # a size of one is served like one of two
-        broken = [g for g in self.guards if _at(g, bound) == sympy.false]
+        broken = [g for g in self.relations if _at(g, bound) == sympy.false]
         return f"{broken[0]} does not hold" if broken else None
 
     def limits(self, tensors: Sequence[Tensor]) -> tuple[int | None, ...]:
         """Sizes of what the target indexes on these inputs, None where it is not known."""
         bound = self._bound(tensors)
-        found = [_at(size, bound) for size in self.indexed]
-        return tuple(int(s) if s.is_number else None for s in found)
+        sizes = [_at(size, bound) for size in self.indexed]
+        return tuple(int(s) if s.is_number else None for s in sizes)
 
     def _bound(self, tensors: Sequence[Tensor]) -> dict[str, int]:
         return {
@@ -187,35 +187,36 @@ class Served:
         }
 
 
-class _Serving(Protocol):
+class _Guarded(Protocol):
     @property
-    def served(self) -> Served: ...
+    def guards(self) -> ShapeGuards: ...
 
 
-_Made = TypeVar("_Made", bound=_Serving)
+_Graph = TypeVar("_Graph", bound=_Guarded)
 
 
-def freest(make: Callable[[bool], _Made], tensors: Sequence[Tensor]) -> _Made:
-    """What ``make`` makes with free sizes; with those of its example where sizes depend on one another after all.
+def dynamic_if_possible(make: Callable[[bool], _Graph], tensors: Sequence[Tensor]) -> _Graph:
+    """A graph with dynamic shapes; with the sizes of its example where tracing cannot leave them free.
 
-    A capture may leave two sizes free that have to be equal, and equal ones free that are then taken for different.
+    Export may report two dimensions as independent although they must match, or merge two that merely coincide in the
+    example.
 
     Args:
-        make: whether sizes stay free -> what serves them.
-        tensors: the example's, which has to be served.
+        make: whether shapes are dynamic -> the graph.
+        tensors: the example's, which the graph has to serve.
 
     Raises:
         LrpError: what ``make`` raises.
     """
     try:
-        found = make(True)
+        graph = make(True)
     except LrpError:
         raise
     except Exception as error:
         _log.info("traced with fixed sizes: %s", error)
     else:
-        if found.served.mismatch(tensors) is None:
-            return found
+        if graph.guards.mismatch(tensors) is None:
+            return graph
     return make(False)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,18 +20,18 @@ from lrp_fx.analysis import Source
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.errors import NumericalError, TargetError, UnknownOpError
 from lrp_fx.explain import Sweeper
-from lrp_fx.explain.conditions import Condition, kept
+from lrp_fx.explain.conditions import Condition, condition_mask
+from lrp_fx.explain.sweep import sweep
 from lrp_fx.explain.target import padding_masks
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import copy_graph, splice
 from lrp_fx.graph.values import Values
 from lrp_fx.lowering.dynamic_shapes import Fakes
-from lrp_fx.lowering.targets.spec import Form, distinct
+from lrp_fx.lowering.targets.spec import TargetSpec, distinct
 from lrp_fx.passes.collect_early import collect_late, per_source
 from lrp_fx.passes.hoist_slices import behind_selection, sizes_from_inputs
 from lrp_fx.passes.packed_sequences import spell_packed
 from lrp_fx.passes.select_logits import choose_rows
-from lrp_fx.rules.functions import nonzero, relevance_of
 
 Attributes = Mapping[str, Tensor]
 
@@ -77,13 +76,13 @@ def _at_sizes(result: Any, sizes: Sequence[tuple[int, ...]]) -> Any:
 
 def attributes_of(graph_module: fx.GraphModule) -> dict[str, Tensor]:
     """Every tensor that a graph reads from its module, by path."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for node in graph_module.graph.nodes:
         if node.op == "get_attr":
             value = attribute(graph_module, node)
             if isinstance(value, Tensor):
-                found[str(node.target)] = value
-    return found
+                tensors[str(node.target)] = value
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -111,25 +110,25 @@ class Targeted:
 
 def inner_tensors(attributes: Attributes) -> dict[str, Tensor]:
     """The plain tensors that attributes consist of: a quantized weight is several (data, scales)."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in attributes.items():
         if is_traceable_wrapper_subclass(value):
-            parts = value.__tensor_flatten__()[0]
-            found |= inner_tensors({f"{name}.{part}": getattr(value, part) for part in parts})
+            inner = value.__tensor_flatten__()[0]
+            tensors |= inner_tensors({f"{name}.{part}": getattr(value, part) for part in inner})
         else:
-            found[name] = value
-    return found
+            tensors[name] = value
+    return tensors
 
 
 def _rebuilt(name: str, like: Tensor, inner: Attributes) -> Tensor:
     if not is_traceable_wrapper_subclass(like):
         return inner[name]
-    parts, context = like.__tensor_flatten__()
-    held = {part: _rebuilt(f"{name}.{part}", getattr(like, part), inner) for part in parts}
-    return type(like).__tensor_unflatten__(held, context, like.shape, like.stride())
+    names, context = like.__tensor_flatten__()
+    tensors = {part: _rebuilt(f"{name}.{part}", getattr(like, part), inner) for part in names}
+    return type(like).__tensor_unflatten__(tensors, context, like.shape, like.stride())
 
 
-def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes, report: bool) -> Targeted:
+def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes: Fakes, report: bool) -> Targeted:
     """The tapped graph with the choice of the target in it, moved as far up as it goes.
 
     Args:
@@ -144,25 +143,73 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
     spell_packed(graph_module)
     attributes = {k: fakes.constant(v) for k, v in attributes_of(graph_module).items()}
     outputs, _, _ = _propagate(graph_module, attributes, fakes.leaves, fakes)
-    spec = sweeper.captured.out_spec
     flat = pytree.tree_leaves(outputs)
-    logits = sweeper.reading.logits(pytree.tree_unflatten(flat, spec))
-    if form.kind == "many":
-        extra = tuple(fakes.indices(name, logits.shape[0] if logits.dim() else 1, logits.device) for name in form.names)
-    else:
-        with fakes.mode:
-            extra = tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in form.names)
+    logits = sweeper.reading.logits(sweeper.output(flat))
+    targets = _target_inputs(spec, logits, fakes)
     masks = padding_masks(dict(zip(names, fakes.leaves, strict=True)))
-    given = [v for v in flat if isinstance(v, Tensor)]
+    choice = _traced_choice(sweeper, spec, flat, masks, targets, fakes)
+    end: Any = graph.output_node()
+    (leaves, taps, latents) = end.args[0]
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    with graph.inserting_after(placeholders[-1]):
+        unused = distinct(spec.names, [str(n.target) for n in placeholders])
+        new = [graph.placeholder(name) for name in reversed(unused)][::-1]
+    for node, value in zip(new, targets, strict=True):
+        node.meta["val"] = value
+    feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]
+    feed += [placeholders[names.index(name)] for name in masks]
+    result, _ = splice(graph_module, choice, [*feed, *new], end)
+    (explained,) = pytree.tree_leaves(result)
+    end.args = ((leaves if report else [], taps, latents, explained),)
+    sizes_from_inputs(graph)
+    plan = sweeper.rewritten.plan
+    ops = plan.facts.ops
+    behind_selection(graph, ops, pytree.tree_leaves(leaves) if report else ())
+    choose_rows(graph, ops)
+    depths = tuple(_rows_before_features(s) for s in plan.sources)
+    if plan.feeds_zeros:  # zeros get relevance: it is not their product with a cotangent
+        depths = (None,) * len(depths)
+    places = collect_late(graph, ops, taps, depths, set(latents))
+    (leaves, _, latents, explained) = end.args[0]
+    end.args = ((leaves, list(itertools.chain(*places)), latents, explained),)
+    graph.eliminate_dead_code()
+    graph.lint()
+    graph_module.recompile()
+    return Targeted(graph_module, targets, tuple(logits.shape), tuple(map(len, places)), depths)
 
-    def choose(values: list[Tensor], masked: dict[str, Tensor], targets: list[Tensor]) -> Tensor:
+
+def _target_inputs(spec: TargetSpec, logits: Tensor, fakes: Fakes) -> tuple[Tensor, ...]:
+    """Fake inputs that stand for a target: (B,) indices, or (B, n) of many targets."""
+    if spec.kind == "many":
+        batch = logits.shape[0] if logits.dim() else 1
+        return tuple(fakes.indices(name, batch, logits.device) for name in spec.names)
+    with fakes.mode:
+        return tuple(torch.zeros(logits.shape[:1], dtype=torch.int64, device=logits.device) for _ in spec.names)
+
+
+def _traced_choice(
+    sweeper: Sweeper,
+    spec: TargetSpec,
+    flat: Sequence[Any],
+    masks: dict[str, Tensor],
+    targets: Sequence[Tensor],
+    fakes: Fakes,
+) -> fx.GraphModule:
+    """The choice of the target as a graph: (tensors among the outputs, masks, target inputs) -> explained values.
+
+    Raises:
+        TargetError: when it reads values.
+    """
+
+    def choose(values: list[Tensor], masked: dict[str, Tensor], indices: list[Tensor]) -> Tensor:
         feed = iter(values)
         leaves = [next(feed) if isinstance(v, Tensor) else v for v in flat]
-        return form.choose(sweeper.reading, pytree.tree_unflatten(leaves, spec), masked, *targets)
+        return spec.choose(sweeper.reading, sweeper.output(leaves), masked, *indices)
 
     try:
         with fakes.mode, enable_python_dispatcher():
-            traced = make_fx(choose, pre_dispatch=True)(given, masks, list(extra))
+            tensors = [v for v in flat if isinstance(v, Tensor)]
+            return make_fx(choose, pre_dispatch=True)(tensors, masks, list(targets))
     except TargetError:
         raise
     except Exception as error:
@@ -170,34 +217,6 @@ def with_target(sweeper: Sweeper, form: Form, names: Sequence[str], fakes: Fakes
             f"the target reads values and cannot be part of a graph ({str(error).splitlines()[0]}): choose with tensor "
             "operations alone, or use explain()"
         ) from error
-    end: Any = graph.output_node()
-    (leaves, taps, held) = end.args[0]
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    with graph.inserting_after(placeholders[-1]):
-        free = distinct(form.names, [str(n.target) for n in placeholders])
-        new = [graph.placeholder(name) for name in reversed(free)][::-1]
-    for node, value in zip(new, extra, strict=True):
-        node.meta["val"] = value
-    feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]
-    feed += [placeholders[names.index(name)] for name in masks]
-    result, _ = splice(graph_module, traced, [*feed, *new], end)
-    (chosen,) = pytree.tree_leaves(result)
-    end.args = ((leaves if report else [], taps, held, chosen),)
-    sizes_from_inputs(graph)
-    plan = sweeper.rewritten.plan
-    ops = plan.facts.ops
-    behind_selection(graph, ops, pytree.tree_leaves(leaves) if report else ())
-    choose_rows(graph, ops)
-    depths = tuple(_rows_before_features(s) for s in plan.sources)
-    if plan.blind:  # zeros get relevance: it is not their product with a cotangent
-        depths = (None,) * len(depths)
-    places = collect_late(graph, ops, taps, depths, set(held))
-    (leaves, _, held, chosen) = end.args[0]
-    end.args = ((leaves, list(itertools.chain(*places)), held, chosen),)
-    graph.eliminate_dead_code()
-    graph.lint()
-    graph_module.recompile()
-    return Targeted(graph_module, extra, tuple(logits.shape), tuple(map(len, places)), depths)
 
 
 def _rows_before_features(source: Source) -> int | None:
@@ -234,26 +253,18 @@ def relevance_function(
         attributes: dict[str, Tensor], leaves: Sequence[Any], targets: Sequence[Tensor], seed: Tensor
     ) -> dict[str, Any]:
         tapped = Lifted(targeted.graph_module, attributes)
-        outputs, taps, held, chosen = tapped.run(*leaves, *targets, enable_io_processing=False)
-        if not chosen.requires_grad:
-            raise TargetError("the target does not depend on any input that can carry relevance under these rules")
-        for path, latent in zip(sweeper.latents, held, strict=True):
-            if path in masks and latent.requires_grad:
-                latent.register_hook(functools.partial(torch.mul, attributes[mask_name(path)]))
-        wanted = [t for t in held if t.requires_grad]
-        start = seed.to(chosen.dtype).expand_as(chosen)
-        grads = torch.autograd.grad(chosen, [*taps, *wanted], start, allow_unused=True)
-        later = iter(grads[len(taps) :])
-        latents = {
-            path: relevance_of(z, next(later) if z.requires_grad else None)
-            for path, z in zip(sweeper.latents, held, strict=True)
-        }
+        outputs, sources, latents, explained = tapped.run(*leaves, *targets, enable_io_processing=False)
+        lifted = {path: attributes[mask_name(path)] for path in masks}
+        start = seed.to(explained.dtype).expand_as(explained)
+        collected = sweep(sweeper.points(sources, latents), explained, seed=start, masks=lifted)
         values = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes.__getitem__)
-        collected = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
-        relevance = sweeper.per_input(plan.facts.sources, targeted.per_source(collected), values)
-        found: dict[str, Any] = {"target": chosen.detach(), "relevance": relevance, "latents": latents}
-        found["output"] = [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
-        return found
+        relevance = sweeper.inputs.per_input(plan.facts.sources, targeted.per_source(collected.sources), values)
+        return {
+            "target": explained.detach(),
+            "relevance": relevance,
+            "latents": collected.latents,
+            "output": [v.detach() for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)],
+        }
 
     return run
 
@@ -266,16 +277,16 @@ def mask_name(path: str) -> str:
 def condition_masks(sweeper: Sweeper, condition: Condition, targeted: fx.GraphModule) -> dict[str, Tensor]:
     """Module path -> the mask of a condition, as small as it can be (it broadcasts to the module's output)."""
     end: Any = targeted.graph.output_node()
-    held = dict(zip(sweeper.latents, end.args[0][2], strict=True))
+    latents = dict(zip(sweeper.latents, end.args[0][2], strict=True))
     masks = {}
-    for path, wanted in condition.items():
-        like = held[path].meta["val"]
-        if isinstance(wanted, Tensor) and (wanted.is_floating_point() or wanted.dtype is torch.bool):
-            masks[path] = wanted.to(like.dtype)
+    for path, features in condition.items():
+        like = latents[path].meta["val"]
+        if isinstance(features, Tensor) and (features.is_floating_point() or features.dtype is torch.bool):
+            masks[path] = features.to(like.dtype)
         else:
             axis = 1 if like.dim() > 3 else like.dim() - 1
             sizes = [int(n) if i == axis else 1 for i, n in enumerate(like.shape)]
-            masks[path] = kept(path, torch.empty(sizes, dtype=like.dtype, device=like.device), wanted)
+            masks[path] = condition_mask(path, torch.empty(sizes, dtype=like.dtype, device=like.device), features)
     return masks
 
 
@@ -293,12 +304,12 @@ def functional_graph(
     def flat(values: Sequence[Tensor]) -> list[Any]:
         feed = iter(values)
         inner = {name: next(feed) for name in plain}
-        held = {name: _rebuilt(name, value, inner) for name, value in attributes.items()}
+        lifted = {name: _rebuilt(name, value, inner) for name, value in attributes.items()}
         inputs = [next(feed) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        *given, seed = feed
-        found, structure = pytree.tree_flatten(run(held, inputs, given, seed))
+        *indices, seed = feed
+        results, structure = pytree.tree_flatten(run(lifted, inputs, indices, seed))
         spec.append(structure)
-        return found
+        return results
 
     device = next(v.device for v in leaves if isinstance(v, Tensor))
     seed = fakes.constant(torch.ones((), device=device))

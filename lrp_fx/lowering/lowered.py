@@ -25,13 +25,11 @@ from lrp_fx.explain.attribution import Later
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.explain.target import check_won, normal
 from lrp_fx.graph.copies import copy_graph
-from lrp_fx.lowering import disk_cache as kept
+from lrp_fx.lowering import disk_cache
 from lrp_fx.lowering.accepts import Accepts, ran
 from lrp_fx.lowering.artefacts import save as ship
-from lrp_fx.lowering.artefacts.save import Artefact, load
-from lrp_fx.lowering.blocks.checkpoint import low_memory
 from lrp_fx.lowering.blocks.compile import once_per_block
-from lrp_fx.lowering.dynamic_shapes import Served, fake_inputs, freest
+from lrp_fx.lowering.dynamic_shapes import ShapeGuards, dynamic_if_possible, fake_inputs
 from lrp_fx.lowering.finalize import assembled, finished
 from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.joint_graph import (
@@ -44,25 +42,9 @@ from lrp_fx.lowering.joint_graph import (
     relevance_function,
     with_target,
 )
-from lrp_fx.lowering.partition import keep_least
-from lrp_fx.lowering.targets.generation import Generation, generate
-from lrp_fx.lowering.targets.many import Attributions, ManyTargets, explain_targets
-from lrp_fx.lowering.targets.spec import Form, distinct, form_of
-from lrp_fx.lowering.trial import examples, tried
-
-__all__ = [
-    "Artefact",
-    "Attributions",
-    "Generation",
-    "Lowered",
-    "ManyTargets",
-    "explain_targets",
-    "generate",
-    "load",
-    "low_memory",
-    "lower",
-]
-
+from lrp_fx.lowering.partition import min_cut
+from lrp_fx.lowering.targets.spec import TargetSpec, distinct, target_spec
+from lrp_fx.lowering.trial import agree, examples
 
 _POSITIONS = 64  #: more inputs than any model takes by position
 
@@ -76,8 +58,8 @@ class Lowered:
             ...}, "output": [leaves]}, the outputs only where they were asked for. Parameters are shared with the model.
         inputs: names of its tensor inputs, in order, those of the target last.
         sweeper: what it was lowered from.
-        form: the kind of target it takes.
-        served: the sizes it serves.
+        spec: the kind of target it takes.
+        guards: the sizes it serves.
         target: the target it was lowered with, used where a call gives none.
         condition: the condition that is part of it.
         outputs: whether the model's outputs are among what it returns.
@@ -90,8 +72,8 @@ class Lowered:
     graph_module: fx.GraphModule
     inputs: tuple[str, ...]
     sweeper: Sweeper
-    form: Form
-    served: Served
+    spec: TargetSpec
+    guards: ShapeGuards
     target: Target
     condition: Condition
     outputs: bool
@@ -101,11 +83,11 @@ class Lowered:
     show: Callable[[Captured, Call], None] = field(default=lambda captured, call: None, repr=False)
 
     def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
-        """Explain one call of the model; ``target`` is of the form the graph was lowered with.
+        """Explain one call of the model; ``target`` is of the kind the graph was lowered with.
 
         Raises:
             InputError: for sizes that the graph does not serve, and values that lead a recorded run elsewhere.
-            TargetError: for a target of another form, or out of range.
+            TargetError: for a target of another kind, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
         call = self._in_order(self.read(args, kwargs))
@@ -137,37 +119,37 @@ class Lowered:
     @functools.cached_property
     def accepts(self) -> Accepts:
         """The inputs and sizes it takes."""
-        return Accepts.of(self.example, self.served)
+        return Accepts.of(self.example, self.guards)
 
     def _in_order(self, call: Call) -> Call:
         """The call with its inputs in the order of the example's: some may be by position here and by name there."""
-        given = dict(zip(call.names, call.leaves, strict=True))
-        if set(given) != set(self.example.names):
+        leaves = dict(zip(call.names, call.leaves, strict=True))
+        if set(leaves) != set(self.example.names):
             raise InputError(
                 f"this graph was lowered for the inputs {', '.join(self.example.names)}, not "
-                f"{', '.join(given) or 'none'}"
+                f"{', '.join(leaves) or 'none'}"
             )
-        return Call(self.example.names, tuple(given[n] for n in self.example.names), call.key)
+        return Call(self.example.names, tuple(leaves[n] for n in self.example.names), call.key)
 
     def serves(self, call: Call, target: Target) -> bool:
         """Whether it can explain this call for this target."""
-        if self.form.kind == "callable" and target is not self.target:
+        if self.spec.kind == "callable" and target is not self.target:
             return False
-        given = form_of(target)
-        same = (given.kind, given.names) == (self.form.kind, self.form.names)
-        return same and self.served.mismatch(list(call.tensors.values())) is None
+        other = target_spec(target)
+        same = (other.kind, other.names) == (self.spec.kind, self.spec.names)
+        return same and self.guards.mismatch(list(call.tensors.values())) is None
 
     def explain_call(self, call: Call, target: Target = None) -> Attribution:
         """Explain one flattened call of sizes that it serves, as :meth:`__call__` does."""
         tensors = list(call.tensors.values())
         asked = self.target if target is None else target
-        if self.form.kind == "callable" and asked is not self.target:
+        if self.spec.kind == "callable" and asked is not self.target:
             raise TargetError("this graph was lowered for one callable target: lower it again for another one")
-        extra = self.form.inputs(asked, self.served.limits(tensors), tensors[0].device, self.sweeper.reading)
+        extra = self.spec.inputs(asked, self.guards.limits(tensors), tensors[0].device, self.sweeper.reading)
         with torch.no_grad():
-            found = self.runner(*tensors, *extra)
-        check_finite([check_won(normal(asked), found["target"]), *found["relevance"].values()])
-        return self._attribution(call, found, asked)
+            results = self.runner(*tensors, *extra)
+        check_finite([check_won(normal(asked), results["target"]), *results["relevance"].values()])
+        return self._attribution(call, results, asked)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -177,7 +159,7 @@ class Lowered:
         return {
             "inputs": list(self.inputs),
             "outputs": outputs,
-            "target": self.form.kind,
+            "target": self.spec.kind,
             "rules": self.sweeper.rewritten.plan.ruleset.name,
             "positions": self._positions(),
             "reading": self.sweeper.reading.plain(),
@@ -191,8 +173,8 @@ class Lowered:
 
     def _returned(self) -> tuple[list[str], list[str]]:
         end: Any = self.graph_module.graph.output_node()
-        found: Any = end.args[0]
-        return list(found["relevance"]), list(found["latents"])
+        returned: Any = end.args[0]
+        return list(returned["relevance"]), list(returned["latents"])
 
     def save(self, path: str | Path, weights: str = "inside", model: torch.nn.Module | None = None) -> None:
         """Save it; :func:`lrp_fx.load` reads it, and so does ``torch.export.load`` if its weights are inside.
@@ -252,10 +234,10 @@ class Lowered:
         Raises:
             LoweringError: naming what differs.
         """
-        plain, calls = replace(self, runner=self.graph_module), examples(self.example, self.served)
+        plain, calls = replace(self, runner=self.graph_module), examples(self.example, self.guards)
         # where a condition cuts, the sweep shows what arrives and the graph what goes on
         cut = [f"the latent['{path}']" for path in self.condition]
-        return tried(plain.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs, cut)
+        return agree(plain.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs, cut)
 
     def _eager(self, call: Call) -> Attribution:
         return self.sweeper.explain_under(call, self.target, [self.condition])[0]
@@ -278,7 +260,7 @@ class Lowered:
             per_block: compile each kind of repeated block once, so that what it costs does not grow with depth.
             **options: as in ``torch.compile``; with a ``backend`` or ``options`` of your own, none of ours are given.
         """
-        free = any(isinstance(d, str) for dims in self.served.shapes.dims for d in dims)
+        free = any(isinstance(d, str) for dims in self.guards.shapes.dims for d in dims)
         graph_module = brought_in(self.graph_module)
         if per_block:
             graph_module = once_per_block(graph_module)
@@ -289,7 +271,7 @@ class Lowered:
         compiled = torch.compile(graph_module, fullgraph=True, dynamic=free or None, **options)
         return replace(self, runner=compiled)
 
-    def _attribution(self, call: Call, found: dict[str, Any], target: Target) -> Attribution:
+    def _attribution(self, call: Call, results: dict[str, Any], target: Target) -> Attribution:
         sweeper = self.sweeper
 
         @functools.cache
@@ -297,12 +279,12 @@ class Lowered:
             return sweeper.explain_under(call, target, [self.condition])[0]
 
         output: Any = Later(lambda: eager().output)
-        if found["output"]:
-            output = pytree.tree_unflatten(found["output"], sweeper.captured.out_spec)
+        if results["output"]:
+            output = pytree.tree_unflatten(results["output"], sweeper.captured.out_spec)
         return Attribution(
-            found["relevance"],
-            found["latents"],
-            found["target"],
+            results["relevance"],
+            results["latents"],
+            results["target"],
             output,
             sweeper.rewritten.plan.ruleset.name,
             Later(lambda: eager()._inputs),
@@ -320,13 +302,13 @@ def lower(
     outputs: bool = False,
     dynamic: bool = True,
 ) -> Lowered:
-    """Lower a tapped graph, or take what ``LRP_FX_CACHE`` keeps of an earlier process (``lrp_fx.lowering.disk_cache``).
+    """Lower a tapped graph, or take what an earlier process left in ``LRP_FX_CACHE`` (``lrp_fx.lowering.disk_cache``).
 
     Args:
         sweeper: the tapped graph.
         read: flattens a call.
         call: an example, for what its capture does not leave free.
-        target: its form is fixed in the graph, its value is an input.
+        target: its kind is fixed in the graph, its value is an input.
         condition: part of the graph, if any.
         outputs: also return the model's outputs; without them the head runs at explained positions only.
         dynamic: leave sizes free where the capture does, and tracing can; otherwise everything that depends on sizes
@@ -336,10 +318,9 @@ def lower(
         InputError: when no input can carry relevance.
         TargetError: when the target does not depend on any input, or reads values.
     """
-    if not sweeper.rewritten.plan.facts.sources:
-        raise InputError("no input can carry relevance: there is no floating input and no token id that picks a row")
+    sweeper.inputs.check()
     make = functools.partial(_lower, sweeper, read, call, target, condition or {}, outputs)
-    return freest(make, list(call.tensors.values())) if dynamic else make(False)
+    return dynamic_if_possible(make, list(call.tensors.values())) if dynamic else make(False)
 
 
 def _lower(
@@ -351,41 +332,43 @@ def _lower(
     outputs: bool,
     dynamic: bool,
 ) -> Lowered:
-    captured, form = sweeper.captured, form_of(target)
+    captured, spec = sweeper.captured, target_spec(target)
     fakes = fake_inputs(call.leaves, call.names, captured.shapes, dynamic)
-    names = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *form.names)
+    names = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *spec.names)
 
-    def made(graph_module: fx.GraphModule, served: Served) -> Lowered:
-        done = finished(graph_module)
-        return Lowered(done, names, sweeper, form, served, target, condition, outputs, call, read, done)
+    def folded(graph_module: fx.GraphModule, guards: ShapeGuards) -> Lowered:
+        module = finished(graph_module)
+        return Lowered(module, names, sweeper, spec, guards, target, condition, outputs, call, read, module)
 
-    place = kept.place(sweeper, form, fakes, condition, outputs, dynamic)
-    if place is not None and (known := _known(place, made, sweeper)) is not None:
-        return known
-    targeted = with_target(sweeper, form, call.names, fakes, outputs)
+    entry = disk_cache.entry_of(sweeper, spec, fakes, condition, outputs, dynamic)
+    if entry is not None and (cached := _from_cache(entry, folded, sweeper)) is not None:
+        return cached
+    targeted = with_target(sweeper, spec, call.names, fakes, outputs)
     masks = condition_masks(sweeper, condition, targeted.graph_module)
     attributes = attributes_of(targeted.graph_module) | attributes_of(captured.graph_module)
     attributes |= {mask_name(path): mask for path, mask in masks.items()}
     run = relevance_function(sweeper, targeted, masks)
-    traced, structure = keep_least(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
+    traced, structure = min_cut(*functional_graph(run, attributes, fakes.leaves, targeted.inputs, fakes))
     graph_module = assembled(traced, structure, inner_tensors(attributes), distinct(names))
-    served = Served.of(captured.shapes, fakes, targeted.sizes)
-    if place is None or served.mismatch(list(call.tensors.values())) is not None:
-        return made(graph_module, served)
+    guards = ShapeGuards.of(captured.shapes, fakes, targeted.sizes)
+    if entry is None or guards.mismatch(list(call.tensors.values())) is not None:
+        return folded(graph_module, guards)
     copied = fx.GraphModule(graph_module, copy_graph(graph_module.graph)[0], class_name="RelevanceGraph")
-    lowered = made(copied, served)
+    lowered = folded(copied, guards)
     if lowered._holds() or _without_values(call):
-        kept.keep(place, graph_module, served, sweeper)
+        disk_cache.write(entry, graph_module, guards, sweeper)
     return lowered
 
 
-def _known(place: Entry, made: Callable[[fx.GraphModule, Served], Lowered], sweeper: Sweeper) -> Lowered | None:
-    """A kept graph that serves the call at hand, and explains it as the eager sweep does."""
-    for held in kept.held(place, sweeper):
+def _from_cache(
+    entry: Entry, folded: Callable[[fx.GraphModule, ShapeGuards], Lowered], sweeper: Sweeper
+) -> Lowered | None:
+    """A cached graph that serves the call at hand, and explains it as the eager sweep does."""
+    for graph in disk_cache.cached(entry, sweeper):
         with contextlib.suppress(Exception):  # what cannot be run is as if it were not there
-            lowered = made(held.graph_module, held.served)
+            lowered = folded(graph.graph_module, graph.guards)
             if lowered._holds() or _without_values(lowered.example):
-                held.file.touch()
+                graph.file.touch()
                 return lowered
     return None
 

@@ -1,8 +1,8 @@
-"""What the way back needs of the way forward: kept, or computed again, by the cheaper cut (PyTorch's own partitioner).
+"""What the relevance sweep needs of the forward pass: saved, or recomputed, by the cheaper cut (min-cut partition).
 
-One graph has no boundary between forward and relevance: everything is kept from where it is computed to where it is
-last read. The partitioner of AOTAutograd finds the smallest set of values to keep; from these the others (rotated
-queries, masks, statistics, slopes) follow by cheap operators. Its two halves are then one graph again.
+A joint graph has no boundary between forward and backward: every value lives from where it is computed to where it is
+last read. AOTAutograd's partitioner finds the smallest set of values to save; the others (rotated queries, masks,
+statistics, slopes) are recomputed from these by cheap operators. Its two halves are then one graph again.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.utils import _pytree as pytree
 _SEED = "tangents_seed"  #: the partitioner knows the inputs of the way back by "tangents" in their names
 
 
-def keep_least(traced: fx.GraphModule, outputs: Any) -> tuple[fx.GraphModule, Any]:
-    """Keep the smallest set of values between forward and relevance, and compute the others again.
+def min_cut(traced: fx.GraphModule, outputs: Any) -> tuple[fx.GraphModule, Any]:
+    """Save the smallest set of values between forward and backward, and recompute the others.
 
     Args:
         traced: a functional graph; its last placeholder is the seed of the backward sweep, which is one.
@@ -45,30 +45,35 @@ def keep_least(traced: fx.GraphModule, outputs: Any) -> tuple[fx.GraphModule, An
     forward, backward = min_cut_rematerialization_partition(traced, None, num_fwd_outputs=len(forth))
 
     graph = fx.Graph()
-    known = {node.name: graph.node_copy(node) for node in inputs}
-    given = dict(zip(forth, _append(graph, forward, known, late), strict=False))  # (what is kept follows)
+    nodes = {node.name: graph.node_copy(node) for node in inputs}
+    outputs_of = dict(zip(forth, _append(graph, forward, nodes, late), strict=False))  # (saved values follow)
     # (a constant would do, but Inductor takes no constant where the choice of a class scatters the seed)
-    known[_SEED] = graph.call_function(torch.ops.aten.sum.default, (given[outputs["target"]],))
-    known[_SEED].meta["val"] = seed.meta["val"]
-    known[_SEED] = graph.call_function(torch.ops.aten.ones_like.default, (known[_SEED],))
-    known[_SEED].meta["val"] = seed.meta["val"]
-    given |= zip(back, _append(graph, backward, known), strict=True)
-    found = [given[node] for node in flat]
-    graph.output(tuple(found))
-    return fx.GraphModule(traced, graph), pytree.tree_unflatten(found, structure)
+    nodes[_SEED] = graph.call_function(torch.ops.aten.sum.default, (outputs_of[outputs["target"]],))
+    nodes[_SEED].meta["val"] = seed.meta["val"]
+    nodes[_SEED] = graph.call_function(torch.ops.aten.ones_like.default, (nodes[_SEED],))
+    nodes[_SEED].meta["val"] = seed.meta["val"]
+    outputs_of |= zip(back, _append(graph, backward, nodes), strict=True)
+    results = [outputs_of[node] for node in flat]
+    graph.output(tuple(results))
+    return fx.GraphModule(traced, graph), pytree.tree_unflatten(results, structure)
 
 
-def _append(graph: fx.Graph, half: fx.GraphModule, known: dict[str, Node], late: Container[str] = ()) -> list[Node]:
-    """Append a half, whose inputs are ``known`` by name; its own nodes are from then on. Returns what it returns.
+def _append(graph: fx.Graph, half: fx.GraphModule, nodes: dict[str, Node], late: Container[str] = ()) -> list[Node]:
+    """Append one half of the partition, and return its outputs.
 
-    What only the way back asks for is ``late`` in the trace. It goes where its operands are: layers stay alike.
+    Args:
+        graph: the graph that grows.
+        half: forward or backward.
+        nodes: those already in the graph, by name; those of this half are added to it.
+        late: names of nodes that the backward pass alone asks for. They go where their operands are, so that repeated
+            layers stay alike.
     """
     for node in half.graph.nodes:
         if node.op in ("placeholder", "output"):
             continue
-        operands = [known[n.name] for n in node.all_input_nodes]
+        operands = [nodes[n.name] for n in node.all_input_nodes]
         place = graph.inserting_after(max(operands)) if node.name in late and operands else contextlib.nullcontext()
         with place:
-            known[node.name] = graph.node_copy(node, lambda n: known[n.name])
+            nodes[node.name] = graph.node_copy(node, lambda n: nodes[n.name])
     returned: Any = half.graph.output_node().args[0]
-    return [known[node.name] for node in returned]
+    return [nodes[node.name] for node in returned]

@@ -15,15 +15,15 @@ from lrp_fx.capture.agreement import difference
 from lrp_fx.errors import LoweringError, type_and_line
 from lrp_fx.explain import Attribution
 from lrp_fx.explain.target import padding_masks
-from lrp_fx.lowering.dynamic_shapes import Served
+from lrp_fx.lowering.dynamic_shapes import ShapeGuards
 
 _ENOUGH = 16  #: of a dimension that is free, to see whether a graph does what it should
 
 Explain = Callable[[Call], Attribution]
 
 
-def tried(
-    found: Explain, expected: Explain, calls: Sequence[Call], most: float, outputs: bool, skipped: Sequence[str] = ()
+def agree(
+    tested: Explain, expected: Explain, calls: Sequence[Call], most: float, outputs: bool, skipped: Sequence[str] = ()
 ) -> bool:
     """Compare two ways to explain on the first of these calls that ``expected`` explains; whether there was one.
 
@@ -33,7 +33,7 @@ def tried(
         skipped: names of tensors that are not compared.
 
     Raises:
-        LoweringError: naming what differs, or why ``found`` does not run.
+        LoweringError: naming what differs, or why ``tested`` does not run.
     """
     if any(tensor.is_meta for call in calls for tensor in call.tensors.values()):
         return False
@@ -44,16 +44,16 @@ def tried(
     else:
         return False
     try:
-        made = named_tensors(found(call), outputs)
+        results = named_tensors(tested(call), outputs)
     except Exception as error:
         reason = type_and_line(error)
         raise LoweringError(f"the lowered graph does not run on its own example: {reason}. {_REMEDY}") from error
     scale = float(wanted["the target"].abs().max()) * torch.finfo(wanted["the target"].dtype).eps ** 0.5
-    compared = [n for n in wanted if n in made and n not in skipped]
-    seen = [n for n in compared if not _is_rounding(scale, wanted[n], made[n])]
-    off = {name: difference([wanted[name]], [made[name]]) for name in seen}
+    compared = [n for n in wanted if n in results and n not in skipped]
+    significant = [n for n in compared if not _is_rounding(scale, wanted[n], results[n])]
+    off = {name: difference([wanted[name]], [results[name]]) for name in significant}
     unlike = [f"{name} by {by:.1%}" for name, by in off.items() if not by <= most]
-    unlike += [f"{name} is missing" for name in wanted if name not in made]
+    unlike += [f"{name} is missing" for name in wanted if name not in results]
     if unlike:
         raise LoweringError(
             f"the lowered graph does not explain its own example as explain() does: {'; '.join(unlike)}. {_REMEDY}"
@@ -71,20 +71,20 @@ _REMEDY = "Nothing was written. Remedy: use explain(), and report this model, pl
 
 def named_tensors(explained: Attribution, outputs: bool) -> dict[str, Tensor]:
     """All floating tensors that an explanation consists of, by what they are."""
-    parts = {"target": explained.target, "relevance": explained.relevance, "latent": explained.latents}
+    tensors = {"target": explained.target, "relevance": explained.relevance, "latent": explained.latents}
     if outputs:
-        parts["output"] = explained.output
-    leaves: Any = pytree.tree_flatten_with_path(parts)[0]
+        tensors["output"] = explained.output
+    leaves: Any = pytree.tree_flatten_with_path(tensors)[0]
     named = {f"the {path[0].key}{pytree.keystr(path[1:])}": leaf for path, leaf in leaves}
     return {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor) and leaf.is_floating_point()}
 
 
-def examples(call: Call, served: Served) -> list[Call]:
+def examples(call: Call, guards: ShapeGuards) -> list[Call]:
     """Calls to compare explanations on: few samples and positions of this one, then all of it.
 
     Where only sizes are known, floating inputs are random, and no position is padding.
     """
-    dims = served.shapes.dims
+    dims = guards.shapes.dims
     few = {str(d) for sizes in dims for d in sizes if isinstance(d, str) and d.isidentifier()}
     masks, feed, leaves, part = padding_masks(call.tensors), iter(dims), [], []
     for name, leaf in zip(call.names, call.leaves, strict=True):
@@ -95,8 +95,8 @@ def examples(call: Call, served: Served) -> list[Call]:
         else:
             part.append(leaf)
         leaves.append(leaf)
-    calls = [Call(call.names, tuple(found), call.key) for found in (part, leaves)]
-    return [c for c in calls if served.mismatch(list(c.tensors.values())) is None]
+    calls = [Call(call.names, tuple(leaves_of), call.key) for leaves_of in (part, leaves)]
+    return [c for c in calls if guards.mismatch(list(c.tensors.values())) is None]
 
 
 def _with_values(tensor: Tensor, mask: bool) -> Tensor:

@@ -87,7 +87,7 @@ class Plan:
         return self.facts.sources + self.positions
 
     @property
-    def blind(self) -> bool:
+    def feeds_zeros(self) -> bool:
         """Whether an input that is 0 can have relevance."""
         return any(
             decision.entry.feeds_zeros or (decision.entry.parameters is not None and node in self.facts.thresholds)

@@ -30,12 +30,19 @@ def nonzero(x: Tensor) -> Tensor:
     return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: its subnormal
 
 
-def relevance_of(value: Tensor, cotangent: Tensor | None) -> Tensor:
-    """Value times cotangent, 0 where the cotangent is: a score of -inf under a mask has none."""
+def relevance_of(value: Tensor, cotangent: Tensor | None, feeds_zeros: bool = False) -> Tensor:
+    """Value times cotangent; 0 where the cotangent is 0 or None: a score of -inf under a mask has none.
+
+    Args:
+        value: a tensor of the forward pass.
+        cotangent: what came back to it, of its shape, or of several sweeps with a dimension more in front.
+        feeds_zeros: whether a value of 0 can have relevance (:func:`nonzero`).
+    """
     if cotangent is None:
         return torch.zeros_like(value).detach()
+    value = nonzero(value.detach()) if feeds_zeros else value.detach()
     none = torch.zeros((), dtype=cotangent.dtype, device=cotangent.device)
-    return torch.where(cotangent == 0, none, value * cotangent).detach()
+    return torch.where(cotangent == 0, none, value * cotangent)
 
 
 class _Scale(Function):

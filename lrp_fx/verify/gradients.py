@@ -16,6 +16,7 @@ from lrp_fx.capture import Captured
 from lrp_fx.capture.containers import closed
 from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.explain.accounts import Sweep
+from lrp_fx.explain.sweep import cotangents
 from lrp_fx.rules.derivatives import differentiable
 from lrp_fx.rules.functions import relevance_of, source
 
@@ -71,9 +72,7 @@ def of_graph(
         flat = pytree.tree_leaves(watching.run(*leaves, enable_io_processing=False))
         chosen = choose(pytree.tree_unflatten(flat, captured.out_spec))
         nodes, tensors = list(watching.leaves), list(watching.leaves.values())
-        grads: Sequence[Tensor | None] = [None] * len(nodes)
-        if chosen.requires_grad:
-            grads = torch.autograd.grad(chosen.sum(), tensors, allow_unused=True)
+        grads = cotangents(chosen, tensors)
     relevance = {n: relevance_of(t, g) for n, t, g in zip(nodes, tensors, grads, strict=True)}
     return Gradients(relevance, watching.cotangents)
 
@@ -107,7 +106,7 @@ def of_model(
             chosen = choose(model(*closed(positional), **closed(keyword)))
         if not chosen.requires_grad:
             raise RuntimeError("its output does not depend on its inputs by anything that autograd sees")
-        grads = torch.autograd.grad(chosen.sum(), list(leaves.values()), allow_unused=True)
+        grads = cotangents(chosen, list(leaves.values()))
     return {name: relevance_of(leaf, g) for (name, leaf), g in zip(leaves.items(), grads, strict=True)}
 
 

@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from lrp_fx.concepts import Collection, Reference, reference
+from lrp_fx.converted import RuleSource
 from lrp_fx.errors import InputError
 from lrp_fx.explain.target import padding_masks, shown
 from lrp_fx.extras import require
-from lrp_fx.module import ExplainableModule, RuleSource
+from lrp_fx.module import ExplainableModule
 from lrp_fx.viz.heatmap import _cells, _template, write_page
 from lrp_fx.viz.words import Word
 

@@ -74,7 +74,7 @@ def test_a_kept_graph_is_the_graph(name, folder, traced):
     second = lrp_fx.convert(model, **inputs).lower(**inputs)
     assert len(traced) == 1 and len(lowered_files(folder)) == 1
     assert first.graph_module.code == second.graph_module.code and first.about == second.about
-    assert str(first.served) == str(second.served)
+    assert str(first.guards) == str(second.guards)
     larger = {k: torch.cat([v, v.flip(0)]) for k, v in inputs.items()}
     longer = {k: torch.cat([v, v], 1) for k, v in inputs.items()} if name in ("llama2", "bert", "flan-t5") else inputs
     for given in (inputs, larger, longer):
@@ -231,9 +231,9 @@ def test_a_damaged_file_is_no_file(damage, given, folder, traced):
 
 def test_graphs_are_compared_on_few_samples_and_positions_and_on_all_where_those_do_not_do(folder):
     xmodel, seen = converted(), []
-    served = xmodel.lower(target=(19, 3)).served
+    guards = xmodel.lower(target=(19, 3)).guards
     call = lrp_fx.capture.read_call(xmodel.model, (), {"input_ids": models.ids(40, 20, high=49)})
-    calls = trial.examples(call, served)
+    calls = trial.examples(call, guards)
     assert [tuple(c.leaves[0].shape) for c in calls] == [(16, 16), (40, 20)]
     assert torch.equal(calls[0].leaves[0], call.leaves[0][:16, :16])
 
@@ -241,13 +241,13 @@ def test_graphs_are_compared_on_few_samples_and_positions_and_on_all_where_those
         seen.append(tuple(example.leaves[0].shape))
         return xmodel.current.sweeper(xmodel.ruleset, ()).explain(example, (19, 3))
 
-    assert trial.tried(explain, explain, calls, 0.0, False)
+    assert trial.agree(explain, explain, calls, 0.0, False)
     assert seen == [(16, 16), (40, 20), (40, 20)]  # there is no twentieth position among sixteen
 
 
 def test_without_values_inputs_are_made_up_that_relevance_can_be_seen_on(folder):
     xmodel = lrp_fx.convert(*models.build("resnet")[:1], **models.build("resnet")[1])
-    (call, _) = trial.examples(xmodel.current.example, xmodel.lower().served)
+    (call, _) = trial.examples(xmodel.current.example, xmodel.lower().guards)
     assert float(call.leaves[0].std()) > 0.5
     assert float(xmodel.explain(*call.leaves).relevance["pixel_values"].abs().max()) > 0
 

@@ -10,7 +10,7 @@ from models import TEXT, build, few, ids
 
 import lrp_fx
 from lrp_fx.errors import InputError, NumericalError, TargetError
-from lrp_fx.lowering.dynamic_shapes import freest
+from lrp_fx.lowering.dynamic_shapes import dynamic_if_possible
 
 FAMILIES = ["llama2", "mixtral", "flan-t5", "bert", "vit", "resnet"]
 
@@ -387,7 +387,7 @@ def test_relevance_goes_back_through_a_pool_to_one_value() -> None:
 
 class _Made:
     def __init__(self, free: bool, mismatch: str | None) -> None:
-        self.free, self.served, self._mismatch = free, self, mismatch
+        self.free, self.guards, self._mismatch = free, self, mismatch
 
     def mismatch(self, tensors: list[torch.Tensor]) -> str | None:
         return self._mismatch
@@ -400,7 +400,7 @@ def test_sizes_are_fixed_only_where_they_cannot_be_free(fate: str) -> None:
             raise IndexError("sizes differ")
         return _Made(free, "Ne(s0, 2)" if free and fate != "serves" else None)
 
-    assert freest(make, []).free is (fate == "serves")
+    assert dynamic_if_possible(make, []).free is (fate == "serves")
 
 
 class Sides(torch.nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import lrp_fx
-from lrp_fx.lowering.partition import keep_least
+from lrp_fx.lowering.partition import min_cut
 
 aten = torch.ops.aten
 
@@ -24,7 +24,7 @@ def test_cheap_values_are_computed_again_and_the_seed_is_one():
     traced = make_fx(sweep, tracing_mode="fake")(x, torch.ones((), dtype=torch.float64))
     target, relevance = traced.graph.output_node().args[0]
     once = len(traced.graph.find_nodes(op="call_function", target=aten.cos.default))
-    made, outputs = keep_least(traced, {"target": target, "relevance": {"x": relevance}})
+    made, outputs = min_cut(traced, {"target": target, "relevance": {"x": relevance}})
     assert [n.name for n in made.graph.find_nodes(op="placeholder")] == ["x_1"]
     assert len(made.graph.find_nodes(op="call_function", target=aten.cos.default)) > once
     found = dict(zip(made.graph.output_node().args[0], made(x), strict=True))

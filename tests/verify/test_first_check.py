@@ -10,6 +10,7 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.errors import LrpError, NumericalError, TargetError
+from lrp_fx.explain import sweep
 from lrp_fx.explain import sweeper as explaining
 from lrp_fx.rules import functions as rule_ops
 from lrp_fx.rules import slopes
@@ -121,7 +122,7 @@ def test_a_rule_that_is_a_little_off_is_named(off, named, monkeypatch):
 
 
 def test_a_sweep_that_differs_from_its_accounts_is_named(monkeypatch):
-    monkeypatch.setattr(explaining, "relevance_of", lambda x, g: rule_ops.relevance_of(x, g).flip(0))
+    monkeypatch.setattr(sweep, "relevance_of", lambda *given: rule_ops.relevance_of(*given).flip(0))
     with pytest.raises(NumericalError, match="depends on how the graph runs"):
         lrp_fx.convert(net(torch.tanh)).explain(X, target=1)
 

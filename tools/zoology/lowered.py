@@ -67,7 +67,7 @@ def _check(built: Built, row: LoweredRow) -> None:
             row.many = _apart({name: r[1] for name, r in many.items()}, wanted)
     more_args, more_kwargs = pytree.tree_map(_twice, (args, kwargs))
     call = lowered.read(more_args, more_kwargs)
-    if lowered.served.mismatch(list(call.tensors.values())) is None and not fails(model, more_args, more_kwargs):
+    if lowered.guards.mismatch(list(call.tensors.values())) is None and not fails(model, more_args, more_kwargs):
         wanted = xmodel.explain(*more_args, target=built.target, **more_kwargs).relevance
         row.resized = _apart(lowered(*more_args, target=built.target, **more_kwargs).relevance, wanted)
     found = {k: d for k in ("difference", "resized", "many", "low") if (d := getattr(row, k)) is not None}

@@ -86,13 +86,13 @@ class Archive:
             raise UnsafeFileError(f"{record[:80]!r} is no record of a tensor")
         dtype = _SERIALIZE_TO_TORCH_DTYPE[form["dtype"]]
         sizes, strides = ([n["as_int"] for n in form[key]] for key in ("sizes", "strides"))
-        held = self._reader.get_record_size(record)
-        if not held:
+        size = self._reader.get_record_size(record)
+        if not size:
             tensor = torch.empty(sizes, dtype=dtype)
             if tensor.numel():
                 raise InputError(f"the tensor in {record!r} has no contents")
         else:
-            flat = torch.empty(0, dtype=dtype).set_(self._storage(record, held, dtype))
+            flat = torch.empty(0, dtype=dtype).set_(self._storage(record, size, dtype))
             tensor = flat.as_strided(sizes, strides, form["storage_offset"]["as_int"])
         device = form["device"]
         where = torch.device(device["type"], device["index"]) if device["index"] is not None else device["type"]

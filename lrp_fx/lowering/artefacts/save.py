@@ -33,10 +33,10 @@ from lrp_fx.lowering.accepts import Accepts, ran
 from lrp_fx.lowering.artefacts.archive import ABOUT, Archive
 from lrp_fx.lowering.artefacts.portable import spell_grouped_products
 from lrp_fx.lowering.artefacts.weights import Weights, fill, placeholder, references
-from lrp_fx.lowering.dynamic_shapes import Served
+from lrp_fx.lowering.dynamic_shapes import ShapeGuards
 from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.joint_graph import check_finite
-from lrp_fx.lowering.targets.spec import Form
+from lrp_fx.lowering.targets.spec import TargetSpec
 from lrp_fx.passes.convolution_backward import transpose_convolutions
 
 _REFERENCES = "weights"
@@ -93,8 +93,8 @@ def save(
     program = exported(graph_module)
     graph = _plain_graph(graph_module)
     names = {at: _held_as(at, program, graph_module) for at in graph.pop("paths")}
-    known = {} if without is None else references(graph_module, without)
-    elsewhere = {at: found for at, found in known.items() if names.get(at) in program.state_dict}
+    referred = {} if without is None else references(graph_module, without)
+    elsewhere = {at: found for at, found in referred.items() if names.get(at) in program.state_dict}
     for name in {names[at] for at in elsewhere}:
         program.state_dict[name] = placeholder(program.state_dict[name])
     program.example_inputs = None  # they would be pickled, and nobody reads them
@@ -120,11 +120,11 @@ def _plain_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
 
 def _held_as(path: str, program: torch.export.ExportedProgram, graph_module: fx.GraphModule) -> str:
     """The name under which a program has the tensor that a graph has under a path."""
-    held = {**program.state_dict, **program.constants}
-    if path in held:
+    tensors = {**program.state_dict, **program.constants}
+    if path in tensors:
         return path
     tensor = operator.attrgetter(path)(graph_module)
-    return next(name for name, value in held.items() if value is tensor)
+    return next(name for name, value in tensors.items() if value is tensor)
 
 
 def package(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, Any]) -> Path:
@@ -192,25 +192,25 @@ class Artefact:
 
         Raises:
             InputError: for inputs that the graph does not take: number, names, precision, device, sizes, NaN.
-            TargetError: for a target of another form, or out of range.
+            TargetError: for a target of another kind, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
-        names, form = list(self.accepts.dtypes), self._form
+        names, spec = list(self.accepts.dtypes), self._spec
         tensors = self.accepts.tensors(flatten(list(self.positions), args, kwargs, self.accepts.free))
-        if target is None and form.names:
-            raise InputError(f"this graph takes {', '.join((*names, *form.names))}; no target was given")
-        if form.kind == "callable" and target is not None:
+        if target is None and spec.names:
+            raise InputError(f"this graph takes {', '.join((*names, *spec.names))}; no target was given")
+        if spec.kind == "callable" and target is not None:
             raise TargetError("this graph was saved for one callable target, which is in it: call it without target=")
         extra: tuple[Tensor, ...] = ()
-        if form.names or target is not None:
-            extra = form.inputs(target, self.accepts.served.limits(tensors), tensors[0].device, self.reading)
+        if spec.names or target is not None:
+            extra = spec.inputs(target, self.accepts.guards.limits(tensors), tensors[0].device, self.reading)
         with ran(), torch.no_grad():
-            found = self.module(*tensors, *extra)
-        relevance, latents = dict(found["relevance"]), dict(found["latents"])
-        check_finite([check_won(normal(target), found["target"]), *relevance.values()])
+            results = self.module(*tensors, *extra)
+        relevance, latents = dict(results["relevance"]), dict(results["latents"])
+        check_finite([check_won(normal(target), results["target"]), *relevance.values()])
         rules = self.about["rules"]
         return Attribution(
-            relevance, latents, found["target"], found["output"], rules, relevance, no_ledger(_UNACCOUNTED)
+            relevance, latents, results["target"], results["output"], rules, relevance, no_ledger(_UNACCOUNTED)
         )
 
     explain = __call__
@@ -221,9 +221,9 @@ class Artefact:
         return dict(vars(self))
 
     @property
-    def _form(self) -> Form:
+    def _spec(self) -> TargetSpec:
         names = self.about["inputs"][len(self.accepts.dtypes) :]
-        return Form(self.about["target"], tuple(names), _is_chosen)
+        return TargetSpec(self.about["target"], tuple(names), _is_chosen)
 
 
 def _is_chosen(*_: Any) -> Tensor:
@@ -267,8 +267,8 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
         else:
             archive.check()
             tensors = archive.tensors()
-            held = {attribute(at): tensors[name] for at, name in about["tensors"].items()}
-            module = fx.GraphModule(held, reader.graph(about["graph"]), class_name="RelevanceGraph")
+            attributes = {attribute(at): tensors[name] for at, name in about["tensors"].items()}
+            module = fx.GraphModule(attributes, reader.graph(about["graph"]), class_name="RelevanceGraph")
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{str(path)!r} is refused: {error}") from error
     except Exception as error:  # what is damaged fails in one of many ways
@@ -281,9 +281,9 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
 
 def _accepts(about: Mapping[str, Any], reader: Reader) -> Accepts:
     dtypes = {str(name): by_torch(dtype) for name, dtype in about["dtypes"].items()}
-    served = Served.from_plain(about, reader.symbols, Shapes.from_plain(about["captured"]))
+    guards = ShapeGuards.from_plain(about, reader.symbols, Shapes.from_plain(about["captured"]))
     free = None if about["free"] is None else by_torch(about["free"])
-    found = Accepts(dtypes, torch.device(about["device"]), dict(about["constants"]), served, free)
-    if about["inputs"][: len(dtypes)] != list(dtypes) or len(served.shapes.dims) != len(dtypes):
+    accepts = Accepts(dtypes, torch.device(about["device"]), dict(about["constants"]), guards, free)
+    if about["inputs"][: len(dtypes)] != list(dtypes) or len(guards.shapes.dims) != len(dtypes):
         raise ValueError("inputs that do not belong together")
-    return found
+    return accepts

@@ -32,15 +32,18 @@ def references(graph_module: fx.GraphModule, model: nn.Module) -> dict[str, list
     for name, tensor in model.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):
             names.setdefault(id(tensor), []).append(name)
-    held = [*graph_module.named_parameters(remove_duplicate=False), *graph_module.named_buffers(remove_duplicate=False)]
-    return {path: names[id(tensor)] for path, tensor in held if id(tensor) in names}
+    weights = [
+        *graph_module.named_parameters(remove_duplicate=False),
+        *graph_module.named_buffers(remove_duplicate=False),
+    ]
+    return {path: names[id(tensor)] for path, tensor in weights if id(tensor) in names}
 
 
 def placeholder(like: Tensor) -> Tensor:
     """A tensor of the same form that holds one entry: NaN, so that nothing looks right without the checkpoint."""
     entry = torch.full((), float("nan") if like.is_floating_point() else 0, dtype=like.dtype, device=like.device)
-    hollow = entry.expand(like.shape)
-    return nn.Parameter(hollow, requires_grad=False) if isinstance(like, nn.Parameter) else hollow
+    expanded = entry.expand(like.shape)
+    return nn.Parameter(expanded, requires_grad=False) if isinstance(like, nn.Parameter) else expanded
 
 
 def fill(module: nn.Module, wanted: Mapping[str, Sequence[str]], weights: Weights) -> None:

@@ -56,8 +56,8 @@ def sink_views(graph: fx.Graph) -> None:
             if user.op == "output":
                 continue
             with graph.inserting_before(user):
-                own = graph.node_copy(node)
-            user.replace_input_with(node, own)
+                copy = graph.node_copy(node)
+            user.replace_input_with(node, copy)
         if not node.users:
             graph.erase_node(node)
     graph.lint()

@@ -64,7 +64,7 @@ def find_blocks(graph: fx.Graph, least: int = 8, constants: bool = False) -> lis
         constants: count operators that depend on no input (views of weights) as parts of blocks.
     """
     sequence = [n for n in graph.nodes if n.op.startswith("call_")] if constants else _sequence(graph)
-    found: list[list[Block]] = []
+    stacks: list[list[Block]] = []
     pending = [(0, len(sequence))]
     labels = np.array([hash(_label(n)) for n in sequence], dtype=np.int64)
     while pending:
@@ -74,9 +74,9 @@ def find_blocks(graph: fx.Graph, least: int = 8, constants: bool = False) -> lis
             continue
         start, period, length = low + repeat[0], repeat[1], repeat[2]
         start, count = _cheapest_cut(sequence, start, period, length)
-        found.append([Block.of(sequence[start + i * period : start + (i + 1) * period]) for i in range(count)])
+        stacks.append([Block.of(sequence[start + i * period : start + (i + 1) * period]) for i in range(count)])
         pending += [(low, start), (start + count * period, high)]
-    return sorted(found, key=lambda stack: sequence.index(stack[0].nodes[0]))
+    return sorted(stacks, key=lambda stack: sequence.index(stack[0].nodes[0]))
 
 
 def _sequence(graph: fx.Graph) -> list[Node]:

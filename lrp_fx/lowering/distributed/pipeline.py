@@ -20,21 +20,21 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
 from lrp_fx.capture.offload import Offloaded, put
-from lrp_fx.errors import InputError, LrpError, TargetError
+from lrp_fx.errors import InputError, LrpError
 from lrp_fx.explain import Attribution, Contrast, Pixels, Sweeper, Target
 from lrp_fx.explain.attribution import no_ledger
 from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.sweep import TapPoints, check_reached
 from lrp_fx.explain.target import at_pixels, check_won, normal, padding_masks, select
 from lrp_fx.lowering.distributed.stages import Stage, split
 from lrp_fx.lowering.dynamic_shapes import fake_inputs
 from lrp_fx.lowering.joint_graph import Lifted, attributes_of, check_finite
-from lrp_fx.rules.functions import nonzero, relevance_of
 
 _UNACCOUNTED = "an explanation by several processes has no ledger: explain() in one process makes one."
 
 
 @dataclass
-class Found:
+class StageResult:
     """What one process contributes: relevance by input, by latent, the explained values, or why there is nothing."""
 
     relevance: dict[str, Tensor] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Pipeline:
     stage: Stage
     group: dist.ProcessGroup | None
     read: Callable[[tuple[Any, ...], dict[str, Any]], Call] = field(repr=False)
-    _known: dict[Any, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = field(default_factory=dict, repr=False)
+    _exchanged: dict[Any, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def build(
@@ -91,8 +91,7 @@ class Pipeline:
     @cached_property
     def device(self) -> torch.device:
         """Where this stage's weights are."""
-        held = next(iter(attributes_of(self.stage.graph_module).values()), torch.empty(0))
-        return held.device
+        return next(iter(attributes_of(self.stage.graph_module).values()), torch.empty(0)).device
 
     def explain(self, *args: Any, target: Target = None, microbatches: int = 1, **kwargs: Any) -> Attribution:
         """Explain one call: all processes of the group call this with the same arguments and get the same relevance.
@@ -114,19 +113,19 @@ class Pipeline:
         last = self.rank == self.count - 1
         with torch.inference_mode(False), torch.enable_grad():
             key = (microbatches, *(v.shape for v in runs.call.tensors.values()))
-            if key not in self._known:
-                self._known[key] = self._sizes(runs)
-            arrives, departs = self._known[key]
+            if key not in self._exchanged:
+                self._exchanged[key] = self._sizes(runs)
+            arrives, departs = self._exchanged[key]
             stage = PipelineStage(
                 module, self.rank, self.count, self.device, input_args=arrives, output_args=departs, group=self.group
             )
             schedule = ScheduleGPipe(stage, microbatches, loss_fn=module.chosen, scale_grads=False)
             schedule.step(rows=rows, target=rows if last else None, return_outputs=False)
         gathered: list[Any] = [None] * self.count
-        dist.all_gather_object(gathered, module.found(), group=self.group)
-        found = self._attribution(gathered, module.output() if last else None)
-        check_won(runs.target, found.target)
-        return found
+        dist.all_gather_object(gathered, module.result(), group=self.group)
+        attribution = self._attribution(gathered, module.output() if last else None)
+        check_won(runs.target, attribution.target)
+        return attribution
 
     def _sizes(self, runs: _Microbatches) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Tensors of the sizes of what arrives from the stage before and departs to the next one."""
@@ -144,17 +143,17 @@ class Pipeline:
         departs = [whole.env[n] for n in self.stage.departs] or [v for v in results if isinstance(v, Tensor)]
         return tuple(sized(whole.env[n]) for n in self.stage.arrives), tuple(map(sized, departs))
 
-    def _attribution(self, gathered: list[Found], output: Any) -> Attribution:
-        for found in gathered:
-            if found.failure is not None:
-                raise found.failure
+    def _attribution(self, gathered: list[StageResult], output: Any) -> Attribution:
+        for result in gathered:
+            if result.failure is not None:
+                raise result.failure
         relevance: dict[str, Tensor] = {}
         latents: dict[str, Tensor] = {}
-        for found in gathered:
-            for name, value in found.relevance.items():
+        for result in gathered:
+            for name, value in result.relevance.items():
                 value = value.to(self.device)
                 relevance[name] = relevance[name] + value if name in relevance else value
-            latents |= {path: value.to(self.device) for path, value in found.latents.items()}
+            latents |= {path: value.to(self.device) for path, value in result.latents.items()}
         target = gathered[-1].target
         assert target is not None
         check_finite((target, *relevance.values()))
@@ -225,8 +224,8 @@ class _Microbatches:
         """The explained scalars of some samples."""
 
         def mine(value: Any) -> Any:
-            own = isinstance(value, Tensor) and value.dim() == 1 and len(value) == self.size
-            return value[rows.to(value.device)] if own else value
+            per_sample = isinstance(value, Tensor) and value.dim() == 1 and len(value) == self.size
+            return value[rows.to(value.device)] if per_sample else value
 
         target: Any = self.target
         if isinstance(target, Contrast):
@@ -251,21 +250,22 @@ class _Running(nn.Module):
         self.pipeline, self.runs = pipeline, runs
         self.graph_module = pipeline.stage.graph_module
         self.rows: list[Tensor] = []
-        self.taps: list[list[Tensor]] = []
-        self.held: list[list[Tensor]] = []
+        self.points: list[TapPoints] = []
         self.results: list[list[Any]] = []
         self.targets: list[Tensor] = []
         self.failure: LrpError | None = None
 
     def forward(self, *arriving: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
         """One micro-batch: what departs to the next stage; of the last stage, the output's tensors."""
-        departing, taps, held, results = self.graph_module(*arriving, *self.runs.leaves(rows))
-        for latent in held:
+        departing, sources, latents, results = self.graph_module(*arriving, *self.runs.leaves(rows))
+        sweeper = self.pipeline.sweeper
+        paths = list(sweeper.latents)
+        here = [paths[index] for index in self.pipeline.stage.latents]
+        for latent in latents:
             if latent.requires_grad:
                 latent.retain_grad()
         self.rows.append(rows)
-        self.taps.append(taps)
-        self.held.append(held)
+        self.points.append(TapPoints.of(sources, here, latents, sweeper.rewritten.plan.feeds_zeros))
         self.results.append(pytree.tree_leaves(results))
         return tuple(departing) or tuple(v for v in self.results[-1] if isinstance(v, Tensor))
 
@@ -274,37 +274,34 @@ class _Running(nn.Module):
         try:
             whole = pytree.tree_unflatten(self.results[len(self.targets)], self.pipeline.sweeper.captured.out_spec)
             chosen = self.runs.chosen(whole, rows, self.runs.leaves(rows))
-            if not chosen.requires_grad:
-                raise TargetError("the target does not depend on any input that can carry relevance under these rules")
+            check_reached(chosen)
         except LrpError as failure:
             self.failure = self.failure or failure
             chosen = sum(v.sum() * 0 for v in output if v.requires_grad).reshape(1)  # type: ignore[union-attr]
         self.targets.append(chosen.detach())
         return chosen.sum()
 
-    def found(self) -> Found:
+    def result(self) -> StageResult:
         """This stage's part of the explanation."""
         if self.failure is not None:
-            return Found(failure=self.failure)
-        sweeper, stage = self.pipeline.sweeper, self.pipeline.stage
-        pieces = [self._relevance(*piece) for piece in zip(self.rows, self.taps, strict=True)]
+            return StageResult(failure=self.failure)
+        swept = [points.relevance([t.grad for t in points.all]) for points in self.points]
+        pieces = [self._per_input(rows, piece.sources) for rows, piece in zip(self.rows, swept, strict=True)]
         batched = dict(zip(self.runs.call.names, self.runs.batched, strict=True))
         relevance = {name: _joined([p[name] for p in pieces], batched[name]) for name in pieces[0]}
-        paths = list(sweeper.latents)
         latents: dict[str, Tensor] = {}
-        for place, index in enumerate(stage.latents):
-            parts = [relevance_of(held[place].detach(), held[place].grad) for held in self.held]
+        for path in swept[0].latents:
+            parts = [piece.latents[path] for piece in swept]
             size = self.runs.size // self.runs.chunks
-            latents[paths[index]] = _joined(parts, parts[0].dim() > 0 and parts[0].shape[0] == size)
-        return Found(relevance, latents, torch.cat(self.targets) if self.targets else None)
+            latents[path] = _joined(parts, parts[0].dim() > 0 and parts[0].shape[0] == size)
+        return StageResult(relevance, latents, torch.cat(self.targets) if self.targets else None)
 
-    def _relevance(self, rows: Tensor, taps: list[Tensor]) -> Mapping[str, Tensor]:
-        sweeper = self.pipeline.sweeper
-        plan = sweeper.rewritten.plan
-        pairs = [(plan.facts.sources[i], t) for i, t in zip(self.pipeline.stage.sources, taps, strict=True)
-                 if i < len(plan.facts.sources)]  # fmt: skip
-        collected = [relevance_of(nonzero(t.detach()) if plan.blind else t.detach(), t.grad) for _, t in pairs]
-        return sweeper.per_input([source for source, _ in pairs], collected, sweeper.values(self.runs.leaves(rows)))
+    def _per_input(self, rows: Tensor, relevance: list[Tensor]) -> Mapping[str, Tensor]:
+        inputs = self.pipeline.sweeper.inputs
+        sources = inputs.facts.sources
+        here = [(i, r) for i, r in zip(self.pipeline.stage.sources, relevance, strict=True) if i < len(sources)]
+        values = inputs.values(self.runs.leaves(rows))
+        return inputs.per_input([sources[i] for i, _ in here], [r for _, r in here], values)
 
     def output(self) -> Any:
         """The model's output, of its own type: the micro-batches' outputs one after the other."""

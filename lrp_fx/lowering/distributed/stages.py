@@ -113,15 +113,15 @@ class _Splitter:
         return {node: amount / max(total, 1) for node, amount in before.items()}
 
     def _constants(self, node: Node) -> set[str]:
-        found: set[str] = set()
+        paths: set[str] = set()
         pending = list(node.all_input_nodes)
         while pending:
             operand = pending.pop()
             if operand.op == "get_attr":
-                found.add(str(operand.target))
+                paths.add(str(operand.target))
             elif operand in self.local:
                 pending += operand.all_input_nodes
-        return found
+        return paths
 
     def stages(self) -> list[Stage]:
         """Every stage."""
@@ -148,17 +148,17 @@ class _Splitter:
 
     def _needed(self, index: int) -> set[Node]:
         """Nodes that a stage reads or computes: its own with all that they read of stages before."""
-        own = [node for node, home in self.stage.items() if home == index]
-        found: set[Node] = set()
-        pending = own + self._roots(index)
+        computed = [node for node, home in self.stage.items() if home == index]
+        needed: set[Node] = set()
+        pending = computed + self._roots(index)
         while pending:
             node = pending.pop()
-            if node in found:
+            if node in needed:
                 continue
-            found.add(node)
+            needed.add(node)
             if self._computed(node, index):
                 pending += node.all_input_nodes
-        return found
+        return needed
 
     def _computed(self, node: Node, index: int) -> bool:
         """Whether a stage computes a node itself: its own, and of the others' what is no tensor."""

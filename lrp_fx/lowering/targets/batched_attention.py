@@ -67,8 +67,8 @@ class _Attention(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         needs = tuple(ctx.needs_input_grad[:3])
-        found = iter(_Cotangents.apply(g, *ctx.saved_tensors, ctx.how, needs))
-        return *(next(found) if needed else None for needed in needs), None, None
+        cotangents = iter(_Cotangents.apply(g, *ctx.saved_tensors, ctx.how, needs))
+        return *(next(cotangents) if needed else None for needed in needs), None, None
 
 
 def _on_processor(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> bool:
@@ -120,9 +120,9 @@ class _Cotangents(Function):
             mask, batch = tensors[_MASK], tensors[_MASK + 1].shape[0]
             if mask is not None and (mask.dim() < 4 or mask.shape[0] != batch):
                 each[_MASK] = mask  # one for all samples is one for all targets
-        found = _Cotangents.apply(*each, how, needs)
-        found = tuple(f.unflatten(0, (info.batch_size, -1)) if fold else f for f in found)
-        return found, (0,) * len(found)
+        cotangents = _Cotangents.apply(*each, how, needs)
+        cotangents = tuple(f.unflatten(0, (info.batch_size, -1)) if fold else f for f in cotangents)
+        return cotangents, (0,) * len(cotangents)
 
 
 def _per_target(x: Tensor | None, dim: int | None, count: int) -> Tensor | None:

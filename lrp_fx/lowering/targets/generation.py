@@ -74,22 +74,22 @@ def generate(
     if mask is not None and not separate:
         whole["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), total - start)], dim=1)
         along.append("attention_mask")
-    found = []
+    explained = []
     group = _GROUP if _resizes(capture, whole, name) else total
     for first in range(start, total, group):
         end = min(first + group, total)
         targets = [(i - 1, sequences[:, i]) for i in range(first, end)]
         prefix = {k: whole[k][:, : end - 1] for k in along} if group < total else {}
-        found.append(explain(**{**whole, **prefix}, targets=targets))
+        explained.append(explain(**{**whole, **prefix}, targets=targets))
     return Generation(
         sequences,
         start,
         {
-            n: torch.cat([_padded(f.relevance[n], total if n == name else None) for f in found], 1)
-            for n in found[0].relevance
+            n: torch.cat([_padded(f.relevance[n], total if n == name else None) for f in explained], 1)
+            for n in explained[0].relevance
         },
-        torch.cat([f.target.T for f in found], 1),
-        found[0].ruleset,
+        torch.cat([f.target.T for f in explained], 1),
+        explained[0].ruleset,
     )
 
 

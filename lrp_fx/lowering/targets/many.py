@@ -2,13 +2,19 @@
 
 The target is chosen inside the graph, as far up as it goes (:mod:`lrp_fx.passes.hoist_slices`): with 64 targets the
 head of a language model runs at 64 positions, and no cotangent of the size of all its logits exists.
+
+The first steps are those of :func:`lrp_fx.lowering.lower`: the same fake inputs, the same choice of the target in the
+graph, the same guards on sizes. The last one, the trace of a joint graph, is left out, as it is for ``explain`` of one
+target, and for two reasons more. Under ``make_fx`` several batching rules of PyTorch 2.13 read sizes as integers, which
+fixes the number of targets (seen on BERT and on Llama): each number would have a graph of its own. And a joint graph
+runs forward again for every chunk of targets, where here forward runs once. Tracing takes several times as long as all
+that happens before it (two layers of Llama: 16 s after 3 s), and the first call would wait for it.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,21 +23,22 @@ import torch
 from torch import Tensor, fx
 
 from lrp_fx.capture import Call
-from lrp_fx.errors import InputError, NumericalError, TargetError
+from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.reading import Reading
-from lrp_fx.explain.target import at_positions, check_range, last_positions, normal_targets
-from lrp_fx.lowering.dynamic_shapes import Served, fake_inputs, freest
-from lrp_fx.lowering.joint_graph import Targeted, with_target
+from lrp_fx.explain.sweep import sweep_each
+from lrp_fx.explain.target import at_positions, check_range, last_positions
+from lrp_fx.graph.values import Values
+from lrp_fx.lowering.dynamic_shapes import ShapeGuards, dynamic_if_possible, fake_inputs
+from lrp_fx.lowering.joint_graph import Targeted, check_finite, with_target
 from lrp_fx.lowering.targets.batched_attention import fold_targets
-from lrp_fx.lowering.targets.spec import Form
+from lrp_fx.lowering.targets.spec import TargetSpec
 from lrp_fx.operators.table import bind, set_arg
-from lrp_fx.rules.functions import nonzero, relevance_of
 
 #: rows of features in one backward sweep of all targets: fewer leave a processor's matrix products below their peak,
 #: with more the values between them leave its caches (measured at 100 and at 512 tokens; accelerators are untested)
 _ROWS, _MOST = {"cpu": 1024}, 16
-_LAST, _LARGEST = -(2**40), -(2**40)  #: of a target that leaves its position or its class open
+_LAST = _LARGEST = -(2**40)  #: index of a target that leaves its position or its class open
 
 
 @dataclass(frozen=True)
@@ -60,13 +67,13 @@ class ManyTargets:
 
     Attributes:
         sweeper: what it was made from.
-        targeted: its graph is (flat inputs, positions, classes) -> (no outputs, places, latents, chosen values).
-        served: the sizes it serves.
+        targeted: its graph is (flat inputs, positions, classes) -> (no outputs, tap points, latents, explained values).
+        guards: the sizes it serves.
     """
 
     sweeper: Sweeper
     targeted: Targeted
-    served: Served
+    guards: ShapeGuards
 
     @classmethod
     def build(cls, sweeper: Sweeper, call: Call) -> ManyTargets:
@@ -74,74 +81,57 @@ class ManyTargets:
 
         Sizes stay free where the capture leaves them free, but for those that turn out to depend on one another.
         """
-        if not sweeper.rewritten.plan.facts.sources:
-            raise InputError("no input can carry relevance: there is no floating input and no token id")
-        return freest(functools.partial(cls._build, sweeper, call), list(call.tensors.values()))
+        sweeper.inputs.check()
+        return dynamic_if_possible(functools.partial(cls._build, sweeper, call), list(call.tensors.values()))
 
     @classmethod
     def _build(cls, sweeper: Sweeper, call: Call, dynamic: bool) -> ManyTargets:
         fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic)
-        targeted = with_target(sweeper, _FORM, call.names, fakes, report=False)
+        targeted = with_target(sweeper, _MANY, call.names, fakes, report=False)
         fold_targets(targeted.graph_module.graph)
         _plain_bounds(targeted.graph_module.graph)
         targeted.graph_module.recompile()
-        served = Served.of(sweeper.captured.shapes, fakes, targeted.sizes)
-        return cls(sweeper, targeted, served)
+        guards = ShapeGuards.of(sweeper.captured.shapes, fakes, targeted.sizes)
+        return cls(sweeper, targeted, guards)
 
     def explain(self, call: Call, targets: Sequence[Target], chunk: int | None) -> Attributions:
         """Explain one call.
 
         Args:
             call: the inputs.
-            targets: None, class indices, (B,) tensors of them, or tuples (position, class).
+            targets: None, class indices, (B,) tensors of them, or tuples (position, class), in one spelling.
             chunk: how many of the backward sweeps run at once: memory grows with it. None: what is fastest.
 
         Raises:
             TargetError: for a target that selects no single value per sample, or is out of range.
             NumericalError: when a relevance is not finite.
         """
-        plan = self.sweeper.rewritten.plan
-        targets = normal_targets(targets)
         tensors = list(call.tensors.values())
-        if (reason := self.served.mismatch(tensors)) is not None:
+        if (reason := self.guards.mismatch(tensors)) is not None:
             raise InputError(f"prepared for other sizes: {reason}")
-        sizes = self.served.limits(tensors)
+        sizes = self.guards.limits(tensors)
         batch, device = sizes[0] or tensors[0].shape[0], tensors[0].device
         picks = torch.stack([_pick(t, sizes, batch, device) for t in targets])  # (T, 2, B)
-        count = len(picks)
         leaves = usable(call.leaves)
         with torch.inference_mode(False), torch.enable_grad():
-            _, taps, held, chosen = self.targeted.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
-            if not chosen.requires_grad:
-                raise TargetError("the targets do not depend on any input that can carry relevance under these rules")
-            read = [*taps, *(t for t in held if t.requires_grad)]
-
-            def back(cotangent: Tensor) -> tuple[Tensor, ...]:
-                return torch.autograd.grad(chosen, read, cotangent, retain_graph=True, materialize_grads=True)
-
-            picked = _one_per_target(count, batch, chosen)
-            with warnings.catch_warnings():  # kernels without a batching rule (attention) run target by target
-                warnings.filterwarnings("ignore", message="There is a performance drop")
-                grads = torch.func.vmap(back, chunk_size=chunk or _at_once(tensors))(picked)
-        later = iter(grads[len(taps) :])
-        latents = {
-            path: relevance_of(z.detach(), next(later)) if z.requires_grad else z.new_zeros((count, *z.shape))
-            for path, z in zip(self.sweeper.latents, held, strict=True)
-        }
-        values = self.sweeper.values(leaves)
-        each = [relevance_of(nonzero(x) if plan.blind else x, g) for x, g in zip(taps, grads, strict=False)]
-        relevance = [
-            self.sweeper.per_input(plan.facts.sources, self.targeted.per_source([r[i] for r in each]), values)
-            for i in range(count)
-        ]
-        if any(not bool(r.isfinite().all()) for r in each):
-            raise NumericalError("a relevance is not finite. Remedy: explain() its target names where it begins.")
+            _, sources, latents, explained = self.targeted.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
+            points = self.sweeper.points(sources, latents)
+            seeds = _one_per_target(len(picks), batch, explained)
+            relevance = sweep_each(points, explained, seeds, chunk or _at_once(tensors))
+        check_finite(relevance.sources)
+        values = self.sweeper.inputs.values(leaves)
+        per_target = [self._per_input([r[i] for r in relevance.sources], values) for i in range(len(picks))]
         return Attributions(
-            {name: torch.stack([r[name] for r in relevance]) for name in relevance[0]},
-            latents,
-            chosen.detach().T,
-            plan.ruleset.name,
+            {name: torch.stack([r[name] for r in per_target]) for name in per_target[0]},
+            relevance.latents,
+            explained.detach().T,
+            self.sweeper.rewritten.plan.ruleset.name,
         )
+
+    def _per_input(self, relevance: Sequence[Tensor], values: Values) -> dict[str, Tensor]:
+        """Input name -> relevance for one target, from that at every tap point."""
+        inputs = self.sweeper.inputs
+        return inputs.per_input(inputs.facts.sources, self.targeted.per_source(relevance), values)
 
 
 def explain_targets(
@@ -149,21 +139,27 @@ def explain_targets(
 ) -> Attributions:
     """Explain several targets: all of them at once, where they are positions and classes; else one after the other.
 
+    Args:
+        sweeper: the tapped graph.
+        many: its graph for many targets, built when it is needed.
+        call: the call.
+        targets: in one spelling (:func:`lrp_fx.explain.target.normal_targets`).
+        chunk: as in :meth:`ManyTargets.explain`.
+
     Raises:
-        TargetError: for no targets, and for one that does not fit.
+        TargetError: for a target that does not fit.
         NumericalError: when a relevance is not finite.
     """
-    targets = normal_targets(targets)
     if _are_picks(sweeper, targets):
         return many().explain(call, targets, chunk)
-    found = sweeper.explain_each(call, targets)
-    if len({f.target.shape for f in found}) > 1:
+    explained = sweeper.explain_each(call, targets)
+    if len({one.target.shape for one in explained}) > 1:
         raise TargetError("a target that names one sample does not go with others that are for all of them")
     return Attributions(
-        {name: torch.stack([f.relevance[name] for f in found]) for name in found[0].relevance},
-        {path: torch.stack([f.latents[path] for f in found]) for path in found[0].latents},
-        torch.stack([f.target for f in found]),
-        found[0].ruleset,
+        {name: torch.stack([one.relevance[name] for one in explained]) for name in explained[0].relevance},
+        {path: torch.stack([one.latents[path] for one in explained]) for path in explained[0].latents},
+        torch.stack([one.target for one in explained]),
+        explained[0].ruleset,
     )
 
 
@@ -184,7 +180,7 @@ def _are_picks(sweeper: Sweeper, targets: Sequence[Target]) -> bool:
 
 
 def _plain_bounds(graph: fx.Graph) -> None:
-    """Bounds of a part that is written, from the front and inside: a batching rule takes them at their word."""
+    """Rewrite negative or out-of-range bounds of slice_scatter as non-negative ones: vmap does not clamp."""
     aten = torch.ops.aten
     for node in graph.find_nodes(op="call_function", target=aten.slice_scatter.default):
         bound = bind(node)
@@ -226,7 +222,7 @@ def _choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], position
     return logits.gather(2, chosen[..., None]).squeeze(2)
 
 
-_FORM = Form("many", ("position", "index"), _choose)
+_MANY = TargetSpec("many", ("position", "index"), _choose)
 
 
 def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch.device) -> Tensor:
@@ -234,12 +230,12 @@ def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch
     parts = list(target) if isinstance(target, tuple) else [target]
     if len(parts) > max(len(sizes) - 1, 1):
         raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
-    open_ones: list[Any] = [_LAST] if len(parts) == 1 else []
+    position: list[Any] = [_LAST] if len(parts) == 1 else []
     limits = [None, sizes[-1]] if len(parts) == 1 else list(sizes[1:])
     if len(parts) > 1 and len(parts) != len(limits):
         raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
-    given = [*open_ones, *(_LARGEST if p is None else p for p in parts)]
-    return torch.stack([_filled(v, n, batch, device) for v, n in zip(given, limits, strict=True)])
+    indices = [*position, *(_LARGEST if p is None else p for p in parts)]
+    return torch.stack([_filled(v, n, batch, device) for v, n in zip(indices, limits, strict=True)])
 
 
 def _filled(value: Any, limit: int | None, batch: int, device: torch.device) -> Tensor:

@@ -29,8 +29,8 @@ Choose = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class Form:
-    """The shape of a target: targets of one form share a graph.
+class TargetSpec:
+    """What of a target is fixed in a graph: targets of one spec share it.
 
     Attributes:
         kind: "largest", "class", "index", "contrast", "pixels" (with an axis, where the target names one), "callable"
@@ -49,14 +49,14 @@ class Form:
         """The inputs that stand for ``target`` on an output whose indexed dimensions have these sizes.
 
         Raises:
-            TargetError: for a target of another form, a wrong number of them, or one out of range.
+            TargetError: for a target of another kind, a wrong number of them, or one out of range.
         """
         target = normal(target)
-        given = form_of(target)
-        if (given.kind, given.names) != (self.kind, self.names):
+        other = target_spec(target)
+        if (other.kind, other.names) != (self.kind, self.names):
             raise TargetError(
                 f"this graph was lowered for a target of kind {self.kind!r} with inputs {list(self.names)}, not "
-                f"{given.kind!r} with {list(given.names)}: lower it for that kind with target="
+                f"{other.kind!r} with {list(other.names)}: lower it for that kind with target="
             )
         batch = (sizes[0] if sizes else None) or 1
         classes: tuple[int | None, ...] = (1,) * len(self.names)
@@ -86,35 +86,35 @@ def _per_sample(value: Any, batch: int, classes: int | None, device: torch.devic
 
 def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
     """Argument names made of these, no two alike and none of ``taken``: an input may be called as a target's is."""
-    held = set(taken)
-    made = []
+    used = set(taken)
+    renamed = []
     for name in names:
-        free = re.sub(r"\W", "_", name)
-        while free in held or keyword.iskeyword(free):
-            free += "_"
-        held.add(free)
-        made.append(free)
-    return made
+        unused = re.sub(r"\W", "_", name)
+        while unused in used or keyword.iskeyword(unused):
+            unused += "_"
+        used.add(unused)
+        renamed.append(unused)
+    return renamed
 
 
-def form_of(target: Target) -> Form:
-    """The form of a target.
+def target_spec(target: Target) -> TargetSpec:
+    """The spec of a target.
 
     Raises:
         TargetError: for what is no target.
     """
     target = normal(target)
     if target is None:
-        return Form("largest", (), lambda reading, output, masks: select(output, None, masks, reading))
+        return TargetSpec("largest", (), lambda reading, output, masks: select(output, None, masks, reading))
     if isinstance(target, Pixels):
-        return _pixels_form(target)
+        return _pixels_spec(target)
     if isinstance(target, Contrast):
-        return _contrast_form(target)
+        return _contrast_spec(target)
     if isinstance(target, tuple):
-        return Form("index", tuple(f"target_{i}" for i in range(len(target))), _choose_index)
+        return TargetSpec("index", tuple(f"target_{i}" for i in range(len(target))), _choose_index)
     if callable(target) and not isinstance(target, Tensor):
-        return Form("callable", (), lambda reading, output, masks: select(output, target, masks, reading))
-    return Form("class", ("target",), _choose_class)
+        return TargetSpec("callable", (), lambda reading, output, masks: select(output, target, masks, reading))
+    return TargetSpec("class", ("target",), _choose_class)
 
 
 def _rows(logits: Tensor) -> Tensor:
@@ -142,27 +142,27 @@ def _choose_index(reading: Reading, output: Any, masks: Mapping[str, Tensor], *i
     return logits[_rows(logits), last % logits.shape[1]]
 
 
-def _contrast_form(target: Contrast) -> Form:
+def _contrast_spec(target: Contrast) -> TargetSpec:
     named = {"target": target.chosen, "foil": target.foil}
     names = tuple(n for n, v in named.items() if v is not None)
 
     def choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
-        given = dict(zip(names, inputs, strict=True))
+        classes = dict(zip(names, inputs, strict=True))
         logits = by_class(reading.logits(output), masks, reading)
         rows = _rows(logits)
-        chosen = given["target"] % logits.shape[1] if "target" in given else logits.detach().argmax(-1)
-        if "foil" in given:
-            return logits[rows, chosen] - logits[rows, given["foil"] % logits.shape[1]]
+        chosen = classes["target"] % logits.shape[1] if "target" in classes else logits.detach().argmax(-1)
+        if "foil" in classes:
+            return logits[rows, chosen] - logits[rows, classes["foil"] % logits.shape[1]]
         others = logits.detach().scatter(1, chosen[:, None], -float("inf"))
         shares = torch.softmax(others, -1)
         weighed = torch.where(shares == 0, 0.0, logits * shares)
         return logits[rows, chosen] - weighed.sum(-1)
 
-    return Form("contrast", names, choose)
+    return TargetSpec("contrast", names, choose)
 
 
-def _pixels_form(target: Pixels) -> Form:
+def _pixels_spec(target: Pixels) -> TargetSpec:
     def choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
         return at_pixels(reading.logits(output), target, masks, reading, chosen)
 
-    return Form("pixels" if target.axis is None else f"pixels along {target.axis}", ("target",), choose)
+    return TargetSpec("pixels" if target.axis is None else f"pixels along {target.axis}", ("target",), choose)

@@ -1,0 +1,101 @@
+"""What a converted module can be turned into: one functional graph, files of it, the stages of a pipeline."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lrp_fx.capture import TRACING, read_call
+from lrp_fx.converted import ConvertedModule, RuleSource
+from lrp_fx.explain import Condition, Target
+from lrp_fx.explain.conditions import places_of
+from lrp_fx.lowering import Lowered, lower
+from lrp_fx.lowering.distributed.pipeline import Pipeline
+
+
+class Exporting(ConvertedModule):
+    """The exporters of a converted module; all but :meth:`pipeline` take what :meth:`lower` takes."""
+
+    def lower(
+        self,
+        *args: Any,
+        target: Target = None,
+        at: str | Iterable[str] = (),
+        condition: Condition | None = None,
+        rules: RuleSource | None = None,
+        outputs: bool = False,
+        dynamic: bool = True,
+        **kwargs: Any,
+    ) -> Lowered:
+        """Forward, rule backward and choice of the target as ONE functional graph of plain tensor operators.
+
+        Without example inputs, as the latest capture was called. Called like :meth:`explain`, it explains inputs of any
+        size that the capture serves, with any target of the same kind (a class, a tuple of indices, a
+        :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
+
+        Args:
+            *args: example inputs.
+            target: its kind is fixed, its value is an input of the graph.
+            at: as in :meth:`explain`.
+            condition: as in :meth:`explain`; a part of the graph.
+            rules: another rule set than the one the model was converted with.
+            outputs: also return the model's outputs; without them its head runs at the explained positions only.
+            dynamic: leave sizes free; otherwise what depends on sizes alone (masks, rotary tables) is computed now.
+            **kwargs: example inputs.
+
+        Raises:
+            InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
+        """
+        specialization, call = self.example(args, kwargs)
+        sweeper = specialization.sweeper(self.rule_set(rules), places_of(at, condition or {}))
+        read = functools.partial(read_call, self.model, free=call.free)
+        with TRACING:
+            lowered = lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)
+        return replace(lowered, show=self.captures.show_one_sample) if dynamic else lowered
+
+    def compile(  # type: ignore[override]
+        self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any
+    ) -> Lowered:
+        """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's.
+
+        From now on :meth:`explain` uses it for every call that it serves: the same kind of target, rule set and ``at``.
+        It takes the place of the graph that was compiled for such calls before.
+        With ``per_block`` each kind of repeated block is compiled once: what it costs does not grow with depth.
+        """
+        graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
+        if not graph.condition:
+            specialization = next(c for c in self.captures if c.captured is graph.sweeper.captured)
+            specialization.use(graph, places_of(kwargs.get("at", ())))
+        return graph
+
+    def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
+        """:meth:`lower`, saved for :func:`lrp_fx.load`; ``weights="reference"`` leaves out what the checkpoint has."""
+        self.lower(*args, **kwargs).save(path, weights, self.model)
+
+    def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
+        """:meth:`lower`, compiled ahead of time (AOTInductor) to a package that runs from C++, or with torch alone."""
+        return self.lower(*args, **kwargs).package(path)
+
+    def to_onnx(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """:meth:`lower`, as an ONNX model (needs the extra "onnx")."""
+        self.lower(*args, **kwargs).to_onnx(path)
+
+    def pipeline(
+        self,
+        *args: Any,
+        group: Any = None,
+        at: str | Iterable[str] = (),
+        rules: RuleSource | None = None,
+        **kwargs: Any,
+    ) -> Pipeline:
+        """This process's stage of the model, to explain with the other processes of a ``torch.distributed`` group.
+
+        Every process calls this alike, with example inputs or none, as :meth:`lower`; then ``explain`` of the result.
+        """
+        ruleset = self.rule_set(rules)
+        specialization, call = self.example(args, kwargs)
+        sweeper = specialization.sweeper(ruleset, places_of(at))
+        return Pipeline.build(sweeper, group, functools.partial(read_call, self.model, free=call.free))
