@@ -15,6 +15,7 @@ from lrp_fx.analysis.sources import find_lookup
 from lrp_fx.errors import InputError
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import declared
+from lrp_fx.operators.table import bind
 
 
 def row_relevance(source: Source, relevance: Tensor) -> Tensor:
@@ -74,6 +75,8 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
         zeros = {n: pytree.tree_map(lambda t: torch.zeros_like(t, dtype=torch.float64), env[n]) for n in operands}
         moved, empty = _call(node, {**zeros, **moving}, env), _call(node, zeros, env)
         twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literals that overwrite cancel
+    elif isinstance(env[node], (tuple, list)):
+        twins[node] = _selected(node, next(iter(held.values())), env[node])
     elif spec.reduces:  # a hash of several ids is of each of them alike
         zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
         count = next(iter(moving.values())).numel() / max(env[node].numel(), 1)
@@ -81,6 +84,17 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
     else:  # arithmetic: an id plus an offset is still that id
         twins[node] = torch.stack([t.expand(env[node].shape) for t in moving.values()]).mean(0)
     return twins[node]
+
+
+def _selected(node: Node, twin: Tensor, results: Any) -> tuple[Tensor, ...] | None:
+    """Twins of (values, positions) that sort, top-k and their kin select along a dimension: of the values alone."""
+    dim, positions = bind(node).get("dim"), results[1] if len(results) == 2 else None
+    if not isinstance(dim, int) or not isinstance(positions, Tensor):
+        return None
+    squeezed = positions.dim() < twin.dim()
+    index = positions.unsqueeze(dim) if squeezed else positions
+    values = twin.gather(dim, index)
+    return (values.squeeze(dim) if squeezed else values, torch.zeros_like(positions, dtype=torch.float64))
 
 
 def _picked(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, Any], facts: Facts) -> Tensor | None:

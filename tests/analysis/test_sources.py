@@ -351,3 +351,34 @@ def test_a_packed_sequence_that_is_given() -> None:
         single = nn.utils.rnn.pack_sequence([sequence])
         alone = lrp_fx.convert(model).explain(single, target=1).relevance["p.data"]
         torch.testing.assert_close(each[: len(sequence), i], alone, rtol=1e-9, atol=1e-12)
+
+
+SELECTIONS = {
+    "sorted": lambda ids: ids.sort(-1)[0],
+    "sorted downwards": lambda ids: torch.sort(ids, dim=1, descending=True).values,
+    "the largest two": lambda ids: ids.topk(2, -1)[0],
+    "the largest": lambda ids: ids.max(-1)[0].unsqueeze(-1),
+    "the second": lambda ids: ids.kthvalue(2, -1)[0].unsqueeze(-1),
+}
+
+
+@pytest.mark.parametrize("capture", ["export", "trace"])
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_ids_that_are_selected_with_their_positions_have_the_relevance_of_their_rows(name, capture):
+    """An operator with two results, values and where they were: relevance goes back to where they were."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.head = torch.nn.Embedding(20, 4), torch.nn.Linear(4, 3, bias=False)
+
+        def forward(self, ids):
+            return self.head(self.rows(SELECTIONS[name](ids))).sum(1)
+
+    torch.manual_seed(0)
+    model, ids = Model().double(), torch.tensor([[5, 2, 9, 7], [1, 8, 3, 4]])
+    chosen = SELECTIONS[name](ids)
+    each = (model.rows.weight @ model.head.weight[1]).detach()
+    expected = torch.where((ids.unsqueeze(-1) == chosen.unsqueeze(1)).any(-1), each[ids], 0.0)
+    found = lrp_fx.convert(model, ids, capture=capture).explain(ids, target=1)
+    torch.testing.assert_close(found.relevance["ids"], expected, rtol=1e-12, atol=1e-14)
