@@ -22,6 +22,7 @@ from lrp_fx.errors import LrpError
 from lrp_fx.explain.reading import find_logits
 
 GRADIENT = 1e-5  #: models that compute norms in float32 differ from their double-precision twin by that much
+ROUNDING = 1e-7  #: of the explained value: what a head in float32 rounds away, however small the map is
 CORRELATION, SUM = 0.9, 0.1  #: of relevance in bfloat16 with that in float64
 PATIENCE = 60  #: seconds of computing after which a row begins no further column
 
@@ -258,7 +259,8 @@ def input_times_gradient(model: nn.Module, args: Any, kwargs: Any, target: Any) 
 
 
 def _gradient(row: FurtherRow, xmodel: Any, model: nn.Module, args: Any, kwargs: Any, target: Any) -> str:
-    found = xmodel.explain(*args, target=target, rules="gradient", **kwargs).relevance
+    attribution = xmodel.explain(*args, target=target, rules="gradient", **kwargs)
+    found, rounding = attribution.relevance, ROUNDING * float(attribution.target.abs().max())
     try:
         wanted, detaches = input_times_gradient(model, args, kwargs, target)
     except LrpError:
@@ -273,7 +275,8 @@ def _gradient(row: FurtherRow, xmodel: Any, model: nn.Module, args: Any, kwargs:
         raise _Untried("no input of the model is itself looked up in a table, or floating")
     pairs = {n: found[n] for n in shared}
     row.gradient = apart(pairs, shared)
-    if row.gradient <= GRADIENT:
+    largest = max(float((found[n] - shared[n]).abs().max()) for n in shared)
+    if row.gradient <= GRADIENT or largest <= rounding:
         return ""
     worst = max(shared, key=lambda n: apart({n: found[n]}, {n: shared[n]}))
     if detaches:
