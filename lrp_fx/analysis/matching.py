@@ -18,7 +18,7 @@ from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Candidate:
     """A node that patterns are tried on, with what their conditions look at.
 
@@ -115,7 +115,13 @@ class Pattern:
 
     def match(self, candidate: Candidate) -> str | None:
         """The first variant all of whose conditions hold, or None."""
-        return next((variant for variant in self.variants if self.holds(variant, candidate)), None)
+        for variant, conditions in self.variants.items():
+            for condition in conditions:
+                if not condition.holds(candidate):
+                    break
+            else:
+                return variant
+        return None
 
     def holds(self, variant: str, candidate: Candidate) -> bool:
         """Whether all conditions of one variant hold."""

@@ -216,8 +216,7 @@ NONLINEARITY = Pattern(
      "written out": (products.is_elementwise, products.has_one_function, products.is_not_linear),
      "function of one operand": (operators.is_function, operators.has_one_live_operand),
      "number inside one": (
-        operators.is_linear, operators.has_a_literal, operators.has_a_single_operand, operators.goes_on,
-        operators.comes_from_a_nonlinearity,
+        operators.is_linear, operators.has_a_literal, operators.goes_on, operators.comes_from_a_nonlinearity,
     )},
     "f(x) = x h(x) with its slope h = f(x)/x held constant has degree 1: the cotangent times f(x)/x.",
     f"{_ATTNLRP}, eq. 9",
@@ -291,5 +290,7 @@ class Match:
 
 def recognise(candidate: Candidate) -> Match:
     """The pattern that gives a node its role: the first with a role that matches. There is always one."""
-    variants = ((pattern, pattern.match(candidate)) for pattern in PATTERNS if pattern.role)
-    return next(Match(pattern, variant) for pattern, variant in variants if variant is not None)
+    for pattern in PATTERNS:
+        if pattern.role and (variant := pattern.match(candidate)) is not None:
+            return Match(pattern, variant)
+    raise AssertionError(f"no pattern for {candidate.node} ({candidate.spec.kind})")

@@ -83,6 +83,32 @@ def test_every_variant_of_an_entry_has_an_example(pattern):
     assert matched - {None} == set(pattern.variants)
 
 
+#: near misses, further to the counterexamples of the table
+NEAR_MISSES = (
+    "(e := x.exp()) / (s := e.sum(-1, keepdim=True)) + s",
+    "torch.einsum('bij,bkj,jl->bikl', x.exp(), y.exp(), W)",
+    "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.exp(x[:, t]) * h + y[:, t]\nh * z[:, 0]",
+    "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.exp(x[:, t]) * h + y[:, t] * z[:, t]\nh",
+    "F.conv2d(F.relu(image), kernel)",
+    "F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel[:3, :1], groups=3)",
+    "torch.sigmoid(x) + 1",
+)
+
+
+def test_every_condition_decides_somewhere():
+    """Each fails for some candidate for which the conditions before it hold: without it another node would match."""
+    decided = set()
+    codes = {code for pattern in PATTERNS for code in (*pattern.examples, pattern.counterexample)}
+    for candidate in (candidate for code in (*codes, *NEAR_MISSES) for candidate in candidates(code)):
+        for pattern in PATTERNS:
+            for variant, conditions in pattern.variants.items():
+                failing = (condition for condition in conditions if not condition.holds(candidate))
+                decided.add((pattern.name, variant, next(failing, None)))
+    for pattern in PATTERNS:
+        for variant, conditions in pattern.variants.items():
+            assert not [c.says for c in conditions if (pattern.name, variant, c) not in decided], pattern.name
+
+
 def test_every_entry_is_complete():
     for pattern in PATTERNS:
         assert pattern.law.endswith(".") and pattern.source and len(pattern.examples) > 1

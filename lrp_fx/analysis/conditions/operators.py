@@ -64,12 +64,6 @@ def has_a_literal(candidate: Candidate) -> bool:
 
 
 @condition
-def has_a_single_operand(candidate: Candidate) -> bool:
-    """Relevance reaches it from a single operand."""
-    return len(candidate.live) == 1
-
-
-@condition
 def goes_on(candidate: Candidate) -> bool:
     """What it computes goes on into a function of each entry, or a divisor."""
     return candidate.node in candidate.facts.continued
@@ -77,5 +71,5 @@ def goes_on(candidate: Candidate) -> bool:
 
 @condition
 def comes_from_a_nonlinearity(candidate: Candidate) -> bool:
-    """Its operand is the output of a nonlinearity."""
-    return next(iter(candidate.live.values())) in candidate.nonlinear
+    """What it is added to is the output of a nonlinearity."""
+    return all(n in candidate.nonlinear for n in candidate.live.values())
