@@ -90,6 +90,7 @@ NEAR_MISSES = (
     "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.exp(x[:, t]) * h + y[:, t]\nh * z[:, 0]",
     "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.exp(x[:, t]) * h + y[:, t] * z[:, t]\nh",
     "F.conv2d(F.relu(image), kernel)",
+    "F.conv2d(F.relu(F.batch_norm(F.relu(image), m3, v3)), kernel)",
     "F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel[:3, :1], groups=3)",
     "torch.sigmoid(x) + 1",
 )
