@@ -76,7 +76,7 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
         moved, empty = _call(node, {**zeros, **moving}, env), _call(node, zeros, env)
         twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literals that overwrite cancel
     elif isinstance(env[node], (tuple, list)):
-        twins[node] = _selected(node, next(iter(held.values())), env[node])
+        twins[node] = _selected(node, next(iter(moving.values())), env[node])
     elif spec.reduces:  # a hash of several ids is of each of them alike
         zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
         count = next(iter(moving.values())).numel() / max(env[node].numel(), 1)
