@@ -179,8 +179,11 @@ def explain(
         console.print()
         tables = [_top_table(words), _ledger_table(ledger.by("category"), ledger.total)]
         console.print(Columns(tables, padding=(0, 6)))
+        for note in attribution.notes:
+            console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
         if html is not None:
             facts = {"model": loaded.name, "explained": answer, "rules": attribution.ruleset}
+            facts |= {f"note {i}": str(note) for i, note in enumerate(attribution.notes, 1)}
             page = heatmap_page(words, title=loaded.title, facts=facts, ledger=ledger.by("category"))
             console.print(f"heatmap: {write_page(html, page).resolve()}", highlight=False, soft_wrap=True)
 

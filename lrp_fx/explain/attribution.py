@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lrp_fx.errors import LatentError
 from lrp_fx.explain.ledger import Ledger
+from lrp_fx.explain.notes import Note, find_notes
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Attribution:
         """Where all of the relevance went. Computed at first use, by a second sweep on the same inputs and weights."""
         return self._account()
 
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Signs that the map is weak, each with what to try (:mod:`lrp_fx.explain.notes`); those that the ledger shows
+        only once it was computed."""
+        amounts = self.ledger.by("category") if "ledger" in self.__dict__ else None
+        return find_notes(self.relevance, self.target, amounts)
+
     @cached_property
     def sources(self) -> dict[str, Tensor]:
         """Every tensor that relevance was collected at, by name, elementwise: embeddings of the inputs, then the
@@ -75,7 +83,8 @@ class Attribution:
 
     def __repr__(self) -> str:
         shapes = {name: tuple(r.shape) for name, r in self.relevance.items()}
-        return f"Attribution(relevance={shapes}, target={self.target.tolist()}, rules={self.ruleset!r})"
+        notes = "".join(f"\n  note: {note}" for note in self.notes)
+        return f"Attribution(relevance={shapes}, target={self.target.tolist()}, rules={self.ruleset!r}){notes}"
 
 
 def no_ledger(why: str) -> Callable[[], Ledger]:

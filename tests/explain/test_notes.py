@@ -1,0 +1,59 @@
+"""Notes on weak maps: each sign is seen where it is there, and a good map has none."""
+
+import pytest
+import torch
+from torch import nn
+
+import lrp_fx
+from lrp_fx.explain.notes import find_notes
+
+GOOD = {"x": torch.tensor([[0.5, 0.4, -0.1]])}
+TARGET = torch.tensor([0.9])
+
+#: sign -> (relevance, explained values, ledger)
+WEAK = {
+    "small share": ({"x": torch.tensor([[0.05, 0.01]])}, TARGET, None),
+    "cancelling": ({"x": torch.tensor([[20.0, -19.1]])}, TARGET, None),
+    "stabilised": (GOOD, TARGET, {"input": 0.8, "constant": 0.06, "stabiliser": 0.04}),
+    "softmax": (GOOD, TARGET, {"input": 0.3, "softmax": 0.6}),
+    "no relevance": ({**GOOD, "y": torch.zeros(1, 3)}, TARGET, None),
+}
+
+
+@pytest.mark.parametrize("sign", WEAK)
+def test_every_sign_is_seen_and_says_what_to_try(sign):
+    (note,) = find_notes(*WEAK[sign])
+    assert note.name == sign and ("Try" in str(note) or "verify" in str(note))
+
+
+def test_inputs_of_the_opposite_sign_are_a_small_share():
+    (note,) = find_notes({"x": torch.tensor([[-1.2]])}, torch.tensor([9.06]), None)
+    assert note.name == "small share" and "opposite sign" in str(note)
+
+
+def test_a_good_map_has_no_note():
+    amounts = {"input": 0.8, "bias": 0.06, "softmax": 0.04}
+    assert find_notes(GOOD, TARGET, amounts) == find_notes(GOOD, TARGET, None) == ()
+
+
+def test_explanations_carry_their_notes():
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 2)
+    layer.bias.data.fill_(50.0)  # all that the answer rests on
+    attribution = lrp_fx.convert(layer).explain(torch.randn(4, 3), target=1)
+    assert [note.name for note in attribution.notes] == ["small share"]
+    assert "note: the inputs" in repr(attribution) and "Contrast" in repr(attribution)
+    contrast = lrp_fx.convert(layer).explain(torch.randn(4, 3), target=lrp_fx.Contrast(1, 0))
+    assert "small share" not in [note.name for note in contrast.notes]  # the advice helps
+
+
+def test_notes_of_the_ledger_are_there_once_it_was_computed():
+    torch.manual_seed(0)
+    attribution = lrp_fx.convert(nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))).explain(
+        torch.randn(4, 3),
+        target=1,
+        rules={"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": 10.0}}},
+    )
+    before = {note.name for note in attribution.notes}
+    assert attribution.ledger.balance < 1e-6
+    assert {note.name for note in attribution.notes} - before == {"stabilised"}
