@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
 
 from lrp_fx.graph.copies import splice
 
@@ -66,7 +67,8 @@ def spell_packed(owner: fx.GraphModule) -> None:
         for user in list(node.users):
             body = _traced(function, results, node, given, user.args[1], mode)
             result, _ = splice(owner, body, tensors, user)
-            user.replace_all_uses_with(result)
+            (value,) = pytree.tree_leaves(result)
+            user.replace_all_uses_with(value)
             owner.graph.erase_node(user)
         owner.graph.erase_node(node)
 
