@@ -1,7 +1,7 @@
 """Notes on weak maps: what about an explanation says that its picture should not be trusted as it is.
 
-Sums are exact whatever a map looks like, so they cannot tell. These signs can: little of the explained value is with the
-inputs, parts cancel, something other than the inputs took much of it. Each note says what to try in its place.
+Sums are exact whatever a map looks like, so they cannot tell. These signs can: little of the explained value is with
+the inputs, parts cancel, something other than the inputs took much of it. Each note says what to try in its place.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def _little(signs: Signs) -> str | None:
         return None
     said = f"hold {share:.0%} of the explained value" if share >= 0 else "add up to the opposite sign of the value"
     return (
-        f"the inputs {said}: biases, positions or softmax hold the rest (see .ledger). Try target=lrp_fx.Contrast(...), "
-        'which takes out what all classes share, or rules="vit_gamma".'
+        f"the inputs {said}: biases, positions or softmax hold the rest (see .ledger). Try "
+        'target=lrp_fx.Contrast(...), which takes out what all classes share, or rules="vit_gamma".'
     )
 
 
@@ -99,8 +99,8 @@ def _softmax(signs: Signs) -> str | None:
     if share <= MOST:
         return None
     return (
-        f'softmax took {share:.0%} of the explained value, what its Taylor expansion leaves over. Try rules="cp_lrp", which '
-        "holds attention weights constant."
+        f"softmax took {share:.0%} of the explained value, what its Taylor expansion leaves over. Try "
+        'rules="cp_lrp", which holds attention weights constant.'
     )
 
 

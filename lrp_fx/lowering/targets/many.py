@@ -6,9 +6,9 @@ head of a language model runs at 64 positions, and no cotangent of the size of a
 The first steps are those of :func:`lrp_fx.lowering.lower`: the same fake inputs, the same choice of the target in the
 graph, the same guards on sizes. The last one, the trace of a joint graph, is left out, as it is for ``explain`` of one
 target, and for two reasons more. Under ``make_fx`` several batching rules of PyTorch 2.13 read sizes as integers, which
-fixes the number of targets (seen on an encoder and on a decoder): each number would have a graph of its own. And a joint graph
-runs forward again for every chunk of targets, where here forward runs once. Tracing takes several times as long as all
-that happens before it (two layers of a decoder: 16 s after 3 s), and the first call would wait for it.
+fixes the number of targets (seen on an encoder and on a decoder): each number would have a graph of its own. And a
+joint graph runs forward again for every chunk of targets, where here forward runs once. Tracing takes several times as
+long as all that happens before it (two layers of a decoder: 16 s after 3 s), and the first call would wait for it.
 """
 
 from __future__ import annotations
