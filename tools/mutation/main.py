@@ -98,7 +98,7 @@ def save(path: Path, rows: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/mutate", description=__doc__)
-    parser.add_argument("names", nargs="*", help="of mutations, all where none is given; no page is written then")
+    parser.add_argument("names", nargs="*", help="of mutations, run again in any case; all where none is given")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--check", action="store_true", help="only see that every line of the list is still there")
@@ -131,15 +131,14 @@ def main() -> None:
 
             def done(mutation: Mutation, row: dict[str, Any]) -> None:
                 rows[mutation.name] = row
-                if not options.names:
-                    save(path, rows)
+                save(path, rows)
                 progress.advance(task)
                 shown = f"{row['outcome']:9} {row['seconds']:6.1f} s  {mutation.name}: {row['by']}{row.get('said', '')}"
                 progress.console.print(shown, markup=False, highlight=False, soft_wrap=True)
 
             examine(pending, copies, done)
-    if not options.names:
-        save(path, rows)
+    save(path, rows)
+    if all(m.name in rows for m in every):
         write_page(json.loads(path.read_text()), every, path.with_suffix(".md"))
     bad = [m.name for m in chosen if rows[m.name]["outcome"] != "killed"]
     print(f"{len(chosen) - len(bad)} of {len(chosen)} killed" + (f"; not: {', '.join(bad)}" if bad else ""))
