@@ -246,15 +246,23 @@ _UNKNOWN: Any = object()  #: a value whose sizes depend on other values
 def _run_on_fakes(graph_module: fx.GraphModule) -> dict[Node, Any]:
     """Node -> its value on fake tensors of the sizes of the example, or the error of a rule that does not run.
 
-    What values decide, and what no fake tensor knows, stays unknown.
+    What values decide, and what no fake tensor knows, stays unknown. Parameters are read without their gradients, which
+    another thread may be writing: a fake tensor is made of both.
     """
+    tensors = {
+        node: _without_gradient(attribute(graph_module, node)) for node in graph_module.graph.find_nodes(op="get_attr")
+    }
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         inputs = graph_module.graph.find_nodes(op="placeholder")
-        values = _OnFakes.of(graph_module, {node: _concrete(node.meta.get("val")) for node in inputs})
+        values = _OnFakes({node: _concrete(node.meta.get("val")) for node in inputs} | tensors)
         for node in graph_module.graph.nodes:
             if node.op in ("get_attr", "call_function"):
                 values[node]
     return values
+
+
+def _without_gradient(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 class _OnFakes(Values):

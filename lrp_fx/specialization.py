@@ -11,6 +11,7 @@ from typing import Any
 
 from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import TRACING, Call, Captured, failing_node
+from lrp_fx.capture.lock import traced_property
 from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import InputError, NumericalError
 from lrp_fx.explain import Attribution, Condition, Sweeper, Target
@@ -161,7 +162,7 @@ class Specialization:
         if "written_out" in self.__dict__:
             self.written_out.forget(key)
 
-    @cached_property
+    @traced_property
     def written_out(self) -> Specialization:
         """The same capture with every fused attention written out."""
         captured = replace(self.captured, graph_module=write_out_attention(self.captured.graph_module))

@@ -75,8 +75,7 @@ def capture(
     model = without_hooks(model)
     if route == "trace":
         return _by_trace(model, call, args, kwargs, start)
-    sizes = {(name, axis): size for name, tensor in call.tensors.items() for axis, size in enumerate(tensor.shape)}
-    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing, sizes)
+    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing)
     refusal = ""
     others: tuple[tuple[Captured, Call], ...] = ()
     while True:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,7 +23,6 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
-from lrp_fx.capture.early_stop import OtherWay, Sizes, places_of, stopping
 from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.passes import normalize as normalise
@@ -45,13 +45,11 @@ def exports(
     kwargs: Any,
     dynamic: bool,
     refusing: Sequence[Captured] = (),
-    sizes: Sizes | None = None,
 ) -> Iterator[tuple[torch.export.ExportedProgram, bool]]:
     """Exported programs of a model, the most general form of its example inputs first; the last serves the example.
 
     Each goes with whether it was exported without a look at sizes of one: operators are then not shown to hold there.
     Examples that one of the ``refusing`` captures serves are left out: what is exported of them refuses the call, too.
-    So does an example on which the model takes a way that is not for the ``sizes`` of the call: it is given up there.
 
     Raises:
         Exception: what export said of the most general form, where it refuses all.
@@ -62,13 +60,10 @@ def exports(
         if any(captured.serves(pytree.tree_leaves(example)) for captured in refusing):
             continue
         try:
-            stop = stopping(sizes or {}, _by_operator)
-            with traceable(model), torch.enable_grad(), written_out(model), noting_calls(model), stop:
+            with traceable(model), torch.enable_grad(), written_out(model), noting_calls(model):
                 program = _export(model, *example, dynamic, oblivious=oblivious)
         except CaptureError:
             raise
-        except OtherWay:
-            continue
         except Exception as error:  # export raises many types; each means "not this example"
             failure, refused = failure or error, True
             continue
@@ -282,9 +277,20 @@ class _Noted:
         return tuple(found)
 
 
+def _places_of(environment: Any) -> list[tuple[Any, tuple[str, int]]]:
+    """Symbols of a shape environment, each with an input and the axis whose size it is."""
+    places = []
+    for symbol, sources in environment.var_to_sources.items():
+        for source in sources:
+            name = source.name if isinstance(source.name, str) else source.name()
+            if match := re.fullmatch(r"L\['(\w+)'\](.*)\.size\(\)\[(\d+)\]", name):
+                places.append((symbol, (match[1] + match[2], int(match[3]))))
+    return places
+
+
 def _reasons(environment: Any) -> dict[tuple[str, int], str]:
     """(input, axis) -> the line of the model that fixed the size, as export noted it."""
-    lines, places = environment.replacements_slocs, places_of(environment)
+    lines, places = environment.replacements_slocs, _places_of(environment)
     return {
         at: f"the model computes with it at {str(lines[symbol]).strip('()')}"
         for symbol, at in places

@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call, Captured
+from lrp_fx.capture.lock import traced_property
 from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import LrpError, NumericalError, TargetError
 from lrp_fx.explain import check
@@ -70,7 +71,7 @@ class Sweeper:
         """Where relevance of sources belongs."""
         return Inputs(self.captured, self.rewritten.plan.facts)
 
-    @functools.cached_property
+    @traced_property
     def swept(self) -> fx.GraphModule:
         """The tapped graph, where the model itself chooses positions (a class token, the last ones) at these alone."""
         return at_chosen_positions(self.tapped, self.rewritten.plan.facts.ops)
