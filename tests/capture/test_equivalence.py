@@ -45,17 +45,6 @@ OTHER_FUNCTIONS = {
 }
 
 
-class Branching(nn.Module):
-    """Asks how many samples there are before its layers run."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(*(nn.Linear(4, 4, dtype=D) for _ in range(2)))
-
-    def forward(self, x):
-        return self.layers(x * 2 if x.shape[0] == 1 else x * 3).sum(1)
-
-
 def captures(xmodel):
     return int(xmodel.extra_repr().split("captures=")[1].split(",")[0])
 
