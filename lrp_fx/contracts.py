@@ -87,8 +87,8 @@ def nothing_is_detached(stage: Stage) -> Broken:
 def every_call_is_an_operator(stage: Stage) -> Broken:
     """Operators with a schema, our :func:`exact_value`, Python functions that the op table declares, and sizes."""
     for node in stage.nodes:
-        known = _is_operator(node) or node.target is exact_value or stage.ops.get(node) is not None
-        if node.op.startswith("call_") and not (node.op == "call_function" and known):
+        declared = _is_operator(node) or node.target is exact_value or stage.ops.get(node) is not None
+        if node.op.startswith("call_") and not (node.op == "call_function" and declared):
             yield node, f"it is a {node.op} of {node.target}"
 
 
@@ -160,13 +160,13 @@ def every_rewritten_node_keeps_shape_and_dtype(stage: Stage) -> Broken:
     """Rules change what is handed back, never what is handed on: seen by running the graph on fake tensors."""
     values = _run_on_fakes(stage.graph_module)
     for node, result in stage.rewritten.results.items():
-        wanted = _described(node.meta.get("val"))
-        for made in dict.fromkeys((stage.rewritten.copies.get(node, result), result)):
-            found = values.get(made, _UNKNOWN)
-            if isinstance(found, Exception):
-                yield made, f"it does not run on fake tensors: {found}"
-            elif wanted and _described(found) and wanted != _described(found):
-                yield node, f"it was {wanted}, and is {_described(found)}"
+        expected = _described(node.meta.get("val"))
+        for rewritten in dict.fromkeys((stage.rewritten.copies.get(node, result), result)):
+            actual = values.get(rewritten, _UNKNOWN)
+            if isinstance(actual, Exception):
+                yield rewritten, f"it does not run on fake tensors: {actual}"
+            elif expected and _described(actual) and expected != _described(actual):
+                yield node, f"it was {expected}, and is {_described(actual)}"
 
 
 def every_parameter_is_a_constant(stage: Stage) -> Broken:
@@ -267,8 +267,8 @@ def _without_gradient(value: Any) -> Any:
 
 class _OnFakes(Values):
     def run(self, node: Node, args: Any, kwargs: Any) -> Any:
-        given = [self[n] for n in node.all_input_nodes]
-        if any(value is _UNKNOWN or isinstance(value, Exception) for value in given):
+        operands = [self[n] for n in node.all_input_nodes]
+        if any(value is _UNKNOWN or isinstance(value, Exception) for value in operands):
             return _UNKNOWN
         try:
             return super().run(node, args, kwargs)

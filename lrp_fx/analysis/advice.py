@@ -41,10 +41,10 @@ class _Trial:
         """Another draw."""
         return {slot: _drawn(t, seed=1 + i) for i, (slot, t) in enumerate(self.operands.items())}
 
-    def agrees(self, found: Tensor, expected: Tensor) -> bool:
+    def agrees(self, actual: Tensor, expected: Tensor) -> bool:
         """Whether two vectors are equal up to rounding."""
         scale = float(expected.abs().max()) if expected.numel() else 0.0
-        return bool(((found - expected).abs() <= self.tolerance * max(scale, 1e-30)).all())
+        return bool(((actual - expected).abs() <= self.tolerance * max(scale, 1e-30)).all())
 
 
 def advice(node: Node, reached: list[Slot]) -> str:
@@ -72,13 +72,13 @@ def advice(node: Node, reached: list[Slot]) -> str:
 
 
 def _prepared(node: Node, reached: list[Slot]) -> _Trial:
-    made = {n: _concrete(value(n)) for n in node.all_input_nodes}
+    values = {n: _concrete(value(n)) for n in node.all_input_nodes}
     nodes = {slot: n for slot, n in all_slots(node).items() if slot in reached}
     at = {n: slot for slot, n in nodes.items()}
 
     def run(operands: Operands) -> Tensor:
         def fill(n: Node) -> Any:
-            return operands[at[n]] if n in at else made[n]
+            return operands[at[n]] if n in at else values[n]
 
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), fill)
         leaves = pytree.tree_leaves(node.target(*args, **kwargs))  # type: ignore[operator]
@@ -87,7 +87,7 @@ def _prepared(node: Node, reached: list[Slot]) -> _Trial:
             raise ValueError("it has no floating output")
         return torch.cat(floats)
 
-    operands = {slot: made[n] for slot, n in nodes.items()}
+    operands = {slot: values[n] for slot, n in nodes.items()}
     least = max(torch.finfo(t.dtype).eps for t in operands.values())
     return _Trial(run, operands, 100 * math.sqrt(least) if least > 1e-5 else 1e3 * least)
 
@@ -130,8 +130,8 @@ def _found(trial: _Trial) -> tuple[str, dict[str, Any], str]:
 
 
 def _elementwise(trial: _Trial, first: Tensor) -> tuple[str, dict[str, Any], str]:
-    found = _by_algebra(trial, first) if _has_derivative(trial) else None
-    return found or ("nonlinearity", {}, "a function of one number at a time")
+    by_algebra = _by_algebra(trial, first) if _has_derivative(trial) else None
+    return by_algebra or ("nonlinearity", {}, "a function of one number at a time")
 
 
 def _by_algebra(trial: _Trial, first: Tensor) -> tuple[str, dict[str, Any], str] | None:

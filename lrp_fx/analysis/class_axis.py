@@ -35,9 +35,9 @@ def class_axis(output: Node, facts: Facts) -> int | None:
         seen.add((node, origins))
         features = _features(node, facts, node in rows)
         if features is not None:
-            held = [axis for axis in range(rank) if features in origins[axis]]
-            if held:
-                told.add(held[0] if len(held) == 1 else None)
+            axes = [axis for axis in range(rank) if features in origins[axis]]
+            if axes:
+                told.add(axes[0] if len(axes) == 1 else None)
             continue
         stack += [(operand, back) for operand, back in _behind(node, origins, facts) if any(back)]
     return told.pop() if len(told) == 1 else None
@@ -68,7 +68,7 @@ def _features(node: Node, facts: Facts, rows: bool) -> int | None:
 
 def _behind(node: Node, origins: Origins, facts: Facts) -> list[tuple[Node, Origins]]:
     """The operands that carry relevance, with where the output's dimensions are in each."""
-    found = []
+    steps_back = []
     for slot, operand in facts.operands.get(node, {}).items():
         val = operand.meta.get("val")
         if isinstance(val, (tuple, list)):  # parts of a tensor, or results: as the first is
@@ -77,9 +77,11 @@ def _behind(node: Node, origins: Origins, facts: Facts) -> list[tuple[Node, Orig
             continue
         steps = _steps(node, facts.specs[node], slot.name, val)
         if steps is not None:
-            back = tuple(frozenset().union(*(steps[a] for a in held if a < len(steps))) for held in origins)
-            found.append((operand, back))
-    return found
+            back = tuple(
+                frozenset().union(*(steps[a] for a in origin_axes if a < len(steps))) for origin_axes in origins
+            )
+            steps_back.append((operand, back))
+    return steps_back
 
 
 def _steps(node: Node, spec: OpSpec, slot: str, operand: torch.Tensor) -> list[frozenset[int]] | None:

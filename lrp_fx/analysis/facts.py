@@ -189,10 +189,10 @@ class Facts:
 
     def common_ancestor(self, nodes: Sequence[Node]) -> Node | None:
         """Nearest tensor that determines all of ``nodes`` through their parents, or None."""
-        found: Node | None = nodes[0]
+        ancestor: Node | None = nodes[0]
         for node in nodes[1:]:
-            found = None if found is None else self._meet(found, node)
-        return found
+            ancestor = None if ancestor is None else self._meet(ancestor, node)
+        return ancestor
 
     def _meet(self, a: Node, b: Node) -> Node | None:
         """Climb parents, by leaps where these do not overshoot: the logarithm of the depth in steps."""

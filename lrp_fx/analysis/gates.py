@@ -80,22 +80,26 @@ def _sign(facts: Facts, node: Node, spec: OpSpec, operands: list[Node], signs: d
     declared = spec.extra.get("positive")
     if declared is True:
         return 1
-    given = [signs.get(n, 0) for n in operands]
-    if 0 in given:
+    operand_signs = [signs.get(n, 0) for n in operands]
+    if 0 in operand_signs:
         return 0
     if declared:
-        return given[0] if len(set(given)) == 1 else 0
+        return operand_signs[0] if len(set(operand_signs)) == 1 else 0
     if spec.terms or not (spec.elementwise or spec.kind in ("movement", "linear", "product")):
         return 0
     if spec.kind == "linear" and spec.elementwise:
         return _sign_of_sum(facts, node, signs)
     if spec.kind in ("product", "quotient"):
         literals = [a for a in node.args if isinstance(a, (int, float))]
-        return math.prod([*given, *(-1 if a < 0 else 1 for a in literals)]) if _no_table(node, spec, operands) else 0
+        return (
+            math.prod([*operand_signs, *(-1 if a < 0 else 1 for a in literals)])
+            if _no_table(node, spec, operands)
+            else 0
+        )
     if spec.kind == "homogeneous":  # of even and broken degree no value is negative
         return 1
-    kept = spec.kind in ("movement", "selection") or (spec.kind == "linear" and spec.reduces)
-    return given[0] if kept and len(set(given)) == 1 else 0
+    keeps_sign = spec.kind in ("movement", "selection") or (spec.kind == "linear" and spec.reduces)
+    return operand_signs[0] if keeps_sign and len(set(operand_signs)) == 1 else 0
 
 
 def _sign_of_sum(facts: Facts, node: Node, signs: dict[Node, int]) -> int:
@@ -105,10 +109,10 @@ def _sign_of_sum(facts: Facts, node: Node, signs: dict[Node, int]) -> int:
     is taken from a tensor, as in 2 sigmoid(x) - 1, leaves it without a sign.
     """
     bound = bind(node)
-    found = {key: -1 if factor < 0 else 1 for key, factor in coefficients(node, facts.specs[node]).items()}
-    carried = {k: v for k, v in found.items() if isinstance(bound[k], Node) and facts.carries(bound[k])}
+    weights = {key: -1 if factor < 0 else 1 for key, factor in coefficients(node, facts.specs[node]).items()}
+    carried = {k: v for k, v in weights.items() if isinstance(bound[k], Node) and facts.carries(bound[k])}
     total = {sign * signs[bound[k]] for k, sign in carried.items()}
-    constants = {k: sign for k, sign in found.items() if k not in carried}
+    constants = {k: sign for k, sign in weights.items() if k not in carried}
     if len(total) != 1:
         return 0
     for key, sign in constants.items():

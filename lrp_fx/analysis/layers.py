@@ -47,13 +47,13 @@ def _roles(facts: Facts, node: Node, operand: Node, kind: str, entries: set[Node
 
 def _entries(facts: Facts) -> set[Node]:
     """Floating inputs, moved, shifted and scaled at most."""
-    found = {source.node for source in facts.sources if source.indices is None}
+    entries = {source.node for source in facts.sources if source.indices is None}
     for node, spec in facts.specs.items():
         operands = list(facts.operands[node].values())
         affine = spec.elementwise and spec.kind in ("linear", "product", "quotient")
-        if len(operands) == 1 and operands[0] in found and (affine or spec.kind == "movement"):
-            found.add(node)
-    return found
+        if len(operands) == 1 and operands[0] in entries and (affine or spec.kind == "movement"):
+            entries.add(node)
+    return entries
 
 
 def _is_attention(facts: Facts, node: Node) -> bool:

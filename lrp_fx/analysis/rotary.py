@@ -67,8 +67,8 @@ def _unmoved(facts: Facts, node: Node, tables: set[Node]) -> list[Node]:
 
 def _precision(node: Node) -> torch.dtype:
     """Precision of a node's value; of several (a table split in two), that of the first."""
-    held = value(node)
-    return held[0].dtype if isinstance(held, (tuple, list)) else held.dtype
+    example = value(node)
+    return example[0].dtype if isinstance(example, (tuple, list)) else example.dtype
 
 
 def _angle(node: Node, tables: set[Node]) -> Node:

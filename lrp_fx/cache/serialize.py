@@ -209,20 +209,20 @@ class Reader:
             Exception: of any kind, for data that is no graph.
         """
         graph = fx.Graph()
-        made: list[Node] = []
+        created: list[Node] = []
         for op, name, target, args, kwargs, value, origin in nodes:
             callee = _TARGETS[op](target)
-            keywords = self.value(kwargs, made)
+            keywords = self.value(kwargs, created)
             if op != "call_function" and (args, keywords) != ([], {}) and op != "output":
                 raise UnsafeFileError(f"a node of kind {op} has no arguments")
             keywords = {identifier(key): value for key, value in keywords.items()}
-            node = graph.create_node(op, callee, tuple(self.value(args, made)), keywords, identifier(name))
+            node = graph.create_node(op, callee, tuple(self.value(args, created)), keywords, identifier(name))
             if value:
                 node.meta["val"] = self._shared(value[0])
             node.meta |= {key: self.table[origin][key] for key in _TRACED if key in self.table[origin]}
             if "nn_module_stack" in node.meta:
                 node.meta["nn_module_stack"] = {k: (path, kind) for k, path, kind in node.meta["nn_module_stack"]}
-            made.append(node)
+            created.append(node)
         graph.lint()
         return graph
 

@@ -173,12 +173,12 @@ def _hands_on(target: Any, args: Sequence[Any]) -> bool:
     """Whether an operator returns what it is given: an alias, a tensor expanded to the sizes it has, all of a slice."""
     if target not in _SOMETIMES_SAME:
         return target in _SAME_TENSOR
-    sizes, asked = args[0].meta["val"].shape, args[1:]
+    sizes, requested = args[0].meta["val"].shape, args[1:]
     if target is aten.expand.default:
-        return len(sizes) == len(asked[0]) and all(
-            _key(a) in (_key(-1), _key(size)) for a, size in zip(asked[0], sizes, strict=True)
+        return len(sizes) == len(requested[0]) and all(
+            _key(a) in (_key(-1), _key(size)) for a, size in zip(requested[0], sizes, strict=True)
         )
-    arguments: list[Any] = [*asked, *[0, None, None, 1][len(asked) :]]
+    arguments: list[Any] = [*requested, *[0, None, None, 1][len(requested) :]]
     dim, start, end, step = arguments
     whole = end is None or (isinstance(end, int) and end >= _END) or _key(end) == _key(sizes[dim])
     return whole and _key(start) in (_key(0), _key(None)) and _key(step) == _key(1)

@@ -255,26 +255,26 @@ class _Noted:
 
     def limits(self) -> dict[str, tuple[int, int]]:
         """Smallest and largest size that each symbol stands for: none is empty."""
-        found = {}
+        bounds = {}
         for symbol in sorted(self.free, key=str):
             limits = self.environment.var_to_range[symbol]
             low, high = max(limits.lower, 1), min(limits.upper, 2**63)  # infinities are integers of their own kind
-            found[str(symbol)] = (int(low), int(high))
-        return found
+            bounds[str(symbol)] = (int(low), int(high))
+        return bounds
 
     def all_sizes(self, graph: fx.Graph) -> tuple[Any, ...]:
         """Every size of a value in the graph that sizes of inputs determine."""
         values = pytree.tree_leaves([n.meta.get("val") for n in graph.nodes])
         sizes: list[Any] = [d for v in values if isinstance(v, torch.Tensor) for d in v.shape]
         expressions = {self.environment.replace(d.node.expr) for d in sizes if isinstance(d, torch.SymInt)}
-        found = []
+        dimensions = []
         for expression in sorted((e for e in expressions if e.free_symbols), key=str):
             if expression.free_symbols <= self.free:
                 try:
-                    found.append(formula(expression))
+                    dimensions.append(formula(expression))
                 except Unstorable:
                     self.fix(expression, "a size inside the graph")
-        return tuple(found)
+        return tuple(dimensions)
 
 
 def _places_of(environment: Any) -> list[tuple[Any, tuple[str, int]]]:

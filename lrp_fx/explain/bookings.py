@@ -111,12 +111,12 @@ def _undivided(case: Case) -> Amounts:
 def _stabilised(case: Case) -> Amounts:
     """What the divisor y + epsilon sign y keeps."""
     yield from _undivided(case)
-    kept: Tensor | float = 1.0
+    passed: Tensor | float = 1.0
     if epsilon := case.decision.rule.get("epsilon", 0.0):
         (y, g) = case.account.outputs[0]
         yield Amount("stabiliser", case.op, safe_dot(y - y * y / stabilised(y, epsilon), g))
-        kept = y / stabilised(y, epsilon)
-    yield from _constants(case, kept)
+        passed = y / stabilised(y, epsilon)
+    yield from _constants(case, passed)
 
 
 def _natural(case: Case) -> Amounts:
@@ -243,12 +243,14 @@ def _attention(case: Case) -> Amounts:
     plan, decision, account = case.plan, case.decision, case.account
     share = decision.softmax_share
     slots = [s for s in decision.live if s.name in ("query", "key") and decision.factors.get(s, 1.0) != 0]
-    taken = _fraction_uniform(decision)
+    excess = _fraction_uniform(decision)
     if not share:
         return
     mask = Slot("attn_mask")
-    given = value_of(account, mask)
-    added = [mask] if given is not None and given.is_floating_point() else []  # a boolean mask selects, it is not added
+    mask_value = value_of(account, mask)
+    added = (
+        [mask] if mask_value is not None and mask_value.is_floating_point() else []
+    )  # a boolean mask selects, it is not added
     amounts = natural(account, [*slots[:1], *added])
     scores = sum(v for s, v in amounts.items() if s != mask)
     constant = amounts.get(mask, 0.0) if mask not in decision.live else 0.0
@@ -256,8 +258,8 @@ def _attention(case: Case) -> Amounts:
         name, category = constant_name(plan, declared(account.node, plan.facts.specs[account.node])[mask])
         yield Amount(category, name, share * constant)
     yield Amount("softmax", case.op, share * (account.arrived - scores - amounts.get(mask, 0.0)))
-    if taken:
-        yield Amount("rule", case.op, taken * account.arrived + _excess(decision, share, scores))
+    if excess:
+        yield Amount("rule", case.op, excess * account.arrived + _excess(decision, share, scores))
 
 
 def _fraction_uniform(decision: Decision) -> float:
@@ -271,7 +273,7 @@ def _excess(decision: Decision, share: float, scores: float) -> float:
     return (share - sum(pair)) * scores if pair else 0.0
 
 
-def _constants(case: Case, kept: Tensor | float) -> Amounts:
+def _constants(case: Case, passed: Tensor | float) -> Amounts:
     """Additive constants of an affine node: each as constant times its cotangent; then what literals add."""
     plan, decision, account, spec = case.plan, case.decision, case.account, case.spec
     additive = spec.args + spec.terms if spec.kind in ("linear", "movement") else spec.terms
@@ -279,7 +281,7 @@ def _constants(case: Case, kept: Tensor | float) -> Amounts:
         additive = spec.args
     operands = {s: n for s, n in declared(account.node, spec).items() if s.name in additive}
     constant = [s for s in operands if s not in decision.live]
-    for slot, (x, g) in gradients(account, constant, kept).items():
+    for slot, (x, g) in gradients(account, constant, passed).items():
         name, category = constant_name(plan, operands[slot])
         yield Amount(category, name, safe_dot(x, g), relevance_of(x, g))
     others = {slot: n for slot, n in all_slots(account.node).items() if slot not in declared(account.node, spec)}
@@ -290,7 +292,7 @@ def _constants(case: Case, kept: Tensor | float) -> Amounts:
         zeros = {s: torch.zeros_like(v) for s in operands if (v := value_of(account, s)) is not None}
         offset = call(account, zeros)
         if isinstance(offset, Tensor):
-            g = case.cotangent * kept
+            g = case.cotangent * passed
             yield Amount("bias" if hidden else "constant", case.op, safe_dot(offset, g))
 
 

@@ -140,18 +140,18 @@ def imbalance(ledger: Ledger, sweep: Sweep) -> float:
     return abs(ledger.residual) / max(abs(ledger.target), amounts, largest(sweep.accounts.values()))
 
 
-def difference(expected: Tensor, found: Tensor) -> float:
+def difference(expected: Tensor, actual: Tensor) -> float:
     """Largest difference of two tensors relative to the largest entry; equal infinities and NaN agree."""
-    if expected.shape != found.shape or expected.dtype != found.dtype:
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return float("inf")
-    if is_traceable_wrapper_subclass(expected) or is_traceable_wrapper_subclass(found):
+    if is_traceable_wrapper_subclass(expected) or is_traceable_wrapper_subclass(actual):
         return 0.0
-    same = (expected == found) | ((expected != expected) & (found != found))
+    same = (expected == actual) | ((expected != expected) & (actual != actual))
     if bool(same.all()):
         return 0.0
     if not expected.is_floating_point():
         return float("inf")
-    apart = torch.where(same, 0.0, (expected.double() - found.double()).abs()).nan_to_num(float("inf"))
+    apart = torch.where(same, 0.0, (expected.double() - actual.double()).abs()).nan_to_num(float("inf"))
     scale = expected.double()[expected.isfinite()].abs()
     return float(apart.max()) / max(float(scale.max()) if scale.numel() else 0.0, 1e-300)
 
@@ -206,9 +206,12 @@ def _compare(
         if source.node not in sweep.sources:
             continue
         value, cotangent = sweep.sources[source.node]
-        wanted = relevance_of(value.double(), cotangent.double())
-        scale = float(wanted.abs().sum())
-        if not rewritten.plan.feeds_zeros and float((wanted - relevance.double()).abs().sum()) > maps * scale + 1e-300:
+        reference = relevance_of(value.double(), cotangent.double())
+        scale = float(reference.abs().sum())
+        if (
+            not rewritten.plan.feeds_zeros
+            and float((reference - relevance.double()).abs().sum()) > maps * scale + 1e-300
+        ):
             raise NumericalError(
                 f"relevance of {source.name!r} depends on how the graph runs (as it is swept, and node by node): "
                 f"{locate(source.node)}. Remedy: report it, with the model."

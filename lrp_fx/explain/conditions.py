@@ -20,8 +20,8 @@ Condition = Mapping[str, int | Sequence[int] | Tensor]
 
 def places_of(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
     """Names inside the model that an explanation needs: what it is asked for, and where conditions cut it."""
-    asked = (at,) if isinstance(at, str) else tuple(at)
-    return tuple(dict.fromkeys((*asked, *(path for condition in conditions for path in condition))))
+    names = (at,) if isinstance(at, str) else tuple(at)
+    return tuple(dict.fromkeys((*names, *(path for condition in conditions for path in condition))))
 
 
 def condition_mask(path: str, latent: Tensor, features: int | Sequence[int] | Tensor) -> Tensor:

@@ -59,8 +59,8 @@ class Signs:
 
     def share(self, *categories: str) -> float:
         """What categories of the ledger took, as a share of the explained value; 0 where there is no ledger."""
-        taken = sum(abs((self.amounts or {}).get(c, 0.0)) for c in categories)
-        return taken / abs(self.target) if self.target else 0.0
+        absorbed = sum(abs((self.amounts or {}).get(c, 0.0)) for c in categories)
+        return absorbed / abs(self.target) if self.target else 0.0
 
 
 def _little(signs: Signs) -> str | None:
@@ -131,5 +131,5 @@ def find_notes(
     if target.is_meta:
         return ()
     signs = Signs(relevance, float(target.double().sum()), amounts)
-    found = ((name, say(signs)) for name, say in SIGNS.items())
-    return tuple(Note(name, text) for name, text in found if text is not None)
+    said = ((name, say(signs)) for name, say in SIGNS.items())
+    return tuple(Note(name, text) for name, text in said if text is not None)

@@ -65,9 +65,9 @@ def entry_of(
         sweeper.latents,
     )
     rules = (plan.ruleset.key, plan.feeds_zeros, sorted(plan.facts.ops.specs.items()))
-    asked = (spec.kind, spec.names, _pattern(fakes), conditions, outputs, dynamic)
+    described = (spec.kind, spec.names, _pattern(fakes), conditions, outputs, dynamic)
     devices = sorted({_device(leaf.device) for leaf in fakes.leaves if isinstance(leaf, Tensor)})
-    return Entry(where, digest("lowered", captured.key, graph, rules, asked, devices, environment()))
+    return Entry(where, digest("lowered", captured.key, graph, rules, described, devices, environment()))
 
 
 def _described(features: int | Sequence[int] | Tensor) -> Any:

@@ -84,7 +84,7 @@ def _hints(leaves: Sequence[Any], shapes: Shapes) -> dict[str, int]:
     """
     hints: dict[str, int] = {}
     batches: dict[int, int] = {}
-    taken = {d for dims in shapes.dims for d in dims if isinstance(d, int)}
+    fixed = {d for dims in shapes.dims for d in dims if isinstance(d, int)}
     for leaf, dims in zip([v for v in leaves if isinstance(v, Tensor)], shapes.dims, strict=True):
         for axis, (size, dim) in enumerate(zip(leaf.shape, dims, strict=True)):
             if not isinstance(dim, str) or dim in hints or not dim.isidentifier():
@@ -94,10 +94,10 @@ def _hints(leaves: Sequence[Any], shapes: Shapes) -> dict[str, int]:
                 continue
             low, high = shapes.limits.get(dim, (2, 2**63))
             candidates = [int(size), *range(max(low, 2), max(low, 2) + 64)]
-            fitting = [c for c in candidates if c not in taken and max(low, 2) <= c <= high]
+            fitting = [c for c in candidates if c not in fixed and max(low, 2) <= c <= high]
             if fitting:
                 hints[dim] = fitting[0]
-                taken.add(fitting[0])
+                fixed.add(fitting[0])
                 if axis == 0:
                     batches.setdefault(int(size), fitting[0])
     return hints

@@ -142,14 +142,14 @@ class Lowered:
     def explain_call(self, call: Call, target: Target = None) -> Attribution:
         """Explain one flattened call of sizes that it serves, as :meth:`__call__` does."""
         tensors = list(call.tensors.values())
-        asked = self.target if target is None else target
-        if self.spec.kind == "callable" and asked is not self.target:
+        chosen = self.target if target is None else target
+        if self.spec.kind == "callable" and chosen is not self.target:
             raise TargetError("this graph was lowered for one callable target: lower it again for another one")
-        extra = self.spec.inputs(asked, self.guards.limits(tensors), tensors[0].device, self.sweeper.reading)
+        extra = self.spec.inputs(chosen, self.guards.limits(tensors), tensors[0].device, self.sweeper.reading)
         with torch.no_grad():
             results = self.runner(*tensors, *extra)
-        check_finite([check_won(normal(asked), results["target"]), *results["relevance"].values()])
-        return self._attribution(call, results, asked)
+        check_finite([check_won(normal(chosen), results["target"]), *results["relevance"].values()])
+        return self._attribution(call, results, chosen)
 
     @property
     def about(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def agree(
         return False
     for call in calls:
         with contextlib.suppress(Exception):  # a target that is not among fewer positions, a call without its values
-            wanted = named_tensors(expected(call), outputs)
+            reference = named_tensors(expected(call), outputs)
             break
     else:
         return False
@@ -48,12 +48,12 @@ def agree(
     except Exception as error:
         reason = type_and_line(error)
         raise LoweringError(f"the lowered graph does not run on its own example: {reason}. {_REMEDY}") from error
-    scale = float(wanted["the target"].abs().max()) * torch.finfo(wanted["the target"].dtype).eps ** 0.5
-    compared = [n for n in wanted if n in results and n not in skipped]
-    significant = [n for n in compared if not _is_rounding(scale, wanted[n], results[n])]
-    off = {name: difference([wanted[name]], [results[name]]) for name in significant}
+    scale = float(reference["the target"].abs().max()) * torch.finfo(reference["the target"].dtype).eps ** 0.5
+    compared = [n for n in reference if n in results and n not in skipped]
+    significant = [n for n in compared if not _is_rounding(scale, reference[n], results[n])]
+    off = {name: difference([reference[name]], [results[name]]) for name in significant}
     unlike = [f"{name} by {by:.1%}" for name, by in off.items() if not by <= most]
-    unlike += [f"{name} is missing" for name in wanted if name not in results]
+    unlike += [f"{name} is missing" for name in reference if name not in results]
     if unlike:
         raise LoweringError(
             f"the lowered graph does not explain its own example as explain() does: {'; '.join(unlike)}. {_REMEDY}"

@@ -20,14 +20,14 @@ def has_tag(node: Node, *tags: torch.Tag) -> bool:
 
 def is_mutating(node: Node) -> bool:
     """Whether the operator writes into one of its arguments."""
-    found = schema(node)
-    return bool(found and found.is_mutable)
+    declared = schema(node)
+    return bool(declared and declared.is_mutable)
 
 
 def is_fresh(node: Node) -> bool:
     """Whether the operator returns memory of its own."""
-    found = schema(node)
-    return found is not None and all(r.alias_info is None for r in found.returns)
+    declared = schema(node)
+    return declared is not None and all(r.alias_info is None for r in declared.returns)
 
 
 def shares(node: Node) -> bool:
@@ -37,11 +37,15 @@ def shares(node: Node) -> bool:
 
 def is_view(node: Node) -> bool:
     """Whether the operator may return the memory of an argument, and writes nothing into it."""
-    found = schema(node)
-    return found is not None and any(r.alias_info is not None and not r.alias_info.is_write for r in found.returns)
+    declared = schema(node)
+    return declared is not None and any(
+        r.alias_info is not None and not r.alias_info.is_write for r in declared.returns
+    )
 
 
 def only_looks(node: Node) -> bool:
     """Whether an operator of PyTorch's returns nothing and writes nothing: it raises or passes."""
-    found = schema(node)
-    return found is not None and not found.returns and not found.is_mutable and found.name.startswith("aten::")
+    declared = schema(node)
+    return (
+        declared is not None and not declared.returns and not declared.is_mutable and declared.name.startswith("aten::")
+    )

@@ -300,14 +300,14 @@ def bind(node: Node) -> dict[str, Any]:
 
 def coefficients(node: Node, spec: OpSpec) -> dict[str, float]:
     """What each operand of a sum is multiplied by, by name; empty where that is not declared, or computed."""
-    bound, found = bind(node), {}
+    bound, weights = bind(node), {}
     for name, declared in zip(spec.args, spec.extra.get("coefficients", ()), strict=False):
         size = declared.removeprefix("-")
         value = bound.get(size, 1) if size.isidentifier() else float(size)
         if isinstance(value, Node):
             return {}
-        found[name] = -value if declared.startswith("-") else value
-    return found
+        weights[name] = -value if declared.startswith("-") else value
+    return weights
 
 
 def _parameters(node: Node) -> list[str]:

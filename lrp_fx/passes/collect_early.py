@@ -27,7 +27,7 @@ _LAYER, _CONSTANT = aten.linear.default, aten.detach.default
 
 
 def collect_late(
-    graph: fx.Graph, ops: OpTable, taps: Sequence[Node], depths: Sequence[int | None], held: Container[Node]
+    graph: fx.Graph, ops: OpTable, taps: Sequence[Node], depths: Sequence[int | None], latents: Container[Node]
 ) -> list[list[Node]]:
     """Let rows that token ids pick be constants, and what the first linear layers make of them sources in their place.
 
@@ -41,36 +41,36 @@ def collect_late(
     Returns:
         for each source the values at which its relevance is collected: itself where nothing is gained.
     """
-    look = _Look(graph, ops, taps, held)
-    found = []
+    look = _Look(graph, ops, taps, latents)
+    collected = []
     for tap, depth in zip(taps, depths, strict=True):
         edges = {} if depth is None else dict(look.edges(tap, depth))
         late = [node for node in edges if node is not tap]
         if not any(node.target is _LAYER for node in late):
-            found.append([tap])
+            collected.append([tap])
             continue
         for user in [u for u in tap.users if u not in edges.get(tap, ())]:
             user.replace_input_with(tap, tap.args[0])  # type: ignore[arg-type]
-        found.append([tap] if tap in edges else [])
+        collected.append([tap] if tap in edges else [])
         for node in late:
             with graph.inserting_after(node):
                 source = graph.call_function(rules.source, (node,))
             source.meta = dict(node.meta)
             for user in edges[node]:
                 user.replace_input_with(node, source)
-            found[-1].append(source)
-    return found
+            collected[-1].append(source)
+    return collected
 
 
 def per_source(parts: Sequence[Tensor], counts: Sequence[int], depths: Sequence[int | None]) -> list[Tensor]:
     """Relevance of each source from that of its ``counts`` places; of several, summed over features."""
-    feed, found = iter(parts), []
+    feed, collected = iter(parts), []
     for count, depth in zip(counts, depths, strict=True):
-        own = list(itertools.islice(feed, count))
+        pieces = list(itertools.islice(feed, count))
         if count > 1:
-            own = [functools.reduce(torch.add, [part.flatten(depth or 0).sum(-1) for part in own])]
-        found += own
-    return found
+            pieces = [functools.reduce(torch.add, [part.flatten(depth or 0).sum(-1) for part in pieces])]
+        collected += pieces
+    return collected
 
 
 class _Look:
@@ -109,16 +109,16 @@ class _Look:
         slots = positional(user, depth, self.ops)
         if slots is None or not is_float(user):
             return False
-        given = all_slots(user)
-        own = [slot for slot in slots if given[slot] is node]
-        if len(own) != 1 or any(n in self.live for slot, n in given.items() if slot != own[0]):
+        operands = all_slots(user)
+        matching = [slot for slot in slots if operands[slot] is node]
+        if len(matching) != 1 or any(n in self.live for slot, n in operands.items() if slot != matching[0]):
             return False
         if user.target is rules.normalization_rule:
-            return own[0].name == "x" and bind(given[Slot("y")]).get("bias") is None
+            return matching[0].name == "x" and bind(operands[Slot("y")]).get("bias") is None
         if user.target is _LAYER:
             return bind(user).get("bias") is None
         spec = self.ops.get(user)
         if spec is None or spec.terms:
             return False
-        multiplied = spec.kind == "product" or (spec.kind == "quotient" and own[0].name == spec.args[0])
+        multiplied = spec.kind == "product" or (spec.kind == "quotient" and matching[0].name == spec.args[0])
         return (multiplied and spec.elementwise) or spec.extra.get("form") in ("copy", "cast")

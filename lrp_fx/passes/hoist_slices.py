@@ -59,9 +59,9 @@ def sizes_from_inputs(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         size = node.meta.get("val")
         if node.target is aten.sym_size.int or (node.target is operator.mul and isinstance(size, torch.SymInt)):
-            held = front.size(size)
-            if held is not None:
-                node.replace_all_uses_with(held)
+            front_size = front.size(size)
+            if front_size is not None:
+                node.replace_all_uses_with(front_size)
     graph.eliminate_dead_code()
 
 
@@ -78,7 +78,7 @@ class _Front:
         key = str(size)
         if key not in self.known:
             dims = ((n, axis, d) for n in self.inputs for axis, d in enumerate(getattr(n.meta.get("val"), "shape", ())))
-            place = next((found for found in dims if str(found[2]) == key), None)
+            place = next((dimension for dimension in dims if str(dimension[2]) == key), None)
             if place is not None:
                 self.known[key] = self._emit(aten.sym_size.int, place[:2], place[2])
             elif isinstance(size, torch.SymInt) and (product := self._product(size)) is not None:
@@ -148,9 +148,9 @@ def _keep_dimensions(graph: fx.Graph, ops: OpTable) -> None:
             continue
         rank = x.meta["val"].dim()
         with graph.inserting_before(node):
-            kept = graph.call_function(aten.slice.Tensor, (x, dim % rank, at, at + 1 if at != -1 else _WHOLE))
-            flat = graph.call_function(aten.squeeze.dim, (kept, dim % rank))
-        kept.meta = dict(node.meta) | {"val": node.meta["val"].unsqueeze(dim % rank)}
+            sliced = graph.call_function(aten.slice.Tensor, (x, dim % rank, at, at + 1 if at != -1 else _WHOLE))
+            flat = graph.call_function(aten.squeeze.dim, (sliced, dim % rank))
+        sliced.meta = dict(node.meta) | {"val": node.meta["val"].unsqueeze(dim % rank)}
         flat.meta = dict(node.meta)
         node.replace_all_uses_with(flat)
         graph.erase_node(node)
@@ -161,10 +161,10 @@ def _selecting(node: Node) -> int | None:
     if node.target is not aten.select.int:
         return None
     x, dim, at = node.args
-    held = x.meta.get("val")  # type: ignore[union-attr]
-    if not isinstance(held, Tensor) or not isinstance(dim, int) or not isinstance(at, int):
+    example = x.meta.get("val")  # type: ignore[union-attr]
+    if not isinstance(example, Tensor) or not isinstance(dim, int) or not isinstance(at, int):
         return None
-    return dim % held.dim() + 1 if 0 < dim % held.dim() < held.dim() - 1 else None
+    return dim % example.dim() + 1 if 0 < dim % example.dim() < example.dim() - 1 else None
 
 
 def _leading(node: Node) -> int | None:
@@ -285,14 +285,14 @@ def _taken_together(node: Node, ops: OpTable) -> list[int] | None:
 def _broadcast(slots: Mapping[Slot, Node], val: Tensor, depth: int) -> list[Slot] | None:
     positional = []
     for slot, operand in slots.items():
-        held = operand.meta.get("val")
-        if isinstance(held, (tuple, list)):
+        example = operand.meta.get("val")
+        if isinstance(example, (tuple, list)):
             return None
-        if not isinstance(held, Tensor):
+        if not isinstance(example, Tensor):
             continue
-        if held.dim() == val.dim() and same_sizes(held.shape[:depth], val.shape[:depth]):
+        if example.dim() == val.dim() and same_sizes(example.shape[:depth], val.shape[:depth]):
             positional.append(slot)
-        elif held.dim() > val.dim() - depth:
+        elif example.dim() > val.dim() - depth:
             return None
     return positional or None
 

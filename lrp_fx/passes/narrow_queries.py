@@ -85,9 +85,9 @@ class _Asking(NodeWriter):
 
     def attention(self, bound: dict[str, Any]) -> Node:
         query, key, value = bound["query"], bound["key"], bound["value"]
-        kept = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
+        keywords = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
         mask = self.mask(bound, query, key)
-        out = self.call(FUSED, self.chosen(query), key, value, mask, **kept)
+        out = self.call(FUSED, self.chosen(query), key, value, mask, **keywords)
         return self.call(aten.flatten.using_ints, self.call(aten.transpose.int, out, 1, 2), 2, -1)
 
     def mask(self, bound: dict[str, Any], query: Node, key: Node) -> Node | None:

@@ -62,10 +62,10 @@ def spell_packed(owner: fx.GraphModule) -> None:
             continue
         tensors = [n for n in node.args if isinstance(n, Node)]
         with FakeTensorMode() as mode:
-            given = [_like(n.meta["val"]) for n in tensors]
+            examples = [_like(n.meta["val"]) for n in tensors]
             results = [_like(v) for v in node.meta["val"]]
         for user in list(node.users):
-            body = _traced(function, results, node, given, user.args[1], mode)
+            body = _traced(function, results, node, examples, user.args[1], mode)
             result, _ = splice(owner, body, tensors, user)
             (value,) = pytree.tree_leaves(result)
             user.replace_all_uses_with(value)
@@ -77,7 +77,7 @@ def _traced(
     function: Callable[..., tuple[Tensor, Tensor]],
     results: Sequence[Tensor],
     node: Node,
-    given: list[Tensor],
+    examples: list[Tensor],
     which: Any,
     mode: FakeTensorMode,
 ) -> fx.GraphModule:
@@ -87,7 +87,7 @@ def _traced(
         return function(results, *arguments)[which]
 
     with mode:
-        body = make_fx(run)(given)
+        body = make_fx(run)(examples)
     body.graph.eliminate_dead_code()
     return body
 

@@ -31,13 +31,13 @@ def share_heads(graph: fx.Graph, ops: OpTable) -> int:
         bound = bind(node)
         if bound.get("attn_mask") is not None or bound.get("dropout_p") or bound.get("enable_gqa"):
             continue
-        found = [_repeated(bound[name], ops) for name in ("key", "value")]
-        if any(part is None for part in found):
+        repeated = [_repeated(bound[name], ops) for name in ("key", "value")]
+        if any(part is None for part in repeated):
             continue
         with graph.inserting_before(node):
-            key, value = (_Single(graph, node).heads(*part) for part in found if part is not None)
-        kept = {k: v for k, v in bound.items() if k in ("scale", "is_causal") and v}
-        node.args, node.kwargs = (bound["query"], key, value), {**kept, "enable_gqa": True}
+            key, value = (_Single(graph, node).heads(*part) for part in repeated if part is not None)
+        keywords = {k: v for k, v in bound.items() if k in ("scale", "is_causal") and v}
+        node.args, node.kwargs = (bound["query"], key, value), {**keywords, "enable_gqa": True}
         count += 1
     if count:
         graph.eliminate_dead_code()

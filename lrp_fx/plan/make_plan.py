@@ -223,15 +223,17 @@ def _attention(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node])
     products, scoring = entry("bilinear", bilinear.name), entry("softmax", softmax.name)
     values = {s for s in operands if s.name == "value"}
     scores = {s for s in operands if s.name != "value"} if scoring.form("") is not STOPPED else set()
-    kept = {slot: n for slot, n in operands.items() if slot in values | scores}
+    receiving = {slot: n for slot, n in operands.items() if slot in values | scores}
     if products.form("") is STOPPED:
         return Decision("attention", STOP, {})
-    share = 1 / (bool(values) + bool(scores)) if products.split.divided and kept else 1.0
+    share = 1 / (bool(values) + bool(scores)) if products.split.divided and receiving else 1.0
     pair = [s for s in scores if s.name in ("query", "key")]
     factors = {slot: share for slot in values | scores}
     factors |= {slot: share / len(pair) for slot in pair if products.split.divided}
     rule = Rule(f"{bilinear.name}+{softmax.name}")
-    return Decision("attention", rule, kept, {s: f for s, f in factors.items() if f != 1}, share if scores else 0.0)
+    return Decision(
+        "attention", rule, receiving, {s: f for s, f in factors.items() if f != 1}, share if scores else 0.0
+    )
 
 
 #: patterns whose rules depend on more than their role

@@ -148,12 +148,12 @@ def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
     tracer = fx.proxy.GraphAppendingTracer(graph)
     px: Any = fx.Proxy(x, tracer)
     py: Any = fx.Proxy(node, tracer)
-    known = at_zero(node, spec)
-    if known is not None and known.value == 0:
-        return torch.where(px == 0, known.slope, py / px).node  # type: ignore[attr-defined]
+    at_origin = at_zero(node, spec)
+    if at_origin is not None and at_origin.value == 0:
+        return torch.where(px == 0, at_origin.slope, py / px).node  # type: ignore[attr-defined]
     radius = singular_radius(value(x).dtype if value(x) is not None else torch.float32)
     divisor = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
-    if known is not None or len(node.all_input_nodes) == 1:
+    if at_origin is not None or len(node.all_input_nodes) == 1:
         return (py / divisor).node
     limit = 1.0 if spec.at_zero is None else float(spec.at_zero)
     zero = graph.call_function(torch.ops.aten.zeros_like.default, (x,))

@@ -70,7 +70,7 @@ class Archive:
         Raises:
             UnsafeFileError: for one that was pickled.
         """
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for kind in ("weights", "constants"):
             folder = f"data/{kind}/"
             for name, form in json.loads(self._reader.get_record(f"{folder}model_{kind}_config.json"))[
@@ -78,8 +78,8 @@ class Archive:
             ].items():
                 if form["use_pickle"] or form["tensor_meta"] is None:
                     raise UnsafeFileError(f"its tensor {name!r} is a pickle")
-                found[name] = self._tensor(folder + form["path_name"], form["tensor_meta"], form["is_param"])
-        return found
+                tensors[name] = self._tensor(folder + form["path_name"], form["tensor_meta"], form["is_param"])
+        return tensors
 
     def _tensor(self, record: str, form: Any, parameter: bool) -> Tensor:
         if not _PROGRAM.fullmatch(record):

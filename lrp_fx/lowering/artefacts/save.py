@@ -253,9 +253,11 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
             f"{str(path)!r} is a package of compiled code, and loading it runs that code. Remedy: if you trust who "
             "wrote it, load(path, trust_code=True); a saved graph (save) needs no trust."
         )
-    wanted = about.get(_REFERENCES) or {}
-    if bool(wanted) != (weights is not None):
-        remedy = "refers to a checkpoint: name it with weights=" if wanted else "holds its weights: leave out weights="
+    references = about.get(_REFERENCES) or {}
+    if bool(references) != (weights is not None):
+        remedy = (
+            "refers to a checkpoint: name it with weights=" if references else "holds its weights: leave out weights="
+        )
         raise InputError(f"{str(path)!r} {remedy}")
     try:
         reader = Reader(about["table"], about["symbols"])
@@ -275,7 +277,7 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
         reason = type_and_line(error)
         raise InputError(f"{str(path)!r} is no saved relevance graph: {reason}") from error
     if weights is not None:
-        fill(module, wanted, weights)
+        fill(module, references, weights)
     return Artefact(module, told, accepts, positions, reading)
 
 

@@ -46,7 +46,7 @@ def placeholder(like: Tensor) -> Tensor:
     return nn.Parameter(expanded, requires_grad=False) if isinstance(like, nn.Parameter) else expanded
 
 
-def fill(module: nn.Module, wanted: Mapping[str, Sequence[str]], weights: Weights) -> None:
+def fill(module: nn.Module, references: Mapping[str, Sequence[str]], weights: Weights) -> None:
     """Give a module the tensors that it refers to.
 
     Args:
@@ -59,16 +59,16 @@ def fill(module: nn.Module, wanted: Mapping[str, Sequence[str]], weights: Weight
         InputError: for a file that cannot be read.
     """
     places = _places(weights)
-    missing = [" or ".join(names) for names in wanted.values() if not any(n in places for n in names)]
+    missing = [" or ".join(names) for names in references.values() if not any(n in places for n in names)]
     if missing:
         raise WeightError(
             f"the weights have no {'; no '.join(missing)}. They have {_some(sorted(places))}.\nRemedy: give the "
             "checkpoint of this model, under the names that its state_dict() has, or {name: tensor} with those names."
         )
-    found = {path: next(n for n in names if n in places) for path, names in wanted.items()}
-    tensors = _read({n: places[n] for n in found.values()})
+    chosen = {path: next(n for n in names if n in places) for path, names in references.items()}
+    tensors = _read({n: places[n] for n in chosen.values()})
     unlike = []
-    for path, name in found.items():
+    for path, name in chosen.items():
         old, new = operator.attrgetter(path)(module), tensors[name]
         if (old.shape, old.dtype) != (new.shape, new.dtype):
             unlike.append(f"{name} is {_form(new)}, not {_form(old)}")
@@ -94,19 +94,19 @@ def _places(weights: Weights) -> dict[str, Path | Tensor]:
     if isinstance(weights, Mapping):
         return {name: value if isinstance(value, Tensor) else Path(value) for name, value in weights.items()}
     files = [Path(weights)] if isinstance(weights, (str, Path)) else [Path(w) for w in weights]
-    return {name: file for given in files for file in _files(given) for name in _names(file)}
+    return {name: file for path in files for file in _files(path) for name in _names(file)}
 
 
-def _files(given: Path) -> list[Path]:
+def _files(path: Path) -> list[Path]:
     """The safetensors files that a path stands for."""
-    index = given / _INDEX if given.is_dir() else given
+    index = path / _INDEX if path.is_dir() else path
     if index.suffix == ".json":
         if index.is_file():
             return [index.parent / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-        if (given / _SINGLE).is_file():
-            return [given / _SINGLE]
-        raise InputError(f"{str(given)!r} has neither {_INDEX} nor {_SINGLE}: name the files")
-    return [given]
+        if (path / _SINGLE).is_file():
+            return [path / _SINGLE]
+        raise InputError(f"{str(path)!r} has neither {_INDEX} nor {_SINGLE}: name the files")
+    return [path]
 
 
 def _opened(file: Path) -> Any:
@@ -118,18 +118,18 @@ def _opened(file: Path) -> Any:
 
 
 def _names(file: Path) -> list[str]:
-    with _opened(file) as held:
-        return list(held.keys())
+    with _opened(file) as checkpoint:
+        return list(checkpoint.keys())
 
 
 def _read(places: Mapping[str, Path | Tensor]) -> dict[str, Tensor]:
     """The tensors by name, every file opened once."""
-    found = {name: place for name, place in places.items() if isinstance(place, Tensor)}
+    tensors = {name: place for name, place in places.items() if isinstance(place, Tensor)}
     for file in {place for place in places.values() if isinstance(place, Path)}:
-        with _opened(file) as held:
+        with _opened(file) as checkpoint:
             inside = [name for name, place in places.items() if place == file]
-            if unknown := set(inside) - set(held.keys()):
+            if unknown := set(inside) - set(checkpoint.keys()):
                 raise WeightError(f"{str(file)!r} has no {', '.join(sorted(unknown))}")
             # copied to where the allocator puts tensors: at the odd addresses of a mapped file kernels round otherwise
-            found |= {name: held.get_tensor(name).clone() for name in inside}
-    return found
+            tensors |= {name: checkpoint.get_tensor(name).clone() for name in inside}
+    return tensors

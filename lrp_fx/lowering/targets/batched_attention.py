@@ -98,8 +98,8 @@ class _Cotangents(Function):
     ) -> tuple[Tensor, ...]:  # fmt: skip
         if sums is not None:
             rest = {"attn_mask": mask, "scale": how["scale"]}
-            found = _FLASH_BACK(g, query, key, value, out, sums, 0.0, how["is_causal"], **rest)
-            return tuple(f for f, needed in zip(found, needs, strict=True) if needed)
+            cotangents = _FLASH_BACK(g, query, key, value, out, sums, 0.0, how["is_causal"], **rest)
+            return tuple(f for f, needed in zip(cotangents, needs, strict=True) if needed)
         leaves = [x.detach().requires_grad_(n) for x, n in zip((query, key, value), needs, strict=True)]
         with torch.enable_grad():
             again = FUSED(*leaves, mask, **how)
