@@ -94,7 +94,7 @@ def _distributed(site: Site) -> Node:
     (other,) = (slot for slot in decision.live if slot != shifted.slot)
     x, signal = site.operand(other), all_slots(site.copies[shifted.sum])[shifted.signal]
     constant = site.copies[shifted.constant] if isinstance(shifted.constant, Node) else shifted.constant
-    anchor = node.next
+    whole, anchor = site.copies[shifted.sum], node.next
 
     def product(first: Node, second: Node | float) -> Node:
         if isinstance(second, (int, float)):
@@ -111,6 +111,11 @@ def _distributed(site: Site) -> Node:
         return value if weight == 1 else graph.call_function(aten.mul.Tensor, (value, weight))
 
     with graph.inserting_before(anchor):
+        if not site.spec.elementwise:  # a product of matrices reads every entry of c, as the sum spread it out
+            if isinstance(constant, Node):
+                constant = graph.call_function(aten.expand_as.default, (constant, whole))
+            else:
+                constant = graph.call_function(aten.full_like.default, (whole, constant))
         of_constant = times(product(x, constant), shifted.constant_weight)
         of_signal = times(product(scaled(x, other), scaled(signal, shifted.slot)), shifted.weight)
         carrier = graph.call_function(aten.add.Tensor, (of_constant, of_signal))

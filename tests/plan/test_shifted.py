@@ -21,7 +21,20 @@ SPELLINGS = {
         lambda a, s: s + (a.unsqueeze(-1) * a.unsqueeze(-2) @ s.unsqueeze(-1)).squeeze(-1),
         lambda a, s: ((EYE + a.unsqueeze(-1) * a.unsqueeze(-2)) @ s.unsqueeze(-1)).squeeze(-1),
     ),
+    "a matrix plus a number": (
+        lambda a, s: s.sum(-1, keepdim=True) + (outer(a) @ s.unsqueeze(-1)).squeeze(-1),
+        lambda a, s: ((1 + outer(a)) @ s.unsqueeze(-1)).squeeze(-1),
+        lambda a, s: torch.bmm(outer(a) + torch.ones(4).to(s), s.unsqueeze(-1)).squeeze(-1),
+    ),
+    "a matrix in a batched product": (
+        lambda a, s: s + (outer(a) @ s.unsqueeze(-1)).squeeze(-1),
+        lambda a, s: torch.bmm(EYE + outer(a), s.unsqueeze(-1)).squeeze(-1),
+    ),
 }  # fmt: skip
+
+
+def outer(a):
+    return a.unsqueeze(-1) * a.unsqueeze(-2)
 
 
 class Of(nn.Module):
