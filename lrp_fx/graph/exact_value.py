@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lrp_fx.graph.exportable import exportable
+
 
 class _ExactValue(Function):
     """Value of one tensor, relevance through another that equals it up to rounding."""
@@ -31,18 +33,7 @@ class _ExactValue(Function):
 
 def exact_value(value: Tensor, carrier: Tensor) -> Tensor:
     """``value``, whose relevance is carried by ``carrier``: g_carrier = g value / carrier; no rounding is lost."""
-    return (
-        torch.ops.lrp_fx.exact_value(value, carrier)
-        if torch.compiler.is_exporting()
-        else _ExactValue.apply(value, carrier)
-    )
+    return (_exact_value if torch.compiler.is_exporting() else _ExactValue.apply)(value, carrier)
 
 
-_op = torch.library.custom_op(
-    "lrp_fx::exact_value",
-    lambda value, carrier: value.clone(),
-    mutates_args=(),
-    schema="(Tensor value, Tensor carrier) -> Tensor",
-)
-_op.register_fake(lambda value, carrier: torch.empty_like(value))
-_op.register_autograd(_ExactValue.backward, setup_context=_ExactValue.setup_context)
+_exact_value = exportable(_ExactValue, "exact_value(Tensor value, Tensor carrier) -> Tensor")

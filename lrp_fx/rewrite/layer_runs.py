@@ -159,11 +159,12 @@ class _Emit:
             return self.call(aten.square.default, weight)
         if part == "magnitude":
             return self.call(aten.abs.default, weight)
-        positive = part in ("positive", "favour-positive")
-        clamped = self.call(aten.clamp.default, weight, *((0,) if positive else (None, 0)))
-        if not part.startswith("favour"):
-            return clamped
-        return self.call(aten.add.Tensor, weight, clamped, alpha=self.rule.get("gamma", 0.25))
+        if part == "negative":
+            return self.call(aten.clamp.default, weight, None, 0)
+        positive = self.call(aten.clamp.default, weight, 0)
+        if part == "positive":
+            return positive
+        return self.call(aten.add.Tensor, weight, positive, alpha=self.rule.get("gamma", 0.25))  # favour-positive
 
     def _scale_and_shift(self, norm: Node) -> tuple[Node, Node]:
         """a and b of y = (z - mean) / sqrt(var + eps) * weight + bias = a z + b."""

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, fx
 from torch.autograd import Function
 
+from lrp_fx.graph.exportable import exportable
 from lrp_fx.rules.formulas import wide
-from lrp_fx.rules.functions import exportable
 
 aten = torch.ops.aten
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from lrp_fx.graph.exportable import exportable
 from lrp_fx.rules.formulas import favoured, inverse_deviation, normalization_cotangent, shared, stabilised
 from lrp_fx.rules.registry import own_backward
 from lrp_fx.rules.slopes import closed_slope
@@ -240,17 +241,6 @@ class _Product(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         weight, *rest = ctx.saved_tensors
         return None, ctx.op(g, weight.transpose(-2, -1), *rest), None, *(None for _ in rest)
-
-
-def exportable(rule: type[Function], schema: str) -> Any:
-    """The exportable twin of a rule: an operator with the same backward (it copies: operators return no views)."""
-    name = schema.split("(")[0]
-    op = torch.library.custom_op(
-        f"lrp_fx::{name}", lambda value, *_: value.clone(), mutates_args=(), schema=schema.removeprefix(name)
-    )
-    op.register_fake(lambda value, *_: torch.empty_like(value))
-    op.register_autograd(rule.backward, setup_context=rule.setup_context)
-    return op
 
 
 _scale = exportable(_Scale, "scale_relevance(Tensor x, float factor) -> Tensor")
