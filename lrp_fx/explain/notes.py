@@ -6,9 +6,11 @@ the inputs, parts cancel, something other than the inputs took much of it. Each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 SMALL = 0.1  #: share of the explained value that inputs hold, below which they are said to hold little
@@ -35,52 +37,72 @@ class Note:
 
 @dataclass(frozen=True)
 class Signs:
-    """What notes look at, summed over the batch.
+    """What notes look at: sample by sample, but for the ledger, which is a sum over the batch.
 
     Attributes:
         relevance: input -> its relevance.
-        target: the explained value.
+        target: (B,) the explained values.
         amounts: the ledger by category; None where it was not computed.
     """
 
     relevance: Mapping[str, Tensor]
-    target: float
+    target: Tensor
     amounts: Mapping[str, float] | None
 
     @property
-    def inputs(self) -> float:
-        """Relevance of all inputs."""
-        return sum(float(r.double().sum()) for r in self.relevance.values())
+    def inputs(self) -> Tensor:
+        """(B,) relevance of all inputs."""
+        return self._summed(lambda r: r)
 
     @property
-    def magnitude(self) -> float:
-        """Sum of its magnitudes."""
-        return sum(float(r.double().abs().sum()) for r in self.relevance.values())
+    def magnitude(self) -> Tensor:
+        """(B,) sum of its magnitudes."""
+        return self._summed(Tensor.abs)
 
     def share(self, *categories: str) -> float:
         """What categories of the ledger took, as a share of the explained value; 0 where there is no ledger."""
         absorbed = sum(abs((self.amounts or {}).get(c, 0.0)) for c in categories)
-        return absorbed / abs(self.target) if self.target else 0.0
+        target = abs(float(self.target.sum()))
+        return absorbed / target if target else 0.0
+
+    def count(self, samples: Tensor) -> str:
+        """Of how many samples that is said, where it is not said of all."""
+        total, several = len(samples), int(samples.sum())
+        return "" if several == total else f" (in {several} of {total} samples)"
+
+    def _summed(self, part: Callable[[Tensor], Tensor]) -> Tensor:
+        samples = len(self.target)
+        total = torch.zeros(samples, dtype=torch.float64, device=self.target.device)
+        for relevance in self.relevance.values():
+            amount = part(relevance.double()).to(total.device)
+            shared = not amount.dim() or len(amount) != samples  # an input that all samples share
+            total = total + (
+                amount.sum() / samples if shared else amount.flatten(1).sum(1) if amount.dim() > 1 else amount
+            )
+        return total
 
 
 def _little(signs: Signs) -> str | None:
-    share = signs.inputs / signs.target if signs.target else 1.0
-    if share >= SMALL:
+    few = (signs.inputs * signs.target.sign() < SMALL * signs.target.abs()) & (signs.target != 0)
+    if not few.any():
         return None
+    share = float((signs.inputs / signs.target)[few].median())
     said = f"hold {share:.0%} of the explained value" if share >= 0 else "add up to the opposite sign of the value"
     return (
-        f"the inputs {said}: biases, positions or softmax hold the rest (see .ledger). Try "
+        f"the inputs {said}{signs.count(few)}: biases, positions or softmax hold the rest (see .ledger). Try "
         'target=lrp_fx.Contrast(...), which takes out what all classes share, or rules="vit_gamma".'
     )
 
 
 def _cancelling(signs: Signs) -> str | None:
-    if signs.magnitude <= CANCELLING * abs(signs.target):
+    large = signs.magnitude > CANCELLING * signs.target.abs()
+    if not large.any():
         return None
-    times = f"{signs.magnitude / abs(signs.target):.0f} times" if signs.target else "far above"
+    ratio = float((signs.magnitude / signs.target.abs())[large].median())
+    times = f"{ratio:.0f} times" if math.isfinite(ratio) else "far above"
     return (
-        f"magnitudes of relevance add up to {times} the explained value: large parts cancel, and the picture shows the "
-        'parts. Try rules="vit_gamma" or "epsilon_plus", or a target of larger value.'
+        f"magnitudes of relevance add up to {times} the explained value{signs.count(large)}: large parts cancel, and "
+        'the picture shows the parts. Try rules="vit_gamma" or "epsilon_plus", or a target of larger value.'
     )
 
 
@@ -130,6 +152,6 @@ def find_notes(
     """The notes on one explanation; empty for a good map, and where nothing has a value (the meta device)."""
     if target.is_meta:
         return ()
-    signs = Signs(relevance, float(target.double().sum()), amounts)
+    signs = Signs(relevance, target.detach().double().reshape(-1), amounts)
     said = ((name, say(signs)) for name, say in SIGNS.items())
     return tuple(Note(name, text) for name, text in said if text is not None)

@@ -36,6 +36,20 @@ def test_a_good_map_has_no_note():
     assert find_notes(GOOD, TARGET, amounts) == find_notes(GOOD, TARGET, None) == ()
 
 
+def test_samples_are_judged_one_by_one():
+    # explained values of opposite signs: their sum says nothing of either sample
+    relevance = {"x": torch.tensor([[0.5, 0.4], [-0.5, -0.4], [0.01, 0.02], [40.0, -39.0]])}
+    target = torch.tensor([0.95, -0.95, 1.0, 1.0])
+    assert find_notes({"x": relevance["x"][:2]}, target[:2], None) == ()
+    little, cancelling = find_notes(relevance, target, None)
+    assert little.name == "small share" and "in 1 of 4 samples" in str(little) and "hold 3%" in str(little)
+    assert cancelling.name == "cancelling" and "in 1 of 4 samples" in str(cancelling)
+
+
+def test_an_input_that_all_samples_share_counts_in_each():
+    assert find_notes({"x": torch.tensor([[0.1], [0.1]]), "table": torch.full((5,), 0.32)}, torch.ones(2), None) == ()
+
+
 def test_explanations_carry_their_notes():
     torch.manual_seed(0)
     layer = nn.Linear(3, 2)
