@@ -76,9 +76,7 @@ class Signs:
         for relevance in self.relevance.values():
             amount = part(relevance.double()).to(total.device)
             shared = not amount.dim() or len(amount) != samples  # an input that all samples share
-            total = total + (
-                amount.sum() / samples if shared else amount.flatten(1).sum(1) if amount.dim() > 1 else amount
-            )
+            total = total + (amount.sum() / samples if shared else amount.reshape(samples, -1).sum(1))
         return total
 
 

@@ -31,14 +31,15 @@ def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> t
 
     P = (z + a) / 2 and N = (z - a) / 2 are the sums of positive and of negative contributions c_i = x_i w_i. Where
     z > 0 the rule hands each R_i = (c_i + gamma c_i+) / (z + gamma P) R, where z < 0 the same with c_i- and N. As
+    z > 0 the rule hands each R_i = (c_i + gamma c_i+) / (z + gamma P) R, where z < 0 the same with c_i- and N. As
     c+ = (c + |c|) / 2 and c- = (c - |c|) / 2, that is a cotangent of (1 + gamma / 2) s for z, and of gamma / 2 s sign z
-    for a, with s = z g / (z + gamma P or N). Nothing cancels: both terms of the divisor have the sign of z.
+    for a, with s = z g / (z + gamma P or N) = |z| g / ((1 + gamma / 2) |z| + gamma / 2 a). Nothing cancels: both terms
+    of the divisor are positive, and the signs of z are in the factors alone.
     """
     z, a = wide(z), wide(a)
-    sign = torch.where(z >= 0, 1.0, -1.0).to(z.dtype)
-    divisor = (1 + gamma / 2) * z + gamma / 2 * sign * a
-    s = z * g / stabilised(divisor, epsilon)
-    return ((1 + gamma / 2) * s).to(g.dtype), (gamma / 2 * sign * s).to(g.dtype)
+    favoured_z = z.abs() * (1 + gamma / 2)
+    share = g / torch.add(favoured_z + epsilon, a, alpha=gamma / 2)
+    return (favoured_z * share).to(g.dtype), (z * share * (gamma / 2)).to(g.dtype)
 
 
 def _rows(x: Tensor, width: int) -> Tensor:
