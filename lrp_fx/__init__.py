@@ -1,10 +1,11 @@
 """lrp_fx: a PyTorch FX compiler for Layer-wise Relevance Propagation (AttnLRP, ICML 2024, arXiv:2402.05602).
 
-The rooms, from the ground up; each imports only what stands before it:
+The rooms, from the ground up; each imports only what stands before it. ``viz`` draws plain data (words, numbers,
+arrays) and knows nothing of models, so that ``results``, which explanations return, can draw themselves:
 
 errors, extras, files -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes -> rewrite ->
-contracts -> explain -> verify -> lowering -> recent -> specialization -> capture_cache -> report -> stand_in ->
-converted -> exporting -> module -> convert -> concepts -> viz -> evaluate -> tuning -> cli
+contracts -> viz -> results -> explain -> verify -> lowering -> recent -> specialization -> capture_cache -> report ->
+stand_in -> converted -> exporting -> module -> convert -> concepts -> evaluate -> tuning -> cli
 """
 
 import importlib
@@ -12,10 +13,11 @@ from typing import Any
 
 from lrp_fx import errors
 from lrp_fx.convert import convert
-from lrp_fx.explain import Attribution, Contrast, Ledger, Pixels
-from lrp_fx.lowering import Attributions, Generation, Lowered, load
+from lrp_fx.explain import Contrast, Pixels
+from lrp_fx.lowering import Lowered, load
 from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable, register_op
+from lrp_fx.results import Attribution, Attributions, Generation, Ledger
 from lrp_fx.rules.ruleset import RuleSet, register_rule
 
 #: what is imported at its first use: name -> (module, name in it; none for the module itself)

@@ -11,11 +11,12 @@ import torch
 from lrp_fx.capture import Call, Captured, ModelState, free_numbers, is_traced, opened
 from lrp_fx.converted import RuleSource
 from lrp_fx.errors import CaptureError
-from lrp_fx.explain import Attribution, Condition, Target
+from lrp_fx.explain import Condition, Target
 from lrp_fx.explain.conditions import places_of
 from lrp_fx.exporting import Exporting
-from lrp_fx.lowering import Attributions, Generation, generate
+from lrp_fx.lowering import generate
 from lrp_fx.report import Report, make_report
+from lrp_fx.results import Attribution, Attributions, Generation
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.verify.verify import Verification, verify
 
@@ -59,6 +60,7 @@ class ExplainableModule(Exporting):
         memory: str = "normal",
         targets: None = None,
         check: str | bool | None = None,
+        keep_inputs: bool = True,
         **kwargs: Any,
     ) -> Attribution: ...
 
@@ -70,6 +72,7 @@ class ExplainableModule(Exporting):
         at: str | Iterable[str] = (),
         rules: RuleSource | None = None,
         check: str | bool | None = None,
+        keep_inputs: bool = True,
         **kwargs: Any,
     ) -> Attributions: ...
 
@@ -83,6 +86,7 @@ class ExplainableModule(Exporting):
         memory: str = "normal",
         targets: Sequence[Target] | None = None,
         check: str | bool | None = None,
+        keep_inputs: bool = True,
         **kwargs: Any,
     ) -> Attribution | Attributions:
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
@@ -106,6 +110,8 @@ class ExplainableModule(Exporting):
                 "always" does so every time, False never; None is what ``convert`` was told. Not with
                 ``memory="low"`` nor on the meta device; a compiled graph is not compared, what it was made of is
                 checked; of several targets the first is.
+            keep_inputs: whether the result keeps the inputs. Its ledger and its sources are computed from them when
+                they are asked for, and go with them.
             **kwargs: the model's inputs.
 
         Raises:
@@ -114,10 +120,12 @@ class ExplainableModule(Exporting):
         if memory not in ("normal", "low"):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
         if targets is None:
-            return self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
+            made = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
+            return made if keep_inputs else made.without_inputs()
         if target is not None or condition or memory == "low":
             raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
-        return self.explain_targets(*args, targets=targets, at=at, rules=rules, check=check, **kwargs)
+        several = self.explain_targets(*args, targets=targets, at=at, rules=rules, check=check, **kwargs)
+        return several if keep_inputs else several.without_inputs()
 
     def explain_conditions(
         self,

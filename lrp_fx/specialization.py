@@ -14,16 +14,17 @@ from lrp_fx.capture import TRACING, Call, Captured, failing_node
 from lrp_fx.capture.lock import traced_property
 from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import InputError, NumericalError
-from lrp_fx.explain import Attribution, Condition, Sweeper, Target
+from lrp_fx.explain import Condition, Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
 from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.explain.target import normal_targets
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.unfuse_attention import write_out_attention
-from lrp_fx.lowering import Attributions, Lowered, ManyTargets, explain_targets
+from lrp_fx.lowering import Lowered, ManyTargets, explain_targets
 from lrp_fx.lowering import low_memory as with_checkpoints
 from lrp_fx.plan import make_plan
 from lrp_fx.recent import Recent
+from lrp_fx.results import Attribution, Attributions
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.rules.ruleset import RuleSet
 

@@ -18,11 +18,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lrp_fx.capture import Captured
 from lrp_fx.errors import NumericalError, TargetError
 from lrp_fx.explain.accounts import Account, Sweep, kind_of
-from lrp_fx.explain.ledger import Entry, Ledger, all_absorbed, make_ledger
+from lrp_fx.explain.ledger import all_absorbed, make_ledger
 from lrp_fx.explain.sweep import UNREACHED
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import is_float
+from lrp_fx.results import Entry, Ledger
 from lrp_fx.rewrite import Rewritten
 from lrp_fx.rules.functions import relevance_of
 

@@ -18,15 +18,15 @@ from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import LrpError, NumericalError, TargetError
 from lrp_fx.explain import check
 from lrp_fx.explain.accounts import Sweep, account
-from lrp_fx.explain.attribution import Attribution, no_ledger
 from lrp_fx.explain.conditions import Condition, condition_masks
 from lrp_fx.explain.inputs import Inputs, shares
 from lrp_fx.explain.latents import find_latents
-from lrp_fx.explain.ledger import Ledger, make_ledger
+from lrp_fx.explain.ledger import make_ledger
 from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.explain.sweep import UNREACHED, Relevance, TapPoints, sweep
 from lrp_fx.explain.tap import at_chosen_positions, tap
 from lrp_fx.explain.target import Target, padding_masks, select
+from lrp_fx.results import Attribution, Ledger, no_ledger
 from lrp_fx.rewrite import Rewritten
 
 Choose = Callable[[Any], Tensor]  #: output of the model -> (B,) explained values
@@ -132,7 +132,7 @@ class Sweeper:
         if checking:
             choose, explained, relevance, conditional = results[0]
             self._check(leaves, choose, None if conditional else (explained.detach(), relevance.sources))
-        return [self._attribution(leaves, output, *result) for result in results]
+        return [self._attribution(call, leaves, output, *result) for result in results]
 
     def choose(self, call: Call, target: Target) -> Choose:
         """What reads the explained values of a target off an output."""
@@ -160,6 +160,7 @@ class Sweeper:
 
     def _attribution(
         self,
+        call: Call,
         leaves: tuple[Any, ...],
         output: Any,
         choose: Choose,
@@ -172,17 +173,20 @@ class Sweeper:
         parts = self.inputs.parts(plan.facts.sources, collected, self.inputs.values(leaves))
         of_inputs = shares(parts)
 
-        def account() -> Ledger:
-            return make_ledger(plan, self.account(leaves, choose), of_inputs)
+        def account(weights: Tensor | None) -> Ledger:
+            if weights is None:
+                return make_ledger(plan, self.account(leaves, choose), of_inputs)
+            return self.explain(call, lambda output: _weighed(choose(output), weights)).ledger
 
         return Attribution(
-            self.inputs.summed(parts),
-            relevance.latents,
-            explained.detach(),
-            pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
-            plan.ruleset.name,
-            self.inputs.by_source(plan.sources, collected),
-            no_ledger(_CONDITIONAL) if conditional else account,
+            relevance=self.inputs.summed(parts),
+            latents=relevance.latents,
+            target=explained.detach(),
+            ruleset=plan.ruleset.name,
+            inputs={name: tensor.detach() for name, tensor in call.tensors.items()},
+            _output=pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
+            _sources=self.inputs.by_source(plan.sources, collected),
+            _account=no_ledger(_CONDITIONAL) if conditional else account,
         )
 
     def check(self, call: Call, target: Target) -> None:
@@ -213,6 +217,10 @@ class Sweeper:
     def account(self, leaves: tuple[Any, ...], choose: Choose) -> Sweep:
         """The accounting sweep on the same inputs."""
         return account(self.rewritten, leaves, choose, self.captured.out_spec)
+
+
+def _weighed(values: Tensor, weights: Tensor) -> Tensor:
+    return values * weights.to(values.device, values.dtype)
 
 
 def usable(leaves: Sequence[Any]) -> tuple[Any, ...]:

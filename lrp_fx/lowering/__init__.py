@@ -3,13 +3,11 @@
 from lrp_fx.lowering.artefacts.save import Artefact, load
 from lrp_fx.lowering.blocks.checkpoint import low_memory
 from lrp_fx.lowering.lowered import Lowered, lower
-from lrp_fx.lowering.targets.generation import Generation, generate
-from lrp_fx.lowering.targets.many import Attributions, ManyTargets, explain_targets
+from lrp_fx.lowering.targets.generation import generate
+from lrp_fx.lowering.targets.many import ManyTargets, explain_targets
 
 __all__ = [
     "Artefact",
-    "Attributions",
-    "Generation",
     "Lowered",
     "ManyTargets",
     "explain_targets",

@@ -20,8 +20,7 @@ from lrp_fx.cache.store import tolerance
 from lrp_fx.capture import Call, Captured
 from lrp_fx.capture.offload import brought_in
 from lrp_fx.errors import InputError, LoweringError, TargetError
-from lrp_fx.explain import Attribution, Sweeper, Target
-from lrp_fx.explain.attribution import Later
+from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.explain.target import check_won, normal
 from lrp_fx.graph.copies import copy_graph
@@ -45,6 +44,7 @@ from lrp_fx.lowering.joint_graph import (
 from lrp_fx.lowering.partition import min_cut
 from lrp_fx.lowering.targets.spec import TargetSpec, distinct, target_spec
 from lrp_fx.lowering.trial import agree, examples
+from lrp_fx.results import Attribution, Later
 
 _POSITIONS = 64  #: more inputs than any model takes by position
 
@@ -282,13 +282,14 @@ class Lowered:
         if results["output"]:
             output = pytree.tree_unflatten(results["output"], sweeper.captured.out_spec)
         return Attribution(
-            results["relevance"],
-            results["latents"],
-            results["target"],
-            output,
-            sweeper.rewritten.plan.ruleset.name,
-            Later(lambda: eager()._inputs),
-            lambda: eager().ledger,
+            relevance=results["relevance"],
+            latents=results["latents"],
+            target=results["target"],
+            ruleset=sweeper.rewritten.plan.ruleset.name,
+            inputs={name: tensor.detach() for name, tensor in call.tensors.items()},
+            _output=output,
+            _sources=Later(lambda: eager()._sources),
+            _account=lambda weights: eager()._account(weights),
         )
 
 

@@ -13,9 +13,9 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture import Call
 from lrp_fx.capture.agreement import difference
 from lrp_fx.errors import LoweringError, type_and_line
-from lrp_fx.explain import Attribution
 from lrp_fx.explain.target import padding_masks
 from lrp_fx.lowering.dynamic_shapes import ShapeGuards
+from lrp_fx.results import Attribution
 
 _ENOUGH = 16  #: of a dimension that is free, to see whether a graph does what it should
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from lrp_fx.explain import Ledger
+from lrp_fx.results import Ledger
 
 
 @dataclass(frozen=True)

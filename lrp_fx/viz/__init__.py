@@ -1,6 +1,6 @@
 """Explanations to look at: coloured tokens in the terminal, a heatmap page for the browser."""
 
-from lrp_fx.viz.heatmap import heatmap_page, token_html, write_page
+from lrp_fx.viz.pages import heatmap_page, token_html, write_page
 from lrp_fx.viz.terminal import render_scale, render_tokens
 from lrp_fx.viz.words import Word, join_pieces, most_relevant
 

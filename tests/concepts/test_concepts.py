@@ -10,8 +10,8 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.concepts import DictionaryError, FeatureExplainer, collect, explain_features, reference
+from lrp_fx.concepts.gallery import gallery
 from lrp_fx.errors import InputError, LatentError
-from lrp_fx.viz.gallery import gallery
 
 F64 = {"dtype": torch.float64}
 

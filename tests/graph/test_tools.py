@@ -10,12 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from lrp_fx.errors import LatentError, first_line, type_and_line
-from lrp_fx.explain.attribution import Attribution, no_ledger
 from lrp_fx.graph.attribute_paths import attribute, readable
 from lrp_fx.graph.copies import splice
 from lrp_fx.graph.dimensions import example_size, same_sizes
 from lrp_fx.graph.reach import from_inputs
 from lrp_fx.graph.values import tensors_in
+from lrp_fx.results import Attribution, no_ledger
 
 aten = torch.ops.aten
 
@@ -99,7 +99,10 @@ def test_sizes_are_compared_and_tensors_found():
 
 
 def test_an_attribution_without_a_ledger_says_why_in_another_process_too():
-    made = Attribution({"x": torch.ones(1)}, {}, torch.ones(1), None, "attnlrp", {}, no_ledger("saved, so no ledger"))
+    none = no_ledger("saved, so no ledger")
+    made = Attribution(
+        relevance={"x": torch.ones(1)}, latents={}, target=torch.ones(1), ruleset="attnlrp", _account=none
+    )
     for attribution in (made, pickle.loads(pickle.dumps(made))):
         with pytest.raises(LatentError, match="saved, so no ledger"):
             attribution.ledger  # noqa: B018

@@ -25,7 +25,7 @@ def test_many_targets_are_explained_as_one_by_one(llama):
     inputs = {"input_ids": ids(3, 5)}
     targets = [4, None, torch.tensor([1, -1, 7]), (2, 9), (torch.tensor([0, 3, -2]), 11)]
     found = xmodel.explain(**inputs, targets=targets, at="model.layers.0.mlp", chunk=2)
-    assert len(found) == 5 and found.ruleset == "attnlrp"
+    assert found.count == 5 and len(found) == 3 and found.ruleset == "attnlrp"
     for i, target in enumerate(targets[:4]):
         one = xmodel.explain(**inputs, target=target, at="model.layers.0.mlp")
         same(found.target[i], one.target)

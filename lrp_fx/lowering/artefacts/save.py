@@ -20,8 +20,7 @@ from lrp_fx.capture import Shapes
 from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.signature import flatten
 from lrp_fx.errors import InputError, LoweringError, LrpError, TargetError, UnsafeFileError, type_and_line
-from lrp_fx.explain import Attribution, Target
-from lrp_fx.explain.attribution import no_ledger
+from lrp_fx.explain import Target
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.target import check_won, normal
 from lrp_fx.extras import require
@@ -38,6 +37,7 @@ from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.joint_graph import check_finite
 from lrp_fx.lowering.targets.spec import TargetSpec
 from lrp_fx.passes.convolution_backward import transpose_convolutions
+from lrp_fx.results import Attribution, no_ledger
 
 _REFERENCES = "weights"
 _UNACCOUNTED = "a saved graph has no ledger: explain with the converted model for the whole account"
@@ -210,7 +210,14 @@ class Artefact:
         check_finite([check_won(normal(target), results["target"]), *relevance.values()])
         rules = self.about["rules"]
         return Attribution(
-            relevance, latents, results["target"], results["output"], rules, relevance, no_ledger(_UNACCOUNTED)
+            relevance=relevance,
+            latents=latents,
+            target=results["target"],
+            ruleset=rules,
+            inputs=dict(zip(names, tensors, strict=True)),
+            _output=results["output"],
+            _sources=relevance,
+            _account=no_ledger(_UNACCOUNTED),
         )
 
     explain = __call__

@@ -21,14 +21,14 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture import Call
 from lrp_fx.capture.offload import Offloaded, put
 from lrp_fx.errors import InputError, LrpError
-from lrp_fx.explain import Attribution, Contrast, Pixels, Sweeper, Target
-from lrp_fx.explain.attribution import no_ledger
+from lrp_fx.explain import Contrast, Pixels, Sweeper, Target
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.sweep import TapPoints, check_reached
 from lrp_fx.explain.target import at_pixels, check_won, normal, padding_masks, select
 from lrp_fx.lowering.distributed.stages import Stage, split
 from lrp_fx.lowering.dynamic_shapes import fake_inputs
 from lrp_fx.lowering.joint_graph import Lifted, attributes_of, check_finite
+from lrp_fx.results import Attribution, no_ledger
 
 _UNACCOUNTED = "an explanation by several processes has no ledger: explain() in one process makes one."
 
@@ -160,7 +160,13 @@ class Pipeline:
         name = self.sweeper.rewritten.plan.ruleset.name
         order = {path: latents[path] for path in self.sweeper.latents}
         return Attribution(
-            relevance, order, target.to(self.device), output, name, dict(relevance), no_ledger(_UNACCOUNTED)
+            relevance=relevance,
+            latents=order,
+            target=target.to(self.device),
+            ruleset=name,
+            _output=output,
+            _sources=dict(relevance),
+            _account=no_ledger(_UNACCOUNTED),
         )
 
 

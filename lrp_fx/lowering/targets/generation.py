@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,28 +11,7 @@ from torch import Tensor
 from lrp_fx.capture import Call, Captured
 from lrp_fx.capture.conventions import is_encoder_decoder
 from lrp_fx.errors import InputError
-from lrp_fx.lowering.targets.many import Attributions
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Generated tokens and where each of them comes from.
-
-    Attributes:
-        sequences: (B, T) all token ids: the prompt and what was generated; of an encoder-decoder, the decoder's.
-        start: index of the first new token in ``sequences``.
-        relevance: input name -> (B, T_new, ...): of the tokens in ``sequences``, (B, T_new, T), zero from the token
-            itself on.
-        target: (B, T_new) logit of each new token.
-        ruleset: name of the rule set.
-    """
-
-    sequences: Tensor
-    start: int
-    relevance: dict[str, Tensor]
-    target: Tensor
-    ruleset: str
-
+from lrp_fx.results import Attributions, Generation
 
 #: new tokens explained from one forward pass, over the longest of their prefixes: what lies behind it is not computed
 _GROUP = 16
@@ -82,14 +60,17 @@ def generate(
         prefix = {k: whole[k][:, : end - 1] for k in along} if group < total else {}
         explained.append(explain(**{**whole, **prefix}, targets=targets))
     return Generation(
-        sequences,
-        start,
-        {
+        sequences=sequences,
+        start=start,
+        generated=name,
+        relevance={
             n: torch.cat([_padded(f.relevance[n], total if n == name else None) for f in explained], 1)
             for n in explained[0].relevance
         },
-        torch.cat([f.target.T for f in explained], 1),
-        explained[0].ruleset,
+        latents={},
+        target=torch.cat([f.target.T for f in explained], 1),
+        ruleset=explained[0].ruleset,
+        inputs={n: v for n, v in whole.items() if isinstance(v, Tensor)},
     )
 
 

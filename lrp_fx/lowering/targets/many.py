@@ -34,31 +34,12 @@ from lrp_fx.lowering.joint_graph import Targeted, check_finite, with_target
 from lrp_fx.lowering.targets.batched_attention import fold_targets
 from lrp_fx.lowering.targets.spec import TargetSpec
 from lrp_fx.operators.table import bind, set_arg
+from lrp_fx.results import Attributions
 
 #: rows of features in one backward sweep of all targets: fewer leave a processor's matrix products below their peak,
 #: with more the values between them leave its caches (measured at 100 and at 512 tokens; accelerators are untested)
 _ROWS, _MOST = {"cpu": 1024}, 16
 _LAST = _LARGEST = -(2**40)  #: index of a target that leaves its position or its class open
-
-
-@dataclass(frozen=True)
-class Attributions:
-    """Relevance of T targets per sample.
-
-    Attributes:
-        relevance: input name -> (T, B, ...), each target's relevance as in :class:`lrp_fx.Attribution`.
-        latents: module path -> (T, B, ...).
-        target: (T, B) the explained values.
-        ruleset: name of the rule set.
-    """
-
-    relevance: dict[str, Tensor]
-    latents: dict[str, Tensor]
-    target: Tensor
-    ruleset: str
-
-    def __len__(self) -> int:
-        return len(self.target)
 
 
 @dataclass(frozen=True)
@@ -122,10 +103,11 @@ class ManyTargets:
         values = self.sweeper.inputs.values(leaves)
         per_target = [self._per_input([r[i] for r in relevance.sources], values) for i in range(len(picks))]
         return Attributions(
-            {name: torch.stack([r[name] for r in per_target]) for name in per_target[0]},
-            relevance.latents,
-            explained.detach().T,
-            self.sweeper.rewritten.plan.ruleset.name,
+            relevance={name: torch.stack([r[name] for r in per_target]) for name in per_target[0]},
+            latents=relevance.latents,
+            target=explained.detach().T,
+            ruleset=self.sweeper.rewritten.plan.ruleset.name,
+            inputs={name: tensor.detach() for name, tensor in call.tensors.items()},
         )
 
     def _per_input(self, relevance: Sequence[Tensor], values: Values) -> dict[str, Tensor]:
@@ -156,10 +138,11 @@ def explain_targets(
     if len({one.target.shape for one in explained}) > 1:
         raise TargetError("a target that names one sample does not go with others that are for all of them")
     return Attributions(
-        {name: torch.stack([one.relevance[name] for one in explained]) for name in explained[0].relevance},
-        {path: torch.stack([one.latents[path] for one in explained]) for path in explained[0].latents},
-        torch.stack([one.target for one in explained]),
-        explained[0].ruleset,
+        relevance={name: torch.stack([one.relevance[name] for one in explained]) for name in explained[0].relevance},
+        latents={path: torch.stack([one.latents[path] for one in explained]) for path in explained[0].latents},
+        target=torch.stack([one.target for one in explained]),
+        ruleset=explained[0].ruleset,
+        inputs=explained[0].inputs,
     )
 
 

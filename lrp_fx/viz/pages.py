@@ -13,19 +13,31 @@ from lrp_fx.viz.colours import background, css, foreground, largest
 from lrp_fx.viz.words import Word, most_relevant
 
 
-def _template(name: str) -> Any:
+def template(name: str, room: str = "lrp_fx.viz") -> Any:
+    """A template that lies in a room of the package, or in this one.
+
+    Raises:
+        MissingExtraError: when jinja2 is not installed.
+    """
     jinja2: Any = require("jinja2", "html")
-    folder = files("lrp_fx.viz")
-    loader = jinja2.FunctionLoader(lambda other: folder.joinpath(other).read_text())
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True).get_template(name)
+    folders = [files(room), files("lrp_fx.viz")]
+
+    def read(other: str) -> str:
+        return next(folder for folder in folders if folder.joinpath(other).is_file()).joinpath(other).read_text()
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(name)
 
 
-def _cells(words: Sequence[Word]) -> list[dict[str, Any]]:
+def cells(words: Sequence[Word]) -> list[dict[str, Any]]:
+    """Words as a template shows them."""
     scale = largest(words)
-    cells = []
+    shown = []
     for word in words:
         colour = background(word.relevance / scale)
-        cells.append(
+        shown.append(
             {
                 "text": word.text or "·",
                 "relevance": word.relevance,
@@ -34,12 +46,12 @@ def _cells(words: Sequence[Word]) -> list[dict[str, Any]]:
                 "foreground": css(foreground(colour)),
             }
         )
-    return cells
+    return shown
 
 
 def token_html(words: Sequence[Word]) -> str:
     """The heatmap alone, as an HTML fragment (for notebooks)."""
-    return str(_template("tokens.html.jinja").module.tokens(_cells(words)))
+    return str(template("tokens.html.jinja").module.tokens(cells(words)))
 
 
 def heatmap_page(words: Sequence[Word], *, title: str, facts: Mapping[str, str], ledger: Mapping[str, float]) -> str:
@@ -58,9 +70,9 @@ def heatmap_page(words: Sequence[Word], *, title: str, facts: Mapping[str, str],
     stops = [css(background(step / 6)) for step in range(-6, 7)]
     ranked = most_relevant(words)[:10]
     widest = max([abs(v) for v in ledger.values()], default=1.0) or 1.0
-    return _template("heatmap.html.jinja").render(
-        cells=_cells(words), title=title, facts=facts, ledger=ledger, total=sum(ledger.values()), scale=scale,
-        stops=stops, ranked=_cells(ranked) if ranked else [], widest=widest, largest=scale,
+    return template("heatmap.html.jinja").render(
+        cells=cells(words), title=title, facts=facts, ledger=ledger, total=sum(ledger.values()), scale=scale,
+        stops=stops, ranked=cells(ranked) if ranked else [], widest=widest, largest=scale,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lrp_fx
-from lrp_fx.explain.notes import find_notes
+from lrp_fx.results.notes import find_notes
 
 GOOD = {"x": torch.tensor([[0.5, 0.4, -0.1]])}
 TARGET = torch.tensor([0.9])

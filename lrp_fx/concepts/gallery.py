@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lrp_fx.concepts import Collection, Reference, reference
+from lrp_fx.concepts.maximisation import Collection, Reference, reference
 from lrp_fx.converted import RuleSource
 from lrp_fx.errors import InputError
 from lrp_fx.explain.target import padding_masks, shown
 from lrp_fx.extras import require
 from lrp_fx.module import ExplainableModule
-from lrp_fx.viz.heatmap import _cells, _template, write_page
+from lrp_fx.viz.pages import cells, template, write_page
 from lrp_fx.viz.words import Word
 
 #: ids of one sample -> the text of each
@@ -64,7 +64,9 @@ def gallery(
             groups.append(
                 {"latent": latent, "neuron": neuron, "samples": [_shown(item, input, decode) for item in shown]}
             )
-    page = str(_template("gallery.html.jinja").render(groups=groups, title=title, collection=collection))
+    page = str(
+        template("gallery.html.jinja", "lrp_fx.concepts").render(groups=groups, title=title, collection=collection)
+    )
     if path is not None:
         write_page(path, page)
     return page
@@ -80,7 +82,7 @@ def _shown(item: Reference, name: str | None, decode: Decode | None) -> dict[str
         ids = value.flatten().tolist()
         texts = decode(ids) if decode else [str(i) for i in ids]
         pairs = zip(texts, relevance.flatten().tolist(), _real(item.hit.sample.inputs, name), strict=True)
-        return facts | {"cells": _cells([Word(text.strip("Ġ▁ "), amount) for text, amount, real in pairs if real])}
+        return facts | {"cells": cells([Word(text.strip("Ġ▁ "), amount) for text, amount, real in pairs if real])}
     if value.dim() == 3 and value.shape[0] in (1, 3):
         return facts | {"pictures": [_picture(value), _heat(relevance.sum(0))]}
     return facts | {"pictures": [_heat(relevance.reshape(-1, relevance.shape[-1]))]}

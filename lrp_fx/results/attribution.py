@@ -1,0 +1,226 @@
+"""The result of an explanation of one target per sample."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lrp_fx.errors import LatentError
+from lrp_fx.results.ledger import Ledger
+from lrp_fx.results.notes import Note, find_notes
+from lrp_fx.results.result import Result
+
+#: what computes a ledger: of the sum of all samples' targets, or of a weighted sum, (B,)
+Accounting = Callable[[Tensor | None], Ledger]
+
+_DROPPED = "the inputs were not kept (keep_inputs=False), and this is computed from them. Remedy: ask for it before"
+
+
+@dataclass(frozen=True)
+class Later:
+    """A part of an attribution that is computed when it is asked for."""
+
+    make: Callable[[], Any]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
+class Attribution(Result):
+    """Relevance of one target per sample.
+
+    Attributes:
+        relevance: input name -> relevance. Token ids: (B, S), summed over features; floating inputs: their own shape.
+        latents: module path -> relevance of that module's output, in its shape (what ``at=`` asked for).
+        target: (B,) the explained values.
+    """
+
+    _output: Any = None
+    _sources: dict[str, Tensor] | Later = field(default_factory=dict)
+    _account: Accounting
+
+    @cached_property
+    def output(self) -> Any:
+        """The model's output, of its own type, detached. Where a compiled graph that does not compute it explained,
+        a second sweep on the same inputs and weights does."""
+        return _now(self._output)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Where all of the relevance went. Computed at first use, by a second sweep on the same inputs and weights;
+        that of some samples of a batch by a third, for their targets alone."""
+        return self._account(None)
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """Signs that the map is weak, each with what to try (:mod:`lrp_fx.results.notes`); those that the ledger shows
+        only once it was computed."""
+        amounts = self.ledger.by("category") if "ledger" in self.__dict__ else None
+        return (*self.context.notes, *find_notes(self.relevance, self.target, amounts))
+
+    @cached_property
+    def sources(self) -> dict[str, Tensor]:
+        """Every tensor that relevance was collected at, by name, elementwise: embeddings of the inputs, then the
+        position, type, class-token and latent parameters that join on the way (from the ledger)."""
+        collected = dict(_now(self._sources))
+        for entry in self.ledger.entries:
+            if entry.category == "source" and entry.relevance is not None:
+                earlier = collected.get(entry.name)
+                same = earlier is not None and earlier.shape == entry.relevance.shape
+                key = entry.name if earlier is None or same else f"{entry.name} ({entry.node})"
+                collected[key] = earlier + entry.relevance if same and earlier is not None else entry.relevance
+        return collected
+
+    def without_inputs(self) -> Self:
+        """The same numbers without the inputs, and without what would be computed from them later: a ledger that was
+        not computed, an output of a compiled graph, sources."""
+        dropped = Later(functools.partial(_refuse, _DROPPED))
+        account = functools.partial(_as_computed, self.ledger) if "ledger" in self.__dict__ else no_ledger(_DROPPED)
+        output = dropped if isinstance(self._output, Later) and "output" not in self.__dict__ else self.output
+        return self._derived(inputs={}, _output=output, _sources=dropped, _account=account)
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """On another device or in another precision, as ``torch.Tensor.to``: relevance, target, inputs and output."""
+
+        def move(tree: Any) -> Any:
+            return pytree.tree_map_only(Tensor, lambda t: _moved(t, args, kwargs), tree)
+
+        later = isinstance(self._output, Later)
+        output = Later(lambda: move(self.output)) if later else move(self._output)
+        moved = super().to(*args, **kwargs)
+        return moved._derived(_output=output, _sources=Later(lambda: move(_now(self._sources))))
+
+    def _derived(self, **changes: Any) -> Self:
+        made = super()._derived(**changes)
+        if "ledger" in self.__dict__ and "_account" not in changes:  # need not be computed again
+            made.__dict__["ledger"] = self.ledger
+        return made
+
+    def _of(self, rows: list[int]) -> Self:
+        def some() -> dict[str, Tensor]:
+            return {n: self._pick(t, rows, f"the source '{n}'") for n, t in _now(self._sources).items()}
+
+        def rest(output: Any) -> Any:
+            count = len(self)
+            return pytree.tree_map_only(Tensor, lambda t: t[rows] if t.dim() and len(t) == count else t, output)
+
+        later = isinstance(self._output, Later)
+        return replace(
+            super()._of(rows),
+            _output=Later(lambda: rest(self.output)) if later else rest(self._output),
+            _sources=Later(some),
+            _account=functools.partial(_of_rows, self._accounted, rows, len(self)),
+        )
+
+    def __mul__(self, factor: float | Tensor) -> Self:
+        factors = torch.as_tensor(factor).double().cpu().expand(len(self))
+
+        def scaled() -> dict[str, Tensor]:
+            return {n: t * self._beside(factors, t).to(t.dtype) for n, t in _now(self._sources).items()}
+
+        account = functools.partial(_scaled, self._accounted, factors)
+        return replace(super().__mul__(factor), _sources=Later(scaled), _account=account)
+
+    __rmul__ = __mul__
+
+    def _of_all_samples(self) -> Self:
+        def total() -> dict[str, Tensor]:
+            count = len(self)
+            collected = _now(self._sources).items()
+            return {n: t.sum(0, keepdim=True) if t.dim() and len(t) == count else t for n, t in collected}
+
+        account = functools.partial(_of_the_sum, self._accounted, len(self))
+        return replace(super()._of_all_samples(), _output=None, _sources=Later(total), _account=account)
+
+    def _category_rows(self) -> list[dict[str, Any]]:
+        try:
+            ledgers = [one.ledger for one in self]
+        except LatentError:  # only that of all samples together is known
+            return [{"category": c, "amount": a} for c, a in self.ledger.by("category").items()]
+        return [
+            {"sample": i, "category": category, "amount": amount}
+            for i, ledger in enumerate(ledgers)
+            for category, amount in ledger.items()
+        ]
+
+    def _sum(self, other: Self) -> Self:
+        def both() -> dict[str, Tensor]:
+            mine, theirs = _now(self._sources), _now(other._sources)
+            return {n: mine.get(n, 0.0) + theirs.get(n, 0.0) for n in {**mine, **theirs}}
+
+        made = super()._sum(other)
+        return replace(
+            made, _sources=Later(both), _account=functools.partial(_joined, self._accounted, other._accounted)
+        )
+
+    def _accounted(self, weights: Tensor | None) -> Ledger:
+        """The ledger of a weighted sum of targets; the one that was computed already where that is it."""
+        return self.ledger if weights is None or bool((weights == 1).all()) else self._account(weights)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: what was still to be computed, computed; the ledger too, where there is one."""
+        try:
+            account: Accounting = functools.partial(_as_computed, self.ledger)
+        except LatentError as reason:  # it has none, and says why
+            account = no_ledger(str(reason))
+        state = {f.name: getattr(self, f.name) for f in fields(self)}
+        return state | {"_output": self.output, "_sources": _now(self._sources), "_account": account}
+
+
+def no_ledger(why: str) -> Accounting:
+    """What stands for the account of an attribution that has no ledger: it says why when it is asked."""
+    return functools.partial(_refuse, why)
+
+
+def known_ledger(ledger: Ledger) -> Accounting:
+    """What stands for the account of an attribution whose ledger was computed before."""
+    return functools.partial(_as_computed, ledger)
+
+
+def _refuse(why: str, weights: Tensor | None = None) -> Any:
+    raise LatentError(why)
+
+
+def _as_computed(ledger: Ledger, weights: Tensor | None) -> Ledger:
+    if weights is None:
+        return ledger
+    if bool((weights == weights[0]).all()):
+        return ledger * float(weights[0])
+    raise LatentError(
+        "the ledger of a result that was copied, saved or kept without its inputs is of all its samples together: "
+        "explain the samples one by one for a ledger of each"
+    )
+
+
+def _of_rows(account: Accounting, rows: list[int], count: int, weights: Tensor | None) -> Ledger:
+    """The ledger of some samples: of the batch, the others weighed by 0."""
+    given = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double().cpu()
+    return account(torch.zeros(count, dtype=torch.float64).index_add(0, torch.tensor(rows, dtype=torch.long), given))
+
+
+def _of_the_sum(account: Accounting, count: int, weights: Tensor | None) -> Ledger:
+    return account(None if weights is None else weights.expand(count))
+
+
+def _scaled(account: Accounting, factors: Tensor, weights: Tensor | None) -> Ledger:
+    if bool((factors == factors[0]).all()):
+        return account(weights) * float(factors[0])
+    return account(factors if weights is None else factors * weights.double().cpu())
+
+
+def _joined(first: Accounting, second: Accounting, weights: Tensor | None) -> Ledger:
+    return first(weights) + second(weights)
+
+
+def _moved(tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    moved = tensor.to(*args, **kwargs)
+    return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
+
+
+def _now(value: Any) -> Any:
+    return value.make() if isinstance(value, Later) else value

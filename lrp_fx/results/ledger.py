@@ -1,0 +1,97 @@
+"""The ledger: where all relevance went. Every entry is computed on its own, and together they are the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One amount in the ledger.
+
+    Attributes:
+        category: input, source (position, type and latent parameters), position (rotary tables, where the rule set
+            counts them), bias, constant, stopped, softmax, taylor (what the first-order expansion of another function
+            of several numbers leaves out), stabiliser, rule (what a rule that does not conserve loses or invents) or
+            target (a target that is not linear).
+        name: input, parameter path, or operator.
+        role: role of the node that absorbed it.
+        module: module path of that node.
+        node: its name.
+        amount: relevance, summed over the batch.
+        relevance: elementwise relevance, for sources.
+    """
+
+    category: str
+    name: str
+    role: str
+    module: str
+    node: str
+    amount: float
+    relevance: Tensor | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Ledger(Mapping[str, float]):
+    """All entries of one explanation, and the target they account for (both summed over the batch).
+
+    As a mapping it gives the amount of each category; ``sum(ledger.values())`` is the target.
+    """
+
+    entries: tuple[Entry, ...]
+    target: float
+
+    @property
+    def total(self) -> float:
+        """Sum of all entries."""
+        return sum(e.amount for e in self.entries)
+
+    @property
+    def residual(self) -> float:
+        """Target minus total: 0 up to rounding, on any model, under any rule set."""
+        return self.target - self.total
+
+    @property
+    def balance(self) -> float:
+        """Residual relative to the sum of absolute entries (or the target, if larger)."""
+        scale = max(abs(self.target), sum(abs(e.amount) for e in self.entries), 1e-300)
+        return abs(self.residual) / scale
+
+    def by(self, key: str) -> dict[str, float]:
+        """Amounts grouped by an attribute of the entries: "category", "name", "role", "module"."""
+        groups: dict[str, float] = {}
+        for entry in self.entries:
+            group = str(getattr(entry, key))
+            groups[group] = groups.get(group, 0.0) + entry.amount
+        return groups
+
+    def __getitem__(self, category: str) -> float:
+        return self.by("category").get(category, 0.0)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by("category"))
+
+    def __len__(self) -> int:
+        return len(self.by("category"))
+
+    def __contains__(self, category: object) -> bool:
+        return category in self.by("category")
+
+    def __add__(self, other: Ledger) -> Ledger:
+        """The account of the sum of two targets."""
+        return Ledger((*self.entries, *other.entries), self.target + other.target)
+
+    def __mul__(self, factor: float) -> Ledger:
+        """The account of a multiple of the target."""
+        entries = (
+            replace(e, amount=e.amount * factor, relevance=None if e.relevance is None else e.relevance * factor)
+            for e in self.entries
+        )
+        return Ledger(tuple(entries), self.target * factor)
+
+    def __str__(self) -> str:
+        rows = [f"{category:12} {amount: .6g}" for category, amount in self.by("category").items()]
+        return "\n".join([*rows, f"{'total':12} {self.total: .6g}", f"{'target':12} {self.target: .6g}"])

@@ -1,0 +1,128 @@
+"""From tokens to words, sentences and spans: which positions belong together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+from lrp_fx.errors import InputError
+from lrp_fx.results.context import Tokens
+
+#: positions of one group, in order
+Group = list[int]
+#: "words", "sentences", spans of positions (start, end), or tokens -> a name of its group for every position
+By = str | Sequence[tuple[int, int]] | Callable[[Tokens], Iterable[Hashable]]
+
+_ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")  #: how the last word of a sentence ends
+_CONTINUES = "##"  #: how WordPiece marks that a piece continues a word
+
+
+def find_groups(tokens: Tokens, by: By) -> list[Group]:
+    """Positions that belong together, in the order of their first ones; padding is in none of them.
+
+    Raises:
+        InputError: for a name that is not known, spans that overlap or lie outside, a callable that does not name a
+            group for every position.
+    """
+    if isinstance(by, str):
+        if by not in _NAMED:
+            raise InputError(f"by={by!r}: choose one of {', '.join(_NAMED)}, spans of positions, or a callable")
+        return _NAMED[by](tokens)
+    names = list(by(tokens)) if callable(by) else _in_spans(len(tokens), by)
+    if len(names) != len(tokens):
+        raise InputError(f"{len(names)} groups were named for {len(tokens)} tokens: name one for each (None: alone)")
+    groups: dict[Any, Group] = {}
+    for position, name in enumerate(names):
+        if not tokens.padding[position]:
+            groups.setdefault(("alone", position) if name is None else ("group", name), []).append(position)
+    return list(groups.values())
+
+
+def merged(tokens: Tokens, groups: Sequence[Group]) -> Tokens:
+    """Every group as one token."""
+    parts = [[tokens.texts[i] for i in group] for group in groups]
+    if tokens.offsets is None or tokens.text is None:
+        texts, spans = [_spelled(part) for part in parts], None
+    else:
+        starts_ends = [[tokens.offsets[i] for i in group] for group in groups]
+        spans = tuple((min(s for s, _ in pairs), max(e for _, e in pairs)) for pairs in starts_ends)
+        inside = [tokens.text[slice(*span)].strip() for span in spans]
+        texts = [
+            _spelled(part) if tokens.special[group[0]] or not whole or not _adjacent(group) else whole
+            for group, part, whole in zip(groups, parts, inside, strict=True)
+        ]
+    special = tuple(all(tokens.special[i] for i in group) for group in groups)
+    return Tokens(tuple(texts), special, (False,) * len(groups), spans, None, tokens.text)
+
+
+def _adjacent(group: Group) -> bool:
+    return group == list(range(group[0], group[-1] + 1))
+
+
+def _spelled(texts: Sequence[str]) -> str:
+    return "".join(t.removeprefix(_CONTINUES) if i else t for i, t in enumerate(texts)).strip() or "".join(texts)
+
+
+def _words(tokens: Tokens) -> list[Group]:
+    """A piece that begins with a space, or after one, begins a word: some tokenizers number a sentence as one word."""
+    groups: list[Group] = []
+    previous: int | None = None  # position of the piece before, if this one could continue its word
+    for position in range(len(tokens)):
+        if tokens.padding[position]:
+            continue
+        if previous is not None and not tokens.special[position] and _continues(tokens, previous, position):
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+        previous = None if tokens.special[position] else position
+    return groups
+
+
+def _continues(tokens: Tokens, previous: int, position: int) -> bool:
+    """Whether a piece continues the word of the piece before."""
+    if tokens.text is None or tokens.offsets is None:
+        text = tokens.texts[position]
+        marked = any(t.startswith(_CONTINUES) for t in tokens.texts)
+        spaced = any(t[:1].isspace() for t in tokens.texts)
+        return text.startswith(_CONTINUES) if marked else spaced and not text[:1].isspace()
+    if tokens.words is not None and tokens.words[previous] != tokens.words[position]:
+        return False
+    end, start = tokens.offsets[previous][1], tokens.offsets[position][0]
+    return not tokens.text[end : start + 1][:1].isspace()
+
+
+def _sentences(tokens: Tokens) -> list[Group]:
+    """Words up to one that ends a sentence, or a line."""
+    groups: list[Group] = []
+    open_: bool = False
+    words = _words(tokens)
+    shown = merged(tokens, words)
+    for number, word in enumerate(words):
+        special = shown.special[number]
+        if open_ and not special and not _line_between(tokens, groups[-1][-1], word[0]):
+            groups[-1] += word
+        else:
+            groups.append(list(word))
+        open_ = not special and not _ENDS.search(shown.texts[number])
+    return groups
+
+
+def _line_between(tokens: Tokens, previous: int, position: int) -> bool:
+    if tokens.text is None or tokens.offsets is None:
+        return "\n" in tokens.texts[position]
+    return "\n" in tokens.text[tokens.offsets[previous][1] : tokens.offsets[position][0]]
+
+
+def _in_spans(count: int, spans: Iterable[tuple[int, int]]) -> list[int | None]:
+    names: list[int | None] = [None] * count
+    for number, (start, end) in enumerate(spans):
+        if not 0 <= start < end <= count:
+            raise InputError(f"span ({start}, {end}) is not among {count} tokens: give 0 <= start < end <= {count}")
+        if any(name is not None for name in names[start:end]):
+            raise InputError(f"span ({start}, {end}) overlaps another one")
+        names[start:end] = [number] * (end - start)
+    return names
+
+
+_NAMED: dict[str, Callable[[Tokens], list[Group]]] = {"words": _words, "sentences": _sentences}
