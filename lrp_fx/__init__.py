@@ -3,9 +3,10 @@
 The rooms, from the ground up; each imports only what stands before it. ``viz`` draws plain data (words, numbers,
 arrays) and knows nothing of models, so that ``results``, which explanations return, can draw themselves:
 
-errors, extras, files -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes -> rewrite ->
-contracts -> viz -> results -> explain -> verify -> lowering -> recent -> specialization -> capture_cache -> report ->
-stand_in -> converted -> exporting -> module -> convert -> concepts -> evaluate -> tuning -> cli
+errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
+rewrite -> contracts -> viz -> results -> explain -> verify -> lowering -> recent -> specialization ->
+capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> evaluate ->
+tuning -> cli
 """
 
 import importlib
@@ -17,8 +18,9 @@ from lrp_fx.explain import Contrast, Pixels
 from lrp_fx.lowering import Lowered, load
 from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable, register_op
-from lrp_fx.results import Attribution, Attributions, Generation, Ledger
+from lrp_fx.results import Attribution, Attributions, Generation, Ledger, load_result
 from lrp_fx.rules.ruleset import RuleSet, register_rule
+from lrp_fx.version import VERSION
 
 #: what is imported at its first use: name -> (module, name in it; none for the module itself)
 _ON_DEMAND = {
@@ -45,11 +47,12 @@ __all__ = [
     "errors",
     "evaluate",
     "load",
+    "load_result",
     "register_op",
     "register_rule",
     "tune",
 ]
-__version__ = "0.1.0"
+__version__ = VERSION
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 import torch
@@ -13,10 +14,12 @@ from lrp_fx.converted import RuleSource
 from lrp_fx.errors import CaptureError
 from lrp_fx.explain import Condition, Target
 from lrp_fx.explain.conditions import places_of
+from lrp_fx.explain.target import normal_targets, spoken
 from lrp_fx.exporting import Exporting
 from lrp_fx.lowering import generate
 from lrp_fx.report import Report, make_report
-from lrp_fx.results import Attribution, Attributions, Generation
+from lrp_fx.results import Attribution, Attributions, Context, Generation
+from lrp_fx.results.fingerprint import model_fingerprint
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.verify.verify import Verification, verify
 
@@ -121,6 +124,7 @@ class ExplainableModule(Exporting):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
         if targets is None:
             made = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
+            made = made.with_context(self._context(spoken(target)))
             return made if keep_inputs else made.without_inputs()
         if target is not None or condition or memory == "low":
             raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
@@ -170,7 +174,9 @@ class ExplainableModule(Exporting):
         """
         specialization, call = self.specialization(args, kwargs)
         when = self.captures.options.when(check)
-        return specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
+        made = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
+        names = tuple(spoken(t) or "the model's answer" for t in normal_targets(targets))
+        return replace(made, context=self._context(""), names=names)
 
     def explain_generation(
         self,
@@ -204,7 +210,12 @@ class ExplainableModule(Exporting):
             specialization, call = self.specialization(args, kwargs)
             return specialization.captured, call
 
-        return generate(self.model, explain, capture, {"input_ids": input_ids, **kwargs}, how)
+        made = generate(self.model, explain, capture, {"input_ids": input_ids, **kwargs}, how)
+        return made.with_context(self._context(""))
+
+    def _context(self, question: str) -> Context:
+        """What results of this model know of it."""
+        return Context(question=question, fingerprint=functools.partial(model_fingerprint, self.model))
 
     def _explain(
         self,

@@ -7,6 +7,9 @@ from lrp_fx.results.notes import Note
 from lrp_fx.results.result import Result
 from lrp_fx.results.targets import Attributions, Generation
 
+#: read what ``save`` of any result wrote
+load_result = Result.load
+
 __all__ = [
     "Attribution",
     "Attributions",
@@ -19,5 +22,6 @@ __all__ = [
     "Result",
     "Tokens",
     "known_ledger",
+    "load_result",
     "no_ledger",
 ]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import LatentError
+from lrp_fx.results.document import ledger_data, part_of, read_ledger, text
 from lrp_fx.results.ledger import Ledger
 from lrp_fx.results.notes import Note, find_notes
 from lrp_fx.results.result import Result
@@ -20,6 +22,7 @@ from lrp_fx.results.result import Result
 #: what computes a ledger: of the sum of all samples' targets, or of a weighted sum, (B,)
 Accounting = Callable[[Tensor | None], Ledger]
 
+_UNSAVED = "this result was read from a file, which does not hold this. Remedy: explain again"
 _DROPPED = "the inputs were not kept (keep_inputs=False), and this is computed from them. Remedy: ask for it before"
 
 
@@ -39,6 +42,8 @@ class Attribution(Result):
         latents: module path -> relevance of that module's output, in its shape (what ``at=`` asked for).
         target: (B,) the explained values.
     """
+
+    KIND: ClassVar[str] = "Attribution"
 
     _output: Any = None
     _sources: dict[str, Tensor] | Later = field(default_factory=dict)
@@ -147,6 +152,38 @@ class Attribution(Result):
             for i, ledger in enumerate(ledgers)
             for category, amount in ledger.items()
         ]
+
+    def save(self, path: str | Path, *, inputs: bool = True, output: bool = False) -> Path:
+        """As :meth:`lrp_fx.results.Result.save`, which computes the ledger where it was not yet.
+
+        Args:
+            path: ``*.safetensors`` or ``*.json.gz``.
+            inputs: whether the inputs are in it.
+            output: whether the model's output is: a tensor, or the tensors of a mapping by name (a dict when it is
+                read). Of a language model it is large.
+        """
+        whole = self._derived(_output=self.output if output else None)
+        return super(Attribution, whole).save(path, inputs=inputs)
+
+    def _described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        output = {"": self._output} if isinstance(self._output, Tensor) else dict(self._output or {})
+        tensors = {f"output/{name}": value for name, value in output.items() if isinstance(value, Tensor)}
+        try:
+            return {"ledger": ledger_data(self.ledger)}, tensors
+        except LatentError as reason:
+            return {"ledger": None, "no_ledger": str(reason)}, tensors
+
+    @classmethod
+    def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], **more: Any) -> Self:
+        output: Any = part_of(tensors, "output") or Later(functools.partial(_refuse, _UNSAVED))
+        if isinstance(output, dict) and output.keys() == {""}:
+            output = output[""]
+        if about.get("ledger") is None:
+            account = no_ledger(text(about, "no_ledger"))
+        else:
+            account = known_ledger(read_ledger(about["ledger"]))
+        unsaved = Later(functools.partial(_refuse, _UNSAVED))
+        return super()._read(about, tensors, _output=output, _sources=unsaved, _account=account, **more)
 
     def _sum(self, other: Self) -> Self:
         def both() -> dict[str, Tensor]:

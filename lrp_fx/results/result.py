@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from lrp_fx.errors import InputError
 from lrp_fx.extras import require
-from lrp_fx.results import tables
+from lrp_fx.results import document, storage, tables
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.merging import Grouping, sum_layers, without_features
 from lrp_fx.results.tables import Share
@@ -19,6 +21,16 @@ from lrp_fx.results.words import By
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Result(Batch):
     """A batch of explained samples, to be summed, looked at and kept."""
+
+    #: what files call this kind of result
+    KIND: ClassVar[str]
+    #: kinds of results by name
+    KINDS: ClassVar[dict[str, type[Result]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "KIND" in vars(cls):
+            Result.KINDS[cls.KIND] = cls
 
     def merge(self, by: By = "words") -> Self:
         """Tokens joined to words or longer parts, their relevance summed: totals and the ledger stay as they are.
@@ -121,6 +133,78 @@ class Result(Batch):
 
     def _category_rows(self) -> list[tables.Row]:
         raise InputError("several targets at once have no ledger: explain(target=...) of one for its categories")
+
+    def save(self, path: str | Path, *, inputs: bool = True) -> Path:
+        """Write the result to a file that :func:`lrp_fx.load_result` reads: now, and in every later version.
+
+        The file says what it is of: tokens, names of classes, rules, versions, the ledger, a digest of the model. It
+        holds neither code nor pickles, nor what would be computed again (:attr:`sources`).
+
+        Args:
+            path: ``*.safetensors``, or ``*.json.gz``, which any language reads.
+            inputs: whether the inputs are in it.
+
+        Raises:
+            InputError: for another suffix.
+            MissingExtraError: for ``*.safetensors`` without the package.
+            OSError: where nothing can be written; what was there before stays.
+        """
+        about, tensors = self._described()
+        tensors |= {"target": self.target}
+        for part in document.PARTS if inputs else document.PARTS[:-1]:
+            tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(self, part).items()}
+        head = document.head(self.KIND, self.ruleset, self.context)
+        return storage.write(document.Document({**head, **about}, tensors), path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a result that :meth:`save` wrote.
+
+        Raises:
+            InputError: for a file that is not there, damaged, of a later schema, or no result of this kind.
+            MissingExtraError: for ``*.safetensors`` without the package.
+        """
+        stored = storage.read(path)
+        try:
+            about = document.check_head(stored.about)
+            kind = Result.KINDS[document.text(about, "kind")]
+            made = kind._read(about, stored.tensors)
+            made._check()
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as reason:
+            raise storage.refused(path, reason) from reason
+        if not isinstance(made, cls):
+            raise InputError(f"{str(path)!r} holds a result of the kind {made.KIND}, not {cls.__name__}")
+        return made
+
+    def _described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a file says of this kind of result alone: plain data, and tensors by name."""
+        return {}, {}
+
+    @classmethod
+    def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], **more: Any) -> Self:
+        """A result of a document."""
+        parts = {part: document.part_of(tensors, part) for part in document.PARTS}
+        context = document.read_context(about)
+        return cls(**parts, target=tensors["target"], ruleset=document.text(about, "rules"), context=context, **more)
+
+    def _check(self) -> None:
+        """Look whether the parts fit together.
+
+        Raises:
+            ValueError: where they do not.
+        """
+        if self.target.dim() != len(self.LEADING) or not self.target.is_floating_point():
+            raise ValueError(f"targets of shape {tuple(self.target.shape)} and {self.target.dtype}")
+        for name, relevance in self.relevance.items():
+            if not relevance.is_floating_point():
+                raise ValueError(f"the relevance of '{name}' is {relevance.dtype}")
+        answers = self.context.answers
+        if answers is not None and len(answers) != len(self):
+            raise ValueError(f"{len(answers)} answers for {len(self)} samples")
+        for name, tokens in self.context.tokens.items():
+            sizes = {len(one) for one in tokens}
+            if name not in self.relevance or len(tokens) != len(self) or sizes - {self.relevance[name].shape[-1]}:
+                raise ValueError(f"tokens of '{name}' that do not belong to its relevance")
 
     def _by(self, by: str) -> Self:
         if by not in ("word", "token"):

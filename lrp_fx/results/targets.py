@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lrp_fx.results.attribution import Attribution, no_ledger
 from lrp_fx.results.context import Tokens
+from lrp_fx.results.document import count, text, texts
 from lrp_fx.results.merging import Grouping, Joined
 from lrp_fx.results.result import Result
 from lrp_fx.results.words import By
@@ -80,10 +81,23 @@ class Attributions(Several):
         names: what each target is called.
     """
 
+    KIND: ClassVar[str] = "Attributions"
     SAMPLES: ClassVar[int] = 1
     LEADING: ClassVar[tuple[str, ...]] = ("target", "sample")
 
     names: tuple[str, ...] = ()
+
+    def _described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"names": list(self.names)}, {}
+
+    @classmethod
+    def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], **more: Any) -> Self:
+        return super()._read(about, tensors, names=texts(about, "names"), **more)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.names and len(self.names) != self.count:
+            raise ValueError(f"{len(self.names)} names for {self.count} targets")
 
     def name_of(self, number: int) -> str:
         """What a target is called."""
@@ -103,12 +117,26 @@ class Generation(Several):
         generated: name of the input that ``sequences`` are.
     """
 
+    KIND: ClassVar[str] = "Generation"
     TARGETS: ClassVar[int] = 1
     LEADING: ClassVar[tuple[str, ...]] = ("sample", "generated")
 
     sequences: Tensor
     start: int
     generated: str = "input_ids"
+
+    def _described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return {"start": self.start, "generated": self.generated}, {"sequences": self.sequences}
+
+    @classmethod
+    def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], **more: Any) -> Self:
+        start, name = count(about, "start"), text(about, "generated")
+        return super()._read(about, tensors, sequences=tensors["sequences"], start=start, generated=name, **more)
+
+    def _check(self) -> None:
+        super()._check()
+        if self.sequences.shape != (len(self), self.start + self.count) or self.generated not in self.relevance:
+            raise ValueError(f"sequences of shape {tuple(self.sequences.shape)}, {self.count} new tokens")
 
     def _of(self, rows: list[int]) -> Self:
         return replace(super()._of(rows), sequences=self.sequences[rows])

@@ -11,7 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import lrp_fx
 from lrp_fx.errors import InputError, LatentError
+from lrp_fx.explain.target import spoken
 from lrp_fx.results import Context, Tokens, known_ledger
+from lrp_fx.results.fingerprint import model_fingerprint
 
 
 class Pooled(nn.Module):
@@ -144,11 +146,21 @@ def test_many_targets_and_their_samples(xmodel):
         close(many[1:].of(number).relevance["ids"], one.relevance["ids"][1:])
     close(many.summed().target, many.target.sum(0))
     close((many * torch.tensor([1.0, 2.0, 3.0])).target[1, 2], 3 * many.target[1, 2])
+    assert many.target_names == ("0", "2") and many.context.fingerprint() == model_fingerprint(xmodel.model)
     with pytest.raises(LatentError, match=r"explain\(target"):
         many.of(0).ledger  # noqa: B018
     with pytest.raises(IndexError):
         many.of(2)
     assert not xmodel.explain(ids(), targets=[0, 2], keep_inputs=False).inputs
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [(None, ""), (3, "3"), (torch.tensor([1, 2]), "[1, 2]"), ((-1, torch.tensor([4])), "(-1, [4])"), (max, "max"),
+     (lrp_fx.Contrast(1), "Contrast(chosen=1)"), (lrp_fx.Pixels(torch.tensor([1, 0])), "Pixels(chosen=[1, 0])")],
+)  # fmt: skip
+def test_a_result_says_what_was_asked(target, words):
+    assert spoken(target) == words
 
 
 def test_other_precisions_devices_and_libraries(xmodel):

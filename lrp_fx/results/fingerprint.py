@@ -1,0 +1,33 @@
+"""A digest of a model: whether a saved result is of the weights at hand."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+_SAMPLED = 256  #: entries of each tensor that count
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A hexadecimal digest of names, sizes, precisions and evenly spaced entries of parameters and buffers.
+
+    Training changes all entries of a tensor, so that some of them tell it; a tensor that was edited between them is not
+    seen. Of tensors that are more than values (packed, sharded, on the meta device) names and sizes count alone.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        digest.update(_entries(tensor))
+    return digest.hexdigest()
+
+
+def _entries(tensor: Tensor) -> bytes:
+    plain = type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and tensor.layout is torch.strided
+    if not plain or tensor.is_meta or not tensor.numel():
+        return b""
+    places = torch.linspace(0, tensor.numel() - 1, min(_SAMPLED, tensor.numel()), dtype=torch.float64).long()
+    index = torch.unravel_index(places, tensor.shape) if tensor.dim() else ()
+    values = tensor.detach()[tuple(i.to(tensor.device) for i in index)]
+    return values.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
