@@ -15,6 +15,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis.advice import advice
 from lrp_fx.analysis.attention import find_contractions
 from lrp_fx.analysis.facts import Facts, Source
+from lrp_fx.analysis.feedback import find_feedback
 from lrp_fx.analysis.gates import find_gates
 from lrp_fx.analysis.indicators import forget_unread, keeps, signals
 from lrp_fx.analysis.layers import find_layers
@@ -77,6 +78,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     find_signs(graph, facts)
     find_shifted(facts)
     find_layers(facts)
+    find_feedback(graph, facts)
     find_positions(graph, facts)
     find_continued(graph, facts)
     return facts

@@ -123,6 +123,8 @@ class Facts:
         written: products of several signed tensors that are added to such a state.
         read_sizes: sizes of the dimensions of states that reads sum over.
         layers: nodes that multiply one carrying tensor by weights.
+        fed_back: layers with a recurrent weight, one that is applied to what it made of earlier steps, and what moves,
+            adds or weighs what they compute.
         folded: normalization over the batch -> the layer that it scales and shifts, for rules that see them as one.
         thresholds: layer -> the normalization over the batch in front of it, with nothing but a ReLU between the two.
         selective: slots of a product whose operands say what a state takes in or what is read from it.
@@ -159,6 +161,7 @@ class Facts:
     read_sizes: set[int] = field(default_factory=set)
     selective: dict[Node, set[Slot]] = field(default_factory=dict)
     layers: dict[Node, Layer] = field(default_factory=dict)
+    fed_back: set[Node] = field(default_factory=set)
     folded: dict[Node, Node] = field(default_factory=dict)
     thresholds: dict[Node, Node] = field(default_factory=dict)
     tables: set[Node] = field(default_factory=set)

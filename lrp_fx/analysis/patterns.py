@@ -261,6 +261,28 @@ LAYER = Pattern(
     "x @ y.mT", layers.has_one_signal,
 )  # fmt: skip
 
+RECURRENT_LAYER = Pattern(
+    "layer over an input and a state", "",
+    {"side by side": (recurrences.has_a_recurrent_weight, recurrences.reads_tensors_side_by_side)},
+    "W [x, h] = U x + V h: a recurrent sum (see there), written as one layer.", f"{_ATTNLRP}, eq. 8",
+    ("h = y[:, 0]\nfor t in (1, 2):\n    h = F.linear(torch.cat([x[:, t], h], -1), torch.cat([W, W], -1)).tanh()\nh",
+     "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.relu(torch.cat([h, x[:, t]], -1) @ torch.cat([W, W]))\nh"),
+    "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.tanh(F.linear(x[:, t] + h, W))\nh",
+    recurrences.reads_tensors_side_by_side,
+)  # fmt: skip
+
+RECURRENT_SUM = Pattern(
+    "recurrent sum", "linear",
+    {"in front of a nonlinearity": (
+        recurrences.adds_signals, recurrences.adds_a_weighted_state, recurrences.goes_into_nonlinearities,
+    )},
+    "W x + U h is linear in both; where they nearly cancel, shares in proportion grow at every step of the recurrence.",
+    "Andeol et al. 2021 (the rule); this package (its place)",
+    ("h = y[:, 0]\nfor t in (1, 2):\n    h = torch.tanh(x[:, t] + F.linear(h, W))\nh",
+     "h = y[:, 0]\nfor t in (1, 2):\n    h = F.relu(F.linear(h, W) - x[:, t] + w)\nh"),
+    "h = y[:, 0]\nfor t in (1, 2):\n    h = x[:, t] + F.linear(h, W)\nh", recurrences.goes_into_nonlinearities,
+)  # fmt: skip
+
 LINEAR = Pattern(
     "linear", "linear",
     {"operator": (operators.is_linear,),
@@ -274,9 +296,10 @@ LINEAR = Pattern(
 
 #: the table; of patterns with a role the first that matches decides
 PATTERNS: tuple[Pattern, ...] = (
-    SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, THRESHOLD, POSITION_TABLE,
+    SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, THRESHOLD, RECURRENT_LAYER,
+    POSITION_TABLE,
     SOFTMAX, MOVEMENT, ATTENTION, NORMALIZATION, RECURRENT_GATE, SELECTIVE_PRODUCT, GATE, BILINEAR, HOMOGENEOUS,
-    NONLINEARITY, FUNCTION, SELECTION, FOLDED, LAYER, LINEAR,
+    NONLINEARITY, FUNCTION, SELECTION, FOLDED, LAYER, RECURRENT_SUM, LINEAR,
 )  # fmt: skip
 
 

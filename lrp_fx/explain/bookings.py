@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.analysis.products import degree, is_denominator
 from lrp_fx.explain.accounts import Account, LayerRun, safe_dot
 from lrp_fx.explain.rerun import call, gradients, natural, plain, positional, value_of
-from lrp_fx.graph.operands import Slot, adds_a_number, all_slots, declared, is_float
+from lrp_fx.graph.operands import Slot, addends, adds_a_number, all_slots, declared, is_float
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rules import table
@@ -203,6 +203,20 @@ def _favoured(case: Case) -> Amounts:
         yield from _constants(case, torch.where(g == 0, 0.0, of_z / g))
 
 
+def _summed(case: Case) -> Amounts:
+    """The generalised gamma rule on a sum: what constant addends receive, and what the divisor keeps."""
+    account, rule = case.account, case.decision.rule
+    z, _, a = (plain(t) for t in account.post[:3])
+    of_z, of_a = favoured(z, a, case.cotangent, rule.get("gamma", 0.0), rule.get("epsilon", 0.0))
+    yield Amount("stabiliser", case.op, account.arrived - safe_dot(z, of_z) - safe_dot(a, of_a))
+    for slot, weight in addends(account.node, case.spec).items():
+        added = value_of(account, slot)
+        if slot not in case.decision.live and added is not None:
+            name, category = constant_name(case.plan, declared(account.node, case.spec)[slot])
+            part = weight * added
+            yield Amount(category, name, safe_dot(part, of_z) + safe_dot(part.abs(), of_a))
+
+
 def _offset(run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """What a layer gives for an input of zeros: its bias."""
     names = [*bind(run.node)]
@@ -331,6 +345,7 @@ BOOK: dict[table.Form, Callable[[Case], Amounts]] = {
     table.RECTIFIED: _rectified,
     table.RUNS: _divided,
     table.FAVOURED: _favoured,
+    table.SUMMED: _summed,
     table.WINDOWS: _divided,
     table.ATTENTION: _attention,
 }

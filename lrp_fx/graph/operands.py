@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.fx import Node
 
-from lrp_fx.operators.table import OpSpec, bind, set_arg
+from lrp_fx.operators.table import OpSpec, bind, coefficients, set_arg
 
 
 class Slot(NamedTuple):
@@ -38,6 +38,13 @@ def all_slots(node: Node) -> dict[Slot, Node]:
 def declared(node: Node, spec: OpSpec) -> dict[Slot, Node]:
     """The operands that the op table declares able to carry relevance, added terms included."""
     return slots(node, spec.args + spec.terms)
+
+
+def addends(node: Node, spec: OpSpec) -> dict[Slot, float]:
+    """The tensors that a sum adds, each with what it is multiplied by; empty where that is computed or not declared."""
+    weights = coefficients(node, spec)
+    operands = slots(node, spec.args)
+    return {slot: weights[slot.name] for slot in operands} if set(weights) == {slot.name for slot in operands} else {}
 
 
 def replace(node: Node, slot: Slot, new: Node) -> None:

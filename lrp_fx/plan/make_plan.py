@@ -190,6 +190,12 @@ def _folded(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) ->
     return Decision("linear", layer_decision.rule, operands)
 
 
+def _recurrent_sum(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
+    """A sum that rule sets may tell from others; one that has a single live addend is none."""
+    roles = ("recurrent-sum", "linear") if len(operands) > 1 else "linear"
+    return Decision("linear", _rule(plan, roles, node), operands)
+
+
 def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node], role: str) -> Decision:
     """Linear, convolution, matmul, einsum, ...: uniform over the factors that carry; added terms keep theirs."""
     factors = [slot for slot in operands if slot.name in spec.args]
@@ -244,6 +250,7 @@ _SPECIAL: dict[Pattern, Callable[[Plan, Node, OpSpec, dict[Slot, Node]], Decisio
     patterns.FUNCTION: _function,
     patterns.SELECTION: _selection,
     patterns.FOLDED: _folded,
+    patterns.RECURRENT_SUM: _recurrent_sum,
 }
 
 

@@ -6,6 +6,7 @@ functions it puts there (``rules.functions``) return their first argument, and t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 
 from lrp_fx.analysis.facts import Layer
 from lrp_fx.graph.exact_value import exact_value
-from lrp_fx.graph.operands import Slot, all_slots, replace
+from lrp_fx.graph.operands import Slot, addends, all_slots, replace
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.rewrite.layer_runs import run_favoured, run_parts
 from lrp_fx.rewrite.pooling import spread
@@ -25,6 +26,7 @@ from lrp_fx.rules.functions import (
     closed_identity_rule,
     constant_product,
     epsilon_rule,
+    favour_sign,
     identity_rule,
     normalization_rule,
     rectified_rule,
@@ -164,6 +166,23 @@ def _favoured(site: Site) -> Node:
     return site.take_over(anchor, new)
 
 
+def _summed(site: Site) -> Node:
+    """The sum as it is, its relevance through itself and through the sum of its addends' magnitudes."""
+    graph, rule, anchor = site.graph, site.decision.rule, site.node.next
+
+    def magnitude(slot: Slot, weight: float) -> Node:
+        size = graph.call_function(aten.abs.default, (site.operand(slot),))
+        return size if abs(weight) == 1 else graph.call_function(aten.mul.Tensor, (size, abs(weight)))
+
+    with graph.inserting_before(anchor):
+        sizes = [magnitude(slot, weight) for slot, weight in addends(site.captured, site.spec).items()]
+        total = functools.reduce(lambda one, other: graph.call_function(aten.add.Tensor, (one, other)), sizes)
+        value = graph.call_function(aten.detach.default, (site.node,))
+        gamma, epsilon = rule.get("gamma", 0.25), rule.get("epsilon", 0.0)
+        new = graph.call_function(favour_sign, (value, site.node, total, gamma, epsilon))
+    return site.take_over(anchor, new)
+
+
 def _is_nonnegative(site: Site, layer: Layer) -> bool:
     facts = site.plan.facts
     return all_slots(facts.folded.get(site.captured, site.captured))[layer.input] in facts.nonnegative
@@ -242,5 +261,6 @@ EMIT: dict[table.Form, Callable[[Site], Node]] = {
     table.RECTIFIED: _rectified,
     table.RUNS: _runs,
     table.FAVOURED: _favoured,
+    table.SUMMED: _summed,
     table.WINDOWS: _windows,
 }

@@ -30,6 +30,10 @@ from lrp_fx.rules.layer_rules import Parameters, Share
 
 #: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
 LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
+#: of sums, those in a recurrence that add what is new to what is carried; without a rule they are "linear"
+SUMS = ("recurrent-sum",)
+#: linear maps; they have the rules of "linear" where a rule set has none for their own role
+LINEAR = ("linear", *LAYERS, *SUMS)
 #: products that a rule set may treat apart
 PRODUCTS = ("bilinear", "gate", "recurrent-gate", "selective")
 
@@ -85,6 +89,7 @@ STATISTIC = Form("statistic", "g through y = (x - mean) / s with s constant", (f
 NATURAL = Form("natural", "g f'(x); what is left of R is booked")
 REMAINDER = Form("remainder", "g through the gradient of all inputs; what is left of R is booked")
 RECTIFIED = Form("rectified", "max(g, 0), then the gradient or 1", (functions.rectified_rule,))
+SUMMED = Form("summed", "g to what is added, and to its magnitudes", (functions.favour_sign,))
 RUNS = Form("runs", "R of an output, divided among runs of the layer on parts", (functions.share_relevance,))
 FAVOURED = Form("favoured", "g to the layer, and to the layer on magnitudes", (functions.favour_sign,))
 WINDOWS = Form("windows", "R of a maximum, divided among its window", (functions.share_relevance,))
@@ -146,13 +151,13 @@ def _layer(rule: str, shares: Any, equation: str, source: str, *, zeros: bool = 
 RULES: tuple[Entry, ...] = (
     # Layers and other linear maps: degree 1. "sum" runs over the inputs of output j.
     Entry(
-        "epsilon", ("linear", *LAYERS), BY_DEGREE, {"": STABILISED},
+        "epsilon", LINEAR, BY_DEGREE, {"": STABILISED},
         "R_i = sum_j x_i w_ij / (z_j + epsilon sign z_j) R_j", f"{_ATTNLRP}, eq. 8; Bach et al. 2015",
         books=("stabiliser",),
     ),
     _layer("gamma", layer_rules.gamma, "R_i = sum_j x_i (w_ij + gamma w_ij+) / sum(...) R_j", _MONTAVON, gamma=0.25),
     Entry(
-        "generalised-gamma", LAYERS, BY_DEGREE, {"": FAVOURED},
+        "generalised-gamma", (*LAYERS, *SUMS), BY_DEGREE, {"linear": SUMMED, "": FAVOURED},
         "R_i = sum_j (c_ij + gamma c_ij+) / sum(...) R_j with c_ij = x_i w_ij for z_j > 0; c_ij- for z_j < 0",
         "Andeol et al. 2021", books=("bias", "stabiliser"), parameters={"gamma": 0.25, "epsilon": 1e-6},
     ),
@@ -221,7 +226,7 @@ RULES: tuple[Entry, ...] = (
     ),
     # Everywhere.
     Entry(
-        "gradient", ("linear", *LAYERS, "selection", *PRODUCTS, "normalization"), UNDIVIDED, _GRADIENT,
+        "gradient", (*LINEAR, "selection", *PRODUCTS, "normalization"), UNDIVIDED, _GRADIENT,
         "R_i = x_i dy/dx_i g", "input x gradient", books=("rule",),
     ),
     Entry(
@@ -229,7 +234,7 @@ RULES: tuple[Entry, ...] = (
         "input x gradient", books=("rule",),
     ),
     Entry(
-        "stop", ("linear", *LAYERS, "selection", *PRODUCTS, "nonlinearity", "normalization", "softmax", "position"),
+        "stop", (*LINEAR, "selection", *PRODUCTS, "nonlinearity", "normalization", "softmax", "position"),
         BY_DEGREE, {"": STOPPED}, "R_i = 0", "Ali et al. 2022", books=("stopped",),
     ),
     # Tables of positions (rotary embeddings) are inputs of their own, or constants.
@@ -248,7 +253,7 @@ _BY_ROLE: dict[tuple[str, str], Entry] = {(role, entry.rule): entry for entry in
 #: role -> names of the rules that rule sets can choose from
 ROLES: dict[str, tuple[str, ...]] = {
     role: tuple(e.rule for e in RULES if role in e.roles and e.chosen)
-    for role in ("linear", *LAYERS, "selection", *PRODUCTS, "nonlinearity", "normalization", "softmax", "position")
+    for role in (*LINEAR, "selection", *PRODUCTS, "nonlinearity", "normalization", "softmax", "position")
 }
 
 

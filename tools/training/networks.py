@@ -104,6 +104,25 @@ class CNN(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+class LettersToPhonemes(nn.Module):
+    """(N, L) letters and (N, T) phonemes said so far -> (N, T, phonemes) logits of the next one.
+
+    All that the decoder knows of the letters is the encoder's last state: there is no attention.
+    """
+
+    def __init__(
+        self, kind: type[nn.RNNBase], letters: int, phonemes: int, width: int = 128, embedded: int = 32
+    ) -> None:
+        super().__init__()
+        self.letter, self.phoneme = nn.Embedding(letters + 1, embedded), nn.Embedding(phonemes + 1, embedded)
+        self.encoder, self.decoder = kind(embedded, width, batch_first=True), kind(embedded, width, batch_first=True)
+        self.head = nn.Linear(width, phonemes)
+
+    def forward(self, letters: Tensor, said: Tensor) -> Tensor:
+        _, state = self.encoder(self.letter(letters))
+        return self.head(self.decoder(self.phoneme(said), state)[0])
+
+
 def parameters(model: nn.Module) -> int:
     """How many numbers were learnt."""
     return sum(p.numel() for p in model.parameters())

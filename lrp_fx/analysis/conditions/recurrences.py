@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from lrp_fx.analysis.conditions.operators import is_real
 from lrp_fx.analysis.matching import Candidate, condition
 from lrp_fx.analysis.products import is_product
+from lrp_fx.graph.operands import addends
 
 
 @condition
@@ -48,6 +50,51 @@ def weighs_by_a_decay(candidate: Candidate) -> bool:
 def goes_into_a_state(candidate: Candidate) -> bool:
     """It goes into a state that the weights of a recurrence weigh."""
     return candidate.node in candidate.facts.recurrent
+
+
+@condition
+def adds_signals(candidate: Candidate) -> bool:
+    """It adds or subtracts several real tensors that carry relevance, entry by entry."""
+    spec = candidate.spec
+    sums = spec.kind == "linear" and spec.elementwise and len(candidate.carrying) > 1
+    return sums and is_real.holds(candidate) and bool(addends(candidate.node, spec))
+
+
+@condition
+def adds_a_weighted_state(candidate: Candidate) -> bool:
+    """One of them comes from a layer whose weight is applied to what it made of earlier steps."""
+    return any(n in candidate.facts.fed_back for n in candidate.carrying.values())
+
+
+@condition
+def goes_into_nonlinearities(candidate: Candidate) -> bool:
+    """Only elementwise nonlinearities read it, and what is moved or added on the way there."""
+    facts, stack, seen = candidate.facts, [candidate.node], {candidate.node}
+    while stack:
+        node = stack.pop()
+        for user in node.users:
+            spec = facts.specs.get(user)
+            if spec is None:
+                return False
+            if spec.kind == "movement" or (spec.kind == "linear" and spec.elementwise):
+                stack += [user] if user not in seen else []
+                seen.add(user)
+            elif not (spec.elementwise and facts.origin[user] is facts.origin[node]):
+                return False
+    return True
+
+
+@condition
+def has_a_recurrent_weight(candidate: Candidate) -> bool:
+    """It is a layer whose weight is applied to what it made of earlier steps."""
+    return candidate.node in candidate.facts.layers and candidate.node in candidate.facts.fed_back
+
+
+@condition
+def reads_tensors_side_by_side(candidate: Candidate) -> bool:
+    """What it is applied to is made of several tensors that carry relevance, side by side."""
+    spec = candidate.facts.specs.get(candidate.first)
+    return spec is not None and spec.kind == "movement" and len(candidate.facts.operands[candidate.first]) > 1
 
 
 def _weights(candidate: Candidate) -> list[Node]:
