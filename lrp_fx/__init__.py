@@ -5,8 +5,8 @@ arrays) and knows nothing of models, so that ``results``, which explanations ret
 
 errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
 rewrite -> contracts -> viz -> results -> explain -> verify -> lowering -> recent -> specialization ->
-capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> evaluate ->
-tuning -> cli
+capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
+evaluate -> tuning -> cli
 """
 
 import importlib
@@ -24,9 +24,12 @@ from lrp_fx.version import VERSION
 
 #: what is imported at its first use: name -> (module, name in it; none for the module itself)
 _ON_DEMAND = {
+    "PairAttribution": ("lrp_fx.pairs", "PairAttribution"),
     "Tuned": ("lrp_fx.tuning", "Tuned"),
     "concepts": ("lrp_fx.concepts", None),
     "evaluate": ("lrp_fx.evaluate", None),
+    "explain_pairs": ("lrp_fx.pairs", "explain_pairs"),
+    "pairs": ("lrp_fx.pairs", None),
     "tune": ("lrp_fx.tuning", "tune"),
 }
 
@@ -39,6 +42,7 @@ __all__ = [
     "Ledger",
     "Lowered",
     "OpTable",
+    "PairAttribution",
     "Pixels",
     "RuleSet",
     "Tuned",
@@ -46,8 +50,10 @@ __all__ = [
     "convert",
     "errors",
     "evaluate",
+    "explain_pairs",
     "load",
     "load_result",
+    "pairs",
     "register_op",
     "register_rule",
     "tune",

@@ -20,7 +20,7 @@ from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.explain.target import normal_targets
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.unfuse_attention import write_out_attention
-from lrp_fx.lowering import Lowered, ManyTargets, explain_targets
+from lrp_fx.lowering import Lowered, ManyTargets, batched_sweeper, explain_targets
 from lrp_fx.lowering import low_memory as with_checkpoints
 from lrp_fx.plan import make_plan
 from lrp_fx.recent import Recent
@@ -49,6 +49,7 @@ class Specialization:
         sweepers: by rule set and latents.
         checkpointed: the same, with repeated blocks checkpointed.
         many: the same, for many targets.
+        batched: the same as ``sweepers``, for many seeds of one tensor.
         compiled: the same, compiled graphs without a condition, the latest first.
         checked: rule sets whose first explanation held (``lrp_fx.explain.check``), attention written out or not.
     """
@@ -60,6 +61,7 @@ class Specialization:
     sweepers: Recent[Key, Sweeper] = field(default_factory=_recent)
     checkpointed: Recent[Key, Sweeper] = field(default_factory=_recent)
     many: Recent[Key, ManyTargets] = field(default_factory=_recent)
+    batched: Recent[Key, Sweeper] = field(default_factory=_recent)
     compiled: Recent[Key, tuple[Lowered, ...]] = field(default_factory=_recent)
     checked: set[tuple[str, bool]] = field(default_factory=set)
 
@@ -155,7 +157,8 @@ class Specialization:
     def forget(self, key: str) -> None:
         """Drop what was made for a rule set's key."""
         self.rewritten.pop(key, None)
-        stores: tuple[Recent[Key, Any], ...] = (self.sweepers, self.checkpointed, self.many, self.compiled)
+        eager = (self.sweepers, self.checkpointed, self.batched)
+        stores: tuple[Recent[Key, Any], ...] = (*eager, self.many, self.compiled)
         for store in stores:
             for tapped in [k for k in store if k[0] == key]:
                 store.pop(tapped, None)
@@ -183,6 +186,14 @@ class Specialization:
             with TRACING:
                 many = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call)
         return many
+
+    def batched_sweeper(self, ruleset: RuleSet, call: Call, target: Target, when: str | bool) -> Sweeper:
+        """The tapped graph for many seeds of one tensor of the output; the target may be checked (:meth:`explain`)."""
+        sweeper = self.sweeper(ruleset, ())
+        if self._check_is_due(ruleset, (), when):
+            with self.named_failures(call):
+                self._check(ruleset, (), call, target)
+        return self.batched.recall((ruleset.key, ()), lambda: batched_sweeper(sweeper))
 
     def use(self, graph: Lowered, at: tuple[str, ...]) -> None:
         """Let a compiled graph explain from now on, in place of the graph that did for such calls and targets."""

@@ -43,6 +43,25 @@ def test_sentiment_rests_on_the_words_that_carry_it(sentiment, text, label, word
     assert attribution.ledger.balance < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "pair"),
+    [
+        ("The cat sat on the mat.", "A kitten was sitting on a rug in the sun.", ("cat", "kitten")),
+        ("I love this movie.", "This film is great, I really enjoyed it.", ("movie", "film")),
+        ("The doctor examined the patient.", "Physicians treat sick people in hospitals.", ("doctor", "physicians")),
+    ],
+)
+def test_two_sentences_are_alike_for_the_words_that_mean_the_same(sentiment, first, second, pair):
+    xmodel, tokenizer, _ = sentiment
+    encoder = lrp_fx.convert(xmodel.model.encoder)
+    inputs = [tokenizer(text, return_tensors="pt") for text in (first, second)]
+    found = lrp_fx.explain_pairs(
+        encoder, *inputs, similarity="cosine", output=lrp_fx.pairs.mean_pooling, decode=tokenizer.convert_ids_to_tokens
+    )
+    assert found.top(1)[0].tokens == pair
+    torch.testing.assert_close(found.table.sum((1, 2)), found.similarity, rtol=1e-4, atol=1e-5)
+
+
 def test_deleting_what_relevance_names_moves_the_answer(sentiment):
     """Masking the most relevant word lowers the logit by more than masking a random or the least relevant one."""
     xmodel, tokenizer, _ = sentiment

@@ -19,7 +19,7 @@ from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, bind, op_name
 from lrp_fx.plan.products import Shares
 from lrp_fx.rules.ruleset import Rule, RuleSet
-from lrp_fx.rules.table import DISTRIBUTED, SLOPE, STOPPED, Entry, Form, Split, entry
+from lrp_fx.rules.table import DISTRIBUTED, RECTIFIED, SLOPE, STOPPED, Entry, Form, Split, entry
 
 __all__ = ["Decision", "Plan", "make_plan"]
 
@@ -85,6 +85,12 @@ class Plan:
     def sources(self) -> list[Source]:
         """Where relevance is collected: at the inputs, then at position tables."""
         return self.facts.sources + self.positions
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether relevance is linear in what is explained: no rule cuts cotangents, none is a user's own."""
+        decisions = self.decisions.values()
+        return not any(d.rule.own or RECTIFIED in d.entry.forms.values() for d in decisions)
 
     @property
     def feeds_zeros(self) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.sweep import sweep_each
 from lrp_fx.explain.target import at_positions, check_range, last_positions
+from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.values import Values
 from lrp_fx.lowering.dynamic_shapes import ShapeGuards, dynamic_if_possible, fake_inputs
 from lrp_fx.lowering.joint_graph import Targeted, check_finite, with_target
@@ -69,8 +70,7 @@ class ManyTargets:
     def _build(cls, sweeper: Sweeper, call: Call, dynamic: bool) -> ManyTargets:
         fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic)
         targeted = with_target(sweeper, _MANY, call.names, fakes, report=False)
-        fold_targets(targeted.graph_module.graph)
-        _plain_bounds(targeted.graph_module.graph)
+        _batch_backward(targeted.graph_module.graph)
         targeted.graph_module.recompile()
         guards = ShapeGuards.of(sweeper.captured.shapes, fakes, targeted.sizes)
         return cls(sweeper, targeted, guards)
@@ -98,7 +98,7 @@ class ManyTargets:
             _, sources, latents, explained = self.targeted.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
             points = self.sweeper.points(sources, latents)
             seeds = _one_per_target(len(picks), batch, explained)
-            relevance = sweep_each(points, explained, seeds, chunk or _at_once(tensors))
+            relevance = sweep_each(points, explained, seeds, chunk or at_once(tensors))
         check_finite(relevance.sources)
         values = self.sweeper.inputs.values(leaves)
         per_target = [self._per_input([r[i] for r in relevance.sources], values) for i in range(len(picks))]
@@ -162,6 +162,19 @@ def _are_picks(sweeper: Sweeper, targets: Sequence[Target]) -> bool:
     return logits.dim() == 3 and all(tuples)
 
 
+def batched_sweeper(sweeper: Sweeper) -> Sweeper:
+    """The same graph, whose backward sweeps for several seeds are batched well (:func:`sweep_each`)."""
+    graph, _ = copy_graph(sweeper.tapped.graph)
+    _batch_backward(graph)
+    return replace(sweeper, tapped=fx.GraphModule(sweeper.tapped, graph, class_name="BatchedGraph"))
+
+
+def _batch_backward(graph: fx.Graph) -> None:
+    """Change operators whose backward has no batching rule, or a wrong one."""
+    fold_targets(graph)
+    _plain_bounds(graph)
+
+
 def _plain_bounds(graph: fx.Graph) -> None:
     """Rewrite negative or out-of-range bounds of slice_scatter as non-negative ones: vmap does not clamp."""
     aten = torch.ops.aten
@@ -182,7 +195,7 @@ def _plain_bounds(graph: fx.Graph) -> None:
                     set_arg(node, name, graph.call_function(operator.add, (length, at)))
 
 
-def _at_once(inputs: Sequence[Tensor]) -> int:
+def at_once(inputs: Sequence[Tensor]) -> int:
     """How many targets of token ids make a sweep of a good size; four of what has no token ids."""
     tokens = [t for t in inputs if not t.is_floating_point() and t.dtype is not torch.bool and t.dim() == 2]
     if not tokens:

@@ -1,0 +1,152 @@
+"""One of the two inputs: a forward pass, and relevance of its features for any sums of embedding coordinates."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from lrp_fx.analysis import Source
+from lrp_fx.converted import RuleSource
+from lrp_fx.explain import Sweeper, usable
+from lrp_fx.explain.sweep import TapPoints, sweep_each
+from lrp_fx.lowering import at_once, check_finite
+from lrp_fx.module import ExplainableModule
+from lrp_fx.pairs.embedding import Output, read_embedding
+from lrp_fx.pairs.features import Features, Grouping
+
+
+@dataclass(frozen=True)
+class Side:
+    """A forward pass that is kept for many sweeps.
+
+    Attributes:
+        sweeper: the graph that ran.
+        leaves: its flat inputs.
+        tensors: inputs by name.
+        points: its tap points.
+        embedding: (B, D), with its history.
+        features: what of the inputs counts.
+        chunk: how many sweeps run at once.
+    """
+
+    sweeper: Sweeper
+    leaves: tuple[Any, ...] = field(repr=False)
+    tensors: dict[str, Tensor] = field(repr=False)
+    points: TapPoints = field(repr=False)
+    embedding: Tensor
+    features: Features
+    chunk: int
+
+    @classmethod
+    def forward(
+        cls,
+        xmodel: ExplainableModule,
+        inputs: Any,
+        *,
+        output: Output,
+        input: str | None,
+        grouping: Grouping,
+        rules: RuleSource | None,
+        chunk: int | None,
+        check: str | bool | None,
+    ) -> Side:
+        """Run the model on one side.
+
+        Raises:
+            TargetError: where the output holds no embedding.
+            InputError: for features that do not fit; as ``explain``.
+        """
+        args, kwargs = arguments(inputs)
+        specialization, call = xmodel.specialization(args, kwargs)
+        tensors = call.tensors
+
+        def total(result: Any) -> Tensor:
+            return read_embedding(result, tensors, output).sum(-1)
+
+        when = xmodel.captures.options.when(check)
+        sweeper = specialization.batched_sweeper(xmodel.rule_set(rules), call, total, when)
+        sweeper.inputs.check()
+        names = list(dict.fromkeys(sweeper.inputs.name(n) for s in sweeper.inputs.facts.sources for n in _owners(s)))
+        features = Features.of(tensors, names, input, grouping)
+        leaves = usable(call.leaves)
+        with specialization.named_failures(call), torch.inference_mode(False), torch.enable_grad():
+            flat, sources, latents = sweeper.swept(*leaves)
+            embedding = read_embedding(sweeper.output(flat), tensors, output)
+        check_finite([embedding.detach()])
+        at_a_time = chunk or at_once(list(tensors.values()))
+        points = sweeper.points(sources, latents)
+        return cls(sweeper, leaves, tensors, points, embedding, features, at_a_time)
+
+    @property
+    def width(self) -> int:
+        """Coordinates of the embedding, D."""
+        return self.embedding.shape[1]
+
+    @property
+    def precision(self) -> torch.dtype:
+        """What products are computed in: single precision at least."""
+        return torch.promote_types(self.embedding.dtype, torch.float32)
+
+    @functools.cached_property
+    def shown(self) -> Tensor:
+        """(B, I) features that are no padding."""
+        return self.features.shown(self.tensors)
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of its features, where these are patches of an image."""
+        return self.features.grid(self.tensors[self.features.input].shape)
+
+    @property
+    def cost(self) -> int:
+        """What one sweep costs, compared to one of the other side: entries of the input."""
+        return self.tensors[self.features.input].numel()
+
+    def coordinates(self, first: int, end: int) -> Tensor:
+        """(end - first, B, I + 1) factors of some coordinates of the embedding."""
+        picks = torch.eye(self.width, dtype=self.embedding.dtype, device=self.embedding.device)[first:end]
+        return self.factors(picks[:, None].expand(-1, len(self.embedding), -1))
+
+    def factors(self, seeds: Tensor) -> Tensor:
+        """Relevance of the features for weighted sums of coordinates, and in the last place what they do not get.
+
+        Args:
+            seeds: (T, B, D) weights.
+
+        Returns:
+            (T, B, I + 1), which sum over the last dimension to the weighted sums.
+
+        Raises:
+            TargetError: when the embedding depends on no input.
+            NumericalError: when a relevance is not finite.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            arrived = sweep_each(self.points, self.embedding, seeds.to(self.embedding.dtype))
+        check_finite(arrived.sources)
+        inputs = self.sweeper.inputs
+        values = inputs.values(self.leaves)
+        grouped = []
+        for index in range(len(seeds)):
+            of_inputs = inputs.per_input(inputs.facts.sources, [r[index] for r in arrived.sources], values)
+            grouped.append(self.features.group(of_inputs[self.features.input]))
+        of_features = torch.stack(grouped).to(self.precision)
+        sums = (seeds.to(self.precision) * self.embedding.detach().to(self.precision)).sum(-1)
+        return torch.cat([of_features, (sums - of_features.sum(-1))[..., None]], -1)
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and named inputs of one side: of a mapping its entries by name, of a tuple or list its entries."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
+
+
+def _owners(source: Source) -> list[Node]:
+    """The inputs that relevance of a source belongs to."""
+    return [owner for owner, _ in source.picks] if source.picks else [source.input]
