@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from lrp_fx.analysis import analyse
+from lrp_fx.analysis.detached import HONOUR, analyse_detached
 from lrp_fx.cache.store import capture_or_load
 from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, preserved, read_call
 from lrp_fx.capture.equivalence import covers
@@ -45,12 +45,14 @@ class Options:
         route: "export", "trace" or "auto" (:func:`lrp_fx.capture.capture`).
         limit: how many captures are kept.
         check: when explanations are checked (``lrp_fx.explain.check``).
+        detach: whether what the model's author held constant is (:mod:`lrp_fx.analysis.detached`).
     """
 
     dynamic: bool = True
     route: str = "auto"
     limit: int = 32
     check: str | bool = "first"
+    detach: str = HONOUR
 
     def when(self, check: str | bool | None) -> str | bool:
         """When one explanation is checked, for what it asks; None asks for nothing."""
@@ -247,7 +249,7 @@ class CaptureCache:
             captured.placeholders[place].meta["number"] = True  # says how much, not what: no source of relevance
         decompose(captured.graph_module, self.ops)
         check_stage("capture", Stage(captured.graph_module, self.ops))
-        facts = analyse(captured.graph_module.graph, self.ops)
+        facts = analyse_detached(captured.graph_module, self.ops, self.options.detach)
         check_stage("analysis", Stage(captured.graph_module, self.ops, facts))
         return Entry((*example.key, *switches()), state, Specialization(captured, facts, example.sizes_only()), reason)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lrp_fx.analysis.detached import HONOUR, READINGS
 from lrp_fx.capture import ROUTES, unwrapped
 from lrp_fx.capture_cache import Options
 from lrp_fx.converted import RuleSource
@@ -25,6 +26,7 @@ def convert(
     capture: str = "auto",
     captures: int = 32,
     check: str | bool = "first",
+    detach: str = HONOUR,
     **kwargs: Any,
 ) -> ExplainableModule:
     """Convert any ``nn.Module`` into an explainable one.
@@ -40,6 +42,9 @@ def convert(
         captures: how many captures are kept: those that were used last.
         check: "first" holds the first explanation of every capture and rule set to an accounting sweep
             (``lrp_fx.explain.check``); "always" does so every time, False never.
+        detach: "honour" takes what the model's author held constant (``detach``, ``.data``, ``no_grad``,
+            ``inference_mode``) for a constant, under every rule set, as autograd does; a model all of whose output is
+            without gradients is seen through, and a note says so. "see-through" lets relevance follow the values.
         **kwargs: example inputs by keyword.
 
     Raises:
@@ -51,7 +56,9 @@ def convert(
         raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
-    options = Options(dynamic, capture, captures, check)
+    if detach not in READINGS:
+        raise ValueError(f"detach={detach!r}: choose one of {', '.join(READINGS)}")
+    options = Options(dynamic, capture, captures, check, detach)
     options.when(check)
     module = ExplainableModule(unwrapped(model), RuleSet.load(rules), OpTable.load(ops), options)
     if args or kwargs:

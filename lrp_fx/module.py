@@ -124,7 +124,7 @@ class ExplainableModule(Exporting):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
         if targets is None:
             made = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
-            made = made.with_context(self._context(spoken(target)))
+            made = made.with_context(self._context(made.context, spoken(target)))
             return made if keep_inputs else made.without_inputs()
         if target is not None or condition or memory == "low":
             raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
@@ -176,7 +176,7 @@ class ExplainableModule(Exporting):
         when = self.captures.options.when(check)
         made = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
         names = tuple(spoken(t) or "the model's answer" for t in normal_targets(targets))
-        return replace(made, context=self._context(""), names=names)
+        return replace(made, context=self._context(made.context, ""), names=names)
 
     def explain_generation(
         self,
@@ -211,11 +211,11 @@ class ExplainableModule(Exporting):
             return specialization.captured, call
 
         made = generate(self.model, explain, capture, {"input_ids": input_ids, **kwargs}, how)
-        return made.with_context(self._context(""))
+        return made.with_context(self._context(made.context, ""))
 
-    def _context(self, question: str) -> Context:
+    def _context(self, context: Context, question: str) -> Context:
         """What results of this model know of it."""
-        return Context(question=question, fingerprint=functools.partial(model_fingerprint, self.model))
+        return replace(context, question=question, fingerprint=functools.partial(model_fingerprint, self.model))
 
     def _explain(
         self,

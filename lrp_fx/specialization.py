@@ -171,6 +171,7 @@ class Specialization:
         """The same capture with every fused attention written out."""
         captured = replace(self.captured, graph_module=write_out_attention(self.captured.graph_module))
         facts = analyse(captured.graph_module.graph, self.facts.ops)
+        facts.seen_through = self.facts.seen_through
         check_stage("analysis", Stage(captured.graph_module, self.facts.ops, facts))
         return Specialization(captured, facts, self.example)
 

@@ -57,6 +57,9 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
             continue
         if spec.kind == "constant" or not is_float(node):
             continue
+        if ops.form(node) == "detach":
+            facts.detached += [node] * any(facts.carries(n) for n in node.all_input_nodes)
+            continue
         _check_names(node, spec)
         carrying = {slot: n for slot, n in declared(node, spec).items() if facts.carries(n) and is_float(n)}
         if node.target is operator.getitem and not _picks_float(node):

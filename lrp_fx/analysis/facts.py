@@ -132,6 +132,8 @@ class Facts:
         positions: tables of cosines and sines of positions, which a rule set can treat as inputs.
         positional: products that such a table multiplies -> its slots.
         tabled: nodes on the way from those tables to those products.
+        detached: where the model's author held a signal constant: the nodes that detach one.
+        seen_through: where its author did, and relevance is followed nevertheless.
         continued: nodes whose functions go on in an elementwise nonlinearity, as 1 + exp(-x) does in its reciprocal.
         contraction: the nearest contraction of two carrying tensors behind a node, through masks and scalings.
     """
@@ -168,6 +170,8 @@ class Facts:
     positions: list[Source] = field(default_factory=list)
     positional: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
     tabled: set[Node] = field(default_factory=set)
+    detached: list[Node] = field(default_factory=list)
+    seen_through: list[Node] = field(default_factory=list)
     continued: set[Node] = field(default_factory=set)
     contraction: dict[Node, Node] = field(default_factory=dict)
 

@@ -25,6 +25,7 @@ from lrp_fx.capture.passes import normalize as normalise
 from lrp_fx.capture.passes.causal_masks import shorten_masks
 from lrp_fx.capture.passes.conditional_norms import free_of_inputs
 from lrp_fx.capture.passes.control_flow import Unrolled, drop_block_masks, holds_control, holds_vmap
+from lrp_fx.capture.passes.detached import settle_detached
 from lrp_fx.capture.passes.functionalize import drop_unread_writes
 from lrp_fx.capture.passes.unpack_quantized import unpack
 from lrp_fx.capture.passes.unroll_rnn import written_out
@@ -213,7 +214,7 @@ def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
 
 def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     unpack(graph_module)
-    normalise.see_through(graph_module.graph)
+    settle_detached(graph_module.graph)
     normalise.boolean_conditions(graph_module.graph)
     normalise.spell_out(graph_module.graph)
     normalise.whole_batch_norms(graph_module.graph)

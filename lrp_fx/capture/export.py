@@ -26,6 +26,7 @@ from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.passes import normalize as normalise
+from lrp_fx.capture.passes.detached import InferenceMode, see_through_written
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.errors import CaptureError
@@ -60,7 +61,7 @@ def exports(
         if any(captured.serves(pytree.tree_leaves(example)) for captured in refusing):
             continue
         try:
-            with traceable(model), torch.enable_grad(), written_out(model), noting_calls(model):
+            with traceable(model), torch.enable_grad(), written_out(model), InferenceMode(), noting_calls(model):
                 program = _export(model, *example, dynamic, oblivious=oblivious)
         except CaptureError:
             raise
@@ -304,10 +305,12 @@ def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
     normalise.inline_regions(graph_module)
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
+    see_through_written(graph_module.graph)
     if not functionalise(graph_module):
         graph_module = _unlifted(program.run_decompositions({}))
         normalise.inline_regions(graph_module)
         normalise.drop_assertions(graph_module.graph)
+        see_through_written(graph_module.graph)
         functionalise(graph_module)
         normalise.mend(graph_module.graph)
     return graph_module

@@ -31,16 +31,17 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import returned
 from lrp_fx.capture.passes.control_flow import CarriedOut
+from lrp_fx.capture.passes.detached import InferenceMode, detach_results, is_written, see_through_written, switched_off
+from lrp_fx.capture.passes.normalize import see_through
 from lrp_fx.capture.read_values import Reads, Transforms
 from lrp_fx.graph.attribute_paths import attribute, readable
 from lrp_fx.graph.module_calls import hand_on, noting_calls
-from lrp_fx.operators.schema import has_tag, is_mutating, shares
+from lrp_fx.operators.schema import has_tag
 
 aten = torch.ops.aten
 
 _SCALARS = {aten.item.default, aten._local_scalar_dense.default}
 _KNOWN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
-_GRAD_MODE = "_set_grad_enabled"
 #: derivatives that are kernels, by the operators that they are made of
 _BACKWARD = {op: made_of for op, made_of in decomposition_table.items() if "backward" in str(op)}
 
@@ -68,6 +69,23 @@ def _uncompiled() -> Iterator[None]:
     unnoticed = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
     with CarriedOut(), torch.compiler.set_stance("force_eager"), unnoticed:
         yield
+
+
+@contextmanager
+def _without_history(model: torch.nn.Module, within: bool) -> Iterator[None]:
+    """Within: gradients are on, so that the model's own switches are seen, and nothing needs one.
+
+    A run that differentiates needs the gradients of its parameters.
+    """
+    parameters = [] if within else [p for p in model.parameters() if p.requires_grad and p.is_leaf]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -135,7 +153,7 @@ def _record(
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        with reads, answers, _uncompiled():  # the last is asked first, and the first sees all
+        with reads, answers, InferenceMode(), _uncompiled():  # the last is asked first, and the first sees all
             output = call(*filled)
         outputs["leaves"], outputs["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in outputs["leaves"] if isinstance(leaf, Tensor)]
@@ -143,8 +161,11 @@ def _record(
     options: dict[str, Any] = {"record_stack_traces": True}
     if within:
         options |= {"pre_dispatch": False, "decomposition_table": _BACKWARD}
-    with torch.set_grad_enabled(within), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
-        traced = _made(run, [leaves[place].clone() for place in places], model, **options)
+    with _without_history(model, within), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
+        inputs = [leaves[place].detach().clone() for place in places]
+        traced = _made(run, inputs, model, **options)
+    if within:  # among the operators of a derivative, nobody tells those that the author detached
+        see_through(traced.graph)
     for node, stack in _stacks(list(traced.graph.nodes), spans):
         node.meta["nn_module_stack"] = stack
     graph_module, shaped = _finish(model, traced, {n.name for n in reads.nodes}, leaves, places)
@@ -204,8 +225,8 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
             node.target = readable(names.get(id(tensor), str(node.target)))
             attributes[str(node.target)] = tensor
             node.meta.setdefault("val", tensor)
-        elif getattr(node.target, "__name__", "") == _GRAD_MODE:
-            graph.erase_node(node)
+    detach_results(graph, switched_off(graph))
+    see_through_written(graph)
     _complete_placeholders(graph, leaves, places)
     return fx.GraphModule(attributes, graph, class_name="RecordedModule")
 
@@ -312,17 +333,10 @@ def _copy_written(graph_module: fx.GraphModule) -> set[fx.Node]:
             node.replace_all_uses_with(earlier)
             graph.erase_node(node)
     copies = set()
-    for node in filter(_is_written, first.values()):
+    for node in filter(is_written, first.values()):
         with graph.inserting_after(node):
             copied = graph.call_function(aten.clone.default, (node,))
         node.replace_all_uses_with(copied, delete_user_cb=functools.partial(operator.is_not, copied))
         copies.add(copied)
     graph_module.recompile()
     return copies
-
-
-def _is_written(node: fx.Node) -> bool:
-    """Whether an operator writes into a tensor, or into a view of it."""
-    if any(is_mutating(user) and user.args[0] is node for user in node.users):
-        return True
-    return any(_is_written(user) for user in node.users if user.target is operator.getitem or shares(user))

@@ -314,13 +314,15 @@ def constant_name(plan: Plan, node: Node) -> tuple[str, str]:
     """(name, category) of a tensor that carries no relevance: the parameters it is computed from."""
     if node in plan.stopped or node in plan.facts.operands:
         return node.name, "stopped"
-    names, stack, seen = [], [node], set()
+    names, stack, seen, detached = [], [node], set(), set(plan.facts.detached)
     sizes: list[int] = []
     while stack:
         current = stack.pop()
         if current in seen:
             continue
         seen.add(current)
+        if current in detached:
+            return node.name, "detached"
         val = current.meta.get("val")
         if current.op == "get_attr" and not (isinstance(val, Tensor) and not val.is_floating_point()):
             names.append(str(current.target))

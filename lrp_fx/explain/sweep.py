@@ -18,7 +18,10 @@ from torch import Tensor
 from lrp_fx.errors import TargetError
 from lrp_fx.rules.functions import relevance_of
 
-UNREACHED = "the target does not depend on any input that can carry relevance under these rules"
+UNREACHED = (
+    "the target does not depend on any input that can carry relevance under these rules. Where it reads what the model "
+    'detaches, convert(..., detach="see-through") lets relevance follow the values'
+)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lrp_fx.errors import LrpError, NumericalError, TargetError
 from lrp_fx.explain import check
 from lrp_fx.explain.accounts import Sweep, account
 from lrp_fx.explain.conditions import Condition, condition_masks
+from lrp_fx.explain.held import context_of
 from lrp_fx.explain.inputs import Inputs, shares
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import make_ledger
@@ -183,6 +184,7 @@ class Sweeper:
             latents=relevance.latents,
             target=explained.detach(),
             ruleset=plan.ruleset.name,
+            context=context_of(plan.facts),
             inputs={name: tensor.detach() for name, tensor in call.tensors.items()},
             _output=pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
             _sources=self.inputs.by_source(plan.sources, collected),

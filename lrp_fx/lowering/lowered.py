@@ -22,6 +22,7 @@ from lrp_fx.capture.offload import brought_in
 from lrp_fx.errors import InputError, LoweringError, TargetError
 from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.conditions import Condition
+from lrp_fx.explain.held import context_of
 from lrp_fx.explain.target import check_won, normal
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.lowering import disk_cache
@@ -161,6 +162,7 @@ class Lowered:
             "outputs": outputs,
             "target": self.spec.kind,
             "rules": self.sweeper.rewritten.plan.ruleset.name,
+            "notes": [vars(note) for note in context_of(self.sweeper.rewritten.plan.facts).notes],
             "positions": self._positions(),
             "reading": self.sweeper.reading.plain(),
             **self.accepts.plain(),
@@ -286,6 +288,7 @@ class Lowered:
             latents=results["latents"],
             target=results["target"],
             ruleset=sweeper.rewritten.plan.ruleset.name,
+            context=context_of(sweeper.rewritten.plan.facts),
             inputs={name: tensor.detach() for name, tensor in call.tensors.items()},
             _output=output,
             _sources=Later(lambda: eager()._sources),

@@ -14,9 +14,9 @@ class Entry:
 
     Attributes:
         category: input, source (position, type and latent parameters), position (rotary tables, where the rule set
-            counts them), bias, constant, stopped, softmax, taylor (what the first-order expansion of another function
-            of several numbers leaves out), stabiliser, rule (what a rule that does not conserve loses or invents) or
-            target (a target that is not linear).
+            counts them), bias, constant, detached (what the model's author held constant), stopped, softmax, taylor
+            (what the first-order expansion of another function of several numbers leaves out), stabiliser, rule (what
+            a rule that does not conserve loses or invents) or target (a target that is not linear).
         name: input, parameter path, or operator.
         role: role of the node that absorbed it.
         module: module path of that node.

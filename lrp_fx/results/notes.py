@@ -130,7 +130,8 @@ def _unmoved(signs: Signs) -> str | None:
         return None
     return (
         f"{', '.join(map(repr, zero))} got no relevance at all while other inputs did. If it should matter, look with "
-        "xmodel.verify(...) whether the answer depends on it, and with report().why(...) where it is held constant."
+        "xmodel.verify(...) whether the answer depends on it, and with report().why(...) where it is held constant; "
+        'where the model itself detaches it, convert(..., detach="see-through") follows it.'
     )
 
 

@@ -256,7 +256,7 @@ def _gradients(
         if not apart <= tolerance and _share(by_autograd[name], graph.sources[placeholder]) > tolerance:
             findings.notes.append(
                 f"the model's own gradient at {name!r} is not that of what it computes (apart by {apart:.1e}): it "
-                "detaches, or has a backward of its own, which rules do not follow"
+                "detaches what is seen through, writes without gradients, or has a backward of its own"
             )
     return worst
 

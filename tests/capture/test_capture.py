@@ -53,7 +53,9 @@ def test_no_grad_regions_are_inlined():
 
     x = torch.randn(2, 3, dtype=torch.float64)
     attribution = lrp_fx.convert(Frozen(), x).explain(x, target=0)
-    torch.testing.assert_close(attribution.relevance["x"][:, 0], attribution.target)
+    torch.testing.assert_close(attribution.relevance["x"][:, 0], x[:, 0])
+    through = lrp_fx.convert(Frozen(), x, detach="see-through").explain(x, target=0)
+    torch.testing.assert_close(through.relevance["x"][:, 0], through.target)
 
 
 def test_a_float32_island_keeps_its_values_and_loses_no_relevance():

@@ -187,20 +187,6 @@ def test_spelling(name, index, rules):
     assert (first - other).abs().max() < 1e-8 * first.abs().max()
 
 
-def test_detach_hands_relevance_on():
-    """Straight-through estimators: what is computed counts, not where its author wanted a gradient."""
-
-    class Model(nn.Module):
-        def forward(self, x):
-            soft = x.softmax(-1)
-            return ((x * 3).detach() + (soft - soft.detach())).sum(-1, keepdim=True)
-
-    x = torch.randn(2, 4, dtype=torch.float64)
-    xmodel = lrp_fx.convert(Model(), x)
-    assert xmodel.verify(x).passed
-    assert torch.allclose(xmodel.explain(x).relevance["x"], 3 * x, atol=1e-12)
-
-
 def test_glu_is_a_gate():
     x = torch.randn(2, 8, dtype=torch.float64)
     xmodel = lrp_fx.convert(nn.GLU(), x)

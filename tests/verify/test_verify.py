@@ -215,7 +215,9 @@ def test_what_a_model_detaches_is_a_note():
         def forward(self, x):
             return self.layer(x) * (1 + x[:, :1].detach().exp())
 
-    found = lrp_fx.convert(Stops().double()).verify(X, target=1)
+    honoured = lrp_fx.convert(Stops().double()).verify(X, target=1)
+    assert honoured.passed and honoured.gradient_difference < 1e-9 and not honoured.notes
+    found = lrp_fx.convert(Stops().double(), detach="see-through").verify(X, target=1)
     assert found.passed and found.gradient_difference < 1e-9
     assert any("own gradient at 'x' is not that of what it computes" in note for note in found.notes)
 

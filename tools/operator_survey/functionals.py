@@ -309,12 +309,5 @@ NOT_YET = {
     "autograd_grad": "a gradient that the model itself computes: refused",
 }
 
-#: relevance goes through what a model takes out of its graph, by design (README, "What a node is"); so the derivative
-#: that is compared is that of the same function without ``detach`` and ``no_grad``
-SEEN_THROUGH = {
-    "detach": lambda x: x * (x @ W) + x,
-    "no_grad_block": lambda x: x / (x @ W).abs().amax(),
-}
-
 #: new numbers are drawn at every call, so that the model itself is no reference
 RANDOM = ("gumbel",)

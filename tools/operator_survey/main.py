@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 from operator_survey.check import problems
-from operator_survey.functionals import FUNCTIONALS, FURTHER, NOT_YET, OUT_OF_REACH, SEEN_THROUGH, X
+from operator_survey.functionals import FUNCTIONALS, FURTHER, NOT_YET, OUT_OF_REACH, X
 
 PAGE = """# Operators
 
@@ -28,7 +28,7 @@ written out as operators that are declared there: a composite one by its own ker
 `lrp_fx/capture/passes/spellings.py`. What you declare yourself comes first.
 
 {failing}
-Relevance goes through `detach` and `no_grad` (what a node is follows from the values it computes): {seen} are compared with the same function without them.
+What a model detaches, or computes under `no_grad`, is a constant, as it is to autograd.
 
 ## Kinds, for operators of your own
 
@@ -95,7 +95,7 @@ def main() -> None:
     rows = "".join(f"- `{name}`: {why}\n" for name, why in failing.items())
     page = PAGE.format(
         count=len(found), working=len(found) - len(failing), surveyed=len(FUNCTIONALS),
-        survey=sum(name not in failing for name in FUNCTIONALS), seen=" and ".join(f"`{n}`" for n in SEEN_THROUGH),
+        survey=sum(name not in failing for name in FUNCTIONALS),
         failing=f"Those that do not:\n\n{rows}" if rows else "",
     )  # fmt: skip
     (ROOT / "docs" / "operators.md").write_text(page, encoding="utf-8")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from case import Built
 from check import CONSERVATION, fails, judged, projection, short
+from gradient import Undifferentiable, against_autograd, apart
 from sizes import TOKENS, Sized, longer, one_sample
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 import lrp_fx
@@ -21,8 +21,6 @@ from lrp_fx.capture.conventions import traceable
 from lrp_fx.errors import LrpError
 from lrp_fx.explain.reading import find_logits
 
-GRADIENT = 1e-5  #: models that compute norms in float32 differ from their double-precision twin by that much
-ROUNDING = 1e-7  #: of the explained value: what a head in float32 rounds away, however small the map is
 CORRELATION, SUM = 0.9, 0.1  #: of relevance in bfloat16 with that in float64
 PATIENCE = 60  #: seconds of computing after which a row begins no further column
 
@@ -181,109 +179,16 @@ def _at(row: FurtherRow, column: str, xmodel: Any, candidates: Iterable[Sized | 
     return f"at {sized.label} {', '.join(told)}" if told else ""
 
 
-def apart(found: Mapping[Any, Tensor], wanted: Mapping[Any, Tensor]) -> float:
-    """Largest difference, of the largest value wanted; infinite where shapes or non-finite entries differ."""
-    worst = 0.0
-    if found.keys() != wanted.keys():
-        return float("inf")
-    for name, value in wanted.items():
-        if found[name].shape != value.shape:
-            return float("inf")
-        if not value.numel() or value.is_complex():
-            continue
-        a, b = found[name].detach().double(), value.detach().double()
-        finite = b.isfinite()
-        if not torch.equal(finite, a.isfinite()):
-            return float("inf")
-        if bool(finite.any()):
-            worst = max(worst, float((a - b)[finite].abs().max() / b[finite].abs().max().clamp(min=1e-9)))
-    return worst
-
-
 def _tensors(value: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
-class _Lookups(TorchFunctionMode):
-    """Makes what integer inputs pick from tables leaves of autograd, and sees whether the model detaches anything."""
-
-    def __init__(self, named: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.named, self.rows, self.detaches = named, {}, False  # type: ignore[var-annotated]
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.detaches |= func in (Tensor.detach, torch.detach)
-        result = func(*args, **kwargs)
-        if func is not nn.functional.embedding and func is not torch.embedding:
-            return result
-        indices = next(
-            (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not t.is_floating_point()), None
-        )
-        names = [
-            n
-            for n, t in self.named.items()
-            if indices is not None and t.shape == indices.shape and torch.equal(t, indices)
-        ]
-        if not names:
-            return result
-        rows = result.detach().clone().requires_grad_()
-        self.rows.setdefault("/".join(names), []).append(rows)
-        return rows
-
-
-def input_times_gradient(model: nn.Module, args: Any, kwargs: Any, target: Any) -> tuple[dict[str, Tensor], bool]:
-    """(input x gradient by autograd, per input that was found; whether the model detaches something).
-
-    Of integer inputs, of the rows that they picked from tables, summed over features; where several inputs hold the
-    same integers, under their names joined by "/".
-    """
-    leaves = {
-        n: t.clone().requires_grad_() for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()
-    }
-    positional = [t.clone().requires_grad_() if isinstance(t, Tensor) and t.is_floating_point() else t for t in args]
-    named = {n: t for n, t in kwargs.items() if isinstance(t, Tensor) and not t.is_floating_point()}
-    named |= {f"#{i}": t for i, t in enumerate(args) if isinstance(t, Tensor) and not t.is_floating_point()}
-    with torch.enable_grad(), traceable(model, experts=None), _Lookups(named) as lookups:
-        output = model(*positional, **{**kwargs, **leaves})
-        chosen = target(output)
-    found = leaves | {f"#{i}": t for i, t in enumerate(positional) if isinstance(t, Tensor) and t.requires_grad}
-    picked = [(name, rows) for name, many in lookups.rows.items() for rows in many]
-    wanted = [*found.values(), *(rows for _, rows in picked)]
-    grads = torch.autograd.grad(chosen.sum(), wanted, allow_unused=True) if wanted else ()
-    products = [(x * (torch.zeros_like(x) if g is None else g)).detach() for x, g in zip(wanted, grads, strict=True)]
-    relevance = dict(zip(found, products, strict=False))
-    for (name, _), product in zip(picked, products[len(found) :], strict=True):
-        relevance[name] = relevance.get(name, 0) + product.sum(-1)
-    return relevance, lookups.detaches
-
-
 def _gradient(row: FurtherRow, xmodel: Any, model: nn.Module, args: Any, kwargs: Any, target: Any) -> str:
-    attribution = xmodel.explain(*args, target=target, rules="gradient", **kwargs)
-    found, rounding = attribution.relevance, ROUNDING * float(attribution.target.abs().max())
     try:
-        wanted, detaches = input_times_gradient(model, args, kwargs, target)
-    except LrpError:
-        raise
-    except Exception as error:
-        raise _Untried(f"autograd on the model itself: {short(error, 80)}") from error
-    if args:  # positional inputs, in order
-        names = iter(found)
-        wanted = {(next(names, n) if n.startswith("#") else n): t for n, t in wanted.items()}
-    shared = {n: t for n, t in wanted.items() if n in found}
-    if not shared:
-        raise _Untried("no input of the model is itself looked up in a table, or floating")
-    pairs = {n: found[n] for n in shared}
-    row.gradient = apart(pairs, shared)
-    largest = max(float((found[n] - shared[n]).abs().max()) for n in shared)
-    if row.gradient <= GRADIENT or largest <= rounding:
-        return ""
-    worst = max(shared, key=lambda n: apart({n: found[n]}, {n: shared[n]}))
-    if detaches:
-        row.untried["gradient"] = f"the model detaches what lrp_fx follows ({row.gradient:.0e} apart)"
-        row.gradient = None
-        return ""
-    return f"'{worst}' is {row.gradient:.1e} from autograd's input x gradient"
+        row.gradient, told = against_autograd(xmodel, model, args, kwargs, target)
+    except Undifferentiable as error:
+        raise _Untried(str(error)) from error
+    return told
 
 
 def _in_half(

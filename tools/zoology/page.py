@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from further import CORRELATION, GRADIENT, SUM
+from further import CORRELATION, SUM
+from gradient import GRADIENT
 
 from lrp_fx.files import write_text
 
@@ -38,6 +39,8 @@ def write_page(document: dict[str, Any], path: Path) -> None:
     further: dict[str, dict[str, Any]] = document.get("further", {})
     if further:
         parts.append(_further(further))
+    if "gradient" in document:
+        parts.append(_gradient(document["gradient"]))
     parts += [_failures(rows), *(_table(rows, further, suite) for suite in suites)]
     write_text(path, "\n".join(parts))
 
@@ -114,6 +117,34 @@ def _further(rows: dict[str, dict[str, Any]]) -> str:
         reasons.update((c.replace("_", " "), _kind(why)) for c, why in row.get("untried", {}).items())
     lines += ["Not tried:", ""]
     lines += [f"- {column}: {why} ({count})" for (column, why), count in sorted(reasons.items(), key=lambda kv: -kv[1])]
+    return "\n".join(lines) + "\n"
+
+
+_GRADIENT = """## Against autograd
+
+By `tools/zoo --gradient`: in float64, relevance of a random projection of the whole output under `rules="gradient"` against autograd's input x
+gradient on the model itself, to {gradient:g}. This finds what sums cannot: a graph that does not follow the model, and what a model's author
+detached. *Detaches*: models that hold a signal constant somewhere (`detach`, `no_grad`); *seen through*: where all of an output is.
+"""
+
+
+def _gradient(rows: dict[str, dict[str, Any]]) -> str:
+    """How many models agree with autograd, per suite; what does not, and why what was not tried was not."""
+    lines = [
+        _GRADIENT.format(gradient=GRADIENT),
+        "| suite | tried | agree | detaches | seen through |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for suite in sorted({key.split("/")[0] for key in rows}):
+        mine = [r for k, r in rows.items() if k.startswith(suite + "/")]
+        tried = [r for r in mine if r["verdict"] not in ("not buildable", "not tried")]
+        counts = [sum(bool(r.get(name)) for r in tried) for name in ("detached", "seen_through")]
+        agree = sum(r["verdict"] == "pass" for r in tried)
+        lines.append(f"| {suite} | {len(tried)} | {agree} | " + " | ".join(map(str, counts)) + " |")
+    failing = {k: r for k, r in rows.items() if r["verdict"] not in ("not buildable", "not tried")}
+    lines += ["", *_reasons(failing), ""]
+    reasons = Counter(_kind(r["reason"]) for r in rows.values() if r["verdict"] == "not tried")
+    lines += [f"- not tried: {why} ({count})" for why, count in reasons.most_common()]
     return "\n".join(lines) + "\n"
 
 

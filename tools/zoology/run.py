@@ -20,6 +20,7 @@ import torch
 from case import Case
 from check import Row, check
 from further import check_further
+from gradient import check_gradient
 from lowered import check_lowered
 from page import write_page
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -30,7 +31,12 @@ SUITES = ("transformers", "timm", "torchvision", "pypi")
 
 
 #: by section of the results
-CHECKS: dict[str, Callable[..., Any]] = {"rows": check, "lowered": check_lowered, "further": check_further}
+CHECKS: dict[str, Callable[..., Any]] = {
+    "rows": check,
+    "lowered": check_lowered,
+    "further": check_further,
+    "gradient": check_gradient,
+}
 
 
 def child(case: Case, section: str, connection: Connection) -> None:
@@ -162,6 +168,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--lowered", action="store_true", help="check lowered graphs against explain()")
     parser.add_argument("--further", action="store_true", help="other sizes, autograd's gradient, half precision")
+    parser.add_argument("--gradient", action="store_true", help='rules="gradient" against autograd on the model')
     parser.add_argument("--broken", action="store_true", help="check the check: on rules broken on purpose")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--limit", type=float, default=180, help="seconds per model")
@@ -169,7 +176,8 @@ def main() -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    results = Results(options.results, "further" if options.further else "lowered" if options.lowered else "rows")
+    section = next((name for name in CHECKS if vars(options).get(name)), "rows")
+    results = Results(options.results, section)
     if options.broken:
         from broken import run_broken
 

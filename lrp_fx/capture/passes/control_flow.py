@@ -91,7 +91,8 @@ class Unrolled(fx.Interpreter):
         return [torch.stack(column) for column in zip(*results, strict=True)]
 
     def _wrap_with_set_grad_enabled(self, enabled: bool, body: Any, *operands: Any) -> Any:
-        return self._body(body)(*operands)
+        with torch.set_grad_enabled(enabled):
+            return self._body(body)(*operands)
 
     def _wrap_with_autocast(self, device: str, dtype: Any, enabled: bool, cache: Any, body: Any, *operands: Any) -> Any:
         return self._body(body)(*operands)

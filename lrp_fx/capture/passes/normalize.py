@@ -12,6 +12,7 @@ from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.passes.detached import detach_results
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.copies import splice
 from lrp_fx.graph.location import locate
@@ -21,17 +22,23 @@ from lrp_fx.operators.table import OpTable, bind
 
 aten = torch.ops.aten
 
-_REGIONS = {  # higher-order op -> position of its submodule among the arguments
-    "wrap_with_set_grad_enabled": 1,
-    "wrap_with_autocast": 4,
-}
+_GRADIENTS = "wrap_with_set_grad_enabled"
+_REGIONS = {_GRADIENTS: 1, "wrap_with_autocast": 4}  #: higher-order op -> position of its submodule
 
 
 def inline_regions(graph_module: fx.GraphModule) -> None:
     """Splice the bodies of no-grad and disabled-autocast regions into the graph that calls them.
 
-    What a node is follows from the values it computes; whether its author wanted a gradient there does not matter.
+    What leaves a region without gradients is detached (``passes.detached``).
     """
+    off = _inline(graph_module, False)
+    detach_results(graph_module.graph, off)
+    graph_module.graph.eliminate_dead_code()
+
+
+def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:
+    """Nodes without gradients, once all regions are inlined; ``off`` says whether those of the graph itself are."""
+    without = {n for n in graph_module.graph.nodes if off and n.op == "call_function"}
     for node in list(graph_module.graph.nodes):
         name = node.target.name() if isinstance(node.target, torch._ops.HigherOrderOperator) else None
         if name not in _REGIONS:
@@ -41,19 +48,22 @@ def inline_regions(graph_module: fx.GraphModule) -> None:
             raise CaptureError(f"an enabled autocast region inside the model: {locate(node)}; cast the model instead")
         body = graph_module.get_submodule(str(node.args[position].target))
         assert isinstance(body, fx.GraphModule)
-        inline_regions(body)
-        _splice(graph_module, node, body, list(node.args[position + 1 :]))
-    graph_module.graph.eliminate_dead_code()
+        inner = _inline(body, not node.args[0] if name == _GRADIENTS else off)
+        without -= {node, *node.users}
+        copies = _splice(graph_module, node, body, list(node.args[position + 1 :]))
+        without |= {copies[n] for n in inner if n in copies}
+    return without
 
 
-def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: list[Any]) -> None:
+def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: list[Any]) -> dict[Node, Node]:
     for inner in body.graph.find_nodes(op="get_attr"):
         raise CaptureError(f"a constant inside a nested region: {locate(inner)}")
-    result, _ = splice(owner, body, arguments, call)
+    result, copies = splice(owner, body, arguments, call)
     for user in list(call.users):
         user.replace_all_uses_with(result[user.args[1]])
         owner.graph.erase_node(user)
     owner.graph.erase_node(call)
+    return copies
 
 
 def drop_assertions(graph: fx.Graph) -> None:
@@ -93,7 +103,7 @@ def mend(graph: fx.Graph) -> None:
 
 
 def see_through(graph: fx.Graph) -> None:
-    """``detach`` hands on its operand like any alias: what a node is follows from the values it computes."""
+    """``detach`` as an alias, where it is not the model's author who wrote it: inside an operator, or a derivative."""
     for node in graph.nodes:
         if OpTable.shipped().form(node) == "detach":
             node.target = aten.alias.default

@@ -37,7 +37,8 @@ from lrp_fx.lowering.inductor import inductor_options
 from lrp_fx.lowering.joint_graph import check_finite
 from lrp_fx.lowering.targets.spec import TargetSpec
 from lrp_fx.passes.convolution_backward import transpose_convolutions
-from lrp_fx.results import Attribution, no_ledger
+from lrp_fx.results import Attribution, Context, no_ledger
+from lrp_fx.results.document import read_context
 
 _REFERENCES = "weights"
 _UNACCOUNTED = "a saved graph has no ledger: explain with the converted model for the whole account"
@@ -177,6 +178,7 @@ class Artefact:
         accepts: the inputs and sizes it takes.
         positions: names of what it takes by position.
         reading: how the outputs of the model are read.
+        context: what every explanation says of the model.
     """
 
     module: Callable[..., Any]
@@ -184,6 +186,7 @@ class Artefact:
     accepts: Accepts = field(repr=False)
     positions: tuple[str, ...] = field(repr=False)
     reading: Reading = field(repr=False)
+    context: Context = field(repr=False)
 
     def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
         """Explain one call, as the model's own :meth:`lrp_fx.Lowered.__call__` does: inputs by name or by position.
@@ -214,6 +217,7 @@ class Artefact:
             latents=latents,
             target=results["target"],
             ruleset=rules,
+            context=self.context,
             inputs=dict(zip(names, tensors, strict=True)),
             _output=results["output"],
             _sources=relevance,
@@ -271,6 +275,7 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
         accepts, positions = _accepts(about, reader), tuple(map(str, about["positions"]))
         reading = Reading.from_plain(about["reading"])
         told = {key: about[key] for key in ("inputs", "outputs", "target", "rules")}
+        context = read_context({"notes": about["notes"]})
         if archive.compiled:
             module: Any = torch._inductor.aoti_load_package(str(path))
         else:
@@ -285,7 +290,7 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
         raise InputError(f"{str(path)!r} is no saved relevance graph: {reason}") from error
     if weights is not None:
         fill(module, references, weights)
-    return Artefact(module, told, accepts, positions, reading)
+    return Artefact(module, told, accepts, positions, reading, context)
 
 
 def _accepts(about: Mapping[str, Any], reader: Reader) -> Accepts:

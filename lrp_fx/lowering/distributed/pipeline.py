@@ -22,6 +22,7 @@ from lrp_fx.capture import Call
 from lrp_fx.capture.offload import Offloaded, put
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.explain import Contrast, Pixels, Sweeper, Target
+from lrp_fx.explain.held import context_of
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.sweep import TapPoints, check_reached
 from lrp_fx.explain.target import at_pixels, check_won, normal, padding_masks, select
@@ -164,6 +165,7 @@ class Pipeline:
             latents=order,
             target=target.to(self.device),
             ruleset=name,
+            context=context_of(self.sweeper.rewritten.plan.facts),
             _output=output,
             _sources=dict(relevance),
             _account=no_ledger(_UNACCOUNTED),

@@ -70,6 +70,7 @@ def generate(
         latents={},
         target=torch.cat([f.target.T for f in explained], 1),
         ruleset=explained[0].ruleset,
+        context=explained[0].context,
         inputs={n: v for n, v in whole.items() if isinstance(v, Tensor)},
     )
 

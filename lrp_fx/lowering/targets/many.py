@@ -25,6 +25,7 @@ from torch import Tensor, fx
 from lrp_fx.capture import Call
 from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain import Sweeper, Target, usable
+from lrp_fx.explain.held import context_of
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.sweep import sweep_each
 from lrp_fx.explain.target import at_positions, check_range, last_positions
@@ -107,6 +108,7 @@ class ManyTargets:
             latents=relevance.latents,
             target=explained.detach().T,
             ruleset=self.sweeper.rewritten.plan.ruleset.name,
+            context=context_of(self.sweeper.rewritten.plan.facts),
             inputs={name: tensor.detach() for name, tensor in call.tensors.items()},
         )
 
@@ -142,6 +144,7 @@ def explain_targets(
         latents={path: torch.stack([one.latents[path] for one in explained]) for path in explained[0].latents},
         target=torch.stack([one.target for one in explained]),
         ruleset=explained[0].ruleset,
+        context=explained[0].context,
         inputs=explained[0].inputs,
     )
 

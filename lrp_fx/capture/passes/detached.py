@@ -1,0 +1,132 @@
+"""What the model's author held constant, as nodes of the graph: ``detach``, ``.data``, ``no_grad``, ``inference_mode``.
+
+A value that leaves a region without gradients has none, so a ``detach`` stands behind it, as where the author wrote
+one. Inside such a region nothing needs one. What a captured graph detaches, analysis decides about
+(``lrp_fx.analysis.detached``); a constant needs no ``detach``, and has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from lrp_fx.graph.module_calls import unnoted
+from lrp_fx.graph.operands import is_float
+from lrp_fx.operators.schema import is_mutating, shares
+from lrp_fx.operators.table import OpTable
+
+aten = torch.ops.aten
+
+GRAD_MODE = "_set_grad_enabled"  #: name of the call that a recorded run has where gradients are switched on or off
+
+
+class InferenceMode(TorchFunctionMode):
+    """Within: what is computed under ``torch.inference_mode`` is detached, for no tracer sees that mode by itself."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer one call."""
+        result = func(*args, **(kwargs or {}))
+        if not torch.is_inference_mode_enabled():
+            return result
+        operands = {id(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+
+        def held(leaf: Any) -> Any:
+            new = isinstance(leaf, Tensor) and leaf.is_floating_point() and id(leaf) not in operands
+            return leaf.detach() if new else leaf
+
+        return pytree.tree_map(held, result)
+
+
+def switched_off(graph: fx.Graph) -> set[Node]:
+    """Nodes of a recorded run that were computed while gradients were switched off; the switches are removed."""
+    enabled, off = True, set()
+    for node in list(graph.nodes):
+        if getattr(node.target, "__name__", "") == GRAD_MODE:
+            enabled = bool(node.args[0])
+            graph.erase_node(node)
+        elif not enabled and node.op == "call_function":
+            off.add(node)
+    return off
+
+
+def detach_results(graph: fx.Graph, off: Set[Node]) -> None:
+    """Put a ``detach`` behind everything that was computed without gradients and is read where there are some.
+
+    What was written in place, behind autograd's back, is left alone: autograd keeps the history of what is written to.
+    """
+    signals = _signals(graph) if off else {}
+    for node in off:
+        readers = [user for user in node.users if user not in off]
+        if not readers or not signals.get(node) or not is_float(node) or _is_list(node):
+            continue
+        if is_written(node) or _writes_outside(node, off):
+            continue
+        with graph.inserting_after(node):
+            held = graph.call_function(aten.detach.default, (node,))
+        held.meta = unnoted(node.meta)
+        node.replace_all_uses_with(held, delete_user_cb=lambda user: user in readers)  # noqa: B023
+
+
+def settle_detached(graph: fx.Graph) -> None:
+    """One operator for all that detaches; an alias where what is detached can have no gradient anyway."""
+    signals: dict[Node, bool] | None = None
+    for node in graph.nodes:
+        if OpTable.shipped().form(node) != "detach":
+            continue
+        signals = _signals(graph) if signals is None else signals
+        held = signals[node] and is_float(node)
+        node.target = aten.detach.default if held else aten.alias.default
+        node.args, node.kwargs = node.args[:1], {}
+
+
+def see_through_written(graph: fx.Graph) -> None:
+    """A ``detach`` that is written through (``x.data.clamp_()``) changes values behind autograd's back: an alias."""
+    for node in graph.nodes:
+        if OpTable.shipped().form(node) == "detach" and is_written(node):
+            node.target = aten.alias.default
+
+
+def is_written(node: Node) -> bool:
+    """Whether an operator writes into a tensor, or into a view of it."""
+    if any(is_mutating(user) and user.args[0] is node for user in node.users):
+        return True
+    return any(is_written(user) for user in node.users if _is_piece(user) or shares(user))
+
+
+def _writes_outside(node: Node, off: Set[Node]) -> bool:
+    """Whether a node writes into a tensor that was there before gradients were switched off."""
+    written = False
+    while node in off and (is_mutating(node) or _is_piece(node) or shares(node)) and node.all_input_nodes:
+        written |= is_mutating(node)
+        node = node.all_input_nodes[0]
+    return written and node not in off
+
+
+def _is_piece(node: Node) -> bool:
+    return getattr(node.target, "__name__", "") == "getitem"
+
+
+def _is_list(node: Node) -> bool:
+    return isinstance(node.meta.get("val"), (tuple, list))
+
+
+def _signals(graph: fx.Graph) -> dict[Node, bool]:
+    """Whether a node depends on a floating input, or on rows that an input picked from a floating table."""
+    ops = OpTable.shipped()
+    reached: dict[Node, bool] = {}
+    signals: dict[Node, bool] = {}
+    for node in graph.nodes:
+        reached[node] = node.op == "placeholder" or any(reached[n] for n in node.all_input_nodes)
+        if node.op == "placeholder":
+            signals[node] = is_float(node)
+            continue
+        spec = ops.get(node) if node.op == "call_function" else None
+        picks = spec is not None and "picks" in spec.extra and reached[node] and is_float(node)
+        signals[node] = picks or any(signals[n] for n in node.all_input_nodes)
+    return signals
