@@ -22,7 +22,7 @@ import lrp_fx
 from lrp_fx.files import write_text
 
 MARK, LETTERS, VOCABULARY = 1, range(2, 10), 20  # noise is what is left of the vocabulary
-RULES = ("attnlrp", "lstm_lrp", "mamba_lrp", "gradient")
+RULES = ("attnlrp", "recurrent_gamma", "lstm_lrp", "mamba_lrp", "gradient")
 
 
 class Recurrent(nn.Module):
@@ -109,6 +109,20 @@ def train(model: nn.Module, length: int, steps: int, seconds: float) -> tuple[fl
         return float((logits(model(input_ids=ids))[:, -1].argmax(-1) == letter).float().mean()), taken
 
 
+def trained(name: str, length: int, steps: int, seconds: float, folder: Path) -> tuple[nn.Module, float, int]:
+    """(model, accuracy, steps taken): of an earlier run, where ``folder`` has it."""
+    torch.manual_seed(0)
+    model, kept = MODELS[name](), folder / f"{name.replace(' ', '-')}-{length}.pt"
+    if kept.is_file():
+        state, accuracy, taken = torch.load(kept)
+        model.load_state_dict(state)
+        return model.eval(), accuracy, taken
+    accuracy, taken = train(model, length, steps, seconds)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save((model.state_dict(), accuracy, taken), kept)
+    return model, accuracy, taken
+
+
 def explain(model: nn.Module, length: int, samples: int) -> dict[str, tuple[float, float, float]]:
     """Rule set -> (share of samples whose largest relevance is on the planted token, its median share, worst balance)."""
     ids, letter, place = batch(samples, length, torch.Generator().manual_seed(7))
@@ -138,8 +152,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--seconds", type=float, default=60, help="of training, per model")
     parser.add_argument("--only", nargs="*", default=list(MODELS), help="these models; the report keeps its other rows")
+    parser.add_argument("--folder", type=Path, default=Path(".models/recurrences"), help="trained models; kept")
     options = parser.parse_args()
     rows = earlier(options.report)
+    further = options.report.read_text().partition("\n## ")[2] if options.report.is_file() else ""
     lines = [
         "# Does relevance find the planted token?\n",
         f"Sequences of {options.length} tokens of noise hold one letter behind a marker; at the end the model names it. Every",
@@ -151,14 +167,13 @@ def main() -> None:
         "|---|--:|--:|" + "--:|" * len(RULES) + "--:|",
     ]
     for name in track(options.only, description="recurrences"):
-        torch.manual_seed(0)
-        model = MODELS[name]()
-        accuracy, steps = train(model, options.length, options.steps, options.seconds)
+        model, accuracy, steps = trained(name, options.length, options.steps, options.seconds, options.folder)
         results = explain(model, options.length, 32)
         shown = " | ".join(f"{hit:.0%}, {share:.2f}" for hit, share, _ in results.values())
         rows[name] = f"| {name} | {accuracy:.1%} | {steps} | {shown} | {max(b for *_, b in results.values()):.0e} |"
         print(rows[name], flush=True)
-        write_text(options.report, "\n".join([*lines, *(rows[m] for m in MODELS if m in rows)]) + "\n")
+        page = "\n".join([*lines, *(rows[m] for m in MODELS if m in rows)]) + "\n"
+        write_text(options.report, page + (f"\n## {further}" if further else ""))
 
 
 if __name__ == "__main__":

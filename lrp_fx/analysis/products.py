@@ -87,13 +87,17 @@ class Product:
 
     def is_gate(self, group: Group) -> bool:
         """Whether a group only weighs the others: of sigmoid(a) * tanh(c) the sigmoid."""
-        return group.positive if 0 < self.tally[1] < len(self.groups) else group.nonlinear
+        return group.positive if self.weighed else group.nonlinear
 
     @property
     def gated(self) -> bool:
         """Whether some groups, not all, only weigh the others."""
-        nonlinear, positive, _ = self.tally
-        return 0 < positive < len(self.groups) or 0 < nonlinear < len(self.groups)
+        return self.weighed or 0 < self.tally[0] < len(self.groups)
+
+    @property
+    def weighed(self) -> bool:
+        """Whether some groups, not all, have no sign, so that nothing else weighs: a sigmoid, not a SiLU."""
+        return 0 < self.tally[1] < len(self.groups)
 
     @property
     def selective(self) -> bool:

@@ -164,7 +164,8 @@ def _decide(plan: Plan, candidate: Candidate) -> Decision:
         return _multilinear(plan, node, spec, operands, pattern.role)
     if pattern in _SPECIAL:
         return _SPECIAL[pattern](plan, node, spec, operands)
-    return Decision(pattern.role, _rule(plan, pattern.role, node), operands)
+    weighed = pattern is patterns.GATE and candidate.product is not None and candidate.product.weighed
+    return Decision(pattern.role, _rule(plan, ("positive-gate", "gate") if weighed else pattern.role, node), operands)
 
 
 def _movement(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
@@ -277,7 +278,8 @@ def _share_products(plan: Plan, products: Products) -> None:
     for top, product in products.whole.items():
         if top not in plan.decisions:
             continue
-        share = shares.shares(product, plan.decisions[top].role, functools.partial(_split, plan, top))
+        decision = plan.decisions[top]
+        share = shares.shares(product, decision.entry.split, functools.partial(_split, plan, top))
         natural = not _split(plan, top, "nonlinearity").divided
         if natural and all(share[factor] == times for factor, times in product.factors()):
             continue

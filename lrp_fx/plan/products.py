@@ -65,20 +65,20 @@ class Shares:
         homogeneous = all(count is not None for count, _ in counts)
         return total if homogeneous and total >= 1 and Fraction(total).denominator == 1 else 1
 
-    def shares(self, product: Product, role: str, split_of: Callable[[str], Split]) -> dict[Node, Number]:
+    def shares(self, product: Product, split: Split, split_of: Callable[[str], Split]) -> dict[Node, Number]:
         """Share of the product's relevance that each factor receives (AttnLRP prop. 3.3, generalised to n factors).
 
         Args:
             product: a flattened product.
-            role: its role.
-            split_of: where shares go (:mod:`lrp_fx.rules.table`), for a role ("bilinear", "gate", "nonlinearity", ...).
+            split: where shares go by its own rule (:mod:`lrp_fx.rules.table`).
+            split_of: the same of other roles ("selective", "nonlinearity", "normalization").
 
         Returns:
             A share per factor, for all the times that it is multiplied. Where the split divides by the degree they add
             up to 1, otherwise every share is the number of times.
         """
         groups = list(product.groups.values())
-        split = split_of(role) if len(groups) > 1 else BY_DEGREE
+        split = split if len(groups) > 1 else BY_DEGREE
         weights = [self._weight(group) for group in groups]
         if split.signals_only:
             weights = [0 if product.is_gate(g) else w for g, w in zip(groups, weights, strict=True)]

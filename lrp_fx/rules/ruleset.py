@@ -15,10 +15,10 @@ from lrp_fx.errors import RuleSetError
 from lrp_fx.files import write_text
 from lrp_fx.operators.table import rules_dir
 from lrp_fx.rules.registry import REGISTERED, Backward, OwnRule
-from lrp_fx.rules.table import LAYERS, ROLES, SUMS, entry, parameters
+from lrp_fx.rules.table import GATES, LAYERS, ROLES, SUMS, entry, parameters
 
-#: roles that a rule set need not have a rule for: layers and sums are then "linear", position tables constants
-OPTIONAL = (*LAYERS, *SUMS, "position")
+#: roles that a rule set need not have a rule for: layers and sums are then "linear", gates "gate", tables constants
+OPTIONAL = (*LAYERS, *SUMS, *GATES, "position")
 
 
 def register_rule(name: str, *, base: str, backward: Backward) -> None:

@@ -35,7 +35,9 @@ SUMS = ("recurrent-sum",)
 #: linear maps; they have the rules of "linear" where a rule set has none for their own role
 LINEAR = ("linear", *LAYERS, *SUMS)
 #: products that a rule set may treat apart
-PRODUCTS = ("bilinear", "gate", "recurrent-gate", "selective")
+PRODUCTS = ("bilinear", "gate", "recurrent-gate", "selective", "positive-gate")
+#: of gates, those without sign (sigmoid, softplus, ...); without a rule they are "gate"
+GATES = ("positive-gate",)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""Gates without sign have a role of their own: a rule set can hold sigmoids constant and share with SiLUs."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import lrp_fx
+
+RULES = {"base": "attnlrp", "rules": {"positive-gate": "signal-takes-all"}}
+#: gates without sign in several spellings, and gates that have one
+POSITIVE = {
+    "sigmoid": lambda a, b: torch.sigmoid(a) * b,
+    "written out": lambda a, b: b / (1 + torch.exp(-a)),
+    "softplus": lambda a, b: b * F.softplus(a),
+    "in a chain": lambda a, b: 2 * (torch.sigmoid(a) * b) * torch.sigmoid(b),
+}
+SIGNED = {
+    "silu": lambda a, b: F.silu(a) * b,
+    "written out": lambda a, b: a * torch.sigmoid(a) * b,
+    "product": torch.mul,
+}
+
+
+class Gated(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.gate, self.value, self.function = nn.Linear(3, 4), nn.Linear(5, 4), function
+
+    def forward(self, a, b):
+        return self.function(self.gate(a), self.value(b))
+
+
+def explained(function, rules):
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    attribution = lrp_fx.convert(Gated(function).double(), a, b).explain(a, b, target=1, rules=rules)
+    assert attribution.ledger.balance < 1e-12
+    return attribution.relevance
+
+
+@pytest.mark.parametrize("function", POSITIVE.values(), ids=POSITIVE)
+def test_a_gate_without_sign_has_a_rule_of_its_own(function):
+    assert explained(function, RULES)["a"].abs().max() == 0
+    assert explained(function, "attnlrp")["a"].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("function", SIGNED.values(), ids=SIGNED)
+def test_other_gates_keep_theirs(function):
+    new, old = explained(function, RULES), explained(function, "attnlrp")
+    assert torch.equal(new["a"], old["a"]) and new["a"].abs().max() > 0.01
+
+
+def test_a_gate_in_any_spelling_has_one_relevance():
+    one, other = (explained(POSITIVE[name], RULES)["b"] for name in ("sigmoid", "written out"))
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

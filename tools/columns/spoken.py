@@ -1,0 +1,57 @@
+"""Which letters does a phoneme come from? Words held out that the models of `training.phonemes` say right.
+
+Nothing but the encoder's last state joins letters and phonemes, so that relevance has to find its way through two
+recurrences. Annotated are the letters that an alignment by counts gives a phoneme (`training.alignment`).
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import torch
+from torch import nn
+from training import alignment, phonemes
+
+from columns import weights
+from lrp_fx.evaluate.task import Task, Tokens
+
+KINDS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+COUNTED = 4000  #: words that alignments are learnt from
+
+
+@cache
+def pieces() -> dict[alignment.Piece, float]:
+    """What letters say, and how often: of some of the words that the models learnt."""
+    learnt = [word for word in phonemes.words() if not word.held_out]
+    random.Random(0).shuffle(learnt)
+    return alignment.learn(learnt[:COUNTED])
+
+
+def spoken(kind: str, length: int, words: int = 40) -> Task:
+    """Every phoneme of some words of one length: its logit, when the phonemes before it were said."""
+    model = phonemes.network(KINDS[kind])
+    model.load_state_dict(weights.state(f"phonemes-{kind}"))
+    model.eval()
+    chosen = [word for word in phonemes.words() if word.held_out and len(word.letters) == length]
+    random.Random(1).shuffle(chosen)
+    encoded = phonemes.encode(chosen)
+    right = phonemes.right(model, encoded).nonzero()[:, 0].tolist()[:words]
+    steps = max(len(chosen[row].phonemes) for row in right)
+    rows, positions, letters = [], [], []
+    for row in right:
+        for position, aligned in enumerate(alignment.align(chosen[row], pieces()) or []):
+            rows.append(row)
+            positions.append(position)
+            letters.append([letter in aligned for letter in range(length)])
+    at = torch.tensor(positions)
+    inputs = {"letters": encoded.letters[rows], "said": encoded.given[rows, :steps].contiguous()}
+    target = (at, encoded.said[rows, at])
+    return Task(
+        f"{kind}, {length} letters",
+        model,
+        inputs,
+        target,
+        Tokens(phonemes.BLANK, "letters"),
+        annotated=torch.tensor(letters),
+    )
