@@ -58,7 +58,9 @@ class Decision:
         if self.shifted is not None:
             return DISTRIBUTED
         several = isinstance(node.meta.get("val"), (tuple, list)) and spec.kind == "homogeneous"
-        return self.entry.form("counted" if "count" in spec.extra else "several" if several else spec.kind)
+        sums = self.role == spec.kind == "linear" and len(self.live) > 1  # a batch norm behind a layer is no sum
+        kinds = {"counted": "count" in spec.extra, "several": several, "sum": sums}
+        return self.entry.form(next((kind for kind, holds in kinds.items() if holds), spec.kind))
 
 
 @dataclass

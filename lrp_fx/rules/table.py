@@ -106,7 +106,8 @@ class Entry:
         rule: its name in rule sets.
         roles: the roles that can have it.
         split: where its share goes.
-        forms: form by kind of operator (the op table's; "counted" for products along a dimension); "" for all others.
+        forms: form by kind of operator (the op table's; "counted" for products along a dimension, "sum" for several
+            tensors that are added); "" for all others.
         equation: relevance of input i.
         source: who proposed it.
         books: categories of the ledger that hold what it does not hand on, besides constants that are added.
@@ -159,7 +160,7 @@ RULES: tuple[Entry, ...] = (
     ),
     _layer("gamma", layer_rules.gamma, "R_i = sum_j x_i (w_ij + gamma w_ij+) / sum(...) R_j", _MONTAVON, gamma=0.25),
     Entry(
-        "generalised-gamma", (*LAYERS, *SUMS), BY_DEGREE, {"linear": SUMMED, "": FAVOURED},
+        "generalised-gamma", (*LAYERS, *SUMS), BY_DEGREE, {"sum": SUMMED, "": FAVOURED},
         "R_i = sum_j (c_ij + gamma c_ij+) / sum(...) R_j with c_ij = x_i w_ij for z_j > 0; c_ij- for z_j < 0",
         "Andeol et al. 2021", books=("bias", "stabiliser"), parameters={"gamma": 0.25, "epsilon": 1e-6},
     ),
