@@ -18,7 +18,7 @@ from lrp_fx.explain import Contrast, Pixels
 from lrp_fx.lowering import Lowered, load
 from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable, register_op
-from lrp_fx.results import Attribution, Attributions, Generation, Ledger, load_result
+from lrp_fx.results import Attribution, Attributions, Generation, Ledger, load_result, view
 from lrp_fx.rules.ruleset import RuleSet, register_rule
 from lrp_fx.version import VERSION
 
@@ -57,6 +57,7 @@ __all__ = [
     "register_op",
     "register_rule",
     "tune",
+    "view",
 ]
 __version__ = VERSION
 

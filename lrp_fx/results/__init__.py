@@ -6,6 +6,7 @@ from lrp_fx.results.ledger import Entry, Ledger
 from lrp_fx.results.notes import Note
 from lrp_fx.results.result import Result
 from lrp_fx.results.targets import Attributions, Generation
+from lrp_fx.results.viewing import view, viewer_data
 
 #: read what ``save`` of any result wrote
 load_result = Result.load
@@ -24,4 +25,6 @@ __all__ = [
     "known_ledger",
     "load_result",
     "no_ledger",
+    "view",
+    "viewer_data",
 ]

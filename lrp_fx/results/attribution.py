@@ -61,6 +61,10 @@ class Attribution(Result):
         that of some samples of a batch by a third, for their targets alone."""
         return self._account(None)
 
+    def amounts(self) -> Mapping[str, float]:
+        """Where the explained value went, by category of the ledger (computed at first use)."""
+        return self.ledger.by("category")
+
     @property
     def notes(self) -> tuple[Note, ...]:
         """Signs that the map is weak, each with what to try (:mod:`lrp_fx.results.notes`); those that the ledger shows

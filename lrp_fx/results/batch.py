@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrp_fx.errors import InputError
+from lrp_fx.errors import InputError, LatentError
 from lrp_fx.results.context import Context, Tokens
 from lrp_fx.results.notes import Note
 
@@ -200,6 +200,18 @@ class Batch:
     @property
     def target_names(self) -> tuple[str, ...] | None:
         """What the targets of each sample are called; None where each has one."""
+        return None
+
+    def amounts(self) -> Mapping[str, float]:
+        """Where the explained value went, by category of the ledger.
+
+        Raises:
+            LatentError: where there is no ledger.
+        """
+        raise LatentError("several targets at once have no ledger: explain(target=...) of one for the whole account")
+
+    def start_of(self, name: str) -> int | None:
+        """Where generated tokens begin in an input: None where it has none."""
         return None
 
     @property

@@ -38,6 +38,12 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def part(self, which: slice) -> Tokens:
+        """Some of them."""
+        offsets = None if self.offsets is None else self.offsets[which]
+        words = None if self.words is None else self.words[which]
+        return Tokens(self.texts[which], self.special[which], self.padding[which], offsets, words, self.text)
+
     @classmethod
     def plain(cls, texts: Sequence[str]) -> Tokens:
         """Tokens of which nothing is known but what they show."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrp_fx.errors import InputError
 from lrp_fx.extras import require
-from lrp_fx.results import document, storage, tables
+from lrp_fx.results import document, storage, tables, viewing
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.merging import Grouping, sum_layers, without_features
 from lrp_fx.results.tables import Share
@@ -130,6 +130,21 @@ class Result(Batch):
         if by == "layer":
             return pandas.DataFrame(tables.layer_rows(self))
         return pandas.DataFrame(tables.token_rows(self._by(by)))
+
+    def view(self, path: str | Path = "view.html", *, title: str | None = None, ledger: bool = True) -> Path:
+        """Write a page to look at the result with: one html file that needs no network (:func:`lrp_fx.view`).
+
+        Nothing is opened.
+
+        Args:
+            path: where to write.
+            title: heading of the page.
+            ledger: whether the ledger of every sample is in it; it is computed where it was not yet, by a sweep each.
+
+        Returns:
+            ``path``.
+        """
+        return viewing.view(self, path=path, title=title, ledger=ledger)
 
     def _category_rows(self) -> list[tables.Row]:
         raise InputError("several targets at once have no ledger: explain(target=...) of one for its categories")

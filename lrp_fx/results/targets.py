@@ -153,7 +153,7 @@ class Generation(Several):
         """
         name = self.generated
         tokens, end = self.tokens(name), self.start + self.count
-        prompt, new = (Grouping([part(t, which) for t in tokens], by) for which in _halves(self.start, end))
+        prompt, new = (Grouping([t.part(which) for t in tokens], by) for which in _halves(self.start, end))
         both = Joined(prompt, new)
         others = {n: Grouping(self.tokens(n), by) for n in self.token_inputs if n != name}
         groupings: dict[str, Any] = {**others, name: both}
@@ -163,9 +163,13 @@ class Generation(Several):
             whole._merged(groupings), sequences=self.sequences.new_full((len(self), both.width), -1), start=prompt.width
         )
 
+    def start_of(self, name: str) -> int | None:
+        """Where generated tokens begin in an input: None where it has none."""
+        return self.start if name == self.generated else None
+
     def new_tokens(self) -> tuple[Tokens, ...]:
         """The tokens that were generated, of every sample."""
-        return tuple(part(tokens, slice(self.start, self.start + self.count)) for tokens in self.tokens(self.generated))
+        return tuple(tokens.part(slice(self.start, self.start + self.count)) for tokens in self.tokens(self.generated))
 
     def name_of(self, number: int) -> str:
         """The new token, where all samples have the same one."""
@@ -175,10 +179,3 @@ class Generation(Several):
 
 def _halves(start: int, end: int) -> tuple[slice, slice]:
     return slice(0, start), slice(start, end)
-
-
-def part(tokens: Tokens, which: slice) -> Tokens:
-    """Some of a sequence of tokens."""
-    offsets = None if tokens.offsets is None else tokens.offsets[which]
-    words = None if tokens.words is None else tokens.words[which]
-    return Tokens(tokens.texts[which], tokens.special[which], tokens.padding[which], offsets, words, tokens.text)

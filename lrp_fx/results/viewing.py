@@ -1,0 +1,271 @@
+"""Batchs as what the viewer shows (:mod:`lrp_fx.viz.viewer.schema`): one function, and the pages made of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lrp_fx.errors import InputError, LatentError
+from lrp_fx.results.batch import Batch
+from lrp_fx.results.context import Tokens
+from lrp_fx.results.merging import without_features
+from lrp_fx.results.words import Group, find_groups, merged
+from lrp_fx.viz.pages import write_page
+from lrp_fx.viz.viewer import View, encode, viewer_page
+from lrp_fx.viz.viewer.schema import Input, Matrix, Sample, SoundInput, TokensInput, Words
+
+LARGEST = 1 << 22  #: numbers of one array; larger ones are summed over targets, or over features
+STRETCHES = 2048  #: parts of a waveform
+_FRAME = 512  #: samples of sound in a column of a spectrogram
+
+
+def view(
+    *results: Batch, path: str | Path = "view.html", title: str | None = None, names: Sequence[str] | None = None,
+    ledger: bool = True,
+) -> Path:  # fmt: skip
+    """Write a page to look at results with, one or several side by side: one html file that needs no network.
+
+    Nothing is opened. Words or pieces of words, their numbers, a ledger that follows what is chosen; a generated text
+    in which every token shows what made it; images, sound, layers and heads (``at=``).
+
+    Args:
+        path: where to write.
+        title: heading of the page.
+        names: what each result is called; its rule set where left out.
+        ledger: whether the ledger of every sample is in it; it is computed where it was not yet, by a sweep each.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        InputError: without results, for as many names as there are not results, and where samples share an input.
+        MissingExtraError: when jinja2 is not installed.
+    """
+    if not results:
+        raise InputError("there is nothing to view: give a result or more")
+    names = [result.ruleset for result in results] if names is None else names
+    if len(names) != len(results):
+        raise InputError(f"{len(names)} names for {len(results)} results")
+    views = [viewer_data(result, name, ledger=ledger) for result, name in zip(results, names, strict=True)]
+    return write_page(path, viewer_page(views, title or _title(results)))
+
+
+def viewer_data(result: Batch, name: str, *, ledger: bool = True) -> View:
+    """A result as plain data.
+
+    Args:
+        result: of any kind.
+        name: what it is called.
+        ledger: whether ledgers are in it.
+
+    Raises:
+        InputError: where samples of a batch share an input: explain them one by one.
+    """
+    facts = {"rules": result.ruleset, "target": result.context.question}
+    samples = [_sample(one, number, ledger) for number, one in enumerate(result)]
+    return {"name": name, "facts": [(n, v) for n, v in facts.items() if v], "samples": samples}
+
+
+def _title(results: Sequence[Batch]) -> str:
+    answers = {answer for result in results for answer in result.context.answers or ()}
+    return f"Why {answers.pop()}?" if len(answers) == 1 else "What the answer is made of"
+
+
+def _sample(one: Batch, number: int, ledger: bool) -> Sample:
+    values = _targets(one, one.target).tolist()
+    answers = one.context.answers
+    names = one.target_names or (answers[0] if answers else "explained value",)
+    amounts, reason = _ledger(one, ledger)
+    inputs = [_input(one, n, _targets(one, r)) for n, r in one.relevance.items()]
+    return {
+        "name": _name(one, number),
+        "targets": [{"name": n, "value": encode.finite(v)} for n, v in zip(names, values, strict=True)],
+        "inputs": inputs,
+        "matrices": _matrices(one, inputs),
+        "notes": [str(note) for note in one.notes],
+        "ledger": amounts,
+        "no_ledger": reason,
+    }
+
+
+def _name(one: Batch, number: int) -> str:
+    """What tells a sample from the others of a batch: its number, its answer, the beginning of its text."""
+    text = one.tokens()[0].text if one.token_inputs else None
+    answers = one.context.answers
+    told = [answers[0] if answers else "", " ".join((text or "").split())[:60]]
+    return " · ".join([str(number + 1), *(t for t in told if t)])
+
+
+def _ledger(one: Batch, wanted: bool) -> tuple[list[tuple[str, float]] | None, str]:
+    if not wanted:
+        return None, "this page was written without ledgers (ledger=False)"
+    try:
+        return list(one.amounts().items()), ""
+    except LatentError as reason:
+        return None, str(reason)
+
+
+def _targets(one: Batch, values: Tensor) -> Tensor:
+    """(T, ...) of a tensor of a result of one sample, in double precision; T is 1 where there is one target."""
+    values = values.detach().cpu().double()
+    shared = values.dim() <= one.SAMPLES or values.shape[one.SAMPLES] != 1
+    values = values if shared else values.select(one.SAMPLES, 0)
+    return values if len(one.LEADING) > 1 else values[None]
+
+
+def _input(one: Batch, name: str, values: Tensor) -> Input:
+    rank = values.dim() - 1
+    given = one.inputs.get(name)
+    given = given[0].detach().cpu() if given is not None and given.dim() == rank + 1 else None
+    rate = one.context.sampling_rate
+    if name in one.token_inputs:
+        return _tokens_input(one, name, values)
+    if rank == 1 and rate is not None:
+        return _sound_input(name, values, given, rate)
+    if rank < 2 or (rank == 2 and values.numel() > LARGEST):
+        values = values.reshape(len(values), -1) if rank < 2 else values.sum(-1)
+        names = one.context.features.get(name, ())
+        entries = given.double().flatten() if given is not None and rank < 2 else None
+        return {
+            "kind": "values",
+            "name": name,
+            "names": list(names) if len(names) == values.shape[1] else [str(i) for i in range(values.shape[1])],
+            "values": None if entries is None else [encode.finite(v) for v in entries.tolist()],
+            "relevance": encode.pack(values.numpy()),
+        }
+    summed = values if rank == 2 else without_features(values, 1)
+    summed = summed.reshape(len(values), -1, *summed.shape[-2:]).sum(1)
+    picture = given is not None and rank == 3 and len(given) in (1, 3)
+    return {
+        "kind": "map",
+        "name": name,
+        "relevance": encode.pack(summed.numpy()),
+        "picture": encode.image(given.double().numpy()) if picture and given is not None else None,
+        "caption": "" if rank == 2 else f"summed over {'channels' if rank == 3 else 'all other dimensions'}",
+    }
+
+
+def _tokens_input(one: Batch, name: str, values: Tensor) -> TokensInput:
+    tokens = one.tokens(name)[0]
+    start = one.start_of(name)
+    ends = [0, len(tokens)] if start is None else [0, start, start + len(values), len(tokens)]
+    groups: list[Group] = []  # no word reaches over the beginning of what was generated
+    shown: list[Tokens] = []
+    for begin, end in zip(ends, ends[1:], strict=False):
+        piece = tokens.part(slice(begin, end))
+        found = find_groups(piece, "words")
+        shown.append(merged(piece, found))
+        groups += [[position + begin for position in group] for group in found]
+    made: TokensInput = {
+        "kind": "tokens",
+        "name": name,
+        "tokens": list(tokens.texts),
+        "special": [i for i, special in enumerate(tokens.special) if special],
+        "breaks": [i for i in range(1, len(tokens)) if _line_before(tokens, i)],
+        "words": _words(tokens, groups, shown),
+        "relevance": encode.pack(values.numpy()),
+    }
+    return made if start is None else {**made, "start": start}
+
+
+def _words(tokens: Tokens, groups: list[Group], shown: list[Tokens]) -> Words:
+    of = [-1] * len(tokens)
+    for number, group in enumerate(groups):
+        for position in group:
+            of[position] = number
+    special = [special for one in shown for special in one.special]
+    return {
+        "of": of,
+        "texts": [text for one in shown for text in one.texts],
+        "special": [i for i, is_special in enumerate(special) if is_special],
+        "breaks": [i for i, group in enumerate(groups) if group[0] and _line_before(tokens, group[0])],
+    }
+
+
+def _line_before(tokens: Tokens, position: int) -> bool:
+    if tokens.text is None or tokens.offsets is None:
+        return "\n" in tokens.texts[position - 1]
+    return "\n" in tokens.text[tokens.offsets[position - 1][1] : tokens.offsets[position][0]]
+
+
+def _sound_input(name: str, values: Tensor, given: Tensor | None, rate: float) -> SoundInput:
+    length = values.shape[1]
+    count = max(1, min(STRETCHES, length))
+    number = torch.arange(length) * count // max(length, 1)
+    summed = values.new_zeros(len(values), count).index_add_(1, number, values)
+    wave = torch.zeros(length, dtype=torch.float64) if given is None else given.double()
+    ends = [wave.new_zeros(count).scatter_reduce(0, number, wave, how, include_self=False) for how in ("amin", "amax")]
+    return {
+        "kind": "sound",
+        "name": name,
+        "rate": rate,
+        "seconds": length / rate,
+        "player": None if given is None else encode.sound(wave.numpy(), rate),
+        "spectrogram": None if given is None or length < _FRAME else encode.image(_spectrogram(wave).numpy()),
+        "low": encode.pack(ends[0].numpy()),
+        "high": encode.pack(ends[1].numpy()),
+        "relevance": encode.pack(summed.numpy()),
+    }
+
+
+def _spectrogram(wave: Tensor) -> Tensor:
+    """(frequencies, times) loudness in decibels, down to 80 below the largest; low frequencies last."""
+    window = torch.hann_window(_FRAME, dtype=wave.dtype)
+    hop = max(_FRAME // 4, len(wave) // STRETCHES)
+    power = torch.stft(wave, _FRAME, hop, window=window, return_complex=True, pad_mode="constant").abs().square()
+    loudness = 10 * power.clamp(min=1e-20).log10()
+    return loudness.clamp(min=float(loudness.max()) - 80).flip(0)
+
+
+def _matrices(one: Batch, inputs: Sequence[Input]) -> list[Matrix]:
+    """What ``at=`` collected: latents with a row per token as layers (or heads) by tokens, the others by their sums."""
+    shown = {len(i["tokens"]): _shown(i) for i in reversed(inputs) if i["kind"] == "tokens"}
+    by_columns: dict[int, tuple[list[str], list[Tensor]]] = {}
+    for name, latent in sorted(one.latents.items(), key=lambda item: _in_order(item[0])):
+        rows = _rows(_targets(one, latent), shown)
+        named, values = by_columns.setdefault(rows.shape[-1], ([], []))
+        named += [name] if rows.shape[1] == 1 else [f"{name} [{i}]" for i in range(rows.shape[1])]
+        values.append(rows)
+    return [
+        _matrix(named, torch.cat(values, 1), shown.get(columns, {0: "all"}))
+        for columns, (named, values) in by_columns.items()
+    ]
+
+
+def _shown(text: TokensInput) -> dict[int, str]:
+    """Position -> token, of those that are not padding."""
+    return {i: token for i, token in enumerate(text["tokens"]) if text["words"]["of"][i] >= 0}
+
+
+def _matrix(rows: list[str], values: Tensor, columns: dict[int, str]) -> Matrix:
+    values = values[..., list(columns)]
+    summed = values.numel() > LARGEST and len(values) > 1
+    return {
+        "name": "layers and tokens" if len(columns) > 1 else "layers",
+        "rows": rows,
+        "columns": list(columns.values()),
+        "relevance": encode.pack((values.sum(0, keepdim=True) if summed else values).numpy()),
+        "summed": summed,
+    }
+
+
+def _rows(values: Tensor, lengths: Collection[int]) -> Tensor:
+    """(T, rows, tokens) of a latent: of (T, S, D) one row, of (T, H, S, D) and (T, S, H, D) a row per head; else
+    (T, 1, 1), its sum."""
+    shape = values.shape[1:]
+    positions = [d for d in range(min(2, len(shape))) if shape[d] in lengths]
+    if not positions or len(shape) > 3:
+        return values.reshape(len(values), -1).sum(1).reshape(-1, 1, 1)
+    if len(shape) < 3:
+        return values.reshape(len(values), shape[0], -1).sum(-1)[:, None] if positions[0] == 0 else values
+    heads = values.sum(-1)
+    return heads if positions[-1] == 1 else heads.transpose(1, 2)
+
+
+def _in_order(name: str) -> list[tuple[int, str]]:
+    """Layers by their numbers: 2 before 10."""
+    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]

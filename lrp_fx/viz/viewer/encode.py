@@ -1,0 +1,63 @@
+"""Arrays, images and sound as text that a page holds: base64, and data: URIs. No library draws them."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+import zlib
+from typing import Any
+
+import numpy as np
+
+from lrp_fx.viz.viewer.schema import Packed
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def pack(values: Array) -> Packed:
+    """An array as a page holds it, in single precision."""
+    data = np.ascontiguousarray(values, dtype="<f4")
+    return {"shape": list(values.shape), "float32": base64.b64encode(data.tobytes()).decode()}
+
+
+def unpack(packed: Packed) -> Array:
+    """What :func:`pack` packed."""
+    return np.frombuffer(base64.b64decode(packed["float32"]), dtype="<f4").reshape(packed["shape"])
+
+
+def finite(value: float) -> float | None:
+    """The number, None where JSON has none for it."""
+    return value if math.isfinite(value) else None
+
+
+def image(pixels: Array) -> str:
+    """A PNG image as a data: URI.
+
+    Args:
+        pixels: (H, W) or (C, H, W), C being 1 or 3; stretched from black, the least, to white, the largest.
+    """
+    channels = pixels[None] if pixels.ndim == 2 else pixels
+    values = np.nan_to_num(channels.astype(np.float64))
+    low, high = float(values.min()), float(values.max())
+    scaled = np.round((values - low) * (255 / ((high - low) or 1.0))).astype(np.uint8).transpose(1, 2, 0)
+    height, width, count = scaled.shape
+    rows = np.concatenate([np.zeros((height, 1), np.uint8), scaled.reshape(height, -1)], axis=1)
+    head = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[count], 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in parts)
+    return _uri("image/png", b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def sound(wave: Array, rate: float) -> str:
+    """A wav file of one channel as a data: URI, as loud as it can be."""
+    values = np.nan_to_num(wave.astype(np.float64))
+    samples = np.round(values * (32767 / (float(np.abs(values).max()) or 1.0))).astype("<i2").tobytes()
+    rate = round(rate)
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    data = struct.pack("<4sI", b"data", len(samples)) + samples
+    return _uri("audio/wav", struct.pack("<4sI", b"RIFF", 4 + len(form) + len(data)) + b"WAVE" + form + data)
+
+
+def _uri(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

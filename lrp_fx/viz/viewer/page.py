@@ -1,0 +1,74 @@
+"""One html file that holds everything: data, style, program. It asks no network for anything, and may not."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+
+from lrp_fx.viz.colours import THEMES, css, foreground, table
+from lrp_fx.viz.pages import template
+from lrp_fx.viz.viewer.schema import SCHEMA, Page, View
+
+_ROOM = "lrp_fx.viz.viewer"
+_FIRST = "main.js"
+_IMPORT = re.compile(r"^import \{[^}]*\} from \"\./([\w.]+)\";\n", re.MULTILINE)
+
+
+def viewer_page(views: Sequence[View], title: str) -> str:
+    """The page of one result, or of several side by side.
+
+    Raises:
+        MissingExtraError: when jinja2 is not installed.
+    """
+    colours = {theme: table(theme) for theme in THEMES}
+    page: Page = {"schema": SCHEMA, "title": title, "colours": colours, "views": list(views)}
+    style, program = _style(), bundle()
+    return template("viewer.html.jinja", _ROOM).render(
+        title=title, style=style, program=program, style_digest=_digest(style), program_digest=_digest(program),
+        data=_inside_script(page),
+    )  # fmt: skip
+
+
+def bundle() -> str:
+    """All modules as one: those that a module imports stand before it. Their names are distinct, so nothing else is
+    needed."""
+    order: dict[str, str] = {}
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        source = files(_ROOM).joinpath(name).read_text(encoding="utf-8")
+        order[name] = ""  # an import that leads back here ends here
+        for imported in _IMPORT.findall(source):
+            visit(imported)
+        order.pop(name)
+        order[name] = re.sub(r"^export ", "", _IMPORT.sub("", source), flags=re.MULTILINE)
+
+    visit(_FIRST)
+    return "\n" + "\n".join(order.values())
+
+
+def _style() -> str:
+    """The style sheet, with a class for every colour of the scale in both themes."""
+    themes = {
+        theme: {
+            "inks": {name: css(colour) for name, colour in inks.items()},
+            "scale": [(css(colour), css(foreground(colour))) for colour in table(theme)],
+        }
+        for theme, inks in THEMES.items()
+    }
+    return "\n" + template("viewer.css.jinja", _ROOM).render(themes=themes)
+
+
+def _digest(text: str) -> str:
+    """How a content security policy names an inline script or style that may be used."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _inside_script(page: Page) -> str:
+    """JSON that can stand in a script element whatever texts are in it."""
+    return json.dumps(page, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
