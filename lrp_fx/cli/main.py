@@ -216,6 +216,20 @@ def _ledger_table(amounts: dict[str, float], total: float) -> Table:
 
 
 @app.command()
+def view(
+    files: Annotated[list[Path], typer.Argument(help="results that `save` wrote (.safetensors, .json.gz)")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the page to write")] = Path("view.html"),
+    title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
+) -> None:
+    """Write one page to look at saved results with, several side by side: an HTML file that needs no network."""
+    with _clear_errors():
+        results = [lrp_fx.load_result(file) for file in files]
+        names = [file.name.removesuffix(".gz").rpartition(".")[0] for file in files]
+        page = lrp_fx.view(*results, path=output, title=title, names=names)
+        Console().print(f"page: {page.resolve()}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def report(
     model: Model, text: Text = None, rules: Rules = "attnlrp", precision: Precision = "float32", why: Why = None
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -155,7 +156,7 @@ def _tokens_input(one: Batch, name: str, values: Tensor) -> TokensInput:
     ends = [0, len(tokens)] if start is None else [0, start, start + len(values), len(tokens)]
     groups: list[Group] = []  # no word reaches over the beginning of what was generated
     shown: list[Tokens] = []
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         piece = tokens.part(slice(begin, end))
         found = find_groups(piece, "words")
         shown.append(merged(piece, found))
@@ -232,7 +233,7 @@ def _matrices(one: Batch, inputs: Sequence[Input]) -> list[Matrix]:
         values.append(rows)
     return [
         _matrix(named, torch.cat(values, 1), shown.get(columns, {0: "all"}))
-        for columns, (named, values) in by_columns.items()
+        for columns, (named, values) in sorted(by_columns.items(), reverse=True)
     ]
 
 

@@ -44,6 +44,19 @@ def test_explain_a_named_class_under_another_rule_set(saved):
     assert "gripping" in result.output and "softmax" not in result.output
 
 
+def test_view_writes_a_page_of_saved_results(tmp_path):
+    import lrp_fx
+
+    result = lrp_fx.convert(torch.nn.Linear(3, 2)).explain(torch.randn(1, 3))
+    files = [str(result.save(tmp_path / name)) for name in ("before.json.gz", "after.safetensors")]
+    shown = runner.invoke(app, ["view", *files, "-o", str(tmp_path / "both.html"), "--title", "An edit"])
+    assert shown.exit_code == 0, shown.output
+    page = (tmp_path / "both.html").read_text()
+    assert '"name":"before"' in page and '"name":"after"' in page and "<title>An edit</title>" in page
+    shown = runner.invoke(app, ["view", str(tmp_path / "none.json.gz")])
+    assert shown.exit_code == 1 and "no such file" in shown.output
+
+
 def test_report_and_verify(saved):
     result = runner.invoke(app, ["report", saved])
     assert result.exit_code == 0 and "normalization" in result.output and "0 unknown" in result.output

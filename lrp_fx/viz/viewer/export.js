@@ -37,7 +37,7 @@ export function pictureOf(panel) {
     if (node.closest(".tools, .unseen, [hidden], audio")) continue;
     const style = getComputedStyle(node);
     const box = where(node.getBoundingClientRect());
-    if (node.tagName === "CANVAS") add("image", { ...box, href: node.toDataURL(), preserveAspectRatio: "none", style: "image-rendering:pixelated" });
+    if (node.tagName === "CANVAS") add("image", { ...box, href: node.toDataURL(), preserveAspectRatio: "none", "image-rendering": "pixelated" });
     else if (node.tagName === "IMG") add("image", { ...box, href: node.src, preserveAspectRatio: "none" });
     else if (style.backgroundColor !== "rgba(0, 0, 0, 0)" && style.backgroundColor !== "transparent") {
       add("rect", { ...box, rx: parseFloat(style.borderTopLeftRadius) || 0, fill: style.backgroundColor });

@@ -13,7 +13,7 @@ export function createGrid({ name, told, look = () => {}, choose = null }) {
   let at = { x: 0, y: 0 };
   let anchor = null;
 
-  // paint(value, shown) -> alpha of the cell's colour; all cells are opaque where it is left out.
+  // overlay: from 0, the picture alone, to 1, relevance alone.
   function draw(values, width, height, { largest, table, settings, picture = null, overlay = 1 }) {
     Object.assign(grid, { values, width, height });
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
@@ -111,14 +111,17 @@ export function createGrid({ name, told, look = () => {}, choose = null }) {
 // Colours of all cells. Over a picture, cells are the more opaque the larger they are, all of them at the end.
 function pixels(values, width, height, { largest, table, settings, overlay }) {
   const image = new ImageData(width, height);
+  const whole = new Uint32Array(image.data.buffer);
   const middle = (table.length - 1) / 2;
   const full = Math.min(1, 1.5 * overlay);
   const rest = overlay ** 3;
-  for (let i = 0; i < width * height; i++) {
-    const number = isShown(values[i], largest, settings) ? step(values[i], largest, table) : middle;
+  const colours = table.map((colour, number) => {
     const share = Math.abs(number - middle) / middle;
-    image.data.set(table[number], 4 * i);
-    image.data[4 * i + 3] = 255 * (share * full + (1 - share) * rest);
+    const alpha = Math.round(255 * (share * full + (1 - share) * rest));
+    return new Uint32Array(Uint8ClampedArray.of(...colour, alpha).buffer)[0];
+  });
+  for (let i = 0; i < whole.length; i++) {
+    whole[i] = colours[isShown(values[i], largest, settings) ? step(values[i], largest, table) : middle];
   }
   return image;
 }

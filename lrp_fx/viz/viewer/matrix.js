@@ -15,6 +15,8 @@ export function createMatrix(panel, matrix) {
   const search = element("input", { type: "search", size: 16, input: colour });
   let rows = []; // numbers of the rows that are shown
   let values = [];
+  let largest = 1;
+  let scaledFor = null; // the targets that it is the largest of
   const told = (x, y) => rows.length
     ? `${matrix.rows[rows[y]]}, ${matrix.columns[x].trim() || "\u00b7"}: ${signed(values[y * columns + x])}  \u00b7  the row: ${signed(rowSum(y))}`
     : "";
@@ -32,7 +34,7 @@ export function createMatrix(panel, matrix) {
     rows = matrix.rows.flatMap((name, row) => (name.toLowerCase().includes(wanted) ? [row] : []));
     values = new Float64Array(rows.length * columns);
     rows.forEach((row, y) => values.set(all.subarray(row * columns, (row + 1) * columns), y * columns));
-    const largest = largestOf({ values: all }, "map");
+    if (String(panel.rows()) !== scaledFor) [largest, scaledFor] = [largestOf({ values: all }, "map"), String(panel.rows())];
     names.replaceChildren(...rows.map((row) => element("li", {}, matrix.rows[row])));
     for (const item of names.children) Object.assign(item.style, { height: `${ROW}px`, lineHeight: `${ROW}px` });
     grid.node.hidden = !rows.length;

@@ -49,9 +49,9 @@ export function createPanel(page, view, settings) {
   function build() {
     panel.sample = view.samples[view.samples.length === 1 ? 0 : settings.sample];
     panel.preview = null;
-    const heading = page.views.length > 1 ? [element("h2", {}, view.name)] : [];
+    const heading = element("h2", { class: page.views.length > 1 ? false : "unseen" }, view.name);
     if (!panel.sample) {
-      node.replaceChildren(...heading, element("p", {}, "This result has no such sample."));
+      node.replaceChildren(heading, element("p", {}, "This result has no such sample."));
       return;
     }
     const { inputs, matrices, notes } = panel.sample;
@@ -61,7 +61,7 @@ export function createPanel(page, view, settings) {
     panel.ledger = createLedger(panel);
     panel.told = element("dd");
     node.replaceChildren(
-      ...heading, facts(panel), ...targetChoice(panel),
+      heading, facts(panel), ...targetChoice(panel),
       ...(notes.length ? [element("ul", { class: "notes", "aria-label": "notes" }, ...notes.map((n) => element("li", {}, n)))] : []),
       element("div", { class: "pictures" }, ...panel.pictures.map((picture) => picture.node)),
       panel.ledger.node, ...panel.matrices.map((matrix) => matrix.node), exportButtons(node, view.name),

@@ -71,10 +71,15 @@ export function createText(panel, input) {
   }
 
   function go(number) {
+    chips[Math.max(0, Math.min(chips.length - 1, number))].focus();
+  }
+
+  function arrive(number) {
     chips[at].tabIndex = -1;
-    at = Math.max(0, Math.min(chips.length - 1, number));
+    at = number;
     chips[at].tabIndex = 0;
-    chips[at].focus();
+    look(at);
+    chips[at].setAttribute("aria-label", told(at));
   }
 
   function choose(numbers, on) {
@@ -143,10 +148,7 @@ export function createText(panel, input) {
   box.addEventListener("focusout", () => panel.show(null));
   box.addEventListener("focusin", (event) => {
     const number = numberOf(event);
-    if (number === undefined) return;
-    chips[number].setAttribute("aria-label", told(number));
-    look(number);
-    chips[number].setAttribute("aria-label", told(number));
+    if (number !== undefined) arrive(number);
   });
   box.addEventListener("click", (event) => {
     const number = numberOf(event);
