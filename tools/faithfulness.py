@@ -1,7 +1,8 @@
 """The faithfulness study: methods by columns, and docs/faithfulness.md.
 
-Results of a column lie in .models/faithfulness/COLUMN; methods that are there are not evaluated again. The report
-shows all that is there.
+Results of a column lie in .models/faithfulness/COLUMN/HASHES, the hashes of its samples and of its model's weights: where these
+changed it is measured anew. Methods that are there are not evaluated again, but for rule sets that changed. The report
+shows what was measured last of each column.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import shutil
 import time
 from pathlib import Path
 
+import identity
 import torch
 import transformers
 from columns import COLUMNS, EXTENSIBLE
-from columns.weights import SAMPLES
+from columns.weights import SAMPLES, SEED
 from faithfulness_report import write_report
 from rich.console import Console
 
@@ -25,7 +27,7 @@ from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, evaluate, fi
 
 RULE_SETS = ("attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
-CONVOLUTIONAL = ("cnn", "photos", "digits")
+CONVOLUTIONAL = ("cnn", "photos", "digits", "crnn")
 LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")
 STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
@@ -47,20 +49,22 @@ def by_length(task: Task) -> Task:
     return dataclasses.replace(task.part(mask.sum(1).argsort(stable=True)), features=features)
 
 
-def column(name: str, names: list[str], samples: int, batch: int, steps: int, folder: Path, console: Console) -> None:
+def column(name: str, names: list[str], samples: int, batch: int, steps: int, results: Path, console: Console) -> None:
     """Evaluate the methods that are not done on one column, one after another, and save after each."""
-    done = Results.load(folder) if (folder / "cost.csv").is_file() else None
+    more = (samples,) if name in EXTENSIBLE and samples > SAMPLES else ()
+    task = by_length(COLUMNS[name](*more).part(slice(0, samples), name))
+    key = identity.Identity.of(task, SEED)
+    folder = key.folder(results, name)
+    done = identity.load(folder)
     left = [m for m in find_methods(names) if done is None or m.name not in set(done.cost["method"])]
     if not left:
         console.print(f"{name}: done")
         return
     start = time.perf_counter()
-    more = (samples,) if name in EXTENSIBLE and samples > SAMPLES else ()
-    task = by_length(COLUMNS[name](*more).part(slice(0, samples), name))
     console.print(
         f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )
-    metrics = ("abpc", "deletion", "insertion", "localisation", "loo", "completeness")
+    metrics = ("abpc", "deletion", "insertion", "localisation", "shares", "loo", "completeness")
     known: list[Results] = [] if done is None else [done]
     try:
         known.append(evaluate(task, left, metrics, batch=batch, steps=steps))
@@ -74,7 +78,7 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, fo
     for method in left:
         if method.name not in CHEAP and any((k.cost["method"] == method.name).any() for k in known):
             known.append(_randomised(task.part(slice(0, RANDOMISED)), method, batch))
-    Results.concat(known).save(folder)
+    identity.save(Results.concat(known), key, folder)
     console.print(f"{name}: {time.perf_counter() - start:.0f} s")
 
 
@@ -105,9 +109,10 @@ def main() -> None:
             shutil.rmtree(folder)
         names = options.methods.split(",") if options.methods else default_methods(name)
         steps = options.steps or STEPS.get(name, 10)
-        column(name, names, options.samples, options.batch, steps, folder, console)
-    found = [options.results / name for name in COLUMNS if (options.results / name / "cost.csv").is_file()]
-    write_report(Results.concat([Results.load(f) for f in found]), options.report)
+        column(name, names, options.samples, options.batch, steps, options.results, console)
+    found = {name: folder for name in COLUMNS if (folder := identity.latest(options.results, name)) is not None}
+    records = {name: identity.read(folder) for name, folder in found.items()}
+    write_report(Results.concat([Results.load(f) for f in found.values()]), records, options.report)
     console.print(f"{options.report} is written")
 
 

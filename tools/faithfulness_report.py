@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ ABOUT = {
     "away. `leave_one_out` is that drop, computed a second time; it is 1 by definition.",
     "top1": "Share of samples whose most relevant feature is an annotated one.",
     "iou": "Intersection over union of the k most relevant features with the k annotated ones.",
+    "inside": "Share of all positive relevance that annotated features have. Higher is better.",
+    "blank": "Share of all positive relevance that features have which are known to hold nothing: white paper, silence before speech. Lower is better.",
     "share": "Share of the explained logit that the input's features get; the rest is that of biases and other parameters.",
     "gap": "|sum of relevance - (f(x) - f(all features taken away))|, of the methods that promise 0.",
     "randomised 100%": "Randomisation (Adebayo et al.): Spearman correlation of |relevance| before and after all parameters were drawn anew, on "
@@ -43,8 +46,8 @@ BUDGETS = (
 DIFFERENCES = ("integrated_gradients", "kernel_shap")
 
 
-def write_report(results: Results, path: Path) -> None:
-    """Write the tables of all that was found."""
+def write_report(results: Results, records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Write the tables of all that was found; ``records`` say what the columns were measured on."""
     summary, cost = results.summary().sort_index(), results.cost
     columns = [c for c in COLUMNS if c in set(cost["task"])]
     annotated = [c for c in columns if _methods(summary, c, "top1")]
@@ -59,19 +62,21 @@ def write_report(results: Results, path: Path) -> None:
         ("Cost", COST, _cost_table(cost, columns)),
         ("Annotated and planted truth: top-1", ABOUT["top1"] + planted, table("top1", annotated)),
         ("Annotated and planted truth: IoU", ABOUT["iou"] + planted, table("iou", annotated)),
+        ("Positive relevance on the truth", ABOUT["inside"], table("inside", annotated)),
+        ("Positive relevance on what holds nothing", ABOUT["blank"], table("blank", annotated)),
         ("Leave-one-out correlation", ABOUT["loo"], table("loo")),
         ("Share of the explained value", ABOUT["share"], table("share")),
         ("Completeness of differences", ABOUT["gap"], table("gap", only=DIFFERENCES)),
         ("Randomisation", ABOUT["randomised 100%"], table("randomised 100%")),
     ]
-    lines = [*_head(cost, columns)]
+    lines = [*_head(cost, columns, records)]
     for title, about, body in sections:
         if body:
             lines += ["", f"## {title}", "", about, "", *body]
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _head(cost: pd.DataFrame, columns: list[str]) -> list[str]:
+def _head(cost: pd.DataFrame, columns: list[str], records: Mapping[str, Mapping[str, Any]]) -> list[str]:
     counts = cost.groupby("task")["samples"].max()
     return [
         "# Faithfulness",
@@ -80,10 +85,14 @@ def _head(cost: pd.DataFrame, columns: list[str]) -> list[str]:
         f"{captum.__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, float32. Rows are methods (rule sets by "
         "the name of their file in `rules/`, baselines by their name in `lrp_fx.evaluate.METHODS`), columns are models with samples to explain:",
         "",
-        *[f"- **{c}** ({counts[c]} samples): {_first_line(COLUMNS[c].__doc__)}" for c in columns],
+        *[f"- **{c}** ({_measured_on(counts[c], records[c])}): {_first_line(COLUMNS[c].__doc__)}" for c in columns],
         "",
         *_about_methods(cost),
     ]
+
+
+def _measured_on(count: int, record: Mapping[str, Any]) -> str:
+    return f"{count} samples `{record['samples hash']}` by seed {record['seed']}, weights `{record['weights hash']}`"
 
 
 def _first_line(text: str | None) -> str:
@@ -124,7 +133,7 @@ def _table(
                 continue
             mean, low, high = summary.loc[key, ["mean", "low", "high"]]
             shown = f"{mean:.3g}" if metric == "gap" else f"{mean:.2f}"
-            shown = f"**{shown}**" if metric in ("abpc", "top1", "iou") and mean == best[c] else shown
+            shown = f"**{shown}**" if metric in ("abpc", "top1", "iou", "inside") and mean == best[c] else shown
             cells.append(f"{shown} ({low:.2f} to {high:.2f})" if interval else shown)
         if any(cell != "-" for cell in cells):
             lines.append(f"| {method} | " + " | ".join(cells) + " |")

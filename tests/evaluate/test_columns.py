@@ -1,19 +1,23 @@
 """Data of the faithfulness study: the annotated features hold the answer; columns are well-formed tasks."""
 
+import json
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import columns
-from columns import chemistry, genera, pictures
-from training import images, networks, planted, prose, questions
+import identity
+from columns import chemistry, genera, pictures, weights
+from training import images, networks, planted, prose, questions, speech, words
 from training.loop import train
 
 import lrp_fx
+from lrp_fx.evaluate import Patches, Task, evaluate, find_methods
 
 
 def drawn(name, count=300):
@@ -152,3 +156,167 @@ def test_columns_of_installed_models(name):
 def test_planted_columns_are_columns():
     assert set(columns.PLANTED) < set(columns.COLUMNS)
     assert set(columns.PLANTED) == set(planted.TASKS)
+
+
+@pytest.fixture
+def rendered():
+    """Words in the font that matplotlib carries."""
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    return words.render(40, [font], np.random.default_rng(0))
+
+
+def test_letters_stand_where_it_is_said(rendered):
+    """Ink lies in the columns of letters, and each of them has some of its own."""
+    columns_ = torch.arange(words.WIDTH)
+    of_letters = (columns_ >= rendered.begin[..., None]) & (columns_ < rendered.end[..., None])
+    inked = rendered.ink.any(1)
+    assert torch.equal(inked, (of_letters & (rendered.letters != words.BLANK)[..., None]).any(1) & inked)
+    assert (inked[:, None] & of_letters).any(-1)[rendered.letters != words.BLANK].all()
+    assert rendered.images[:, 0][rendered.ink].mean() < 0.3 < rendered.images[:, 0][~rendered.ink].mean()
+    assert set(rendered.lengths.tolist()) <= set(range(words.LENGTHS[0], words.LENGTHS[1] + 1))
+
+
+def test_steps_are_read_as_the_letters_they_show(rendered):
+    logits = torch.nn.functional.one_hot(rendered.steps(), 27).float()
+    read, places = words.read(logits)
+    for row, (letters, at) in enumerate(zip(read, places, strict=True)):
+        shown = rendered.steps()[row].tolist()
+        assert letters == [c for i, c in enumerate(shown) if c != words.BLANK and (i == 0 or c != shown[i - 1])]
+        for step, letter in zip(at, letters, strict=True):
+            middle = step * words.STEP + words.STEP // 2
+            over = (rendered.begin[row] <= middle) & (middle < rendered.end[row])
+            assert letter in rendered.letters[row][over].tolist()
+    assert sum(map(len, read)) > 0.8 * int(rendered.lengths.sum())  # (an "i" may lie between the middles of steps)
+
+
+def test_words_are_the_same_for_the_same_seed(rendered):
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    again = words.render(40, [font], np.random.default_rng(0))
+    assert torch.equal(again.images, rendered.images)
+    with pytest.raises(FileNotFoundError, match="tools/train"):
+        words.fonts(["nowhere/None.ttf"])
+
+
+@pytest.fixture
+def recordings():
+    """Tones in place of voices: digit d is a tone of 300 + 200 d Hz."""
+    time = torch.arange(speech.RATE // 4) / speech.RATE
+    return speech.record(
+        30, {d: [torch.sin(2 * torch.pi * (300 + 200 * d) * time)] for d in range(10)}, np.random.default_rng(0)
+    )
+
+
+def test_digits_are_spoken_when_it_is_said(recordings):
+    assert recordings.mels.shape == (30, speech.MELS, speech.FRAMES)
+    assert recordings.mels.amax() == 1 and recordings.mels.amin() >= -1
+    edges = 700 * (10 ** (torch.linspace(50, 2595 * np.log10(1 + speech.RATE / 1400), speech.MELS + 2) / 2595) - 1)
+    for mels, digits, begin, end in zip(
+        recordings.mels, recordings.digits, recordings.begin, recordings.end, strict=True
+    ):
+        assert begin[0] >= speech.RATE // 5 // speech.HOP
+        silence = mels[:, : begin[0] - 1]
+        assert silence.mean() < mels[:, begin[0] : end[0]].mean()
+        for digit, first, last in zip(digits.tolist(), begin, end, strict=True):
+            if digit == speech.END:
+                continue
+            loudest = int(mels[:, first + 2 : last - 2].mean(1).argmax())
+            assert edges[loudest] <= 300 + 200 * (digit - speech.FIRST) <= edges[loudest + 2]
+    assert ((recordings.end[:, :2] <= recordings.begin[:, 1:]) | (recordings.digits[:, 1:] == speech.END)).all()
+
+
+def test_decoder_is_given_what_it_has_to_say_one_step_before(recordings):
+    given, wanted = recordings.given, recordings.wanted
+    assert (given[:, 0] == speech.START).all()
+    for before, after, digits in zip(given.tolist(), wanted.tolist(), recordings.digits.tolist(), strict=True):
+        said = [d for d in digits if d != speech.END]
+        assert after[: len(said) + 1] == [*said, speech.END] and set(after[len(said) + 1 :]) <= {-100}
+        assert before[1 : len(said) + 1] == said
+
+
+def remembering(patch, module, name, draw):
+    """``module.name`` draws as ``draw`` and leaves what it drew last in the list that is returned."""
+    last = []
+
+    def drawing(*args):
+        last[:] = [draw(*args)]
+        return last[0]
+
+    patch.setattr(module, name, drawing)
+    return last
+
+
+def test_column_of_rendered_words_annotates_the_letter_that_is_read(monkeypatch):
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    last = remembering(monkeypatch, words, "render", words.render)
+    monkeypatch.setattr(words, "fonts", lambda names: [font])
+    monkeypatch.setattr(weights, "state", lambda name: networks.CRNN().state_dict())
+    monkeypatch.setattr(
+        weights, "logits", lambda model, inputs: torch.nn.functional.one_hot(last[0].steps(), 27).float()
+    )
+    task = columns.COLUMNS["crnn"](20)
+    step, letter = task.target
+    assert len(task) == 20 and task.annotated.shape == task.blank.shape == (20, 8 * 56)
+    inked = task.features.pool((task.inputs["x"] < 0.5).float()).bool()
+    assert not (inked & task.blank).any() and (inked & task.annotated).any(1).all()
+    read_at = step * words.STEP + words.STEP // 2
+    assert task.annotated.view(20, 8, 56)[torch.arange(20), :, read_at // 2].all()
+    assert (task.annotated.view(20, 8, 56).any(1).sum(1) < 20).all()  # one letter, of three or more
+    output = task.model(task.inputs["x"][:2])
+    assert output.shape == (2, words.WIDTH // words.STEP, 27) and ((letter > 0) & (letter < 27)).all()
+    more = columns.COLUMNS["crnn"](25)
+    assert torch.equal(more.inputs["x"][:20], task.inputs["x"]) and torch.equal(more.target[0][:20], step)
+
+
+def test_column_of_spoken_digits_annotates_the_time_of_the_digit(monkeypatch, recordings):
+    time = torch.arange(speech.RATE // 4) / speech.RATE
+    tones = {d: [torch.sin(2 * torch.pi * (300 + 200 * d) * time)] for d in range(10)}
+    last = remembering(monkeypatch, speech, "record", speech.record)
+    monkeypatch.setattr(speech, "bank", lambda folder, voices: tones)
+    monkeypatch.setattr(weights, "load", lambda name, kind: torch.nn.Identity())
+    monkeypatch.setattr(weights, "folder", Path)
+    monkeypatch.setattr(
+        weights, "logits", lambda model, inputs: torch.nn.functional.one_hot(last[0].wanted.clamp(min=0), 12).float()
+    )
+    task = columns.COLUMNS["speech"](20)
+    place, digit = task.target
+    given = task.inputs["decoder_input_ids"]
+    assert torch.equal(given[torch.arange(20), place + 1], digit)
+    loud = task.features.pool(task.inputs["input_features"] + 1).view(20, 4, 48).sum(1)
+    annotated, blank = task.annotated.view(20, 4, 48)[:, 0], task.blank.view(20, 4, 48)[:, 0]
+    assert not (annotated & blank).any() and torch.equal(annotated.flatten(1).any(1), torch.ones(20, dtype=torch.bool))
+    assert ((annotated.sum(1) >= 5) & (annotated.sum(1) <= 6)).all()  # a quarter of a second, in patches of 50 ms
+    for row in range(20):
+        assert loud[row][annotated[row]].max() > 2 * loud[row][blank[row]].mean()
+        assert blank[row].int().diff().abs().sum() == 1 and blank[row, 0]  # from the start to the first digit
+
+
+def test_results_are_of_their_samples_weights_and_rules(tmp_path):
+    """Other samples, weights or rules are measured anew; what did not change is kept."""
+
+    def task(scale=1.0, shift=0.0):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+        with torch.no_grad():
+            model[1].weight.mul_(scale)
+        x = torch.rand(4, 1, 4, 4) + shift
+        return Task("t", model, {"input": x}, torch.zeros(4, dtype=torch.long), Patches(2, (0.0,), "input"))
+
+    same, again = identity.Identity.of(task(), 1), identity.Identity.of(task(), 1)
+    assert same == again
+    weighed, moved = identity.Identity.of(task(scale=2.0), 1), identity.Identity.of(task(shift=0.1), 1)
+    assert weighed.samples == same.samples and weighed.weights != same.weights
+    assert moved.samples != same.samples and moved.weights == same.weights
+    rules = tmp_path / "mine.toml"
+    rules.write_text('base = "attnlrp"\n')
+    results = evaluate(task(), find_methods(["random", "attnlrp", str(rules)]), ("abpc",), progress=False)
+    folder = same.folder(tmp_path, "t")
+    identity.save(results, same, folder)
+    assert identity.latest(tmp_path, "t") == folder and identity.latest(tmp_path, "other") is None
+    assert identity.load(weighed.folder(tmp_path, "t")) is None
+    assert set(identity.load(folder).cost["method"]) == set(results.cost["method"])
+    record = identity.read(folder)
+    assert (record["samples"], record["seed"]) == (4, 1)
+    record["rules"]["attnlrp"] = "older"
+    (folder / "record.json").write_text(json.dumps(record))
+    assert "attnlrp" not in set(identity.load(folder).cost["method"])
+    assert "random" in set(identity.load(folder).values["method"])

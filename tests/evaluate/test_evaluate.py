@@ -133,6 +133,32 @@ def test_top1_and_intersection_over_union_by_hand():
     assert localisation(Trial(Scene(linear(), whole(linear())), EFFECTS)) == {}
 
 
+def test_shares_of_positive_relevance_by_hand():
+    annotated = torch.tensor([[True, False, False, False], [False, True, True, False]])
+    blank = torch.tensor([[False, False, True, True], [True, False, False, False]])
+    relevance = torch.tensor([[3.0, 1.0, 1.0, -5.0], [-1.0, -2.0, -3.0, -4.0]], dtype=torch.float64)
+    task = linear(annotated=annotated, blank=blank)
+    found = evaluate(task, [given(relevance)], ("shares",), progress=False).values
+    values = {key: part["value"].tolist() for key, part in found.groupby("metric")}
+    assert values == {"inside": [3 / 5, 0.0], "blank": [1 / 5, 0.0]}  # nothing positive: no share of it
+    plain = evaluate(linear(), [given(relevance)], ("shares",), progress=False).values
+    assert len(plain) == 0
+
+
+@pytest.mark.parametrize("channels", [False, True])
+def test_patches_have_two_sides_and_spectrograms_no_channels(channels):
+    x = torch.arange(2 * 4 * 6.0).view(2, 4, 6)
+    x = x[:, None] if channels else x
+    patches = Patches((2, 3), (-1.0,))
+    pooled = patches.pool(x)
+    image = x.reshape(2, 2, 2, 2, 3)
+    torch.testing.assert_close(pooled, image.sum((2, 4)).flatten(1))
+    gone = torch.tensor([[True, False, False, False], [False, False, True, True]])
+    perturbed = patches.perturb({"x": x}, gone)["x"]
+    assert perturbed.shape == x.shape
+    assert torch.equal(perturbed.reshape(2, 2, 2, 2, 3) == -1, gone.view(2, 2, 1, 2, 1).expand(2, 2, 2, 2, 3))
+
+
 def test_rank_correlation_with_leave_one_out():
     task = linear()
     scene = Scene(task, whole(task))

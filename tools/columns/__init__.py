@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from columns import chemistry, genera, pictures, planted, sentences, trained
+from columns import chemistry, genera, pictures, planted, sentences, trained, words
 from lrp_fx.evaluate.task import Task
 
 COLUMNS: dict[str, Callable[..., Task]] = {
@@ -24,13 +24,15 @@ COLUMNS: dict[str, Callable[..., Task]] = {
     "microbes": genera.microbes,
     "photos": pictures.photos,
     "digits": pictures.digits,
+    "crnn": words.crnn,
+    "speech": words.spoken,
     "recall": planted.recall,
     "brackets": planted.brackets,
     "addition": planted.addition,
 }
 
 #: columns that take a number of samples
-EXTENSIBLE = ("qa", "vit", "cnn", "recall", "brackets", "addition")
+EXTENSIBLE = ("qa", "vit", "cnn", "crnn", "speech", "recall", "brackets", "addition")
 
 #: columns whose answer is known to depend on the annotated features, and on the question alone besides
 PLANTED = ("recall", "brackets", "addition")

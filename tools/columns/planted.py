@@ -16,7 +16,7 @@ from lrp_fx.evaluate.task import Task, Tokens
 
 def _task(name: str, length: int, samples: int) -> Task:
     model = weights.load(name, transformers.LlamaForCausalLM)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(weights.SEED)
     draws = -(-samples // weights.SAMPLES)  # of one size each: more samples begin with those that fewer are
     made = [planted.TASKS[name](2 * weights.SAMPLES, generator).cut(length) for _ in range(draws)]
     ids, answer, truth = (torch.cat(part) for part in zip(*made, strict=True))

@@ -16,7 +16,7 @@ from lrp_fx.evaluate.task import Features, Patches, Task, Tokens
 def _language(name: str, kind: type[transformers.PreTrainedModel]) -> Task:
     model = weights.load(name, kind)
     windows = load_file(weights.folder("prose") / "windows.safetensors")["test"].long()
-    chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(1))[: weights.SAMPLES]
+    chosen = torch.randperm(len(windows), generator=torch.Generator().manual_seed(weights.SEED))[: weights.SAMPLES]
     inputs = {"input_ids": windows[chosen]}
     eligible = torch.ones_like(inputs["input_ids"], dtype=torch.bool)
     eligible[:, 0] = False  # the start token
@@ -44,7 +44,7 @@ def qa(samples: int = weights.SAMPLES) -> Task:
     annotated is the word that is the answer.
     """
     model = weights.load("qa", transformers.T5ForConditionalGeneration)
-    data = questions.batch(2 * samples, np.random.default_rng(1), True)
+    data = questions.batch(2 * samples, np.random.default_rng(weights.SEED), True)
     length = int(data["mask"].sum(1).max())
     ids, mask, answer = data["ids"][:, :length], data["mask"][:, :length], data["answer"][:, -1]
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": questions.begun(data["answer"])}

@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+SEED = 1  #: of the samples of every column
 SAMPLES = 300  #: the first 200 to measure on, 100 to tune rule sets on
 
 

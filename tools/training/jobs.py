@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from training import images, networks, phonemes, planted, prose, questions
+from training import images, networks, phonemes, planted, prose, questions, speech, words
 from training.loop import train
 
 Report = Callable[[int, float], None]
@@ -146,6 +146,59 @@ def learn_phonemes(kind: type[nn.RNNBase], steps: int, report: Report, size: int
     return Trained(model, words, steps, seconds, f"{float(right.float().mean()):.2%} of words whole")
 
 
+def learn_words(steps: int, report: Report, size: int = 32) -> Trained:
+    """A text recogniser on rendered words of random letters; held out are fonts.
+
+    The loss is that of CTC, and at first that of the letter over each step, too, so that letters are read where they stand.
+    """
+    torch.manual_seed(0)
+    generator = networks.seeded()
+    draw = np.random.default_rng(0)
+    pool = words.render(16_000, words.fonts(words.LEARNT), draw)
+    model = networks.CRNN()
+
+    def error(progress: float) -> Tensor:
+        rows = torch.randint(len(pool.images), (size,), generator=generator)
+        part = pool.part(rows)
+        scores = F.log_softmax(model(part.images), -1)
+        lengths = torch.full((size,), scores.shape[1])
+        ctc = F.ctc_loss(scores.transpose(0, 1), part.letters, lengths, part.lengths, words.BLANK, zero_infinity=True)
+        return ctc + max(0.0, 1 - 3 * progress) * F.nll_loss(scores.flatten(0, 1), part.steps().flatten())
+
+    seconds = train(model, error, steps=steps, rate=4e-3, report=report)
+    test = words.render(1000, words.fonts(words.HELD_OUT), draw)
+    with torch.no_grad():
+        guess, _ = words.read(model(test.images))
+    right = [g == w[w != words.BLANK].tolist() for g, w in zip(guess, test.letters, strict=True)]
+    data = f"random letters in {len(words.LEARNT)} fonts, 32 x {words.WIDTH}"
+    held_out = f"{sum(right) / len(right):.2%} of words read rightly ({len(words.HELD_OUT)} fonts never seen)"
+    return Trained(model, data, steps, seconds, held_out)
+
+
+def learn_speech(steps: int, report: Report, folder: Path, size: int = 32) -> Trained:
+    """A speech recogniser on spoken digits in noise; held out are voices."""
+    torch.manual_seed(0)
+    generator = networks.seeded()
+    draw = np.random.default_rng(0)
+    pool = speech.pool(8000, speech.bank(folder, speech.LEARNT), draw)
+    model = networks.speech(speech.MELS, speech.FRAMES, speech.VOCABULARY)
+
+    def error(_: float) -> Tensor:
+        part = pool.part(torch.randint(len(pool.mels), (size,), generator=generator))
+        logits = model(input_features=part.mels, decoder_input_ids=part.given).logits
+        return F.cross_entropy(logits.flatten(0, 1), part.wanted.flatten())
+
+    seconds = train(model, error, steps=steps, rate=2e-3, report=report)
+    test = speech.record(500, speech.bank(folder, speech.HELD_OUT), draw)
+    with torch.no_grad():
+        guess = model(input_features=test.mels, decoder_input_ids=test.given).logits.argmax(-1)
+    asked = test.wanted != -100
+    accuracy = float((guess == test.wanted)[asked].float().mean())
+    voices = f"{len(speech.LEARNT)} voices of espeak-ng"
+    held_out = f"accuracy {accuracy:.2%} per word ({len(speech.HELD_OUT)} voices never heard)"
+    return Trained(model, f"digits spoken by {voices}, in noise", steps, seconds, held_out)
+
+
 def jobs(folder: Path) -> dict[str, Job]:
     """Every model by name, those that take longest first; ``folder`` keeps the prose."""
     language, text = networks.language, folder / "prose"
@@ -161,5 +214,7 @@ def jobs(folder: Path) -> dict[str, Job]:
         "addition": Job("LLaMA-like, addition with carry", 5000, partial(learn_planted, "addition", planted.addition)),
         "phonemes-gru": Job("GRU encoder and decoder, letters to phonemes", 9000, partial(learn_phonemes, nn.GRU)),
         "phonemes-lstm": Job("LSTM encoder and decoder, letters to phonemes", 9000, partial(learn_phonemes, nn.LSTM)),
+        "speech": Job("Whisper-like, spoken digits", 3000, lambda n, r: learn_speech(n, r, folder / "spoken")),
+        "crnn": Job("CRNN (convolutions, LSTM in both directions), rendered words", 1800, learn_words),
         "cnn": Job("CNN with batch normalization, digits", 600, lambda n, r: learn_digits(networks.CNN, 4e-3, n, r)),
     }

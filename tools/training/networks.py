@@ -123,6 +123,35 @@ class LettersToPhonemes(nn.Module):
         return self.head(self.decoder(self.phoneme(said), state)[0])
 
 
+class CRNN(nn.Module):
+    """(B, 1, 32, W) pixels -> (B, W / 4, 27) logits of letters: convolutions, then an LSTM in both directions (Shi et al. 2015)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after, pool in ((1, 16, (2, 2)), (16, 32, (2, 2)), (32, 48, (2, 1)), (48, 64, (2, 1))):
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(), nn.MaxPool2d(pool)]
+        self.features = nn.Sequential(*layers)
+        self.narrow = nn.Linear(64 * 2, 64)
+        self.recurrent = nn.LSTM(64, 64, bidirectional=True, batch_first=True)
+        self.classifier = nn.Linear(128, 27)
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = self.features(x).flatten(1, 2).transpose(1, 2)
+        return self.classifier(self.recurrent(self.narrow(columns).relu())[0])
+
+
+def speech(mels: int, frames: int, vocabulary: int) -> tf.WhisperForConditionalGeneration:
+    """(B, mels, frames) log-mel -> words: two convolutions, an encoder, and a decoder that reads it."""
+    config = tf.WhisperConfig(
+        vocab_size=vocabulary, num_mel_bins=mels, max_source_positions=frames // 2, max_target_positions=8, d_model=64,
+        encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=192,
+        decoder_ffn_dim=192, dropout=0.0, use_cache=False, pad_token_id=0, bos_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        begin_suppress_tokens=None,
+    )  # fmt: skip
+    return tf.WhisperForConditionalGeneration(config)
+
+
 def parameters(model: nn.Module) -> int:
     """How many numbers were learnt."""
     return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,85 @@
+"""Columns of words that are seen and words that are heard: the answer lies where the letter stands or the word is spoken."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from training import networks, speech
+from training import words as rendered
+
+from columns import weights
+from lrp_fx.evaluate.task import Patches, Task
+
+PIXELS = (4, 2)  #: height and width of a patch of a rendered word
+MELS_FRAMES = (10, 4)  #: of a spectrogram
+
+
+def _between(begin: Tensor, end: Tensor, patch: int, count: int) -> Tensor:
+    """(N, count) bool: patches along an axis that hold anything from ``begin`` to before ``end``."""
+    first = torch.arange(count) * patch
+    return (first + patch > begin[:, None]) & (first < end[:, None])
+
+
+def crnn(samples: int = weights.SAMPLES) -> Task:
+    """CRNN on rendered words in fonts it has not seen, where it reads all letters: the logit of one of them where it is read.
+
+    Patches are 4 pixels high and 2 wide, taken away by white paper. Annotated are the columns of the letter's ink, blank
+    is paper without any.
+    """
+    model = networks.CRNN()
+    model.load_state_dict(weights.state("crnn"))
+    model.eval()
+    draw = np.random.default_rng(weights.SEED)
+    files = rendered.fonts(rendered.HELD_OUT)
+    kept, steps, places = [], [], []
+    while len(steps) < samples:
+        drawn = rendered.render(weights.SAMPLES, files, draw)
+        guessed, at = rendered.read(weights.logits(model, {"x": drawn.images}))
+        for row, (letters, found) in enumerate(zip(guessed, at, strict=True)):
+            place = int(draw.integers(int(drawn.lengths[row])))
+            if letters == drawn.letters[row, : len(letters)].tolist() and len(letters) == int(drawn.lengths[row]):
+                kept.append(drawn.part(torch.tensor([row])))
+                steps.append(found[place])
+                places.append(place)
+    word = rendered.join(kept[:samples])
+    place = torch.tensor(places[:samples])[:, None]
+    begin, end, letter = (label.gather(1, place)[:, 0] for label in (word.begin, word.end, word.letters))
+    rows, across = rendered.HEIGHT // PIXELS[0], rendered.WIDTH // PIXELS[1]
+    annotated = _between(begin, end, PIXELS[1], across)[:, None].expand(-1, rows, -1)
+    patches = Patches(PIXELS, (rendered.PAPER,))
+    blank = patches.pool(word.ink.float()) == 0
+    target = (torch.tensor(steps[:samples]), letter)
+    return Task("crnn", model, {"x": word.images}, target, patches, annotated=annotated.flatten(1), blank=blank)
+
+
+def spoken(samples: int = weights.SAMPLES) -> Task:
+    """Whisper-like recogniser on spoken digits of voices it has not heard: the logit of one digit, where it is right on all.
+
+    The decoder is given all digits; what it says of one depends on those before it. Patches of the log-mel are 10 bands
+    by 4 frames (50 ms), taken away by silence. Annotated is the time in which the digit is spoken, blank the silence
+    before the first.
+    """
+    model = weights.load("speech", transformers.WhisperForConditionalGeneration)
+    draw = np.random.default_rng(weights.SEED)
+    voices = speech.bank(weights.folder("spoken"), speech.HELD_OUT)
+    parts, places, found = [], [], 0
+    while found < samples:
+        drawn = speech.record(weights.SAMPLES, voices, draw)
+        place = torch.from_numpy(draw.integers(0, (drawn.digits != speech.END).sum(1).numpy()))
+        inputs = {"input_features": drawn.mels, "decoder_input_ids": drawn.given}
+        guess = weights.logits(model, inputs).argmax(-1)
+        right = ((guess == drawn.wanted) | (drawn.wanted == -100)).all(1).nonzero()[:, 0]
+        parts.append(drawn.part(right))
+        places.append(place[right])
+        found += len(right)
+    said, place = speech.join(parts).part(torch.arange(samples)), torch.cat(places)[:samples, None]
+    begin, end, digit = (label.gather(1, place)[:, 0] for label in (said.begin, said.end, said.digits))
+    rows, across = speech.MELS // MELS_FRAMES[0], speech.FRAMES // MELS_FRAMES[1]
+    annotated = _between(begin, end, MELS_FRAMES[1], across)
+    before = ~_between(said.begin[:, 0], torch.full((samples,), speech.FRAMES), MELS_FRAMES[1], across)
+    labels = (label[:, None].expand(-1, rows, -1).flatten(1) for label in (annotated, before))
+    inputs = {"input_features": said.mels, "decoder_input_ids": said.given}
+    patches = Patches(MELS_FRAMES, (-1.0,), "input_features")
+    return Task("speech", model, inputs, (place[:, 0], digit), patches, None, *labels)

@@ -1,0 +1,108 @@
+"""What a column of the faithfulness study was measured on: hashes of its samples and of its model's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp_fx.errors import RuleSetError
+from lrp_fx.evaluate import Results, Task
+from lrp_fx.files import write_text
+from lrp_fx.rules.ruleset import RuleSet
+
+RECORD = "record.json"
+
+
+def _digest(parts: Iterable[tuple[str, Any]]) -> str:
+    """Twelve digits that tell names and values apart; of tensors type, shape and bytes."""
+    total = hashlib.sha256()
+    for name, value in parts:
+        total.update(name.encode())
+        if isinstance(value, Tensor):
+            total.update(f"{value.dtype} {tuple(value.shape)}".encode())
+            total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            total.update(repr(value).encode())
+    return total.hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What results of a column hold for.
+
+    Attributes:
+        samples: hash of inputs, targets, features and labels.
+        weights: hash of parameters and buffers.
+        seed: of the samples.
+    """
+
+    samples: str
+    weights: str
+    seed: int
+
+    @classmethod
+    def of(cls, task: Task, seed: int) -> Identity:
+        """Of a task, whose samples were drawn with a seed."""
+        target = task.target if isinstance(task.target, tuple) else (task.target,)
+        labels = {"eligible": task.eligible, "annotated": task.annotated, "blank": task.blank}
+        samples = [*sorted(task.inputs.items()), *((f"target {i}", t) for i, t in enumerate(target)), *labels.items()]
+        state = {**dict(task.model.named_parameters()), **dict(task.model.named_buffers())}
+        return cls(_digest([*samples, ("features", task.features)]), _digest(sorted(state.items())), seed)
+
+    def folder(self, results: Path, column: str) -> Path:
+        """Where results of a column lie: another place for other samples or weights."""
+        return results / column / f"{self.samples}-{self.weights}"
+
+
+def rule_keys(methods: Iterable[str]) -> dict[str, str]:
+    """Hash of the rule set of every method that is one: results of a rule set that changed are of another method."""
+    keys = {}
+    for name in methods:
+        with contextlib.suppress(RuleSetError):
+            keys[name] = _digest([("rules", RuleSet.load(name).key)])
+    return keys
+
+
+def load(folder: Path) -> Results | None:
+    """The results in a folder, without those of rule sets that changed since; None where there are none."""
+    if not (folder / RECORD).is_file():
+        return None
+    results, before = Results.load(folder), read(folder)["rules"]
+    now = rule_keys(before)
+    stale = [name for name, key in before.items() if now.get(name) != key]
+    tables = (results.values, results.curves, results.cost)
+    return Results(*(table[~table["method"].isin(stale)].reset_index(drop=True) for table in tables))
+
+
+def save(results: Results, identity: Identity, folder: Path) -> None:
+    """Results, and last the record, which says that all is there."""
+    results.save(folder)
+    record = {
+        "samples": int(results.cost["samples"].max()),
+        "seed": identity.seed,
+        "samples hash": identity.samples,
+        "weights hash": identity.weights,
+        "rules": rule_keys(dict.fromkeys(results.cost["method"])),
+        "measured": time.strftime("%Y-%m-%d"),
+    }
+    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record of a folder."""
+    return json.loads((folder / RECORD).read_text())
+
+
+def latest(results: Path, column: str) -> Path | None:
+    """The folder of a column that was measured last."""
+    records = sorted((results / column).glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns)
+    return records[-1].parent if records else None
