@@ -4,7 +4,7 @@ The rooms, from the ground up; each imports only what stands before it. ``viz`` 
 arrays) and knows nothing of models, so that ``results``, which explanations return, can draw themselves:
 
 errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
-rewrite -> contracts -> viz -> results -> explain -> verify -> lowering -> recent -> specialization ->
+rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent -> specialization ->
 capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
 evaluate -> tuning -> cli
 """

@@ -12,14 +12,17 @@ from lrp_fx.analysis.detached import HONOUR, READINGS
 from lrp_fx.capture import ROUTES, unwrapped
 from lrp_fx.capture_cache import Options
 from lrp_fx.converted import RuleSource
+from lrp_fx.encode import TextEncoder
 from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable
 from lrp_fx.rules.ruleset import RuleSet
 
 
 def convert(
-    model: torch.nn.Module,
+    model: torch.nn.Module | Any,
     *args: Any,
+    tokenizer: Any = None,
+    labels: Any = None,
     rules: RuleSource = "attnlrp",
     dynamic: bool = True,
     ops: str | Path | Mapping[str, Any] | None = None,
@@ -32,7 +35,12 @@ def convert(
     """Convert any ``nn.Module`` into an explainable one.
 
     Args:
-        model: the model; it is not modified. A model inside ``nn.DataParallel`` or ``torch.compile`` is taken out.
+        model: the model; it is not modified. One inside ``nn.DataParallel`` or ``torch.compile`` is taken out; a
+            pipeline object of transformers is taken with its tokenizer.
+        tokenizer: the model's tokenizer, of Hugging Face's kind (a processor that has one will do): ``explain`` and its
+            like then take texts, pairs (a tuple) and lists of them, and results know their tokens and words.
+        labels: names of the classes, a sequence or {index: name}; None for those of the model's configuration. A tensor
+            is an example input of that name.
         *args: example inputs. With them the model is captured now, without them at the first call.
         rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
         dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
@@ -54,13 +62,21 @@ def convert(
     """
     if capture not in ROUTES:
         raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
+    if not isinstance(model, torch.nn.Module) and isinstance(getattr(model, "model", None), torch.nn.Module):
+        tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+        model = model.model
+    if isinstance(labels, torch.Tensor):
+        kwargs["labels"], labels = labels, None
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"convert expects an nn.Module, not {type(model).__name__}")
     if detach not in READINGS:
         raise ValueError(f"detach={detach!r}: choose one of {', '.join(READINGS)}")
     options = Options(dynamic, capture, captures, check, detach)
     options.when(check)
-    module = ExplainableModule(unwrapped(model), RuleSet.load(rules), OpTable.load(ops), options)
+    model = unwrapped(model)
+    encoder = None if tokenizer is None and labels is None else TextEncoder.of(model, tokenizer, labels)
+    module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), options, encoder)
+    args, kwargs, _ = module.encoded(args, kwargs)
     if args or kwargs:
         specialization, _ = module.specialization(args, kwargs)
         specialization.under(module.ruleset)  # so that a rule set which does not fit is an error now

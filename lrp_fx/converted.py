@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
 from lrp_fx.capture_cache import CaptureCache, Options
-from lrp_fx.errors import CaptureError
+from lrp_fx.encode import Encoded, TextEncoder, are_texts
+from lrp_fx.errors import CaptureError, InputError
 from lrp_fx.operators.table import OpTable
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.specialization import Specialization
@@ -28,8 +30,16 @@ class ConvertedModule(StandIn):
         captures: one specialization for each way the model is called (``lrp_fx.capture_cache``).
     """
 
-    def __init__(self, model: torch.nn.Module, ruleset: RuleSet, ops: OpTable, options: Options) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        ruleset: RuleSet,
+        ops: OpTable,
+        options: Options,
+        encoder: TextEncoder | None = None,
+    ) -> None:
         super().__init__(model)
+        self._encoder = encoder
         self.ruleset = ruleset
         self.captures = CaptureCache(model, ops, options)
 
@@ -62,6 +72,23 @@ class ConvertedModule(StandIn):
         """As :meth:`specialization`; without inputs, the latest capture with the call it was captured with."""
         return self.specialization(args, kwargs) if args or kwargs else (self.current, self.current.example)
 
+    def encoded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], left: bool = False
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Encoded | None]:
+        """A call whose first argument is a text (a pair, a list of them), as one of tensors; other calls as they are.
+
+        Raises:
+            InputError: for a text where the model was converted without a tokenizer.
+        """
+        if not args or not are_texts(args[0]):
+            return args, kwargs, None
+        if self._encoder is None or self._encoder.tokenizer is None:
+            if any(isinstance(v, torch.Tensor) for v in pytree.tree_leaves((args, kwargs))):
+                return args, kwargs, None  # a constant of the call
+            raise InputError("a text needs a tokenizer: lrp_fx.convert(model, tokenizer=...)")
+        encoded = self._encoder.encode(args[0], kwargs, left)
+        return args[1:], encoded.inputs, encoded
+
     def rule_set(self, rules: RuleSource | None) -> RuleSet:
         """The rule set that a call names, or the one of the conversion."""
         return self.ruleset if rules is None else RuleSet.load(rules)
@@ -78,4 +105,4 @@ class ConvertedModule(StandIn):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, in this process or another one, has the model and the rule set, and captures anew."""
-        return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options)
+        return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options, self._encoder)

@@ -11,14 +11,17 @@ import torch
 
 from lrp_fx.capture import Call, Captured, ModelState, free_numbers, is_traced, opened
 from lrp_fx.converted import RuleSource
+from lrp_fx.encode.texts import Encoded, Text
 from lrp_fx.errors import CaptureError
 from lrp_fx.explain import Condition, Target
+from lrp_fx.explain.answers import answers
 from lrp_fx.explain.conditions import places_of
-from lrp_fx.explain.target import normal_targets, spoken
+from lrp_fx.explain.reading import Reading
+from lrp_fx.explain.target import normal_targets, padding_masks, shown, spoken
 from lrp_fx.exporting import Exporting
 from lrp_fx.lowering import generate
 from lrp_fx.report import Report, make_report
-from lrp_fx.results import Attribution, Attributions, Context, Generation
+from lrp_fx.results import Attribution, Attributions, Context, Generation, Later, Result, Tokens
 from lrp_fx.results.fingerprint import model_fingerprint
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.verify.verify import Verification, verify
@@ -95,7 +98,8 @@ class ExplainableModule(Exporting):
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
 
         Args:
-            *args: the model's inputs.
+            *args: the model's inputs; a text, a pair of texts as a tuple, or a list of them, where the model was
+                converted with its tokenizer.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
                 class or token id, one per sample, a :class:`lrp_fx.Contrast` of two classes, a tuple index into the
                 output's non-batch dimensions, :class:`lrp_fx.Pixels` of a class where the output has many values per
@@ -124,7 +128,6 @@ class ExplainableModule(Exporting):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
         if targets is None:
             made = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
-            made = made.with_context(self._context(made.context, spoken(target)))
             return made if keep_inputs else made.without_inputs()
         if target is not None or condition or memory == "low":
             raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
@@ -172,15 +175,16 @@ class ExplainableModule(Exporting):
         Raises:
             TargetError: for a target out of range, or of a kind that has to be explained by itself.
         """
+        args, kwargs, encoded = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
         when = self.captures.options.when(check)
         made = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
         names = tuple(spoken(t) or "the model's answer" for t in normal_targets(targets))
-        return replace(made, context=self._context(made.context, ""), names=names)
+        return replace(made, context=self._context(made, encoded), names=names)
 
     def explain_generation(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | Text | list[Text],
         *,
         max_new_tokens: int,
         rules: RuleSource | None = None,
@@ -193,7 +197,7 @@ class ExplainableModule(Exporting):
         One forward pass serves many of them: what a position says depends on its prefix only.
 
         Args:
-            input_ids: (B, S) prompt.
+            input_ids: (B, S) prompt; a text, or a list of them, where the model was converted with its tokenizer.
             max_new_tokens: how many tokens at most.
             rules: as in :meth:`explain`.
             chunk: as in :meth:`explain_targets`.
@@ -210,12 +214,44 @@ class ExplainableModule(Exporting):
             specialization, call = self.specialization(args, kwargs)
             return specialization.captured, call
 
-        made = generate(self.model, explain, capture, {"input_ids": input_ids, **kwargs}, how)
-        return made.with_context(self._context(made.context, ""))
+        _, inputs, encoded = self.encoded((input_ids,), kwargs, left=True)
+        if encoded is None:
+            inputs = {"input_ids": input_ids, **kwargs}
+        else:  # the decoder's start is the model's own to make; tokens are those of the whole sequence
+            inputs.pop("decoder_input_ids", None)
+            encoded = replace(encoded, tokens={})
+        made = generate(self.model, explain, capture, inputs, how)
+        return made.with_context(self._context(made, encoded))
 
-    def _context(self, context: Context, question: str) -> Context:
-        """What results of this model know of it."""
-        return replace(context, question=question, fingerprint=functools.partial(model_fingerprint, self.model))
+    def _context(self, made: Result, encoded: Encoded | None, question: str = "") -> Context:
+        """What a result of this model knows of it and of its inputs."""
+        fingerprint = functools.partial(model_fingerprint, self.model)
+        if self._encoder is None:
+            return replace(made.context, question=question, fingerprint=fingerprint)
+        known = {} if encoded is None else encoded.tokens
+        tokens = {n: known[n] if n in known else self._described(made, n) for n in made.token_inputs}
+        notes = made.context.notes if encoded is None else (*encoded.notes, *made.context.notes)
+        context = replace(made.context, question=question, fingerprint=fingerprint)
+        return replace(context, tokens=tokens, notes=notes, labels=self._encoder.labels)
+
+    def _described(self, made: Result, name: str) -> tuple[Tokens, ...]:
+        """The tokens of ids that came without a text."""
+        ids, encoder = made.inputs[name], self._encoder
+        if encoder is None or encoder.tokenizer is None or ids.dim() != 2:
+            return made.tokens(name)
+        masks = padding_masks(made.inputs)
+        mask = next(
+            (shown(m) for n, m in masks.items() if m.shape == ids.shape and ("decoder" in n) == ("decoder" in name)),
+            None,
+        )
+        return encoder.describe(ids, mask)
+
+    def _answered(self, made: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
+        """Names of what was explained, where they are known without computing anything again."""
+        if self._encoder is None or isinstance(made._output, Later):
+            return None
+        named = answers(target, made.output, padding_masks(made.inputs), reading, self._encoder.answer)
+        return named if named is not None and len(named) == len(made) else None
 
     def _explain(
         self,
@@ -228,9 +264,15 @@ class ExplainableModule(Exporting):
         low_memory: bool = False,
         check: str | bool | None = None,
     ) -> list[Attribution]:
+        args, kwargs, encoded = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
         ruleset, places, when = self.rule_set(rules), places_of(at, *conditions), self.captures.options.when(check)
-        return specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
+        made = specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
+        if not made:
+            return []
+        named = self._answered(made[0], target, specialization.reading)
+        contexts = (replace(self._context(one, encoded, spoken(target)), answers=named) for one in made)
+        return [one.with_context(context) for one, context in zip(made, contexts, strict=True)]
 
     def report(self) -> Report:
         """What every node of the latest capture is, and which rule it got."""
@@ -250,6 +292,7 @@ class ExplainableModule(Exporting):
         what happens when inputs move.
         """
         ruleset = self.rule_set(rules)
+        args, kwargs, _ = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
         sweeper, plain = (specialization.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
         with specialization.named_failures(call):

@@ -12,7 +12,7 @@ import torch
 
 import lrp_fx
 from lrp_fx.files import replacing, write_text, writing
-from lrp_fx.viz import Word, heatmap_page, write_page
+from lrp_fx.viz import Panel, Text, Word, page, write_page
 
 
 def test_a_file_takes_its_place_at_the_end(tmp_path):
@@ -133,9 +133,9 @@ def test_a_full_disk_is_no_reason_to_fail_for_a_cache(tmp_path):
 
 
 def test_pages_and_rules_replace_what_was_there(tmp_path):
-    page = heatmap_page([Word("good", 1.0)], title="t", facts={}, ledger={"input": 1.0})
+    html = page([Panel(texts=[Text([Word("good", 1.0)])], ledger={"input": 1.0})], "t")
     for _ in range(2):
-        assert write_page(tmp_path / "new" / "x.html", page).read_text() == page
+        assert write_page(tmp_path / "new" / "x.html", html).read_text() == html
         path = lrp_fx.RuleSet.load("attnlrp").save(tmp_path / "rules.toml")
     assert lrp_fx.RuleSet.load(path).rules == lrp_fx.RuleSet.load("attnlrp").rules
     assert sorted(p.name for p in Path(tmp_path).rglob("*")) == ["new", "rules.toml", "x.html"]

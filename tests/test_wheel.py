@@ -35,10 +35,12 @@ def test_the_wheel_carries_rules_templates_and_demos(wheel):
     for needed in (
         "_rules/ops.toml",
         "_rules/attnlrp.toml",
-        "viz/heatmap.html.jinja",
         "viz/viewer/viewer.html.jinja",
         "viz/viewer/viewer.css.jinja",
         *(f"viz/viewer/{p.name}" for p in (ROOT / "lrp_fx/viz/viewer").glob("*.js")),
+        "viz/page.html.jinja",
+        "viz/look.css.jinja",
+        "concepts/gallery.html.jinja",
         "cli/demos.toml",
         "cli/sentiment_head.json",
     ):

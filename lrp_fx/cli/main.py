@@ -11,10 +11,8 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.columns import Columns
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 import lrp_fx
 from lrp_fx.capture.conventions import is_encoder_decoder
@@ -22,11 +20,9 @@ from lrp_fx.cli.demo import demos, load_demo
 from lrp_fx.cli.evaluate import results_table, text_task
 from lrp_fx.errors import LrpError, MissingExtraError
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
-from lrp_fx.explain.reading import find_logits
 from lrp_fx.extras import require
 from lrp_fx.files import replacing
 from lrp_fx.rules.ruleset import available
-from lrp_fx.viz import Word, heatmap_page, join_pieces, most_relevant, render_scale, render_tokens, write_page
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Layer-wise Relevance Propagation for any PyTorch model."
@@ -68,15 +64,6 @@ class Loaded:
             start = getattr(self.model.config, "decoder_start_token_id", None)
             inputs["decoder_input_ids"] = torch.tensor([[start or 0]])
         return inputs, encoding
-
-    def label(self, index: int, classes: int) -> str:
-        """What entry ``index`` of ``classes`` logits is called: a class, a token, else its number."""
-        if self.labels is not None and index < len(self.labels):
-            return self.labels[index]
-        config: Any = getattr(self.model, "config", None)
-        if config is not None and classes == getattr(config.get_text_config(), "vocab_size", None):
-            return repr(self.tokenizer.decode([index]))
-        return f"output {index}"
 
 
 def load(name: str, text: str | None, precision: str) -> Loaded:
@@ -135,18 +122,6 @@ def _quiet() -> None:
         transformers.utils.logging.disable_progress_bar()
 
 
-def _words(loaded: Loaded, encoding: Any, text: str, relevance: list[float], pieces: bool) -> list[Word]:
-    tokens = loaded.tokenizer.convert_ids_to_tokens(encoding["input_ids"][0])
-    numbers = encoding.word_ids(0) if getattr(encoding, "is_fast", False) else None
-    if pieces or numbers is None:
-        special = set(loaded.tokenizer.all_special_tokens)
-        return [Word(t, r, special=t in special) for t, r in zip(tokens, relevance, strict=True)]
-    offsets = loaded.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    joined = join_pieces(text, offsets, numbers, relevance)
-    names = iter(t for t, n in zip(tokens, numbers, strict=True) if n is None)
-    return [Word(next(names), w.relevance, special=True) if w.special else w for w in joined]
-
-
 @app.command()
 def explain(
     model: Model,
@@ -166,53 +141,15 @@ def explain(
             loaded = load(model, text, precision)
         if not loaded.text.strip():
             raise LrpError("there is nothing to explain: give a text")
-        inputs, encoding = loaded.encode(loaded.text)
+        xmodel = lrp_fx.convert(loaded.model, rules=rules, tokenizer=loaded.tokenizer, labels=loaded.labels)
         with console.status("capturing and rewriting the graph, then one backward sweep"):
-            attribution = lrp_fx.convert(loaded.model, rules=rules).explain(**inputs, target=target)
-            ledger = attribution.ledger
-        relevance = attribution.relevance["input_ids"][0].float().tolist()
-        words = _words(loaded, encoding, loaded.text, relevance, pieces)
-        answer = f"{_answer(loaded, attribution, target)} ({attribution.target[0].item():.3f})"
-        console.print(f"\n{escape(loaded.title)}  [bold]{escape(answer)}[/]\n", highlight=False)
-        console.print(render_tokens(words))
-        console.print(render_scale(words))
-        console.print()
-        tables = [_top_table(words), _ledger_table(ledger.by("category"), ledger.total)]
-        console.print(Columns(tables, padding=(0, 6)))
-        for note in attribution.notes:
-            console.print(f"note: {note}", style="yellow", markup=False, highlight=False)
+            attribution = xmodel.explain(loaded.text, target=target)
+            attribution.ledger  # noqa: B018  (its notes are shown, too)
+        console.print(f"\n{escape(loaded.title)}\n", highlight=False)
+        attribution.show(words=not pieces, console=console)
         if html is not None:
-            facts = {"model": loaded.name, "explained": answer, "rules": attribution.ruleset}
-            facts |= {f"note {i}": str(note) for i, note in enumerate(attribution.notes, 1)}
-            page = heatmap_page(words, title=loaded.title, facts=facts, ledger=ledger.by("category"))
-            console.print(f"heatmap: {write_page(html, page).resolve()}", highlight=False, soft_wrap=True)
-
-
-def _answer(loaded: Loaded, attribution: lrp_fx.Attribution, target: int | None) -> str:
-    logits = find_logits(attribution.output)[0]
-    while logits.dim() > 1:
-        logits = logits[-1]
-    classes = logits.numel()
-    return loaded.label(int(logits.argmax()) if target is None else target % classes, classes)
-
-
-def _top_table(words: list[Word], count: int = 5) -> Table:
-    table = Table(title="most relevant words", title_justify="left", box=None, pad_edge=False)
-    table.add_column("word", style="dim")
-    table.add_column("relevance", justify="right")
-    for word in most_relevant(words)[:count]:
-        table.add_row(escape(word.text), f"{word.relevance:+.4f}")
-    return table
-
-
-def _ledger_table(amounts: dict[str, float], total: float) -> Table:
-    table = Table(title="where all of it went", title_justify="left", box=None, pad_edge=False)
-    table.add_column("category", style="dim")
-    table.add_column("relevance", justify="right")
-    for category, amount in amounts.items():
-        table.add_row(category, f"{amount:+.4f}")
-    table.add_row("explained value", f"{total:+.4f}", style="bold")
-    return table
+            place = attribution.save_html(html, title=loaded.title, facts={"model": loaded.name}, words=not pieces)
+            console.print(f"heatmap: {place.resolve()}", highlight=False, soft_wrap=True)
 
 
 @app.command()

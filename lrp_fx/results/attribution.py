@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,11 @@ from lrp_fx.errors import LatentError
 from lrp_fx.results.document import ledger_data, part_of, read_ledger, text
 from lrp_fx.results.ledger import Ledger
 from lrp_fx.results.notes import Note, find_notes
+from lrp_fx.results.pictures import heading_of, waterfall_parts
 from lrp_fx.results.result import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: what computes a ledger: of the sum of all samples' targets, or of a weighted sum, (B,)
 Accounting = Callable[[Tensor | None], Ledger]
@@ -156,6 +160,14 @@ class Attribution(Result):
             for i, ledger in enumerate(ledgers)
             for category, amount in ledger.items()
         ]
+
+    def plot(self, kind: str = "auto", *, input: str | None = None) -> Figure:
+        """As :meth:`lrp_fx.results.Result.plot`; "waterfall" is the ledger's: what is not the input's first, then the
+        largest words or features, then the others, up to the explained value (of a batch by category alone)."""
+        if kind != "waterfall":
+            return super().plot(kind, input=input)
+        parts = waterfall_parts(self.merge("words") if self.token_inputs else self) if len(self) == 1 else []
+        return self.ledger.plot(parts, title=heading_of(self) if len(self) == 1 else "", notes=self.notes)
 
     def save(self, path: str | Path, *, inputs: bool = True, output: bool = False) -> Path:
         """As :meth:`lrp_fx.results.Result.save`, which computes the ledger where it was not yet.

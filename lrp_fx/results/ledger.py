@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
+
+from lrp_fx.viz.amount_plots import draw_waterfall
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+#: categories as a reader who does not know them would call them
+_SPOKEN = {
+    "source": "positions and types", "position": "rotary positions", "bias": "biases", "constant": "constants",
+    "stopped": "held constant", "softmax": "softmax (expansion)", "taylor": "other expansions",
+    "stabiliser": "stabilisers", "rule": "rules that lose some", "target": "nonlinear target",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -79,6 +93,24 @@ class Ledger(Mapping[str, float]):
 
     def __contains__(self, category: object) -> bool:
         return category in self.by("category")
+
+    def plot(self, parts: Sequence[tuple[str, float]] = (), *, title: str = "", notes: Iterable[object] = ()) -> Figure:
+        """The waterfall that closes: from 0 over what is not the inputs' and the inputs to the explained value.
+
+        Args:
+            parts: (name, amount) of the parts of what the inputs have (words); they are shown in place of the inputs.
+            title: heading.
+            notes: what to say below.
+
+        Raises:
+            MissingExtraError: when matplotlib is not installed.
+        """
+        amounts = self.by("category")
+        inputs = amounts.pop("input", 0.0)
+        ranked = sorted(amounts.items(), key=lambda item: -abs(item[1]))
+        base = [(_SPOKEN.get(category, category), amount) for category, amount in ranked]
+        shown = list(parts) or [("inputs", inputs)]
+        return draw_waterfall(base, shown, self.target, title=title, notes=tuple(map(str, notes)))
 
     def __add__(self, other: Ledger) -> Ledger:
         """The account of the sum of two targets."""

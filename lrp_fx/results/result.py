@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor
 
-from lrp_fx.errors import InputError
+from lrp_fx.errors import InputError, MissingExtraError
 from lrp_fx.extras import require
-from lrp_fx.results import document, storage, tables, viewing
+from lrp_fx.results import document, pictures, storage, tables, viewing, views
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.merging import Grouping, sum_layers, without_features
 from lrp_fx.results.tables import Share
 from lrp_fx.results.words import By
+from lrp_fx.viz import fragment, page, write_page
+from lrp_fx.viz.terminal import printed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+_NOTEBOOK = 8  #: samples that a notebook shows
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -149,6 +157,75 @@ class Result(Batch):
     def _category_rows(self) -> list[tables.Row]:
         raise InputError("several targets at once have no ledger: explain(target=...) of one for its categories")
 
+    def plot(self, kind: str = "auto", *, input: str | None = None) -> Figure:
+        """A figure of matplotlib, which pyplot knows nothing of: ``result.plot().savefig("why.svg")``.
+
+        Args:
+            kind: "tokens", "image" (beside the map), "overlay", "waveform", "spectrogram", "matrix" (generated or
+                explained by source tokens; latents by tokens), "bar", "series", "tabular"; of an
+                :class:`lrp_fx.Attribution` also "waterfall", which ends at the explained value. "auto" is what suits.
+            input: name of the input to draw; None for the first, one of tokens before others.
+
+        Raises:
+            InputError: for a kind that does not fit, and for a batch where a figure shows one sample.
+            MissingExtraError: when matplotlib is not installed.
+        """
+        return pictures.draw(self, kind, input)
+
+    def show(self, *, words: bool = True, ledger: bool = True, console: Console | None = None) -> None:
+        """Print every sample: coloured words, what is most relevant, the ledger, notes.
+
+        Args:
+            words: show whole words, not the tokenizer's pieces.
+            ledger: show where all of the explained value went (computed where it was not yet).
+            console: rich's console; standard output where None.
+        """
+        samples = views.samples_of(self._in_words(words), ledger)
+        printed(*map(views.rendered, samples), console=console)
+
+    def to_html(
+        self,
+        *,
+        title: str = "What the answer rests on",
+        facts: Mapping[str, str] | None = None,
+        words: bool = True,
+        ledger: bool = True,
+    ) -> str:
+        """A self-contained page: no script, no network; what stands in a text is shown as text.
+
+        Args:
+            title: heading of the page.
+            facts: what to say of every sample ("model": "...").
+            words: show whole words, not the tokenizer's pieces.
+            ledger: show where all of the explained value went (computed where it was not yet).
+
+        Raises:
+            MissingExtraError: when jinja2 (for images and sound, matplotlib) is not installed.
+        """
+        samples = views.samples_of(self._in_words(words), ledger)
+        return page([views.panel(sample, facts or {}) for sample in samples], title)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write :meth:`to_html` to a file, and return its path."""
+        return write_page(path, self.to_html(**options))
+
+    def _repr_html_(self) -> str | None:
+        """For notebooks: the first samples; the ledger where it was computed. None without jinja2 (or matplotlib)."""
+        try:
+            samples = views.samples_of(self[:_NOTEBOOK]._in_words(True), None)
+            more = len(self) - len(samples)
+            return fragment([views.panel(s, {}) for s in samples], f"{more} more samples" if more else "")
+        except MissingExtraError:
+            return None
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        """For notebooks: HTML, and plain text where HTML cannot be shown."""
+        html = self._repr_html_()
+        return {"text/plain": repr(self), **({"text/html": html} if html is not None else {})}
+
+    def _in_words(self, words: bool) -> Self:
+        return self.merge("words") if words and self.token_inputs else self
+
     def save(self, path: str | Path, *, inputs: bool = True) -> Path:
         """Write the result to a file that :func:`lrp_fx.load_result` reads: now, and in every later version.
 
@@ -224,4 +301,4 @@ class Result(Batch):
     def _by(self, by: str) -> Self:
         if by not in ("word", "token"):
             raise InputError(f"by={by!r}: choose token, word, category or layer")
-        return self.merge("words") if by == "word" and self.token_inputs else self
+        return self._in_words(by == "word")

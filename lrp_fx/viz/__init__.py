@@ -1,16 +1,17 @@
-"""Explanations to look at: coloured tokens in the terminal, a heatmap page for the browser."""
+"""Views of plain data, in one look: words in a terminal, figures of matplotlib, static pages."""
 
-from lrp_fx.viz.pages import heatmap_page, token_html, write_page
+from lrp_fx.viz.pages import Panel, Text, fragment, page, write_page
 from lrp_fx.viz.terminal import render_scale, render_tokens
-from lrp_fx.viz.words import Word, join_pieces, most_relevant
+from lrp_fx.viz.words import Word, most_relevant
 
 __all__ = [
+    "Panel",
+    "Text",
     "Word",
-    "heatmap_page",
-    "join_pieces",
+    "fragment",
     "most_relevant",
+    "page",
     "render_scale",
     "render_tokens",
-    "token_html",
     "write_page",
 ]

@@ -1,4 +1,8 @@
-"""The one palette of all views: a diverging scale, blue for negative relevance and red for positive; inks of themes."""
+"""The one palette of all views: a diverging scale, blue for negative relevance and red for positive; inks of themes.
+
+The scale on light ground is matplotlib's ``RdBu_r`` (ColorBrewer's, safe for colour-blind readers), written down so
+that a terminal and a page need no matplotlib; :func:`lrp_fx.viz.figures.colour_map` makes matplotlib's own of it.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,16 @@ from collections.abc import Sequence
 
 from lrp_fx.viz.words import Word
 
-_POSITIVE, _NEGATIVE = (178, 24, 43), (33, 102, 172)  # the ends of ColorBrewer's RdBu, safe for colour-blind readers
-
 RGB = tuple[int, int, int]
 
-#: theme -> ends (against, for) and middle of the diverging scale
-_SCALES: dict[str, tuple[RGB, RGB, RGB]] = {
-    "light": (_NEGATIVE, (255, 255, 255), _POSITIVE),
+#: theme -> colours of the diverging scale at shares from -1 (against) to 1 (for), evenly spaced
+SCALES: dict[str, tuple[RGB, ...]] = {
+    "light": (
+        (5, 48, 97), (33, 102, 172), (67, 147, 195), (146, 197, 222), (209, 229, 240), (247, 247, 247),
+        (253, 219, 199), (244, 165, 130), (214, 96, 77), (178, 24, 43), (103, 0, 31),
+    ),
     "dark": ((86, 160, 233), (34, 36, 42), (240, 90, 92)),
-}
+}  # fmt: skip
 #: theme -> what is not relevance: pages, panels, text, lines, the mark of what has the focus or is chosen
 THEMES: dict[str, dict[str, RGB]] = {
     "light": {
@@ -26,6 +31,7 @@ THEMES: dict[str, dict[str, RGB]] = {
         "line": (74, 77, 87), "mark": (122, 222, 160),
     },
 }  # fmt: skip
+POSITIVE, NEGATIVE = SCALES["light"][-2], SCALES["light"][1]  #: of bars
 
 
 def largest(words: Sequence[Word]) -> float:
@@ -35,10 +41,11 @@ def largest(words: Sequence[Word]) -> float:
 
 def background(share: float, theme: str = "light") -> RGB:
     """Colour of a relevance given as a share of the largest magnitude, from -1 to 1."""
-    against, middle, in_favour = _SCALES[theme]
-    end = in_favour if share >= 0 else against
-    weight = min(abs(share), 1.0)
-    red, green, blue = (round(m + (e - m) * weight) for m, e in zip(middle, end, strict=True))
+    stops = SCALES[theme]
+    place = (min(max(share, -1.0), 1.0) + 1) / 2 * (len(stops) - 1)
+    below = min(int(place), len(stops) - 2)
+    pairs = zip(stops[below], stops[below + 1], strict=True)
+    red, green, blue = (round(a + (b - a) * (place - below)) for a, b in pairs)
     return red, green, blue
 
 
@@ -64,6 +71,16 @@ def contrast(first: RGB, second: RGB) -> float:
     return (lighter + 0.05) / (darker + 0.05)
 
 
+def ink(name: str, theme: str = "light") -> str:
+    """A colour of a theme as matplotlib takes it: ``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*THEMES[theme][name])
+
+
 def css(colour: RGB) -> str:
     """``rgb(r, g, b)``."""
     return f"rgb({', '.join(map(str, colour))})"
+
+
+def bar_colour(amount: float) -> RGB:
+    """The colour of a bar: its sign."""
+    return POSITIVE if amount >= 0 else NEGATIVE

@@ -1,20 +1,64 @@
-"""A self-contained HTML page: the text as a heatmap, what was explained, and the ledger."""
+"""Static HTML: whole pages and fragments for notebooks, without scripts and without network."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrp_fx.extras import require
 from lrp_fx.files import write_text
-from lrp_fx.viz.colours import background, css, foreground, largest
+from lrp_fx.viz.colours import THEMES, background, bar_colour, css, foreground, largest, table
 from lrp_fx.viz.words import Word, most_relevant
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_RANKED = 10  #: words in the table of most relevant ones
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to show.
+
+    Attributes:
+        words: its words.
+        heading: what to say above it.
+        folded: whether only its heading is seen until it is clicked.
+    """
+
+    words: Sequence[Word]
+    heading: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One explained sample on a page.
+
+    Attributes:
+        heading: its heading.
+        facts: what to say above it ("model", "answer", "rules", ...).
+        texts: its texts.
+        pictures: (caption, figure) of what is drawn.
+        ledger: amounts by category; they add up to the explained value. Left out where empty.
+        notes: what should be known before the picture is trusted.
+    """
+
+    heading: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    texts: Sequence[Text] = ()
+    pictures: Sequence[tuple[str, Figure]] = ()
+    ledger: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 def template(name: str, room: str = "lrp_fx.viz") -> Any:
-    """A template that lies in a room of the package, or in this one.
+    """A template that lies in a room of the package, or in this one; it knows the colours of the package.
 
     Raises:
         MissingExtraError: when jinja2 is not installed.
@@ -28,7 +72,22 @@ def template(name: str, room: str = "lrp_fx.viz") -> Any:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.globals["colours"] = {name: css(colour) for name, colour in THEMES["light"].items()}
     return environment.get_template(name)
+
+
+def page(panels: Sequence[Panel], title: str) -> str:
+    """A whole page.
+
+    Raises:
+        MissingExtraError: when jinja2 is not installed.
+    """
+    return str(template("page.html.jinja").render(panels=list(map(_shown, panels)), title=title))
+
+
+def fragment(panels: Sequence[Panel], more: str = "") -> str:
+    """A part of a page, for notebooks; ``more`` is said below."""
+    return str(template("fragment.html.jinja").render(panels=list(map(_shown, panels)), more=more))
 
 
 def cells(words: Sequence[Word]) -> list[dict[str, Any]]:
@@ -49,31 +108,34 @@ def cells(words: Sequence[Word]) -> list[dict[str, Any]]:
     return shown
 
 
-def token_html(words: Sequence[Word]) -> str:
-    """The heatmap alone, as an HTML fragment (for notebooks)."""
-    return str(template("tokens.html.jinja").module.tokens(cells(words)))
+def _shown(panel: Panel) -> dict[str, Any]:
+    words = [word for text in panel.texts if not text.folded for word in text.words]
+    ranked = [(word.text, word.relevance) for word in most_relevant(words)[:_RANKED]]
+    texts = [
+        {"heading": text.heading, "folded": text.folded, "cells": cells(text.words), "scale": largest(text.words),
+         "stops": list(map(css, table("light", 5)))}
+        for text in panel.texts
+    ]  # fmt: skip
+    pictures = [{"caption": caption, "address": _address(figure)} for caption, figure in panel.pictures]
+    return {
+        "heading": panel.heading, "facts": dict(panel.facts), "texts": texts, "pictures": pictures,
+        "ranked": _bars(ranked), "ledger": _bars(list(panel.ledger.items())), "total": sum(panel.ledger.values()),
+        "notes": list(panel.notes),
+    }  # fmt: skip
 
 
-def heatmap_page(words: Sequence[Word], *, title: str, facts: Mapping[str, str], ledger: Mapping[str, float]) -> str:
-    """A whole page.
+def _bars(amounts: Sequence[tuple[str, float]]) -> list[dict[str, Any]]:
+    widest = max((abs(amount) for _, amount in amounts), default=0.0) or 1.0
+    return [
+        {"name": name, "amount": a, "width": round(100 * abs(a) / widest, 1), "colour": css(bar_colour(a))}
+        for name, a in amounts
+    ]  # fmt: skip
 
-    Args:
-        words: the explained text.
-        title: heading of the page.
-        facts: what to say above the heatmap ("model", "answer", "rules", ...).
-        ledger: amounts by category; they add up to the target.
 
-    Raises:
-        MissingExtraError: when jinja2 is not installed.
-    """
-    scale = largest(words)
-    stops = [css(background(step / 6)) for step in range(-6, 7)]
-    ranked = most_relevant(words)[:10]
-    widest = max([abs(v) for v in ledger.values()], default=1.0) or 1.0
-    return template("heatmap.html.jinja").render(
-        cells=cells(words), title=title, facts=facts, ledger=ledger, total=sum(ledger.values()), scale=scale,
-        stops=stops, ranked=cells(ranked) if ranked else [], widest=widest, largest=scale,
-    )  # fmt: skip
+def _address(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def write_page(path: str | Path, page: str) -> Path:

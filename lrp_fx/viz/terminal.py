@@ -1,14 +1,18 @@
-"""Coloured tokens in the terminal."""
+"""Explanations in a terminal: coloured words, tables of words and of the ledger."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from lrp_fx.viz.colours import background, css, foreground, largest
-from lrp_fx.viz.words import Word
+from lrp_fx.viz.words import Word, most_relevant
 
 
 def _style(share: float) -> Style:
@@ -35,3 +39,44 @@ def render_scale(words: Sequence[Word]) -> Text:
     for step in range(-6, 7):
         text.append("  ", style=_style(step / 6))
     return text.append(f" {scale:+.3g}", style="dim")
+
+
+def top_table(words: Sequence[Word], count: int = 5) -> Table:
+    """The most relevant words."""
+    return amounts_table("most relevant", [(w.text, w.relevance) for w in most_relevant(words)[:count]])
+
+
+def ledger_table(amounts: Mapping[str, float]) -> Table:
+    """Where all of the explained value went, and that it adds up."""
+    table = amounts_table("where all of it went", list(amounts.items()))
+    table.add_row("explained value", f"{sum(amounts.values()):+.4f}", style="bold")
+    return table
+
+
+def amounts_table(title: str, amounts: Sequence[tuple[str, float]]) -> Table:
+    """Names and amounts."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("", style="dim")
+    table.add_column("relevance", justify="right")
+    for name, amount in amounts:
+        table.add_row(escape(name), f"{amount:+.4f}")
+    return table
+
+
+def render_sample(
+    heading: str, texts: Sequence[tuple[str, Sequence[Word]]], tables: Sequence[RenderableType], notes: Sequence[str]
+) -> Group:
+    """One explained sample: its heading, its texts, tables side by side, notes."""
+    parts: list[RenderableType] = [Text(heading, style="bold"), Text()] if heading else []
+    for name, words in texts:
+        parts += [Text(name, style="dim")] if name else []
+        parts += [render_tokens(words), render_scale(words), Text()]
+    if tables:
+        parts.append(Columns(tables, padding=(0, 6)))
+    parts += [Text(f"note: {note}", style="yellow") for note in notes]
+    return Group(*parts)
+
+
+def printed(*parts: RenderableType, console: Console | None = None) -> None:
+    """Print, to standard output where no console is given."""
+    (console or Console()).print(*parts, sep="\n", highlight=False)

@@ -55,6 +55,14 @@ def test_pieces_join_to_words():
     assert find_groups(SECOND, "words") == [[0], [1], [2], [3]]  # padding is in none
 
 
+def test_pieces_that_hold_their_space_begin_words():
+    """Byte-level tokenizers number a whole sentence as one word and keep spaces inside their pieces."""
+    offsets = ((0, 2), (2, 6), (6, 11), (11, 16), (16, 21))
+    texts = ("an", " unb", "eliev", " able", " film")
+    tokens = Tokens(texts, (False,) * 5, (False,) * 5, offsets, (0,) * 5, "an unbeliev able film")
+    assert merged(tokens, find_groups(tokens, "words")).texts == ("an", "unbeliev", "able", "film")
+
+
 def test_word_numbers_of_a_tokenizer_divide_too():
     tokens = Tokens(
         ("un", "believable", "film"),
