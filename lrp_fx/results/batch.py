@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -120,6 +120,29 @@ class Batch:
     def with_context(self, context: Context) -> Self:
         """The same result that knows more of its samples."""
         return self._derived(context=context)
+
+    def knowing(self, **known: Any) -> Self:
+        """The same result that is told more of its samples.
+
+        Args:
+            **known: fields of :class:`lrp_fx.results.Context`: ``features={"x": ["age", "income"]}``, ``labels``,
+                ``answers`` (one for each sample), ``sampling_rate`` (of sound, in Hz), ``tokens``.
+
+        Raises:
+            InputError: for what is no field, names of inputs that are not there, another number of answers or tokens.
+        """
+        if unknown := known.keys() - {f.name for f in fields(Context)}:
+            raise InputError(f"a result knows nothing called {', '.join(sorted(unknown))}")
+        named = {"tokens", "features"} & known.keys()
+        if wrong := {n for part in named for n in known[part]} - self.relevance.keys():
+            raise InputError(f"no input is called {', '.join(sorted(wrong))}: there are {', '.join(self.relevance)}")
+        counts = [len(listed) for listed in (known.get("tokens") or {}).values()]
+        counts += [len(known["answers"])] if known.get("answers") is not None else []
+        if any(count != len(self) for count in counts):
+            raise InputError(f"give as many answers and tokens as there are samples, {len(self)}")
+        lists = {n: tuple(v) for n, v in known.items() if n in ("labels", "answers") and v is not None}
+        maps = {n: {name: tuple(v) for name, v in known[n].items()} for n in named}
+        return self.with_context(replace(self.context, **{**known, **lists, **maps}))
 
     # -- sums
 

@@ -74,6 +74,19 @@ def test_what_a_picture_shows_is_the_relevance():
     assert "seconds" in texts(sound) and sound.axes[0].get_xlim()[1] == 2.0
 
 
+def test_a_result_is_told_what_it_cannot_know():
+    one = made((3,)).knowing(features={"x": ["age", "sex", "income"]}, answers=["rich"], labels=["poor", "rich"])
+    assert {s.text for s in one.top(9)} == {"age", "sex", "income"} and one.context.labels == ("poor", "rich")
+    assert any("rich" in t for t in texts(one.plot())) and set(one.to_dataframe()["answer"]) == {"rich"}
+    for wrong, message in (
+        ({"rate": 3}, "nothing called rate"),
+        ({"features": {"y": []}}, "no input is called y: there are x"),
+        ({"answers": ["a", "b"]}, "as many answers and tokens as there are samples, 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            one.knowing(**wrong)
+
+
 def test_overlays_need_the_picture():
     assert len(made((3, 8, 9)).plot("overlay").axes) == 3
     with pytest.raises(InputError, match="nothing to lay the map over"):
