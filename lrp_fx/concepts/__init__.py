@@ -9,6 +9,7 @@ from lrp_fx.concepts.dictionary import (
 )
 from lrp_fx.concepts.flow import prune, relevance_flow
 from lrp_fx.concepts.maximisation import Collection, Hit, Ranking, Reference, Sample, collect, reference
+from lrp_fx.viz.viewer.graph import view_circuit
 
 __all__ = [
     "Collection",
@@ -25,4 +26,5 @@ __all__ = [
     "prune",
     "reference",
     "relevance_flow",
+    "view_circuit",
 ]

@@ -39,12 +39,14 @@ def browser():
 def show(browser, tmp_path):
     """show(result, ..., scheme="light", title=None) -> the page, open. Nothing may fail, ask the network or raise a dialog."""
     import lrp_fx
+    from lrp_fx.concepts import view_circuit
 
     seen = {"requests": [], "errors": [], "dialogs": []}
     contexts = []
 
     def open_page(*results, scheme="light", **options):
-        path = lrp_fx.view(*results, path=tmp_path / f"page{len(contexts)}.html", **options)
+        view = lrp_fx.view if isinstance(results[0], lrp_fx.results.Result) else view_circuit
+        path = view(*results, path=tmp_path / f"page{len(contexts)}.html", **options)
         context = browser.new_context(
             color_scheme=scheme, viewport={"width": 1200, "height": 900}, accept_downloads=True
         )

@@ -7,6 +7,9 @@ import pytest
 from test_viewer_text import adds_up, chips, ledger
 from viewed import batch, generation, image, long, several, sound, table, text, translation, written
 
+from lrp_fx.viz.colours import table as table_of_colours
+
+SCALE = table_of_colours("light")
 PIXEL = (
     """([x, y]) => Array.from(document.querySelector(".grid canvas").getContext("2d").getImageData(x, y, 1, 1).data)"""
 )
@@ -26,7 +29,7 @@ def test_an_image_under_its_relevance(show):
     slider = page.get_by_label("Picture or relevance")
     slider.fill("100")
     red, blue, rest = (page.evaluate(PIXEL, at) for at in ([0, 0], [7, 7], [3, 3]))
-    assert red == [178, 24, 43, 255] and blue[2] > blue[0] and rest == [255, 255, 255, 255]
+    assert red == [*SCALE[-1], 255] and blue[2] > blue[0] and rest == [*SCALE[len(SCALE) // 2], 255]
     slider.fill("0")
     assert page.evaluate(PIXEL, [0, 0])[:3] != red[:3]  # the picture alone
     assert page.evaluate(PIXEL, [0, 0])[:3] < page.evaluate(PIXEL, [7, 7])[:3]

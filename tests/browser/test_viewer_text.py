@@ -166,6 +166,10 @@ def test_a_generated_token_shows_what_made_it(show):
     page.get_by_label("Text as").select_option("pieces")
     assert steps(page) == [40, 0, 20, 20, 20]  # of "sat": "the" +1, "cat" -1
     chips(page).nth(4).hover()
+    assert (
+        "##done: +0 " in page.locator("#readout").inner_text()
+        and page.locator("dd").first.inner_text() == "##done (+2.500)"
+    )
     assert steps(page) == [40, 20, 20, 13, 20] and adds_up(ledger(page))
     page.mouse.move(5, 5)
     assert steps(page) == [40, 0, 20, 20, 20]  # back to the one that is kept
@@ -187,7 +191,7 @@ def test_arrow_keys_go_through_generated_tokens(show):
     assert steps(page) == [40, 20, 16, 16] and ledger(page)["explained value"] == 4.0
     page.keyboard.press("Enter")
     page.locator("select").first.focus()
-    assert steps(page) == [40, 20, 16, 16] and page.locator("dd").first.inner_text().startswith("un##done")
+    assert steps(page) == [40, 20, 16, 16] and page.locator("dd").first.inner_text().startswith("undone (")
 
 
 def test_encoder_beside_decoder(show):

@@ -132,3 +132,29 @@ def long(count=4096, layers=64):
     numbers = torch.randn(count, generator=generator, dtype=torch.float64)
     latents = {f"layers.{i}": torch.randn(1, count, 2, generator=generator) for i in range(layers)}
     return text([f"word{i}" for i in range(count)], numbers.tolist(), latents=latents)
+
+
+def circuit(layers=2, width=2):
+    """A graph of relevance flow: one input, layers of heads, a target of 1; every node hands on all but a tenth."""
+    import networkx
+
+    graph = networkx.DiGraph(rules="attnlrp")
+    graph.add_node("target", kind="target", relevance=1.0, absorbed=0.0)
+    above = {"target": 1.0}
+    for layer in reversed(range(layers)):
+        names = [f"layer {layer} head {h}" for h in range(width)]
+        shares = {name: 0.0 for name in names}
+        for node, amount in above.items():
+            graph.nodes[node]["absorbed"] = 0.1 * amount
+            for number, name in enumerate(names):
+                part = 0.9 * amount * (1.5 if number == 0 else -0.5 / (width - 1))
+                graph.add_edge(name, node, weight=part)
+                shares[name] += part
+        for name, amount in shares.items():
+            graph.add_node(name, kind="latent", relevance=amount)
+        above = shares
+    for node, amount in above.items():
+        graph.nodes[node]["absorbed"] = 0.1 * amount
+        graph.add_edge("input", node, weight=0.9 * amount)
+    graph.add_node("input", kind="input", relevance=0.9 * sum(above.values()), absorbed=0.0)
+    return graph

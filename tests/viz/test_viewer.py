@@ -9,9 +9,11 @@ from importlib.resources import files
 import numpy as np
 import pytest
 
+from lrp_fx.errors import InputError
 from lrp_fx.viz.colours import THEMES, background, contrast, foreground, table
 from lrp_fx.viz.viewer import SCHEMA, viewer_page
 from lrp_fx.viz.viewer.encode import image, pack, unpack
+from lrp_fx.viz.viewer.graph import circuit_data, view_circuit
 from lrp_fx.viz.viewer.page import bundle
 
 HOSTILE = "</script><!--<script>\u2028\ud800"
@@ -93,3 +95,24 @@ def test_arrays_and_images_survive():
     values = np.array([[1.5, -2.0, 0.0]])
     assert (unpack(pack(values)) == values).all() and pack(values)["shape"] == [1, 3]
     assert image(np.zeros((2, 3))).startswith("data:image/png;base64,")
+
+
+def test_a_circuit_is_layered_and_its_ledger_adds_up(tmp_path):
+    import networkx
+
+    graph = networkx.DiGraph(rules="attnlrp")
+    graph.add_node("target", kind="target", relevance=1.0, absorbed=0.25)
+    graph.add_node("head", kind="latent", relevance=0.75, absorbed=0.0)
+    graph.add_node("x", kind="input", relevance=0.75, absorbed=0.0)
+    graph.add_edge("head", "target", weight=0.75)
+    graph.add_edge("x", "head", weight=0.75)
+    sample = circuit_data(graph, "a name")["samples"][0]
+    drawn = sample["inputs"][0]
+    assert {n["name"]: n["x"] for n in drawn["nodes"]} == {"x": 0, "head": 1, "target": 2}
+    assert drawn["edges"] == [(1, 0, 0.75), (2, 1, 0.75)]
+    assert dict(sample["ledger"]) == {"absorbed": 0.25, "input": 0.75} and sample["targets"][0]["value"] == 1
+    graph.remove_node("x")
+    assert dict(circuit_data(graph, "pruned")["samples"][0]["ledger"])["pruned"] == 0.75
+    assert '"name":"attnlrp"' in view_circuit(graph, path=tmp_path / "a.html").read_text()
+    with pytest.raises(InputError, match="0 names for 0 graphs"):
+        view_circuit(path=tmp_path / "b.html")

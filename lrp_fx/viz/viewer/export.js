@@ -34,10 +34,14 @@ export function pictureOf(panel) {
   for (const [name, value] of Object.entries({ ...size, viewBox: `0 0 ${size.width} ${size.height}` })) svg.setAttribute(name, value);
   add("rect", { ...size, fill: getComputedStyle(panel).backgroundColor });
   for (const node of panel.querySelectorAll("*")) {
-    if (node.closest(".tools, .unseen, [hidden], audio")) continue;
+    if (node.closest(".tools, .unseen, [hidden], audio") || node.parentElement.closest("svg")) continue;
     const style = getComputedStyle(node);
     const box = where(node.getBoundingClientRect());
-    if (node.tagName === "CANVAS") add("image", { ...box, href: node.toDataURL(), preserveAspectRatio: "none", "image-rendering": "pixelated" });
+    if (node.tagName === "svg") {
+      const copy = node.cloneNode(true);
+      for (const [name, value] of Object.entries(where(node.getBoundingClientRect()))) copy.setAttribute(name, value);
+      svg.append(copy);
+    } else if (node.tagName === "CANVAS") add("image", { ...box, href: node.toDataURL(), preserveAspectRatio: "none", "image-rendering": "pixelated" });
     else if (node.tagName === "IMG") add("image", { ...box, href: node.src, preserveAspectRatio: "none" });
     else if (style.backgroundColor !== "rgba(0, 0, 0, 0)" && style.backgroundColor !== "transparent") {
       add("rect", { ...box, rx: parseFloat(style.borderTopLeftRadius) || 0, fill: style.backgroundColor });

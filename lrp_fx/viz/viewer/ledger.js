@@ -14,7 +14,7 @@ export function createLedger(panel) {
 
   function draw() {
     const rows = entries(panel);
-    caption.textContent = panel.sample.ledger
+    caption.textContent = panel.sample.caption ? panel.sample.caption : panel.sample.ledger
       ? "The ledger: every entry is computed on its own; together they are the explained value."
       : `No ledger: ${panel.sample.no_ledger}. The first entry is what the inputs leave over.`;
     let sum = 0;

@@ -2,6 +2,7 @@
 
 import { choice, element, labelled, say } from "./dom.js";
 import { exportButtons } from "./export.js";
+import { createGraph } from "./graph.js";
 import { createLedger } from "./ledger.js";
 import { createMap } from "./map.js";
 import { createMatrix } from "./matrix.js";
@@ -9,10 +10,10 @@ import { percent, signed, total } from "./numbers.js";
 import { colourTable, largestInSample, largestOnPage } from "./scale.js";
 import { createSound } from "./sound.js";
 import { createText } from "./text.js";
-import { targetsOf } from "./units.js";
+import { targetsOf, unitsOf } from "./units.js";
 import { createValues } from "./values.js";
 
-const PICTURES = { tokens: createText, map: createMap, sound: createSound, values: createValues };
+const PICTURES = { tokens: createText, map: createMap, sound: createSound, values: createValues, graph: createGraph };
 
 export function createPanel(page, view, settings) {
   const node = element("section", { "aria-label": `result: ${view.name}` });
@@ -80,8 +81,12 @@ export function createPanel(page, view, settings) {
   return panel;
 }
 
-function targetName({ sample, rows }) {
-  return rows().map((row) => sample.targets[row].name).join("").trim() || "\u00b7";
+// What the explained value is called: a target, or the new word that the targets are.
+function targetName({ sample, rows, settings }) {
+  const written = sample.inputs.find((input) => input.start !== undefined);
+  const units = written && unitsOf(written, settings.unit);
+  const unit = units ? units.rows.findIndex((listed) => String(listed) === String(rows())) : -1;
+  return (unit < 0 ? rows().map((row) => sample.targets[row].name).join(" ") : units.texts[unit]).trim() || "\u00b7";
 }
 
 function facts({ view, told }) {

@@ -89,7 +89,25 @@ class ValuesInput(TypedDict):
     relevance: Packed  # (T, N)
 
 
-Input = TokensInput | MapInput | SoundInput | ValuesInput
+class Node(TypedDict):
+    """A node of a graph: ``x`` is the number of its layer, ``y`` its height in it, 0 in the middle."""
+
+    name: str
+    x: int
+    y: float
+
+
+class GraphInput(TypedDict):
+    """A graph of relevance flow; ``edges`` are (from, to, relevance) by numbers of nodes."""
+
+    kind: Literal["graph"]
+    name: str
+    nodes: list[Node]
+    edges: list[tuple[int, int, float]]
+    relevance: Packed  # (1, N)
+
+
+Input = TokensInput | MapInput | SoundInput | ValuesInput | GraphInput
 
 
 class Matrix(TypedDict):
@@ -106,7 +124,8 @@ class Matrix(TypedDict):
 
 
 class Sample(TypedDict):
-    """One explained sample; ``ledger`` is (category, amount), None with the reason in ``no_ledger``."""
+    """One explained sample; ``ledger`` is (category, amount), None with the reason in ``no_ledger``; ``caption`` says
+    what its entries are where they are not each computed on their own."""
 
     name: str
     targets: list[Target]
@@ -115,6 +134,7 @@ class Sample(TypedDict):
     notes: list[str]
     ledger: list[tuple[str, float]] | None
     no_ledger: str
+    caption: NotRequired[str]
 
 
 class View(TypedDict):

@@ -65,9 +65,9 @@ export function createText(panel, input) {
   }
 
   function look(number) {
+    if (units.rows[number].length) panel.show(units.rows[number]);
     const part = percent(values[number], panel.value());
     readout(`${told(number)}  \u00b7  ${part}  \u00b7  ${number + 1} of ${chips.length}`);
-    if (units.rows[number].length) panel.show(units.rows[number]);
   }
 
   function go(number) {

@@ -1,0 +1,101 @@
+"""Circuits in the viewer: graphs of relevance flow, in layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lrp_fx.errors import InputError
+from lrp_fx.extras import require
+from lrp_fx.viz.pages import write_page
+from lrp_fx.viz.viewer import encode
+from lrp_fx.viz.viewer.page import viewer_page
+from lrp_fx.viz.viewer.schema import View
+
+if TYPE_CHECKING:
+    import networkx
+
+_ROUNDING = 1e-6  #: share of the target that may be missing before a graph is said to be pruned
+
+
+def view_circuit(
+    *graphs: networkx.DiGraph,
+    path: str | Path = "circuit.html",
+    title: str = "A circuit",
+    names: Sequence[str] | None = None,
+) -> Path:
+    """Write a page to look at graphs of :func:`lrp_fx.concepts.relevance_flow` with: one html file without network.
+
+    Nodes stand in layers, inputs on the left; it can be zoomed and dragged, and arrow keys follow the strongest edges.
+
+    Args:
+        graphs: one, or several side by side.
+        path: where to write.
+        title: heading of the page.
+        names: what each graph is called; its rule set where left out.
+
+    Raises:
+        InputError: without graphs, and for as many names as there are not graphs.
+        MissingExtraError: when networkx or jinja2 is not installed.
+    """
+    names = [str(graph.graph.get("rules", "circuit")) for graph in graphs] if names is None else names
+    if not graphs or len(names) != len(graphs):
+        raise InputError(f"{len(names)} names for {len(graphs)} graphs: give a graph or more, and as many names")
+    views = [circuit_data(graph, name) for graph, name in zip(graphs, names, strict=True)]
+    return write_page(path, viewer_page(views, title))
+
+
+def circuit_data(graph: networkx.DiGraph, name: str) -> View:
+    """A graph as plain data. Its ledger: what nodes absorb, what was pruned away, and the inputs."""
+    facts = graph.nodes
+    target = next((n for n in graph if facts[n].get("kind") == "target"), None)
+    value = sum(facts[n]["relevance"] for n in graph if n == target)
+    amounts = {
+        "absorbed": sum(facts[n].get("absorbed", 0.0) for n in graph),
+        "input": sum(facts[n]["relevance"] for n in graph if facts[n].get("kind") == "input"),
+    }
+    left = value - sum(amounts.values())
+    pruned = {"pruned": left} if abs(left) > _ROUNDING * max(abs(value), *map(abs, amounts.values())) else {}
+    places = _places(graph)
+    numbers = {node: number for number, node in enumerate(graph)}
+    return {
+        "name": name,
+        "facts": [("rules", str(graph.graph["rules"]))] if "rules" in graph.graph else [],
+        "samples": [
+            {
+                "name": "1",
+                "targets": [{"name": str(target or "target"), "value": encode.finite(float(value))}],
+                "inputs": [
+                    {
+                        "kind": "graph",
+                        "name": "relevance flow",
+                        "nodes": [{"name": str(n), "x": places[n][0], "y": places[n][1]} for n in graph],
+                        "edges": [(numbers[a], numbers[b], float(w)) for a, b, w in graph.edges(data="weight")],
+                        "relevance": encode.pack(np.array([[facts[n]["relevance"] for n in graph]])),
+                    }
+                ],
+                "matrices": [],
+                "notes": [],
+                "ledger": list({**pruned, **amounts}.items()),
+                "no_ledger": "",
+                "caption": "What nodes absorb is what arrives at them less what they hand on.",
+            }
+        ],
+    }
+
+
+def _places(graph: networkx.DiGraph) -> dict[Any, tuple[int, float]]:
+    """(layer, height) of every node: layers by longest paths, in each of them near to what leads there."""
+    nx: Any = require("networkx", "concepts")
+    layers = [list(layer) for layer in nx.topological_generations(graph)]
+    heights: dict[Any, float] = {}
+    places: dict[Any, tuple[int, float]] = {}
+    for number, layer in enumerate(layers):
+        before = {n: [heights[a] for a in graph.predecessors(n)] for n in layer}
+        layer.sort(key=lambda n: sum(before[n]) / len(before[n]) if before[n] else 0.0)
+        heights |= {n: place - (len(layer) - 1) / 2 for place, n in enumerate(layer)}
+        places |= {n: (number, heights[n]) for n in layer}
+    return places
