@@ -31,7 +31,6 @@ def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> t
 
     P = (z + a) / 2 and N = (z - a) / 2 are the sums of positive and of negative contributions c_i = x_i w_i. Where
     z > 0 the rule hands each R_i = (c_i + gamma c_i+) / (z + gamma P) R, where z < 0 the same with c_i- and N. As
-    z > 0 the rule hands each R_i = (c_i + gamma c_i+) / (z + gamma P) R, where z < 0 the same with c_i- and N. As
     c+ = (c + |c|) / 2 and c- = (c - |c|) / 2, that is a cotangent of (1 + gamma / 2) s for z, and of gamma / 2 s sign z
     for a, with s = z g / (z + gamma P or N) = |z| g / ((1 + gamma / 2) |z| + gamma / 2 a). Nothing cancels: both terms
     of the divisor are positive, and the signs of z are in the factors alone.
