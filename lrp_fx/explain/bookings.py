@@ -181,7 +181,7 @@ def _divided(case: Case) -> Amounts:
     bias = 0.0
     for run in account.runs:
         args, kwargs = pytree.tree_map(plain, (run.args, run.kwargs))
-        bias += run.sign * safe_dot(_offset(run, args, kwargs), handed[run.share])
+        bias += run.sign * safe_dot(_offset(case, run, args, kwargs), handed[run.share])
     yield Amount("bias", case.op, bias)
     passed = sum(safe_dot(plain(args[1]), s) for args, s in zip(account.shares, handed, strict=True))
     yield Amount("stabiliser", case.op, account.arrived - passed)
@@ -197,7 +197,7 @@ def _favoured(case: Case) -> Amounts:
     bias = 0.0
     for run in account.runs:
         args, kwargs = pytree.tree_map(plain, (run.args, run.kwargs))
-        bias += safe_dot(_offset(run, args, kwargs), (of_z, of_a)[run.share])
+        bias += safe_dot(_offset(case, run, args, kwargs), (of_z, of_a)[run.share])
     yield Amount("bias", case.op, bias)
     if all(run.share for run in account.runs):  # z is the layer's own output
         yield from _constants(case, torch.where(g == 0, 0.0, of_z / g))
@@ -217,13 +217,18 @@ def _summed(case: Case) -> Amounts:
             yield Amount(category, name, safe_dot(part, of_z) + safe_dot(part.abs(), of_a))
 
 
-def _offset(run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a layer gives for an input of zeros: its bias."""
+def _offset(case: Case, run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """What a layer gives for an input of zeros: its bias. What is added and carries relevance is none: it keeps its own."""
     names = [*bind(run.node)]
     bound = dict(zip(positional(run.node, names), args, strict=False)) | kwargs
     at, position = run.input
     zero = torch.zeros_like(bound[at] if position is None else bound[at][position])
     bound[at] = zero if position is None else [zero if i == position else v for i, v in enumerate(bound[at])]
+    facts = case.plan.facts
+    layer = facts.folded.get(case.account.node, case.account.node)
+    for slot in facts.layers[layer].biases if layer in facts.layers else ():  # a window of a maximum is no layer
+        if slot in facts.operands[layer]:
+            bound[slot.name] = torch.zeros_like(bound[slot.name])
     schema = getattr(run.node.target, "_schema", None)
     only = {a.name for a in schema.arguments if a.kwarg_only} if schema is not None else set()
     first = [bound[n] for n in positional(run.node, names)[: len(args)]]

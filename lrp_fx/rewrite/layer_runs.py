@@ -155,8 +155,8 @@ class _Emit:
             return weight
         if part == "ones":
             return self.call(aten.ones_like.default, weight)
-        if part == "square":
-            return self.call(aten.square.default, weight)
+        if part == "square":  # of degree 1 in what is added and carries relevance
+            return self.call(aten.mul.Tensor, weight, self.call(aten.detach.default, weight))
         if part == "magnitude":
             return self.call(aten.abs.default, weight)
         if part == "negative":
