@@ -23,7 +23,7 @@ def convert(
     *args: Any,
     tokenizer: Any = None,
     labels: Any = None,
-    rules: RuleSource = "attnlrp",
+    rules: RuleSource = "default",
     dynamic: bool = True,
     ops: str | Path | Mapping[str, Any] | None = None,
     capture: str = "auto",

@@ -73,7 +73,7 @@ class Group:
     @property
     def kinds(self) -> tuple[str, ...]:
         """Rules that there are for them."""
-        return FIRST if self.roles[0] == "first-layer" else KINDS
+        return FIRST if "first-layer" in self.roles else KINDS
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def find_space(facts: Facts, plan: Plan, depths: int) -> Space:
         if (role, path) in seen:  # applied again: weights that layers share keep their first place
             continue
         seen.add((role, path))
-        depth = 0 if role == "first-layer" else index * depths // len(layers)
+        depth = 0 if "first-layer" in layer.roles else index * depths // len(layers)
         members.setdefault((layer.roles, depth), {})[path] = None
     groups = tuple(Group(roles, depth, tuple(paths)) for (roles, depth), paths in members.items())
     present = {d.role for d in plan.decisions.values()} | set(plan.stopped.values())

@@ -34,6 +34,10 @@ ABOUT = {
     "randomised 100%": "Randomisation (Adebayo et al.): Spearman correlation of |relevance| before and after all parameters were drawn anew, on "
     "16 samples. Near 0 is good.",
 }
+DEFAULT = (
+    "`convert(model)` uses `rules/default.toml`. Its ABPC beside AttnLRP's on the same samples, beside the best of the rule sets that "
+    "fit any model (no tuning), and its price in processor time."
+)
 STANDS = (
     "Differences of ABPC to AttnLRP on the same samples, with 95% bootstrap intervals: methods whose interval lies above 0 are better, "
     "those whose interval holds 0 are level, all others are worse."
@@ -43,6 +47,7 @@ BUDGETS = (
     "SmoothGrad takes 16 noisy copies, Integrated Gradients 20 points, KernelSHAP 128 coalitions, leave-one-out and AtMan a pass per feature. "
     "Gradient and SmoothGrad are norms and have no sign. Integrated Gradients starts from the sample with all features taken away."
 )
+RULE_SETS = ("default", "attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")  #: that fit any model
 DIFFERENCES = ("integrated_gradients", "kernel_shap")
 
 
@@ -58,6 +63,7 @@ def write_report(results: Results, records: Mapping[str, Mapping[str, Any]], pat
 
     sections = [
         ("ABPC", ABOUT["abpc"], table("abpc", interval=True)),
+        ("The default rules", DEFAULT, _default(results, summary, columns)),
         ("Where AttnLRP stands", STANDS, _standing(results, summary, columns)),
         ("Cost", COST, _cost_table(cost, columns)),
         ("Annotated and planted truth: top-1", ABOUT["top1"] + planted, table("top1", annotated)),
@@ -147,6 +153,30 @@ def _cost_table(cost: pd.DataFrame, columns: list[str]) -> list[str]:
         cells = ["-" if pd.isna(row.get(c)) else f"{row[c]:.3g}" for c in columns]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _default(results: Results, summary: pd.DataFrame, columns: list[str]) -> list[str]:
+    """A row per column, and the mean ranks of the rule sets."""
+    columns = [c for c in columns if {"default", "attnlrp"} <= set(_methods(summary, c, "abpc"))]
+    if not columns:
+        return []
+    paired, cost = results.against("attnlrp"), results.cost.set_index(["task", "method"])["processor"]
+    means = summary.xs("abpc", level="metric")["mean"].unstack("task")
+    means = means.loc[[m for m in RULE_SETS if m in means.index], columns]
+    lines = [
+        "| column | default | attnlrp | difference | best rule set | of the best | cost, of attnlrp's |",
+        "|---|--:|--:|---|---|--:|--:|",
+    ]
+    for c in columns:
+        gap, best = paired.loc[c, "default"], means[c].idxmax()
+        cells = [c, f"{means[c]['default']:.2f}", f"{means[c]['attnlrp']:.2f}"]
+        cells += [f"{gap['mean']:+.2f} ({gap['low']:.2f} to {gap['high']:.2f})", f"`{best}` {means[c][best]:.2f}"]
+        cells += [f"{means[c]['default'] / means[c][best]:.2f}", f"{cost[c, 'default'] / cost[c, 'attnlrp']:.2f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    ranks = means.rank(ascending=False).mean(axis=1).sort_values()
+    near = int((means.loc["default"] >= 0.85 * means.max()).sum())
+    ranking = ", ".join(f"`{m}` {rank:.2f}" for m, rank in ranks.items())
+    return [*lines, "", f"Mean rank: {ranking}. Within 15% of the best rule set: {near} of {len(columns)} columns."]
 
 
 def _standing(results: Results, summary: pd.DataFrame, columns: list[str]) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
-from lrp_fx.analysis.conditions.layers import normalization_before, signals, weights
+from lrp_fx.analysis.conditions.layers import normalization_before, signals, weights, windows_touch
 from lrp_fx.analysis.facts import Facts, Layer
 from lrp_fx.analysis.matching import before_rules
 from lrp_fx.analysis.patterns import FOLDED, LAYER, THRESHOLD
@@ -25,7 +25,10 @@ def find_layers(facts: Facts) -> None:
             (signal,), (weight,) = signals(candidate), weights(candidate)
             roles = _roles(facts, node, candidate.carrying[signal], spec.extra.get("layer", "dense"), entries)
             biases = tuple(slots(node, spec.terms))
-            facts.layers[node] = Layer(roles, signal, weight, biases, spec.extra.get("channels"))
+            mixed = any(
+                slot in candidate.carrying for slot in biases
+            )  # a normalization behind it would scale a signal, too
+            facts.layers[node] = Layer(roles, signal, weight, biases, None if mixed else spec.extra.get("channels"))
         elif FOLDED.match(candidate):
             facts.folded[node] = candidate.first
     for layer in facts.layers:
@@ -42,6 +45,8 @@ def _roles(facts: Facts, node: Node, operand: Node, kind: str, entries: set[Node
         roles.insert(0, "attention-projection")
     if operand in entries:
         roles.insert(0, "first-layer")
+        if kind == "convolution":
+            roles.insert(0, "patch-embedding" if windows_touch(node) else "first-convolution")
     return tuple(roles)
 
 

@@ -128,7 +128,7 @@ def explain(
     text: Text = None,
     html: Annotated[Path | None, typer.Option(help="write the heatmap to this HTML file")] = None,
     target: Class = None,
-    rules: Rules = "attnlrp",
+    rules: Rules = "default",
     pieces: Annotated[
         bool, typer.Option("--pieces/--words", help="show the tokenizer's pieces, or whole words")
     ] = False,
@@ -168,7 +168,7 @@ def view(
 
 @app.command()
 def report(
-    model: Model, text: Text = None, rules: Rules = "attnlrp", precision: Precision = "float32", why: Why = None
+    model: Model, text: Text = None, rules: Rules = "default", precision: Precision = "float32", why: Why = None
 ) -> None:
     """Show what every node of the model's graph is, and which rule it got; or why some nodes are what they are."""
     with _clear_errors():
@@ -180,7 +180,7 @@ def report(
 
 @app.command()
 def verify(
-    model: Model, text: Text = None, target: Class = None, rules: Rules = "attnlrp", precision: Precision = "float64"
+    model: Model, text: Text = None, target: Class = None, rules: Rules = "default", precision: Precision = "float64"
 ) -> None:
     """Check outputs, conservation at every node and finiteness; exit code 1 when something fails."""
     with _clear_errors():

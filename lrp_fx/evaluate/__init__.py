@@ -30,7 +30,7 @@ BASELINES = {
     )
 }  # fmt: skip
 
-METHODS = {name: lrp(name) for name in ("attnlrp", "cp_lrp")} | BASELINES
+METHODS = {name: lrp(name) for name in ("default", "attnlrp", "cp_lrp")} | BASELINES
 """The methods by name; any other rule set is a method, too: ``lrp("epsilon_plus")``."""
 
 

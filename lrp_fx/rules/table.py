@@ -29,7 +29,7 @@ from lrp_fx.rules import functions, layer_rules
 from lrp_fx.rules.layer_rules import Parameters, Share
 
 #: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
-LAYERS = ("first-layer", "attention-projection", "convolution", "dense")
+LAYERS = ("first-layer", "patch-embedding", "first-convolution", "attention-projection", "convolution", "dense")
 #: of sums, those in a recurrence that add what is new to what is carried; without a rule they are "linear"
 SUMS = ("recurrent-sum",)
 #: linear maps; they have the rules of "linear" where a rule set has none for their own role

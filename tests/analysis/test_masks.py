@@ -25,7 +25,7 @@ class Named(nn.Module):
 def test_a_float_input_that_is_called_a_mask_is_a_signal() -> None:
     torch.manual_seed(0)
     model, x, image = Named().eval(), torch.randn(3, 4, dtype=D), torch.randn(3, 4, dtype=D)
-    found = lrp_fx.convert(model).explain(x, image, target=1)
+    found = lrp_fx.convert(model, rules="attnlrp").explain(x, image, target=1)
     torch.testing.assert_close(found.relevance["x"], x * model.layer.weight[1])
     torch.testing.assert_close(found.relevance["masked_image"], 2 * image * model.layer.weight[1])
     assert set(found.ledger) == {"input"}
@@ -74,8 +74,8 @@ def test_what_hides_is_a_mask(name: str, pooled: bool) -> None:
     plain = Attends(lambda s, m: s.masked_fill(~m[:, None], -torch.inf), pool).eval()
     plain.load_state_dict(model.state_dict())
     x, seen = torch.randn(2, 5, 4, dtype=D), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = lrp_fx.convert(model).explain(x, seen.to(D), target=1)
-    want = lrp_fx.convert(plain).explain(x, seen.bool(), target=1)
+    found = lrp_fx.convert(model, rules="attnlrp").explain(x, seen.to(D), target=1)
+    want = lrp_fx.convert(plain, rules="attnlrp").explain(x, seen.bool(), target=1)
     assert set(found.relevance) == {"x"}
     torch.testing.assert_close(found.relevance["x"], want.relevance["x"], rtol=1e-9, atol=1e-12)
     assert found.ledger.balance < 1e-9
@@ -87,7 +87,7 @@ def test_verify_knows_masks(name: str) -> None:
     torch.manual_seed(0)
     model = Attends(MASKS.get(name, lambda s, m: s + m[:, None])).eval()
     x, seen = torch.randn(2, 5, 4, dtype=D), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]], dtype=D)
-    found = lrp_fx.convert(model).verify(x, (1 - seen) * -1e9 if name == "added" else seen, target=1)
+    found = lrp_fx.convert(model, rules="attnlrp").verify(x, (1 - seen) * -1e9 if name == "added" else seen, target=1)
     assert found.passed and not found.failures
     (note,) = [text for text in found.notes if "'seen'" in text]
     assert ("0 wherever it has a gradient" if name == "added" else "is a mask") in note
@@ -97,7 +97,7 @@ def test_an_additive_mask_receives_nothing_and_a_bias_its_due() -> None:
     """Added to scores as it is, an input is one or the other; both follow from the values."""
     torch.manual_seed(0)
     model = Attends(lambda s, m: s + m[:, None]).eval()
-    xmodel, x = lrp_fx.convert(model), torch.randn(2, 5, 4, dtype=D)
+    xmodel, x = lrp_fx.convert(model, rules="attnlrp"), torch.randn(2, 5, 4, dtype=D)
     for hidden in (-1e9, -torch.inf):
         mask = torch.zeros(2, 5, dtype=D)
         mask[0, 3:] = hidden
@@ -135,7 +135,7 @@ def test_what_may_be_a_signal_is_one(name: str) -> None:
             return self.layer(SIGNALS[name](x, mask))
 
     model, x, mask = Model().eval(), torch.randn(3, 4, dtype=D), torch.randn(3, 4, dtype=D)
-    found = lrp_fx.convert(model).explain(x, mask, target=1, rules="gradient")
+    found = lrp_fx.convert(model, rules="attnlrp").explain(x, mask, target=1, rules="gradient")
     leaves = [x.clone().requires_grad_(), mask.clone().requires_grad_()]
     grads = torch.autograd.grad(model(*leaves)[:, 1].sum(), leaves)
     for key, value, gradient in zip(("x", "mask"), (x, mask), grads, strict=True):
@@ -165,7 +165,7 @@ class Tokens(nn.Module):
 def test_the_last_position_under_either_convention(mask: Tensor, last: tuple[int, int]) -> None:
     torch.manual_seed(0)
     model, ids = Tokens().eval(), torch.randint(0, 10, (2, 4))
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     want = model(ids, mask)[torch.arange(2), torch.tensor(last), 3]
     torch.testing.assert_close(xmodel.explain(ids, mask, target=3).target, want)
     torch.testing.assert_close(xmodel.lower(ids, mask, target=3)(ids, mask, target=3).target, want)

@@ -34,7 +34,7 @@ def test_a_rotation_is_two_products_by_hand():
     cos, sin = found.sources["cos"], found.sources["sin"]
     torch.testing.assert_close(cos, (q * angle.cos() * w / 2).sum(0), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(sin, (turned * angle.sin() * w / 2).sum(0), rtol=1e-9, atol=1e-12)
-    plain = lrp_fx.convert(model, x).explain(x)
+    plain = lrp_fx.convert(model, x, rules="attnlrp").explain(x)
     torch.testing.assert_close(found.relevance["x"], plain.relevance["x"] / 2, rtol=1e-9, atol=1e-12)
     assert found.ledger["position"] == pytest.approx(float(found.target.sum()) / 2, rel=1e-9)
     assert "position" not in plain.ledger
@@ -80,6 +80,6 @@ def test_tables_may_be_split_from_one():
     torch.manual_seed(0)
     model, x = Halved().double(), torch.randn(2, 5, 4, dtype=torch.float64)
     found = lrp_fx.convert(model, x, rules="pa_lrp").explain(x)
-    plain = lrp_fx.convert(model, x).explain(x)
+    plain = lrp_fx.convert(model, x, rules="attnlrp").explain(x)
     torch.testing.assert_close(found.relevance["x"], plain.relevance["x"] / 2, rtol=1e-9, atol=1e-12)
     assert found.ledger["position"] == pytest.approx(float(found.target.sum()) / 2, rel=1e-9)

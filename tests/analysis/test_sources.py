@@ -79,7 +79,7 @@ def _target(output: Tensor) -> Tensor:
 def test_picked_rows_are_the_signal(name: str, capture: str) -> None:
     torch.manual_seed(0)
     model = Reads(ROWS[name]).eval()
-    xmodel = lrp_fx.convert(model, capture=capture)
+    xmodel = lrp_fx.convert(model, capture=capture, rules="attnlrp")
     for size, index in ((5, [4, 0, 2, 2]), (5, [1, 1, 3, 0]), (7, [6, 2, 5])):
         x, picked = torch.randn(size, 4, dtype=D), torch.tensor(index)
         for rules in ("attnlrp", "gradient"):
@@ -94,7 +94,7 @@ def test_picked_steps_are_the_signal_by_every_way(name: str) -> None:
     """Batched; a second call of other sizes; many targets; low memory; lowered."""
     torch.manual_seed(0)
     model = Reads(STEPS[name]).eval()
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     for batch, length in ((3, 5), (2, 6)):
         x, index = torch.randn(batch, length, 4, dtype=D), torch.randint(0, length, (batch, 3))
         found = xmodel.explain(x, index, target=_target)
@@ -125,7 +125,8 @@ def test_an_index_that_picks_from_a_table_and_from_a_signal():
     h, i = torch.randn(6, 3, dtype=D), torch.tensor([3, 0, 5, 5])
     for rules in ("attnlrp", "gradient"):
         first, second = (
-            lrp_fx.convert(Both(read)).explain(h, i, target=lambda o: o, rules=rules) for read in ("one-hot", "index")
+            lrp_fx.convert(Both(read), rules="attnlrp").explain(h, i, target=lambda o: o, rules=rules)
+            for read in ("one-hot", "index")
         )
         assert set(first.relevance) == set(second.relevance) == {"h", "i"}
         for name in first.relevance:
@@ -153,7 +154,7 @@ def test_rows_that_a_layer_mixes_are_a_signal():
 
     h, i = torch.randn(4, 3, dtype=D), torch.tensor([3, 0, 5, 5])
     for use in uses.values():
-        found = lrp_fx.convert(Use(use)).explain(h, i, target=lambda o: o)
+        found = lrp_fx.convert(Use(use), rules="attnlrp").explain(h, i, target=lambda o: o)
         assert found.relevance["i"].abs().min() > 1e-6 and found.ledger.balance < 1e-10
 
 
@@ -174,7 +175,7 @@ def test_integers_that_are_ids_and_index_at_once() -> None:
     torch.manual_seed(0)
     model = Pointer().eval()
     ids, positions = torch.randint(0, 9, (3, 5)), torch.tensor([4, 0, 2])
-    found = lrp_fx.convert(model).explain(ids, positions, target=1)
+    found = lrp_fx.convert(model, rules="attnlrp").explain(ids, positions, target=1)
     assert set(found.relevance) == {"ids"}
     want = torch.zeros(3, 5, dtype=D).scatter(1, positions[:, None], model(ids, positions)[:, 1:2])
     torch.testing.assert_close(found.relevance["ids"], want)
@@ -188,7 +189,7 @@ def test_integers_that_are_ids_and_index_at_once() -> None:
             return self.last(self.words(ids).gather(1, ids[..., None].expand(-1, -1, 4)).sum(1))
 
     model, ids = Walk().eval(), torch.tensor([[1, 0, 2, 2, 4], [3, 3, 3, 0, 1]])
-    found = lrp_fx.convert(model).explain(ids, target=0).relevance["ids"]
+    found = lrp_fx.convert(model, rules="attnlrp").explain(ids, target=0).relevance["ids"]
     each = (model.words(ids) @ model.last.weight[0]) * torch.stack([torch.bincount(r, minlength=5) for r in ids])
     torch.testing.assert_close(found, each)
 
@@ -223,7 +224,7 @@ def test_rows_of_a_table_that_is_computed_from_parameters_are_the_ids(name: str,
         "one-hot": lambda t, i: F.one_hot(i, 7).to(D) @ t,
     }
     model, ids = Table(TABLES[name], picks[pick]).eval(), torch.randint(0, 7, (2, 5))
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     want = TABLES[name](model.weight)[ids] @ model.last.weight[1]
     torch.testing.assert_close(xmodel.explain(ids, target=1).relevance["ids"], want)
     torch.testing.assert_close(xmodel.lower(ids, target=1)(ids, target=1).relevance["ids"], want)
@@ -260,7 +261,7 @@ def test_rows_behind_another_dimension() -> None:
         "every pair": (lambda t, a, b: t[a[:, None], b], sums[a][:, b].sum(1) / 2, sums[a][:, b].sum(0) / 2),
     }
     for name, (read, first, second) in cases.items():
-        found = lrp_fx.convert(model(read)).explain(a, b)
+        found = lrp_fx.convert(model(read), rules="attnlrp").explain(a, b)
         want = {"a": first, "b": second}
         assert set(found.relevance) == {k for k, v in want.items() if v is not None}, name
         for key, relevance in found.relevance.items():
@@ -294,7 +295,7 @@ def test_a_category_in_a_float_column(name: str) -> None:
             return self.last(torch.cat([self.kinds(read(x)), x], 1))
 
     model = Tabular().eval()
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     for batch in (3, 5):
         x = torch.randn(batch, 3, dtype=D)
         x[:, 0] = torch.randint(0, 4, (batch,)).to(D)
@@ -322,7 +323,7 @@ def test_rows_that_a_hidden_state_picks_are_parameters() -> None:
             return self.codes(self.first(x).sum(1).abs().long()) + x[:, :2]
 
     model, x = Codes().eval(), torch.randn(3, 4, dtype=D)
-    found = lrp_fx.convert(model).explain(x, target=1)
+    found = lrp_fx.convert(model, rules="attnlrp").explain(x, target=1)
     want = torch.zeros_like(x)
     want[:, 1] = x[:, 1]
     torch.testing.assert_close(found.relevance["x"], want)
@@ -343,13 +344,13 @@ def test_a_packed_sequence_that_is_given() -> None:
     model = Model().eval()
     sequences = [torch.randn(n, 4, dtype=D) for n in (3, 5, 2)]
     packed = nn.utils.rnn.pack_sequence(sequences, enforce_sorted=False)
-    found = lrp_fx.convert(model).explain(packed, target=1)
+    found = lrp_fx.convert(model, rules="attnlrp").explain(packed, target=1)
     assert set(found.relevance) == {"p.data"}
     together = nn.utils.rnn.PackedSequence(found.relevance["p.data"], *packed[1:])
     each, _ = nn.utils.rnn.pad_packed_sequence(together)
     for i, sequence in enumerate(sequences):
         single = nn.utils.rnn.pack_sequence([sequence])
-        alone = lrp_fx.convert(model).explain(single, target=1).relevance["p.data"]
+        alone = lrp_fx.convert(model, rules="attnlrp").explain(single, target=1).relevance["p.data"]
         torch.testing.assert_close(each[: len(sequence), i], alone, rtol=1e-9, atol=1e-12)
 
 
@@ -380,5 +381,5 @@ def test_ids_that_are_selected_with_their_positions_have_the_relevance_of_their_
     chosen = SELECTIONS[name](ids)
     each = (model.rows.weight @ model.head.weight[1]).detach()
     expected = torch.where((ids.unsqueeze(-1) == chosen.unsqueeze(1)).any(-1), each[ids], 0.0)
-    found = lrp_fx.convert(model, ids, capture=capture).explain(ids, target=1)
+    found = lrp_fx.convert(model, ids, capture=capture, rules="attnlrp").explain(ids, target=1)
     torch.testing.assert_close(found.relevance["ids"], expected, rtol=1e-12, atol=1e-14)

@@ -131,7 +131,7 @@ def agrees(xmodel, model, *inputs):
     """Same outputs as the model, and the relevance of a fresh conversion."""
     torch.testing.assert_close(xmodel(*inputs), model(*inputs), rtol=1e-9, atol=1e-9)
     found = xmodel.explain(*inputs)
-    fresh = lrp_fx.convert(model).explain(*inputs)
+    fresh = lrp_fx.convert(model, rules="attnlrp").explain(*inputs)
     for name, relevance in fresh.relevance.items():
         torch.testing.assert_close(found.relevance[name], relevance, rtol=1e-9, atol=1e-9)
 
@@ -155,7 +155,7 @@ PREDICATES = {
 def test_a_branch_on_sizes_is_a_guard(name):
     model = Branch(PREDICATES[name])
     first = ((2, 4), (2, 9))
-    xmodel = lrp_fx.convert(model, *(torch.randn(s, dtype=D) for s in first))
+    xmodel = lrp_fx.convert(model, *(torch.randn(s, dtype=D) for s in first), rules="attnlrp")
     for b, t, u in ((2, 4, 8), (2, 5, 9), (2, 6, 6), (6, 5, 4), (1, 8, 8), (1, 1, 2), (3, 9, 4), (2, 4, 9)):
         agrees(xmodel, model, torch.randn(b, t, dtype=D), torch.randn(b, u, dtype=D))
 
@@ -190,14 +190,14 @@ def test_any_predicate_of_sizes(compare, left, right, first, others):
     xmodel = None
     for b, t, u in (first, *others):
         inputs = torch.randn(b, t, dtype=D), torch.randn(b, u, dtype=D)
-        xmodel = xmodel or lrp_fx.convert(model, *inputs)
+        xmodel = xmodel or lrp_fx.convert(model, *inputs, rules="attnlrp")
         torch.testing.assert_close(xmodel(*inputs), model(*inputs), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("model", [Padded(), Chunks(), Derived(), Squeezed(), Plain()], ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("first", [(2, 8), (1, 6), (3, 3)])
 def test_sizes_that_a_model_computes_with(model, first):
-    xmodel = lrp_fx.convert(model, torch.randn(*first, 4, dtype=D))
+    xmodel = lrp_fx.convert(model, torch.randn(*first, 4, dtype=D), rules="attnlrp")
     for sizes in ((2, 8), (2, 6), (1, 8), (2, 3), (2, 20), (4, 17), (1, 3)):
         x = torch.randn(*sizes, 4, dtype=D)
         torch.testing.assert_close(xmodel(x), model(x), rtol=1e-9, atol=1e-9)
@@ -207,7 +207,7 @@ def test_sizes_that_a_model_computes_with(model, first):
 def test_a_batch_of_one_and_of_more(first, then):
     model, mask = Batched(), torch.tensor([[0, 1, 1], [1, 1, 1], [1, 0, 1]], dtype=D)
     x = torch.randn(3, 3, 4, dtype=D)
-    xmodel = lrp_fx.convert(model, x[:first], mask[:first])
+    xmodel = lrp_fx.convert(model, x[:first], mask[:first], rules="attnlrp")
     for n in (first, then, 2):
         agrees(xmodel, model, x[:n], mask[:n])
     assert captures(xmodel) == 2
@@ -216,7 +216,7 @@ def test_a_batch_of_one_and_of_more(first, then):
 @pytest.mark.parametrize("first, then", [(1, 3), (3, 1)])
 def test_a_model_that_does_not_look_at_its_batch_is_captured_once(first, then):
     model = Plain()
-    xmodel = lrp_fx.convert(model, torch.randn(first, 5, 4, dtype=D))
+    xmodel = lrp_fx.convert(model, torch.randn(first, 5, 4, dtype=D), rules="attnlrp")
     for n in (first, then, 7):
         agrees(xmodel, model, torch.randn(n, 5, 4, dtype=D))
     assert captures(xmodel) == 1
@@ -224,10 +224,10 @@ def test_a_model_that_does_not_look_at_its_batch_is_captured_once(first, then):
 
 def test_a_loop_over_chunks_that_writes_growing_slices():
     model, x = Delta(), torch.randn(2, 20, 4, dtype=D)
-    xmodel = lrp_fx.convert(model, x[:, :5])
+    xmodel = lrp_fx.convert(model, x[:, :5], rules="attnlrp")
     for length in (7, 20):
         torch.testing.assert_close(xmodel(x[:, :length]), model(x[:, :length]), rtol=1e-6, atol=1e-7)
-    fresh = lrp_fx.convert(model, x)
+    fresh = lrp_fx.convert(model, x, rules="attnlrp")
     found, expected = (m.explain(x, target=1).relevance["x"] for m in (xmodel, fresh))
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert len(fresh.current.captured.shapes.guards) < 40  # what a capture asks itself, of values it adds, is no guard
@@ -235,7 +235,7 @@ def test_a_loop_over_chunks_that_writes_growing_slices():
 
 def test_why_a_capture_does_not_serve_names_the_guard_and_its_line():
     model = Branch(lambda b, t, c, u: t % 2 == 0)
-    xmodel = lrp_fx.convert(model, torch.randn(2, 4), torch.randn(2, 4))
+    xmodel = lrp_fx.convert(model, torch.randn(2, 4), torch.randn(2, 4), rules="attnlrp")
     captured = xmodel.current.captured
     assert captured.why_not((torch.randn(2, 6), torch.randn(2, 5))) is None
     reason = captured.why_not((torch.randn(2, 5), torch.randn(2, 5)))
@@ -244,7 +244,7 @@ def test_why_a_capture_does_not_serve_names_the_guard_and_its_line():
 
 def test_lowered_graphs_refuse_what_the_capture_refuses():
     model = Branch(lambda b, t, c, u: t % 2 == 0)
-    xmodel = lrp_fx.convert(model, torch.randn(2, 4, dtype=D), torch.randn(2, 4, dtype=D))
+    xmodel = lrp_fx.convert(model, torch.randn(2, 4, dtype=D), torch.randn(2, 4, dtype=D), rules="attnlrp")
     lowered = xmodel.lower(torch.randn(2, 4, dtype=D), torch.randn(2, 4, dtype=D), target=0)
     x, y = torch.randn(2, 6, dtype=D), torch.randn(2, 6, dtype=D)
     torch.testing.assert_close(lowered(x, y, target=0).target, model(x, y)[:, 0])
@@ -259,8 +259,8 @@ def test_guards_are_kept_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("LRP_FX_CACHE", str(tmp_path))
     model = Padded()
     x = torch.randn(2, 8, 4, dtype=D)
-    lrp_fx.convert(model, x)
-    again = lrp_fx.convert(model, x)
+    lrp_fx.convert(model, x, rules="attnlrp")
+    again = lrp_fx.convert(model, x, rules="attnlrp")
     assert again.current.captured.key is not None and again.current.captured.shapes.guards
     y = torch.randn(2, 6, 4, dtype=D)
     torch.testing.assert_close(again(y), model(y))
@@ -281,7 +281,7 @@ class Two(nn.Module):
 def test_one_tensor_given_twice_is_two_inputs(route, pair):
     model, x, y = Two(), torch.randn(2, 5, 4, dtype=D), torch.randn(2, 5, 4, dtype=D)
     query, context = pair(x)
-    xmodel = lrp_fx.convert(model, query, context, capture=route)
+    xmodel = lrp_fx.convert(model, query, context, capture=route, rules="attnlrp")
     other = y[:, :3] if not isinstance(context, dict) and context.shape[1] == 3 else y
     other = {"of": other} if isinstance(context, dict) else other
     for given_query, given_context in ((query, context), (x, other), (y, other)):

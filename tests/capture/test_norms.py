@@ -88,7 +88,7 @@ def test_fused_is_written_out(name):
     """Under every kind of rule set, also at another size, and as autograd has it."""
     x, c = _inputs()
     fused, written = (Conditional(norm) for norm in NORMS[name])
-    xmodels = [lrp_fx.convert(model, x, c) for model in (fused, written)]
+    xmodels = [lrp_fx.convert(model, x, c, rules="attnlrp") for model in (fused, written)]
     for given in ((x, c), (_inputs(3, 4 if "two" in name else 7)[0], c)):
         for rules in ("attnlrp", "cp_lrp", "gradient"):
             first, second = (m.explain(*given, target=_weighed, rules=rules) for m in xmodels)
@@ -114,7 +114,7 @@ def test_a_weight_that_is_computed_from_parameters_stays_in_the_kernel():
             return F.rms_norm(x, (6,), 1 + self.weight, 1e-5)
 
     x = torch.randn(2, 6, dtype=D)
-    xmodel = lrp_fx.convert(Plain(), x)
+    xmodel = lrp_fx.convert(Plain(), x, rules="attnlrp")
     assert torch.equal(xmodel(x), xmodel.model(x))
 
 
@@ -124,8 +124,10 @@ def test_half_precision(name, dtype):
     """Map and sum agree with double precision."""
     x, c = (t.to(dtype) for t in _inputs())
     model = Conditional(NORMS[name][0]).to(dtype)
-    found = lrp_fx.convert(model, x, c).explain(x, c, target=lambda o: _weighed(o.float()))
-    exact = lrp_fx.convert(model.double(), x.double(), c.double()).explain(x.double(), c.double(), target=_weighed)
+    found = lrp_fx.convert(model, x, c, rules="attnlrp").explain(x, c, target=lambda o: _weighed(o.float()))
+    exact = lrp_fx.convert(model.double(), x.double(), c.double(), rules="attnlrp").explain(
+        x.double(), c.double(), target=_weighed
+    )
     for of in "xc":
         wanted, got = exact.relevance[of], found.relevance[of].double()
         assert (got - wanted).abs().max() < 0.03 * wanted.abs().max()
@@ -136,7 +138,7 @@ def test_half_precision(name, dtype):
 def test_every_way_agrees(name):
     """Lowered, in low memory and as one of many targets."""
     x, c = _inputs()
-    xmodel = lrp_fx.convert(Conditional(lambda *given: NORMS[name][0](*given).flatten(1)), x, c)
+    xmodel = lrp_fx.convert(Conditional(lambda *given: NORMS[name][0](*given).flatten(1)), x, c, rules="attnlrp")
     wanted = xmodel.explain(x, c, target=3).relevance
     ways = (
         xmodel.lower(x, c, target=3)(x, c, target=3).relevance,

@@ -95,7 +95,7 @@ def test_other_rule_sets(rules, tmp_path):
 
 
 def test_a_recorded_run(tmp_path):
-    xmodel = lrp_fx.convert(by_dispatch(torch.float64, tmp_path), capture="trace", input_ids=ids())
+    xmodel = lrp_fx.convert(by_dispatch(torch.float64, tmp_path), capture="trace", input_ids=ids(), rules="attnlrp")
     found = xmodel.explain(input_ids=ids(), target=5).relevance["input_ids"]
     assert close(found, wanted(), 1e-10)
     held = dict(xmodel.graph_module.named_parameters())
@@ -105,7 +105,7 @@ def test_a_recorded_run(tmp_path):
 
 @pytest.mark.slow
 def test_other_ways_to_explain(tmp_path):
-    xmodel = lrp_fx.convert(by_disk_offload(torch.float64, tmp_path), input_ids=ids())
+    xmodel = lrp_fx.convert(by_disk_offload(torch.float64, tmp_path), input_ids=ids(), rules="attnlrp")
     assert close(xmodel.explain(input_ids=ids(), target=5, memory="low").relevance["input_ids"], wanted(), 1e-10)
     assert close(xmodel.lower(target=5)(input_ids=ids()).relevance["input_ids"], wanted(), 1e-10)
     many = xmodel.explain_targets(input_ids=ids(), targets=[5, 6]).relevance["input_ids"]
@@ -176,7 +176,7 @@ def test_tensors_are_moved_to_the_device_of_each_module():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 3))
     for layer, device in zip(model, ("cpu", "meta"), strict=True):
         accelerate.hooks.add_hook_to_module(layer, accelerate.hooks.AlignDevicesHook(execution_device=device))
-    xmodel = lrp_fx.convert(model, torch.randn(2, 4))
+    xmodel = lrp_fx.convert(model, torch.randn(2, 4), rules="attnlrp")
     assert xmodel(torch.randn(2, 4)).device.type == "meta"
     linear = [n for n in xmodel.graph_module.graph.nodes if n.target is torch.ops.aten.linear.default]
     places = [{v.meta["val"].device.type for v in (*n.all_input_nodes, n)} for n in linear]
@@ -186,7 +186,7 @@ def test_tensors_are_moved_to_the_device_of_each_module():
 @pytest.mark.slow
 def test_what_needs_all_weights_at_once_says_so(tmp_path):
     """Compilers and files would bring in a model that was offloaded because it does not fit."""
-    xmodel = lrp_fx.convert(by_dispatch(torch.float32, tmp_path), input_ids=torch.ones(1, 4).long())
+    xmodel = lrp_fx.convert(by_dispatch(torch.float32, tmp_path), input_ids=torch.ones(1, 4).long(), rules="attnlrp")
     graph = xmodel.lower(target=0)
     for needs in (graph.compile, lambda: graph.save(tmp_path / "x.pt2"), lambda: graph.package(tmp_path / "y.pt2")):
         with pytest.raises(InputError, match="without offloading"):

@@ -80,7 +80,7 @@ def test_a_recorded_run_explains_exactly(kind, shape):
     torch.manual_seed(0)
     model = kind().double().eval()
     x = torch.randn(shape, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     assert xmodel.report().route.startswith("trace (")
     assert all(torch.equal(a, b) for a, b in zip(leaves(xmodel(x)), leaves(model(x)), strict=True))
     attribution = xmodel.explain(x, target=first)
@@ -93,7 +93,7 @@ def test_a_recorded_run_explains_exactly(kind, shape):
 def test_other_decisions_are_recorded_anew(kind, shape):
     torch.manual_seed(1)
     model = kind().double().eval()
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     for _ in range(8):
         x = 2 * torch.randn(shape, dtype=torch.float64)
         assert all(torch.equal(a, b) for a, b in zip(leaves(xmodel(x)), leaves(model(x)), strict=True))
@@ -105,7 +105,7 @@ def test_other_decisions_are_recorded_anew(kind, shape):
 def test_the_same_decisions_are_not_recorded_again():
     model = Decides().double().eval()
     x = torch.randn(3, 4, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     xmodel(x * 1.0001)
     assert len(xmodel.captures) == 1
 
@@ -113,7 +113,7 @@ def test_the_same_decisions_are_not_recorded_again():
 def test_a_recorded_run_keeps_names_and_parameters():
     model = Decides().double().eval()
     x = torch.randn(3, 4, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     assert {n for n, _ in xmodel.graph_module.named_parameters()} >= {"a.weight", "a.bias"}
     mine = {p.data_ptr() for p in model.parameters()}
     assert all(p.data_ptr() in mine for p in xmodel.graph_module.parameters())
@@ -152,7 +152,7 @@ def test_operators_of_higher_order(kind, shape):
     torch.manual_seed(0)
     model = kind().double().eval()
     x = torch.randn(shape, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     for scale in (1, -1):
         with torch.no_grad():
             assert torch.allclose(xmodel(scale * x), model(scale * x), rtol=1e-12, atol=1e-12)
@@ -181,7 +181,7 @@ def test_recurrent_layers(kind, packed, options):
     torch.manual_seed(0)
     model = Model().double().eval()
     x, lengths = torch.randn(3, 5, 4, dtype=torch.float64), torch.tensor([2, 5, 3])
-    xmodel = lrp_fx.convert(model, x, lengths)
+    xmodel = lrp_fx.convert(model, x, lengths, rules="attnlrp")
     assert torch.allclose(xmodel(x, lengths), model(x, lengths), rtol=1e-12, atol=1e-14)
     attribution = xmodel.explain(x, lengths)
     assert attribution.ledger.balance < 1e-12
@@ -196,11 +196,11 @@ def test_recurrent_layers(kind, packed, options):
 def test_a_graph_that_was_traced_before_is_a_model_like_any_other():
     model = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 3)).double().eval()
     x = torch.randn(2, 4, dtype=torch.float64)
-    expected = lrp_fx.convert(model, x).explain(x).relevance["input"]
+    expected = lrp_fx.convert(model, x, rules="attnlrp").explain(x).relevance["input"]
     symbolic = torch.fx.symbolic_trace(model)
     exported = torch.export.export(model, (x,)).module()
     for graph_module in (symbolic, exported):
-        found = lrp_fx.convert(graph_module, x).explain(x).relevance
+        found = lrp_fx.convert(graph_module, x, rules="attnlrp").explain(x).relevance
         assert torch.allclose(next(iter(found.values())), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -220,7 +220,7 @@ def test_custom_autograd_functions_are_seen_through():
             return Doubled.apply(x).sum(-1, keepdim=True)
 
     x = torch.randn(2, 4, dtype=torch.float64)
-    relevance = lrp_fx.convert(Model(), x).explain(x).relevance["x"]
+    relevance = lrp_fx.convert(Model(), x, rules="attnlrp").explain(x).relevance["x"]
     assert torch.allclose(relevance, 2 * x)
 
 
@@ -236,7 +236,7 @@ class Hashing(nn.Module):
 
 def test_numbers_drawn_during_the_run_stay_those_of_the_run():
     model, x = Hashing(), torch.randn(4, 5)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     assert xmodel.report().route.startswith("trace")
     assert torch.equal(xmodel(x), model(x))
     assert torch.equal(xmodel(x), model(x))
@@ -251,11 +251,11 @@ class Shortcut(nn.Module):
 
 def test_an_export_that_computes_something_else_is_not_trusted():
     model, x = Shortcut(), torch.randn(4, 4)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     assert torch.equal(xmodel(x), model(x))
     assert "something else" in xmodel.current.captured.refusal
     with pytest.raises(CaptureError, match="something else"):
-        lrp_fx.convert(model, x, capture="export")
+        lrp_fx.convert(model, x, capture="export", rules="attnlrp")
 
 
 class OwnControl(nn.Module):
@@ -277,7 +277,7 @@ class OwnControl(nn.Module):
 def test_control_flow_inside_of_a_recorded_run():
     torch.manual_seed(0)
     model, x = OwnControl().double().eval(), torch.randn(3, 5, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     for value in (x, -x):
         torch.testing.assert_close(xmodel(value), model(value), rtol=1e-12, atol=1e-12)
         assert xmodel.verify(value, target=lambda y: y.sum(-1)).passed
@@ -306,7 +306,7 @@ def test_values_of_a_recorded_run_can_be_computed_with(monkeypatch):
     """Attention is asked at the positions that the model itself reads: shapes are computed from those of the run."""
     monkeypatch.delenv("LRP_FX_CACHE")
     model, ids = Picks().double(), torch.randint(1, 20, (2, 5))
-    xmodel = lrp_fx.convert(model, ids)
+    xmodel = lrp_fx.convert(model, ids, rules="attnlrp")
     assert xmodel.current.captured.route == "trace"
     found = xmodel.explain(ids, target=1)
     assert found.ledger.balance < 1e-9
@@ -343,7 +343,7 @@ def test_writes_into_what_the_model_holds(buffer, capture):
     model, plain = Writes(buffer).double().eval(), Writes(buffer).double().eval()
     plain.load_state_dict(model.state_dict())
     x = torch.randn(2, 5, 4, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x, capture=capture)
+    xmodel = lrp_fx.convert(model, x, capture=capture, rules="attnlrp")
     torch.testing.assert_close(xmodel(x), plain(x), rtol=1e-12, atol=1e-12)
     found = xmodel.explain(x, target=(4, 1), rules="gradient").relevance["x"]
     given = x.clone().requires_grad_()
@@ -379,7 +379,7 @@ def test_a_custom_function_that_writes():
             return Assign.apply(k, x, (..., 1)).sum(-1)
 
     model, x = Model().double().eval(), torch.randn(2, 3, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     torch.testing.assert_close(xmodel(x), model(x), rtol=1e-12, atol=1e-12)
     found = xmodel.explain(x, target=1).relevance["x"]
     expected = x * model.l.weight[1].detach()
@@ -390,7 +390,7 @@ def test_a_custom_function_that_writes():
 def test_the_random_state_is_as_it_was():
     model, x = Hashing(), torch.randn(4, 5)
     state = torch.get_rng_state()
-    lrp_fx.convert(model, x)
+    lrp_fx.convert(model, x, rules="attnlrp")
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -426,7 +426,7 @@ def test_maps_and_derivatives_inside_a_forward(form):
     model, x = Inside(form).double().eval(), torch.randn(3, 4, dtype=torch.float64)
     given = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(given)[:, 1].sum(), given)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     for y in (x, 2 * x):
         torch.testing.assert_close(xmodel(y), model(y), rtol=1e-10, atol=1e-12)
     found = xmodel.explain(x, target=1)

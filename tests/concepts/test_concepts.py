@@ -50,14 +50,14 @@ class Bottleneck(nn.Module):
 def bottleneck():
     torch.manual_seed(0)
     model, x = Bottleneck().eval(), torch.randn(2, 6, 5, **F64)
-    return model, x, lrp_fx.convert(model, x)
+    return model, x, lrp_fx.convert(model, x, rules="attnlrp")
 
 
 @functools.cache
 def llama():
     model, inputs = build("llama2")
     torch.manual_seed(1)
-    return model, torch.randint(3, 99, (23, 7)), lrp_fx.convert(model, **inputs)
+    return model, torch.randint(3, 99, (23, 7)), lrp_fx.convert(model, **inputs, rules="attnlrp")
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def convnet():
     layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(80, 3)
     model = nn.Sequential(*layers).double()
     images = torch.randn(19, 3, 8, 8, **F64)
-    return model, images, lrp_fx.convert(model, images[:2])
+    return model, images, lrp_fx.convert(model, images[:2], rules="attnlrp")
 
 
 def trained(width, features, latents, steps=150):
@@ -130,7 +130,7 @@ def test_only_ranked_samples_are_held():
 
 def test_padding_is_no_activation():
     model, inputs = build("bert")
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     ids = inputs["input_ids"]
     mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0]])
     place = "bert.encoder.layer.0.output"

@@ -24,7 +24,7 @@ PLACES = {
 @functools.cache
 def converted(name):
     model, inputs = build(name)
-    return lrp_fx.convert(model, **inputs), inputs
+    return lrp_fx.convert(model, **inputs, rules="attnlrp"), inputs
 
 
 def weights(edges):
@@ -78,7 +78,9 @@ def test_an_edge_is_what_goes_directly():
             return self.head(h + self.branch(h))
 
     model, x = Skip().double(), torch.randn(5, 4, dtype=torch.float64)
-    graph = relevance_flow(lrp_fx.convert(model, x), x, at=["first", "branch"], target=1, detail="element")
+    graph = relevance_flow(
+        lrp_fx.convert(model, x, rules="attnlrp"), x, at=["first", "branch"], target=1, detail="element"
+    )
     h, w = model.first(x).detach(), model.head.weight[1].detach()
     branch = model.branch(h).detach()
     edges = {(a, b): f for a, b, f in graph.edges(data="flow")}
@@ -188,7 +190,7 @@ def test_a_name_shared_by_modules_and_an_input_of_the_same_name():
             return self.x(self.target(x))
 
     model, x = Named().double(), torch.randn(2, 4, dtype=torch.float64)
-    graph = relevance_flow(lrp_fx.convert(model, x), x, at="*")
+    graph = relevance_flow(lrp_fx.convert(model, x, rules="attnlrp"), x, at="*")
     assert list(nx.topological_sort(graph)) == ["x (x)", "target.0", "target (latent)", "x", "target"]
     assert graph.nodes["target.0"]["relevance"] == pytest.approx(graph.nodes["target (latent)"]["relevance"], abs=1e-12)
     assert graph.nodes["target (latent)"]["absorbed"] == pytest.approx(0, abs=1e-12)

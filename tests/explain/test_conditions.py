@@ -26,7 +26,7 @@ class Mixer(nn.Module):
 def case():
     torch.manual_seed(0)
     model, x = Mixer().double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
-    return model, x, lrp_fx.convert(model, x)
+    return model, x, lrp_fx.convert(model, x, rules="attnlrp")
 
 
 def test_conditions_on_all_neurons_of_a_layer_sum_to_the_unconditional_relevance(case):
@@ -68,7 +68,7 @@ def test_channels_of_an_image_are_its_features():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3), nn.Flatten(), nn.Linear(32, 3)).double()
     x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     parts = xmodel.explain_conditions(x, conditions=[{"0": i} for i in range(4)])
     total = sum(p.relevance["input"] for p in parts)
     torch.testing.assert_close(total, xmodel.explain(x).relevance["input"], rtol=1e-9, atol=1e-12)
@@ -107,6 +107,6 @@ def test_a_contrast_with_all_others_weighs_them_by_their_softmax(case):
 def test_a_contrast_needs_classes():
     model = nn.Linear(3, 1).double()
     with pytest.raises(TargetError):
-        lrp_fx.convert(nn.Sequential(model, nn.Flatten(0))).explain(
+        lrp_fx.convert(nn.Sequential(model, nn.Flatten(0)), rules="attnlrp").explain(
             torch.randn(2, 3, dtype=torch.float64), target=lrp_fx.Contrast(0)
         )

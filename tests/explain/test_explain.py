@@ -15,14 +15,14 @@ from lrp_fx.errors import InputError, LatentError, TargetError
 def llama():
     torch.manual_seed(0)
     model, inputs = build("llama2")
-    return model, inputs["input_ids"], lrp_fx.convert(model, input_ids=inputs["input_ids"])
+    return model, inputs["input_ids"], lrp_fx.convert(model, input_ids=inputs["input_ids"], rules="attnlrp")
 
 
 @pytest.fixture(scope="module")
 def classifier():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    return model, torch.randn(5, 4, dtype=torch.float64), lrp_fx.convert(model)
+    return model, torch.randn(5, 4, dtype=torch.float64), lrp_fx.convert(model, rules="attnlrp")
 
 
 def test_default_target_is_each_samples_largest_logit(classifier):
@@ -114,7 +114,7 @@ def test_unknown_latent(llama):
 
 def test_sources_name_every_table():
     model, inputs = build("bert-classifier")
-    attribution = lrp_fx.convert(model, **inputs).explain(**inputs)
+    attribution = lrp_fx.convert(model, **inputs, rules="attnlrp").explain(**inputs)
     names = set(attribution.sources)
     for table in ("word", "position", "token_type"):
         assert any(f"{table}_embeddings.weight" in name for name in names), names
@@ -150,7 +150,7 @@ def test_a_floating_padding_mask_is_no_source():
     whole = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
     whole["attention_mask"][0, 5:] = 0
     floating = {**whole, "attention_mask": whole["attention_mask"].double()}
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     expected, found = xmodel.explain(**whole), xmodel.explain(**floating)
     assert set(found.relevance) == {"input_ids"}
     torch.testing.assert_close(found.relevance["input_ids"], expected.relevance["input_ids"])
@@ -161,7 +161,7 @@ def test_a_decoder_that_starts_with_one_token_stays_dynamic(monkeypatch):
     monkeypatch.delenv("LRP_FX_CACHE", raising=False)
     model, inputs = build("flan-t5")
     first = {"input_ids": inputs["input_ids"][:1], "decoder_input_ids": torch.zeros(1, 1, dtype=torch.long)}
-    xmodel = lrp_fx.convert(model, **first)
+    xmodel = lrp_fx.convert(model, **first, rules="attnlrp")
     assert xmodel.explain(**first).relevance["decoder_input_ids"].shape == (1, 1)
     assert xmodel.explain(**inputs).relevance["decoder_input_ids"].shape == (2, 5)
     assert len(xmodel.captures.reasons) == 1
@@ -169,7 +169,7 @@ def test_a_decoder_that_starts_with_one_token_stays_dynamic(monkeypatch):
 
 def test_class_token_and_positions_are_sources():
     model, inputs = build("vit")
-    attribution = lrp_fx.convert(model, **inputs).explain(**inputs)
+    attribution = lrp_fx.convert(model, **inputs, rules="attnlrp").explain(**inputs)
     assert attribution.relevance["pixel_values"].shape == (2, 3, 32, 32)
     assert any("cls_token" in name for name in attribution.sources)
     assert any("position_embeddings" in name for name in attribution.sources)
@@ -177,7 +177,7 @@ def test_class_token_and_positions_are_sources():
 
 def test_capture_at_first_call_and_per_signature():
     model, inputs = build("llama2")
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     tokens = inputs["input_ids"]
     xmodel(input_ids=tokens)
     assert len(xmodel.captures) == 1
@@ -190,7 +190,9 @@ def test_capture_at_first_call_and_per_signature():
 def test_one_capture_serves_any_batch_and_length(name, monkeypatch):
     monkeypatch.delenv("LRP_FX_CACHE", raising=False)  # captures on disk are taken one by one
     model, inputs = build(name)
-    xmodel = lrp_fx.convert(model, **{k: v[:1] for k, v in inputs.items()})  # a batch of one stays dynamic
+    xmodel = lrp_fx.convert(
+        model, **{k: v[:1] for k, v in inputs.items()}, rules="attnlrp"
+    )  # a batch of one stays dynamic
     for batch, extra in ((1, 0), (3, 0), (2, 4)):
         grown = {}
         for key, value in inputs.items():
@@ -210,14 +212,14 @@ def test_a_dimension_the_model_freezes_recaptures():
         def forward(self, x):
             return x.sum(1) if x.shape[1] > 4 else x.prod(1)
 
-    xmodel = lrp_fx.convert(Fixed(), torch.randn(2, 6).double(), ops={"linear": {"aten.prod": "self"}})
+    xmodel = lrp_fx.convert(Fixed(), torch.randn(2, 6).double(), ops={"linear": {"aten.prod": "self"}}, rules="attnlrp")
     assert torch.equal(xmodel(torch.ones(3, 9).double()), torch.full((3,), 9.0).double())
     assert torch.equal(xmodel(torch.full((3, 2), 3.0).double()), torch.full((3,), 9.0).double())
     assert len(xmodel.captures) == 2
 
 
 def test_static_capture():
-    xmodel = lrp_fx.convert(nn.Linear(4, 2), torch.randn(3, 4), dynamic=False)
+    xmodel = lrp_fx.convert(nn.Linear(4, 2), torch.randn(3, 4), dynamic=False, rules="attnlrp")
     assert xmodel.current.captured.shapes.dims == ((3, 4),)
     assert xmodel(torch.randn(5, 4)).shape == (5, 2)  # a new size recaptures
 
@@ -234,7 +236,7 @@ def test_token_ids_shifted_by_the_model_are_carried_back():
             return self.head(self.table(shifted)).sum(1)
 
     model, tokens = Shift().double(), torch.randint(0, 50, (2, 5))
-    attribution = lrp_fx.convert(model).explain(tokens, target=0)
+    attribution = lrp_fx.convert(model, rules="attnlrp").explain(tokens, target=0)
     per_row = (model.table(tokens) * model.head.weight[0]).sum(-1)
     expected = torch.cat([per_row[:, :-1], torch.zeros(2, 1, dtype=torch.float64)], 1)
     torch.testing.assert_close(attribution.relevance["tokens"], expected.detach())
@@ -245,7 +247,7 @@ def test_rules_by_module_path():
     x = torch.randn(2, 4, dtype=torch.float64)
     rules = {"base": "attnlrp", "overrides": {"1": {"nonlinearity": "gradient"}}}
     overridden = lrp_fx.convert(model, x, rules=rules).explain(x)
-    plain = lrp_fx.convert(model, x).explain(x)
+    plain = lrp_fx.convert(model, x, rules="attnlrp").explain(x)
     assert not torch.allclose(overridden.relevance["input"], plain.relevance["input"])
     assert overridden.ledger["rule"] != 0 and overridden.ledger.balance < 1e-9
 
@@ -256,7 +258,7 @@ def test_an_input_that_cannot_carry_relevance():
             return (mask > 0).double().sum(-1, keepdim=True)
 
     with pytest.raises(InputError, match="no input can carry relevance"):
-        lrp_fx.convert(Count()).explain(torch.ones(2, 3, dtype=torch.long))
+        lrp_fx.convert(Count(), rules="attnlrp").explain(torch.ones(2, 3, dtype=torch.long))
 
 
 class Biases(torch.nn.Module):
@@ -273,7 +275,7 @@ class Biases(torch.nn.Module):
 
 def test_ids_may_pick_columns():
     model, buckets = Biases().double(), torch.randint(0, 9, (2, 5))
-    xmodel = lrp_fx.convert(model, buckets)
+    xmodel = lrp_fx.convert(model, buckets, rules="attnlrp")
     relevance = xmodel.explain(buckets, target=1).relevance["buckets"]
     wanted = model.table[:, buckets].square().sum(0) * model.head.weight[1]
     torch.testing.assert_close(relevance, wanted.detach())

@@ -12,7 +12,7 @@ PARTS = ("query", "key", "value", "scores", "weights", "mixed")
 
 def explained(name, at, **kwargs):
     model, inputs = build(name)
-    return lrp_fx.convert(model, **inputs).explain(**inputs, at=at, **kwargs)
+    return lrp_fx.convert(model, **inputs, rules="attnlrp").explain(**inputs, at=at, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_parts_of_attention_conserve(name, site):
 def test_looking_inside_changes_nothing(name):
     """Writing fused attention out gives the relevance of the fused graph."""
     model, inputs = build(name)
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     fused, inside = xmodel.explain(**inputs), xmodel.explain(**inputs, at="*@scores")
     assert len(inside.latents) >= 2
     for key, relevance in fused.relevance.items():
@@ -87,7 +87,7 @@ def test_what_enters_a_block_plus_what_it_absorbs_is_what_leaves_it(name, blocks
 
 def test_conditions_on_heads_sum_to_the_whole():
     model, inputs = build("gpt2")
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     site = "transformer.h.1.attn@mixed"
     parts = xmodel.explain_conditions(**inputs, conditions=[{site: head} for head in range(4)] + [{site: [0, 1, 2, 3]}])
     none = xmodel.explain(**inputs, condition={site: torch.zeros(1, 1, 1, 1, dtype=torch.bool)})
@@ -103,4 +103,4 @@ def test_conditions_on_heads_sum_to_the_whole():
 def test_names_that_match_nothing_say_what_there_is(at):
     model, inputs = build("gpt2")
     with pytest.raises(LatentError, match="@mixed"):
-        lrp_fx.convert(model, **inputs).explain(**inputs, at=at)
+        lrp_fx.convert(model, **inputs, rules="attnlrp").explain(**inputs, at=at)

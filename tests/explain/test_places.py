@@ -80,7 +80,7 @@ def _want(model: Model, x: Tensor) -> dict[str, Tensor]:
 def test_every_module_has_an_output_and_an_input(capture: str) -> None:
     torch.manual_seed(0)
     model = Model().eval()
-    xmodel = lrp_fx.convert(model, capture=capture)
+    xmodel = lrp_fx.convert(model, capture=capture, rules="attnlrp")
     for batch in (2, 3):
         x = torch.randn(batch, 4, dtype=D)
         plain = xmodel.explain(x, target=1)
@@ -103,7 +103,7 @@ def test_noting_places_leaves_the_graph_as_it_is() -> None:
     """Hooks for the time of the capture alone, on no module; the nodes are those of a capture without them."""
     model, x = Model().eval(), torch.randn(2, 4, dtype=D)
     before = pickle.dumps({name: sorted(vars(module)) for name, module in model.named_modules()})
-    captured = lrp_fx.convert(model, x).current.captured
+    captured = lrp_fx.convert(model, x, rules="attnlrp").current.captured
     program = torch.export.export(model, (x,), strict=False)
     called = [str(n.target) for n in captured.graph_module.graph.nodes if n.op == "call_function"]
     plain = [str(n.target) for n in program.graph.nodes if n.op == "call_function"]
@@ -120,8 +120,8 @@ def test_places_are_kept_on_disk(tmp_path, monkeypatch) -> None:
         nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.ReLU(), nn.Linear(4, 2)).double().eval(),
         torch.randn(2, 4).double(),
     )
-    first = lrp_fx.convert(model, x).explain(x, at="1").latents["1"]
-    again = lrp_fx.convert(model, x).explain(x, at="1").latents["1"]
+    first = lrp_fx.convert(model, x, rules="attnlrp").explain(x, at="1").latents["1"]
+    again = lrp_fx.convert(model, x, rules="attnlrp").explain(x, at="1").latents["1"]
     assert any(tmp_path.rglob("*"))
     torch.testing.assert_close(first, again)
 
@@ -144,7 +144,7 @@ class Keywords(nn.Module):
 def test_names_that_are_keywords(capture: str, tmp_path) -> None:
     torch.manual_seed(0)
     model = Keywords().eval()
-    xmodel = lrp_fx.convert(model, capture=capture)
+    xmodel = lrp_fx.convert(model, capture=capture, rules="attnlrp")
     x = torch.randn(3, 4, dtype=D)
     torch.testing.assert_close(xmodel(x), model(x))
     found = xmodel.explain(x, target=1, rules="gradient", at=["in", "parts.class", "parts.is"])
@@ -167,6 +167,6 @@ def test_names_that_are_keywords(capture: str, tmp_path) -> None:
 def test_names_that_are_keywords_are_kept_on_disk(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("LRP_FX_CACHE", str(tmp_path))
     model, x = Keywords().eval(), torch.randn(3, 4, dtype=D)
-    first = lrp_fx.convert(model, x).explain(x, target=1).relevance["x"]
-    again = lrp_fx.convert(model, x).explain(x, target=1).relevance["x"]
+    first = lrp_fx.convert(model, x, rules="attnlrp").explain(x, target=1).relevance["x"]
+    again = lrp_fx.convert(model, x, rules="attnlrp").explain(x, target=1).relevance["x"]
     torch.testing.assert_close(first, again)

@@ -98,7 +98,7 @@ DENSE = {
 def test_a_class_of_a_dense_output_is_refused_and_pixels_are_its_sum_where_it_wins(name):
     make, x, axis = DENSE[name]
     model = _seeded(make)
-    xmodel, out = lrp_fx.convert(model), model(x)
+    xmodel, out = lrp_fx.convert(model, rules="attnlrp"), model(x)
     for target in (3, torch.tensor([1, 2]), lrp_fx.Contrast(1, 2)):
         with pytest.raises(TargetError, match=rf"dimension {axis} counts classes \(0 to 4\).*Pixels"):
             xmodel.explain(x, target=target)
@@ -132,7 +132,7 @@ def test_a_class_of_a_dense_output_is_refused_and_pixels_are_its_sum_where_it_wi
 def test_pixels_are_the_same_in_every_way_of_explaining(name):
     make, x, axis = DENSE[name]
     model = _seeded(make)
-    xmodel, rows = lrp_fx.convert(model), model(x).movedim(axis, 1).flatten(2)
+    xmodel, rows = lrp_fx.convert(model, rules="attnlrp"), model(x).movedim(axis, 1).flatten(2)
     chosen = rows.argmax(1).mode(-1).values
     target = lrp_fx.Pixels(chosen)
     one = xmodel.explain(x, target=target)
@@ -162,14 +162,14 @@ def test_pixels_are_the_same_in_every_way_of_explaining(name):
 
 def test_one_channel_wins_where_it_is_positive():
     model = _seeded(lambda: nn.Conv2d(3, 1, 3, padding=1))
-    found = lrp_fx.convert(model).explain(IMAGE, target=lrp_fx.Pixels(0))
+    found = lrp_fx.convert(model, rules="attnlrp").explain(IMAGE, target=lrp_fx.Pixels(0))
     close(found.target, model(IMAGE).clamp(min=0).flatten(1).sum(1))
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(4, 6), Attended, lambda: nn.LSTM(4, 6, batch_first=True)])
 def test_a_sequence_of_logits_is_explained_at_its_last_step(make):
     model = _seeded(make)
-    xmodel, out = lrp_fx.convert(model), model(SERIES)
+    xmodel, out = lrp_fx.convert(model, rules="attnlrp"), model(SERIES)
     out = out[0] if isinstance(out, tuple) else out
     close(xmodel.explain(SERIES, target=3).target, out[:, -1, 3])
     close(xmodel.explain(SERIES).target, out[:, -1].amax(-1))
@@ -182,7 +182,7 @@ def test_a_sequence_of_logits_is_explained_at_its_last_step(make):
 
 def test_logits_of_a_model_output_are_a_sequence():
     model, inputs = build("llama2")
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     logits = model(**inputs).logits
     assert xmodel.current.reading.named and xmodel.current.reading.axis == 2
     close(xmodel.explain(**inputs, target=3).target, logits[:, -1, 3])
@@ -193,7 +193,7 @@ def test_logits_of_a_model_output_are_a_sequence():
 
 
 def test_an_output_that_does_not_tell_is_refused_with_the_choices():
-    x, xmodel = torch.rand(2, 3, 4, dtype=torch.float64), lrp_fx.convert(Untold())
+    x, xmodel = torch.rand(2, 3, 4, dtype=torch.float64), lrp_fx.convert(Untold(), rules="attnlrp")
     for target in (None, 1, lrp_fx.Contrast(1)):
         with pytest.raises(TargetError, match=r"does not tell.*\(i1, i2\).*Pixels\(class, axis=\.\.\.\).*callable"):
             xmodel.explain(x, target=target)
@@ -238,7 +238,7 @@ class WithLoss(nn.Module):
 def test_a_loss_is_not_taken_for_logits(wrap):
     model = WithLoss(wrap).double()
     x, labels = torch.randn(2, 4, dtype=torch.float64), torch.tensor([0, 1])
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     for target, wanted in ((None, model.layer(x).amax(-1)), (2, model.layer(x)[:, 2])):
         close(xmodel.explain(x, labels=labels, target=target).target, wanted)
         close(xmodel.explain(x, labels=labels, targets=[target]).target[0], wanted)
@@ -262,7 +262,7 @@ def classifier():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)).double()
     x = torch.randn(2, 3, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     return xmodel, x, xmodel.explain(x, target=1), {}
 
 
@@ -345,7 +345,7 @@ def test_contrasts_of_numpy_integers(classifier):
 def test_one_value_per_sample(classifier):
     model = _seeded(lambda: nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)))
     x = torch.randn(2, 3, dtype=torch.float64)
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     for target in (None, 0, -1, np.int64(0), [0, 0]):
         close(xmodel.explain(x, target=target).target, model(x))
         close(xmodel.explain(x, targets=[target]).target[0], model(x))

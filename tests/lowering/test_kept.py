@@ -35,7 +35,7 @@ def net(**fields):
 
 
 def converted(**fields):
-    return lrp_fx.convert(net(**fields), input_ids=IDS)
+    return lrp_fx.convert(net(**fields), input_ids=IDS, rules="attnlrp")
 
 
 @pytest.fixture
@@ -70,8 +70,8 @@ def lowered_files(place):
 @pytest.mark.parametrize("name", models.few(["llama2", "mixtral", "flan-t5", "bert", "resnet", "encoder"], "resnet"))
 def test_a_kept_graph_is_the_graph(name, folder, traced):
     model, inputs = models.build(name)
-    first = lrp_fx.convert(model, **inputs).lower(**inputs)
-    second = lrp_fx.convert(model, **inputs).lower(**inputs)
+    first = lrp_fx.convert(model, **inputs, rules="attnlrp").lower(**inputs)
+    second = lrp_fx.convert(model, **inputs, rules="attnlrp").lower(**inputs)
     assert len(traced) == 1 and len(lowered_files(folder)) == 1
     assert first.graph_module.code == second.graph_module.code and first.about == second.about
     assert str(first.guards) == str(second.guards)
@@ -143,7 +143,7 @@ def test_a_graph_serves_what_it_was_asked_for_and_nothing_else(change, folder, t
 
 
 def test_switches_of_pytorch_are_part_of_the_key(folder, traced):
-    xmodel = lrp_fx.convert(*models.build("mha")[:1], **models.build("mha")[1])
+    xmodel = lrp_fx.convert(*models.build("mha")[:1], **models.build("mha")[1], rules="attnlrp")
     for backend in (torch.nn.attention.SDPBackend.MATH, torch.nn.attention.SDPBackend.FLASH_ATTENTION):
         with torch.nn.attention.sdpa_kernel(backend):
             xmodel.lower()
@@ -154,7 +154,7 @@ def test_weights_and_buffers_are_those_of_the_model_at_hand(folder, traced):
     converted().lower(target=3)
     torch.manual_seed(1)
     other = Net(statistic=5.0).double().eval()
-    xmodel = lrp_fx.convert(other, input_ids=IDS)
+    xmodel = lrp_fx.convert(other, input_ids=IDS, rules="attnlrp")
     found = xmodel.lower(target=3)
     assert len(traced) == 1
     same(found(input_ids=IDS), xmodel.explain(input_ids=IDS, target=3))
@@ -163,7 +163,7 @@ def test_weights_and_buffers_are_those_of_the_model_at_hand(folder, traced):
 def test_without_any_values_there_is_nothing_to_compare(folder, traced):
     with torch.device("meta"):
         model, ids = Net().eval(), torch.zeros(2, 5, dtype=torch.long)
-    found = [lrp_fx.convert(model, input_ids=ids).lower(input_ids=ids) for _ in range(2)]
+    found = [lrp_fx.convert(model, input_ids=ids, rules="attnlrp").lower(input_ids=ids) for _ in range(2)]
     assert len(traced) == 1 and found[0].graph_module.code == found[1].graph_module.code
 
 
@@ -178,14 +178,14 @@ def test_code_is_not_kept(folder, traced):
 
 def test_a_recorded_run_is_not_kept(folder, traced):
     for _ in range(2):
-        lrp_fx.convert(net(), input_ids=IDS, capture="trace").lower()
+        lrp_fx.convert(net(), input_ids=IDS, capture="trace", rules="attnlrp").lower()
     assert len(traced) == 2 and not folder.exists()
 
 
 def test_other_sizes_get_a_file_of_their_own(folder, traced):
     for length in (5, 6, 5, 6):
         ids = models.ids(2, length, high=49)
-        lrp_fx.convert(net(), input_ids=ids).lower(input_ids=ids, dynamic=False)(input_ids=ids)
+        lrp_fx.convert(net(), input_ids=ids, rules="attnlrp").lower(input_ids=ids, dynamic=False)(input_ids=ids)
     assert len(traced) == 2 == len(lowered_files(folder))
 
 
@@ -246,7 +246,7 @@ def test_graphs_are_compared_on_few_samples_and_positions_and_on_all_where_those
 
 
 def test_without_values_inputs_are_made_up_that_relevance_can_be_seen_on(folder):
-    xmodel = lrp_fx.convert(*models.build("resnet")[:1], **models.build("resnet")[1])
+    xmodel = lrp_fx.convert(*models.build("resnet")[:1], **models.build("resnet")[1], rules="attnlrp")
     (call, _) = trial.examples(xmodel.current.example, xmodel.lower().guards)
     assert float(call.leaves[0].std()) > 0.5
     assert float(xmodel.explain(*call.leaves).relevance["pixel_values"].abs().max()) > 0

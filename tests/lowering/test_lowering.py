@@ -24,7 +24,7 @@ def case(name):
         inputs = {"input_ids": ids()}
     else:
         model, inputs = build(name)
-    return lrp_fx.convert(model, **inputs), inputs
+    return lrp_fx.convert(model, **inputs, rules="attnlrp"), inputs
 
 
 def resized(inputs, batch, length):
@@ -213,7 +213,7 @@ def test_wrong_targets_are_named():
 def test_explain_uses_what_was_compiled() -> None:
     """Calls that a compiled graph serves are explained by it; all others, and what it does not return, eagerly."""
     model, inputs = build("llama2")
-    plain, xmodel = (lrp_fx.convert(model, **inputs) for _ in range(2))
+    plain, xmodel = (lrp_fx.convert(model, **inputs, rules="attnlrp") for _ in range(2))
     graph = xmodel.lower(**inputs, target=7)
     calls: list[int] = []
 
@@ -237,7 +237,7 @@ def test_explain_uses_what_was_compiled() -> None:
 
 def test_a_bad_number_in_a_compiled_graph_is_named_by_the_sweep() -> None:
     model, inputs = build("llama2")
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     graph = xmodel.lower(**inputs, target=7)
     xmodel.current.compiled[xmodel.ruleset.key, ()] = (graph,)
     with torch.no_grad():
@@ -278,7 +278,7 @@ class Dispatch(torch.nn.Module):
 def test_a_lowered_graph_is_functional_whatever_backward_formulas_and_numbers_of_rows(kind: type) -> None:
     model = kind().double()
     x, more = torch.randn(2, 5, 6).double(), torch.randn(4, 5, 6).double()
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     lowered = xmodel.lower(x)
     nodes = lowered.graph_module.graph.nodes
     assert not [n for n in nodes if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable]
@@ -300,7 +300,7 @@ class Branch(torch.nn.Module):
 
 def test_a_branch_that_was_not_taken_is_named(tmp_path) -> None:
     model, x = Branch().double(), torch.ones(2, 4).double()
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     lowered = xmodel.lower(x, target=0)
     assert torch.equal(lowered(2 * x, target=0).relevance["x"], xmodel.explain(2 * x, target=0).relevance["x"])
     with pytest.raises(InputError, match="other branches"):
@@ -330,7 +330,7 @@ def test_a_graph_serves_the_call_it_was_lowered_with() -> None:
         "sound": torch.randn(2, 5).double(),
         "sound_mask": torch.ones(2, 5).double(),
     }
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     lowered = xmodel.lower(**inputs)
     for ids_ in (inputs["ids"], torch.randint(0, 20, (3, 4))):
         call = {**inputs, "ids": ids_}
@@ -357,7 +357,7 @@ class Loop(torch.nn.Module):
 
 def test_lengths_of_a_recorded_run_are_those_of_its_decisions() -> None:
     model, x = Loop().double(), torch.randn(2, 5, 6).double()
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     assert xmodel.current.captured.route == "trace"
     lowered, wanted = xmodel.lower(x), xmodel.explain(x).relevance["x"]
     assert (lowered(x).relevance["x"] - wanted).abs().max() <= 1e-12 * wanted.abs().max()
@@ -379,7 +379,7 @@ class Pooled(torch.nn.Module):
 
 def test_relevance_goes_back_through_a_pool_to_one_value() -> None:
     model, x = Pooled().double(), torch.randn(2, 5, 6).double()
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     wanted, found = xmodel.explain(x).relevance["x"], xmodel.lower(x)(x).relevance["x"]
     assert wanted.abs().max() > 0
     assert (found - wanted).abs().max() <= 1e-12 * wanted.abs().max()
@@ -417,7 +417,7 @@ class Sides(torch.nn.Module):
 def test_sizes_that_are_equal_by_chance_stay_apart() -> None:
     torch.manual_seed(0)
     model, x = Sides().double(), torch.randn(5, 5, 3).double()
-    xmodel = lrp_fx.convert(model, x, x.clone())
+    xmodel = lrp_fx.convert(model, x, x.clone(), rules="attnlrp")
     lowered = xmodel.lower(x, x.clone(), target=1)
     for batch, one, two in ((5, 4, 7), (2, 6, 6), (3, 3, 5)):
         given = torch.randn(batch, one, 3).double(), torch.randn(batch, two, 3).double()

@@ -49,7 +49,7 @@ class Gated(torch.nn.Module):
 
 
 def test_layers_keep_products_and_statistics_and_nothing_that_follows_from_them():
-    graph = lrp_fx.convert(Gated().eval(), torch.randn(2, 8)).lower(target=0).graph_module.graph
+    graph = lrp_fx.convert(Gated().eval(), torch.randn(2, 8), rules="attnlrp").lower(target=0).graph_module.graph
     order = {node: i for i, node in enumerate(graph.nodes)}
     turn = order[graph.output_node().args[0]["target"]]
     crossing = [n for n in order if order[n] <= turn and any(order[u] > turn and u.op != "output" for u in n.users)]

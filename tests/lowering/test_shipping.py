@@ -32,7 +32,7 @@ def case():
     torch.manual_seed(0)
     config = tf.MixtralConfig(**{**GQA, "num_hidden_layers": 1}, num_local_experts=4)
     model = tf.MixtralForCausalLM(config).eval()
-    xmodel = lrp_fx.convert(model, input_ids=torch.randint(3, 99, (2, 7)))
+    xmodel = lrp_fx.convert(model, input_ids=torch.randint(3, 99, (2, 7)), rules="attnlrp")
     others = [{"input_ids": torch.randint(3, 99, size)} for size in ((3, 11), (1, 5))]
     return xmodel, xmodel.lower(target=0), others
 
@@ -55,7 +55,7 @@ class Small(torch.nn.Module):
 @pytest.fixture(scope="module")
 def small():
     torch.manual_seed(0)
-    xmodel = lrp_fx.convert(Small().eval(), input_ids=torch.randint(3, 99, (2, 7)))
+    xmodel = lrp_fx.convert(Small().eval(), input_ids=torch.randint(3, 99, (2, 7)), rules="attnlrp")
     return xmodel, [{"input_ids": torch.randint(3, 99, size)} for size in ((3, 11), (1, 5))]
 
 
@@ -177,7 +177,7 @@ def test_images_ship_as_onnx_too(tmp_path):
         torch.nn.Conv2d(3, 4, 3, stride=2, padding=1), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
         torch.nn.MaxPool2d(2), torch.nn.Conv2d(4, 6, 3, groups=2), torch.nn.GELU(), torch.nn.Flatten(), torch.nn.Linear(24, 5),
     ).eval()  # fmt: skip
-    xmodel = lrp_fx.convert(model, torch.randn(2, 3, 16, 16))
+    xmodel = lrp_fx.convert(model, torch.randn(2, 3, 16, 16), rules="attnlrp")
     xmodel.to_onnx(tmp_path / "x.onnx", target=0)
     session = onnxruntime.InferenceSession(str(tmp_path / "x.onnx"))
     x = torch.randn(3, 3, 16, 16)
@@ -207,7 +207,7 @@ def test_compiled_convolutions_leave_weights_and_cotangents_as_they_lie():
         torch.nn.Flatten(), torch.nn.Linear(16 * 7 * 7, 5),
     ).eval()  # fmt: skip
     x = torch.randn(2, 3, 16, 16)
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     eager = xmodel.explain(x, target=2).relevance["input"]
     compiled = xmodel.compile(x, target=2, mode="default")
     found, (code,) = run_and_get_code(compiled, x, target=2)
@@ -234,7 +234,7 @@ def shared(tmp_path_factory):
     model = tf.LlamaForCausalLM(config).eval()
     model.save_pretrained(folder / "one")
     model.save_pretrained(folder / "several", max_shard_size="200KB")
-    xmodel = lrp_fx.convert(model, input_ids=torch.randint(3, 99, (2, 7)))
+    xmodel = lrp_fx.convert(model, input_ids=torch.randint(3, 99, (2, 7)), rules="attnlrp")
     lowered = xmodel.lower(target=0)
     lowered.save(folder / "inside.pt2")
     lowered.save(folder / "reference.pt2", "reference", model)

@@ -13,7 +13,7 @@ from lrp_fx.errors import InputError, TargetError
 @pytest.fixture(scope="module")
 def llama():
     model, inputs = build("llama2")
-    return model, inputs, lrp_fx.convert(model, **inputs)
+    return model, inputs, lrp_fx.convert(model, **inputs, rules="attnlrp")
 
 
 def same(found, wanted):
@@ -65,7 +65,7 @@ def test_fused_attention_runs_forward_once_and_back_once_for_all_targets(llama):
 @pytest.mark.parametrize("name", few(["mixtral", "vit"], "vit"))
 def test_classes_of_other_models(name):
     model, inputs = build(name)
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     found = xmodel.explain_targets(**inputs, targets=[0, 1])
     for i in range(2):
         for key, wanted in xmodel.explain(**inputs, target=i).relevance.items():
@@ -127,7 +127,7 @@ def test_an_encoder_decoder_attributes_to_both_of_its_inputs():
         eos_token_id=None,
     )  # fmt: skip
     model = tf.T5ForConditionalGeneration(config).double().eval()
-    xmodel = lrp_fx.convert(model)
+    xmodel = lrp_fx.convert(model, rules="attnlrp")
     found = xmodel.explain_generation(ids(2, 6, high=49), max_new_tokens=3)
     assert found.relevance["input_ids"].shape == (2, 3, 6)
     assert found.relevance["decoder_input_ids"].shape == (2, 3, 4)
@@ -135,7 +135,9 @@ def test_an_encoder_decoder_attributes_to_both_of_its_inputs():
 
 def test_a_model_that_does_not_generate_is_named():
     with pytest.raises(InputError, match="generate"):
-        lrp_fx.convert(torch.nn.Embedding(9, 3)).explain_generation(torch.ones(1, 2).long(), max_new_tokens=2)
+        lrp_fx.convert(torch.nn.Embedding(9, 3), rules="attnlrp").explain_generation(
+            torch.ones(1, 2).long(), max_new_tokens=2
+        )
 
 
 class Parts(torch.nn.Module):
@@ -154,7 +156,7 @@ class Parts(torch.nn.Module):
 
 def test_parts_that_are_written_are_explained_for_many_targets():
     model, x = Parts().double(), torch.randn(2, 5, 6).double()
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     found = xmodel.explain(x, targets=[0, 3])
     for i, target in enumerate((0, 3)):
         same(found.relevance["x"][i], xmodel.explain(x, target=target).relevance["x"])
@@ -177,7 +179,7 @@ class Biased(torch.nn.Module):
 @pytest.mark.parametrize("shape", [(1, 2, 6, 6), (6, 6), (3, 1, 6, 6)])
 def test_a_mask_that_samples_share_is_shared_by_targets(shape):
     model, x = Biased(shape).double(), torch.randn(3, 6, 8).double()
-    xmodel = lrp_fx.convert(model, x)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
     found = xmodel.explain(x, targets=[0, 3])
     for i, target in enumerate((0, 3)):
         same(found.relevance["x"][i], xmodel.explain(x, target=target).relevance["x"])

@@ -40,7 +40,7 @@ def model():
 
 def test_an_unknown_operator_is_an_error(model):
     with pytest.raises(lrp_fx.errors.UnknownOpError, match=r"mine\.doubled_swish"):
-        lrp_fx.convert(model, X)
+        lrp_fx.convert(model, X, rules="attnlrp")
 
 
 @pytest.mark.parametrize("way", ["toml", "registered"])
@@ -50,11 +50,11 @@ def test_one_line_declares_it(model, way, tmp_path):
         (tmp_path / "ops.toml").write_text(
             '[nonlinearity]\n"mine.doubled_swish" = { args = "x", slope = "2 * sigmoid(x)" }\n'
         )
-        xmodel = lrp_fx.convert(model, X, ops=tmp_path / "ops.toml")
+        xmodel = lrp_fx.convert(model, X, ops=tmp_path / "ops.toml", rules="attnlrp")
     else:
         lrp_fx.register_op("mine::doubled_swish", role="nonlinearity", relevance_args=["x"], slope="2 * sigmoid(x)")
         try:
-            xmodel = lrp_fx.convert(model, X)
+            xmodel = lrp_fx.convert(model, X, rules="attnlrp")
         finally:
             del lrp_fx.operators.table._REGISTERED["mine.doubled_swish"]
     attribution = xmodel.explain(X)
@@ -66,7 +66,7 @@ def test_one_line_declares_it(model, way, tmp_path):
 def test_a_slope_reads_x_and_the_functions_it_may_have(model, slope):
     ops = {"nonlinearity": {"mine.doubled_swish": {"args": "x", "slope": slope}}}
     with pytest.raises(lrp_fx.errors.RuleSetError, match=r"mine\.doubled_swish"):
-        lrp_fx.convert(model, X, ops=ops)
+        lrp_fx.convert(model, X, ops=ops, rules="attnlrp")
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_an_unknown_rule_says_how_to_declare_it():
 def test_a_declaration_that_names_no_argument_is_an_error():
     """It would lose relevance without a word."""
     with pytest.raises(lrp_fx.errors.RuleSetError, match=r"aten\.relu names input, but .* arguments are self$"):
-        lrp_fx.convert(nn.ReLU(), X, ops={"movement": {"aten.relu": "input"}})
+        lrp_fx.convert(nn.ReLU(), X, ops={"movement": {"aten.relu": "input"}}, rules="attnlrp")
 
 
 def test_the_op_table_names_arguments_that_exist():

@@ -50,7 +50,9 @@ class Wrapped(nn.Module):
 
 def test_what_is_written_out_keeps_free_sizes_and_where_it_was_written():
     """One capture serves other sizes, and nodes name the module and the line that called the operator."""
-    xmodel = lrp_fx.convert(Wrapped(lambda h: F.cosine_similarity(h, h.flip(1), dim=-1)), torch.randn(2, 5, 6).double())
+    xmodel = lrp_fx.convert(
+        Wrapped(lambda h: F.cosine_similarity(h, h.flip(1), dim=-1)), torch.randn(2, 5, 6).double(), rules="attnlrp"
+    )
     assert all("cosine_similarity" not in str(n.target) for n in xmodel.graph_module.graph.nodes)
     for size in ((3, 4, 6), (1, 9, 6)):
         x = torch.randn(size).double()
@@ -67,10 +69,10 @@ def test_products_along_a_dimension_are_shared_by_all_factors():
     for count in (6, 4):
         h = torch.randn(2, count, dtype=torch.float64)
         h[1, 2] = 0
-        product = lrp_fx.convert(Alone(lambda x: x.prod(-1, keepdim=True)), torch.randn(3, 5).double())
+        product = lrp_fx.convert(Alone(lambda x: x.prod(-1, keepdim=True)), torch.randn(3, 5).double(), rules="attnlrp")
         relevance = product.explain(h, target=0).relevance["x"]
         assert torch.allclose(relevance, (h.prod(-1, keepdim=True) / count).expand_as(h), rtol=1e-12, atol=0)
-        prefix = lrp_fx.convert(Alone(lambda x: x.cumprod(-1)), torch.randn(3, 5).double())
+        prefix = lrp_fx.convert(Alone(lambda x: x.cumprod(-1)), torch.randn(3, 5).double(), rules="attnlrp")
         relevance = prefix.explain(h, target=2).relevance["x"]
         expected = torch.where(torch.arange(count) < 3, h[:, :3].prod(-1, keepdim=True) / 3, 0.0)
         assert torch.allclose(relevance, expected, rtol=1e-12, atol=0)
@@ -87,7 +89,11 @@ class Alone(nn.Module):
 
 def test_a_determinant_is_a_product_of_as_many_factors_as_it_has_rows():
     x = torch.randn(2, 3, 3, dtype=torch.float64)
-    relevance = lrp_fx.convert(Alone(lambda a: torch.linalg.det(a)[:, None]), x).explain(x, target=0).relevance["x"]
+    relevance = (
+        lrp_fx.convert(Alone(lambda a: torch.linalg.det(a)[:, None]), x, rules="attnlrp")
+        .explain(x, target=0)
+        .relevance["x"]
+    )
     expected = torch.linalg.det(x)[:, None, None] * torch.linalg.inv(x).mT * x / 3
     assert torch.allclose(relevance, expected, rtol=1e-10)
 
@@ -101,11 +107,13 @@ def test_a_solution_is_a_quotient():
         def forward(self, a, b):
             return torch.linalg.solve(a, b).flatten(1)
 
-    xmodel = lrp_fx.convert(Solve(), a, b)
+    xmodel = lrp_fx.convert(Solve(), a, b, rules="attnlrp")
     found = xmodel.explain(a, b, target=1)
     for name in "ab":
         assert torch.allclose(found.relevance[name].flatten(1).sum(1), found.target / 2, rtol=1e-10)
-    only_a = lrp_fx.convert(Alone(lambda a: torch.linalg.solve(a, b).flatten(1)), a).explain(a, target=1)
+    only_a = lrp_fx.convert(Alone(lambda a: torch.linalg.solve(a, b).flatten(1)), a, rules="attnlrp").explain(
+        a, target=1
+    )
     assert torch.allclose(only_a.relevance["x"].flatten(1).sum(1), only_a.target, rtol=1e-10)
     assert xmodel.verify(a, b, target=1).passed
 
@@ -113,7 +121,7 @@ def test_a_solution_is_a_quotient():
 def test_a_declaration_wins_over_what_an_operator_is_made_of():
     x = torch.randn(2, 6, dtype=torch.float64)
     model = Wrapped(lambda h: F.cosine_similarity(h, h.flip(1))[:, None])
-    xmodel = lrp_fx.convert(model, x, ops={"constant": {"aten.cosine_similarity": ""}, "movement": {}})
+    xmodel = lrp_fx.convert(model, x, ops={"constant": {"aten.cosine_similarity": ""}, "movement": {}}, rules="attnlrp")
     assert any("cosine_similarity" in str(n.target) for n in xmodel.graph_module.graph.nodes)
 
 
@@ -133,7 +141,7 @@ def test_softmax_over_segments_spelled_with_scatter_converts():
     x = torch.randn(5, 6, dtype=torch.float64)
     gradients = []
     for scatter in (False, True):
-        xmodel = lrp_fx.convert(Wrapped(lambda h, s=scatter: attention(h[:, :1], h[:, 1:], s)), x)
+        xmodel = lrp_fx.convert(Wrapped(lambda h, s=scatter: attention(h[:, :1], h[:, 1:], s)), x, rules="attnlrp")
         found = xmodel.explain(x, target=lambda o: o[:, 1])
         assert found.ledger.balance < 1e-8 and xmodel.verify(x, target=lambda o: o[:, 1]).passed
         gradients.append(xmodel.explain(x, target=lambda o: o[:, 1], rules="gradient").relevance["x"])
@@ -158,8 +166,8 @@ def test_half_precision_agrees_with_double(name, dtype):
 
     x = (X / 2).to(dtype)
     model = Wrapped(function)
-    exact = lrp_fx.convert(model, x.double()).explain(x.double(), target=total)
-    rounded = lrp_fx.convert(Wrapped(function).to(dtype), x).explain(x, target=total)
+    exact = lrp_fx.convert(model, x.double(), rules="attnlrp").explain(x.double(), target=total)
+    rounded = lrp_fx.convert(Wrapped(function).to(dtype), x, rules="attnlrp").explain(x, target=total)
     scale = exact.relevance["x"].abs().max()
     assert (rounded.relevance["x"].double() - exact.relevance["x"]).abs().max() < tolerance * scale
     assert abs(rounded.relevance["x"].double().sum() - exact.relevance["x"].sum()) < tolerance * scale * 3

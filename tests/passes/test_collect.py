@@ -31,7 +31,7 @@ def test_products_of_the_first_layers_with_their_cotangents_are_saved(name, fewe
     """Of decoder and encoder; where rows get a bias before they are multiplied (a norm's), nothing changes."""
     monkeypatch.delenv("LRP_FX_CACHE")  # what one of the two kept, the other would find
     model, inputs = build(name)
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     late = xmodel.lower(**inputs)
     monkeypatch.setattr(
         "lrp_fx.lowering.joint_graph.collect_late", lambda graph, ops, taps, depths, held: [[t] for t in taps]
@@ -55,7 +55,7 @@ def test_under_every_kind_of_rule(rules):
 @pytest.mark.parametrize("place", few(PLACES, PLACES[0]))
 def test_what_is_asked_for_on_the_way_is_collected_there_too(place):
     model, inputs = build("llama2")
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     found, wanted = xmodel.lower(**inputs, at=place)(**inputs), xmodel.explain(**inputs, at=place)
     _agree(found.latents, wanted.latents)
     _agree(found.relevance, wanted.relevance)
@@ -82,7 +82,7 @@ class Mixed(nn.Module):
 def test_only_products_with_constants_are_passed():
     torch.manual_seed(0)
     model, ids, scale = Mixed().double(), torch.randint(0, 20, (2, 5)), torch.rand(2, dtype=torch.float64) + 1
-    xmodel = lrp_fx.convert(model, ids, scale)
+    xmodel = lrp_fx.convert(model, ids, scale, rules="attnlrp")
     found, wanted = xmodel.lower(ids, scale)(ids, scale), xmodel.explain(ids, scale)
     _agree(found.relevance, wanted.relevance)
     assert (wanted.ledger["bias"] + sum(float(r.sum()) for r in wanted.relevance.values())) == pytest.approx(
@@ -94,7 +94,7 @@ def test_only_products_with_constants_are_passed():
 def test_of_a_head_one_row_is_multiplied_on_the_way_back(target):
     """The way forward computes all logits where the largest is looked for, and one of them where it is given."""
     model, inputs = build("llama2")
-    lowered = lrp_fx.convert(model, **inputs).lower(**inputs, target=target)
+    lowered = lrp_fx.convert(model, **inputs, rules="attnlrp").lower(**inputs, target=target)
     heads = [
         node
         for node in lowered.graph_module.graph.nodes

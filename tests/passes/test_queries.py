@@ -58,7 +58,7 @@ def test_only_chosen_queries_are_asked(name: str) -> None:
     which, extra, how = CASES[name]
     model, inputs = build(which)
     inputs = {**inputs, **extra}
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     lowered = xmodel.lower(**inputs, **how)
     queries = _queries(lowered.graph_module)
     every = sum(n.target is FUSED for n in xmodel.graph_module.graph.nodes)
@@ -74,7 +74,7 @@ def test_only_chosen_queries_are_asked(name: str) -> None:
 def test_other_sizes() -> None:
     model, inputs = build("llama2")
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])  # without it, one sample is another graph
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     lowered = xmodel.lower(**inputs, target=(3, 7))
     for batch, length in ((1, 4), (3, 11)):
         ids = torch.randint(3, 99, (batch, length))
@@ -88,7 +88,7 @@ def test_other_sizes() -> None:
 @pytest.mark.parametrize(("which", "target"), few([("llama2", (3, 7)), ("bert-classifier", 1)], ("bert-classifier", 1)))
 def test_a_position_that_others_read_is_left(which: str, target: Any) -> None:
     model, inputs = build(which)
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     at = ATTENTIONS[which]
     lowered = xmodel.lower(**inputs, target=target, at=at)
     assert "1" not in _queries(lowered.graph_module)
@@ -106,7 +106,7 @@ def test_what_the_model_chooses_itself_is_not_computed_elsewhere_in_eager_sweeps
     which, extra, how = CASES[name]
     model, inputs = build(which)
     inputs = {**inputs, **extra}
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     specialization, _ = xmodel.specialization((), inputs)
 
     def asked(*at: str) -> list[str]:

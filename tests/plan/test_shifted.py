@@ -70,13 +70,13 @@ def test_relevance_is_that_of_the_function(name, rules):
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_no_constant_takes_relevance_under_a_rule_that_divides(name):
     for function in SPELLINGS[name]:
-        found = lrp_fx.convert(net(function), X, Y).explain(X, Y, target=1)
+        found = lrp_fx.convert(net(function), X, Y, rules="attnlrp").explain(X, Y, target=1)
         assert abs(found.ledger["input"] - found.ledger.target) < 1e-12 * abs(found.ledger.target)
 
 
 @pytest.mark.parametrize("name", ["modulation", "a matrix"])
 def test_every_way_of_explaining_agrees(name):
-    xmodel = lrp_fx.convert(net(SPELLINGS[name][1]), X, Y)
+    xmodel = lrp_fx.convert(net(SPELLINGS[name][1]), X, Y, rules="attnlrp")
     plain = xmodel.explain(X, Y, target=1)
     ways = [
         xmodel.explain(X, Y, target=1, memory="low").relevance,
@@ -94,7 +94,7 @@ def test_where_the_factor_is_zero_nothing_is_lost():
     model = net(SPELLINGS["modulation"][1])
     model.s.weight.data = torch.eye(4, dtype=torch.float64)
     y = -torch.ones(3, 4, dtype=torch.float64)
-    found = lrp_fx.convert(model, X, y).explain(X, y, target=1)
+    found = lrp_fx.convert(model, X, y, rules="attnlrp").explain(X, y, target=1)
     assert float(found.relevance["x"].abs().sum()) > 0.01 and abs(found.ledger.total) < 1e-12
 
 
@@ -107,7 +107,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_products_are_left_alone(name):
-    xmodel = lrp_fx.convert(net(OTHERS[name]), X, Y)
+    xmodel = lrp_fx.convert(net(OTHERS[name]), X, Y, rules="attnlrp")
     assert not xmodel.current.facts.shifted
     assert xmodel.explain(X, Y, target=1).ledger.balance < 1e-12
 
@@ -123,5 +123,5 @@ def test_a_bias_is_no_literal():
     spelled = Biased(None, bias=True).double().eval()
     fused = net(lambda a, s: a * s, bias=True)
     fused.load_state_dict(spelled.state_dict())
-    one, other = (lrp_fx.convert(m, X, Y).explain(X, Y, target=1) for m in (spelled, fused))
+    one, other = (lrp_fx.convert(m, X, Y, rules="attnlrp").explain(X, Y, target=1) for m in (spelled, fused))
     torch.testing.assert_close(one.relevance["x"], other.relevance["x"], rtol=1e-10, atol=1e-12)

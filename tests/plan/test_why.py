@@ -38,7 +38,7 @@ class MLP(nn.Module):
 
 @pytest.fixture(scope="module")
 def report():
-    return lrp_fx.convert(MLP(), torch.randn(2, 8), torch.ones(2, 1, dtype=torch.long)).report()
+    return lrp_fx.convert(MLP(), torch.randn(2, 8), torch.ones(2, 1, dtype=torch.long), rules="attnlrp").report()
 
 
 def of(reasons, node):

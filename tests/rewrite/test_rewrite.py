@@ -20,7 +20,7 @@ def converted(request):
     torch.manual_seed(0)
     model, inputs = build(request.param)
     embeddings = model.get_input_embeddings()(inputs["input_ids"]).detach()
-    xmodel = lrp_fx.convert(model, inputs_embeds=embeddings)
+    xmodel = lrp_fx.convert(model, inputs_embeds=embeddings, rules="attnlrp")
     return xmodel, embeddings, relevance(xmodel, embeddings)
 
 
@@ -80,7 +80,7 @@ class Operators(TorchDispatchMode):
 def test_no_gradient_of_expert_weights_is_computed():
     """The library's backward of a grouped product computes one, whether anybody wants it or not."""
     model, inputs = build("mixtral")
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     with Operators() as ran:
         xmodel.explain(**inputs)
     assert "transformers::grouped_mm_fallback" in ran.names
@@ -90,7 +90,7 @@ def test_no_gradient_of_expert_weights_is_computed():
 @pytest.mark.parametrize("name", few(["mixtral", "qwen2", "qwen3"], "qwen2"))
 def test_heads_that_share_keys_read_them_unrepeated_and_explain_alike(name):
     model, inputs = build(name)
-    xmodel = lrp_fx.convert(model, **inputs)
+    xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     found = xmodel.explain(**inputs)
     alone = xmodel.explain(**inputs, at="*@key")  # what is asked for stays as the model has it: a copy for every head
     graphs = [s.tapped.graph for s in xmodel.current.sweepers.values()]
@@ -109,7 +109,7 @@ def test_heads_that_share_keys_read_them_unrepeated_and_explain_alike(name):
 @pytest.mark.parametrize("norm", [torch.nn.LayerNorm(8), torch.nn.RMSNorm(8), torch.nn.GroupNorm(4, 8)])
 def test_normalizations_keep_their_statistics_not_their_input(norm):
     x = torch.randn(2, 8, 8)
-    xmodel = lrp_fx.convert(torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(64, 3)), x)
+    xmodel = lrp_fx.convert(torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(64, 3)), x, rules="attnlrp")
     kept = []
 
     def pack(tensor):
@@ -130,7 +130,7 @@ class Weighed(torch.nn.Module):
 def test_no_gradient_flows_where_relevance_does_not():
     """What an operator that is declared constant makes of a signal is a constant to autograd, too."""
     x = torch.randn(2, 5, dtype=torch.float64)
-    xmodel = lrp_fx.convert(Weighed(), ops={"constant": {"ops": ["aten.tanh"]}})
+    xmodel = lrp_fx.convert(Weighed(), ops={"constant": {"ops": ["aten.tanh"]}}, rules="attnlrp")
     found = xmodel.explain(x, target=1)
     wanted = torch.zeros_like(x)
     wanted[:, 1] = (x * (1 + torch.tanh(x).exp()))[:, 1]

@@ -120,7 +120,7 @@ def test_agrees_with_zennit(name, build, zennit):
     if gradients and build is mobilenet:
         build = partial(mobilenet, nn.ReLU)  # zennit gives these two rules to nn.ReLU alone
     model, x = prepared(build, zennit)
-    found = lrp_fx.convert(model, x).explain(x, target=CLASSES, rules=name)
+    found = lrp_fx.convert(model, x, rules="attnlrp").explain(x, target=CLASSES, rules=name)
     with torch.no_grad():
         chosen = torch.eye(5, dtype=x.dtype)[CLASSES]
     composite = zennit.composites.COMPOSITES[name](
@@ -256,10 +256,42 @@ def test_layers_are_told_apart():
             return (h + self.down(torch.relu(self.up(h)))).sum((1, 2))
 
     x = torch.randn(2, 3, 8, 8)
-    xmodel = lrp_fx.convert(Block().eval(), x)
+    xmodel = lrp_fx.convert(Block().eval(), x, rules="attnlrp")
     layers = xmodel.current.under(xmodel.ruleset).plan.facts.layers
     roles = [layer.roles[0] for layer in layers.values()]
-    assert roles == ["first-layer", "attention-projection", "attention-projection", "dense", "dense"]
+    assert roles == ["patch-embedding", "attention-projection", "attention-projection", "dense", "dense"]
+
+
+#: layer -> shape of its input, whether it cuts the input into patches
+EMBEDDINGS = {
+    "patches": (nn.Conv2d(3, 8, 4, 4), (2, 3, 8, 8), True),
+    "tubes": (nn.Conv3d(1, 4, (2, 4, 4), (2, 4, 4), bias=False), (2, 1, 4, 8, 8), True),
+    "frames": (nn.Conv1d(2, 4, 5, 5, padding="valid"), (2, 2, 20), True),
+    "windows that overlap": (nn.Conv2d(3, 8, 4, 2), (2, 3, 8, 8), False),
+    "windows with gaps": (nn.Conv2d(3, 8, 2, 4), (2, 3, 8, 8), False),
+    "padded": (nn.Conv2d(3, 8, 4, 4, padding=2), (2, 3, 8, 8), False),
+    "dilated": (nn.Conv2d(3, 8, 2, 2, dilation=2), (2, 3, 8, 8), False),
+    "by channel": (nn.Conv2d(3, 6, 4, 4, groups=3), (2, 3, 8, 8), False),
+    "point by point": (nn.Conv2d(3, 8, 1), (2, 3, 4, 4), False),
+    "transposed": (nn.ConvTranspose2d(3, 8, 2, 2), (2, 3, 4, 4), False),
+    "dense": (nn.Linear(6, 8), (2, 6), False),
+}
+
+
+@pytest.mark.parametrize("name", EMBEDDINGS)
+def test_a_first_convolution_whose_windows_touch_embeds_patches(name):
+    layer, shape, embeds = EMBEDDINGS[name]
+    x = torch.randn(shape)
+    second = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+    second(x)
+    for model, expected in (
+        (second, embeds),
+        (nn.Sequential(nn.Tanh(), *second), False),
+    ):  # behind tanh: no first layer
+        xmodel = lrp_fx.convert(model.eval(), x, rules="attnlrp")
+        roles = next(iter(xmodel.current.under(xmodel.ruleset).plan.facts.layers.values())).roles
+        assert ("patch-embedding" in roles) is expected
+        assert ("first-convolution" in roles) is (model is second and name != "dense" and not embeds)
 
 
 @pytest.mark.parametrize(

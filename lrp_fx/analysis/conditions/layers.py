@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts
@@ -91,6 +93,21 @@ def normalizes_any_sign(candidate: Candidate) -> bool:
 def has_one_group(candidate: Candidate) -> bool:
     """It has one group of channels."""
     return bind(candidate.node).get("groups", 1) == 1
+
+
+def windows_touch(convolution: Node) -> bool:
+    """Whether a convolution reads windows side by side, every entry once: a dense layer on patches."""
+    bound = bind(convolution)
+    sizes = tuple(bound["weight"].meta["val"].shape[2:])
+
+    def along_each(setting: Any) -> tuple[Any, ...]:
+        values = tuple(setting) if isinstance(setting, (list, tuple)) else (setting,)
+        return values * len(sizes) if len(values) == 1 else values
+
+    apart = along_each(bound["stride"]) == sizes and max(sizes) > 1
+    whole = bound["padding"] == "valid" or not any(along_each(bound["padding"]))
+    dense = bound["groups"] == 1 and set(along_each(bound["dilation"])) == {1}
+    return apart and whole and dense and not bound.get("transposed", "output_padding" in bound)
 
 
 def layer_input(candidate: Candidate) -> Node:
