@@ -218,7 +218,7 @@ def _summed(case: Case) -> Amounts:
 
 
 def _offset(case: Case, run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a layer gives for an input of zeros: its bias. An addend that carries relevance is none, it keeps its own."""
+    """What a layer gives for an input of zeros: its bias. What is added and carries relevance keeps its own."""
     names = [*bind(run.node)]
     bound = dict(zip(positional(run.node, names), args, strict=False)) | kwargs
     at, position = run.input
