@@ -99,7 +99,7 @@ def input_times_gradient(model):
 def test_gradient_is_autograd_and_sums_close(name, route):
     model = Net(WRITTEN[name])
     route = "auto" if name == "data" else route
-    xmodel = lrp_fx.convert(model, X, capture=route)
+    xmodel = lrp_fx.convert(model, X, capture=route, rules="attnlrp")
     assert torch.equal(xmodel(X), model(X))
     found = xmodel.explain(X, target=1, rules="gradient")
     torch.testing.assert_close(found.relevance["x"], input_times_gradient(model), rtol=1e-10, atol=1e-12)
@@ -111,13 +111,14 @@ def test_gradient_is_autograd_and_sums_close(name, route):
 
 @pytest.mark.parametrize("name", ["no_grad", "straight through", "inference_mode"])
 def test_what_is_added_and_held_constant_has_a_category(name):
-    ledger = lrp_fx.convert(Net(WRITTEN[name])).explain(X, target=1).ledger
+    ledger = lrp_fx.convert(Net(WRITTEN[name]), rules="attnlrp").explain(X, target=1).ledger
     assert ("detached" in ledger) == (name != "inference_mode")  # (a factor adds nothing)
 
 
 def test_a_straight_through_estimator_has_the_relevance_of_its_signal():
     hard, soft = (
-        lrp_fx.convert(Net(f)).explain(X, target=1).relevance["x"] for f in (WRITTEN["straight through"], lambda x: x)
+        lrp_fx.convert(Net(f), rules="attnlrp").explain(X, target=1).relevance["x"]
+        for f in (WRITTEN["straight through"], lambda x: x)
     )
     torch.testing.assert_close(hard, soft, rtol=1e-5, atol=1e-7)  # (but for stabilisers)
 
@@ -131,7 +132,7 @@ def test_seen_through_relevance_follows_the_values():
         torch.testing.assert_close(found.relevance["x"], expected.relevance["x"], rtol=1e-10, atol=1e-12)
         assert not found.notes or found.notes[0].name != "seen through"
     with pytest.raises(ValueError, match="choose one of honour"):
-        lrp_fx.convert(model, X, detach="both")
+        lrp_fx.convert(model, X, detach="both", rules="attnlrp")
 
 
 class Frozen(nn.Module):
@@ -155,9 +156,9 @@ class Frozen(nn.Module):
 @pytest.mark.parametrize("whole", [True, False])
 def test_where_nothing_is_left_it_is_seen_through_and_noted(whole, route, tmp_path):
     model = Frozen(whole)
-    xmodel = lrp_fx.convert(model, X, capture=route)
+    xmodel = lrp_fx.convert(model, X, capture=route, rules="attnlrp")
     found = xmodel.explain(X, target=1)
-    expected = lrp_fx.convert(nn.Sequential(model.body, model.head), X).explain(X, target=1)
+    expected = lrp_fx.convert(nn.Sequential(model.body, model.head), X, rules="attnlrp").explain(X, target=1)
     torch.testing.assert_close(found.relevance["x"], expected.relevance["input"], rtol=1e-10, atol=1e-12)
     assert ("module 'head'" if whole else "module 'body.1'") in str(note(found))
     assert "without gradients" in repr(found) and note(expected) is None
@@ -193,7 +194,7 @@ class TwoOutputs(nn.Module):
 
 def test_an_output_that_is_detached_is_seen_through_where_no_other_reads_it():
     second = lambda out: out[1][:, 1]
-    apart, shared = (lrp_fx.convert(TwoOutputs(s), X) for s in (False, True))
+    apart, shared = (lrp_fx.convert(TwoOutputs(s), X, rules="attnlrp") for s in (False, True))
     assert float(apart.explain(X, target=second).relevance["x"].abs().sum()) > 0.1
     with pytest.raises(TargetError, match="see-through"):
         shared.explain(X, target=second)
@@ -202,7 +203,7 @@ def test_an_output_that_is_detached_is_seen_through_where_no_other_reads_it():
 
 @pytest.mark.parametrize("name", ["straight through", "enable_grad inside", "a statistic"])
 def test_every_way_of_explaining_agrees(name, tmp_path):
-    xmodel = lrp_fx.convert(Net(WRITTEN[name]), X)
+    xmodel = lrp_fx.convert(Net(WRITTEN[name]), X, rules="attnlrp")
     plain = xmodel.explain(X, target=1)
     lowered = xmodel.lower(X, target=1)
     lowered.save(tmp_path / "graph.pt2")
@@ -226,7 +227,7 @@ def test_both_readings_are_kept_on_disk_apart(tmp_path, monkeypatch):
     monkeypatch.setenv("LRP_FX_CACHE", str(tmp_path))
 
     def explained(reading):
-        xmodel = lrp_fx.convert(Net(kept), X, detach=reading)
+        xmodel = lrp_fx.convert(Net(kept), X, detach=reading, rules="attnlrp")
         return xmodel.lower(X, target=1)(X, target=1).relevance["x"]
 
     first = {reading: explained(reading) for reading in ("honour", "see-through")}
@@ -253,7 +254,7 @@ def test_what_depends_on_no_signal_is_left_as_it_was():
             return self.head(self.table(ids) * self.angles(ids) * self.head.weight.detach().sum()).sum(1)
 
     ids = torch.randint(0, 9, (2, 5))
-    xmodel = lrp_fx.convert(Rotary(), ids)
+    xmodel = lrp_fx.convert(Rotary(), ids, rules="attnlrp")
     assert not xmodel.current.facts.detached
     assert xmodel.current.facts.positional and "aten.detach" not in str(xmodel.current.captured.graph_module.graph)
     assert xmodel.explain(ids, target=1).ledger.balance < 1e-12
@@ -268,7 +269,7 @@ def test_what_a_model_writes_behind_autograds_back_is_followed():
         return torch.softmax(scores, -1)
 
     model = Net(masked)
-    found = lrp_fx.convert(model, X).explain(X, target=1, rules="gradient")
+    found = lrp_fx.convert(model, X, rules="attnlrp").explain(X, target=1, rules="gradient")
     torch.testing.assert_close(found.relevance["x"], input_times_gradient(model), rtol=1e-10, atol=1e-12)
 
 
@@ -278,6 +279,6 @@ def test_an_input_that_stops_at_a_detach_has_a_note_that_says_so():
             return x * y.detach().exp() + y.detach()
 
     x, y = torch.rand(2, 2, 3, dtype=torch.float64).unbind()
-    found = lrp_fx.convert(Two()).explain(x, y, target=1)
+    found = lrp_fx.convert(Two(), rules="attnlrp").explain(x, y, target=1)
     (unmoved,) = (n for n in found.notes if n.name == "no relevance")
     assert "'y'" in str(unmoved) and "see-through" in str(unmoved)
