@@ -95,6 +95,25 @@ def test_explains_under_no_grad_and_inference_mode():
         assert torch.equal(xmodel.explain(**inside).relevance["input_ids"].clone(), expected)
 
 
+@pytest.mark.parametrize("name", few(["llama2", "flan-t5", "encoder"], "llama2", "flan-t5"))
+def test_all_of_an_explanation_may_be_made_in_inference_mode(name):
+    """The first check and the ledger run operators again: their gradients are none where nothing is recorded. And what the
+    caller switched off is no part of the model."""
+    model, inputs = build(name)
+    outside = lrp_fx.convert(model).explain(**inputs)
+    with torch.inference_mode():
+        inside = {k: v.clone() for k, v in inputs.items()}
+        xmodel = lrp_fx.convert(model)
+        attribution = xmodel.explain(**inside)
+        ledger = attribution.ledger
+        many = xmodel.explain(**inside, targets=[0, 1])
+    assert ledger.balance < 1e-9
+    assert dict(ledger) == pytest.approx(dict(outside.ledger), abs=1e-9)
+    for key, relevance in outside.relevance.items():
+        torch.testing.assert_close(attribution.relevance[key].clone(), relevance)
+        assert many.relevance[key].shape == (2, *relevance.shape)
+
+
 def test_frozen_parameters_and_unfrozen_ones_explain_alike():
     model, inputs = build("llama2")
     expected = lrp_fx.convert(model, **inputs).explain(**inputs).relevance["input_ids"]

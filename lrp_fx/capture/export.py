@@ -61,7 +61,14 @@ def exports(
         if any(captured.serves(pytree.tree_leaves(example)) for captured in refusing):
             continue
         try:
-            with traceable(model), torch.enable_grad(), written_out(model), InferenceMode(), noting_calls(model):
+            with (
+                torch.inference_mode(False),  # the caller's own; that of the model's author is noted
+                traceable(model),
+                torch.enable_grad(),
+                written_out(model),
+                InferenceMode(),
+                noting_calls(model),
+            ):
                 program = _export(model, *example, dynamic, oblivious=oblivious)
         except CaptureError:
             raise

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -56,6 +57,7 @@ class Inputs:
         """Values of captured nodes on flat inputs."""
         return Values.of(self.captured.graph_module, dict(zip(self.captured.placeholders, leaves, strict=True)))
 
+    @torch.inference_mode(False)
     def parts(self, sources: Sequence[Source], relevance: Sequence[Tensor], values: Values) -> list[Part]:
         """Relevance of each source in the shapes of its inputs: that of rows goes to the ids which picked them.
 

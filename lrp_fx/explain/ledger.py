@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 from torch.fx import Node
 
@@ -16,6 +17,7 @@ from lrp_fx.results.ledger import Entry, Ledger
 from lrp_fx.rules.functions import nonzero, relevance_of
 
 
+@torch.inference_mode(False)  # operators are run again for their gradients
 def make_ledger(
     plan: Plan,
     sweep: Sweep,
@@ -53,6 +55,7 @@ def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
     return Entry(category, source.name, "input", module_path(node), node.name, safe_dot(x, g), relevance_of(x, g))
 
 
+@torch.inference_mode(False)
 def all_absorbed(plan: Plan, sweep: Sweep) -> dict[Node, list[Entry]]:
     """What stays at every node that relevance reached, in graph order."""
     return {node: absorbed(plan, account) for node, account in sweep.accounts.items() if account.outputs}

@@ -119,10 +119,11 @@ class Sweeper:
         """The model's output, of its own type, from its leaves."""
         return pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
 
+    @torch.inference_mode(False)
     def _explain(self, call: Call, questions: Sequence[tuple[Target, Condition]], checking: bool) -> list[Attribution]:
         self.inputs.check()
         leaves, results = usable(call.leaves), []
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             flat, sources, latents = self.swept(*leaves)
             output, points = self.output(flat), self.points(sources, latents)
             for target, condition in questions:
@@ -191,6 +192,7 @@ class Sweeper:
             _account=no_ledger(_CONDITIONAL) if conditional else account,
         )
 
+    @torch.inference_mode(False)
     def check(self, call: Call, target: Target) -> None:
         """Hold one call to an accounting sweep (``lrp_fx.explain.check``), without explaining it.
 

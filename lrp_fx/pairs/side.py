@@ -74,8 +74,8 @@ class Side:
         sweeper.inputs.check()
         names = list(dict.fromkeys(sweeper.inputs.name(n) for s in sweeper.inputs.facts.sources for n in _owners(s)))
         features = Features.of(tensors, names, input, grouping)
-        leaves = usable(call.leaves)
         with specialization.named_failures(call), torch.inference_mode(False), torch.enable_grad():
+            leaves = usable(call.leaves)
             flat, sources, latents = sweeper.swept(*leaves)
             embedding = read_embedding(sweeper.output(flat), tensors, output)
         check_finite([embedding.detach()])
@@ -113,6 +113,7 @@ class Side:
         picks = torch.eye(self.width, dtype=self.embedding.dtype, device=self.embedding.device)[first:end]
         return self.factors(picks[:, None].expand(-1, len(self.embedding), -1))
 
+    @torch.inference_mode(False)
     def factors(self, seeds: Tensor) -> Tensor:
         """Relevance of the features for weighted sums of coordinates, and in the last place what they do not get.
 
@@ -126,7 +127,7 @@ class Side:
             TargetError: when the embedding depends on no input.
             NumericalError: when a relevance is not finite.
         """
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             arrived = sweep_each(self.points, self.embedding, seeds.to(self.embedding.dtype))
         check_finite(arrived.sources)
         inputs = self.sweeper.inputs

@@ -298,6 +298,14 @@ def test_notes_tell_weak_maps(encoder):
     assert [note.name for note in explain_pairs(lrp_fx.convert(plain), y, y).notes] == ["cancelling"]
 
 
+def test_inference_mode_changes_nothing(encoder):
+    a, b = tokens(), tokens(2, 3)
+    outside = explain_pairs(lrp_fx.convert(encoder), a, b, output=mean_pooling)
+    with torch.inference_mode():
+        inside = explain_pairs(lrp_fx.convert(encoder), a.clone(), b.clone(), output=mean_pooling)
+    torch.testing.assert_close(inside.table.clone(), outside.table)
+
+
 def test_samples_are_results_of_their_own(encoder):
     found = explain_pairs(
         lrp_fx.convert(encoder), tokens(3), tokens(3, 4), output=mean_pooling, decode=lambda ids: list(map(str, ids))

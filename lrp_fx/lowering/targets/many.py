@@ -76,6 +76,7 @@ class ManyTargets:
         guards = ShapeGuards.of(sweeper.captured.shapes, fakes, targeted.sizes)
         return cls(sweeper, targeted, guards)
 
+    @torch.inference_mode(False)
     def explain(self, call: Call, targets: Sequence[Target], chunk: int | None) -> Attributions:
         """Explain one call.
 
@@ -95,7 +96,7 @@ class ManyTargets:
         batch, device = sizes[0] or tensors[0].shape[0], tensors[0].device
         picks = torch.stack([_pick(t, sizes, batch, device) for t in targets])  # (T, 2, B)
         leaves = usable(call.leaves)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             _, sources, latents, explained = self.targeted.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
             points = self.sweeper.points(sources, latents)
             seeds = _one_per_target(len(picks), batch, explained)
