@@ -35,6 +35,18 @@ def test_an_image_under_its_relevance(show):
     assert page.evaluate(PIXEL, [0, 0])[:3] < page.evaluate(PIXEL, [7, 7])[:3]
 
 
+def test_squares_of_an_image_together(show):
+    page = show(image())
+    page.get_by_label("Picture or relevance").fill("100")
+    page.get_by_label("Summed over").select_option("2")
+    assert page.evaluate(PIXEL, [1, 1]) == page.evaluate(PIXEL, [0, 0]) == [*SCALE[-1], 255]  # with the first pixel
+    box = page.locator(".grid canvas").bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 2)
+    assert "row 1, column 2: +3.000" in page.locator("#readout").inner_text()
+    drag(page, box, (0.01, 0.01), (0.1, 0.14))
+    assert ledger(page)["inputs: 2 chosen"] == 3 and adds_up(ledger(page))  # of pixels, not of squares
+
+
 def test_cells_of_an_image_by_pointer_and_keys(show):
     page = show(image())
     box = page.locator(".grid canvas").bounding_box()

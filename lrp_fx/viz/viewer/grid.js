@@ -14,11 +14,12 @@ export function createGrid({ name, told, look = () => {}, choose = null }) {
   let anchor = null;
 
   // overlay: from 0, the picture alone, to 1, relevance alone.
-  function draw(values, width, height, { largest, table, settings, picture = null, overlay = 1 }) {
+  // values: what is summed where cells are chosen; shown: what is coloured.
+  function draw(values, shown, width, height, { largest, table, settings, picture = null, overlay = 1 }) {
     Object.assign(grid, { values, width, height });
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
     const context = canvas.getContext("2d");
-    context.putImageData(pixels(values, width, height, { largest, table, settings, overlay: picture ? overlay : 1 }), 0, 0);
+    context.putImageData(pixels(shown, width, height, { largest, table, settings, overlay: picture ? overlay : 1 }), 0, 0);
     if (!picture) return;
     context.globalCompositeOperation = "destination-over";
     context.filter = `grayscale(${Math.min(1, 2 * overlay)})`;

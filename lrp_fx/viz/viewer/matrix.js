@@ -38,7 +38,7 @@ export function createMatrix(panel, matrix) {
     names.replaceChildren(...rows.map((row) => element("li", {}, matrix.rows[row])));
     for (const item of names.children) Object.assign(item.style, { height: `${ROW}px`, lineHeight: `${ROW}px` });
     grid.node.hidden = !rows.length;
-    if (rows.length) grid.draw(values, columns, rows.length, { largest, table: panel.table(), settings: panel.settings });
+    if (rows.length) grid.draw(values, values, columns, rows.length, { largest, table: panel.table(), settings: panel.settings });
     Object.assign(grid.canvas.style, { height: `${ROW * rows.length}px`, width: `${Math.max(4, Math.min(24, 640 / columns)) * columns}px` });
     legend.draw(largest, true);
   }

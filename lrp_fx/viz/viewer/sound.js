@@ -26,7 +26,7 @@ export function createSound(panel, input) {
   function colour() {
     values = sumOfRows(input.relevance, panel.rows());
     const largest = panel.largest("sound");
-    grid.draw(values, count, 1, { largest, table: panel.table(), settings: panel.settings });
+    grid.draw(values, values, count, 1, { largest, table: panel.table(), settings: panel.settings });
     drawWave();
     legend.draw(largest, false);
   }
