@@ -16,6 +16,8 @@ from lrp_fx.errors import InputError
 from lrp_fx.explain.target import padding_masks, shown
 from lrp_fx.extras import require
 from lrp_fx.module import ExplainableModule
+from lrp_fx.viz.array_plots import stretched
+from lrp_fx.viz.figures import colour_map, scale_of
 from lrp_fx.viz.pages import cells, template, write_page
 from lrp_fx.viz.words import Word
 
@@ -99,15 +101,14 @@ def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
 
 def _picture(image: Tensor) -> str:
     """A (C, H, W) image, its values stretched to the range of colours."""
-    low, high = image.amin(), image.amax()
-    stretched = ((image - low) / (high - low).clamp(min=1e-12)).detach().float().cpu()
-    return _uri(stretched.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    return _uri(stretched(image.detach().double().cpu().numpy()))
 
 
 def _heat(relevance: Tensor) -> str:
     """(H, W) relevance: blue against, white none, red for."""
-    largest = float(relevance.abs().amax()) or 1.0
-    return _uri(relevance.detach().cpu().numpy(), cmap="RdBu_r", vmin=-largest, vmax=largest)
+    values = relevance.detach().cpu().numpy()
+    largest = scale_of(values)
+    return _uri(values, cmap=colour_map(), vmin=-largest, vmax=largest)
 
 
 def _uri(pixels: Any, **style: Any) -> str:

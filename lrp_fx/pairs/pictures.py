@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from lrp_fx.errors import InputError
-from lrp_fx.extras import require
 from lrp_fx.pairs.attribution import PairAttribution
 from lrp_fx.viz.colours import background, css, foreground
+from lrp_fx.viz.figures import new_figure
 from lrp_fx.viz.pages import template
 
 if TYPE_CHECKING:
@@ -263,8 +263,7 @@ def _place_images(ax: Axes, attribution: PairAttribution, images: Sequence[Tenso
 def _axes(ax: Axes | None, size: tuple[float, float]) -> Axes:
     if ax is not None:
         return ax
-    figures: Any = require("matplotlib.figure", "concepts")
-    return figures.Figure(figsize=size, layout="constrained").add_subplot()
+    return new_figure(*size, extra="concepts").add_subplot()
 
 
 def _shade(share: float) -> tuple[float, ...]:

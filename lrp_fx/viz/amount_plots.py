@@ -27,7 +27,7 @@ def draw_bars(amounts: Amounts, *, title: str = "", total: str = "", notes: tupl
     axes = figure.add_subplot()
     places = range(len(amounts))
     values = [amount for _, amount in amounts]
-    axes.barh(places, values, color=[_shade(a) for a in values], height=0.7)
+    axes.barh(places, values, color=[figures.fractions(bar_colour(a)) for a in values], height=0.7)
     axes.axvline(0, color=ink("quiet"), linewidth=0.8)
     figures.ticks(axes.yaxis, [name for name, _ in amounts])
     axes.invert_yaxis()
@@ -71,7 +71,8 @@ def draw_waterfall(
     axes = figure.add_subplot()
     level, edges = 0.0, [0.0]
     for place, (_, amount) in enumerate(steps):
-        axes.barh(place, amount, left=level, color=_shade(amount), height=0.72, alpha=0.5 if place < len(base) else 1)
+        shade, pale = figures.fractions(bar_colour(amount)), 0.5 if place < len(base) else 1
+        axes.barh(place, amount, left=level, color=shade, height=0.72, alpha=pale)
         axes.plot([level + amount] * 2, [place - 0.36, place + 1.36], color=ink("quiet"), linewidth=0.7)
         level += amount
         edges.append(level)
@@ -96,7 +97,3 @@ def draw_waterfall(
     figures.heading(axes, title)
     figures.remark(figure, notes)
     return figure
-
-
-def _shade(amount: float) -> list[float]:
-    return [c / 255 for c in bar_colour(amount)]

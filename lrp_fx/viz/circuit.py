@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lrp_fx.extras import require
-from lrp_fx.viz.colours import background
+from lrp_fx.viz.colours import background, ink
+from lrp_fx.viz.figures import fractions, literal, new_figure
 
 if TYPE_CHECKING:
     import networkx
@@ -28,12 +29,11 @@ def draw_circuit(graph: networkx.DiGraph, *, ax: Axes | None = None, amounts: bo
         MissingExtraError: when networkx or matplotlib is not installed.
     """
     nx: Any = require("networkx", "concepts")
-    figures: Any = require("matplotlib.figure", "concepts")
     columns = list(nx.topological_generations(graph))
     if ax is None:
         tallest = max(len(column) for column in columns)
         size = (max(6.0, 1.9 * len(columns)), max(3.5, 0.9 * tallest + 1.5))
-        ax = figures.Figure(figsize=size, layout="constrained").add_subplot()
+        ax = new_figure(*size, extra="concepts").add_subplot()
     drawn = nx.DiGraph()
     for layer, column in enumerate(columns):
         drawn.add_nodes_from(column, layer=layer)
@@ -47,7 +47,7 @@ def draw_circuit(graph: networkx.DiGraph, *, ax: Axes | None = None, amounts: bo
     relevances = {n: r for n, r in graph.nodes(data="relevance")}
     largest = max(map(abs, relevances.values()), default=0.0) or 1.0
     nx.draw_networkx_nodes(
-        drawn, positions, ax=ax, node_size=320, edgecolors="#6a6d76",
+        drawn, positions, ax=ax, node_size=320, edgecolors=ink("quiet"),
         node_color=[_shade(relevances[n] / largest) for n in drawn],
     )  # fmt: skip
     nx.draw_networkx_edges(
@@ -57,14 +57,15 @@ def draw_circuit(graph: networkx.DiGraph, *, ax: Axes | None = None, amounts: bo
     )  # fmt: skip
     for node, (x, y) in positions.items():
         text = f"{node}\n{relevances[node]:+.3g}" if amounts else node
-        ax.annotate(
+        label = ax.annotate(
             text, (x, y), xytext=(0, -14), textcoords="offset points", ha="center", va="top", fontsize=7, zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
         )  # fmt: skip
+        literal(label)
     ax.margins(0.12)
     ax.set_axis_off()
     return ax.figure  # type: ignore[return-value]
 
 
 def _shade(share: float) -> tuple[float, ...]:
-    return tuple(c / 255 for c in background(share))
+    return fractions(background(share))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from lrp_fx.errors import InputError
-from lrp_fx.extras import require
+from lrp_fx.viz.figures import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,6 @@ def plot_results(results: Results, metric: str = "abpc") -> Figure:
     Raises:
         InputError: when ``metric`` was not measured.
     """
-    figures: Any = require("matplotlib.figure", "evaluate")
     summary = results.summary()
     if metric not in summary.index.get_level_values("metric"):
         measured = ", ".join(sorted(set(summary.index.get_level_values("metric"))))
@@ -41,7 +40,7 @@ def plot_results(results: Results, metric: str = "abpc") -> Figure:
     tasks = list(dict.fromkeys(results.cost["task"]))
     methods = list(dict.fromkeys(results.cost["method"]))
     colours = {method: f"C{i % 10}" for i, method in enumerate(methods)}
-    figure = figures.Figure(figsize=(11, 4 * len(tasks)), layout="constrained")
+    figure = new_figure(11, 4 * len(tasks), extra="evaluate")
     for (curves, bars), task in zip(figure.subplots(len(tasks), 2, squeeze=False), tasks, strict=True):
         plot_curves(curves, results, task, colours)
         plot_means(bars, results, task, metric, colours)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrp_fx.extras import require
-from lrp_fx.viz.colours import SCALES, ink
+from lrp_fx.viz.colours import RGB, SCALES, ink
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,25 +17,28 @@ if TYPE_CHECKING:
 _TITLE, _TEXT, _SMALL = 11, 9, 7.5
 
 
-def new_figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
-    """A figure of a size in inches that pyplot knows nothing of.
+def new_figure(width: float, height: float, layout: str | None = "constrained", extra: str = "results") -> Figure:
+    """A figure of a size in inches that pyplot knows nothing of; ``extra`` brings matplotlib.
 
     Raises:
         MissingExtraError: when matplotlib is not installed.
     """
-    figures: Any = require("matplotlib.figure", "results")
-    canvas: Any = require("matplotlib.backends.backend_agg", "results")
+    figures: Any = require("matplotlib.figure", extra)
+    canvas: Any = require("matplotlib.backends.backend_agg", extra)
     figure = figures.Figure(figsize=(width, height), layout=layout, facecolor="white")
     canvas.FigureCanvasAgg(figure)
     return figure
 
 
+def fractions(colour: RGB) -> tuple[float, ...]:
+    """A colour as matplotlib takes it."""
+    return tuple(c / 255 for c in colour)
+
+
 def colour_map() -> Any:
     """The diverging scale, from blue through white to red."""
     colours: Any = require("matplotlib.colors", "results")
-    return colours.LinearSegmentedColormap.from_list(
-        "lrp_fx", [tuple(c / 255 for c in stop) for stop in SCALES["light"]]
-    )
+    return colours.LinearSegmentedColormap.from_list("lrp_fx", [fractions(stop) for stop in SCALES["light"]])
 
 
 def scale_of(values: Any) -> float:

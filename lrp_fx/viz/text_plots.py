@@ -74,8 +74,8 @@ def _lines(words: Sequence[Word], width: Any) -> list[list[tuple[Word, float]]]:
 
 def _draw_word(figure: Figure, word: Word, x: float, y: float, scale: float) -> None:
     colour = background(word.relevance / scale)
-    shade = {"facecolor": [c / 255 for c in colour], "edgecolor": "none", "boxstyle": "round,pad=0.2"}
-    letters: Any = ink("quiet") if word.special else [c / 255 for c in foreground(colour)]
+    shade = {"facecolor": figures.fractions(colour), "edgecolor": "none", "boxstyle": "round,pad=0.2"}
+    letters: Any = ink("quiet") if word.special else figures.fractions(foreground(colour))
     figure.text(
         x, y, figures.plain(word.text, 60), fontsize=8 if word.special else _SIZE, color=letters, va="center_baseline",
         parse_math=False, bbox=None if word.special else shade,

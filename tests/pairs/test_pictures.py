@@ -4,10 +4,11 @@ import re
 
 import pytest
 import torch
-from matplotlib.colors import to_rgb
 
 from lrp_fx.errors import InputError
 from lrp_fx.pairs import PairAttribution, draw_connections, draw_pairs, pairs_page
+from lrp_fx.viz.colours import background
+from lrp_fx.viz.figures import fractions
 
 
 def attribution(**fields):
@@ -22,7 +23,7 @@ def test_matrix_shows_every_pair_and_the_rests():
     (axes,) = draw_pairs(attribution()).axes
     pixels = axes.images[0].get_array()
     assert pixels.shape[:2] == (3, 4)  # padding is left out
-    assert tuple(pixels[0, 1]) == to_rgb("#b2182b")  # the strongest pair, full red
+    assert tuple(pixels[0, 1]) == fractions(background(1))  # the strongest pair, full red
     assert pixels[1, 0][2] > pixels[1, 0][0]  # against: blue
     assert [t.get_text() for t in axes.get_yticklabels()] == ["the", "<cat>", "rest"]
     assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "kitten", "sat", "rest"]
@@ -59,7 +60,7 @@ def test_page_holds_words_lines_and_matrix_and_escapes():
     assert page.count("<rect ") == 5
     assert len(re.findall(r'<td[^>]*title="', page)) == 3 * 4
     assert "2.00" in page and "-0.50" in page and 'title="+0.25"' in page
-    assert "http" not in page
+    assert "http:" not in page and "https:" not in page
 
 
 def test_nothing_to_show_is_shown_as_nothing():
