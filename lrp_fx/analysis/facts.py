@@ -95,6 +95,25 @@ class Shifted:
 
 
 @dataclass
+class Mixing:
+    """A softmax in running form: (e_1 v_1 + e_2 v_2 + ...) / (e_1 + e_2 + ...), the values mixed before the division.
+
+    Attributes:
+        contractions: of exponentials with values.
+        slots: these, the products that rescale a part of the sum, and the division -> the slot of the exponentials.
+        exponentials: all of them.
+        weights: they, and what is made of them.
+        inside: nodes from the contractions to the division.
+    """
+
+    contractions: list[Node] = field(default_factory=list)
+    slots: dict[Node, Slot] = field(default_factory=dict)
+    exponentials: set[Node] = field(default_factory=set)
+    weights: set[Node] = field(default_factory=set)
+    inside: set[Node] = field(default_factory=set)
+
+
+@dataclass
 class Facts:
     """What is known about every node of a captured graph.
 
@@ -112,7 +131,11 @@ class Facts:
         leap: an ancestor further up that chain, so that it can be climbed in few steps.
         affine: the furthest ancestor of which a node is an affine image.
         reduced_from: tensor on which the node depends only through a reduction, or absent: a *statistic* of it.
-        manual_softmax: nodes that together spell a softmax (exp, and the division by its sum).
+        manual_softmax: nodes that together spell a softmax (exp, and the division by its sum), or its logarithm.
+        softmaxes: those at the end of a softmax -> its exponential.
+        log_sum_exp: those at the end of the logarithm of a total of exponentials -> the exponential.
+        log_softmax: those at the end of the logarithm of one.
+        mixing: of a softmax in running form, the products and the division that values pass.
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
         shifted: products with a factor that is a constant plus a signal.
         nonnegative: tensors without a negative entry.
@@ -152,6 +175,10 @@ class Facts:
     affine: dict[Node, Node] = field(default_factory=dict)
     reduced_from: dict[Node, Node] = field(default_factory=dict)
     manual_softmax: set[Node] = field(default_factory=set)
+    softmaxes: dict[Node, Node] = field(default_factory=dict)
+    log_sum_exp: dict[Node, Node] = field(default_factory=dict)
+    log_softmax: set[Node] = field(default_factory=set)
+    mixing: dict[Node, Mixing] = field(default_factory=dict)
     positive: set[Node] = field(default_factory=set)
     shifted: dict[Node, Shifted] = field(default_factory=dict)
     nonnegative: set[Node] = field(default_factory=set)

@@ -32,13 +32,27 @@ _ATTNLRP = "Achtibat et al. 2024 (AttnLRP, arXiv:2402.05602)"
 
 SOFTMAX_WRITTEN_OUT = Pattern(
     "softmax written out", "",
-    {"exponential over its sum": (
+    {"exponential over its total": (
         softmax.divides_tensors, softmax.has_an_exponential, softmax.divides_by_its_sum, softmax.is_the_only_reader,
         softmax.is_the_only_reader_of_the_sum,
-    )},
+    ),
+     "mixture over its total": (
+        softmax.divides_tensors, softmax.has_a_mixture, softmax.divides_by_their_total,
+        softmax.is_the_only_reader_of_the_sum,
+    ),
+     "logarithm of a total": (softmax.is_a_logarithm, softmax.reads_a_total, softmax.is_the_only_reader_of_the_sum),
+     "what was subtracted added again": (softmax.adds, softmax.adds_what_was_subtracted),
+     "logarithm of a softmax": (softmax.is_a_logarithm, softmax.reads_a_softmax),
+     "less its log-sum-exp": (softmax.subtracts, softmax.less_its_log_sum_exp),
+     "exponential of its logarithm": (softmax.is_an_exponential, softmax.reads_a_log_softmax)},
     "All its nodes keep the natural gradient: together it is that of a softmax.", f"{_ATTNLRP}, prop. 3.1",
     ("(e := x.exp()) / e.sum(-1, keepdim=True)",
-     "(e := (x - x.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True)"),
+     "(e := (x - x.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True)",
+     "(e := x.exp()) * (e @ torch.ones(6, 1).to(e)).reciprocal()",
+     "(e := x.exp()) / torch.zeros(2, 3, 6).to(e).index_add(1, i := torch.tensor([0, 1, 0, 2, 1]), e)[:, i]",
+     "(e := torch.exp(x @ y.mT)) @ z / e.sum(-1, keepdim=True)", "x.exp().sum(-1).log()",
+     "(m := x.amax(-1)) + (x - m[..., None]).exp().sum(-1).log()",
+     "torch.softmax(x, -1).log()", "x - torch.logsumexp(x, -1, keepdim=True)", "torch.log_softmax(x, -1).exp()"),
     "(e := x.exp()) / e.sum(-1, keepdim=True) + e", softmax.is_the_only_reader,
 )  # fmt: skip
 

@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
-from lrp_fx.analysis.conditions.softmax import parts
+from torch.fx import Node
+
+from lrp_fx.analysis.conditions.softmax import (
+    find_mixture,
+    fraction,
+    is_exponential,
+    made_of_exponentials,
+    region,
+    unmoved,
+)
 from lrp_fx.analysis.facts import Facts
-from lrp_fx.analysis.matching import before_rules
+from lrp_fx.analysis.matching import Candidate, before_rules
 from lrp_fx.analysis.patterns import SOFTMAX_WRITTEN_OUT
 
 
 def find_softmaxes(facts: Facts) -> None:
-    """Fill ``facts.manual_softmax``."""
+    """Fill ``facts.manual_softmax``, ``facts.softmaxes``, ``facts.log_softmax``, ``facts.log_sum_exp`` and
+    ``facts.mixing``."""
     for node in facts.specs:
         candidate = before_rules(facts, node)
-        if SOFTMAX_WRITTEN_OUT.match(candidate):
-            facts.manual_softmax |= {node, *parts(candidate)}
+        variant = SOFTMAX_WRITTEN_OUT.match(candidate)
+        if variant is not None:
+            _enter(candidate, variant)
+
+
+def _enter(candidate: Candidate, variant: str) -> None:
+    facts, node = candidate.facts, candidate.node
+    within = {node}
+    if variant in ("exponential over its total", "logarithm of a total", "mixture over its total"):
+        within |= region(candidate)
+    if variant == "exponential over its total":
+        numerator, _, _ = fraction(candidate)  # type: ignore[misc]
+        made = made_of_exponentials(facts, numerator)
+        (facts.softmaxes[node],) = made.exponentials  # type: ignore[union-attr]
+    elif variant == "mixture over its total":
+        mixing = find_mixture(candidate)
+        assert mixing is not None
+        within -= set(mixing.contractions)
+        numerator, *_ = fraction(candidate)  # type: ignore[misc]
+        slots = candidate.carrying.items()
+        mixing.slots[node] = next(slot for slot, n in slots if n is not numerator)
+        chain = {n for n in mixing.inside if n in mixing.slots} - set(mixing.contractions)
+        within -= mixing.inside - mixing.weights - chain
+        facts.mixing |= dict.fromkeys((*chain, node), mixing)
+    elif variant == "logarithm of a total":
+        made = made_of_exponentials(facts, candidate.first)
+        (facts.log_sum_exp[node],) = made.exponentials  # type: ignore[union-attr]
+    elif variant == "what was subtracted added again":
+        exponentials = (facts.log_sum_exp.get(unmoved(facts, n)) for n in candidate.carrying.values())
+        facts.log_sum_exp[node] = next(n for n in exponentials if n is not None)
+    elif variant in ("logarithm of a softmax", "less its log-sum-exp"):
+        facts.log_softmax.add(node)
+    facts.manual_softmax |= {n for n in within if facts.specs[n].kind != "movement"}
+    facts.manual_softmax |= {shift for n in within if (shift := _shift(facts, n)) is not None}
+
+
+def _shift(facts: Facts, exponential: Node) -> Node | None:
+    """What subtracts a maximum, or another statistic, from the argument of an exponential that alone reads it."""
+    if not is_exponential(facts, exponential):
+        return None
+    (argument,) = facts.operands[exponential].values()
+    spec, operands = facts.specs.get(argument), list(facts.operands[argument].values())
+    if spec is None or spec.kind != "linear" or not spec.elementwise or set(argument.users) != {exponential}:
+        return None
+    held = len(operands) == 1 and any(facts.ops.form(unmoved(facts, n)) == "detach" for n in argument.all_input_nodes)
+    statistic = len(operands) == 2 and facts.is_statistic_of(operands[1], operands[0])
+    return argument if held or statistic else None

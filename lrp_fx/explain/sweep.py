@@ -20,7 +20,8 @@ from lrp_fx.rules.functions import relevance_of
 
 UNREACHED = (
     "the target does not depend on any input that can carry relevance under these rules. Where it reads what the model "
-    'detaches, convert(..., detach="see-through") lets relevance follow the values'
+    'detaches, convert(..., detach="see-through") lets relevance follow the values; where it lies behind a softmax '
+    "that the rules stop, explain the logits"
 )
 
 

@@ -24,9 +24,10 @@ from lrp_fx.explain.inputs import Inputs, shares
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import make_ledger
 from lrp_fx.explain.reading import Reading, read_output
-from lrp_fx.explain.sweep import UNREACHED, Relevance, TapPoints, sweep
+from lrp_fx.explain.sweep import Relevance, TapPoints, sweep
 from lrp_fx.explain.tap import at_chosen_positions, tap
 from lrp_fx.explain.target import Target, padding_masks, select
+from lrp_fx.explain.unreached import unreached
 from lrp_fx.results import Attribution, Ledger, no_ledger
 from lrp_fx.rewrite import Rewritten
 
@@ -216,7 +217,11 @@ class Sweeper:
     def _unreached(self, leaves: tuple[Any, ...], choose: Choose) -> LrpError:
         """Why the target has no gradient."""
         lost = self.account(leaves, choose).lost
-        return NumericalError(check.no_derivative(lost[-1])) if lost else TargetError(UNREACHED)
+        return (
+            NumericalError(check.no_derivative(lost[-1]))
+            if lost
+            else TargetError(unreached(self.captured, self.rewritten.plan))
+        )
 
     def account(self, leaves: tuple[Any, ...], choose: Choose) -> Sweep:
         """The accounting sweep on the same inputs."""

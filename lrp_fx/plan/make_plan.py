@@ -174,6 +174,20 @@ def _movement(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) 
     return Decision("movement", EXACT, operands)
 
 
+def _softmax(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
+    """A softmax in running form hands values their share as if they were mixed after the division: what divides and
+    rescales them is the softmax, and gets the share that it has where it is contracted with them."""
+    rule, mixing = _rule(plan, "softmax", node), plan.facts.mixing.get(node)
+    if mixing is None:
+        return Decision("softmax", rule, operands)
+    weight = mixing.slots[node]
+    if weight not in operands:
+        return Decision("linear", _rule(plan, "linear", node), operands)
+    contraction = next(n for n in mixing.contractions if n in plan.decisions)
+    share = plan.decisions[contraction].factors.get(mixing.slots[contraction], 1.0)
+    return Decision("softmax", rule, operands, {weight: share} if share != 1 else {})
+
+
 def _function(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """First-order Taylor, as for softmax: x times the natural gradient; the rest is an entry of its own."""
     rule = _rule(plan, "nonlinearity", node)
@@ -253,6 +267,7 @@ def _attention(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node])
 
 #: patterns whose rules depend on more than their role
 _SPECIAL: dict[Pattern, Callable[[Plan, Node, OpSpec, dict[Slot, Node]], Decision]] = {
+    patterns.SOFTMAX: _softmax,
     patterns.MOVEMENT: _movement,
     patterns.ATTENTION: _attention,
     patterns.HOMOGENEOUS: _homogeneous,

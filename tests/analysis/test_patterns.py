@@ -86,6 +86,9 @@ def test_every_variant_of_an_entry_has_an_example(pattern):
 #: near misses, further to the counterexamples of the table
 NEAR_MISSES = (
     "(e := x.exp()) / (s := e.sum(-1, keepdim=True)) + s",
+    "(e := torch.exp(x @ y.mT)) @ z / (s := e.sum(-1, keepdim=True)) + s",
+    "torch.exp(x @ y.mT) @ z / x.exp().sum(-1, keepdim=True)",
+    "(s := x.exp().sum(-1)).log() + s",
     "torch.einsum('bij,bkj,jl->bikl', x.exp(), y.exp(), W)",
     "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.exp(x[:, t]) * h + y[:, t]\nh * z[:, 0]",
     "h = y[:, 0]\nfor t in (1, 2):\n    h = torch.exp(x[:, t]) * h + y[:, t] * z[:, t]\nh",

@@ -61,6 +61,58 @@ def manual_softmax(q, k, v):
     return merge((e / e.sum(-1, keepdim=True)) @ heads(v))
 
 
+SEGMENT = torch.tensor([0, 1, 0, 1, 1])
+
+
+def edges(a):
+    """(15, 4) logits of edges that go into 4 nodes."""
+    return a.flatten(0, 1)[:, :4].repeat(2, 1)[:15], torch.arange(15) % 4
+
+
+def segments(total):
+    """Softmax over segments of edges, as graph attention spells it, in sums of ``total``."""
+
+    def function(a, b, w):
+        logits, index = edges(a)
+        e = (logits - logits.amax()).exp()
+        return ((e / total(e, index)[index]) * edges(b)[0]).sum(1)[:10].view(2, 5, 1).expand(2, 5, D)
+
+    return function
+
+
+def one_hot_segments(a, b, w):
+    """The same by a table with a row for every node and a softmax over edges."""
+    logits, index = edges(a)
+    table = torch.where(F.one_hot(index, 4)[..., None].bool(), logits[:, None], -torch.inf)
+    weights = F.softmax(table, 0)[torch.arange(15), index]
+    return (weights * edges(b)[0]).sum(1)[:10].view(2, 5, 1).expand(2, 5, D)
+
+
+def running(chunk):
+    """Online softmax: values are mixed chunk by chunk, and divided at the end."""
+
+    def function(a, b, w):
+        q, k, v = heads(a), heads(b), heads(a + b)
+        top = torch.full((2, 2, 5, 1), -torch.inf, dtype=q.dtype)
+        total, mixed = torch.zeros_like(top), torch.zeros_like(q)
+        for start in range(0, 5, chunk):
+            scores = q @ k[:, :, start : start + chunk].mT / math.sqrt(4)
+            new = torch.maximum(top, scores.amax(-1, keepdim=True))
+            e, kept = torch.exp(scores - new), torch.exp(top - new)
+            total = total * kept + e.sum(-1, keepdim=True)
+            mixed = mixed * kept + e @ v[:, :, start : start + chunk]
+            top = new
+        return merge(mixed / total)
+
+    return function
+
+
+def late(a, b, w):
+    q, k, v = heads(a), heads(b), heads(a + b)
+    e = torch.exp(q @ k.mT * 0.5)
+    return merge((e @ v) * (1 / (e @ torch.ones(5, 1, dtype=q.dtype))))
+
+
 def grouped(x):
     return x[..., :4].unflatten(-1, (1, 4)).transpose(1, 2)
 
@@ -80,6 +132,42 @@ def new_gelu(x):
 
 SPELLINGS = {
     "attention": [lambda a, b, w, f=f: f(a, b, a + b) for f in (attention, eager, manual_softmax)],
+    "attention in running form": [
+        lambda a, b, w: attention(a, b, a + b), running(2), running(1), running(5), late,
+    ],
+    "softmax": [
+        lambda a, b, w: F.softmax(a, -1) * b,
+        lambda a, b, w: (e := a.exp()) / e.sum(-1, keepdim=True) * b,
+        lambda a, b, w: (e := (a - a.amax(-1, keepdim=True)).exp()) / (e.mean(-1, keepdim=True) * D) * b,
+        lambda a, b, w: (e := (a - a.amax(-1, keepdim=True).detach()).exp()) / (e @ torch.ones(D, 1).to(e)) * b,
+        lambda a, b, w: (e := a.exp()) * e.sum(-1, keepdim=True).reciprocal() * b,
+        lambda a, b, w: (e := a.exp()) * (1 / torch.einsum("bij->bi", e)[..., None]) * b,
+        lambda a, b, w: (e := a.exp()) * e.sum(-1, keepdim=True).pow(-1) * b,
+        lambda a, b, w: torch.exp(F.log_softmax(a, -1)) * b,
+        lambda a, b, w: torch.exp(a - torch.logsumexp(a, -1, keepdim=True)) * b,
+        lambda a, b, w: torch.exp(a - a.exp().sum(-1, keepdim=True).log()) * b,
+    ],
+    "softmax over segments": [
+        one_hot_segments,
+        segments(lambda e, i: torch.zeros(4, 4).to(e).index_add(0, i, e)),
+        segments(lambda e, i: torch.zeros(4, 4).to(e).scatter_add(0, i[:, None].expand_as(e), e)),
+        segments(lambda e, i: torch.zeros(4, 4).to(e).scatter_reduce(0, i[:, None].expand_as(e), e, "sum")),
+        segments(lambda e, i: F.one_hot(i, 4).T.to(e) @ e),
+    ],
+    "log-softmax": [
+        lambda a, b, w: F.log_softmax(a, -1) + b,
+        lambda a, b, w: F.softmax(a, -1).log() + b,
+        lambda a, b, w: a - torch.logsumexp(a, -1, keepdim=True) + b,
+        lambda a, b, w: a - a.exp().sum(-1, keepdim=True).log() + b,
+        lambda a, b, w: (z := a - a.amax(-1, keepdim=True)) - z.exp().sum(-1, keepdim=True).log() + b,
+        lambda a, b, w: a - ((m := a.amax(-1, keepdim=True)) + (a - m).exp().sum(-1, keepdim=True).log()) + b,
+        lambda a, b, w: torch.log((e := a.exp()) / e.sum(-1, keepdim=True)) + b,
+    ],
+    "log-sum-exp": [
+        lambda a, b, w: torch.logsumexp(a, -1, keepdim=True) * b,
+        lambda a, b, w: a.exp().sum(-1, keepdim=True).log() * b,
+        lambda a, b, w: ((m := a.amax(-1, keepdim=True)) + (a - m).exp().sum(-1, keepdim=True).log()) * b,
+    ],
     "causal attention": [
         lambda a, b, w: attention(a, b, a, is_causal=True),
         lambda a, b, w: eager(a, b, a, causal=True),

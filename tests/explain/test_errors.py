@@ -221,3 +221,45 @@ def test_advice_is_what_the_operator_turns_out_to_be(name):
 def test_missing_extra_names_the_extra():
     with pytest.raises(errors.MissingExtraError, match=r"pip install 'lrp_fx\[html\]'"):
         require("a_module_that_does_not_exist", "html")
+
+
+class Behind(nn.Module):
+    """What comes behind a softmax: probabilities, log-probabilities, a loss beside the logits."""
+
+    def __init__(self, form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head, self.form = nn.Linear(4, 3), form
+        self.double()
+
+    def forward(self, x):
+        return self.form(self.head(x))
+
+
+BEHIND = {
+    "probabilities": lambda z: z.softmax(-1),
+    "log-probabilities": lambda z: z.log_softmax(-1),
+    "written out": lambda z: (e := (z - z.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True),
+    "less log-sum-exp": lambda z: z - torch.logsumexp(z, -1, keepdim=True),
+}
+
+
+@pytest.mark.parametrize("form", BEHIND)
+def test_a_target_behind_a_softmax_that_the_rules_stop_names_the_logits(form):
+    x = torch.randn(2, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(Behind(BEHIND[form]), x, rules="cp_lrp")
+    with pytest.raises(errors.TargetError, match=r"(?s)behind a softmax.*explain the logits.*module 'head' returns"):
+        xmodel.explain(x, target=1)
+    assert xmodel.explain(x, target=1, rules="attnlrp").ledger.balance < 1e-12
+
+
+def test_logits_that_the_model_returns_beside_its_loss_are_named_as_an_output():
+    def form(z):
+        return {"loss": nn.functional.nll_loss(z.log_softmax(-1), torch.tensor([0, 1]), reduction="none"), "logits": z}
+
+    x = torch.randn(2, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(Behind(form), x, rules="cp_lrp")
+    with pytest.raises(errors.TargetError, match=r"output\['logits'\] of the model"):
+        xmodel.explain(x, target=lambda output: output["loss"])
+    found = xmodel.explain(x, target=lambda output: output["logits"][:, 1])
+    assert found.ledger.balance < 1e-12

@@ -11,8 +11,7 @@ from lrp_fx.analysis.matching import Candidate, condition
 @condition
 def is_softmax(candidate: Candidate) -> bool:
     """It is a softmax, or the division of one that is written out."""
-    written_out = candidate.node in candidate.facts.manual_softmax and candidate.spec.kind == "quotient"
-    return candidate.spec.kind == "softmax" or written_out
+    return candidate.spec.kind == "softmax" or candidate.node in candidate.facts.softmaxes
 
 
 @condition
@@ -54,6 +53,5 @@ def _is_scaling(facts: Facts, node: Node) -> bool:
 
 def argument(facts: Facts, softmax: Node) -> Node:
     """What a softmax is a function of."""
-    if softmax in facts.manual_softmax:
-        softmax = next(iter(facts.operands[softmax].values()))  # the exponential
+    softmax = facts.softmaxes.get(softmax, softmax)
     return next(iter(facts.operands[softmax].values()))

@@ -1,57 +1,324 @@
-"""Conditions on a softmax that is written out: ``e / e.sum(dim)`` with ``e = exp(z)``.
+"""Conditions on a softmax that is written out, however its total and its logarithm are spelled.
 
-They are asked of the division. Every node of it keeps the natural gradient, which together is that of a softmax.
+They are asked of the node at its end: the division, the logarithm, the exponential of a logarithm. A total of
+exponentials is what linear operators make of them that sum entries: ``sum``, ``index_add`` and ``scatter_reduce`` over
+segments, a product with ones; chunk by chunk, with each part rescaled by an exponential, in running form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
 from torch.fx import Node
 
+from lrp_fx.analysis.facts import Facts, Mixing
 from lrp_fx.analysis.matching import Candidate, condition
-from lrp_fx.operators.table import bind, op_name
+from lrp_fx.graph.operands import Slot
+from lrp_fx.operators.table import bind, coefficients, op_name
+
+_LOGARITHMS, _LOG_SUM_EXP = ("aten.log",), ("aten.logsumexp",)
+_LOG_SOFTMAX = ("aten.log_softmax", "aten._log_softmax")
 
 
-def parts(candidate: Candidate) -> tuple[Node, Node]:
-    """Numerator and denominator of a division."""
-    bound = bind(candidate.node)
-    return bound["self"], bound["other"]
+@dataclass
+class Made:
+    """What a node is made of, where that is exponentials alone: moved, summed, weighed by constants and each other.
+
+    Attributes:
+        exponentials: of what is normalised.
+        inside: they, and all nodes on the way.
+        sums: whether entries are summed on the way.
+    """
+
+    exponentials: set[Node] = field(default_factory=set)
+    inside: set[Node] = field(default_factory=set)
+    sums: bool = False
+
+
+def made_of_exponentials(facts: Facts, node: Node) -> Made | None:
+    """What ``node`` is made of; None where that is anything else than exponentials."""
+    made, stack = Made(), [node]
+    while stack:
+        current = stack.pop()
+        spec = facts.specs.get(current)
+        if current in made.inside:
+            continue
+        if spec is None:
+            return None
+        made.inside.add(current)
+        if spec.extra.get("decay"):
+            made.exponentials.add(current)
+            continue
+        if spec.kind not in ("movement", "linear", "product") or spec.terms:
+            return None
+        operands = list(facts.operands[current].values())
+        if spec.kind == "product" and len(operands) > 1 and not spec.elementwise:
+            return None
+        made.sums |= not (spec.elementwise or spec.kind == "movement")
+        stack += operands
+    return made if made.exponentials else None
+
+
+def is_exponential(facts: Facts, node: Node) -> bool:
+    """Whether a node is an exponential that relevance can reach."""
+    return node in facts.specs and bool(facts.specs[node].extra.get("decay"))
+
+
+def unmoved(facts: Facts, node: Node, scaled: bool = False) -> Node:
+    """What a node was before it was moved, cast, had a constant added, or was ``scaled`` by one."""
+    kinds = ("linear", "product") if scaled else ("linear",)
+    while (spec := facts.specs.get(node)) is not None and len(facts.operands[node]) == 1:
+        if spec.kind != "movement" and not (spec.kind in kinds and spec.elementwise):
+            break
+        (node,) = facts.operands[node].values()
+    return node
+
+
+def fraction(candidate: Candidate) -> tuple[Node, Node, Node | None] | None:
+    """(numerator, denominator, the reciprocal that it is spelled by) of a division of two signals."""
+    facts, spec, operands = candidate.facts, candidate.spec, list(candidate.carrying.values())
+    if not spec.elementwise or len(operands) != 2 or operands[0] is operands[1]:
+        return None
+    if spec.kind == "quotient":
+        bound = bind(candidate.node)
+        return bound["self"], bound["other"], None
+    if spec.kind == "product":
+        for numerator, other in (operands, operands[::-1]):
+            inverse = unmoved(facts, other, scaled=True)
+            if (divisor := _divisor(facts, inverse)) is not None:
+                return numerator, divisor, inverse
+    return None
+
+
+def _divisor(facts: Facts, node: Node) -> Node | None:
+    """The denominator of a reciprocal."""
+    spec, operands = facts.specs.get(node), facts.operands.get(node, {})
+    if spec is None or not spec.elementwise or len(operands) != 1:
+        return None
+    inverse = spec.kind == "quotient" and Slot(spec.args[1]) in operands
+    power = bind(node)[spec.degree] if isinstance(spec.degree, str) else spec.degree
+    return next(iter(operands.values())) if inverse or power == -1 else None
 
 
 @condition
 def divides_tensors(candidate: Candidate) -> bool:
-    """It divides one tensor by another, entry by entry."""
-    quotient = candidate.spec.kind == "quotient" and candidate.spec.elementwise
-    return quotient and all(isinstance(part, Node) for part in parts(candidate))
+    """It divides one tensor by another, entry by entry, or multiplies it by a reciprocal."""
+    return fraction(candidate) is not None
 
 
 @condition
 def has_an_exponential(candidate: Candidate) -> bool:
-    """Its numerator is an exponential that carries relevance."""
-    exponential, _ = parts(candidate)
-    return op_name(exponential) == "aten.exp" and candidate.facts.carries(exponential)
+    """Its numerator is an exponential, moved and scaled at most."""
+    numerator, _, _ = fraction(candidate)  # type: ignore[misc]
+    made = made_of_exponentials(candidate.facts, numerator)
+    return made is not None and len(made.exponentials) == 1 and not made.sums
 
 
 @condition
 def divides_by_its_sum(candidate: Candidate) -> bool:
-    """Its denominator is the sum of its numerator."""
-    exponential, total = parts(candidate)
-    return op_name(total) == "aten.sum" and total.args[0] is exponential
+    """Its denominator is a total of the same exponential, over a dimension or over segments."""
+    numerator, denominator, _ = fraction(candidate)  # type: ignore[misc]
+    made, total = (made_of_exponentials(candidate.facts, n) for n in (numerator, denominator))
+    return total is not None and total.sums and total.exponentials == made.exponentials  # type: ignore[union-attr]
+
+
+@condition
+def has_a_mixture(candidate: Candidate) -> bool:
+    """Its numerator is a sum of contractions of exponentials with values, each part weighed by exponentials at most."""
+    return find_mixture(candidate) is not None
+
+
+@condition
+def divides_by_their_total(candidate: Candidate) -> bool:
+    """Its denominator is a total of the same exponentials."""
+    _, denominator, _ = fraction(candidate)  # type: ignore[misc]
+    total, mixture = made_of_exponentials(candidate.facts, denominator), find_mixture(candidate)
+    return total is not None and total.sums and total.exponentials == mixture.exponentials  # type: ignore[union-attr]
 
 
 @condition
 def is_the_only_reader(candidate: Candidate) -> bool:
-    """Nothing else reads its numerator."""
-    exponential, total = parts(candidate)
-    return set(exponential.users) == {candidate.node, total}
+    """Nothing else reads its exponentials."""
+    return _only_inside(candidate, is_exponential)
 
 
 @condition
 def is_the_only_reader_of_the_sum(candidate: Candidate) -> bool:
-    """Nothing else reads its denominator."""
-    return set(parts(candidate)[1].users) == {candidate.node}
+    """Nothing else reads what is made of them, its denominator above all."""
+    return _only_inside(candidate, lambda facts, node: True)
+
+
+def _only_inside(candidate: Candidate, asked: Callable[[Facts, Node], bool]) -> bool:
+    inside = {*region(candidate), candidate.node}
+    asked_of = [node for node in inside - {candidate.node} if asked(candidate.facts, node)]
+    return all(reader in inside for node in asked_of for reader in _readers(candidate.facts, node))
+
+
+def _readers(facts: Facts, node: Node) -> list[Node]:
+    """Users that relevance comes from: not those that ask for a size."""
+    return [user for user in node.users if user.op == "output" or node in facts.operands.get(user, {}).values()]
+
+
+@condition
+def is_a_logarithm(candidate: Candidate) -> bool:
+    """It is a logarithm."""
+    return op_name(candidate.node) in _LOGARITHMS
+
+
+@condition
+def reads_a_total(candidate: Candidate) -> bool:
+    """Of a total of exponentials."""
+    made = made_of_exponentials(candidate.facts, candidate.first)
+    return made is not None and made.sums and len(made.exponentials) == 1
+
+
+@condition
+def reads_a_softmax(candidate: Candidate) -> bool:
+    """Of a softmax, moved at most."""
+    return _is_softmax(candidate.facts, unmoved(candidate.facts, candidate.first, scaled=True))
+
+
+@condition
+def adds(candidate: Candidate) -> bool:
+    """It adds two tensors."""
+    return _weights(candidate) == [1, 1]
+
+
+@condition
+def adds_what_was_subtracted(candidate: Candidate) -> bool:
+    """One is the logarithm of a total of exponentials; the other was subtracted from their argument."""
+    first, second = candidate.carrying.values()
+    return any(_was_subtracted(candidate.facts, *pair) for pair in ((first, second), (second, first)))
+
+
+@condition
+def subtracts(candidate: Candidate) -> bool:
+    """It subtracts one tensor from another."""
+    return _weights(candidate) == [-1, 1]
+
+
+@condition
+def less_its_log_sum_exp(candidate: Candidate) -> bool:
+    """What is subtracted is the logarithm of a total of exponentials of the other."""
+    logits, taken = _difference(candidate)
+    return _is_log_sum_exp(candidate.facts, taken) and candidate.facts.is_statistic_of(taken, logits)
+
+
+@condition
+def is_an_exponential(candidate: Candidate) -> bool:
+    """It is an exponential."""
+    return is_exponential(candidate.facts, candidate.node)
+
+
+@condition
+def reads_a_log_softmax(candidate: Candidate) -> bool:
+    """Of the logarithm of a softmax, moved at most."""
+    node = unmoved(candidate.facts, candidate.first)
+    return op_name(node) in _LOG_SOFTMAX or node in candidate.facts.log_softmax
 
 
 @condition
 def is_part_of_a_softmax(candidate: Candidate) -> bool:
     """It is the exponential, the sum or the division of a softmax that is written out."""
     return candidate.node in candidate.facts.manual_softmax
+
+
+def _is_softmax(facts: Facts, node: Node) -> bool:
+    spec = facts.specs.get(node)
+    fused = spec is not None and spec.kind == "softmax" and bool(spec.extra.get("positive"))
+    return fused or node in facts.softmaxes
+
+
+def _is_log_sum_exp(facts: Facts, node: Node) -> bool:
+    node = unmoved(facts, node)
+    return op_name(node) in _LOG_SUM_EXP or node in facts.log_sum_exp
+
+
+def _weights(candidate: Candidate) -> list[float]:
+    """Weights of a sum of two signals; empty for other nodes."""
+    if candidate.spec.kind != "linear" or not candidate.spec.elementwise or len(candidate.carrying) != 2:
+        return []
+    return sorted(coefficients(candidate.node, candidate.spec).values())
+
+
+def _was_subtracted(facts: Facts, logarithm: Node, other: Node) -> bool:
+    exponential = facts.log_sum_exp.get(unmoved(facts, logarithm))
+    if exponential is None:
+        return False
+    (argument,) = facts.operands[exponential].values()
+    spec, bound = facts.specs.get(argument), bind(argument)
+    if spec is None or spec.kind != "linear" or not spec.elementwise:
+        return False
+    taken = [bound[name] for name, weight in coefficients(argument, spec).items() if weight == -1]
+    return any(isinstance(n, Node) and _moved_from(facts, n) is _moved_from(facts, other) for n in taken)
+
+
+def _moved_from(facts: Facts, node: Node) -> Node:
+    """What a tensor was before it was moved or detached."""
+    while (spec := facts.ops.get(node)) is not None and spec.kind == "movement" and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _difference(candidate: Candidate) -> tuple[Node, Node]:
+    """(what something is subtracted from, what is subtracted)."""
+    weights, bound = coefficients(candidate.node, candidate.spec), bind(candidate.node)
+    first, second = sorted(weights, key=lambda name: -weights[name])
+    return bound[first], bound[second]
+
+
+def find_mixture(candidate: Candidate) -> Mixing | None:
+    """What the numerator of a division mixes, where it is a sum of contractions of exponentials with values."""
+    parts, facts = fraction(candidate), candidate.facts
+    if parts is None:
+        return None
+    mixing, stack = Mixing(), [parts[0]]
+    while stack:
+        node = stack.pop()
+        spec, operands = facts.specs.get(node), facts.operands.get(node, {})
+        if spec is None or spec.terms or node in mixing.inside:
+            return None
+        mixing.inside.add(node)
+        weights = {slot: made for slot, n in operands.items() if (made := made_of_exponentials(facts, n)) is not None}
+        for made in weights.values():
+            mixing.exponentials |= made.exponentials
+            mixing.weights |= made.inside
+        values = [n for slot, n in operands.items() if slot not in weights]
+        if spec.kind == "product" and len(operands) == 2 and len(weights) == 1:
+            mixing.slots[node] = next(iter(weights))
+            if spec.elementwise:
+                stack += values
+            else:
+                mixing.contractions.append(node)
+        elif spec.kind == "movement" or (spec.kind == "linear" and spec.elementwise):
+            stack += values
+        else:
+            return None
+    return mixing if mixing.contractions else None
+
+
+def region(candidate: Candidate) -> set[Node]:
+    """The nodes of a softmax that is written out, the one at its end excepted."""
+    return set(_region(candidate))
+
+
+def _region(candidate: Candidate) -> Iterator[Node]:
+    facts, parts = candidate.facts, fraction(candidate)
+    if parts is None:
+        made = made_of_exponentials(facts, candidate.first)
+        yield from () if made is None else made.inside
+        return
+    numerator, denominator, inverse = parts
+    mixing = find_mixture(candidate)
+    if mixing is not None:
+        yield from mixing.inside | mixing.weights
+    for node in (numerator, denominator):
+        made = made_of_exponentials(facts, node)
+        yield from () if made is None else made.inside
+    if inverse is not None:
+        other = next(n for n in candidate.carrying.values() if n is not numerator)
+        while other is not inverse:
+            yield other
+            (other,) = facts.operands[other].values()
+        yield inverse
