@@ -74,11 +74,10 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Shifted:
-    """A factor of a product that is a constant plus a signal, f = a c + b s.
+class Shift:
+    """A factor that is a constant plus a signal, f = a c + b s.
 
     Attributes:
-        slot: its slot in the product.
         sum: the node that adds the two.
         signal: slot of s in that node.
         weight: b.
@@ -86,12 +85,47 @@ class Shifted:
         constant_weight: a.
     """
 
-    slot: Slot
     sum: Node
     signal: Slot
     weight: float
     constant: Node | float
     constant_weight: float
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A factor of a chain of products.
+
+    Attributes:
+        way: (product, slot) from the end of the chain to the product that reads it.
+        shift: what it is the sum of; None for a signal alone.
+    """
+
+    way: tuple[tuple[Node, Slot], ...]
+    shift: Shift | None
+
+    @property
+    def owner(self) -> Node:
+        """The product that reads it."""
+        return self.way[-1][0]
+
+    @property
+    def slot(self) -> Slot:
+        """Its slot there."""
+        return self.way[-1][1]
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A product of factors some of which are shifted.
+
+    Attributes:
+        leaves: its factors.
+        inside: the products that go into it.
+    """
+
+    leaves: tuple[Leaf, ...]
+    inside: frozenset[Node]
 
 
 @dataclass
@@ -137,7 +171,7 @@ class Facts:
         log_softmax: those at the end of the logarithm of one.
         mixing: of a softmax in running form, the products and the division that values pass.
         positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
-        shifted: products with a factor that is a constant plus a signal.
+        shifted: products with factors that are a constant plus a signal.
         nonnegative: tensors without a negative entry.
         decays: those of them with an exponential in them.
         states: sums that hold a product with a positive tensor, and what carries them on.
@@ -180,7 +214,7 @@ class Facts:
     log_softmax: set[Node] = field(default_factory=set)
     mixing: dict[Node, Mixing] = field(default_factory=dict)
     positive: set[Node] = field(default_factory=set)
-    shifted: dict[Node, Shifted] = field(default_factory=dict)
+    shifted: dict[Node, Expansion] = field(default_factory=dict)
     nonnegative: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
     states: set[Node] = field(default_factory=set)

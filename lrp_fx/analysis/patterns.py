@@ -24,6 +24,7 @@ from lrp_fx.analysis.conditions import (
     products,
     recurrences,
     selective,
+    shifted,
     softmax,
 )
 from lrp_fx.analysis.matching import Candidate, Pattern
@@ -118,6 +119,17 @@ THRESHOLD = Pattern(
     "Pahde et al. 2022 (arXiv:2211.17174)",
     ("F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel)", "F.linear(F.relu(F.batch_norm(x[:, 0], m6, v6)), W)"),
     "F.conv2d(F.gelu(F.batch_norm(image, m3, v3)), kernel)", layers.reads_a_relu,
+)  # fmt: skip
+
+SHIFTED = Pattern(
+    "constant plus a signal, as a factor", "",
+    {"product": (
+        shifted.multiplies_two_signals, shifted.goes_into_no_product, shifted.has_a_shifted_factor,
+        shifted.has_independent_factors,
+    )},
+    "x (c + s) is c x + x s: each term is divided by the number of signals in it.", f"{_ATTNLRP}, prop. 3.3",
+    ("x * (1 + y)", "x * (1 + y) * (2 - z)", "(1 + x) * (1 + y)", "(torch.eye(5).to(x) + x @ y.mT) @ z"),
+    "x * (1 + torch.tanh(x))", shifted.has_independent_factors,
 )  # fmt: skip
 
 POSITION_TABLE = Pattern(
@@ -310,7 +322,7 @@ LINEAR = Pattern(
 
 #: the table; of patterns with a role the first that matches decides
 PATTERNS: tuple[Pattern, ...] = (
-    SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, THRESHOLD, RECURRENT_LAYER,
+    SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, SHIFTED, THRESHOLD, RECURRENT_LAYER,
     POSITION_TABLE,
     SOFTMAX, MOVEMENT, ATTENTION, NORMALIZATION, RECURRENT_GATE, SELECTIVE_PRODUCT, GATE, BILINEAR, HOMOGENEOUS,
     NONLINEARITY, FUNCTION, SELECTION, FOLDED, LAYER, RECURRENT_SUM, LINEAR,

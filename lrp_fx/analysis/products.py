@@ -170,7 +170,8 @@ class Products:
         if len(node.users) != 1 or node not in self.live or node in self.facts.manual_softmax:
             return False
         spec, (user,) = self.facts.specs.get(node), node.users
-        if spec is None or user in self.facts.shifted:  # of a constant plus a signal times x, x is one factor
+        expansion = self.facts.shifted.get(user)
+        if spec is None or (expansion is not None and node not in expansion.inside):
             return False
         cast_or_sign = len(self.live[node]) == 1 and spec.elementwise and is_cast_or_sign(spec)
         return is_product(self.facts, node) or cast_or_sign

@@ -158,8 +158,14 @@ def _rectified(case: Case) -> Amounts:
 
 
 def _distributed(case: Case) -> Amounts:
-    """Nothing: c x is linear in x, and the factors of x s add up to 1."""
-    return iter(())
+    """The product of the constants where every factor has one; the signals of any other term take all of it."""
+    constant = 1.0
+    for term in case.decision.terms:
+        shift = term.leaf.shift
+        if term.weighs or shift is None or isinstance(shift.constant, Node):
+            return
+        constant *= shift.constant_weight * shift.constant
+    yield Amount("constant", case.op, safe_dot(torch.full_like(case.cotangent, constant), case.cotangent))
 
 
 def _counted(case: Case) -> Amounts:

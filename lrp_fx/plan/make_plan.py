@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis import Facts, Source, patterns
 from lrp_fx.analysis.candidates import Candidates
 from lrp_fx.analysis.conditions.products import contracts
-from lrp_fx.analysis.facts import Shifted
+from lrp_fx.analysis.facts import Leaf
 from lrp_fx.analysis.matching import Candidate, Pattern
 from lrp_fx.analysis.products import Products, degree, is_denominator
 from lrp_fx.graph.location import module_path
@@ -28,6 +29,18 @@ UNSTABILISED = Rule("epsilon")  #: an epsilon of 0: the gradient of a linear map
 WINNER = "winner-takes-all"
 
 
+class Term(NamedTuple):
+    """A factor of a product that is a sum.
+
+    Attributes:
+        leaf: the factor.
+        weighs: whether it only weighs the others, and is a constant where there is another signal.
+    """
+
+    leaf: Leaf
+    weighs: bool
+
+
 @dataclass(frozen=True)
 class Decision:
     """What happens at one node.
@@ -38,7 +51,7 @@ class Decision:
         live: operands that receive relevance.
         factors: what each live operand's cotangent is multiplied by (0: the operand is a constant here; absent: 1).
         softmax_share: share of relevance that a fused attention passes to its scores.
-        shifted: the factor that is a constant plus a signal, where ``factors`` count for the signal alone.
+        terms: the factors of the sum that a product is, where one of them is a constant plus a signal.
     """
 
     role: str
@@ -46,7 +59,7 @@ class Decision:
     live: dict[Slot, Node]
     factors: dict[Slot, float] = field(default_factory=dict)
     softmax_share: float = 0.0
-    shifted: Shifted | None = None
+    terms: tuple[Term, ...] = ()
 
     @property
     def entry(self) -> Entry:
@@ -55,7 +68,7 @@ class Decision:
 
     def form(self, node: Node, spec: OpSpec) -> Form:
         """How the rule is carried out at ``node``."""
-        if self.shifted is not None:
+        if self.terms:
             return DISTRIBUTED
         several = isinstance(node.meta.get("val"), (tuple, list)) and spec.kind == "homogeneous"
         sums = self.role == spec.kind == "linear" and len(self.live) > 1  # a batch norm behind a layer is no sum
@@ -279,14 +292,27 @@ _SPECIAL: dict[Pattern, Callable[[Plan, Node, OpSpec, dict[Slot, Node]], Decisio
 
 
 def _distribute(plan: Plan) -> None:
-    """Products x (c + s) whose rule divides: only x s is divided, c x is x's (``analysis.shifted``)."""
-    for node, shifted in plan.facts.shifted.items():
+    """Products x (c + s) whose rule divides: c x is x's, and only x s is divided (``analysis.shifted``)."""
+    for node, expansion in plan.facts.shifted.items():
         decision = plan.decisions.get(node)
-        if decision is None or not decision.entry.split.divided or shifted.slot not in decision.live:
+        if decision is None or not decision.entry.split.divided or not all(_reached(plan, x) for x in expansion.leaves):
             continue
-        signal = plan.decisions.get(shifted.sum)
-        if len(decision.live) == 2 and signal is not None and decision.factors.get(shifted.slot, 1.0) != 0:
-            plan.decisions[node] = replace(decision, shifted=shifted)
+        terms = tuple(Term(leaf, _weighs(plan, leaf)) for leaf in expansion.leaves)
+        if not any(term.leaf.shift is not None and not term.weighs for term in terms):
+            continue
+        plan.decisions[node] = replace(decision, terms=terms, factors={})
+        for inner in expansion.inside:
+            plan.decisions[inner] = replace(plan.decisions[inner], factors={})
+
+
+def _reached(plan: Plan, leaf: Leaf) -> bool:
+    """Whether relevance reaches a factor under the rule set, and the signal in it."""
+    live = all(n in plan.decisions and slot in plan.decisions[n].live for n, slot in leaf.way)
+    return live and (leaf.shift is None or leaf.shift.sum in plan.decisions)
+
+
+def _weighs(plan: Plan, leaf: Leaf) -> bool:
+    return any(plan.decisions[n].factors.get(slot, 1.0) == 0 for n, slot in leaf.way)
 
 
 def _share_products(plan: Plan, products: Products) -> None:

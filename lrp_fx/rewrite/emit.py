@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from lrp_fx.analysis.facts import Layer
-from lrp_fx.graph.exact_value import exact_value
-from lrp_fx.graph.operands import Slot, addends, all_slots, replace
+from lrp_fx.graph.operands import Slot, addends, all_slots
 from lrp_fx.operators.table import OpSpec, bind
+from lrp_fx.rewrite.expansion import distributed
 from lrp_fx.rewrite.layer_runs import run_favoured, run_parts
 from lrp_fx.rewrite.pooling import spread
 from lrp_fx.rewrite.site import Site, insert_after
@@ -86,44 +86,6 @@ def _slope(site: Site) -> Node:
             slope = emit_slope(site.graph, node, constant, spec)
             new = site.graph.call_function(identity_rule, (node, operand, slope))
     return site.take_over(anchor, new, inner=False)
-
-
-def _distributed(site: Site) -> Node:
-    """x (c + s): the value as it is, its relevance by c x + x s, of which x s is a product of two."""
-    decision, graph, node = site.decision, site.graph, site.node
-    shifted = decision.shifted
-    assert shifted is not None
-    (other,) = (slot for slot in decision.live if slot != shifted.slot)
-    x, signal = site.operand(other), all_slots(site.copies[shifted.sum])[shifted.signal]
-    constant = site.copies[shifted.constant] if isinstance(shifted.constant, Node) else shifted.constant
-    whole, anchor = site.copies[shifted.sum], node.next
-
-    def product(first: Node, second: Node | float) -> Node:
-        if isinstance(second, (int, float)):
-            return graph.call_function(aten.mul.Tensor, (first, second))
-        copy = graph.node_copy(node)
-        replace(copy, other, first)
-        replace(copy, shifted.slot, second)
-        return copy
-
-    def scaled(value: Node, slot: Slot) -> Node:
-        return graph.call_function(scale_relevance, (value, decision.factors.get(slot, 1.0)))
-
-    def times(value: Node, weight: float) -> Node:
-        return value if weight == 1 else graph.call_function(aten.mul.Tensor, (value, weight))
-
-    with graph.inserting_before(anchor):
-        if not site.spec.elementwise:  # a product of matrices reads every entry of c, as the sum spread it out
-            if isinstance(constant, Node):
-                constant = graph.call_function(aten.expand_as.default, (constant, whole))
-            else:
-                constant = graph.call_function(aten.full_like.default, (whole, constant))
-        of_constant = times(product(x, constant), shifted.constant_weight)
-        of_signal = times(product(scaled(x, other), scaled(signal, shifted.slot)), shifted.weight)
-        carrier = graph.call_function(aten.add.Tensor, (of_constant, of_signal))
-        value = graph.call_function(aten.detach.default, (node,))
-        new = graph.call_function(exact_value, (value, carrier))
-    return site.take_over(anchor, new)
 
 
 def _counted(site: Site) -> Node:
@@ -254,7 +216,7 @@ EMIT: dict[table.Form, Callable[[Site], Node]] = {
     table.REMAINDER: _scaled,
     table.ATTENTION: _scaled,
     table.STABILISED: _stabilised,
-    table.DISTRIBUTED: _distributed,
+    table.DISTRIBUTED: distributed,
     table.COUNTED: _counted,
     table.SLOPE: _slope,
     table.STATISTIC: _statistic,

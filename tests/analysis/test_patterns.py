@@ -96,6 +96,7 @@ NEAR_MISSES = (
     "F.conv2d(F.relu(F.batch_norm(F.relu(image), m3, v3)), kernel)",
     "F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel[:3, :1], groups=3)",
     "torch.sigmoid(x) + 1",
+    "x * (1 + y) * torch.sigmoid(y)",
 )
 
 

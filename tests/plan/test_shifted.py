@@ -30,7 +30,33 @@ SPELLINGS = {
         lambda a, s: s + (outer(a) @ s.unsqueeze(-1)).squeeze(-1),
         lambda a, s: torch.bmm(EYE + outer(a), s.unsqueeze(-1)).squeeze(-1),
     ),
+    "a chain": (
+        lambda a, s: (t := a.flip(-1)) * a + t * a * s,
+        lambda a, s: a.flip(-1) * a * (1 + s),
+        lambda a, s: a.flip(-1) * ((1 + s) * a),
+        lambda a, s: (1 + s) * (a * a.flip(-1)),
+    ),
+    "two of a chain": (
+        lambda a, s: a + a * (t := s.flip(-1)) + a * s + a * t * s,
+        lambda a, s: a * (1 + s) * (1 + s.flip(-1)),
+        lambda a, s: (1 + s.flip(-1)) * (a * (s + 1)),
+        lambda a, s: a * ((1 + s) * (1 + s.flip(-1))),
+    ),
+    "weighed in a chain": (
+        lambda a, s: 6 * a - 3 * a * (t := s.flip(-1)) + 2 * a * s - a * t * s,
+        lambda a, s: a * (3 + s) * (2 - s.flip(-1)),
+    ),
 }  # fmt: skip
+
+#: the same of products in which the constants have a term of their own
+WITH_CONSTANT = {
+    "both": (lambda a, s: 1 + a + s + a * s, lambda a, s: (1 + a) * (1 + s), lambda a, s: (s + 1) * (1 + a)),
+    "both, weighed": (lambda a, s: 6 - 3 * a + 2 * s - a * s, lambda a, s: (2 - a) * (3 + s)),
+    "three": (
+        lambda a, s: 1 + a + s + (t := a.flip(-1)) + a * s + a * t + s * t + a * s * t,
+        lambda a, s: (1 + a) * (1 + s) * (1 + a.flip(-1)),
+    ),
+}
 
 
 def outer(a):
@@ -67,6 +93,20 @@ def test_relevance_is_that_of_the_function(name, rules):
             torch.testing.assert_close(relevance, expected.relevance[input], rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("rules", ["attnlrp", "gradient"])
+@pytest.mark.parametrize("name", WITH_CONSTANT)
+def test_a_product_of_sums_adds_what_its_terms_add(name, rules):
+    expected = None
+    for function in WITH_CONSTANT[name]:
+        found = lrp_fx.convert(net(function), X, Y, rules=rules).explain(X, Y, target=1)
+        assert found.ledger.balance < 1e-12
+        expected = expected or found
+        for input, relevance in found.relevance.items():
+            torch.testing.assert_close(relevance, expected.relevance[input], rtol=1e-8, atol=1e-10)
+        if rules == "attnlrp":
+            assert abs(found.ledger["constant"] - expected.ledger["constant"]) < 1e-10
+
+
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_no_constant_takes_relevance_under_a_rule_that_divides(name):
     for function in SPELLINGS[name]:
@@ -101,7 +141,7 @@ def test_where_the_factor_is_zero_nothing_is_lost():
 OTHERS = {
     "a nonlinearity": lambda a, s: a * (1 + torch.tanh(a)) + s,
     "a normalization": lambda a, s: a * (1 + torch.rsqrt(a.pow(2).mean(-1, keepdim=True))) + s,
-    "a longer product": lambda a, s: a * (1 + s) * torch.sigmoid(s),
+    "a function of a factor": lambda a, s: a * (1 + s) * torch.sigmoid(s),
 }
 
 

@@ -1,0 +1,153 @@
+"""Conditions on products with a factor that is a constant plus a signal: x (c + s), as modulation is written.
+
+They are asked of the product at the end of a chain: x (1 + a) (1 + b) is one product of three factors.
+"""
+
+from __future__ import annotations
+
+import operator
+from itertools import combinations
+
+import torch
+from torch.fx import Node
+
+from lrp_fx.analysis.facts import Expansion, Facts, Leaf, Shift
+from lrp_fx.analysis.matching import Candidate, condition
+from lrp_fx.graph.operands import Slot
+from lrp_fx.operators.table import bind, coefficients
+
+_MOST = 4  #: factors of a product that is expanded: of n that are shifted there are 2^n terms
+
+
+@condition
+def multiplies_two_signals(candidate: Candidate) -> bool:
+    """It multiplies two tensors that carry relevance."""
+    return _multiplies(candidate.facts, candidate.node)
+
+
+@condition
+def goes_into_no_product(candidate: Candidate) -> bool:
+    """No longer product goes on from it, that is not expanded itself."""
+    facts, node = candidate.facts, candidate.node
+    longer = [u for u in node.users if candidate.spec.elementwise and _is_long(facts, u)]
+    return all(u in facts.shifted and node not in facts.shifted[u].inside for u in longer)
+
+
+@condition
+def has_a_shifted_factor(candidate: Candidate) -> bool:
+    """One of its factors is a constant plus a signal, scaled at most; a parameter is no such constant."""
+    return any(leaf.shift is not None for leaf in leaves(candidate))
+
+
+@condition
+def has_independent_factors(candidate: Candidate) -> bool:
+    """Its factors are functions of different signals: x (1 + tanh x) is one nonlinearity."""
+    facts = candidate.facts
+    factors = [facts.operands[leaf.owner][leaf.slot] for leaf in leaves(candidate)]
+    return 1 < len(factors) <= _MOST and _independent(facts, factors)
+
+
+def expand(candidate: Candidate) -> Expansion:
+    """The product as the sum that it is."""
+    chain = leaves(candidate)
+    return Expansion(tuple(chain), frozenset(n for leaf in chain for n, _ in leaf.way[1:]))
+
+
+def leaves(candidate: Candidate) -> list[Leaf]:
+    """The factors of a chain of products. That all are shifted counts where they are by numbers: these have a term."""
+    facts, node = candidate.facts, candidate.node
+    found = _leaves(facts, node, ()) if candidate.spec.elementwise else _own(facts, node, ())
+    shifts = [leaf.shift for leaf in found if leaf.shift is not None]
+    numbers = candidate.spec.elementwise and all(isinstance(shift.constant, float) for shift in shifts)
+    if len(shifts) == len(found) and not numbers:
+        found[0] = Leaf(found[0].way, None)
+    return found
+
+
+def _leaves(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
+    found: list[Leaf] = []
+    for leaf in _own(facts, node, way):
+        factor = facts.operands[leaf.owner][leaf.slot]
+        inner = _leaves(facts, factor, leaf.way) if _is_inside(facts, factor) else []
+        found += inner or [leaf]
+    return found
+
+
+def _own(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
+    operands = facts.operands[node].items()
+    return [Leaf((*way, (node, slot)), _shift(facts, slot, factor)) for slot, factor in operands]
+
+
+def _is_inside(facts: Facts, node: Node) -> bool:
+    """Whether a factor is a product of independent factors itself, that nothing else reads."""
+    spec = facts.specs.get(node)
+    plain = spec is not None and spec.elementwise and len(node.users) == 1 and _multiplies(facts, node)
+    return plain and node not in facts.manual_softmax and _independent(facts, list(facts.operands[node].values()))
+
+
+def _multiplies(facts: Facts, node: Node) -> bool:
+    spec, operands = facts.specs.get(node), facts.operands.get(node, {})
+    if spec is None or spec.kind != "product" or spec.terms or len(operands) != 2:
+        return False
+    return len(set(operands.values())) == 2 and all(slot.name in spec.args for slot in operands)
+
+
+def _is_long(facts: Facts, node: Node) -> bool:
+    """Whether a node is an elementwise product or quotient of several signals."""
+    spec = facts.specs.get(node)
+    return (
+        spec is not None and spec.kind in ("product", "quotient") and spec.elementwise and len(facts.operands[node]) > 1
+    )
+
+
+def _independent(facts: Facts, factors: list[Node]) -> bool:
+    if len({facts.origin.get(n, n) for n in factors}) < len(factors):
+        return False
+    pairs = list(combinations(factors, 2))
+    return not any(facts.is_statistic_of(a, b) or facts.is_statistic_of(b, a) for a, b in pairs)
+
+
+def _shift(facts: Facts, slot: Slot, factor: Node) -> Shift | None:
+    """``factor`` as a constant plus a signal, if it is one, or such a sum times a number."""
+    size, node = 1.0, factor
+    while (scaled := _times_number(facts, node)) is not None:
+        size, node = size * scaled[0], scaled[1]
+    spec = facts.specs.get(node)
+    if spec is None or spec.kind != "linear" or not spec.elementwise or len(facts.operands[node]) != 1:
+        return None
+    weights, bound = coefficients(node, spec), bind(node)
+    (signal,) = facts.operands[node]
+    constants = [name for name in spec.args if name != signal.name and bound.get(name) is not None]
+    if len(weights) != 2 or len(constants) != 1 or not _is_given(bound[constants[0]]):
+        return None
+    constant = bound[constants[0]]
+    constant = constant if isinstance(constant, Node) else float(constant)
+    return Shift(node, signal, size * weights[signal.name], constant, size * weights[constants[0]])
+
+
+def _times_number(facts: Facts, node: Node) -> tuple[float, Node] | None:
+    """(number, signal) of a signal times a number."""
+    spec, operands = facts.specs.get(node), list(facts.operands.get(node, {}).values())
+    if spec is None or spec.kind != "product" or not spec.elementwise or len(operands) != 1:
+        return None
+    numbers = [v for name in spec.args if isinstance(v := bind(node).get(name), (int, float))]
+    return (float(numbers[0]), operands[0]) if len(numbers) == 1 else None
+
+
+def _is_given(constant: object) -> bool:
+    """Whether a constant is a number, or a tensor that no parameter is in: a bias is what a layer adds."""
+    if isinstance(constant, (int, float)):
+        return constant != 0
+    stack, seen = [constant], set()
+    while stack:
+        node = stack.pop()
+        if not isinstance(node, Node) or node in seen:
+            continue
+        seen.add(node)
+        if node.op == "get_attr":
+            module = node.graph.owning_module
+            value = operator.attrgetter(str(node.target))(module) if module is not None else None
+            if isinstance(value, torch.nn.Parameter) or value is None:
+                return False
+        stack += node.all_input_nodes
+    return isinstance(constant, Node)
