@@ -37,7 +37,7 @@ def main() -> None:
     figure = matplotlib.figure.Figure(figsize=(12, 7.5), layout="constrained")
     (top, matrix), (left, right) = figure.subplots(2, 2)
     encoder, tokenizer = load_encoder(demos()["sentiment"])
-    xmodel = lrp_fx.convert(encoder)
+    xmodel = lrp_fx.convert(encoder, rules="attnlrp")
     for number, (a, b) in enumerate(SENTENCES):
         inputs = [tokenizer(text, return_tensors="pt") for text in (a, b)]
         options = {"output": mean_pooling, "decode": tokenizer.convert_ids_to_tokens, "similarity": "cosine"}
