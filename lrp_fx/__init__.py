@@ -14,7 +14,7 @@ from typing import Any
 
 from lrp_fx import errors
 from lrp_fx.convert import convert
-from lrp_fx.explain import Contrast, Pixels
+from lrp_fx.explain import Contrast, Logit, LogProb, Pixels, Probability, Span
 from lrp_fx.lowering import Lowered, load
 from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable, register_op
@@ -40,11 +40,15 @@ __all__ = [
     "ExplainableModule",
     "Generation",
     "Ledger",
+    "LogProb",
+    "Logit",
     "Lowered",
     "OpTable",
     "PairAttribution",
     "Pixels",
+    "Probability",
     "RuleSet",
+    "Span",
     "Tuned",
     "concepts",
     "convert",

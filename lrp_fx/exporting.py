@@ -34,7 +34,7 @@ class Exporting(ConvertedModule):
 
         Without example inputs, as the latest capture was called. Called like :meth:`explain`, it explains inputs of any
         size that the capture serves, with any target of the same kind (a class, a tuple of indices, a
-        :class:`lrp_fx.Contrast`, each sample's largest logit, or this callable).
+        :class:`lrp_fx.Contrast`, a :class:`lrp_fx.Span`, each sample's largest logit, or this callable).
 
         Args:
             *args: example inputs.

@@ -101,9 +101,11 @@ class ExplainableModule(Exporting):
             *args: the model's inputs; a text, a pair of texts as a tuple, or a list of them, where the model was
                 converted with its tokenizer.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
-                class or token id, one per sample, a :class:`lrp_fx.Contrast` of two classes, a tuple index into the
-                output's non-batch dimensions, :class:`lrp_fx.Pixels` of a class where the output has many values per
-                class (a class alone is refused there), or a callable from the output to (B,) scalars.
+                class or token id, one per sample, "contrast", "log_prob", "probability" or "logit" (of the largest), a
+                :class:`lrp_fx.Contrast`, :class:`lrp_fx.LogProb`, :class:`lrp_fx.Probability` or :class:`lrp_fx.Logit`
+                of a class and a position, a :class:`lrp_fx.Span` of a text's tokens, a tuple index into the output's
+                non-batch dimensions, :class:`lrp_fx.Pixels` of a class where the output has many values per class (a
+                class alone is refused there), or a callable from the output to (B,) scalars.
             at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes in, ``"*.down_proj@input"``;
                 parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; heads apart).
             condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
@@ -164,8 +166,8 @@ class ExplainableModule(Exporting):
 
         Args:
             *args: the model's inputs.
-            targets: each as in :meth:`explain`. Classes, tuples (position, class) and None go back all at once, others
-                one after the other.
+            targets: each as in :meth:`explain`. Classes, tuples (position, class), logits and contrasts go back all at
+                once, others one after the other.
             at: as in :meth:`explain`.
             rules: as in :meth:`explain`.
             chunk: how many backward sweeps run at once: memory grows with it. None: what is fastest.
@@ -187,6 +189,7 @@ class ExplainableModule(Exporting):
         input_ids: torch.Tensor | Text | list[Text],
         *,
         max_new_tokens: int,
+        target: Target = None,
         rules: RuleSource | None = None,
         chunk: int | None = None,
         options: Mapping[str, Any] | None = None,
@@ -199,6 +202,8 @@ class ExplainableModule(Exporting):
         Args:
             input_ids: (B, S) prompt; a text, or a list of them, where the model was converted with its tokenizer.
             max_new_tokens: how many tokens at most.
+            target: what of every new token: None or "logit", "contrast", "log_prob", "probability", or a
+                :class:`lrp_fx.Contrast` with a foil.
             rules: as in :meth:`explain`.
             chunk: as in :meth:`explain_targets`.
             options: further arguments of ``generate`` (sampling is off unless they say otherwise).
@@ -206,6 +211,7 @@ class ExplainableModule(Exporting):
 
         Raises:
             InputError: when the model has no ``generate``.
+            TargetError: for a target that is not of every token alike.
         """
         explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
         how = {"max_new_tokens": max_new_tokens, **(options or {})}
@@ -220,7 +226,7 @@ class ExplainableModule(Exporting):
         else:  # the decoder's start is the model's own to make; tokens are those of the whole sequence
             inputs.pop("decoder_input_ids", None)
             encoded = replace(encoded, tokens={})
-        made = generate(self.model, explain, capture, inputs, how)
+        made = generate(self.model, explain, capture, inputs, how, target)
         return made.with_context(self._context(made, encoded))
 
     def _context(self, made: Result, encoded: Encoded | None, question: str = "") -> Context:

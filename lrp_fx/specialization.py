@@ -17,7 +17,7 @@ from lrp_fx.errors import InputError, NumericalError
 from lrp_fx.explain import Condition, Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
 from lrp_fx.explain.reading import Reading, read_output
-from lrp_fx.explain.target import normal_targets
+from lrp_fx.explain.target_types import normal_targets
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.unfuse_attention import write_out_attention
 from lrp_fx.lowering import Lowered, ManyTargets, batched_sweeper, explain_targets
@@ -48,7 +48,7 @@ class Specialization:
         rewritten: by rule set.
         sweepers: by rule set and latents.
         checkpointed: the same, with repeated blocks checkpointed.
-        many: the same, for many targets.
+        many: the same, for many targets, contrasts among them or not.
         batched: the same as ``sweepers``, for many seeds of one tensor.
         compiled: the same, compiled graphs without a condition, the latest first.
         checked: rule sets whose first explanation held (``lrp_fx.explain.check``), attention written out or not.
@@ -60,7 +60,7 @@ class Specialization:
     rewritten: Recent[str, Rewritten] = field(default_factory=_recent)
     sweepers: Recent[Key, Sweeper] = field(default_factory=_recent)
     checkpointed: Recent[Key, Sweeper] = field(default_factory=_recent)
-    many: Recent[Key, ManyTargets] = field(default_factory=_recent)
+    many: Recent[tuple[str, tuple[str, ...], bool], ManyTargets] = field(default_factory=_recent)
     batched: Recent[Key, Sweeper] = field(default_factory=_recent)
     compiled: Recent[Key, tuple[Lowered, ...]] = field(default_factory=_recent)
     checked: set[tuple[str, bool]] = field(default_factory=set)
@@ -158,7 +158,7 @@ class Specialization:
         """Drop what was made for a rule set's key."""
         self.rewritten.pop(key, None)
         eager = (self.sweepers, self.checkpointed, self.batched)
-        stores: tuple[Recent[Key, Any], ...] = (*eager, self.many, self.compiled)
+        stores: tuple[Recent[Any, Any], ...] = (*eager, self.many, self.compiled)
         for store in stores:
             for tapped in [k for k in store if k[0] == key]:
                 store.pop(tapped, None)
@@ -179,13 +179,13 @@ class Specialization:
         """The tapped graph with its repeated blocks run again on the way back."""
         return self.checkpointed.recall((ruleset.key, at), lambda: with_checkpoints(self.sweeper(ruleset, at)))
 
-    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...], call: Call) -> ManyTargets:
-        """The tapped graph for many targets at once, that serves ``call``."""
-        key = (ruleset.key, at)
+    def many_targets(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, contrasts: bool) -> ManyTargets:
+        """The tapped graph for many targets at once, that serves ``call``; for contrasts, too, or for logits alone."""
+        key = (ruleset.key, at, contrasts)
         many = self.many.get(key)
         if many is None or many.guards.mismatch(list(call.tensors.values())) is not None:
             with TRACING:
-                many = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call)
+                many = self.many[key] = ManyTargets.build(self.sweeper(ruleset, at), call, contrasts)
         return many
 
     def batched_sweeper(self, ruleset: RuleSet, call: Call, target: Target, when: str | bool) -> Sweeper:

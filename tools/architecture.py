@@ -55,7 +55,7 @@ class Example:
         self.captured, self.facts = specialization.captured, specialization.facts
         self.sweeper = specialization.sweeper(self.xmodel.ruleset, ())
         self.plan = self.sweeper.rewritten.plan
-        self.sweep = self.sweeper.account(call.leaves, lambda output: select(output, 0, None, self.sweeper.reading))
+        self.sweep = self.sweeper.account(call.leaves, lambda output: select(output, 0, {}, self.sweeper.reading))
         self.attribution = self.xmodel.explain(self.x, target=0)
 
     @property

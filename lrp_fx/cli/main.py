@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from lrp_fx.cli.demo import demos, load_demo
 from lrp_fx.cli.evaluate import results_table, text_task
 from lrp_fx.errors import LrpError, MissingExtraError
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
+from lrp_fx.explain.target_types import NAMED
 from lrp_fx.extras import require
 from lrp_fx.files import replacing
 from lrp_fx.rules.ruleset import available
@@ -32,6 +34,12 @@ Model = Annotated[str, typer.Argument(help="folder of a saved Hugging Face model
 Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
 Rules = Annotated[str, typer.Option(help="rule set: a name (see `lrp-fx rules`) or a TOML file")]
 Class = Annotated[int | None, typer.Option(help="class or token id to explain (default: the model's own answer)")]
+What = Annotated[
+    str | None,
+    typer.Option(
+        help=f"class or token id to explain, or of the model's own answer: {', '.join(NAMED)} (default logit)"
+    ),
+]
 Why = Annotated[str | None, typer.Option(help="a node or a module path, or a glob: which patterns match, and why not")]
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 
@@ -127,7 +135,7 @@ def explain(
     model: Model,
     text: Text = None,
     html: Annotated[Path | None, typer.Option(help="write the heatmap to this HTML file")] = None,
-    target: Class = None,
+    target: What = None,
     rules: Rules = "default",
     pieces: Annotated[
         bool, typer.Option("--pieces/--words", help="show the tokenizer's pieces, or whole words")
@@ -143,13 +151,18 @@ def explain(
             raise LrpError("there is nothing to explain: give a text")
         xmodel = lrp_fx.convert(loaded.model, rules=rules, tokenizer=loaded.tokenizer, labels=loaded.labels)
         with console.status("capturing and rewriting the graph, then one backward sweep"):
-            attribution = xmodel.explain(loaded.text, target=target)
+            attribution = xmodel.explain(loaded.text, target=_target(target))
             attribution.ledger  # noqa: B018  (its notes are shown, too)
         console.print(f"\n{escape(loaded.title)}\n", highlight=False)
         attribution.show(words=not pieces, console=console)
         if html is not None:
             place = attribution.save_html(html, title=loaded.title, facts={"model": loaded.name}, words=not pieces)
             console.print(f"heatmap: {place.resolve()}", highlight=False, soft_wrap=True)
+
+
+def _target(said: str | None) -> int | str | None:
+    """A class by its number, or the name of a target."""
+    return int(said) if said is not None and re.fullmatch(r"-?\d+", said) else said
 
 
 @app.command()
@@ -180,13 +193,13 @@ def report(
 
 @app.command()
 def verify(
-    model: Model, text: Text = None, target: Class = None, rules: Rules = "default", precision: Precision = "float64"
+    model: Model, text: Text = None, target: What = None, rules: Rules = "default", precision: Precision = "float64"
 ) -> None:
     """Check outputs, conservation at every node and finiteness; exit code 1 when something fails."""
     with _clear_errors():
         loaded = load(model, text, precision)
         inputs, _ = loaded.encode(loaded.text or "a b c")
-        result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=target, show=True)
+        result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=_target(target), show=True)
     if not result.passed:
         raise typer.Exit(1)
 

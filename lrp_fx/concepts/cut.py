@@ -17,7 +17,7 @@ from torch.fx import Node
 from lrp_fx.converted import RuleSource
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.sweep import check_reached, cotangents
-from lrp_fx.explain.target import padding_masks, select
+from lrp_fx.explain.target import beside, select
 from lrp_fx.module import ExplainableModule
 from lrp_fx.rules.functions import relevance_of, source
 from lrp_fx.rules.ruleset import RuleSet
@@ -142,12 +142,12 @@ def cut_forward(
     ruleset = xmodel.ruleset if rules is None else RuleSet.load(rules)
     specialization, call = xmodel.specialization(args, dict(kwargs))
     sweeper = specialization.sweeper(ruleset, tuple(dict.fromkeys(at)))
-    masks = padding_masks(call.tensors)
+    inputs = beside(call.tensors)
     with specialization.named_failures(call), torch.inference_mode(False), torch.enable_grad():
         leaves = usable(call.leaves)
         cutting = _Cutting(sweeper)
         flat = cutting.run(*leaves, enable_io_processing=False)
         output = sweeper.output(flat)
-        chosen = select(output, target, masks, sweeper.reading)
+        chosen = select(output, target, inputs, sweeper.reading)
     check_reached(chosen)
     return CutRun(sweeper, leaves, tuple(cutting.cuts), output, chosen)

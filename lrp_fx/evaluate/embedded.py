@@ -22,7 +22,7 @@ from lrp_fx.analysis import Source
 from lrp_fx.capture import Captured
 from lrp_fx.errors import InputError
 from lrp_fx.evaluate.task import Batch, Task
-from lrp_fx.explain.target import padding_masks, select
+from lrp_fx.explain.target import beside, select
 from lrp_fx.explain.tokens import to_inputs
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.specialization import Specialization
@@ -87,8 +87,8 @@ class Embedded:
         leaves, target = tensors[first:last], tensors[last:]
         flat = self.cut(*tensors[:last])
         output = pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
-        masks = padding_masks(dict(zip(self.captured.names, leaves, strict=True)))
-        return select(output, target if len(target) > 1 else target[0], masks, self.specialization.reading)
+        inputs = beside(dict(zip(self.captured.names, leaves, strict=True)))
+        return select(output, target if len(target) > 1 else target[0], inputs, self.specialization.reading)
 
     def at_input(self, relevance: Sequence[Tensor], env: dict[Node, Any]) -> Tensor:
         """Relevance at the sources, elementwise, -> relevance of the input: (B, S) of token ids, else its own shape."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from lrp_fx.convert import convert
 from lrp_fx.errors import InputError
 from lrp_fx.explain.reading import Reading, find_logits
-from lrp_fx.explain.target import padding_masks, select
+from lrp_fx.explain.target import beside, select
 from lrp_fx.module import ExplainableModule
 
 #: (B,) class or token ids, or indices into the output's non-batch dimensions, (B,) each
@@ -214,4 +214,4 @@ class Task:
             if find_logits(output).dim() > 2:  # what its dimensions are, the graph tells
                 specialization, _ = self.converted.specialization((), dict(inputs))
                 reading = replace(specialization.reading, leaf=None)
-            return select(output, target, padding_masks(inputs), reading)
+            return select(output, target, beside(inputs), reading)

@@ -2,12 +2,16 @@
 
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.explain.sweeper import Sweeper, usable
-from lrp_fx.explain.target import Contrast, Pixels, Target
+from lrp_fx.explain.target_types import Contrast, Logit, LogProb, Pixels, Probability, Span, Target
 
 __all__ = [
     "Condition",
     "Contrast",
+    "LogProb",
+    "Logit",
     "Pixels",
+    "Probability",
+    "Span",
     "Sweeper",
     "Target",
     "usable",

@@ -8,7 +8,7 @@ says (``lrp_fx.analysis.class_axis``).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,7 @@ from lrp_fx.analysis.class_axis import class_axis
 from lrp_fx.capture import Captured
 from lrp_fx.capture.containers import returned
 from lrp_fx.errors import TargetError
+from lrp_fx.explain.vocabulary import are_shares, token_inputs
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,16 @@ class Reading:
         axis: which of their dimensions counts classes, where the graph tells.
         named: whether they are what the output calls ``logits``.
         example: the logits of the capture's example, without values.
+        shares: whether they are not logits but shares of a softmax.
+        tokens: names of the inputs whose token ids the logits of a sequence say, a decoder's first.
     """
 
     leaf: int | None = None
     axis: int | None = None
     named: bool = False
     example: Tensor | None = None
+    shares: bool = False
+    tokens: tuple[str, ...] = ()
 
     def logits(self, output: Any) -> Tensor:
         """The logits of an output of the captured form.
@@ -85,7 +90,13 @@ def read_output(captured: Captured, facts: Facts) -> Reading:
         named, leaf = None, _first(values, batches)
     if leaf is None:
         return Reading()
-    return Reading(leaf, class_axis(leaves[leaf], facts), named is not None, values[leaf])
+    example = values[leaf]
+    reading = Reading(leaf, class_axis(leaves[leaf], facts), named is not None, example)
+    if not isinstance(example, Tensor):
+        return reading
+    says = reading.kind(example) == "sequence"
+    tokens = token_inputs(captured, facts, int(example.shape[-1])) if says else ()
+    return replace(reading, shares=are_shares(leaves[leaf], facts), tokens=tokens)
 
 
 def _named(output: Any) -> Any:

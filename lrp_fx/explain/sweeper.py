@@ -26,7 +26,8 @@ from lrp_fx.explain.ledger import make_ledger
 from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.explain.sweep import Relevance, TapPoints, sweep
 from lrp_fx.explain.tap import at_chosen_positions, tap
-from lrp_fx.explain.target import Target, padding_masks, select
+from lrp_fx.explain.target import beside, select
+from lrp_fx.explain.target_types import Target
 from lrp_fx.explain.unreached import unreached
 from lrp_fx.results import Attribution, Ledger, no_ledger
 from lrp_fx.rewrite import Rewritten
@@ -139,8 +140,8 @@ class Sweeper:
 
     def choose(self, call: Call, target: Target) -> Choose:
         """What reads the explained values of a target off an output."""
-        masks = padding_masks(call.tensors)
-        return lambda output: select(output, target, masks, self.reading)
+        inputs = beside(call.tensors)
+        return lambda output: select(output, target, inputs, self.reading)
 
     def _sweep(
         self,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,107 +10,19 @@ from torch import Tensor
 
 from lrp_fx.errors import TargetError
 from lrp_fx.explain.reading import Reading
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Why this class rather than that one: a difference of logits as the target.
-
-    Attributes:
-        chosen: class index, or a (B,) tensor of them; None for each sample's largest logit.
-        foil: the class it is set against (index or (B,) tensor). None for all others, each weighed by its share of
-            their softmax: z_c - sum_k p_k z_k / (1 - p_c), p held constant (softmax-contrastive, after CLRP, Gu et al.
-            2018). Relevance sums to that difference, which means something where all logits are negative, too.
-    """
-
-    chosen: int | Tensor | None = None
-    foil: int | Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """The logits of one class, summed over the pixels (or steps) at which this class wins.
-
-    Of an output (B, classes, H, W), (B, classes, T), (B, H, W, classes). A sample in which it wins nowhere has a target
-    of 0; none in the whole batch is a :class:`lrp_fx.errors.TargetError`. A single channel wins where it is positive.
-
-    Attributes:
-        chosen: class index, or a (B,) tensor of them.
-        axis: the dimension of the output that counts classes; None for what the graph tells.
-    """
-
-    chosen: int | Tensor
-    axis: int | None = None
-
-
-Target = int | Tensor | Sequence[int] | tuple[Any, ...] | Callable[[Any], Tensor] | Contrast | Pixels | None
-
-
-def normal(target: Target) -> Target:
-    """A target in one spelling: integers of any library become ``int``, sequences of them (B,) tensors.
-
-    Raises:
-        TargetError: for what is no target: a string, a boolean, a fraction, an empty sequence.
-    """
-    if isinstance(target, Contrast):
-        return Contrast(_index(target.chosen), _index(target.foil))
-    if isinstance(target, Pixels):
-        chosen = _index(target.chosen)
-        if chosen is None:
-            raise TargetError("lrp_fx.Pixels takes a class, or one per sample")
-        return Pixels(chosen, target.axis)
-    if isinstance(target, tuple):
-        if not target:
-            raise TargetError("target () has no index: give one for each dimension of the output but the batch")
-        return tuple(_entry(part) for part in target)
-    if callable(target) and not isinstance(target, Tensor):
-        return target
-    return _index(target)
-
-
-def normal_targets(targets: Sequence[Target]) -> list[Target]:
-    """Several targets, each in one spelling.
-
-    Raises:
-        TargetError: for none at all, for what is no sequence of targets, and as :func:`normal`.
-    """
-    if isinstance(targets, (str, bytes)) or not isinstance(targets, Iterable):
-        raise TargetError(f"targets={targets!r}: give a list of targets")
-    listed = [normal(target) for target in targets]
-    if not listed:
-        raise TargetError("targets=[] names no target: give at least one")
-    return listed
-
-
-def _entry(part: Any) -> Any:
-    if part is None:
-        raise TargetError("a tuple target names one entry of the output: None is no index of one")
-    return part if isinstance(part, slice) or part is Ellipsis else _index(part)
-
-
-def _index(value: Any) -> int | Tensor | None:
-    """None, an ``int``, or a tensor of integers with at most one dimension."""
-    if value is None:
-        return None
-    if not isinstance(value, Tensor):
-        if isinstance(value, (bool, str, bytes)):
-            raise TargetError(f"target {value!r} is no class: give an int or a (B,) integer tensor")
-        with contextlib.suppress(TypeError):
-            return operator.index(value)
-        try:
-            value = torch.as_tensor(value)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TargetError(f"target {value!r} is no target: {_CHOICES}") from error
-    if value.is_floating_point() or value.is_complex() or value.dtype is torch.bool or value.dim() > 1:
-        raise TargetError(
-            f"target must be an int or a (B,) integer tensor, not {value.dtype} of shape {tuple(value.shape)}"
-        )
-    if value.numel() == 0:
-        raise TargetError("target is empty: give a class, or one per sample")
-    return value
-
-
-_CHOICES = "give a class, a (B,) tensor of classes, a tuple of indices, a Contrast, Pixels, or a callable"
+from lrp_fx.explain.target_types import (
+    Contrast,
+    Logit,
+    LogProb,
+    OfClass,
+    Pixels,
+    Probability,
+    Span,
+    Target,
+    check_bounds,
+    check_range,
+    normal,
+)
 
 
 def spoken(target: Target) -> str:
@@ -146,52 +55,88 @@ def shown(mask: Tensor) -> Tensor:
     return torch.where(added, mask == 0, (mask != 0) | ~binary)
 
 
-def last_positions(length: int, batch: int, masks: Mapping[str, Tensor]) -> Tensor:
-    """Index of each sample's last non-padding position, from the (B, S) mask among the inputs; else the last one.
+def beside(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The inputs that the choice of a target may read: padding masks and token ids, (B, S) each."""
+    flat = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and v.dim() == 2}
+    return {n: v for n, v in flat.items() if "mask" in n or not (v.is_floating_point() or v.is_complex())}
+
+
+def padding_mask(length: int, batch: int, inputs: Mapping[str, Tensor]) -> Tensor | None:
+    """The padding mask among the inputs that belongs to a sequence of this length.
 
     A decoder's own mask wins over an encoder's; a mask of another length belongs to another sequence and is ignored.
     """
+    masks = padding_masks(inputs)
     for name in sorted(masks, key=lambda n: "decoder" not in n):
         mask = masks[name]
         if mask.shape[1] == length and mask.shape[0] == batch:  # (in this order: sizes that are compared depend on it)
-            positions = torch.arange(length, device=mask.device)
-            return torch.where(shown(mask), positions, -1).amax(-1).clamp(min=0)
-    return torch.full((batch,), length - 1)
+            return mask
+    return None
 
 
-def select(output: Any, target: Target, masks: Mapping[str, Tensor], reading: Reading) -> Tensor:
+def last_positions(length: int, batch: int, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Index of each sample's last non-padding position, from the padding mask among the inputs; else the last one."""
+    mask = padding_mask(length, batch, inputs)
+    if mask is None:
+        return torch.full((batch,), length - 1)
+    positions = torch.arange(length, device=mask.device)
+    return torch.where(shown(mask), positions, -1).amax(-1).clamp(min=0)
+
+
+def resolved(target: Target, reading: Reading) -> Target:
+    """A target in one spelling, as the output has it: None is the largest logit.
+
+    Raises:
+        TargetError: for what is no target, and for a probability of what is one already.
+    """
+    target = normal(target)
+    if reading.shares and isinstance(target, (LogProb, Probability, Span)):
+        raise TargetError(
+            f"the model returns shares of a softmax, and lrp_fx.{type(target).__name__} takes logits: explain the "
+            "class itself, whose value is its probability, or let the model return its logits"
+        )
+    return Logit() if target is None else target
+
+
+def select(output: Any, target: Target, inputs: Mapping[str, Tensor], reading: Reading) -> Tensor:
     """The (B,) scalars to explain.
 
     Args:
         output: the model's output.
-        target: None (each sample's largest logit, at the last non-padding position of a sequence), a class index, a
-            (B,) tensor of class indices, a :class:`Contrast`, :class:`Pixels`, a tuple index into the non-batch
-            dimensions (or into all of them: one sample), or a callable.
-        masks: inputs whose name says they are padding masks.
+        target: None (:func:`resolved`), a class index, a (B,) tensor of class indices, the name of a target or one of
+            the forms of :mod:`lrp_fx.explain.target_types`, a tuple index into the non-batch dimensions (or into all of
+            them: one sample), or a callable. Of a sequence, a class is that at the last non-padding position.
+        inputs: what the choice may read of the inputs (:func:`beside`).
         reading: how the output is read.
 
     Raises:
         TargetError: for an index out of range, a wrong number of targets, a callable that returns another shape, and a
             class where the output has several values per class.
     """
-    target = normal(target)
+    target = resolved(target, reading)
     if callable(target) and not isinstance(target, Tensor):
         return _from_callable(output, target)
     logits = reading.logits(output)
     if logits.dim() == 0:
         logits = logits.reshape(1)
     if isinstance(target, Pixels):
-        return check_won(target, at_pixels(logits, target, masks, reading))
-    if isinstance(target, Contrast):
-        return _contrast(by_class(logits, masks, reading), target)
+        return check_won(target, at_pixels(logits, target, inputs, reading))
+    if isinstance(target, Span):
+        check_span(target, logits.shape[:2], inputs, reading)
+        return of_span(logits, target.start, target.end, inputs, reading)
     if isinstance(target, tuple):
         return _from_tuple(logits, target)
-    if logits.dim() == 1:
-        return _one_per_sample(logits, target)
-    if target is None and reading.kind(logits) == "dense":
-        return largest(logits.flatten(1))
-    logits = by_class(logits, masks, reading)
-    return logits[torch.arange(logits.shape[0], device=logits.device), _classes(logits, target)]
+    form: OfClass = target if isinstance(target, OfClass) else Logit(target)  # type: ignore[arg-type]
+    if isinstance(form, Logit) and form.position is None:
+        if logits.dim() == 1:
+            return _one_per_sample(logits, form.chosen)
+        if form.chosen is None and reading.kind(logits) == "dense":
+            return largest(logits.flatten(1))
+    if form.position is not None and reading.kind(logits) == "sequence":
+        check_range(form.position, logits.shape[0], logits.shape[1], "position")
+    logits = by_class(logits, inputs, reading, form.position)
+    foil = getattr(form, "foil", None)
+    return of_class(type(form), logits, _classes(logits, form.chosen), None if foil is None else _classes(logits, foil))
 
 
 def largest(logits: Tensor) -> Tensor:
@@ -199,21 +144,113 @@ def largest(logits: Tensor) -> Tensor:
     return logits[torch.arange(logits.shape[0], device=logits.device), logits.detach().argmax(-1)]
 
 
-def by_class(logits: Tensor, masks: Mapping[str, Tensor], reading: Reading) -> Tensor:
-    """(B, classes): of a sequence, the logits at its last position.
+def by_class(
+    logits: Tensor, inputs: Mapping[str, Tensor], reading: Reading, position: int | Tensor | None = None
+) -> Tensor:
+    """(B, classes): of a sequence, the logits at a position, or at the last that is not padding.
 
     Raises:
-        TargetError: for an output in which a class has several values, or may have.
+        TargetError: for an output in which a class has several values, or may have, and for a position where there are
+            none.
     """
     kind = reading.kind(logits)
     if kind == "single":
         raise TargetError(f"the output has one value per sample (shape {tuple(logits.shape)}): nothing to choose from")
+    if position is not None and kind != "sequence":
+        raise TargetError(f"the output of shape {tuple(logits.shape)} has no positions to choose from: leave it out")
     if kind == "sequence":
-        positions = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
-        return at_positions(logits, positions[:, None]).squeeze(1)
+        batch, length = logits.shape[:2]
+        if position is None:
+            positions = last_positions(length, batch, inputs)
+        else:
+            positions = (torch.as_tensor(position) % length).expand(batch)
+        return at_positions(logits, positions.to(logits.device)[:, None]).squeeze(1)
     if kind != "classes":
         raise TargetError(_many_values(logits, reading))
     return logits
+
+
+def of_class(form: type[OfClass], logits: Tensor, chosen: Tensor, foil: Tensor | None = None) -> Tensor:
+    """(B,) values of one class each, out of (B, classes) logits.
+
+    Args:
+        form: what of the class.
+        logits: (B, classes).
+        chosen: (B,) classes.
+        foil: (B,) classes that a contrast sets them against; None for all others.
+    """
+    rows = torch.arange(logits.shape[0], device=logits.device)
+    if form is Logit:
+        return logits[rows, chosen]
+    if form is Contrast and foil is not None:
+        return logits[rows, chosen] - logits[rows, foil]
+    wide = logits.float() if logits.element_size() < 4 else logits
+    if form is Contrast:
+        value = wide[rows, chosen] - weighed_others(wide, chosen)
+    else:
+        value = (wide.log_softmax(-1) if form is LogProb else wide.softmax(-1))[rows, chosen]
+    return value.to(logits.dtype)
+
+
+def weighed_others(logits: Tensor, chosen: Tensor) -> Tensor:
+    """(..., classes) logits -> the sum of all but the chosen one, weighed by their softmax, which is held constant."""
+    shares = logits.detach().scatter(-1, chosen[..., None], -float("inf")).softmax(-1)
+    return torch.where(shares == 0, 0.0, logits * shares).sum(-1)  # (0 times a masked-out logit of -inf is 0)
+
+
+def of_span(
+    logits: Tensor, start: int | Tensor, end: int | Tensor | None, inputs: Mapping[str, Tensor], reading: Reading
+) -> Tensor:
+    """(B,) sums of the contrasts of the tokens from ``start`` to ``end`` with all others; padding counts nothing."""
+    ids, length = tokens_of(logits.shape[:2], inputs, reading), logits.shape[1]
+    place = torch.arange(1, length, device=logits.device)
+    counted = place >= _from_front(start, length, logits.device)
+    if end is not None:
+        counted = counted & (place < _from_front(end, length, logits.device))
+    mask = padding_mask(length, logits.shape[0], inputs)
+    if mask is not None:
+        visible = shown(mask).to(logits.device)
+        counted = counted & visible[:, 1:] & visible[:, :-1]
+    wide = logits[:, :-1].float() if logits.element_size() < 4 else logits[:, :-1]
+    said = ids[:, 1:].to(logits.device).long()
+    contrasts = wide.gather(-1, said[..., None]).squeeze(-1) - weighed_others(wide, said)
+    return torch.where(counted, contrasts, 0.0).sum(-1).to(logits.dtype)
+
+
+def _from_front(index: int | Tensor, length: int, device: torch.device) -> Tensor:
+    """An index, or one per sample, as (B or 1, 1) and counted from the front."""
+    index = torch.as_tensor(index, device=device)
+    return torch.where(index < 0, index + length, index).reshape(-1, 1)
+
+
+def tokens_of(shape: Sequence[int], inputs: Mapping[str, Tensor], reading: Reading) -> Tensor:
+    """The (B, S) token ids that a sequence of logits of this batch and length says.
+
+    Raises:
+        TargetError: where there are none.
+    """
+    for name in reading.tokens:
+        ids = inputs.get(name)
+        if ids is not None and ids.shape[1] == shape[1] and ids.shape[0] == shape[0]:
+            return ids
+    raise TargetError(
+        "lrp_fx.Span takes a sequence of logits over the vocabulary of its token ids, as long as they are; this output "
+        f"begins with {tuple(shape)}. Let the model read input ids (of a decoder: the decoder's own) and return all "
+        "its logits, or choose with a callable output -> (B,)"
+    )
+
+
+def check_span(target: Span, shape: Sequence[int], inputs: Mapping[str, Tensor], reading: Reading) -> None:
+    """Look whether a span lies in the text, and holds anything.
+
+    Raises:
+        TargetError: where it does not.
+    """
+    if len(shape) < 2:
+        raise TargetError("lrp_fx.Span takes a sequence of logits: this output has none")
+    batch, length = shape
+    tokens_of(shape, inputs, reading)
+    check_bounds(target, batch, length)
 
 
 def _many_values(logits: Tensor, reading: Reading) -> str:
@@ -234,14 +271,14 @@ def _many_values(logits: Tensor, reading: Reading) -> str:
 
 
 def at_pixels(
-    logits: Tensor, target: Pixels, masks: Mapping[str, Tensor], reading: Reading, chosen: Tensor | None = None
+    logits: Tensor, target: Pixels, inputs: Mapping[str, Tensor], reading: Reading, chosen: Tensor | None = None
 ) -> Tensor:
     """(B,) logits of a class, summed over the pixels or steps where it wins.
 
     Args:
         logits: (B, ...) with a class axis.
         target: the target.
-        masks: padding masks.
+        inputs: padding masks among them.
         reading: how the output is read.
         chosen: (B,) classes in place of the target's, where these are inputs of a graph.
 
@@ -257,7 +294,7 @@ def at_pixels(
             f"Pixels sums over the pixels or steps of an output, of which dimension counts classes; that of shape "
             f"{tuple(logits.shape)} has no others, or its graph does not tell: give Pixels(class, axis=...)"
         )
-    if any(m.shape[1] == logits.shape[1] for m in masks.values()) and axis % rank == 2 and rank == 3:
+    if any(m.shape[1] == logits.shape[1] for m in padding_masks(inputs).values()) and axis % rank == 2 and rank == 3:
         raise TargetError("Pixels would count padding as steps: give a callable output -> (B,) that leaves it out")
     moved = logits.movedim(axis, -1).flatten(1, -2)
     classes = moved.shape[-1]
@@ -289,17 +326,6 @@ def at_positions(logits: Tensor, positions: Tensor) -> Tensor:
     return logits[torch.arange(logits.shape[0], device=logits.device)[:, None], positions]
 
 
-def _contrast(logits: Tensor, target: Contrast) -> Tensor:
-    rows = torch.arange(logits.shape[0], device=logits.device)
-    chosen = _classes(logits, target.chosen)
-    if target.foil is not None:
-        return logits[rows, chosen] - logits[rows, _classes(logits, target.foil)]
-    others = logits.detach().index_put((rows, chosen), torch.tensor(-float("inf"), dtype=logits.dtype))
-    shares = torch.softmax(others, -1)
-    weighed = torch.where(shares == 0, 0.0, logits * shares)  # 0 times a masked-out logit of -inf is 0
-    return logits[rows, chosen] - weighed.sum(-1)
-
-
 def _one_per_sample(logits: Tensor, target: int | Tensor | Sequence[int] | None) -> Tensor:
     if target is not None:
         check_range(target, logits.shape[0], 1)
@@ -312,22 +338,6 @@ def _classes(logits: Tensor, target: int | Tensor | Sequence[int] | None) -> Ten
         return logits.detach().argmax(-1)
     index = check_range(target, batch, classes).to(logits.device)
     return (index % classes).expand(batch)
-
-
-def check_range(target: Any, batch: int, classes: int | None) -> Tensor:
-    """A class, or one per sample, as a tensor; ``classes`` is None where their number is not known.
-
-    Raises:
-        TargetError: for a wrong number of them, or one out of range.
-    """
-    index = torch.as_tensor(target)
-    if index.dim() == 1 and index.shape[0] != batch:
-        raise TargetError(f"{index.shape[0]} targets for a batch of {batch}: give one per sample")
-    if classes is not None and bool(((index >= classes) | (index < -classes)).any()):
-        raise TargetError(
-            f"target {index.tolist()} is out of range: the output has {classes} classes (0 to {classes - 1})"
-        )
-    return index
 
 
 def _from_tuple(logits: Tensor, target: tuple[Any, ...]) -> Tensor:

@@ -22,7 +22,7 @@ from lrp_fx.errors import NumericalError, TargetError, UnknownOpError
 from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition, condition_mask
 from lrp_fx.explain.sweep import sweep
-from lrp_fx.explain.target import padding_masks
+from lrp_fx.explain.target import beside
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import copy_graph, splice
 from lrp_fx.graph.values import Values
@@ -146,8 +146,8 @@ def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes:
     flat = pytree.tree_leaves(outputs)
     logits = sweeper.reading.logits(sweeper.output(flat))
     targets = _target_inputs(spec, logits, fakes)
-    masks = padding_masks(dict(zip(names, fakes.leaves, strict=True)))
-    choice = _traced_choice(sweeper, spec, flat, masks, targets, fakes)
+    readable = beside(dict(zip(names, fakes.leaves, strict=True)))
+    choice = _traced_choice(sweeper, spec, flat, readable, targets, fakes)
     end: Any = graph.output_node()
     (leaves, taps, latents) = end.args[0]
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
@@ -157,7 +157,7 @@ def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes:
     for node, value in zip(new, targets, strict=True):
         node.meta["val"] = value
     feed = [n for n, v in zip(pytree.tree_leaves(leaves), flat, strict=True) if isinstance(v, Tensor)]
-    feed += [placeholders[names.index(name)] for name in masks]
+    feed += [placeholders[names.index(name)] for name in readable]
     result, _ = splice(graph_module, choice, [*feed, *new], end)
     (explained,) = pytree.tree_leaves(result)
     end.args = ((leaves if report else [], taps, latents, explained),)
@@ -180,7 +180,7 @@ def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes:
 
 def _target_inputs(spec: TargetSpec, logits: Tensor, fakes: Fakes) -> tuple[Tensor, ...]:
     """Fake inputs that stand for a target: (B,) indices, or (B, n) of many targets."""
-    if spec.kind == "many":
+    if spec.kind in ("many", "contrasts"):
         batch = logits.shape[0] if logits.dim() else 1
         return tuple(fakes.indices(name, batch, logits.device) for name in spec.names)
     with fakes.mode:
@@ -191,25 +191,26 @@ def _traced_choice(
     sweeper: Sweeper,
     spec: TargetSpec,
     flat: Sequence[Any],
-    masks: dict[str, Tensor],
+    readable: dict[str, Tensor],
     targets: Sequence[Tensor],
     fakes: Fakes,
 ) -> fx.GraphModule:
-    """The choice of the target as a graph: (tensors among the outputs, masks, target inputs) -> explained values.
+    """The choice of the target as a graph: (tensors among the outputs, the inputs that it may read, target inputs) ->
+    explained values.
 
     Raises:
         TargetError: when it reads values.
     """
 
-    def choose(values: list[Tensor], masked: dict[str, Tensor], indices: list[Tensor]) -> Tensor:
+    def choose(values: list[Tensor], inputs: dict[str, Tensor], indices: list[Tensor]) -> Tensor:
         feed = iter(values)
         leaves = [next(feed) if isinstance(v, Tensor) else v for v in flat]
-        return spec.choose(sweeper.reading, sweeper.output(leaves), masked, *indices)
+        return spec.choose(sweeper.reading, sweeper.output(leaves), inputs, *indices)
 
     try:
         with fakes.mode, enable_python_dispatcher():
             tensors = [v for v in flat if isinstance(v, Tensor)]
-            return make_fx(choose, pre_dispatch=True)(tensors, masks, list(targets))
+            return make_fx(choose, pre_dispatch=True)(tensors, readable, list(targets))
     except TargetError:
         raise
     except Exception as error:

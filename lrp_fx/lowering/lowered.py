@@ -23,7 +23,8 @@ from lrp_fx.errors import InputError, LoweringError, TargetError
 from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.conditions import Condition
 from lrp_fx.explain.held import context_of
-from lrp_fx.explain.target import check_won, normal
+from lrp_fx.explain.target import check_won
+from lrp_fx.explain.target_types import normal
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.lowering import disk_cache
 from lrp_fx.lowering.accepts import Accepts, ran
@@ -136,7 +137,7 @@ class Lowered:
         """Whether it can explain this call for this target."""
         if self.spec.kind == "callable" and target is not self.target:
             return False
-        other = target_spec(target)
+        other = target_spec(target, self.sweeper.reading)
         same = (other.kind, other.names) == (self.spec.kind, self.spec.names)
         return same and self.guards.mismatch(list(call.tensors.values())) is None
 
@@ -336,7 +337,7 @@ def _lower(
     outputs: bool,
     dynamic: bool,
 ) -> Lowered:
-    captured, spec = sweeper.captured, target_spec(target)
+    captured, spec = sweeper.captured, target_spec(target, sweeper.reading)
     fakes = fake_inputs(call.leaves, call.names, captured.shapes, dynamic)
     names = (*(n for n, v in zip(call.names, call.leaves, strict=True) if isinstance(v, Tensor)), *spec.names)
 

@@ -92,6 +92,15 @@ def _little(signs: Signs) -> str | None:
     )
 
 
+def _nothing(signs: Signs) -> str | None:
+    if any(bool(r.any()) for r in signs.relevance.values()):
+        return None
+    return (
+        "no input got any relevance: the explained value does not move with them, as a probability of nearly 1 does not, "
+        'or a rule stops it on the way. Try target="contrast", or rules="gradient" to see what moves it.'
+    )
+
+
 def _cancelling(signs: Signs) -> str | None:
     large = signs.magnitude > CANCELLING * signs.target.abs()
     if not large.any():
@@ -137,6 +146,7 @@ def _unmoved(signs: Signs) -> str | None:
 
 #: sign -> what it says of an explanation, None where it is not there
 SIGNS: dict[str, Callable[[Signs], str | None]] = {
+    "nothing": _nothing,
     "small share": _little,
     "cancelling": _cancelling,
     "stabilised": _stabilised,

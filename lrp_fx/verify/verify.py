@@ -20,7 +20,7 @@ from lrp_fx.explain.accounts import Sweep
 from lrp_fx.explain.check import defects, difference, first_broken, first_changed, largest, no_derivative
 from lrp_fx.explain.latents import module_outputs
 from lrp_fx.explain.ledger import all_absorbed, make_ledger
-from lrp_fx.explain.target import padding_masks, select
+from lrp_fx.explain.target import beside, select
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.values import tensors_in
@@ -61,7 +61,7 @@ class _Subject:
         reading = self.sweeper.reading
         if len(pytree.tree_leaves(output)) != self.sweeper.captured.out_spec.num_leaves:
             reading = replace(reading, leaf=None)
-        return select(output, self.target, padding_masks(self.call.tensors), reading)
+        return select(output, self.target, beside(self.call.tensors), reading)
 
     def run(self, leaves: Sequence[Any] | None = None) -> tuple[Any, bool]:
         """(the model's own output, in evaluation mode, without caches; whether it drew random numbers).

@@ -22,7 +22,8 @@ from lrp_fx.capture.signature import flatten
 from lrp_fx.errors import InputError, LoweringError, LrpError, TargetError, UnsafeFileError, type_and_line
 from lrp_fx.explain import Target
 from lrp_fx.explain.reading import Reading
-from lrp_fx.explain.target import check_won, normal
+from lrp_fx.explain.target import check_won
+from lrp_fx.explain.target_types import normal
 from lrp_fx.extras import require
 from lrp_fx.files import replacing, writing
 from lrp_fx.graph.attribute_paths import module_of

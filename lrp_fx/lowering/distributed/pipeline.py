@@ -21,11 +21,12 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture import Call
 from lrp_fx.capture.offload import Offloaded, put
 from lrp_fx.errors import InputError, LrpError
-from lrp_fx.explain import Contrast, Pixels, Sweeper, Target
+from lrp_fx.explain import Pixels, Sweeper, Target
 from lrp_fx.explain.held import context_of
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.sweep import TapPoints, check_reached
-from lrp_fx.explain.target import at_pixels, check_won, normal, padding_masks, select
+from lrp_fx.explain.target import at_pixels, beside, check_won, select
+from lrp_fx.explain.target_types import INDICES, indices_of, normal
 from lrp_fx.lowering.distributed.stages import Stage, split
 from lrp_fx.lowering.dynamic_shapes import fake_inputs
 from lrp_fx.lowering.joint_graph import Lifted, attributes_of, check_finite
@@ -236,18 +237,16 @@ class _Microbatches:
             return value[rows.to(value.device)] if per_sample else value
 
         target: Any = self.target
-        if isinstance(target, Contrast):
-            target = replace(target, chosen=mine(target.chosen), foil=mine(target.foil))
-        elif isinstance(target, Pixels):
-            target = replace(target, chosen=mine(target.chosen))
+        if type(target) in INDICES:
+            target = replace(target, **{name: mine(index) for name, index in indices_of(target).items()})
         elif isinstance(target, tuple):
             target = tuple(mine(index) for index in target)
         else:
             target = mine(target)
-        masks = padding_masks(dict(zip(self.call.names, leaves, strict=True)))
+        inputs = beside(dict(zip(self.call.names, leaves, strict=True)))
         if isinstance(target, Pixels):  # that wins in another piece, maybe
-            return at_pixels(self.reading.logits(output), target, masks, self.reading)
-        return select(output, target, masks, self.reading)
+            return at_pixels(self.reading.logits(output), target, inputs, self.reading)
+        return select(output, target, inputs, self.reading)
 
 
 class _Running(nn.Module):

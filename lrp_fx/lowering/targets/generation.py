@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from lrp_fx.capture import Call, Captured
 from lrp_fx.capture.conventions import is_encoder_decoder
-from lrp_fx.errors import InputError
+from lrp_fx.errors import InputError, TargetError
+from lrp_fx.explain.target_types import OfClass, Target, indices_of, normal
 from lrp_fx.results import Attributions, Generation
 
 #: new tokens explained from one forward pass, over the longest of their prefixes: what lies behind it is not computed
@@ -23,6 +25,7 @@ def generate(
     capture: Callable[[tuple[Any, ...], dict[str, Any]], tuple[Captured, Call]],
     inputs: Mapping[str, Any],
     options: Mapping[str, Any],
+    target: Target = None,
 ) -> Generation:
     """Generate from ``inputs`` and explain every new token.
 
@@ -32,7 +35,9 @@ def generate(
 
     Raises:
         InputError: when the model has no ``generate``, or generates nothing.
+        TargetError: for a target that is not one of every token alike.
     """
+    form = _form(target)
     if not hasattr(model, "generate"):
         raise InputError(
             f"{type(model).__name__} has no generate(): explain(targets=[(position, token), ...]) explains given tokens"
@@ -56,7 +61,7 @@ def generate(
     group = _GROUP if _resizes(capture, whole, name) else total
     for first in range(start, total, group):
         end = min(first + group, total)
-        targets = [(i - 1, sequences[:, i]) for i in range(first, end)]
+        targets = [replace(form, chosen=sequences[:, i], position=i - 1) for i in range(first, end)]
         prefix = {k: whole[k][:, : end - 1] for k in along} if group < total else {}
         explained.append(explain(**{**whole, **prefix}, targets=targets))
     return Generation(
@@ -73,6 +78,21 @@ def generate(
         context=explained[0].context,
         inputs={n: v for n, v in whole.items() if isinstance(v, Tensor)},
     )
+
+
+def _form(target: Target) -> OfClass:
+    """What is explained of every token.
+
+    Raises:
+        TargetError: for a target that names a class or a position, or no class at all.
+    """
+    form = normal("logit" if target is None else target)
+    if not isinstance(form, OfClass) or indices_of(form).keys() - {"foil"}:
+        raise TargetError(
+            f"target={target!r}: the tokens and their positions are those that are generated. Give 'logit', "
+            "'contrast', 'log_prob', 'probability', or lrp_fx.Contrast(foil=...)"
+        )
+    return form
 
 
 def _resizes(capture: Callable[..., tuple[Captured, Call]], inputs: dict[str, Any], name: str) -> bool:

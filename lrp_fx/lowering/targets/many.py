@@ -28,7 +28,8 @@ from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.held import context_of
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.sweep import sweep_each
-from lrp_fx.explain.target import at_positions, check_range, last_positions
+from lrp_fx.explain.target import at_positions, last_positions, resolved, weighed_others
+from lrp_fx.explain.target_types import Contrast, Logit, check_range
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.values import Values
 from lrp_fx.lowering.dynamic_shapes import ShapeGuards, dynamic_if_possible, fake_inputs
@@ -42,6 +43,7 @@ from lrp_fx.results import Attributions
 #: with more the values between them leave its caches (measured at 100 and at 512 tokens; accelerators are untested)
 _ROWS, _MOST = {"cpu": 1024}, 16
 _LAST = _LARGEST = -(2**40)  #: index of a target that leaves its position or its class open
+_NOTHING, _OTHERS = -(2**40), -(2**41)  #: foils: a logit is set against nothing, a contrast against all others
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class ManyTargets:
 
     Attributes:
         sweeper: what it was made from.
-        targeted: its graph is (flat inputs, positions, classes) -> (no outputs, tap points, latents, explained values).
+        targeted: its graph is (flat inputs, positions, classes) -> (no outputs, tap points, latents, explained values);
+            of one for contrasts, (flat inputs, positions, classes, foils).
         guards: the sizes it serves.
     """
 
@@ -59,18 +62,24 @@ class ManyTargets:
     guards: ShapeGuards
 
     @classmethod
-    def build(cls, sweeper: Sweeper, call: Call) -> ManyTargets:
+    def build(cls, sweeper: Sweeper, call: Call, contrasts: bool) -> ManyTargets:
         """Move the choice of the targets into the tapped graph; the call is an example.
 
         Sizes stay free where the capture leaves them free, but for those that turn out to depend on one another.
+
+        Args:
+            sweeper: the tapped graph.
+            call: the example.
+            contrasts: serve contrasts, too: the head then runs for all classes, at explained positions.
         """
         sweeper.inputs.check()
-        return dynamic_if_possible(functools.partial(cls._build, sweeper, call), list(call.tensors.values()))
+        make = functools.partial(cls._build, sweeper, call, _CONTRASTS if contrasts else _MANY)
+        return dynamic_if_possible(make, list(call.tensors.values()))
 
     @classmethod
-    def _build(cls, sweeper: Sweeper, call: Call, dynamic: bool) -> ManyTargets:
+    def _build(cls, sweeper: Sweeper, call: Call, spec: TargetSpec, dynamic: bool) -> ManyTargets:
         fakes = fake_inputs(call.leaves, call.names, sweeper.captured.shapes, dynamic)
-        targeted = with_target(sweeper, _MANY, call.names, fakes, report=False)
+        targeted = with_target(sweeper, spec, call.names, fakes, report=False)
         _batch_backward(targeted.graph_module.graph)
         targeted.graph_module.recompile()
         guards = ShapeGuards.of(sweeper.captured.shapes, fakes, targeted.sizes)
@@ -82,7 +91,7 @@ class ManyTargets:
 
         Args:
             call: the inputs.
-            targets: None, class indices, (B,) tensors of them, or tuples (position, class), in one spelling.
+            targets: logits and contrasts, class indices, (B,) tensors of them, or tuples (position, class), resolved.
             chunk: how many of the backward sweeps run at once: memory grows with it. None: what is fastest.
 
         Raises:
@@ -94,10 +103,11 @@ class ManyTargets:
             raise InputError(f"prepared for other sizes: {reason}")
         sizes = self.guards.limits(tensors)
         batch, device = sizes[0] or tensors[0].shape[0], tensors[0].device
-        picks = torch.stack([_pick(t, sizes, batch, device) for t in targets])  # (T, 2, B)
+        picks = torch.stack([_pick(t, sizes, batch, device) for t in targets])  # (T, 3, B)
         leaves = usable(call.leaves)
         with torch.enable_grad():
-            _, sources, latents, explained = self.targeted.graph_module(*leaves, picks[:, 0].T, picks[:, 1].T)
+            indices = [picks[:, i].T for i in range(len(self.targeted.inputs))]
+            _, sources, latents, explained = self.targeted.graph_module(*leaves, *indices)
             points = self.sweeper.points(sources, latents)
             seeds = _one_per_target(len(picks), batch, explained)
             relevance = sweep_each(points, explained, seeds, chunk or at_once(tensors))
@@ -120,13 +130,13 @@ class ManyTargets:
 
 
 def explain_targets(
-    sweeper: Sweeper, many: Callable[[], ManyTargets], call: Call, targets: Sequence[Target], chunk: int | None
+    sweeper: Sweeper, many: Callable[[bool], ManyTargets], call: Call, targets: Sequence[Target], chunk: int | None
 ) -> Attributions:
     """Explain several targets: all of them at once, where they are positions and classes; else one after the other.
 
     Args:
         sweeper: the tapped graph.
-        many: its graph for many targets, built when it is needed.
+        many: its graph for many targets, with contrasts or without, built when it is needed.
         call: the call.
         targets: in one spelling (:func:`lrp_fx.explain.target.normal_targets`).
         chunk: as in :meth:`ManyTargets.explain`.
@@ -135,8 +145,9 @@ def explain_targets(
         TargetError: for a target that does not fit.
         NumericalError: when a relevance is not finite.
     """
+    targets = [resolved(target, sweeper.reading) for target in targets]
     if _are_picks(sweeper, targets):
-        return many().explain(call, targets, chunk)
+        return many(any(isinstance(t, Contrast) for t in targets)).explain(call, targets, chunk)
     explained = sweeper.explain_each(call, targets)
     if len({one.target.shape for one in explained}) > 1:
         raise TargetError("a target that names one sample does not go with others that are for all of them")
@@ -151,16 +162,21 @@ def explain_targets(
 
 
 def _are_picks(sweeper: Sweeper, targets: Sequence[Target]) -> bool:
-    """Whether targets are entries of (B, C) or (B, S, C) logits."""
+    """Whether targets are entries of (B, C) or (B, S, C) logits, or contrasts of such."""
     logits = sweeper.reading.example
     if logits is None:
         return False
     kind = sweeper.reading.kind(logits)
+    formed = [t for t in targets if isinstance(t, (Logit, Contrast))]
+    if kind == "single" and any(isinstance(t, Contrast) for t in formed):
+        return False
+    if kind != "sequence" and any(t.position is not None for t in formed):
+        return False
     width = max(logits.dim() - 1, 1)
     if any(isinstance(t, tuple) and not all(isinstance(p, (int, Tensor)) for p in t) for t in targets):
         return False
     tuples = [isinstance(t, tuple) and len(t) == width for t in targets]
-    plain = [t is None or isinstance(t, (int, Tensor)) for t in targets]
+    plain = [isinstance(t, (int, Tensor, Logit, Contrast)) for t in targets]
     if kind in ("single", "classes", "sequence"):
         return all(a or b for a, b in zip(tuples, plain, strict=True))
     return logits.dim() == 3 and all(tuples)
@@ -208,25 +224,55 @@ def at_once(inputs: Sequence[Tensor]) -> int:
     return min(max(rows // max(t.numel() for t in tokens), 1), _MOST)
 
 
-def _choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], position: Tensor, index: Tensor) -> Tensor:
+def _choose(reading: Reading, output: Any, inputs: Mapping[str, Tensor], position: Tensor, index: Tensor) -> Tensor:
     """(B, T) values at (B, T) positions and classes."""
     logits = reading.logits(output)
     if logits.dim() < 2:
         return logits.reshape(-1, 1).expand_as(index)
-    if logits.dim() == 3:
-        last = last_positions(logits.shape[1], logits.shape[0], masks).to(logits.device)
-        logits = at_positions(logits, torch.where(position == _LAST, last[:, None], position % logits.shape[1]))
-    else:
-        logits = logits[:, None].expand(-1, index.shape[1], -1)
-    chosen = torch.where(index == _LARGEST, logits.detach().argmax(-1), index % logits.shape[2])
-    return logits.gather(2, chosen[..., None]).squeeze(2)
+    logits = _at(logits, inputs, position)
+    return logits.gather(2, _class(logits, index)[..., None]).squeeze(2)
+
+
+def _contrast(
+    reading: Reading, output: Any, inputs: Mapping[str, Tensor], position: Tensor, index: Tensor, foil: Tensor
+) -> Tensor:
+    """(B, T) values at (B, T) positions and classes, less those of the foils."""
+    logits = _at(reading.logits(output), inputs, position)
+    wide = logits.float() if logits.element_size() < 4 else logits
+    chosen = _class(wide, index)
+    one = wide.gather(2, (foil % wide.shape[2])[..., None]).squeeze(2)
+    against = torch.where(foil == _OTHERS, weighed_others(wide, chosen), torch.where(foil == _NOTHING, 0.0, one))
+    return (wide.gather(2, chosen[..., None]).squeeze(2) - against).to(logits.dtype)
+
+
+def _at(logits: Tensor, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:
+    """(B, T, C) logits at (B, T) positions; those of an output without positions for every target."""
+    if logits.dim() < 3:
+        return logits[:, None].expand(-1, position.shape[1], -1)
+    last = last_positions(logits.shape[1], logits.shape[0], inputs).to(logits.device)
+    return at_positions(logits, torch.where(position == _LAST, last[:, None], position % logits.shape[1]))
+
+
+def _class(logits: Tensor, index: Tensor) -> Tensor:
+    return torch.where(index == _LARGEST, logits.detach().argmax(-1), index % logits.shape[2])
 
 
 _MANY = TargetSpec("many", ("position", "index"), _choose)
+_CONTRASTS = TargetSpec("contrasts", ("position", "index", "foil"), _contrast)
 
 
 def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch.device) -> Tensor:
-    """(2, B): position and class of one target."""
+    """(3, B): position, class and foil of one target."""
+    classes = sizes[-1] if len(sizes) > 1 else 1
+    if isinstance(target, (Logit, Contrast)):
+        foil: Any = _NOTHING
+        if isinstance(target, Contrast):
+            foil = _OTHERS if target.foil is None else target.foil
+        place, chosen = (_LARGEST if v is None else v for v in (target.position, target.chosen))
+        return torch.stack([
+            _filled(place, sizes[1] if len(sizes) > 2 else None, batch, device, "position"),
+            _filled(chosen, classes, batch, device), _filled(foil, classes, batch, device),
+        ])  # fmt: skip
     parts = list(target) if isinstance(target, tuple) else [target]
     if len(parts) > max(len(sizes) - 1, 1):
         raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
@@ -234,13 +280,13 @@ def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch
     limits = [None, sizes[-1]] if len(parts) == 1 else list(sizes[1:])
     if len(parts) > 1 and len(parts) != len(limits):
         raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
-    indices = [*position, *(_LARGEST if p is None else p for p in parts)]
-    return torch.stack([_filled(v, n, batch, device) for v, n in zip(indices, limits, strict=True)])
+    indices = [_filled(v, n, batch, device) for v, n in zip([*position, *parts], limits, strict=True)]
+    return torch.stack([*indices, _filled(_NOTHING, None, batch, device)])
 
 
-def _filled(value: Any, limit: int | None, batch: int, device: torch.device) -> Tensor:
-    if not isinstance(value, int) or value != _LARGEST:
-        check_range(value, batch, limit)
+def _filled(value: Any, limit: int | None, batch: int, device: torch.device, what: str = "target") -> Tensor:
+    if not isinstance(value, int) or value not in (_LARGEST, _OTHERS):
+        check_range(value, batch, limit, what)
     return torch.as_tensor(value).to(device).long().expand(batch)
 
 

@@ -13,19 +13,24 @@ from torch import Tensor
 
 from lrp_fx.errors import TargetError
 from lrp_fx.explain.reading import Reading
-from lrp_fx.explain.target import (
-    Contrast,
+from lrp_fx.explain.target import at_pixels, at_positions, by_class, of_class, of_span, resolved, select
+from lrp_fx.explain.target_types import (
+    INDICES,
+    Logit,
+    OfClass,
     Pixels,
+    Span,
     Target,
-    at_pixels,
-    at_positions,
-    by_class,
+    check_bounds,
     check_range,
-    normal,
-    select,
+    indices_of,
 )
 
 Choose = Callable[..., Tensor]
+
+
+#: what an input of a graph is called that stands for the class itself; the other fields have their own names
+_NAMES = {"chosen": "target"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,11 @@ class TargetSpec:
     """What of a target is fixed in a graph: targets of one spec share it.
 
     Attributes:
-        kind: "largest", "class", "index", "contrast", "pixels" (with an axis, where the target names one), "callable"
-            or "many" (each input is (B, n) for any n).
+        kind: "largest", "class", "index", the name of another form ("contrast", "logprob", "span", ...), "pixels" (with
+            an axis, where the target names one), "callable", or "many", "contrasts" (each input is (B, n) for any n).
         names: its inputs, each a (B,) tensor of integers.
-        choose: (reading, output, masks, *inputs) -> (B,) values to explain; traced, so it reads no value.
+        choose: (reading, output, other inputs of the model that it may read, *inputs) -> (B,) values to explain;
+            traced, so it reads no value.
     """
 
     kind: str
@@ -51,29 +57,39 @@ class TargetSpec:
         Raises:
             TargetError: for a target of another kind, a wrong number of them, or one out of range.
         """
-        target = normal(target)
-        other = target_spec(target)
+        target = resolved(target, reading)
+        other = target_spec(target, reading)
         if (other.kind, other.names) != (self.kind, self.names):
             raise TargetError(
                 f"this graph was lowered for a target of kind {self.kind!r} with inputs {list(self.names)}, not "
                 f"{other.kind!r} with {list(other.names)}: lower it for that kind with target="
             )
         batch = (sizes[0] if sizes else None) or 1
-        classes: tuple[int | None, ...] = (1,) * len(self.names)
-        if len(sizes) > 1:
-            named = isinstance(target, Pixels) and target.axis is None
-            axis = reading.axis if named else getattr(target, "axis", None)
-            count = sizes[-1 if axis is None else axis]
-            classes = tuple(sizes[1:]) if self.kind == "index" else (count,) * len(self.names)
-        return tuple(_per_sample(v, batch, n, device) for v, n in zip(_parts(target), classes, strict=True))
+        if isinstance(target, Span) and len(sizes) > 1 and sizes[1] is not None:
+            check_bounds(target, batch, sizes[1])
+        limits = _limits(target, self.names, sizes, reading)
+        return tuple(_per_sample(v, batch, n, device) for v, n in zip(_parts(target), limits, strict=True))
+
+
+def _limits(
+    target: Target, names: Sequence[str], sizes: Sequence[int | None], reading: Reading
+) -> tuple[int | None, ...]:
+    """Of each input of a target, below which number it has to be; None where that is not known, or asked elsewhere."""
+    if isinstance(target, Span):
+        return (None,) * len(names)
+    if len(sizes) < 2:
+        return (1,) * len(names)
+    if isinstance(target, tuple):
+        return tuple(sizes[1:])
+    axis = getattr(target, "axis", None)
+    axis = reading.axis if isinstance(target, Pixels) and axis is None else axis
+    return tuple(sizes[1] if name == "position" else sizes[-1 if axis is None else axis] for name in names)
 
 
 def _parts(target: Target) -> list[Any]:
-    if isinstance(target, Contrast):
-        return [v for v in (target.chosen, target.foil) if v is not None]
-    if isinstance(target, Pixels):
-        return [target.chosen]
-    if target is None or (callable(target) and not isinstance(target, Tensor)):
+    if type(target) in INDICES:
+        return list(indices_of(target).values())
+    if callable(target) and not isinstance(target, Tensor):
         return []
     return list(target) if isinstance(target, tuple) else [target]
 
@@ -97,39 +113,49 @@ def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
     return renamed
 
 
-def target_spec(target: Target) -> TargetSpec:
+def target_spec(target: Target, reading: Reading) -> TargetSpec:
     """The spec of a target.
 
     Raises:
         TargetError: for what is no target.
     """
-    target = normal(target)
-    if target is None:
-        return TargetSpec("largest", (), lambda reading, output, masks: select(output, None, masks, reading))
+    target = resolved(target, reading)
     if isinstance(target, Pixels):
         return _pixels_spec(target)
-    if isinstance(target, Contrast):
-        return _contrast_spec(target)
+    if isinstance(target, Logit) and target.position is None:
+        return _LARGEST if target.chosen is None else _CLASS
+    if isinstance(target, Span):
+        return TargetSpec("span", tuple(indices_of(target)), _choose_span)
+    if type(target) in INDICES:
+        return _class_spec(target)  # type: ignore[arg-type]
     if isinstance(target, tuple):
         return TargetSpec("index", tuple(f"target_{i}" for i in range(len(target))), _choose_index)
     if callable(target) and not isinstance(target, Tensor):
-        return TargetSpec("callable", (), lambda reading, output, masks: select(output, target, masks, reading))
-    return TargetSpec("class", ("target",), _choose_class)
+        return TargetSpec("callable", (), lambda reading, output, inputs: select(output, target, inputs, reading))
+    return _CLASS
 
 
 def _rows(logits: Tensor) -> Tensor:
     return torch.arange(logits.shape[0], device=logits.device)
 
 
-def _choose_class(reading: Reading, output: Any, masks: Mapping[str, Tensor], target: Tensor) -> Tensor:
+def _choose_largest(reading: Reading, output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    return select(output, Logit(), inputs, reading)
+
+
+def _choose_class(reading: Reading, output: Any, inputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
     logits = reading.logits(output)
     if logits.dim() < 2:
-        return select(output, None, masks, reading)  # one value per sample: there is nothing to choose
-    logits = by_class(logits, masks, reading)
+        return _choose_largest(reading, output, inputs)  # one value per sample: there is nothing to choose
+    logits = by_class(logits, inputs, reading)
     return logits[_rows(logits), target % logits.shape[1]]
 
 
-def _choose_index(reading: Reading, output: Any, masks: Mapping[str, Tensor], *indices: Tensor) -> Tensor:
+_LARGEST = TargetSpec("largest", (), _choose_largest)
+_CLASS = TargetSpec("class", ("target",), _choose_class)
+
+
+def _choose_index(reading: Reading, output: Any, inputs: Mapping[str, Tensor], *indices: Tensor) -> Tensor:
     logits = reading.logits(output)
     if len(indices) != logits.dim() - 1:
         raise TargetError(
@@ -142,27 +168,27 @@ def _choose_index(reading: Reading, output: Any, masks: Mapping[str, Tensor], *i
     return logits[_rows(logits), last % logits.shape[1]]
 
 
-def _contrast_spec(target: Contrast) -> TargetSpec:
-    named = {"target": target.chosen, "foil": target.foil}
-    names = tuple(n for n, v in named.items() if v is not None)
+def _class_spec(target: OfClass) -> TargetSpec:
+    form, fields = type(target), tuple(indices_of(target))
 
-    def choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], *inputs: Tensor) -> Tensor:
-        classes = dict(zip(names, inputs, strict=True))
-        logits = by_class(reading.logits(output), masks, reading)
-        rows = _rows(logits)
-        chosen = classes["target"] % logits.shape[1] if "target" in classes else logits.detach().argmax(-1)
-        if "foil" in classes:
-            return logits[rows, chosen] - logits[rows, classes["foil"] % logits.shape[1]]
-        others = logits.detach().scatter(1, chosen[:, None], -float("inf"))
-        shares = torch.softmax(others, -1)
-        weighed = torch.where(shares == 0, 0.0, logits * shares)
-        return logits[rows, chosen] - weighed.sum(-1)
+    def choose(reading: Reading, output: Any, inputs: Mapping[str, Tensor], *indices: Tensor) -> Tensor:
+        index = dict(zip(fields, indices, strict=True))
+        logits = by_class(reading.logits(output), inputs, reading, index.get("position"))
+        count = logits.shape[1]
+        chosen = index["chosen"] % count if "chosen" in index else logits.detach().argmax(-1)
+        return of_class(form, logits, chosen, index["foil"] % count if "foil" in index else None)
 
-    return TargetSpec("contrast", names, choose)
+    return TargetSpec(form.__name__.lower(), tuple(_NAMES.get(field, field) for field in fields), choose)
+
+
+def _choose_span(
+    reading: Reading, output: Any, inputs: Mapping[str, Tensor], start: Tensor, end: Tensor | None = None
+) -> Tensor:
+    return of_span(reading.logits(output), start, end, inputs, reading)
 
 
 def _pixels_spec(target: Pixels) -> TargetSpec:
-    def choose(reading: Reading, output: Any, masks: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
-        return at_pixels(reading.logits(output), target, masks, reading, chosen)
+    def choose(reading: Reading, output: Any, inputs: Mapping[str, Tensor], chosen: Tensor) -> Tensor:
+        return at_pixels(reading.logits(output), target, inputs, reading, chosen)
 
     return TargetSpec("pixels" if target.axis is None else f"pixels along {target.axis}", ("target",), choose)

