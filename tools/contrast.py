@@ -16,7 +16,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,8 @@ TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 #: maps of these are multiples of the contrast's with all others, sample by sample: they are compared under one rule set
 MULTIPLES = ("log-probability", "probability")
 SIZE, STEPS = 15, 10  #: samples at a time; steps of a perturbation curve
-SCORED = {
-    "prompts": 4,
-    "microbes": SIZE,
-    "lm": SIZE,
-}  #: of so many samples of every batch perturbation curves are measured
-SAMPLES = 100  #: of the models without key words
+EVERY = {"prompts": 4, "microbes": 1, "lm": 1}  #: perturbation curves are measured on every so many-th sample
+SAMPLES = {"microbes": 45, "lm": 100}  #: of the models without key words
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
@@ -84,11 +80,14 @@ class Samples:
     words: Tensor
     keys: Tensor | None = None
 
-    def batches(self, count: int | None = None) -> Iterator[slice]:
+    def batches(self) -> Iterator[slice]:
         """Some samples at a time, in order."""
-        total = len(self.words) if count is None else min(count, len(self.words))
-        for start in range(0, total, SIZE):
-            yield slice(start, min(start + SIZE, total))
+        for start in range(0, len(self.words), SIZE):
+            yield slice(start, min(start + SIZE, len(self.words)))
+
+    def every(self, nth: int) -> Samples:
+        """Every so many-th sample, without key words."""
+        return replace(self, inputs={k: v[::nth] for k, v in self.inputs.items()}, words=self.words[::nth], keys=None)
 
     def cut(self, rows: slice) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and words of some samples, without padding that they share."""
@@ -150,7 +149,7 @@ def _encoded(tokenizer: Any, text: str, key: str) -> tuple[list[int], list[int],
 
 def _plain(task: Any, first: int) -> Samples:
     """Samples of a column: every token is a word, but for those in front."""
-    ids = task.inputs["input_ids"][:SAMPLES]
+    ids = task.inputs["input_ids"][: SAMPLES[task.name]]
     words = torch.arange(ids.shape[1]).expand(len(ids), -1).clone()
     words[:, :first] = -1
     return Samples(
@@ -186,7 +185,7 @@ def columns(relevance: Tensor, mask: Tensor, words: Tensor, keys: Tensor | None)
         )
         present = torch.zeros_like(summed, dtype=torch.bool).scatter(1, words.clamp(min=0), True)
         measured["top1"] = (summed.masked_fill(~present, -torch.inf).argmax(1) == keys).double()
-        measured["share"] = _at(summed, keys).clamp(min=0) / summed.clamp(min=0).sum(1)
+        measured["share"] = _at(summed, keys).clamp(min=0) / summed.clamp(min=0).sum(1).clamp(min=1e-30)
     return measured
 
 
@@ -211,9 +210,9 @@ def curves(
 
 
 def measure(
-    name: str, samples: Samples, xmodel: Any, rules: Any, targets: list[str], scored: int
+    samples: Samples, xmodel: Any, rules: Any, targets: list[str], scored: bool
 ) -> dict[str, dict[str, list[float]]]:
-    """target -> column -> a value per sample."""
+    """target -> column -> a value per sample; perturbation curves alone, or all else."""
     table: dict[str, dict[str, list[float]]] = {target: {} for target in targets}
     for rows in samples.batches():
         inputs, words = samples.cut(rows)
@@ -224,11 +223,10 @@ def measure(
         explained = xmodel.explain_targets(**inputs, targets=asked, rules=rules, check=False)
         maps = explained.relevance["input_ids"]
         for target, relevance, value in zip(targets, maps, explained.target, strict=True):
-            measured = columns(relevance, mask, words, keys)
-            measured["inputs' share"] = relevance.sum(1) / value
             if scored:
-                some = {k: v[:scored] for k, v in inputs.items()}
-                measured |= curves(samples, some, relevance[:scored], words[:scored] >= 0, chosen[:scored])
+                measured = curves(samples, inputs, relevance, words >= 0, chosen)
+            else:
+                measured = columns(relevance, mask, words, keys) | {"inputs' share": relevance.sum(1) / value}
             for column, values in measured.items():
                 table[target].setdefault(column, []).extend(values.tolist())
         for target in set(targets) & set(MULTIPLES):
@@ -236,7 +234,7 @@ def measure(
             factor = (other * base).sum(1, keepdim=True) / (base * base).sum(1, keepdim=True)
             off = (other - factor * base).norm(dim=1) / other.norm(dim=1)
             table[target].setdefault("off", []).extend(off.tolist())
-        print(name, explained.ruleset, rows, flush=True)
+        print(explained.ruleset, rows, "curves" if scored else "", flush=True)
     return table
 
 
@@ -360,8 +358,15 @@ def main() -> None:
             if rules in kept["values"][name]:
                 continue
             targets = [t for t in TARGETS if t not in MULTIPLES or (rules == "attnlrp" and name != "prompts")]
-            scored = SCORED[name] if rules == "attnlrp" or name != "prompts" else 0
-            kept["values"][name][rules] = measure(name, samples, xmodel, RULES[rules], targets, scored)
+            table = measure(samples, xmodel, RULES[rules], targets, False)
+            if rules == "attnlrp" or name != "prompts":
+                for target, columns_ in measure(
+                    samples.every(EVERY[name]), xmodel, RULES[rules], targets, True
+                ).items():
+                    table[target] |= {
+                        column: values for column, values in columns_.items() if column not in table[target]
+                    }
+            kept["values"][name][rules] = table
             kept["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
             write_text(args.kept, json.dumps(_rounded(kept)))
     write_text(args.report, report(kept))

@@ -14,8 +14,9 @@ _UNCHANGED = ("reshape", "copy", "cast")
 
 def are_shares(output: Node, facts: Facts) -> bool:
     """Whether a node yields shares of a softmax, not logits or logarithms of shares."""
-    node = _behind_views(output, facts)
-    spec = facts.ops.get(node) if node.op == "call_function" else None
+    node = output
+    while (spec := facts.ops.get(node) if node.op == "call_function" else None) is not None and spec.kind == "movement":
+        node = node.all_input_nodes[0]
     return spec is not None and "distribution" in spec.extra and bool(spec.extra.get("positive"))
 
 

@@ -82,6 +82,7 @@ class Signs:
 
 def _little(signs: Signs) -> str | None:
     few = (signs.inputs * signs.target.sign() < SMALL * signs.target.abs()) & (signs.target != 0)
+    few &= signs.magnitude > 0
     if not few.any():
         return None
     share = float((signs.inputs / signs.target)[few].median())
@@ -93,11 +94,13 @@ def _little(signs: Signs) -> str | None:
 
 
 def _nothing(signs: Signs) -> str | None:
-    if any(bool(r.any()) for r in signs.relevance.values()):
+    still = signs.magnitude == 0
+    if not still.any():
         return None
     return (
-        "no input got any relevance: the explained value does not move with them, as a probability of nearly 1 does not, "
-        'or a rule stops it on the way. Try target="contrast", or rules="gradient" to see what moves it.'
+        f"no input got any relevance{signs.count(still)}: the explained value does not move with them, as a "
+        'probability of nearly 1 does not, or a rule stops it on the way. Try target="contrast", or rules="gradient", '
+        "which shows what moves it."
     )
 
 

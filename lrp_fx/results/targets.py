@@ -113,7 +113,7 @@ class Generation(Several):
         start: index of the first new token in ``sequences``.
         relevance: input name -> (B, T_new, ...): of the tokens in ``sequences``, (B, T_new, T), zero from the token
             itself on.
-        target: (B, T_new) logit of each new token.
+        target: (B, T_new) explained value of each new token: its logit, or what else was asked for.
         generated: name of the input that ``sequences`` are.
     """
 

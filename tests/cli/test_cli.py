@@ -57,6 +57,14 @@ def test_view_writes_a_page_of_saved_results(tmp_path):
     assert shown.exit_code == 1 and "no such file" in shown.output
 
 
+def test_explain_a_target_by_its_name(saved):
+    result = runner.invoke(app, ["explain", saved, "a bad film", "--target", "contrast"])
+    assert result.exit_code == 0, result.output
+    assert "rather than all others" in " ".join(result.output.split())
+    numbered = runner.invoke(app, ["verify", saved, "a bad film", "--target", "-1"])
+    assert numbered.exit_code == 0 and "passed" in numbered.output
+
+
 def test_report_and_verify(saved):
     result = runner.invoke(app, ["report", saved])
     assert result.exit_code == 0 and "normalization" in result.output and "0 unknown" in result.output
@@ -82,6 +90,7 @@ def test_rules_lists_every_rule_set():
         (["explain", "no/such/model", "text"], "one of the demos: sentiment"),
         (["explain", "{saved}", "a film", "--rules", "nonsense"], "no rule set 'nonsense'"),
         (["explain", "{saved}", "a film", "--target", "9"], "target 9 is out of range"),
+        (["explain", "{saved}", "a film", "--target", "contarst"], "did you mean 'contrast'"),
         (["explain", "{saved}"], "there is nothing to explain"),
         (["explain", "{saved}", "a film", "--precision", "int8"], "unknown precision 'int8'"),
     ],

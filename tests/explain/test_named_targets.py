@@ -113,6 +113,17 @@ def test_the_maps_of_a_log_probability_and_a_probability_are_multiples_of_the_co
     assert xmodel.explain(**inputs, target=Contrast(4)).ledger["target"] == 0
 
 
+def test_a_certain_answer_has_no_map_by_its_log_probability_and_says_so():
+    layer = nn.Linear(3, 2)
+    layer.bias.data = torch.tensor([90.0, 0.0])
+    xmodel, x = lrp_fx.convert(layer), torch.randn(4, 3)
+    for target in ("log_prob", "probability"):
+        found = xmodel.explain(x, target=target)
+        assert not found.relevance["input"].any() and "nothing" in [note.name for note in found.notes]
+    contrast = xmodel.explain(x, target="contrast")
+    assert contrast.relevance["input"].any() and "nothing" not in [note.name for note in contrast.notes]
+
+
 def test_several_targets_of_all_kinds(llama):
     _, inputs, xmodel = llama
     padded = {**inputs, "attention_mask": MASK}

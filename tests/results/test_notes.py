@@ -12,6 +12,7 @@ TARGET = torch.tensor([0.9])
 
 #: sign -> (relevance, explained values, ledger)
 WEAK = {
+    "nothing": ({"x": torch.zeros(1, 3)}, TARGET, None),
     "small share": ({"x": torch.tensor([[0.05, 0.01]])}, TARGET, None),
     "cancelling": ({"x": torch.tensor([[20.0, -19.1]])}, TARGET, None),
     "stabilised": (GOOD, TARGET, {"input": 0.8, "constant": 0.06, "stabiliser": 0.04}),
