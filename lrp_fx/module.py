@@ -17,7 +17,8 @@ from lrp_fx.explain import Condition, Target
 from lrp_fx.explain.answers import answers
 from lrp_fx.explain.conditions import places_of
 from lrp_fx.explain.reading import Reading
-from lrp_fx.explain.target import normal_targets, padding_masks, shown, spoken
+from lrp_fx.explain.target import padding_masks, shown
+from lrp_fx.explain.target_types import normal_targets, spoken
 from lrp_fx.exporting import Exporting
 from lrp_fx.lowering import generate
 from lrp_fx.report import Report, make_report

@@ -9,10 +9,20 @@ from torch import Tensor
 
 from lrp_fx.errors import TargetError
 from lrp_fx.explain.reading import Reading
-from lrp_fx.explain.target import Contrast, Target, by_class, normal
+from lrp_fx.explain.target import by_class
+from lrp_fx.explain.target_types import Contrast, Logit, LogProb, OfClass, Probability, Target, normal
 
 #: (index, how many there are) -> name
 Named = Callable[[int, int], str]
+
+
+#: what of a class is explained, in words around its name
+_SAID: dict[type, str] = {
+    Logit: "{}",
+    Contrast: "{} rather than {foil}",
+    LogProb: "log-probability of {}",
+    Probability: "probability of {}",
+}
 
 
 def answers(
@@ -30,32 +40,26 @@ def answers(
     target = normal(target)
     try:
         logits = reading.logits(output)
-        if isinstance(target, Contrast):
-            return _contrasted(target, logits, masks, reading, named)
         if isinstance(target, tuple):
-            target = target[-1]
-        elif reading.kind(logits) in ("classes", "sequence"):
-            logits = by_class(logits, masks, reading)
-        else:
+            return _names(target[-1], len(logits), logits.shape[-1], named)
+        form = Logit(target) if target is None or isinstance(target, (int, Tensor)) else target
+        if not isinstance(form, OfClass) or reading.kind(logits) not in ("classes", "sequence"):
             return None
+        logits = by_class(logits, masks, reading, form.position)
     except TargetError:
         return None
-    index = logits.argmax(-1) if target is None else target
+    count, classes = logits.shape
+    chosen = _names(logits.argmax(-1) if form.chosen is None else form.chosen, count, classes, named)
+    foil = getattr(form, "foil", None)
+    foils = ("all others",) * count if foil is None else _names(foil, count, classes, named)
+    if chosen is None or foils is None:
+        return None
+    return tuple(_SAID[type(form)].format(one, foil=other) for one, other in zip(chosen, foils, strict=True))
+
+
+def _names(index: Any, count: int, classes: int, named: Named) -> tuple[str, ...] | None:
     if not isinstance(index, (int, Tensor)) or (isinstance(index, Tensor) and index.dim() > 1):
         return None
-    return _names(index, len(logits), logits.shape[-1], named)
-
-
-def _contrasted(
-    target: Contrast, logits: Tensor, masks: Mapping[str, Tensor], reading: Reading, named: Named
-) -> tuple[str, ...]:
-    chosen = answers(target.chosen, logits, masks, Reading(None, reading.axis, reading.named), named)
-    count, classes = len(logits), logits.shape[-1]
-    foils = ("all others",) * count if target.foil is None else _names(target.foil, count, classes, named)
-    return tuple(f"{one} rather than {other}" for one, other in zip(chosen or ("",) * count, foils, strict=True))
-
-
-def _names(index: int | Tensor, count: int, classes: int, named: Named) -> tuple[str, ...]:
     listed = index.tolist() if isinstance(index, Tensor) else index
     indices = listed if isinstance(listed, list) else [listed] * count
     return tuple(named(i % classes, classes) for i in indices)

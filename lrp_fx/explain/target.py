@@ -25,20 +25,6 @@ from lrp_fx.explain.target_types import (
 )
 
 
-def spoken(target: Target) -> str:
-    """A target in words, for what is written about an explanation; nothing for the model's own answer."""
-    if target is None:
-        return ""
-    if isinstance(target, Tensor):
-        return str(target.tolist())
-    if isinstance(target, (Contrast, Pixels)):
-        parts = ", ".join(f"{name}={spoken(value)}" for name, value in vars(target).items() if value is not None)
-        return f"{type(target).__name__}({parts})"
-    if isinstance(target, tuple):
-        return f"({', '.join(spoken(part) for part in target)})"
-    return getattr(target, "__qualname__", None) or str(target)
-
-
 def padding_masks(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The (B, S) inputs whose name says that they are padding masks."""
     return {n: v for n, v in inputs.items() if isinstance(v, Tensor) and "mask" in n and v.dim() == 2}

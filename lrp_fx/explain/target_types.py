@@ -160,6 +160,20 @@ def normal(target: Target) -> Target:
     return _index(target)
 
 
+def spoken(target: Target) -> str:
+    """A target in words, for what is written about an explanation; nothing for the model's own answer."""
+    if target is None:
+        return ""
+    if isinstance(target, Tensor):
+        return str(target.tolist())
+    if type(target) in INDICES:
+        parts = ", ".join(f"{name}={spoken(value)}" for name, value in vars(target).items() if value is not None)
+        return f"{type(target).__name__}({parts})"
+    if isinstance(target, tuple):
+        return f"({', '.join(spoken(part) for part in target)})"
+    return getattr(target, "__qualname__", None) or str(target)
+
+
 def _by_name(name: str) -> OfClass:
     if name in NAMED:
         return NAMED[name]

@@ -114,6 +114,10 @@ def test_names_of_what_is_explained(xmodel):
     assert xmodel.explain(TEXT, target=lrp_fx.Contrast(0)).context.answers == ("boring rather than all others",)
     assert xmodel.explain(["a", "bad"], target=torch.tensor([1, 0])).context.answers == ("gripping", "boring")
     assert xmodel.explain(TEXT, target=-1).context.answers == ("gripping",)
+    (own,) = xmodel.explain(TEXT).context.answers
+    said = {"logit": own, "contrast": f"{own} rather than all others", "log_prob": f"log-probability of {own}"}
+    said["probability"] = f"probability of {own}"
+    assert {name: xmodel.explain(TEXT, target=name).context.answers[0] for name in said} == said
     assert xmodel.explain(TEXT, target=lambda out: out.logits[:, 0]).context.answers is None
     named = lrp_fx.convert(classifier(), tokenizer=tokenizer(), labels=["dull", "great"])
     assert named.explain(TEXT, target=1).context.answers == ("great",)

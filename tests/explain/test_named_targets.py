@@ -115,7 +115,7 @@ def test_the_maps_of_a_log_probability_and_a_probability_are_multiples_of_the_co
 
 def test_a_certain_answer_has_no_map_by_its_log_probability_and_says_so():
     layer = nn.Linear(3, 2)
-    layer.bias.data = torch.tensor([90.0, 0.0])
+    layer.bias.data = torch.tensor([300.0, 0.0])
     xmodel, x = lrp_fx.convert(layer), torch.randn(4, 3)
     for target in ("log_prob", "probability"):
         found = xmodel.explain(x, target=target)

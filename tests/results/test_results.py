@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import lrp_fx
 from lrp_fx.errors import InputError, LatentError
-from lrp_fx.explain.target import spoken
+from lrp_fx.explain.target_types import spoken
 from lrp_fx.results import Context, Tokens, known_ledger
 from lrp_fx.results.fingerprint import model_fingerprint
 
