@@ -1,0 +1,147 @@
+"""The pictures of docs/gallery: real models, real inputs, the default rules beside AttnLRP and input x gradient."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from columns import COLUMNS
+from columns.pictures import photographs
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+import lrp_fx
+from lrp_fx import concepts
+from lrp_fx.cli.demo import load_demo
+from lrp_fx.evaluate import Task
+from lrp_fx.viz import figures
+from lrp_fx.viz.array_plots import stretched
+from lrp_fx.viz.circuit import draw_circuit
+
+SENTENCE = "The plot is a tedious mess, and not even the gifted cast can save it."
+RULES = {"default": "default rules", "attnlrp": "AttnLRP", "gradient": "input x gradient"}
+
+
+def sentence() -> Any:
+    """A movie sentence under the demo's classifier, in words: what they give, from 0 to the logit."""
+    return _sentence().merge("words").plot("waterfall")
+
+
+def words() -> Any:
+    """The same sentence as coloured words."""
+    return _sentence().merge("words").plot("tokens")
+
+
+def _sentence() -> lrp_fx.Attribution:
+    model, tokenizer, labels = load_demo("sentiment")
+    return lrp_fx.convert(model, tokenizer=tokenizer, labels=labels).explain(SENTENCE)
+
+
+def circuit() -> Any:
+    """Which heads of the sentence's classifier feed which: the strongest edges, which conserve relevance."""
+    model, tokenizer, _ = load_demo("sentiment")
+    inputs = dict(tokenizer(SENTENCE, return_tensors="pt"))
+    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    places = ["encoder.encoder.layer.*.attention.self@mixed", "encoder.encoder.layer.*.output.dense"]
+    graph = concepts.relevance_flow(lrp_fx.convert(model, **inputs), at=places, split={"*@mixed": 1}, **inputs)
+    return draw_circuit(concepts.prune(graph, 0.6))
+
+
+def photo() -> Any:
+    """A cat under EfficientNet-Lite0: its own guess."""
+    task = COLUMNS["photos"]()
+    cat = photographs()[1]
+    side = min(cat.shape[2:])
+    square = F.interpolate(cat[:, :, :side, -side - 30 : -30], (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
+    x = (square - 127) / 128
+    model = torch.nn.Module.eval(task.model)
+    return _compared(model, {"x": x}, "x", None, blur=5)
+
+
+def word() -> Any:
+    """A rendered word under the CRNN: the letter that is asked for lies where the relevance should."""
+    task = COLUMNS["crnn"](8)
+    return _compared(task.model, *_sample(task, 3), blur=1)
+
+
+def speech() -> Any:
+    """Spoken digits under the recogniser: the log-mel, and what the asked digit rests on."""
+    task = COLUMNS["speech"](8)
+    return _compared(task.model, *_sample(task, 2), blur=1, upright=True)
+
+
+def _sample(task: Task, row: int) -> tuple[dict[str, Tensor], str, Any]:
+    part = task.batch(slice(row, row + 1))
+    target = part.target
+    chosen = tuple(t for t in target) if isinstance(target, tuple) else target
+    return part.inputs, task.features.input, chosen
+
+
+def _compared(
+    model: torch.nn.Module, inputs: dict[str, Tensor], name: str, target: Any, *, blur: int, upright: bool = False
+) -> Any:
+    """The input, and a map of each rule set beside it; ``blur``: pixels that are summed for a map one can read."""
+    xmodel = lrp_fx.convert(model)
+    maps = []
+    for rules in RULES:
+        relevance = xmodel.explain(**inputs, target=target, rules=rules).relevance[name][0]
+        plane = relevance.sum(0) if relevance.dim() == 3 else relevance
+        maps.append(F.avg_pool2d(plane[None, None], blur, 1, blur // 2)[0, 0].numpy() if blur > 1 else plane.numpy())
+    image = inputs[name][0]
+    shown = image if image.dim() == 3 else image[None]
+    high, wide = shown.shape[1:]
+    across = 4 if high >= 0.7 * wide else 1
+    figure = figures.new_figure(*((13.0, 3.6) if across == 4 else (8.0, 6.4)))
+    axes = figure.subplots(4 // across, across, squeeze=False).ravel()
+    place = {"origin": "lower"} if upright else {}
+    axes[0].imshow(stretched(shown.numpy()), **place, aspect="equal" if across == 4 else "auto")
+    axes[0].set_title("input", fontsize=10, loc="left")
+    for axis, title, plane in zip(axes[1:], RULES.values(), maps, strict=True):
+        scale = np.quantile(np.abs(plane), 0.998) or 1.0
+        axis.imshow(
+            plane,
+            cmap=figures.colour_map(),
+            vmin=-scale,
+            vmax=scale,
+            **place,
+            aspect="equal" if across == 4 else "auto",
+        )
+        axis.set_title(title, fontsize=10, loc="left")
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure
+
+
+#: name of the file -> what draws it
+PICTURES: dict[str, Callable[[], Any]] = {
+    "sentence.svg": sentence,
+    "words.svg": words,
+    "circuit.png": circuit,
+    "photo.png": photo,
+    "word.png": word,
+    "speech.png": speech,
+}
+
+
+def main(names: Sequence[str], folder: Path) -> None:
+    """Draw the pictures with these names, all of them where none is given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    for file, draw in track([p for p in PICTURES.items() if not names or p[0].split(".")[0] in names], "drawing"):
+        draw().savefig(folder / file, dpi=90)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(p.split(".")[0] for p in PICTURES))
+    parser.add_argument("--folder", type=Path, default=Path("docs/gallery"))
+    options = parser.parse_args()
+    main(options.names, options.folder)
