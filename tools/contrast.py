@@ -33,7 +33,7 @@ from lrp_fx.evaluate.perturbation import ranks
 from lrp_fx.evaluate.task import Tokens
 from lrp_fx.files import write_text
 
-RULES: dict[str, Any] = {name: name for name in ("attnlrp", "cp_lrp", "relp", "pa_lrp", "vit_gamma")}
+RULES: dict[str, Any] = {name: name for name in ("default", "attnlrp", "cp_lrp", "relp", "pa_lrp", "vit_gamma")}
 RULES["gamma 0.25"] = {
     "name": "gamma 0.25", "base": "vit_gamma", "rules": {"dense": {"rule": "generalised-gamma", "gamma": 0.25}},
 }  # fmt: skip

@@ -22,7 +22,7 @@ import lrp_fx
 from lrp_fx.files import write_text
 
 MARK, LETTERS, VOCABULARY = 1, range(2, 10), 20  # noise is what is left of the vocabulary
-RULES = ("attnlrp", "recurrent_gamma", "lstm_lrp", "mamba_lrp", "gradient")
+RULES = ("default", "attnlrp", "recurrent_gamma", "lstm_lrp", "mamba_lrp", "gradient")
 
 
 class Recurrent(nn.Module):

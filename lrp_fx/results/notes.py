@@ -89,7 +89,7 @@ def _little(signs: Signs) -> str | None:
     said = f"hold {share:.0%} of the explained value" if share >= 0 else "add up to the opposite sign of the value"
     return (
         f"the inputs {said}{signs.count(few)}: biases, positions or softmax hold the rest (see .ledger). Try "
-        'target=lrp_fx.Contrast(...), which takes out what all classes share, or rules="vit_gamma".'
+        'target=lrp_fx.Contrast(...), which takes out what all classes share, or rules="default", if others are in use.'
     )
 
 
@@ -112,7 +112,7 @@ def _cancelling(signs: Signs) -> str | None:
     times = f"{ratio:.0f} times" if math.isfinite(ratio) else "far above"
     return (
         f"magnitudes of relevance add up to {times} the explained value{signs.count(large)}: large parts cancel, and "
-        'the picture shows the parts. Try rules="vit_gamma" or "epsilon_plus", or a target of larger value.'
+        'the picture shows the parts. Try rules="default" or "epsilon_plus", or a target of larger value.'
     )
 
 
