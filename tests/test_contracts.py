@@ -39,7 +39,7 @@ class Model(nn.Module):
 def made():
     """Stage -> what it made of one model."""
     x = torch.randn(2, 4, dtype=torch.float64)
-    xmodel = lrp_fx.convert(Model().double(), x=x)
+    xmodel = lrp_fx.convert(Model().double(), x=x, rules="attnlrp")
     specialization = xmodel.captures.latest
     graph_module, facts = specialization.captured.graph_module, specialization.facts
     rewritten = specialization.under(xmodel.ruleset)

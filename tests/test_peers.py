@@ -16,7 +16,7 @@ def compare(model, embeddings, norm):
     """(relative difference to the oracle, logits, tokens' relevance)."""
     _, expected = oracle.relevance(copy.deepcopy(model), embeddings, norm)
     leaf = embeddings.clone().requires_grad_()
-    logits = lrp_fx.convert(model, inputs_embeds=embeddings)(inputs_embeds=leaf).logits
+    logits = lrp_fx.convert(model, inputs_embeds=embeddings, rules="attnlrp")(inputs_embeds=leaf).logits
     logits[:, -1].amax(-1).sum().backward()
     found = (leaf * leaf.grad).sum(-1)
     return float((found - expected).norm() / expected.norm()), logits.detach(), found
@@ -42,5 +42,7 @@ def test_agrees_with_the_float32_norms_of_the_model_up_to_their_rounding(name):
     difference, logits, found = compare(model, embeddings, oracle.rms)
     assert torch.equal(logits, expected)
     assert difference < 2 * torch.finfo(torch.float32).eps
-    tokens = lrp_fx.convert(model).explain(input_ids=inputs["input_ids"], target=lambda out: out.logits[:, -1].amax(-1))
+    tokens = lrp_fx.convert(model, rules="attnlrp").explain(
+        input_ids=inputs["input_ids"], target=lambda out: out.logits[:, -1].amax(-1)
+    )
     torch.testing.assert_close(tokens.relevance["input_ids"], found, rtol=1e-12, atol=1e-14)

@@ -20,7 +20,7 @@ def package(name: str) -> Path:
 @pytest.fixture(scope="module")
 def sentiment():
     model, tokenizer, labels = load_demo("sentiment")
-    return lrp_fx.convert(model), tokenizer, labels
+    return lrp_fx.convert(model, rules="attnlrp"), tokenizer, labels
 
 
 @pytest.mark.parametrize(

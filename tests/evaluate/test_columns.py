@@ -144,7 +144,7 @@ def test_columns_of_installed_models(name):
         output = task.model(**batch.inputs)
     logits = output if isinstance(output, torch.Tensor) else output.logits[torch.arange(4), batch.target[0]]
     assert torch.equal(score, logits.amax(-1))
-    attribution = lrp_fx.convert(task.model).explain(**batch.inputs, target=batch.target)
+    attribution = lrp_fx.convert(task.model, rules="attnlrp").explain(**batch.inputs, target=batch.target)
     torch.testing.assert_close(attribution.target, score, atol=1e-4, rtol=1e-4)
     relevance = task.features.pool(attribution.relevance[task.features.input])
     assert relevance.shape == batch.eligible.shape and bool(batch.eligible.any(-1).all())

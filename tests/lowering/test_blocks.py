@@ -126,19 +126,21 @@ class Stack(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_block_is_compiled_once_however_deep_the_model_is():
+@pytest.mark.parametrize("rules, outside", [("attnlrp", 0), ("default", 2)])
+def test_a_block_is_compiled_once_however_deep_the_model_is(rules, outside):
+    """Outside of blocks are only magnitudes of dense weights, which gamma rules need: two a layer here."""
     kernels = {}
     for depth in (4, 6):  # (the first and the last layer are blocks of their own)
         torch.manual_seed(0)
         torch._dynamo.reset()
-        xmodel = lrp_fx.convert(Stack(depth), torch.randn(2, 5, 8))
+        xmodel = lrp_fx.convert(Stack(depth), torch.randn(2, 5, 8), rules=rules)
         torch._inductor.metrics.reset()
         x = torch.randn(3, 6, 8)
         wanted = xmodel.explain(x, target=1).relevance["x"]
         found = xmodel.compile(target=0, per_block=True)(x, target=1).relevance["x"]
         kernels[depth] = torch._inductor.metrics.generated_kernel_count
         assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
-    assert kernels[4] == kernels[6] > 0
+    assert kernels[6] - kernels[4] == 2 * outside and kernels[4] > 0
 
 
 @pytest.mark.slow
