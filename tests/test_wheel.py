@@ -61,6 +61,6 @@ def test_the_wheel_works_in_a_clean_environment(wheel, tmp_path):
     python = home / "bin/python"
     result = subprocess.run([python, "-P", program], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "'attnlrp', 'cp_lrp', 'deconvnet', 'epsilon_alpha2_beta1'" in result.stdout
+    assert "'attnlrp', 'cp_lrp', 'deconvnet', 'default', 'epsilon_alpha2_beta1'" in result.stdout
     listed = subprocess.run([python, "-m", "lrp_fx.cli", "rules"], cwd=tmp_path, capture_output=True, text=True)
     assert listed.returncode == 0 and "attnlrp" in listed.stdout, listed.stderr
