@@ -25,9 +25,7 @@ def find_layers(facts: Facts) -> None:
             (signal,), (weight,) = signals(candidate), weights(candidate)
             roles = _roles(facts, node, candidate.carrying[signal], spec.extra.get("layer", "dense"), entries)
             biases = tuple(slots(node, spec.terms))
-            mixed = any(
-                slot in candidate.carrying for slot in biases
-            )  # a normalization behind it would scale a signal, too
+            mixed = any(slot in candidate.carrying for slot in biases)  # which a normalization behind it would scale
             facts.layers[node] = Layer(roles, signal, weight, biases, None if mixed else spec.extra.get("channels"))
         elif FOLDED.match(candidate):
             facts.folded[node] = candidate.first

@@ -278,6 +278,25 @@ EMBEDDINGS = {
 }
 
 
+def test_a_convolution_without_a_stride_embeds_nothing():
+    """conv_tbc: (steps, samples, channels)."""
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(5))
+
+        def forward(self, x):
+            return torch.conv_tbc(x.transpose(0, 1).contiguous(), self.weight, self.bias, 1).relu().sum(0)
+
+    x = torch.randn(2, 6, 4)
+    xmodel = lrp_fx.convert(Net(), x)
+    assert xmodel.explain(x, target=1).ledger.balance < 1e-5
+    (layer,) = xmodel.current.under(xmodel.ruleset).plan.facts.layers.values()
+    assert layer.roles == ("first-convolution", "first-layer", "convolution", "linear")
+
+
 @pytest.mark.parametrize("name", EMBEDDINGS)
 def test_a_first_convolution_whose_windows_touch_embeds_patches(name):
     layer, shape, embeds = EMBEDDINGS[name]

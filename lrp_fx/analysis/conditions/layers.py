@@ -98,6 +98,8 @@ def has_one_group(candidate: Candidate) -> bool:
 def windows_touch(convolution: Node) -> bool:
     """Whether a convolution reads windows side by side, every entry once: a dense layer on patches."""
     bound = bind(convolution)
+    if "stride" not in bound:  # conv_tbc has none: its windows overlap
+        return False
     sizes = tuple(bound["weight"].meta["val"].shape[2:])
 
     def along_each(setting: Any) -> tuple[Any, ...]:
