@@ -19,13 +19,12 @@ import torch
 import transformers
 from columns import COLUMNS, EXTENSIBLE
 from columns.weights import SAMPLES, SEED
-from faithfulness_report import write_report
+from faithfulness_report import RULE_SETS, write_report
 from rich.console import Console
 
 from lrp_fx.errors import LrpError
 from lrp_fx.evaluate import METHODS, Method, Results, Task, Tokens, evaluate, find_methods
 
-RULE_SETS = ("default", "attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus")
 COMPOSITES = ("epsilon_alpha2_beta1", "guided_backprop")  # of convolutional networks, on the columns that are such
 CONVOLUTIONAL = ("cnn", "photos", "digits", "crnn")
 LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")

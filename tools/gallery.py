@@ -77,9 +77,7 @@ def speech() -> Any:
 
 def _sample(task: Task, row: int) -> tuple[dict[str, Tensor], str, Any]:
     part = task.batch(slice(row, row + 1))
-    target = part.target
-    chosen = tuple(t for t in target) if isinstance(target, tuple) else target
-    return part.inputs, task.features.input, chosen
+    return part.inputs, task.features.input, part.target
 
 
 def _compared(
@@ -98,19 +96,12 @@ def _compared(
     across = 4 if high >= 0.7 * wide else 1
     figure = figures.new_figure(*((13.0, 3.6) if across == 4 else (8.0, 6.4)))
     axes = figure.subplots(4 // across, across, squeeze=False).ravel()
-    place = {"origin": "lower"} if upright else {}
-    axes[0].imshow(stretched(shown.numpy()), **place, aspect="equal" if across == 4 else "auto")
+    place = {"origin": "lower" if upright else "upper", "aspect": "equal" if across == 4 else "auto"}
+    axes[0].imshow(stretched(shown.numpy()), **place)
     axes[0].set_title("input", fontsize=10, loc="left")
     for axis, title, plane in zip(axes[1:], RULES.values(), maps, strict=True):
         scale = np.quantile(np.abs(plane), 0.998) or 1.0
-        axis.imshow(
-            plane,
-            cmap=figures.colour_map(),
-            vmin=-scale,
-            vmax=scale,
-            **place,
-            aspect="equal" if across == 4 else "auto",
-        )
+        axis.imshow(plane, cmap=figures.colour_map(), vmin=-scale, vmax=scale, **place)
         axis.set_title(title, fontsize=10, loc="left")
     for axis in axes:
         axis.set_xticks([])

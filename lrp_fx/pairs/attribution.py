@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lrp_fx.errors import InputError
 from lrp_fx.results import Note
-from lrp_fx.results.notes import CANCELLING, SMALL, Signs
+from lrp_fx.results.notes import CANCELLING, Signs
 
 Tokens = tuple[list[list[str]], list[list[str]]]
 Grid = tuple[int, int] | None
@@ -34,7 +34,7 @@ class Pair:
 
 
 def _little(signs: Signs) -> str | None:
-    few = (signs.inputs * signs.target.sign() < SMALL * signs.target.abs()) & (signs.target != 0)
+    few = signs.little
     if not few.any():
         return None
     share = float((signs.inputs / signs.target)[few].median())
@@ -46,7 +46,7 @@ def _little(signs: Signs) -> str | None:
 
 
 def _cancelling(signs: Signs) -> str | None:
-    large = signs.magnitude > CANCELLING * signs.target.abs()
+    large = signs.cancelling
     if not large.any():
         return None
     return (

@@ -59,6 +59,16 @@ class Signs:
         """(B,) sum of its magnitudes."""
         return self._summed(Tensor.abs)
 
+    @property
+    def little(self) -> Tensor:
+        """(B,) bool: where inputs hold little of the explained value, or have the opposite sign."""
+        return (self.inputs * self.target.sign() < SMALL * self.target.abs()) & (self.target != 0)
+
+    @property
+    def cancelling(self) -> Tensor:
+        """(B,) bool: where magnitudes add up to much more than the explained value."""
+        return self.magnitude > CANCELLING * self.target.abs()
+
     def share(self, *categories: str) -> float:
         """What categories of the ledger took, as a share of the explained value; 0 where there is no ledger."""
         absorbed = sum(abs((self.amounts or {}).get(c, 0.0)) for c in categories)
@@ -81,8 +91,7 @@ class Signs:
 
 
 def _little(signs: Signs) -> str | None:
-    few = (signs.inputs * signs.target.sign() < SMALL * signs.target.abs()) & (signs.target != 0)
-    few &= signs.magnitude > 0
+    few = signs.little & (signs.magnitude > 0)
     if not few.any():
         return None
     share = float((signs.inputs / signs.target)[few].median())
@@ -105,7 +114,7 @@ def _nothing(signs: Signs) -> str | None:
 
 
 def _cancelling(signs: Signs) -> str | None:
-    large = signs.magnitude > CANCELLING * signs.target.abs()
+    large = signs.cancelling
     if not large.any():
         return None
     ratio = float((signs.magnitude / signs.target.abs())[large].median())
