@@ -24,6 +24,14 @@ def is_mutating(node: Node) -> bool:
     return bool(declared and declared.is_mutable)
 
 
+def is_composite(node: Node) -> bool:
+    """Whether the operator is written in terms of others, which autograd differentiates in its place."""
+    target, composite = node.target, "CompositeImplicitAutograd"
+    return isinstance(target, torch._ops.OpOverload) and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), composite)
+    )
+
+
 def is_fresh(node: Node) -> bool:
     """Whether the operator returns memory of its own."""
     declared = schema(node)

@@ -52,12 +52,20 @@ def parts(x):
     return torch.cat([first * 2, x[..., 2:] * second], -1)
 
 
+def unchanged(x):
+    with torch.no_grad():
+        same = F.dropout(x.to(x.dtype).contiguous(), 0.5, False)
+        constant = same.exp()
+    return x * constant + x.sin() * same
+
+
 #: what the author wrote -> a function of a signal; each has a gradient of its own
 WRITTEN = {
     "detach": lambda x: x * x.exp().detach(),
     "detach_": lambda x: x + (x * 3).detach_(),
     "data": lambda x: x * x.data.exp(),
     "no_grad": lambda x: x + without_gradients(x),
+    "no_grad, a tensor as it was": unchanged,
     "a decorator": lambda x: x.sin() * decorated(x),
     "set_grad_enabled": lambda x: x - switched(x),
     "inference_mode": lambda x: x * inferred(x),

@@ -1,8 +1,9 @@
 """What the model's author held constant, as nodes of the graph: ``detach``, ``.data``, ``no_grad``, ``inference_mode``.
 
-A value that leaves a region without gradients has none, so a ``detach`` stands behind it, as where the author wrote
-one. Inside such a region nothing needs one. What a captured graph detaches, analysis decides about
-(``lrp_fx.analysis.detached``); a constant needs no ``detach``, and has none.
+A value that was computed in a region without gradients is detached where it is read outside of the region, as if the
+author had written ``detach``. Operators that return their very argument, such as a conversion to the precision that a
+tensor has, compute nothing: the tensor keeps the gradient that it had. ``lrp_fx.analysis.detached`` decides whether a
+``detach`` is honoured. Constants need none, so none stays behind them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
 from torch.fx import Node
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from lrp_fx.graph.dimensions import example_size
 from lrp_fx.graph.module_calls import unnoted
 from lrp_fx.graph.operands import is_float
-from lrp_fx.operators.schema import is_mutating, shares
+from lrp_fx.operators.schema import is_composite, is_mutating, shares
 from lrp_fx.operators.table import OpTable
 
 aten = torch.ops.aten
@@ -56,16 +59,17 @@ def switched_off(graph: fx.Graph) -> set[Node]:
 
 
 def detach_results(graph: fx.Graph, off: Set[Node]) -> None:
-    """Put a ``detach`` behind everything that was computed without gradients and is read where there are some.
+    """Put a ``detach`` behind every value that was computed without gradients and is read where gradients are enabled.
 
-    What was written in place, behind autograd's back, is left alone: autograd keeps the history of what is written to.
+    Tensors written in place are left alone, because autograd keeps their history. So are tensors from outside of the
+    region that an operator in it returned as they were.
     """
     signals = _signals(graph) if off else {}
     for node in off:
         readers = [user for user in node.users if user not in off]
         if not readers or not signals.get(node) or not is_float(node) or _is_list(node):
             continue
-        if is_written(node) or _writes_outside(node, off):
+        if is_written(node) or _writes_outside(node, off) or _is_from_outside(node, off):
             continue
         with graph.inserting_after(node):
             held = graph.call_function(aten.detach.default, (node,))
@@ -106,6 +110,49 @@ def _writes_outside(node: Node, off: Set[Node]) -> bool:
         written |= is_mutating(node)
         node = node.all_input_nodes[0]
     return written and node not in off
+
+
+def _is_from_outside(node: Node, off: Set[Node]) -> bool:
+    """Whether a node's value is, unchanged, a tensor that was computed before gradients were switched off."""
+    while node in off and (operand := returned_operand(node)) is not None:
+        node = operand
+    return node not in off
+
+
+def returned_operand(node: Node) -> Node | None:
+    """The operand that an operator returns as it is, neither a copy nor a view; None where there is none.
+
+    Examples are ``to`` with the precision that the tensor has, and dropout in evaluation mode. Only composite operators
+    do this. They are tried on tensors without data, at the sizes of the example.
+    """
+    if not is_composite(node):
+        return None
+    value = node.meta.get("val")
+    like = [n for n in node.all_input_nodes if _metadata(n.meta.get("val")) == _metadata(value) is not None]
+    if not like:
+        return None
+    with FakeTensorMode(), torch.no_grad():
+        values = {n: _without_data(n.meta.get("val")) for n in node.all_input_nodes}
+        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), values.__getitem__)  # type: ignore[misc]
+        result = node.target(*args, **kwargs)  # type: ignore[operator]
+    return next((n for n in like if values[n] is result), None)
+
+
+def _metadata(value: Any) -> tuple[Any, ...] | None:
+    """Shape, precision and device of a tensor; None of anything else."""
+    return ([str(n) for n in value.shape], value.dtype, value.device) if isinstance(value, Tensor) else None
+
+
+def _without_data(value: Any) -> Any:
+    """A value with the sizes of the example, its tensors without data."""
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            sizes, strides = ([example_size(n) for n in numbers] for numbers in (leaf.shape, leaf.stride()))
+            return torch.empty_strided(sizes, strides, dtype=leaf.dtype, device=leaf.device)
+        return example_size(leaf) if isinstance(leaf, torch.SymInt) else leaf
+
+    return pytree.tree_map(one, value)
 
 
 def _is_piece(node: Node) -> bool:
