@@ -6,7 +6,7 @@ arrays) and knows nothing of models, so that ``results``, which explanations ret
 errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
 rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent -> specialization ->
 capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
-evaluate -> tuning -> cli
+evaluate -> tuning -> testing -> cli
 """
 
 import importlib
@@ -30,6 +30,7 @@ _ON_DEMAND = {
     "evaluate": ("lrp_fx.evaluate", None),
     "explain_pairs": ("lrp_fx.pairs", "explain_pairs"),
     "pairs": ("lrp_fx.pairs", None),
+    "testing": ("lrp_fx.testing", None),
     "tune": ("lrp_fx.tuning", "tune"),
 }
 
@@ -60,6 +61,7 @@ __all__ = [
     "pairs",
     "register_op",
     "register_rule",
+    "testing",
     "tune",
     "view",
 ]

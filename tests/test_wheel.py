@@ -46,6 +46,7 @@ def test_the_wheel_carries_rules_templates_and_demos(wheel):
     ):
         assert f"lrp_fx/{needed}" in names
     assert not [n for n in names if n.startswith(("tests/", "tools/"))]
+    assert "pytest_lrp_fx.py" in names  # the plugin, which pytest loads without the package
 
 
 @pytest.mark.slow

@@ -130,9 +130,14 @@ def no_derivative(node: Node) -> str:
 
 def tolerances(sweep: Sweep) -> tuple[float, float]:
     """(on values and sums, on maps), by the coarsest precision that relevance passes."""
-    dtypes = {y.dtype for a in sweep.accounts.values() for y, _ in a.outputs} | {sweep.target.dtype}
-    coarsest = max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
+    coarsest = coarsest_precision(sweep)
     return _SUMS.get(coarsest, _COARSE[0]), _MAPS.get(coarsest, _COARSE[1])
+
+
+def coarsest_precision(sweep: Sweep) -> torch.dtype:
+    """The coarsest precision that relevance passes; a target may be summed up in a finer one."""
+    dtypes = {y.dtype for a in sweep.accounts.values() for y, _ in a.outputs} | {sweep.target.dtype}
+    return max((d for d in dtypes if d.is_floating_point), key=lambda d: torch.finfo(d).eps)
 
 
 def imbalance(ledger: Ledger, sweep: Sweep) -> float:

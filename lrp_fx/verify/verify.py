@@ -17,7 +17,15 @@ from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.errors import first_line
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.accounts import Sweep
-from lrp_fx.explain.check import defects, difference, first_broken, first_changed, largest, no_derivative
+from lrp_fx.explain.check import (
+    coarsest_precision,
+    defects,
+    difference,
+    first_broken,
+    first_changed,
+    largest,
+    no_derivative,
+)
 from lrp_fx.explain.latents import module_outputs
 from lrp_fx.explain.ledger import all_absorbed, make_ledger
 from lrp_fx.explain.target import beside, select
@@ -142,7 +150,7 @@ def verify(
 
 
 def _tolerances(sweep: Sweep) -> tuple[float, float]:
-    return _TOLERANCES.get(sweep.target.dtype, _COARSE)
+    return _TOLERANCES.get(coarsest_precision(sweep), _COARSE)
 
 
 def _roles(plan: Any, found_defects: Any, findings: _Findings, tolerance: float) -> tuple[RoleCheck, ...]:
