@@ -1,9 +1,9 @@
-"""The captures of one model: which of them serves a call, when the model is captured anew, and how many are kept.
+"""The capture cache of one model: lookup by guards, capture on a miss, and a limit on the number of entries.
 
-A capture serves a call if four things hold: the call has the structure, precisions, devices and constants of the one
-that was captured; PyTorch's switches (default precision, autocast) are the same; the model is made of the same things
-(:class:`lrp_fx.capture.ModelState`); and the capture says that the model would run this graph on these inputs
-(:meth:`lrp_fx.capture.Captured.why_not`). Whatever does not hold is a reason to capture anew, and is kept in words.
+A capture serves a call if four guards hold: the call has the structure, precisions, devices and constants of the
+captured call; PyTorch's switches (default precision, autocast) are the same; the model has not changed
+(:class:`lrp_fx.capture.ModelState`); and the guards of the capture hold for the inputs
+(:meth:`lrp_fx.capture.Captured.why_not`). A failed guard is the reason of a new capture, and is recorded in words.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lrp_fx.explain.check import WHEN
 from lrp_fx.operators.table import OpTable
 from lrp_fx.specialization import Specialization
 
-MANY = 16  #: from this number of captures on, a warning says what keeps changing
+MANY = 16  #: number of captures from which on a warning names the most frequent reason
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Options:
     """How models are captured.
 
     Attributes:
-        dynamic: leave sizes free that the model leaves free.
+        dynamic: capture with dynamic shapes where the model allows them.
         route: "export", "trace" or "auto" (:func:`lrp_fx.capture.capture`).
-        limit: how many captures are kept.
+        limit: largest number of captures in the cache.
         check: when explanations are checked (``lrp_fx.explain.check``).
-        detach: whether what the model's author held constant is (:mod:`lrp_fx.analysis.detached`).
+        detach: whether detached values are constants (:mod:`lrp_fx.analysis.detached`).
     """
 
     dynamic: bool = True
@@ -55,7 +55,11 @@ class Options:
     detach: str = HONOUR
 
     def when(self, check: str | bool | None) -> str | bool:
-        """When one explanation is checked, for what it asks; None asks for nothing."""
+        """When one explanation is checked: as ``check`` says, or for None as these options say.
+
+        Raises:
+            ValueError: for another value.
+        """
         when = self.check if check is None else check
         if when not in WHEN:
             raise ValueError(f'check={when!r}: choose "first", "always" or False')
@@ -64,13 +68,13 @@ class Options:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """One capture.
+    """One entry of the cache.
 
     Attributes:
         key: structure and constants of the call, and PyTorch's switches.
-        state: the model that was captured.
-        specialization: the capture, and all that was made of it.
-        reason: why it was made.
+        state: the state of the captured model.
+        specialization: the capture with its derived graphs.
+        reason: the reason of the capture.
     """
 
     key: tuple[Any, ...]
@@ -79,19 +83,19 @@ class Entry:
     reason: str
 
     def alike(self, other: Entry) -> bool:
-        """Whether the other one is of the same model, and of calls of the same form."""
+        """Whether both have the same model state and the same key."""
         return self.state is other.state and self.key == other.key
 
-    def does_for(self, other: Entry, leaves: Sequence[Any]) -> bool:
-        """Whether this graph is the other one at all sizes that the other serves; both are run on one example."""
+    def covers(self, other: Entry, leaves: Sequence[Any]) -> bool:
+        """Whether this graph equals the other one at all sizes of the other; both run on one example."""
         owned = frozenset(map(id, self.state.tensors.values()))
         return covers(self.specialization.captured, other.specialization.captured, owned, leaves)
 
 
 class CaptureCache:
-    """The captures of one model, the latest used first.
+    """The captures of one model, most recently used first.
 
-    Threads may look up and explain at the same time; one captures at a time, and calls use the capture that they found.
+    Threads may look up and explain at the same time; one thread captures at a time.
 
     Args:
         model: the model.
@@ -99,7 +103,7 @@ class CaptureCache:
         options: how to capture.
 
     Attributes:
-        reasons: why each capture was made, in order.
+        reasons: the reason of each capture, in order.
         options: how to capture.
     """
 
@@ -108,7 +112,7 @@ class CaptureCache:
         self.reasons: list[str] = []
         self.ops = ops
         self._entries: tuple[Entry, ...] = ()
-        self._constant: set[tuple[Any, ...]] = set()  # calls whose numbers the model reads
+        self._constant: set[tuple[Any, ...]] = set()  # keys of calls whose floats cannot be tensor inputs
         self._order = threading.Lock()
 
     def __len__(self) -> int:
@@ -123,7 +127,7 @@ class CaptureCache:
         return self._entries[0].specialization if self._entries else None
 
     def serving(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
-        """The specialization that serves a call, captured now where there is none, and the call itself.
+        """The specialization that serves a call, captured on a cache miss, and the flat call.
 
         Raises:
             InputError, CaptureError, UnknownOpError: see ``lrp_fx.errors``.
@@ -140,8 +144,8 @@ class CaptureCache:
         return entry.specialization, used
 
     def show_one_sample(self, captured: Captured, call: Call) -> None:
-        """Capture the first sample of a call if ``captured`` serves the call and refuses that: it may turn out to be
-        the same graph, which is served from then on, by what was lowered from it too. Where it is not, nothing changes.
+        """Capture the first sample of a call, if the guards of ``captured`` reject a batch of one. If both graphs are
+        equal, ``captured`` (and every graph lowered from it) serves one sample from then on.
         """
         shapes, tensors = captured.shapes, list(call.tensors.values())
         first = [t[:1] if i in shapes.samples else t for i, t in enumerate(tensors)]
@@ -154,19 +158,19 @@ class CaptureCache:
             self.serving(args, kwargs)
 
     def _freed(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """The call with its floating numbers as tensors; None where it has none, or where the model reads them."""
+        """The call with its Python floats as tensors; None without floats, or where they have to be constants."""
         if not any(type(leaf) is float for leaf in call.leaves):
             return None
         freed = read_call(self.model, args, kwargs, free=self._precision(call))
         return None if freed.key in self._constant else freed
 
     def _precision(self, call: Call) -> torch.dtype:
-        """What numbers are rounded to: nothing that computes in double precision must get less."""
+        """Precision of floats as tensors: double if the model or the call computes in double."""
         tensors = (*self.model.parameters(), *call.tensors.values())
         return torch.float64 if any(t.dtype is torch.float64 for t in tensors) else torch.float32
 
     def _look_up(self, call: Call, freed: Call | None) -> tuple[Entry | None, Call]:
-        """The entry that serves a call, its numbers free or constant."""
+        """The entry that serves a call, with its floats as inputs or as constants."""
         if freed is not None and (entry := self._find(freed)) is not None:
             return entry, freed
         return self._find(call), call
@@ -174,7 +178,7 @@ class CaptureCache:
     def _capture_either(
         self, call: Call, freed: Call | None, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Entry, Call]:
-        """Capture a call. Where nothing but a number is another than before, let numbers be inputs from now on."""
+        """Capture a call. If it differs from an earlier call in the value of a float alone, floats become inputs."""
         if freed is not None and any(_form(entry.specialization.example) == _form(call) for entry in self._entries):
             positional, keywords = free_numbers((args, kwargs), self._precision(call))
             with contextlib.suppress(CaptureError):
@@ -223,13 +227,13 @@ class CaptureCache:
         return entry
 
     def _merge(self, new: Sequence[Entry], call: Call) -> dict[Entry, Entry]:
-        """Let captures serve what others of the same graph do. Those that are not needed then -> what does for them.
+        """Merge entries of equal graphs; returns superfluous entry -> the entry that covers it.
 
-        A capture that was compiled stays, and serves its calls.
+        An entry with compiled graphs is never superfluous.
 
         Args:
-            new: the new captures, the one of the call at hand first.
-            call: the call at hand.
+            new: the new entries, the one of this call first.
+            call: the call.
         """
         replaced: dict[Entry, Entry] = {}
         for special, general in itertools.permutations((*new, *self._entries), 2):
@@ -237,7 +241,7 @@ class CaptureCache:
             if not fresh or not alike or replaced.keys() & {special, general} or special.specialization.compiled:
                 continue
             leaves = call.leaves if special is new[0] else special.specialization.example.leaves
-            if not general.does_for(special, leaves):
+            if not general.covers(special, leaves):
                 continue
             general.specialization.captured.shapes.also.append(special.specialization.captured.shapes)
             if general.specialization.captured.why_not(leaves) is None:
@@ -246,7 +250,7 @@ class CaptureCache:
 
     def _entry(self, captured: Captured, example: Call, state: ModelState, reason: str) -> Entry:
         for place in example.numbers:
-            captured.placeholders[place].meta["number"] = True  # says how much, not what: no source of relevance
+            captured.placeholders[place].meta["number"] = True  # a float parameter is no source of relevance
         decompose(captured.graph_module, self.ops)
         check_stage("capture", Stage(captured.graph_module, self.ops))
         facts = analyse_detached(captured.graph_module, self.ops, self.options.detach)
@@ -262,7 +266,7 @@ class CaptureCache:
             self._entries = (entry, *others)[: self.options.limit]
 
     def _why(self, call: Call) -> str:
-        """Why no capture serves this call: what the one that comes nearest misses."""
+        """The failed guard of the nearest entry, in words."""
         if not self._entries:
             return "the first call"
         alike = [e for e in self._entries if e.state.unchanged()]
@@ -282,7 +286,7 @@ class CaptureCache:
         example = next(r for r in reversed(self.reasons) if re.sub(r"\d+(\.\d+)?", "N", r) == kind)
         warnings.warn(
             f"{type(self.model).__name__} was captured {len(self.reasons)} times, {times} of them because of this kind "
-            f"of change: {example}.\nEach capture takes seconds; the {self.options.limit} used last are kept. Remedy: "
+            f"of change: {example}.\nEach capture takes seconds; the cache has {self.options.limit} entries. Remedy: "
             "give inputs of few different sizes (pad them), and change the model or its arguments less often.",
             RecaptureWarning,
             stacklevel=6,
@@ -290,14 +294,14 @@ class CaptureCache:
 
 
 def _form(call: Call) -> list[Any]:
-    """The key of a call without the values of its numbers."""
+    """The key of a call without the values of its floats."""
     count = len(call.names)
     leaves = [float if type(v) is float else k for k, v in zip(call.key[-count:], call.leaves, strict=True)]
     return [call.key[:-count], leaves]
 
 
 def _difference(entry: Entry, call: Call) -> str:
-    """What differs between the call of an entry and another one, in words."""
+    """The difference between an entry's call and another call, in words."""
     example, count = entry.specialization.example, len(call.names)
     if example.key[0] != call.key[0] or example.names != call.names:
         return f"other arguments: {', '.join(call.names)} (were {', '.join(example.names)})"
@@ -305,12 +309,12 @@ def _difference(entry: Entry, call: Call) -> str:
         if before != now:
             return f"'{name}' is {_said(now)} (was {_said(before)})"
     if example.key != call.key:
-        return "an object among the inputs holds something else than tensors that changed"
+        return "an object among the inputs changed in a value that is not a tensor"
     return "PyTorch's default precision, autocast or other switches changed"
 
 
 def _said(described: Any) -> str:
-    """A leaf of a call's key: precision, rank and device of a tensor, or a constant by its value."""
+    """A leaf of a call's key in words: precision, rank and device of a tensor, or the value of a constant."""
     if isinstance(described, tuple) and isinstance(described[0], torch.dtype):
         return f"{described[0]} of {described[1]} dimensions on {described[2]}"
     return str(described[-1] if isinstance(described, tuple) else described)

@@ -1,4 +1,4 @@
-"""What a converted module can be turned into: one functional graph, files of it, the stages of a pipeline."""
+"""Exports of a converted module: one functional graph, files of it, pipeline stages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrp_fx.lowering.distributed.pipeline import Pipeline
 
 
 class Exporting(ConvertedModule):
-    """The exporters of a converted module; all but :meth:`pipeline` take what :meth:`lower` takes."""
+    """The exporters of a converted module; all but :meth:`pipeline` take the arguments of :meth:`lower`."""
 
     def lower(
         self,
@@ -30,20 +30,20 @@ class Exporting(ConvertedModule):
         dynamic: bool = True,
         **kwargs: Any,
     ) -> Lowered:
-        """Forward, rule backward and choice of the target as ONE functional graph of plain tensor operators.
+        """Forward pass, relevance backward pass and target selection as one functional graph of tensor operators.
 
-        Without example inputs, as the latest capture was called. Called like :meth:`explain`, it explains inputs of any
-        size that the capture serves, with any target of the same kind (a class, a tuple of indices, a
-        :class:`lrp_fx.Contrast`, a :class:`lrp_fx.Span`, each sample's largest logit, or this callable).
+        The graph is called like :meth:`explain`, with inputs of any size within its shape guards and any target of the
+        same kind (a class, a tuple of indices, a :class:`lrp_fx.Contrast`, a :class:`lrp_fx.Span`, each sample's
+        largest logit, or this callable).
 
         Args:
-            *args: example inputs.
+            *args: example inputs; without any, those of the latest capture.
             target: its kind is fixed, its value is an input of the graph.
             at: as in :meth:`explain`.
             condition: as in :meth:`explain`; a part of the graph.
             rules: another rule set than the one the model was converted with.
             outputs: also return the model's outputs; without them its head runs at the explained positions only.
-            dynamic: leave sizes free; otherwise what depends on sizes alone (masks, rotary tables) is computed now.
+            dynamic: dynamic shapes; otherwise nodes that depend on sizes alone (masks, rotary tables) are folded.
             **kwargs: example inputs.
 
         Raises:
@@ -59,11 +59,11 @@ class Exporting(ConvertedModule):
     def compile(  # type: ignore[override]
         self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any
     ) -> Lowered:
-        """:meth:`lower`, run by ``torch.compile`` (as one graph, at the first call); ``mode`` is that function's.
+        """:meth:`lower` under ``torch.compile`` (full graph, compiled at the first call); ``mode`` as there.
 
-        From now on :meth:`explain` uses it for every call that it serves: the same kind of target, rule set and ``at``.
-        It takes the place of the graph that was compiled for such calls before.
-        With ``per_block`` each kind of repeated block is compiled once: what it costs does not grow with depth.
+        :meth:`explain` then uses it for every call that it serves: the same kind of target, rule set and ``at``. It
+        replaces an older compiled graph for such calls. With ``per_block`` each kind of repeated block is compiled
+        once: compile time does not grow with depth.
         """
         graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
         if not graph.condition:
@@ -72,7 +72,7 @@ class Exporting(ConvertedModule):
         return graph
 
     def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
-        """:meth:`lower`, saved for :func:`lrp_fx.load`; ``weights="reference"`` leaves out what the checkpoint has."""
+        """:meth:`lower`, saved for :func:`lrp_fx.load`; with ``weights="reference"`` without the model's weights."""
         self.lower(*args, **kwargs).save(path, weights, self.model)
 
     def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
@@ -93,7 +93,8 @@ class Exporting(ConvertedModule):
     ) -> Pipeline:
         """This process's stage of the model, to explain with the other processes of a ``torch.distributed`` group.
 
-        Every process calls this alike, with example inputs or none, as :meth:`lower`; then ``explain`` of the result.
+        Every process makes the same call, with example inputs or none, as :meth:`lower`; then all call ``explain`` of
+        the result.
         """
         ruleset = self.rule_set(rules)
         specialization, call = self.example(args, kwargs)

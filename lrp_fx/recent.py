@@ -1,4 +1,4 @@
-"""A dictionary of bounded size, from which the entry that was not used for longest goes first."""
+"""A dictionary of bounded size that drops the least recently used entry (LRU cache)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ V = TypeVar("V")
 
 
 class Recent(OrderedDict[K, V]):
-    """A dictionary that keeps the ``limit`` entries that were used last."""
+    """A dictionary of the ``limit`` most recently used entries."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Recent(OrderedDict[K, V]):
             self.popitem(last=False)
 
     def recall(self, key: K, make: Callable[[], V]) -> V:
-        """The entry of ``key``, made by ``make`` where there is none; two threads never trace at once."""
+        """The entry of ``key``, on a cache miss the result of ``make``; only one thread traces at a time."""
         value = self.get(key)
         if value is None:
             with TRACING:

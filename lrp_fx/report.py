@@ -1,4 +1,4 @@
-"""The report: what every node group is, which rule it got, and where it is; and why a node is what it is."""
+"""The report: role, rule and modules of every group of nodes; and the patterns of a node with their conditions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lrp_fx.plan import NodeReason, Plan, why
 
 @dataclass(frozen=True)
 class Row:
-    """Nodes of one role, rule and operator."""
+    """The nodes of one role, rule and operator."""
 
     role: str
     rule: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Reasons:
-    """Why nodes are what they are.
+    """Why nodes have their roles.
 
     Attributes:
         nodes: one reason for each node, in graph order.
@@ -42,7 +42,7 @@ class Reasons:
     nodes: tuple[NodeReason, ...]
 
     def tables(self) -> Group:
-        """For rich: of each node where it is, a table of patterns, and the law of the one that decides."""
+        """For rich: of each node its location, a table of patterns, and the law of the pattern that decides."""
         return Group(*(part for reason in self.nodes for part in _shown(reason)))
 
     def __str__(self) -> str:
@@ -79,13 +79,13 @@ class Report:
     Attributes:
         rows: groups, most frequent first.
         ruleset: name of the rule set.
-        sources: where relevance of the inputs is collected.
+        sources: names of the sources, where relevance of the inputs is collected.
         nodes: number of nodes in the graph.
         unknown: nodes that relevance reaches without a declaration (always 0: they are an error at conversion).
-        dimensions: sizes of every tensor input, a symbol where free.
-        specialised: one line per input dimension that is fixed: which, and why. A new size is captured anew.
-        route: how the model was captured: "export", or "trace" with why export refused.
-        seconds: what the capture took.
+        dimensions: sizes of every tensor input, symbols for dynamic ones.
+        specialised: one line per specialized dimension, with the reason. Another size there is captured anew.
+        route: how the model was captured: "export", or "trace" with export's error.
+        seconds: duration of the capture.
     """
 
     rows: tuple[Row, ...]
@@ -101,7 +101,7 @@ class Report:
     _plan: Plan = field(repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the graph: a report that was pickled can no longer say why."""
+        """The state without the graph: a pickled report has no :meth:`why`."""
         return {**self.__dict__, "_graph": None, "_plan": None}
 
     def table(self) -> Table:
@@ -131,13 +131,13 @@ class Report:
         Console().print(self.table())
 
     def why(self, where: str) -> Reasons:
-        """Which pattern nodes are of, and for every other pattern the condition that fails.
+        """The pattern that nodes match, and for every other pattern the condition that fails.
 
         Args:
-            where: name of a node, path of a module (all that it computes, modules inside it included), or a glob.
+            where: name of a node, path of a module (for all nodes in it and its submodules), or a glob.
 
         Raises:
-            LatentError: where the graph has no such node or module.
+            LatentError: for a node or module that the graph does not have.
         """
         return Reasons(tuple(why(self._graph, self._plan, where)))
 

@@ -1,4 +1,4 @@
-"""A capture with everything that is made of it: facts, and per rule set the graphs that explain."""
+"""A specialization: one capture with its facts, and per rule set its rewritten, tapped and compiled graphs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lrp_fx.results import Attribution, Attributions
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.rules.ruleset import RuleSet
 
-_GRAPHS = 16  #: how many graphs of each kind one capture keeps
+_GRAPHS = 16  #: cache size of each kind of graph
 
 Key = tuple[str, tuple[str, ...]]  #: rule set, latents
 
@@ -39,19 +39,19 @@ def _recent() -> Recent[Any, Any]:
 
 @dataclass
 class Specialization:
-    """One capture with its facts and, per rule set, its rewritten graph; the graphs that were used last are kept.
+    """One capture with its facts, and caches of the graphs derived from it.
 
     Attributes:
         captured: the capture.
-        facts: of its graph.
-        example: sizes of the call it was captured with.
-        rewritten: by rule set.
-        sweepers: by rule set and latents.
-        checkpointed: the same, with repeated blocks checkpointed.
-        many: the same, for many targets, contrasts among them or not.
-        batched: the same as ``sweepers``, for many seeds of one tensor.
-        compiled: the same, compiled graphs without a condition, the latest first.
-        checked: rule sets whose first explanation held (``lrp_fx.explain.check``), attention written out or not.
+        facts: facts of its graph.
+        example: the example inputs, without values.
+        rewritten: rewritten graphs by rule set.
+        sweepers: tapped graphs by rule set and latents.
+        checkpointed: tapped graphs with checkpointed blocks, by rule set and latents.
+        many: graphs for many targets, by rule set, latents, and whether with contrasts.
+        batched: tapped graphs for many seeds of one tensor, by rule set and latents.
+        compiled: compiled graphs without a condition, by rule set and latents, the latest first.
+        checked: (rule set, whether fused attention was decomposed) of explanations that passed their first check.
     """
 
     captured: Captured
@@ -75,14 +75,14 @@ class Specialization:
         low_memory: bool,
         when: str | bool,
     ) -> list[Attribution]:
-        """Explain one call under each condition, by the graph that suits: compiled, checkpointed or plain.
+        """Explain one call under each condition, with the compiled, the checkpointed or the plain graph.
 
         Args:
             ruleset: the rule set.
-            at: names of latents, those of the conditions among them.
+            at: names of latents, including those of the conditions.
             call: the call.
-            target: what is explained.
-            conditions: one attribution for each; the empty one cuts nothing off.
+            target: the target.
+            conditions: one attribution for each; the empty condition cuts nothing off.
             low_memory: checkpoint repeated blocks.
             when: when explanations are checked (``lrp_fx.explain.check``); with checkpointed blocks never.
         """
@@ -92,7 +92,7 @@ class Specialization:
             if compiled is not None:
                 if checking:
                     self._check(ruleset, at, call, target)
-                with contextlib.suppress(NumericalError):  # the sweep below says where it begins
+                with contextlib.suppress(NumericalError):  # the eager sweep below names the node
                     return [compiled.explain_call(call, target) for _ in conditions]
             sweeper = self.checkpointed_sweeper(ruleset, at) if low_memory else self.sweeper(ruleset, at)
             attributions = sweeper.explain_under(call, target, conditions, checking)
@@ -109,7 +109,7 @@ class Specialization:
         chunk: int | None,
         when: str | bool,
     ) -> Attributions:
-        """Explain one call for several targets (:func:`lrp_fx.lowering.explain_targets`); the first may be checked."""
+        """Explain one call for several targets (:func:`lrp_fx.lowering.explain_targets`); a check uses the first."""
         targets = normal_targets(targets)
         sweeper = self.sweeper(ruleset, at)
         with self.named_failures(call):
@@ -119,7 +119,7 @@ class Specialization:
             return explain_targets(sweeper, many, call, targets, chunk)
 
     def _check_is_due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:
-        """Whether an explanation is to be checked: "always", at "first", or never (False)."""
+        """Whether the next explanation is checked: "always", the "first" one only, or never (False)."""
         return when == "always" or (when == "first" and (ruleset.key, looks_inside(at)) not in self.checked)
 
     def _check(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> None:
@@ -131,7 +131,7 @@ class Specialization:
 
     @cached_property
     def reading(self) -> Reading:
-        """How the model's output is read."""
+        """Where the model's output has its logits, and their class axis."""
         return read_output(self.captured, self.facts)
 
     def under(self, ruleset: RuleSet) -> Rewritten:
@@ -148,14 +148,14 @@ class Specialization:
         return self.rewritten.recall(ruleset.key, make)
 
     def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        """The rewritten graph, tapped at its sources and at ``at``."""
+        """The rewritten graph with tap points at its sources and at ``at``."""
         return (self.written_out if looks_inside(at) else self)._tapped(ruleset, at)
 
     def _tapped(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         return self.sweepers.recall((ruleset.key, at), lambda: Sweeper.build(self.captured, self.under(ruleset), at))
 
     def forget(self, key: str) -> None:
-        """Drop what was made for a rule set's key."""
+        """Drop all graphs of a rule set."""
         self.rewritten.pop(key, None)
         eager = (self.sweepers, self.checkpointed, self.batched)
         stores: tuple[Recent[Any, Any], ...] = (*eager, self.many, self.compiled)
@@ -168,7 +168,7 @@ class Specialization:
 
     @traced_property
     def written_out(self) -> Specialization:
-        """The same capture with every fused attention written out."""
+        """The specialization with every fused attention decomposed."""
         captured = replace(self.captured, graph_module=write_out_attention(self.captured.graph_module))
         facts = analyse(captured.graph_module.graph, self.facts.ops)
         facts.seen_through = self.facts.seen_through
@@ -176,11 +176,11 @@ class Specialization:
         return Specialization(captured, facts, self.example)
 
     def checkpointed_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        """The tapped graph with its repeated blocks run again on the way back."""
+        """The tapped graph with its repeated blocks checkpointed."""
         return self.checkpointed.recall((ruleset.key, at), lambda: with_checkpoints(self.sweeper(ruleset, at)))
 
     def many_targets(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, contrasts: bool) -> ManyTargets:
-        """The tapped graph for many targets at once, that serves ``call``; for contrasts, too, or for logits alone."""
+        """The graph for many targets that serves ``call``: for logits, or with ``contrasts`` for contrasts, too."""
         key = (ruleset.key, at, contrasts)
         many = self.many.get(key)
         if many is None or many.guards.mismatch(list(call.tensors.values())) is not None:
@@ -189,7 +189,7 @@ class Specialization:
         return many
 
     def batched_sweeper(self, ruleset: RuleSet, call: Call, target: Target, when: str | bool) -> Sweeper:
-        """The tapped graph for many seeds of one tensor of the output; the target may be checked (:meth:`explain`)."""
+        """The tapped graph for many seeds of one tensor of the output; a check uses the target."""
         sweeper = self.sweeper(ruleset, ())
         if self._check_is_due(ruleset, (), when):
             with self.named_failures(call):
@@ -197,13 +197,13 @@ class Specialization:
         return self.batched.recall((ruleset.key, ()), lambda: batched_sweeper(sweeper))
 
     def use(self, graph: Lowered, at: tuple[str, ...]) -> None:
-        """Let a compiled graph explain from now on, in place of the graph that did for such calls and targets."""
+        """Use a compiled graph for all calls and targets that it serves, in place of older graphs for these."""
         key = (graph.sweeper.rewritten.plan.ruleset.key, at)
         others = (g for g in self.compiled.get(key, ()) if not g.serves(graph.example, graph.target))
         self.compiled[key] = (graph, *others)[:_GRAPHS]
 
     def compiled_for(self, ruleset: RuleSet, at: tuple[str, ...], call: Call, target: Target) -> Lowered | None:
-        """A compiled graph that explains this call for this target, if one was made."""
+        """The compiled graph that serves this call and target; None without one."""
         graphs = self.compiled.get((ruleset.key, at), ())
         return next((graph for graph in graphs if graph.serves(call, target)), None)
 
@@ -222,5 +222,5 @@ class Specialization:
             reason = str(error).splitlines()[0]
             raise InputError(
                 f"the model cannot run on these inputs: {reason}, at {locate(node)}.\nRemedy: {inputs}; its parameters "
-                f"are {precisions}: give inputs of the precision, device and shape that the model itself accepts."
+                f"are {precisions}: give inputs of the precision, device and shape that the model accepts."
             ) from error

@@ -1,4 +1,4 @@
-"""A module that stands for a model: parameters, state and attributes are the model's own."""
+"""A module that stands in for a model: parameters, state and attributes are the model's."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 
 
 class StandIn(nn.Module):
-    """A module that works on a model without owning it.
+    """A module that refers to a model without being its parent.
 
-    Moving it moves the model, all of it. Training mode is its own: the model's is left alone.
+    ``to`` and the like move the model. It has a training mode of its own and never changes the model's.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = (model,)  # in a tuple, so that it is no submodule
-        self.train(getattr(model, "training", False))  # a frozen script has none
+        self.train(getattr(model, "training", False))  # a frozen TorchScript module has no such attribute
 
     @property
     def model(self) -> nn.Module:
@@ -26,7 +26,7 @@ class StandIn(nn.Module):
         return self._model[0]
 
     def __getattr__(self, name: str) -> Any:
-        """What this module lacks is the model's: ``config``, ``device``, ``generate``."""
+        """Look up missing attributes in the model: ``config``, ``device``, ``generate``."""
         try:
             return super().__getattr__(name)
         except AttributeError:

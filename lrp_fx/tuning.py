@@ -1,8 +1,8 @@
-"""Search a rule set for faithfulness: rules by role and depth, on samples that are then left out of any test.
+"""Search for a faithful rule set: rules by role and depth, on samples that must not be in the test set.
 
-How much a layer's positive contributions should be favoured (gamma), how small ones are damped (epsilon), and what
-products, gates and softmax do, differs from model to model and from layer to layer. The search space is read from the
-model: its layers, told apart by role and by how deep they lie, and those roles that have a choice. Optuna searches it.
+The best gamma and epsilon of a layer, and the best rules of products, gates and softmax, differ from model to model and
+from layer to layer. The search space comes from the model: its layers, grouped by role and depth, and its roles with a
+choice of rules. Optuna searches it.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from lrp_fx.graph.location import module_path
 from lrp_fx.plan import Plan
 from lrp_fx.rules.ruleset import RuleSet, available
 
-#: rules that a layer can get; the layer that sees the input can get two more
+#: rules of a layer; the first layer has two more
 KINDS = ("epsilon", "generalised-gamma", "z-plus", "alpha-beta")
 FIRST = (*KINDS, "flat", "w-square")
-#: roles that have a choice of rules
+#: roles with a choice of rules
 CHOICES: dict[str, tuple[str, ...]] = {
     "softmax": ("taylor", "stop", "gradient"),
     "gate": ("uniform", "signal-takes-all", "gradient"),
@@ -40,13 +40,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "normalization": ("identity", "gradient"),
     "selection": ("winner-takes-all", "proportional", "even"),
 }
-#: parameters that are searched on a logarithmic scale: least and greatest value, and the usual one
+#: parameters, searched on a logarithmic scale: smallest, largest and default value
 PARAMETERS = {"gamma": (0.01, 30.0, 0.25), "beta": (0.003, 2.0, 1.0), "epsilon": (1e-6, 1.0, 1e-6)}
-#: those of a rule besides epsilon
+#: parameters of a rule besides epsilon
 OWN: dict[str, tuple[str, ...]] = {"generalised-gamma": ("gamma",), "alpha-beta": ("beta",)}
-#: values that the first, coordinate-wise part of the search tries
+#: values of the coordinate-wise first part of the search
 GRID = {"epsilon": (1e-6, 1e-2), "gamma": (0.1, 1.0, 10.0), "beta": (0.03, 0.3, 1.0)}
-#: rules that the space does not have -> the one in it that comes nearest
+#: rule outside of the space -> the nearest rule in it
 _NEAREST = {"gamma": "generalised-gamma"}
 _LOWER_IS_BETTER = ("deletion", "gap")
 
@@ -56,9 +56,9 @@ class Group:
     """Layers that share a rule.
 
     Attributes:
-        roles: what rule sets may call them, the narrowest first.
-        depth: 0 for those near the input, counted in groups of equally many layers.
-        paths: of their modules.
+        roles: their roles, the most specific first.
+        depth: index of the depth group, 0 near the input; the groups have equally many layers.
+        paths: paths of their modules.
     """
 
     roles: tuple[str, ...]
@@ -72,13 +72,13 @@ class Group:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Rules that there are for them."""
+        """Rules to choose from."""
         return FIRST if "first-layer" in self.roles else KINDS
 
 
 @dataclass(frozen=True)
 class Space:
-    """What is searched: groups of layers, and the roles that occur and have a choice."""
+    """The search space: groups of layers, and the model's roles with a choice of rules."""
 
     groups: tuple[Group, ...]
     roles: tuple[str, ...]
@@ -99,7 +99,7 @@ class Space:
         return base.altered(rules, overrides, name)
 
     def coordinates(self) -> list[list[dict[str, Any]]]:
-        """For every role and every group: the changes of a point that give it another rule of :data:`GRID`."""
+        """For every role and group, the changes of a point: one for each rule, with parameters of :data:`GRID`."""
         coordinates: list[list[dict[str, Any]]] = [[{role: rule} for rule in CHOICES[role]] for role in self.roles]
         for group in self.groups:
             changes: list[dict[str, Any]] = []
@@ -114,7 +114,7 @@ class Space:
         return coordinates
 
     def point(self, ruleset: RuleSet) -> dict[str, Any]:
-        """The point of the space nearest to a rule set: what the space cannot say stays as it is in attnlrp."""
+        """The point of the space nearest to a rule set; the first choice in place of a rule outside of the space."""
         values: dict[str, Any] = {}
         for role in self.roles:
             rule_name = ruleset.rule(role, "", "").name
@@ -133,10 +133,10 @@ class Tuned:
     """The best rule set found.
 
     Attributes:
-        ruleset: the rule set; ``ruleset.save("tuned.toml")`` keeps it.
-        value: its mean metric on the samples it was tuned on: an optimistic number, measure it on others.
-        starts: the same for what the search started from.
-        trials: how many rule sets were tried.
+        ruleset: the rule set; ``ruleset.save("tuned.toml")`` writes it.
+        value: its mean metric on the tuning samples, which is optimistic: measure it on other samples.
+        starts: mean metric of each shipped rule set, by name.
+        trials: number of rule sets tried.
         study: the optuna study.
     """
 
@@ -148,13 +148,13 @@ class Tuned:
 
 
 def find_space(facts: Facts, plan: Plan, depths: int) -> Space:
-    """The layers of a captured model in ``depths`` groups per role, and its roles that have a choice."""
+    """The layers of a captured model in ``depths`` groups per role, and its roles with a choice of rules."""
     layers = list(facts.layers.items())
     members: dict[tuple[tuple[str, ...], int], dict[str, None]] = {}
     seen: set[tuple[str, str]] = set()
     for index, (node, layer) in enumerate(layers):
         role, path = layer.roles[0], module_path(node)
-        if (role, path) in seen:  # applied again: weights that layers share keep their first place
+        if (role, path) in seen:  # a module that is called again counts at its first call
             continue
         seen.add((role, path))
         depth = 0 if "first-layer" in layer.roles else index * depths // len(layers)
@@ -180,27 +180,26 @@ def tune(
 ) -> Tuned:
     """Search rules by role and depth for the largest mean ``metric`` on ``data``.
 
-    The search starts from every rule set that ships, so that on ``data`` none of them is better than what it finds
-    (as far as the space can say them: parameters outside of it are moved to its edge). From the best of them it changes
-    one role or group of layers after another, until that gains nothing (on two thirds of the trials at most); then
-    Optuna's sampler goes on from all that is known.
+    The search starts with every shipped rule set, as its nearest point in the space, so that the result is at least as
+    good on ``data`` as these points. From the best of them it changes one role or group of layers after another until
+    that gains nothing (for at most two thirds of the remaining trials). Then Optuna's sampler continues.
 
     Args:
-        model: whose explanations are tuned.
-        data: samples with targets and features, as :func:`lrp_fx.evaluate.evaluate` takes them.
-        metric: what one of ``lrp_fx.evaluate.METRICS`` yields: "abpc", "insertion", "top1", "loo", ...; of "deletion"
-            and "gap" the smallest is searched for.
-        base: the rule set to start from; what the search does not touch stays as it is there.
-        trials: rule sets to try; at least as many as it starts from.
-        depths: into how many groups by depth the layers of a role are divided.
+        model: the model to explain.
+        data: samples with targets and features, as for :func:`lrp_fx.evaluate.evaluate`.
+        metric: a value of one of ``lrp_fx.evaluate.METRICS``: "abpc", "insertion", "top1", "loo", ...; "deletion" and
+            "gap" are minimised, all others maximised.
+        base: the rule set to change; rules outside of the search space stay as they are there.
+        trials: number of rule sets to try; at least the number of starting points.
+        depths: number of depth groups per role.
         batch: samples explained at a time.
-        seed: of the search.
+        seed: random seed of the search.
         starts: further points to try first, values by name as in ``study.best_params``.
         progress: whether to show a progress bar.
 
     Raises:
-        InputError: for a metric that ``data`` cannot have.
-        MissingExtraError: when optuna is not installed.
+        InputError: for a metric that does not apply to ``data``.
+        MissingExtraError: if optuna is not installed.
     """
     optuna: Any = require("optuna", "tune")
     task = dataclasses.replace(data, model=model)
@@ -225,13 +224,13 @@ def tune(
             for key, (low, high, _) in PARAMETERS.items():
                 name = f"{group.key} {key}"
                 values[name] = trial.suggest_float(name, low, high, log=True)
-        tried = space.document(ruleset, values, "trial")
+        candidate = space.document(ruleset, values, "trial")
         try:
-            return measure(scenes, tried, metric)
+            return measure(scenes, candidate, metric)
         except NumericalError as error:
             raise optuna.TrialPruned(str(error)) from error
         finally:
-            task.converted.forget(tried)
+            task.converted.forget(candidate)
 
     with progress_bar(progress) as bar:
         line = bar.add_task(f"tuning {task.name}", total=trials)
@@ -244,7 +243,8 @@ def tune(
 
 
 def _descend(study: Any, run: Callable[..., None], space: Space, budget: int) -> int:
-    """Of one role or group after another take the best of a few rules, until nothing gains; returns the trials made."""
+    """Coordinate descent: try a few rules for one role or group after another, until none gains; returns the number of
+    trials."""
     trials, best = 0, -1
     while best != study.best_trial.number:
         best = study.best_trial.number
@@ -262,11 +262,11 @@ def _descend(study: Any, run: Callable[..., None], space: Space, budget: int) ->
 
 
 def measure(scenes: Sequence[Scene], ruleset: RuleSet, metric: str) -> float:
-    """Mean of a metric over all samples under one rule set, which is not checked: a search tries hundreds.
+    """Mean of a metric over all samples under one rule set, without the first check: a search tries hundreds.
 
     Raises:
-        InputError: when no metric of that name applies.
-        NumericalError: when a relevance is not finite.
+        InputError: if no metric of that name applies.
+        NumericalError: if a relevance is not finite.
     """
     explain = lrp(ruleset, check=False).prepare(scenes[0].task)
     assert explain is not None
@@ -287,7 +287,7 @@ def _measured(trial: Trial, metric: str) -> torch.Tensor:
 
 
 def _starts(space: Space) -> dict[str, dict[str, Any]]:
-    """The rule sets that ship, as points of the space; those that are one there are tried once."""
+    """The shipped rule sets as points of the space; equal points are tried once."""
     points: dict[str, dict[str, Any]] = {}
     for name in available():
         point = space.point(RuleSet.load(name))

@@ -1,4 +1,4 @@
-"""The accounting sweep: one relevance sweep that records, at every node, what arrives, what leaves and what stays."""
+"""The accounting sweep: a relevance sweep that records, at every node, the relevance that arrives and is passed on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ from lrp_fx.rules.functions import favour_sign, identity_rule, nonzero, share_re
 
 
 class LayerRun(NamedTuple):
-    """One evaluated run of a layer (``rules.layer_rules``): which share it belongs to, its sign, and the call."""
+    """One evaluated run of a layer (``rules.layer_rules``).
+
+    Attributes:
+        node: the run, a node of the rewritten graph.
+        args: its evaluated arguments.
+        kwargs: its evaluated keyword arguments.
+        share: index of the relevance share that it passes on.
+        sign: 1, or -1 for a run whose output is subtracted.
+        input: the argument that has the layer's input.
+    """
 
     node: Node
     args: tuple[Any, ...]
@@ -35,19 +44,19 @@ class LayerRun(NamedTuple):
 
 @dataclass
 class Account:
-    """Everything seen at one captured node during a sweep.
+    """Record of one captured node during a sweep.
 
     Attributes:
         node: the captured node.
         arguments: evaluated (args, kwargs) of its operator.
-        post: evaluated args of the identity rule after it, if any.
-        shares: evaluated args of the rules that share relevance among runs of a layer.
-        runs: (share, sign, operator, args, kwargs, name of the input) of each run.
-        outputs: its floating output tensors, with the cotangent of each.
-        positions: which of its operator's outputs they are.
-        passed: relevance that its rule handed to its operands.
-        breaks: whether its rule handed on a cotangent that is not finite.
-        feeds_zeros: whether tensors that are 0 can have relevance (rules that look at weights alone).
+        post: evaluated args of the identity rule, or of the sign rule, after it, if any.
+        shares: evaluated args of the rules that divide relevance among runs of a layer.
+        runs: the runs of a layer.
+        outputs: its floating output tensors, each with its cotangent.
+        positions: indices of these among the operator's outputs.
+        passed: relevance that its rule passed to its operands.
+        breaks: whether its rule passed on a cotangent that is not finite.
+        feeds_zeros: whether zeros can have relevance (rules that use weights alone).
     """
 
     node: Node
@@ -62,19 +71,19 @@ class Account:
     feeds_zeros: bool = False
 
     def arrive(self, output: Tensor, position: int, cotangent: Tensor | None) -> None:
-        """Record the total cotangent of one output (None where nothing came back to it)."""
+        """Record the total cotangent of one output; None where it has none."""
         if cotangent is not None:
             self.outputs.append((output, cotangent.detach()))
             self.positions.append(position)
 
     def receive(self, operand: Tensor, cotangent: Tensor | None) -> None:
-        """Record what the rule passed to one operand."""
+        """Record the cotangent that the rule passed to one operand."""
         if cotangent is not None:
             self.passed += safe_dot(self.seen(operand.detach()), cotangent)
             self.breaks |= not _finite_where_it_counts(operand, cotangent)
 
     def seen(self, value: Tensor) -> Tensor:
-        """``value`` as relevance is computed from it."""
+        """``value`` as it enters relevance: zeros are replaced where they can have relevance."""
         return nonzero(value) if self.feeds_zeros else value
 
     @property
@@ -84,7 +93,7 @@ class Account:
 
     @property
     def magnitude(self) -> float:
-        """Sum of absolute relevances that arrived: the scale for defects."""
+        """Sum of absolute relevance that arrived: the scale for defects."""
         return sum(float(torch.nan_to_num(y * g).abs().sum()) for y, g in self.outputs)
 
     @property
@@ -94,14 +103,14 @@ class Account:
 
 
 def _finite_where_it_counts(value: Tensor, cotangent: Tensor) -> bool:
-    """Whether a cotangent is finite, but where the value is a mask's infinity: what comes back there ends there."""
+    """Whether a cotangent is finite, except where the value is infinite (a mask): there it goes no further."""
     return bool((cotangent.isfinite() | value.detach().isinf()).all())
 
 
 def safe_dot(value: Tensor, cotangent: Tensor) -> float:
     """Sum of value * cotangent in double precision; a mask of -inf never contributes.
 
-    Its cotangent is 0, or NaN where a whole row is masked and the model itself replaces what comes out.
+    Its cotangent is 0, or NaN where a whole row is masked and the model replaces the result.
     """
     if value.is_complex():  # autograd's inner product of complex tensors is that of their real views
         return safe_dot(torch.view_as_real(value), torch.view_as_real(cotangent))
@@ -112,8 +121,8 @@ def safe_dot(value: Tensor, cotangent: Tensor) -> float:
 class Accountant(fx.Interpreter):
     """Runs a rewritten graph and opens an account for every planned node.
 
-    Operands enter each account through an alias of their own, so that what a node's rule passes to an operand is told
-    apart from what the operand's other users pass.
+    Each node reads its operands through aliases of its own: the cotangent of an alias comes from this node alone, not
+    from the operand's other users.
     """
 
     def __init__(self, rewritten: Rewritten) -> None:
@@ -130,7 +139,7 @@ class Accountant(fx.Interpreter):
         self._aliases: dict[tuple[Node, Node], Any] = {}
 
     def run_node(self, n: Node) -> Any:
-        """Evaluate one node, through aliases where it belongs to an account."""
+        """Evaluate one node, through aliases if it belongs to an account."""
         owner = n.meta.get(OWNER)
         result = super().run_node(n) if owner is None else self._run_owned(n, owner)
         if n in self._source_of:
@@ -162,7 +171,7 @@ class Accountant(fx.Interpreter):
         return result
 
     def _open(self, account: Account, outputs: list[Any]) -> None:
-        """Watch what comes back to a node's outputs; without a derivative nothing could."""
+        """Record cotangents of a node's outputs; a node whose outputs have no derivative is lost."""
         signals = [(position, leaf) for position, leaf in enumerate(outputs) if _is_signal(leaf)]
         live = [(position, leaf) for position, leaf in signals if leaf.requires_grad]
         for position, leaf in live:
@@ -182,7 +191,7 @@ class Accountant(fx.Interpreter):
         return any(_is_signal(leaf) and leaf.requires_grad for leaf in pytree.tree_leaves(values))
 
     def _alias(self, account: Account, operand: Node, val: Any) -> Any:
-        """``val`` (a tensor, or a tuple of tensors) under a name of its own; what reaches it is what was passed."""
+        """An alias of ``val`` (a tensor, or a tuple of tensors), whose cotangents are recorded as passed."""
         key = (account.node, operand)
         if key not in self._aliases:
 
@@ -202,12 +211,12 @@ def _is_signal(leaf: Any) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """ "finite", "infinite" or "nan", of the tensors in a value."""
+    """Whether the tensors in a value are "finite", "infinite" or "nan"."""
     tensors = [
         t
         for t in pytree.tree_leaves(value)
         if _is_signal(t) and not t.is_meta and t.layout is torch.strided
-        if not is_traceable_wrapper_subclass(t)  # a quantized weight, which may not know how to look for NaN
+        if not is_traceable_wrapper_subclass(t)  # a quantized weight, which may have no isnan
     ]
     if all(bool(t.isfinite().all()) for t in tensors):
         return "finite"
@@ -220,12 +229,12 @@ class Sweep:
 
     Attributes:
         accounts: by captured node, in graph order.
-        sources: values and cotangents.
+        sources: source node -> (value, cotangent).
         outputs: the leaves of the model's output.
-        target: (B,) the explained values.
-        target_defect: what a target that is not linear keeps or invents.
+        target: (B,) explained values.
+        target_defect: target minus relevance of the outputs: not 0 for a target that is not linear in them.
         nonfinite: captured nodes with a value that is not finite: "nan" or "infinite".
-        lost: nodes that should hand relevance on and have no derivative.
+        lost: nodes that should pass relevance on and have no derivative.
     """
 
     accounts: dict[Node, Account]
@@ -260,7 +269,7 @@ def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any
     }
     defect = float(target.detach().double().sum()) - sum(seen)
     if abs(defect) <= 8 * torch.finfo(target.dtype).eps * float(target.detach().double().abs().sum()):
-        defect = 0.0  # rounding, of a target that is linear in the outputs
+        defect = 0.0  # the rounding error of a linear target
     flat = [o.detach() if isinstance(o, Tensor) else o for o in flat]
     lost = tuple(accountant.lost)
     return Sweep(accountant.accounts, sources, flat, target.detach(), defect, accountant.nonfinite, lost)

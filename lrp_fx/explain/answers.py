@@ -1,4 +1,4 @@
-"""What is explained of every sample, by name: a class, a token, one rather than another."""
+"""Names of the explained values: a class, a token, one rather than another."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.target import by_class
 from lrp_fx.explain.target_types import Contrast, Logit, LogProb, OfClass, Probability, Target, normal
 
-#: (index, how many there are) -> name
+#: (class index, number of classes) -> name
 Named = Callable[[int, int], str]
 
 
-#: what of a class is explained, in words around its name
+#: type of target -> its words around the name of the class
 _SAID: dict[type, str] = {
     Logit: "{}",
     Contrast: "{} rather than {foil}",
@@ -28,13 +28,13 @@ _SAID: dict[type, str] = {
 def answers(
     target: Target, output: Any, masks: Mapping[str, Tensor], reading: Reading, named: Named
 ) -> tuple[str, ...] | None:
-    """Names of the explained values of every sample; None where they have none (a callable, many values at once).
+    """Name of the explained value of every sample; None for targets without names (a callable, many values at once).
 
     Args:
-        target: what was explained.
+        target: the target.
         output: the model's output.
         masks: padding masks among the inputs.
-        reading: how the output is read.
+        reading: where the output has its logits.
         named: names an entry of the logits.
     """
     target = normal(target)

@@ -1,7 +1,7 @@
-"""What each form of the rule table (``rules.table``) keeps of the relevance that arrives: one row of :data:`BOOK` each.
+"""Relevance absorbed by each form of the rule table (:mod:`lrp_fx.rules.table`): one row of :data:`BOOK` each.
 
-Every amount is computed on its own, from the operator run again on what it was given, and not as the difference of what
-arrives and what leaves. That all of it adds up is what the ledger's residual and the first check hold it to.
+Every amount is computed on its own, from a second run of the operator on its recorded arguments, and not as a
+difference of relevance that arrives and leaves. The ledger's residual and the first check test that all adds up.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from lrp_fx.rules.slopes import singular_radius
 
 
 class Amount(NamedTuple):
-    """An amount that stays at a node.
+    """Relevance absorbed at a node.
 
     Attributes:
-        category: of the ledger.
-        name: the parameter, input or operator that has it.
+        category: category of the ledger.
+        name: the parameter, input or operator that absorbs it.
         amount: relevance, summed over the batch.
-        relevance: elementwise, where a tensor has it.
+        relevance: elementwise, if a tensor absorbs it.
     """
 
     category: str
@@ -49,34 +49,34 @@ Amounts = Iterator[Amount]
 
 @dataclass(frozen=True)
 class Case:
-    """One node of a sweep, and what was decided there."""
+    """One node of a sweep, with its decision and its specification."""
 
     plan: Plan
     account: Account
 
     @property
     def decision(self) -> Decision:
-        """What the plan decided."""
+        """The plan's decision."""
         return self.plan.decisions[self.account.node]
 
     @property
     def spec(self) -> OpSpec:
-        """What the op table says of the operator."""
+        """The operator's row in the op table."""
         return self.plan.facts.specs[self.account.node]
 
     @property
     def op(self) -> str:
-        """The operator's name, for amounts that no tensor has."""
+        """The operator's name, for amounts that belong to no tensor."""
         return str(self.account.node.target)
 
     @property
     def cotangent(self) -> Tensor:
-        """What arrived at the first output."""
+        """Cotangent of the first output."""
         return self.account.outputs[0][1]
 
 
 def book(plan: Plan, account: Account) -> Amounts:
-    """What stays at one node, by the form of its rule; what a registered rule takes or adds comes first."""
+    """Amounts absorbed at one node, by the form of its rule; a registered rule's gain or loss comes first."""
     case = Case(plan, account)
     decision = case.decision
     if decision.rule.own and len(account.outputs) == 1:
@@ -88,12 +88,12 @@ def book(plan: Plan, account: Account) -> Amounts:
 
 
 def _plain(case: Case) -> Amounts:
-    """What is added: biases, constants, literals."""
+    """Addends: biases, constants, literals."""
     yield from _constants(case, 1.0)
 
 
 def _scaled(case: Case) -> Amounts:
-    """What the factors do not add up to, of the product; what is added to it keeps its own."""
+    """The part of a product that its factors do not pass on, and addends."""
     yield from _undivided(case)
     yield from _constants(case, 1.0)
 
@@ -109,7 +109,7 @@ def _undivided(case: Case) -> Amounts:
 
 
 def _stabilised(case: Case) -> Amounts:
-    """What the divisor y + epsilon sign y keeps."""
+    """The part absorbed by the divisor y + epsilon sign y, and addends."""
     yield from _undivided(case)
     passed: Tensor | float = 1.0
     if epsilon := case.decision.rule.get("epsilon", 0.0):
@@ -120,7 +120,7 @@ def _stabilised(case: Case) -> Amounts:
 
 
 def _natural(case: Case) -> Amounts:
-    """What the natural gradient leaves of the relevance that arrived; terms that are added keep theirs."""
+    """Relevance that the natural gradient does not pass on, and addends."""
     terms = [Slot(name) for name in case.spec.terms]
     lost = _left(case, terms)
     if abs(lost) > 1e-12 * case.account.magnitude:
@@ -130,22 +130,22 @@ def _natural(case: Case) -> Amounts:
 
 
 def _remainder(case: Case) -> Amounts:
-    """What a first-order Taylor expansion leaves out."""
+    """The remainder of a first-order Taylor expansion."""
     yield Amount(case.decision.entry.books[0], case.op, _left(case))
 
 
 def _slope(case: Case) -> Amounts:
-    """What a divisor keeps that is held off 0; a slope in closed form is f(x)/x everywhere."""
+    """The part absorbed where x is near 0 and f(x)/x is replaced; none for a slope in closed form."""
     if case.spec.slope is not None:
         return
     y, x, slope = (t.detach() for t in case.account.post[:3])
-    singular = x.abs() < singular_radius(x.dtype)  # elsewhere the slope is f(x)/x, and what is left is rounding
+    singular = x.abs() < singular_radius(x.dtype)  # elsewhere the slope is f(x)/x up to rounding
     lost = torch.where(singular, y - relevance_of(x, slope), 0.0)
     yield Amount("stabiliser", case.op, safe_dot(lost, case.cotangent))
 
 
 def _rectified(case: Case) -> Amounts:
-    """What is cut of negative cotangents, and what the gradient of the rest does not conserve."""
+    """Negative cotangents that are cut off, and the part of the rest that the gradient does not conserve."""
     account, decision = case.account, case.decision
     cut = replace(account, outputs=[(y, g.clamp(min=0)) for y, g in account.outputs])
     if decision.entry.natural or len(decision.live) > 1:
@@ -158,7 +158,7 @@ def _rectified(case: Case) -> Amounts:
 
 
 def _distributed(case: Case) -> Amounts:
-    """The product of the constants where every factor has one; the signals of any other term take all of it."""
+    """The term of constants alone, if every factor has a constant; all other terms pass relevance to their signals."""
     constant = 1.0
     for term in case.decision.terms:
         shift = term.leaf.shift
@@ -169,7 +169,7 @@ def _distributed(case: Case) -> Amounts:
 
 
 def _counted(case: Case) -> Amounts:
-    """Products along a dimension of no live factor: outputs that are the constant operand's."""
+    """Outputs of a product along a dimension that have no live factor: they belong to the constant operand."""
     constant = [n for s, n in declared(case.account.node, case.spec).items() if s not in case.decision.live]
     if constant and len(case.account.post) == 3:
         y, _, share = (plain(t) for t in case.account.post)
@@ -180,7 +180,7 @@ def _counted(case: Case) -> Amounts:
 
 
 def _divided(case: Case) -> Amounts:
-    """Relevance divided among runs: what the biases of the runs receive, and what the divisors keep."""
+    """Relevance divided among runs: the shares of the runs' biases, and the part absorbed by the divisors."""
     account = case.account
     y, g = account.outputs[0]
     handed = [shared(y, g, *(plain(a) for a in args[1:])) for args in account.shares]
@@ -194,7 +194,7 @@ def _divided(case: Case) -> Amounts:
 
 
 def _favoured(case: Case) -> Amounts:
-    """The generalised gamma rule: what biases receive as parts of z and of a, and what the divisor keeps."""
+    """The generalised gamma rule: the biases' shares in z and in a, and the part absorbed by the divisor."""
     account, rule = case.account, case.decision.rule
     g = case.cotangent
     z, total, a = (plain(t) for t in account.post[:3])
@@ -210,7 +210,7 @@ def _favoured(case: Case) -> Amounts:
 
 
 def _summed(case: Case) -> Amounts:
-    """The generalised gamma rule on a sum: what constant addends receive, and what the divisor keeps."""
+    """The generalised gamma rule on a sum: shares of constant addends, and the part absorbed by the divisor."""
     account, rule = case.account, case.decision.rule
     z, _, a = (plain(t) for t in account.post[:3])
     of_z, of_a = favoured(z, a, case.cotangent, rule.get("gamma", 0.0), rule.get("epsilon", 0.0))
@@ -224,7 +224,7 @@ def _summed(case: Case) -> Amounts:
 
 
 def _offset(case: Case, run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """What a layer gives for an input of zeros: its bias. What is added and carries relevance keeps its own."""
+    """Output of a layer for an input of zeros: its bias, without addends that carry relevance themselves."""
     names = [*bind(run.node)]
     bound = dict(zip(positional(run.node, names), args, strict=False)) | kwargs
     at, position = run.input
@@ -242,10 +242,11 @@ def _offset(case: Case, run: LayerRun, args: tuple[Any, ...], kwargs: dict[str, 
 
 
 def _left(case: Case, further: list[Slot] | None = None) -> float:
-    """What the natural gradient, times the factors of the rule, leaves of the relevance that arrived.
+    """Relevance that the natural gradient, times the factors of the rule, does not pass on.
 
     Args:
-        further: operands that keep theirs, besides those that are live.
+        case: the node.
+        further: operands with relevance besides the live ones.
     """
     decision = case.decision
     amounts = natural(case.account, list(dict.fromkeys([*decision.live, *(further or [])])))
@@ -253,7 +254,7 @@ def _left(case: Case, further: list[Slot] | None = None) -> float:
 
 
 def _fraction(case: Case) -> float:
-    """Share of what arrives that the operands of a (multi)homogeneous node receive: degree times factor, summed."""
+    """Fraction of relevance that the operands of a (multi)homogeneous node receive: sum of degree times factor."""
     plan, decision, account, spec = case.plan, case.decision, case.account, case.spec
     factors = {slot: decision.factors.get(slot, 1.0) for slot in decision.live if slot.name in spec.args}
     if spec.kind == "homogeneous":
@@ -264,7 +265,7 @@ def _fraction(case: Case) -> float:
 
 
 def _attention(case: Case) -> Amounts:
-    """Half of what arrives goes to the scores; of that, what queries, keys and mask do not receive stays in softmax."""
+    """Half of the relevance goes to the scores; softmax absorbs the part that queries, keys and mask do not receive."""
     plan, decision, account = case.plan, case.decision, case.account
     share = decision.softmax_share
     slots = [s for s in decision.live if s.name in ("query", "key") and decision.factors.get(s, 1.0) != 0]
@@ -288,7 +289,7 @@ def _attention(case: Case) -> Amounts:
 
 
 def _fraction_uniform(decision: Decision) -> float:
-    """What values and scores together take beyond what arrives (0 under the uniform rule)."""
+    """Relevance that values and scores together leave over, as a fraction (0 under the uniform rule)."""
     values = sum(decision.factors.get(s, 1.0) for s in decision.live if s.name == "value")
     return 1 - values - decision.softmax_share
 
@@ -299,7 +300,7 @@ def _excess(decision: Decision, share: float, scores: float) -> float:
 
 
 def _constants(case: Case, passed: Tensor | float) -> Amounts:
-    """Additive constants of an affine node: each as constant times its cotangent; then what literals add."""
+    """Additive constants of an affine node, each as constant times cotangent; then literals."""
     plan, decision, account, spec = case.plan, case.decision, case.account, case.spec
     additive = spec.args + spec.terms if spec.kind in ("linear", "movement") else spec.terms
     if spec.kind == "selection":
@@ -322,7 +323,7 @@ def _constants(case: Case, passed: Tensor | float) -> Amounts:
 
 
 def constant_name(plan: Plan, node: Node) -> tuple[str, str]:
-    """(name, category) of a tensor that carries no relevance: the parameters it is computed from."""
+    """(name, category) of a tensor that carries no relevance, named by the parameters it depends on."""
     if node in plan.stopped or node in plan.facts.operands:
         return node.name, "stopped"
     names, stack, seen, detached = [], [node], set(), set(plan.facts.detached)
@@ -344,7 +345,7 @@ def constant_name(plan: Plan, node: Node) -> tuple[str, str]:
     return "+".join(dict.fromkeys(names)), "bias" if max(sizes) <= 1 and node.op == "get_attr" else "source"
 
 
-#: form of the rule table -> who books what it keeps
+#: form of the rule table -> the function that books its absorbed relevance
 BOOK: dict[table.Form, Callable[[Case], Amounts]] = {
     table.PLAIN: _plain,
     table.SCALED: _scaled,

@@ -1,6 +1,6 @@
-"""Whether an explanation holds: what a sweep, its accounts, its ledger and the captured graph say of one another.
+"""Checks of an explanation: conservation at every node, ledger, outputs, and agreement with the accounting sweep.
 
-The first explanation of every capture and rule set is checked so (``convert(check=...)``); ``verify`` says more.
+They run on the first explanation of every capture and rule set (``convert(check=...)``); ``verify`` reports more.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lrp_fx.results import Entry, Ledger
 from lrp_fx.rewrite import Rewritten
 from lrp_fx.rules.functions import relevance_of
 
-WHEN = ("first", "always", False)  #: what ``check=`` can be
+WHEN = ("first", "always", False)  #: values of ``check=``
 
-#: tolerances by the coarsest precision in the graph, wide enough that rounding alone never fails: on values and sums
-#: (relative to the largest), and on maps of relevance (mean absolute difference)
+#: tolerances by the coarsest precision in the graph, wide enough that rounding alone never fails: of values and sums
+#: (relative to the largest), and of relevance maps (sum of absolute differences, relative to that of the map)
 _SUMS = {torch.float64: 1e-6, torch.float32: 1e-3}
 _MAPS = {torch.float64: 1e-5, torch.float32: 2e-2}
 _COARSE = (0.1, 0.5)
@@ -43,8 +43,8 @@ class Defect:
     Attributes:
         node: the captured node.
         role: its role.
-        stays: relevance that stays there by the rule.
-        size: |arrived - passed on - stays|, relative to the largest magnitude in the sweep.
+        stays: relevance that its rule absorbs.
+        size: |arrived - passed on - absorbed|, relative to the largest magnitude in the sweep.
     """
 
     node: Node
@@ -54,7 +54,7 @@ class Defect:
 
 
 def defects(rewritten: Rewritten, sweep: Sweep, stays: Mapping[Node, Sequence[Entry]]) -> list[Defect]:
-    """Conservation at every node that relevance reached, in graph order; ``stays`` is what each absorbs."""
+    """Conservation at every node that relevance reached, in graph order; ``stays``: node -> its absorbed entries."""
     plan = rewritten.plan
     reached = [a for a in sweep.accounts.values() if a.outputs]
     scale = largest(reached)
@@ -67,7 +67,7 @@ def defects(rewritten: Rewritten, sweep: Sweep, stays: Mapping[Node, Sequence[En
 
 
 def largest(accounts: Iterable[Account]) -> float:
-    """Largest magnitude of what arrived at a node: the scale for defects."""
+    """Largest magnitude of relevance that arrived at a node: the scale for defects."""
     return max([a.magnitude for a in accounts] + [1e-300])
 
 
@@ -78,19 +78,19 @@ def check(
     sweep: Sweep,
     explained: tuple[Tensor, Sequence[Tensor]] | None = None,
 ) -> None:
-    """Hold a sweep to what must be true of it.
+    """Check a sweep: derivatives, outputs, conservation at every node, the ledger.
 
     Args:
         captured: the capture.
         rewritten: its graph under a rule set.
         leaves: flat inputs.
         sweep: the accounting sweep on them.
-        explained: the target and the relevance at every source that an explanation found, to compare.
+        explained: target and relevance of every source from an explanation, compared with the sweep's.
 
     Raises:
-        TargetError: where nothing of the target reaches any node.
-        NumericalError: naming the node, for an operator without a derivative, outputs that are not the captured
-            graph's, a node at which relevance is lost or invented, a ledger that is not the target, and for an
+        TargetError: when no relevance reaches any node.
+        NumericalError: naming the node, for an operator without a derivative, outputs that differ from the captured
+            graph's, a node that loses or invents relevance, a ledger that does not add up to the target, and an
             explanation that differs from the sweep.
     """
     if sweep.lost:
@@ -112,24 +112,24 @@ def check(
     ledger = make_ledger(rewritten.plan, sweep, stays=stays)
     if not imbalance(ledger, sweep) <= sums:
         raise NumericalError(
-            f"the ledger adds up to {ledger.total:.6g}, the target is {ledger.target:.6g}: relevance is lost where no "
-            "rule looks. verify() says more. Remedy: report it, with the model."
+            f"the ledger adds up to {ledger.total:.6g}, the target is {ledger.target:.6g}, although every node "
+            "conserves relevance. verify() reports more. Remedy: report it, with the model."
         )
     if explained is not None:
         _compare(rewritten, sweep, explained, sums, maps)
 
 
 def no_derivative(node: Node) -> str:
-    """What to say of an operator at which relevance ends because autograd does."""
+    """Error message for an operator without a derivative."""
     return (
-        f"relevance ends at an operator that has no derivative: {locate(node)}. What it is declared to be cannot be "
-        "carried out. Remedy: give it a derivative (register_autograd), use the operator's differentiable form (a "
-        'quantized layer dequantized), or declare it constant: convert(ops={"constant": {"ops": [...]}}).'
+        f"relevance ends at an operator that has no derivative: {locate(node)}. Its declared rule needs one. Remedy: "
+        "give it a derivative (register_autograd), use the operator's differentiable form (a quantized layer "
+        'dequantized), or declare it constant: convert(ops={"constant": {"ops": [...]}}).'
     )
 
 
 def tolerances(sweep: Sweep) -> tuple[float, float]:
-    """(on values and sums, on maps), by the coarsest precision that relevance passes."""
+    """Tolerances (of values and sums, of relevance maps), by the coarsest precision on the path of relevance."""
     coarsest = coarsest_precision(sweep)
     return _SUMS.get(coarsest, _COARSE[0]), _MAPS.get(coarsest, _COARSE[1])
 
@@ -147,7 +147,7 @@ def imbalance(ledger: Ledger, sweep: Sweep) -> float:
 
 
 def difference(expected: Tensor, actual: Tensor) -> float:
-    """Largest difference of two tensors relative to the largest entry; equal infinities and NaN agree."""
+    """Largest difference of two tensors, relative to the largest expected entry; equal infinities and NaN agree."""
     if expected.shape != actual.shape or expected.dtype != actual.dtype:
         return float("inf")
     if is_traceable_wrapper_subclass(expected) or is_traceable_wrapper_subclass(actual):
@@ -165,7 +165,7 @@ def difference(expected: Tensor, actual: Tensor) -> float:
 def _outputs_differ(
     captured: Captured, rewritten: Rewritten, leaves: tuple[Any, ...], sweep: Sweep, tolerance: float
 ) -> str | None:
-    """What to say where a rule changed the outputs, naming the first node that it changed."""
+    """Error message if the rewritten graph changes the outputs, naming the first changed node; otherwise None."""
     with torch.no_grad():
         run = fx.Interpreter(captured.graph_module)
         expected = pytree.tree_leaves(run.run(*leaves, enable_io_processing=False))
@@ -177,13 +177,11 @@ def _outputs_differ(
         return None
     node = first_changed(captured, rewritten, leaves, tolerance)
     where = "in its outputs" if node is None else f"first at {locate(node)}"
-    return (
-        f"the rewritten graph does not compute what the captured one does, {where}. Remedy: report it, with the model."
-    )
+    return f"the rewritten graph differs from the captured graph, {where}. Remedy: report it, with the model."
 
 
 def first_changed(captured: Captured, rewritten: Rewritten, leaves: tuple[Any, ...], tolerance: float) -> Node | None:
-    """The first captured node whose value the rewritten graph does not have."""
+    """The first captured node with another value in the rewritten graph."""
     one = fx.Interpreter(captured.graph_module, garbage_collect_values=False)
     other = fx.Interpreter(rewritten.graph_module, garbage_collect_values=False)
     with torch.no_grad():
@@ -205,7 +203,7 @@ def _compare(
     target, collected = explained
     if difference(sweep.target, target) > sums:
         raise NumericalError(
-            f"the explained value is {target.tolist()}, and {sweep.target.tolist()} where the whole graph runs. "
+            f"the explained value is {target.tolist()}, but {sweep.target.tolist()} in a run of the whole graph. "
             "Remedy: report it, with the model."
         )
     for source, relevance in zip(rewritten.plan.sources, collected, strict=False):
@@ -219,7 +217,7 @@ def _compare(
             and float((reference - relevance.double()).abs().sum()) > maps * scale + 1e-300
         ):
             raise NumericalError(
-                f"relevance of {source.name!r} depends on how the graph runs (as it is swept, and node by node): "
+                f"relevance of {source.name!r} differs between the sweep and a run node by node: "
                 f"{locate(source.node)}. Remedy: report it, with the model."
             )
 
@@ -231,10 +229,10 @@ def check_finite(
     relevance: Iterable[Tensor],
     account: Callable[[], Sweep],
 ) -> None:
-    """Look at explained values and relevance; ``account`` makes an accounting sweep, where one is not finite.
+    """Check that explained values and relevance are finite; if not, ``account`` runs an accounting sweep to locate it.
 
     Raises:
-        NumericalError: naming the node at which what is not finite begins.
+        NumericalError: naming the first node with a value, or a cotangent, that is not finite.
     """
     finite = explained.is_meta or bool(explained.isfinite().all())
     if finite and (explained.is_meta or all(bool(r.isfinite().all()) for r in relevance)):
@@ -253,10 +251,10 @@ def check_finite(
 
 
 def first_nonfinite(captured: Captured, rewritten: Rewritten, sweep: Sweep) -> Node | None:
-    """The node at which what is not finite in the outputs first arose.
+    """The node at which a non-finite value of the outputs arises.
 
-    That is where operands are finite and the result is not: the logarithm of 0, a division by 0, a parameter that is
-    NaN. The infinities of a mask are meant: a literal, or a constant that is added.
+    Its operands are finite and its result is not: the logarithm of 0, a division by 0, a parameter that is NaN. The
+    infinities of a mask (a literal, or an added constant) are intended and do not count.
     """
     facts, owner = rewritten.plan.facts, captured.graph_module
 
@@ -291,6 +289,6 @@ def _has_infinite_literal(node: Node) -> bool:
 
 
 def first_broken(sweep: Sweep) -> Node | None:
-    """The node on the way back whose rule first hands on a cotangent that is not finite."""
+    """The first node of the backward pass whose rule passes on a cotangent that is not finite."""
     broken = [n for n, a in sweep.accounts.items() if a.finite and a.breaks]
     return broken[-1] if broken else next((n for n, a in sweep.accounts.items() if not a.finite), None)

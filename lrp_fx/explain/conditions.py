@@ -1,8 +1,8 @@
-"""Conditional relevance (CRP, Achtibat et al. 2023, arXiv:2206.03208): only what flows through chosen neurons counts.
+"""Conditional relevance (CRP, Achtibat et al. 2023, arXiv:2206.03208): relevance through chosen neurons only.
 
-A condition names features of module outputs. On the way back, relevance that arrives there at any other feature is cut
-off; what reaches the inputs is the part of the explanation that these neurons carry. The relevances conditioned on the
-neurons of a layer, one by one, add up to the unconditional one, as far as all of it flows through that layer.
+A condition names features of module outputs. The backward pass cuts off relevance of all other features there, so the
+inputs receive the part of the explanation that flows through the chosen neurons. Relevance under conditions on each
+neuron of a layer adds up to unconditional relevance, if all relevance flows through that layer.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Condition = Mapping[str, int | Sequence[int] | Tensor]
 
 
 def places_of(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
-    """Names inside the model that an explanation needs: what it is asked for, and where conditions cut it."""
+    """Names of latents to tap: those in ``at``, and those of conditions."""
     names = (at,) if isinstance(at, str) else tuple(at)
     return tuple(dict.fromkeys((*names, *(path for condition in conditions for path in condition))))
 
 
 def condition_mask(path: str, latent: Tensor, features: int | Sequence[int] | Tensor) -> Tensor:
-    """The mask of a latent that lets relevance through, 1 or 0 (or the weights that were given).
+    """The mask of a latent, in its shape: 1 at chosen features and 0 elsewhere, or the weights of a mask.
 
     Raises:
-        LatentError: for a feature that the module's output does not have, or a mask of another shape.
+        LatentError: for a feature out of range, or a mask of another shape.
     """
     if isinstance(features, Tensor) and (features.is_floating_point() or features.dtype is torch.bool):
         try:
@@ -48,7 +48,7 @@ def condition_mask(path: str, latent: Tensor, features: int | Sequence[int] | Te
 
 
 def condition_masks(condition: Condition, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Path -> the mask of its latent, of those through which relevance passes.
+    """Path -> the mask of its latent; latents without a gradient are left out.
 
     Raises:
         LatentError: as :func:`condition_mask`.

@@ -1,4 +1,4 @@
-"""What explanations say of the model whatever its inputs: where relevance follows what its author held constant."""
+"""Notes on a model, independent of its inputs: where relevance follows values that the model detaches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lrp_fx.results.notes import Note
 
 
 def context_of(facts: Facts) -> Context:
-    """The context of all explanations of an analysed graph: its notes."""
+    """The context of all explanations of an analysed graph, with its notes."""
     if not facts.seen_through:
         return Context()
     first = facts.seen_through[0]
@@ -19,8 +19,8 @@ def context_of(facts: Facts) -> Context:
                 "seen through",
                 "the model computes its output without gradients (detach, no_grad), which would leave nothing to "
                 f"explain, so relevance follows the values; first at {source_line(first)} (module "
-                f"'{module_path(first) or '<root>'}'). Try the part of the model behind "
-                "that by itself if what its author held constant should count as such.",
+                f"'{module_path(first) or '<root>'}'). If detached values should count as constants, convert the part "
+                "of the model behind that node.",
             ),
         )
     )

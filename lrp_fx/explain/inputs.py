@@ -1,4 +1,4 @@
-"""From tap points to inputs: relevance of sources, added up under the names of the inputs that they belong to."""
+"""From tap points to inputs: relevance of sources, summed by input name."""
 
 from __future__ import annotations
 
@@ -28,29 +28,27 @@ class Part:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a capture, and the sources that stand for them.
+    """Maps relevance of the sources of a capture to its inputs.
 
     Attributes:
         captured: the capture.
-        facts: of its graph.
+        facts: facts of its graph.
     """
 
     captured: Captured
     facts: Facts
 
     def check(self) -> None:
-        """Look whether there is a source at all.
+        """Check that there is a source.
 
         Raises:
-            InputError: where no input can carry relevance.
+            InputError: if no input can carry relevance.
         """
         if not self.facts.sources:
-            raise InputError(
-                "no input can carry relevance: there is no floating input and no token id that picks a table row"
-            )
+            raise InputError("no input can carry relevance: there is no floating input and no embedding of token ids")
 
     def name(self, placeholder: Node) -> str:
-        """What the call names an input."""
+        """Name of an input in a call."""
         return self.captured.names[self.captured.placeholders.index(placeholder)]
 
     def values(self, leaves: Sequence[Any]) -> Values:
@@ -59,12 +57,12 @@ class Inputs:
 
     @torch.inference_mode(False)
     def parts(self, sources: Sequence[Source], relevance: Sequence[Tensor], values: Values) -> list[Part]:
-        """Relevance of each source in the shapes of its inputs: that of rows goes to the ids which picked them.
+        """Relevance of each source in the shape of its inputs; relevance of embedding rows goes to their ids.
 
         Args:
-            sources: some sources, the inputs' own first; what has no relevance (of further ones) is left out.
-            relevance: of each, elementwise.
-            values: of the nodes between ids and rows.
+            sources: the sources, in order; those beyond ``relevance`` are left out.
+            relevance: relevance of each source, elementwise.
+            values: values of the nodes between ids and rows.
         """
         listed = []
         for source, value in zip(sources, relevance, strict=False):
@@ -73,7 +71,7 @@ class Inputs:
         return listed
 
     def summed(self, parts: Iterable[Part]) -> dict[str, Tensor]:
-        """Input name -> the sum of its parts."""
+        """Input name -> sum of its relevance over sources."""
         total: dict[str, Tensor] = {}
         for part in parts:
             name = self.name(part.input)
@@ -81,11 +79,11 @@ class Inputs:
         return total
 
     def per_input(self, sources: Sequence[Source], relevance: Sequence[Tensor], values: Values) -> dict[str, Tensor]:
-        """Input name -> relevance, as in ``Attribution.relevance``, from that of :meth:`parts`."""
+        """Input name -> relevance, as in ``Attribution.relevance``."""
         return self.summed(self.parts(sources, relevance, values))
 
     def by_source(self, sources: Sequence[Source], relevance: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Source name -> relevance, as in ``Attribution.sources``; of two with one name, the second says its input."""
+        """Source name -> relevance, as in ``Attribution.sources``; a repeated name gets its input's name appended."""
         named: dict[str, Tensor] = {}
         for source, value in zip(sources, relevance, strict=True):
             direct = source.input.op == "placeholder"
@@ -95,9 +93,9 @@ class Inputs:
 
 
 def shares(parts: Iterable[Part]) -> dict[Node, float]:
-    """Source node -> the sum of relevance that belongs to inputs, of sources where that is not all of it.
+    """Source node -> sum of relevance that belongs to inputs, for sources whose ids the model computes.
 
-    The rest belongs to rows that the model picks by itself (padding to a window, a start token).
+    The rest of their relevance belongs to rows that the model looks up by itself (padding to a window, a start token).
     """
     sums: dict[Node, float] = {}
     for part in parts:

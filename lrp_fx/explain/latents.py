@@ -1,7 +1,7 @@
-"""Tensors inside a captured graph that have a name: outputs and inputs of modules, and the parts of attention.
+"""Named tensors inside a captured graph: outputs and inputs of modules, and the parts of attention.
 
-``model.layers.3.mlp`` is what that module returned, ``model.layers.3.mlp.down_proj@input`` what it was given (the
-neurons of the layer), ``model.layers.3.self_attn@mixed`` a part of its attention, heads apart
+``model.layers.3.mlp`` is the output of that module, ``model.layers.3.mlp.down_proj@input`` the input of a module (the
+neurons of the layer), ``model.layers.3.self_attn@mixed`` a part of its attention, with a dimension for heads
 (:data:`lrp_fx.analysis.attention.PARTS`).
 """
 
@@ -20,13 +20,13 @@ from lrp_fx.errors import LatentError
 from lrp_fx.graph.module_calls import places
 from lrp_fx.graph.operands import is_float
 
-INSIDE = ("scores", "weights")  #: parts of an attention that a fused one does not show
+INSIDE = ("scores", "weights")  #: parts of attention that a fused kernel does not return
 
 
 def module_outputs(graph: Graph, facts: Facts) -> dict[str, Node]:
-    """Module path -> the floating tensor that its forward returned; of several calls, the last one.
+    """Module path -> the floating tensor that its last call returned.
 
-    Where the capture did not note it, that is the last one that is used outside of the module.
+    Without a note of the capture, it is the last tensor of the module that is used outside of it.
     """
     outputs: dict[str, Node] = {}
     for node in graph.nodes:
@@ -39,9 +39,9 @@ def module_outputs(graph: Graph, facts: Facts) -> dict[str, Node]:
 
 
 def _noted(graph: Graph, facts: Facts, returned: bool) -> dict[str, Node]:
-    """Module path -> the first floating tensor that its last call returned, or that its first call was given.
+    """Module path -> the first floating tensor that its last call returned, or an argument of its first call.
 
-    Tensors that carry relevance come first: an attention may be given positions before its hidden states.
+    Tensors that carry relevance come first: the first argument of an attention may be its positions.
     """
     best: dict[str, tuple[tuple[int, int, int], Node]] = {}
     for node in graph.nodes:
@@ -50,7 +50,7 @@ def _noted(graph: Graph, facts: Facts, returned: bool) -> dict[str, Node]:
         for place in places(node):
             if place.path and place.returned is returned:
                 rank = (-place.call if returned else place.call, not facts.carries(node), place.leaf)
-                if place.path not in best or rank <= best[place.path][0]:  # (of one place, the last node holds it)
+                if place.path not in best or rank <= best[place.path][0]:  # (of nodes with one rank, the last)
                     best[place.path] = rank, node
     return {path: node for path, (_, node) in best.items()}
 
@@ -60,7 +60,7 @@ def _paths(node: Node) -> set[str]:
 
 
 def module_inputs(graph: Graph, facts: Facts) -> dict[str, Node]:
-    """Module path -> the first tensor that carries relevance from outside into it."""
+    """Module path -> the first tensor from outside that carries relevance into the module."""
     inputs: dict[str, Node] = {}
     for node in graph.nodes:
         for operand in facts.operands.get(node, {}).values():
@@ -71,7 +71,7 @@ def module_inputs(graph: Graph, facts: Facts) -> dict[str, Node]:
 
 
 def attention_parts(graph: Graph, facts: Facts) -> dict[str, Node | None]:
-    """``path@part`` -> node, None for what a fused attention hides. Further attentions of a module: ``path.1``."""
+    """``path@part`` -> node, None for parts inside a fused kernel. Further attentions of a module: ``path.1``."""
     named: dict[str, Node | None] = {}
     count: dict[str, int] = {}
     for site in find_attention(graph, facts):
@@ -82,12 +82,12 @@ def attention_parts(graph: Graph, facts: Facts) -> dict[str, Node | None]:
 
 
 def looks_inside(patterns: Iterable[str]) -> bool:
-    """Whether a pattern names what a fused attention does not show."""
+    """Whether a pattern names a part of attention that a fused kernel does not return."""
     return any(pattern.rpartition("@")[2] in INSIDE for pattern in patterns if "@" in pattern)
 
 
 def find_latents(graph: Graph, facts: Facts, patterns: Iterable[str]) -> dict[str, Node]:
-    """Nodes of the names that are, or match, one of ``patterns``; a pattern without "@" means outputs of modules.
+    """Nodes whose names match one of ``patterns``; a pattern without "@" means outputs of modules.
 
     Raises:
         LatentError: for a pattern that matches nothing in the graph.

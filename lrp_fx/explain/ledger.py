@@ -1,4 +1,4 @@
-"""Keeping the ledger: every entry of a sweep, each computed on its own."""
+"""The ledger of a sweep: every entry computed on its own, none as a difference of the others."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def make_ledger(
     owned: Mapping[Node, float] | None = None,
     stays: Mapping[Node, list[Entry]] | None = None,
 ) -> Ledger:
-    """Every entry of a sweep.
+    """The ledger of a sweep.
 
     Args:
-        plan: the plan that was carried out.
+        plan: the plan.
         sweep: its accounting sweep.
-        owned: what of each source's relevance belongs to an input; the rest belongs to rows that the model picks by
-            itself (padding to a window, a start token).
-        stays: what stays at each node (:func:`all_absorbed`), where that is known already.
+        owned: source -> relevance that belongs to an input; the rest belongs to rows that the model looks up by itself
+            (padding to a window, a start token).
+        stays: node -> its absorbed entries (:func:`all_absorbed`), if already computed.
     """
     entries = []
     for node, (x, g) in sweep.sources.items():
@@ -57,12 +57,12 @@ def _source_entry(plan: Plan, node: Node, x: Tensor, g: Tensor) -> Entry:
 
 @torch.inference_mode(False)
 def all_absorbed(plan: Plan, sweep: Sweep) -> dict[Node, list[Entry]]:
-    """What stays at every node that relevance reached, in graph order."""
+    """Entries absorbed at every node that relevance reached, in graph order."""
     return {node: absorbed(plan, account) for node, account in sweep.accounts.items() if account.outputs}
 
 
 def absorbed(plan: Plan, account: Account) -> list[Entry]:
-    """What stays at one node: biases and other constants, softmax, stabilisers, non-conserving rules."""
+    """Entries absorbed at one node: biases and other constants, softmax, stabilisers, non-conserving rules."""
     decision, node = plan.decisions[account.node], account.node
     base = {"role": decision.role, "module": module_path(node), "node": node.name}
     return [

@@ -1,8 +1,7 @@
-"""How the output of a captured model is read: which of its tensors are the logits, and which dimension counts classes.
+"""Reading of a captured model's output: which of its tensors are the logits, and which dimension counts classes.
 
-What the output is called says little; its form says it. The logits are ``output.logits`` where there is such a thing,
-else the first floating tensor that has the batch of the inputs (a loss has not). Their class axis is what the graph
-says (``lrp_fx.analysis.class_axis``).
+The logits are ``output.logits`` if it exists, otherwise the first floating tensor with the batch size of the inputs (a
+loss has none). Their class axis is found in the graph (:mod:`lrp_fx.analysis.class_axis`).
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from lrp_fx.explain.vocabulary import are_shares, token_inputs
 
 @dataclass(frozen=True)
 class Reading:
-    """How an output is read.
+    """Where an output has its logits.
 
     Attributes:
-        leaf: which of the output's leaves are the logits; None for the first that :func:`find_logits` takes.
-        axis: which of their dimensions counts classes, where the graph tells.
-        named: whether they are what the output calls ``logits``.
-        example: the logits of the capture's example, without values.
-        shares: whether they are not logits but shares of a softmax.
-        tokens: names of the inputs whose token ids the logits of a sequence say, a decoder's first.
+        leaf: index of the logits among the output's leaves; None for the choice of :func:`find_logits`.
+        axis: their class dimension; None where the graph does not tell.
+        named: whether they are ``output.logits``.
+        example: the logits of the example inputs, without values.
+        shares: whether they are probabilities (of a softmax) instead of logits.
+        tokens: names of the inputs whose token ids a sequence of logits predicts, a decoder's first.
     """
 
     leaf: int | None = None
@@ -43,7 +42,7 @@ class Reading:
     tokens: tuple[str, ...] = ()
 
     def logits(self, output: Any) -> Tensor:
-        """The logits of an output of the captured form.
+        """The logits of an output with the captured structure.
 
         Raises:
             TargetError: when the output has no floating tensor.
@@ -51,7 +50,7 @@ class Reading:
         return find_logits(output) if self.leaf is None else pytree.tree_leaves(returned(output))[self.leaf]
 
     def kind(self, logits: Tensor) -> str:
-        """What the logits are.
+        """Kind of the logits.
 
         "single" (one value per sample), "classes" (B, C), "sequence" (B, S, C), "dense" (a class axis among others:
         (B, C, H, W), (B, C, T), (B, H, W, C)), or "unknown".
@@ -64,25 +63,25 @@ class Reading:
         return "unknown" if self.axis in (None, 0) else "dense"
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, without the example."""
+        """As plain data: leaf, axis and name."""
         return {"leaf": self.leaf, "axis": self.axis, "named": self.named}
 
     @classmethod
     def from_plain(cls, document: Mapping[str, Any]) -> Reading:
-        """What :meth:`plain` wrote."""
+        """Read the result of :meth:`plain`."""
         leaf, axis = (None if document[key] is None else int(document[key]) for key in ("leaf", "axis"))
         return cls(leaf, axis, bool(document["named"]))
 
 
 def read_output(captured: Captured, facts: Facts) -> Reading:
-    """How the output of a capture is read."""
+    """Find the logits in the output of a capture."""
     end = captured.graph_module.graph.output_node()
     leaves = pytree.tree_leaves(end.args[0])
     inputs = [n.meta.get("val") for n in captured.placeholders]
     batches = {str(v.shape[0]) for v in inputs if isinstance(v, Tensor) and v.dim()}
     try:
         named = _named(pytree.tree_unflatten(leaves, captured.out_spec))
-    except Exception:  # an object that is not made around nodes
+    except Exception:  # a class of outputs that cannot be built from nodes
         named = None
     values = [getattr(leaf, "meta", {}).get("val") for leaf in leaves]
     leaf = next((i for i, n in enumerate(leaves) if n is named), None) if named is not None else None
@@ -112,8 +111,8 @@ def _first(values: list[Any], batches: set[str]) -> int | None:
 
 
 def find_logits(output: Any) -> Tensor:
-    """The logits of any output, where no capture says which they are: ``output.logits``, else the first floating
-    tensor with a dimension, else the first.
+    """The logits of an output without a capture: ``output.logits``, otherwise the first floating tensor with a
+    dimension, otherwise the first floating tensor.
 
     Raises:
         TargetError: when the output has no floating tensor.

@@ -1,4 +1,4 @@
-"""An operator run again on what it was given: values, results and natural gradients at one node of a sweep."""
+"""Runs an operator again on its recorded arguments: values, results and natural gradients at one node of a sweep."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def call(account: Account, replaced: dict[Slot, Tensor]) -> Any:
 
 
 def positional(node: Node, names: list[str]) -> list[str]:
-    """Argument names in the order of the operator's schema; ``names`` where it has none."""
+    """Argument names in the order of the operator's schema; ``names`` without a schema."""
     schema = getattr(node.target, "_schema", None)
     return [a.name for a in schema.arguments] if schema is not None else names
 
 
 def plain(value: Any) -> Any:
-    """A tensor as a constant; anything else as it is."""
+    """A tensor as a constant; any other value unchanged."""
     return value.detach() if isinstance(value, Tensor) else value
 
 
 def value_of(account: Account, slot: Slot) -> Tensor | None:
-    """The tensor that was given in one slot, if one was."""
+    """The recorded tensor of one slot; None without one."""
     args, kwargs = account.arguments
     bound = dict(zip(positional(account.node, list(bind(account.node))), args, strict=False)) | kwargs
     value = bound.get(slot.name)
@@ -61,7 +61,7 @@ def gradients(account: Account, slots: list[Slot], scale: Tensor | float = 1.0) 
     values = {s: v for s in slots if (v := value_of(account, s)) is not None}
     if not values:
         return {}
-    exact = account.outputs[0][0].dtype  # integers and booleans that are added have a relevance like any number
+    exact = account.outputs[0][0].dtype  # added integers and booleans have relevance, too
     values = {s: v if v.is_floating_point() or v.is_complex() else v.to(exact) for s, v in values.items()}
     if account.outputs[0][0].dtype is torch.float64:  # a constant in single precision would round its cotangent
         values = {s: v.double() for s, v in values.items()}

@@ -1,8 +1,8 @@
 """The sweep: cotangents at the tap points of one forward pass, and relevance as value times cotangent.
 
-Every way to explain goes through here: eager, with checkpointed blocks, of many targets, traced into a joint graph, in
-the stages of a pipeline, cut at latents, and for the accounts. A tap point is a tensor at which relevance is collected:
-a source (an input, a table, a parameter that is counted) or a latent (a tensor inside the model).
+Every explanation uses it: eager, with checkpointed blocks, for many targets, traced into a joint graph, in pipeline
+stages, cut at latents, and for the accounts. A tap point is a tensor where relevance is collected: a source (an input,
+an embedding table, a counted parameter) or a latent (a tensor inside the model).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lrp_fx.errors import TargetError
 from lrp_fx.rules.functions import relevance_of
 
 UNREACHED = (
-    "the target does not depend on any input that can carry relevance under these rules. Where it reads what the model "
-    'detaches, convert(..., detach="see-through") lets relevance follow the values; where it lies behind a softmax '
+    "the target does not depend on any input that can carry relevance under these rules. If it depends on values that "
+    'the model detaches, convert(..., detach="see-through") lets relevance follow them; if it lies behind a softmax '
     "that the rules stop, explain the logits"
 )
 
@@ -31,8 +31,8 @@ class TapPoints:
 
     Attributes:
         sources: leaves of autograd: the plan's sources in order, or tensors behind them (``passes.collect_early``).
-        latents: path -> a tensor of the forward pass; it has no gradient where no relevance passes.
-        feeds_zeros: whether sources that are 0 can have relevance (:func:`lrp_fx.rules.functions.relevance_of`).
+        latents: path -> a tensor of the forward pass, without a gradient where no relevance passes.
+        feeds_zeros: whether zeros can have relevance (:func:`lrp_fx.rules.functions.relevance_of`).
     """
 
     sources: Sequence[Tensor]
@@ -53,14 +53,14 @@ class TapPoints:
 
     def relevance(self, cotangents: Iterable[Tensor | None]) -> Relevance:
         """Value times cotangent at every tap point; ``cotangents`` are in the order of :attr:`all`."""
-        arriving = iter(cotangents)  # one at a time: a generator may let go of each as it is used
+        arriving = iter(cotangents)  # one at a time, so that a generator can free each after its use
         sources = [relevance_of(value, next(arriving), self.feeds_zeros) for value in self.sources]
         return Relevance(sources, {path: relevance_of(z, next(arriving)) for path, z in self.latents.items()})
 
 
 @dataclass(frozen=True)
 class Relevance:
-    """Relevance at tap points, elementwise; for T targets at once with a first dimension of T.
+    """Relevance at tap points, elementwise; for T targets at once, with a first dimension T.
 
     Attributes:
         sources: in the order of the tap points.
@@ -85,8 +85,8 @@ def sweep(
         points: tap points of the forward pass that computed ``explained``.
         explained: (B,) explained values.
         seed: cotangent of ``explained``; None for ones.
-        masks: path of a latent -> what cotangents are multiplied by there (:mod:`lrp_fx.explain.conditions`).
-        again: keep what another sweep from the same forward pass needs.
+        masks: path of a latent -> factor of its cotangent (:mod:`lrp_fx.explain.conditions`).
+        again: keep saved tensors for another sweep from the same forward pass.
 
     Raises:
         TargetError: when ``explained`` depends on no tap point.
@@ -97,7 +97,7 @@ def sweep(
             if points.latents[path].requires_grad:
                 hooks.callback(points.latents[path].register_hook(lambda g, mask=mask: g * mask).remove)
         arrived = cotangents(explained, points.all, seed, again)
-    return points.relevance(_taken(arrived))
+    return points.relevance(_drained(arrived))
 
 
 def sweep_each(points: TapPoints, explained: Tensor, seeds: Tensor, chunk: int | None = None) -> Relevance:
@@ -107,7 +107,7 @@ def sweep_each(points: TapPoints, explained: Tensor, seeds: Tensor, chunk: int |
         points: as in :func:`sweep`.
         explained: the explained values, of any shape.
         seeds: (T, *explained.shape) cotangents of ``explained``.
-        chunk: how many sweeps run at once; memory grows with it. None: all.
+        chunk: number of sweeps in one batch; memory grows with it. None: all.
 
     Raises:
         TargetError: when ``explained`` depends on no tap point.
@@ -129,13 +129,13 @@ def sweep_each(points: TapPoints, explained: Tensor, seeds: Tensor, chunk: int |
 def cotangents(
     explained: Tensor, tensors: Sequence[Tensor], seed: Tensor | None = None, again: bool = False
 ) -> list[Tensor | None]:
-    """The cotangent of each tensor, None where nothing comes back to it.
+    """The cotangent of each tensor; None if ``explained`` does not depend on it.
 
     Args:
-        explained: what is differentiated.
+        explained: the tensor to differentiate.
         tensors: tensors that it may depend on.
         seed: cotangent of ``explained``; None for ones.
-        again: keep what another backward pass needs.
+        again: keep saved tensors for another backward pass.
     """
     live = [t for t in tensors if t.requires_grad]
     if not live or not explained.requires_grad:
@@ -145,18 +145,18 @@ def cotangents(
     return [next(grads) if t.requires_grad else None for t in tensors]
 
 
-def _taken(tensors: list[Tensor | None]) -> Iterator[Tensor | None]:
-    """The entries of a list, which is empty in the end: each can be freed as soon as it is used."""
+def _drained(tensors: list[Tensor | None]) -> Iterator[Tensor | None]:
+    """The entries of a list, removed one by one, so that each can be freed after its use."""
     tensors.reverse()
     while tensors:
         yield tensors.pop()
 
 
 def check_reached(explained: Tensor) -> None:
-    """Look whether explained values depend on anything that carries relevance.
+    """Check that explained values depend on a tensor that carries relevance.
 
     Raises:
-        TargetError: when they do not.
+        TargetError: if they do not.
     """
     if not explained.requires_grad:
         raise TargetError(UNREACHED)

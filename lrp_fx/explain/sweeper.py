@@ -35,8 +35,8 @@ from lrp_fx.rewrite import Rewritten
 Choose = Callable[[Any], Tensor]  #: output of the model -> (B,) explained values
 
 _CONDITIONAL = (
-    "a conditional explanation has no ledger: what its condition cuts off stays at that layer. Explain without "
-    "condition= for the whole account."
+    "a conditional explanation has no ledger: its condition cuts relevance off at a layer. Explain without "
+    "condition= for a ledger."
 )
 
 
@@ -45,7 +45,7 @@ class Sweeper:
     """A rewritten graph with its sources and latents as further outputs.
 
     Attributes:
-        captured: the capture it serves.
+        captured: the capture.
         rewritten: the rewritten graph.
         tapped: flat inputs -> (output leaves, sources, latents).
         latents: module path -> captured node.
@@ -66,17 +66,17 @@ class Sweeper:
 
     @functools.cached_property
     def reading(self) -> Reading:
-        """How the model's output is read."""
+        """Where the model's output has its logits, and their class axis."""
         return read_output(self.captured, self.rewritten.plan.facts)
 
     @functools.cached_property
     def inputs(self) -> Inputs:
-        """Where relevance of sources belongs."""
+        """Maps relevance of sources to inputs."""
         return Inputs(self.captured, self.rewritten.plan.facts)
 
     @traced_property
     def swept(self) -> fx.GraphModule:
-        """The tapped graph, where the model itself chooses positions (a class token, the last ones) at these alone."""
+        """The tapped graph, computed only at the positions which the model itself selects (a class token)."""
         return at_chosen_positions(self.tapped, self.rewritten.plan.facts.ops)
 
     def explain(self, call: Call, target: Target) -> Attribution:
@@ -95,9 +95,9 @@ class Sweeper:
 
         Args:
             call: the call.
-            target: which scalars.
+            target: the target.
             conditions: one attribution for each.
-            checking: hold what is found to an accounting sweep (:meth:`check`).
+            checking: check the first attribution against an accounting sweep (:mod:`lrp_fx.explain.check`).
 
         Raises:
             TargetError, NumericalError: as :meth:`explain`.
@@ -114,11 +114,11 @@ class Sweeper:
         return self._explain(call, [(target, {}) for target in targets], False)
 
     def points(self, sources: Sequence[Tensor], latents: Sequence[Tensor]) -> TapPoints:
-        """What the tapped graph returned, as tap points."""
+        """Tap points from the results of the tapped graph."""
         return TapPoints.of(sources, self.latents, latents, self.rewritten.plan.feeds_zeros)
 
     def output(self, flat: Any) -> Any:
-        """The model's output, of its own type, from its leaves."""
+        """The model's output in its own type, from its leaves."""
         return pytree.tree_unflatten(pytree.tree_leaves(flat), self.captured.out_spec)
 
     @torch.inference_mode(False)
@@ -139,7 +139,7 @@ class Sweeper:
         return [self._attribution(call, leaves, output, *result) for result in results]
 
     def choose(self, call: Call, target: Target) -> Choose:
-        """What reads the explained values of a target off an output."""
+        """The function from an output to the explained values of a target."""
         inputs = beside(call.tensors)
         return lambda output: select(output, target, inputs, self.reading)
 
@@ -196,10 +196,10 @@ class Sweeper:
 
     @torch.inference_mode(False)
     def check(self, call: Call, target: Target) -> None:
-        """Hold one call to an accounting sweep (``lrp_fx.explain.check``), without explaining it.
+        """Run the checks of an accounting sweep (:mod:`lrp_fx.explain.check`) on one call, without explaining it.
 
         Raises:
-            NumericalError: for what does not hold.
+            NumericalError: as :func:`lrp_fx.explain.check.check`.
         """
         self._check(usable(call.leaves), self.choose(call, target), None)
 
@@ -216,7 +216,7 @@ class Sweeper:
         check.check_finite(self.captured, self.rewritten, explained, relevance, account)
 
     def _unreached(self, leaves: tuple[Any, ...], choose: Choose) -> LrpError:
-        """Why the target has no gradient."""
+        """The error for a target without a gradient."""
         lost = self.account(leaves, choose).lost
         return (
             NumericalError(check.no_derivative(lost[-1]))
@@ -234,5 +234,5 @@ def _weighed(values: Tensor, weights: Tensor) -> Tensor:
 
 
 def usable(leaves: Sequence[Any]) -> tuple[Any, ...]:
-    """Flat inputs that autograd can work with: tensors of inference mode are copied."""
+    """Flat inputs for autograd: tensors of inference mode are copied."""
     return tuple(v.clone() if isinstance(v, Tensor) and v.is_inference() else v for v in leaves)

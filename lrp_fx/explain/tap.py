@@ -1,4 +1,4 @@
-"""Tap points in a rewritten graph: its sources become leaves of autograd, and these and latents further outputs."""
+"""Tap points in a rewritten graph: sources become leaves of autograd; sources and latents become outputs."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def tap(rewritten: Rewritten, latents: Iterable[Node]) -> fx.GraphModule:
 
 
 def at_chosen_positions(tapped: fx.GraphModule, ops: OpTable) -> fx.GraphModule:
-    """A tapped graph, where the model itself chooses positions (a class token, the last ones) computed at these."""
+    """A tapped graph that computes only the positions which the model itself selects (a class token, the last one)."""
     if not may_move(tapped.graph, ops):
         return tapped
     graph, _ = copy_graph(tapped.graph)
-    graph.owning_module = tapped  # dead code is told by what the graph calls
+    graph.owning_module = tapped  # (dead-code elimination needs the submodules)
     behind_selection(graph, ops)
     return fx.GraphModule(tapped, graph, class_name="SweptGraph")

@@ -1,4 +1,4 @@
-"""Which scalar of the output is explained, one per sample."""
+"""Selection of the explained scalar from the model's output, one per sample."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from lrp_fx.explain.target_types import (
 
 
 def padding_masks(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The (B, S) inputs whose name says that they are padding masks."""
+    """The (B, S) inputs with "mask" in their name."""
     return {n: v for n, v in inputs.items() if isinstance(v, Tensor) and "mask" in n and v.dim() == 2}
 
 
 def shown(mask: Tensor) -> Tensor:
-    """The positions that a padding mask shows: where it is not 0; where it is 0, if it is added to scores (0, -1e9).
+    """Visible positions of a padding mask: its nonzero entries; its zeros, if it is added to scores (0, -1e9).
 
-    Floating values of other kinds hide nothing: such an input is no mask, whatever it is called.
+    Other floating values hide nothing: such an input is not a padding mask, despite its name.
     """
     if not mask.is_floating_point():
         return mask.bool()
@@ -42,26 +42,26 @@ def shown(mask: Tensor) -> Tensor:
 
 
 def beside(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The inputs that the choice of a target may read: padding masks and token ids, (B, S) each."""
+    """Inputs that the choice of a target may read: (B, S) padding masks and token ids."""
     flat = {n: v for n, v in inputs.items() if isinstance(v, Tensor) and v.dim() == 2}
     return {n: v for n, v in flat.items() if "mask" in n or not (v.is_floating_point() or v.is_complex())}
 
 
 def padding_mask(length: int, batch: int, inputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The padding mask among the inputs that belongs to a sequence of this length.
+    """The padding mask for a sequence of this length; None without one.
 
-    A decoder's own mask wins over an encoder's; a mask of another length belongs to another sequence and is ignored.
+    A decoder's mask is preferred to an encoder's. A mask of another length belongs to another sequence.
     """
     masks = padding_masks(inputs)
     for name in sorted(masks, key=lambda n: "decoder" not in n):
         mask = masks[name]
-        if mask.shape[1] == length and mask.shape[0] == batch:  # (in this order: sizes that are compared depend on it)
+        if mask.shape[1] == length and mask.shape[0] == batch:  # (in this order: under tracing each one is a guard)
             return mask
     return None
 
 
 def last_positions(length: int, batch: int, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Index of each sample's last non-padding position, from the padding mask among the inputs; else the last one."""
+    """(B,) index of each sample's last position that is not padding; the last position without a padding mask."""
     mask = padding_mask(length, batch, inputs)
     if mask is None:
         return torch.full((batch,), length - 1)
@@ -70,16 +70,16 @@ def last_positions(length: int, batch: int, inputs: Mapping[str, Tensor]) -> Ten
 
 
 def resolved(target: Target, reading: Reading) -> Target:
-    """A target in one spelling, as the output has it: None is the largest logit.
+    """The normal form of a target for this output; None becomes the largest logit.
 
     Raises:
-        TargetError: for what is no target, and for a probability of what is one already.
+        TargetError: for an object that is no target, and for a probability where the model returns probabilities.
     """
     target = normal(target)
     if reading.shares and isinstance(target, (LogProb, Probability, Span)):
         raise TargetError(
-            f"the model returns shares of a softmax, and lrp_fx.{type(target).__name__} takes logits: explain the "
-            "class itself, whose value is its probability, or let the model return its logits"
+            f"the model returns probabilities, and lrp_fx.{type(target).__name__} needs logits: explain the class "
+            "itself, whose value is its probability, or let the model return its logits"
         )
     return Logit() if target is None else target
 
@@ -90,10 +90,10 @@ def select(output: Any, target: Target, inputs: Mapping[str, Tensor], reading: R
     Args:
         output: the model's output.
         target: None (:func:`resolved`), a class index, a (B,) tensor of class indices, the name of a target or one of
-            the forms of :mod:`lrp_fx.explain.target_types`, a tuple index into the non-batch dimensions (or into all of
-            them: one sample), or a callable. Of a sequence, a class is that at the last non-padding position.
-        inputs: what the choice may read of the inputs (:func:`beside`).
-        reading: how the output is read.
+            the types of :mod:`lrp_fx.explain.target_types`, a tuple index into the non-batch dimensions (or into all of
+            them: one sample), or a callable. In a sequence, a class is taken at the last non-padding position.
+        inputs: inputs that the choice may read (:func:`beside`).
+        reading: where the output has its logits.
 
     Raises:
         TargetError: for an index out of range, a wrong number of targets, a callable that returns another shape, and a
@@ -126,18 +126,18 @@ def select(output: Any, target: Target, inputs: Mapping[str, Tensor], reading: R
 
 
 def largest(logits: Tensor) -> Tensor:
-    """(B, n) -> the largest of each sample, (B,)."""
+    """(B, n) -> (B,), the largest entry of each sample."""
     return logits[torch.arange(logits.shape[0], device=logits.device), logits.detach().argmax(-1)]
 
 
 def by_class(
     logits: Tensor, inputs: Mapping[str, Tensor], reading: Reading, position: int | Tensor | None = None
 ) -> Tensor:
-    """(B, classes): of a sequence, the logits at a position, or at the last that is not padding.
+    """(B, classes) logits; those of a sequence at a position, or at the last position that is not padding.
 
     Raises:
-        TargetError: for an output in which a class has several values, or may have, and for a position where there are
-            none.
+        TargetError: for an output in which a class has, or may have, several values, and for a position in an output
+            without positions.
     """
     kind = reading.kind(logits)
     if kind == "single":
@@ -157,13 +157,13 @@ def by_class(
 
 
 def of_class(form: type[OfClass], logits: Tensor, chosen: Tensor, foil: Tensor | None = None) -> Tensor:
-    """(B,) values of one class each, out of (B, classes) logits.
+    """(B,) values of one class per sample.
 
     Args:
-        form: what of the class.
+        form: type of target.
         logits: (B, classes).
         chosen: (B,) classes.
-        foil: (B,) classes that a contrast sets them against; None for all others.
+        foil: (B,) classes to compare with, for a contrast; None for all others.
     """
     rows = torch.arange(logits.shape[0], device=logits.device)
     if form is Logit:
@@ -179,15 +179,15 @@ def of_class(form: type[OfClass], logits: Tensor, chosen: Tensor, foil: Tensor |
 
 
 def weighed_others(logits: Tensor, chosen: Tensor) -> Tensor:
-    """(..., classes) logits -> the sum of all but the chosen one, weighed by their softmax, which is held constant."""
+    """(..., classes) logits -> sum of all but the chosen logit, weighted by their softmax, held constant."""
     shares = logits.detach().scatter(-1, chosen[..., None], -float("inf")).softmax(-1)
-    return torch.where(shares == 0, 0.0, logits * shares).sum(-1)  # (0 times a masked-out logit of -inf is 0)
+    return torch.where(shares == 0, 0.0, logits * shares).sum(-1)  # (0 times a logit of -inf is 0 here)
 
 
 def of_span(
     logits: Tensor, start: int | Tensor, end: int | Tensor | None, inputs: Mapping[str, Tensor], reading: Reading
 ) -> Tensor:
-    """(B,) sums of the contrasts of the tokens from ``start`` to ``end`` with all others; padding counts nothing."""
+    """(B,) sums over tokens from ``start`` to ``end`` of each token's contrast with all others; padding counts 0."""
     ids, length = tokens_of(logits.shape[:2], inputs, reading), logits.shape[1]
     place = torch.arange(1, length, device=logits.device)
     counted = place >= _from_front(start, length, logits.device)
@@ -198,22 +198,22 @@ def of_span(
         visible = shown(mask).to(logits.device)
         counted = counted & visible[:, 1:] & visible[:, :-1]
     wide = logits[:, :-1].float() if logits.element_size() < 4 else logits[:, :-1]
-    said = ids[:, 1:].to(logits.device).long()
-    contrasts = wide.gather(-1, said[..., None]).squeeze(-1) - weighed_others(wide, said)
+    following = ids[:, 1:].to(logits.device).long()
+    contrasts = wide.gather(-1, following[..., None]).squeeze(-1) - weighed_others(wide, following)
     return torch.where(counted, contrasts, 0.0).sum(-1).to(logits.dtype)
 
 
 def _from_front(index: int | Tensor, length: int, device: torch.device) -> Tensor:
-    """An index, or one per sample, as (B or 1, 1) and counted from the front."""
+    """An index, or one per sample, as a (B or 1, 1) tensor of non-negative indices."""
     index = torch.as_tensor(index, device=device)
     return torch.where(index < 0, index + length, index).reshape(-1, 1)
 
 
 def tokens_of(shape: Sequence[int], inputs: Mapping[str, Tensor], reading: Reading) -> Tensor:
-    """The (B, S) token ids that a sequence of logits of this batch and length says.
+    """The (B, S) token ids that a sequence of logits of this batch and length predicts.
 
     Raises:
-        TargetError: where there are none.
+        TargetError: if the inputs have none.
     """
     for name in reading.tokens:
         ids = inputs.get(name)
@@ -227,10 +227,10 @@ def tokens_of(shape: Sequence[int], inputs: Mapping[str, Tensor], reading: Readi
 
 
 def check_span(target: Span, shape: Sequence[int], inputs: Mapping[str, Tensor], reading: Reading) -> None:
-    """Look whether a span lies in the text, and holds anything.
+    """Check that the output is a sequence of logits over its tokens, and that a span lies in the text.
 
     Raises:
-        TargetError: where it does not.
+        TargetError: if not.
     """
     if len(shape) < 2:
         raise TargetError("lrp_fx.Span takes a sequence of logits: this output has none")
@@ -240,18 +240,18 @@ def check_span(target: Span, shape: Sequence[int], inputs: Mapping[str, Tensor],
 
 
 def _many_values(logits: Tensor, reading: Reading) -> str:
-    """What to choose from where a class, or None, says too little."""
+    """Error message for a class, or None, as the target of an output with several values per class."""
     shape = tuple(logits.shape)
     indices = [f"i{axis}" for axis in range(1, len(shape))]
     if reading.kind(logits) == "unknown":
-        told, pixels = "its graph does not tell which dimension counts classes", "Pixels(class, axis=...)"
+        reason, pixels = "its graph does not tell which dimension counts classes", "Pixels(class, axis=...)"
     else:
         axis = int(reading.axis or 0)
-        told = f"dimension {axis} counts classes (0 to {shape[axis] - 1}), and each has many values"
+        reason = f"dimension {axis} counts classes (0 to {shape[axis] - 1}), and each has many values"
         indices[axis - 1], pixels = "class", "Pixels(class)"
     return (
-        f"a class says too little of an output of shape {shape}: {told}. Choose target=({', '.join(indices)}) for one "
-        f"entry, target=lrp_fx.{pixels} for the sum over the pixels or steps where the class wins, or a callable "
+        f"a class says too little of an output of shape {shape}: {reason}. Choose target=({', '.join(indices)}) for "
+        f"one entry, target=lrp_fx.{pixels} for the sum over the pixels or steps where the class wins, or a callable "
         "output -> (B,)"
     )
 
@@ -259,14 +259,14 @@ def _many_values(logits: Tensor, reading: Reading) -> str:
 def at_pixels(
     logits: Tensor, target: Pixels, inputs: Mapping[str, Tensor], reading: Reading, chosen: Tensor | None = None
 ) -> Tensor:
-    """(B,) logits of a class, summed over the pixels or steps where it wins.
+    """(B,) logits of a class, summed over the pixels or steps where it has the largest logit.
 
     Args:
         logits: (B, ...) with a class axis.
         target: the target.
-        inputs: padding masks among them.
-        reading: how the output is read.
-        chosen: (B,) classes in place of the target's, where these are inputs of a graph.
+        inputs: inputs, with padding masks among them.
+        reading: where the output has its logits.
+        chosen: (B,) classes in place of the target's, for a graph with target inputs.
 
     Raises:
         TargetError: without a known class axis, for a class out of range, and for a sequence with a padding mask.
@@ -277,8 +277,8 @@ def at_pixels(
     rank = logits.dim()
     if rank < 3 or axis is None or axis % rank == 0:
         raise TargetError(
-            f"Pixels sums over the pixels or steps of an output, of which dimension counts classes; that of shape "
-            f"{tuple(logits.shape)} has no others, or its graph does not tell: give Pixels(class, axis=...)"
+            f"Pixels sums over the pixels or steps of an output with a class dimension; the output of shape "
+            f"{tuple(logits.shape)} has none, or its graph does not tell which: give Pixels(class, axis=...)"
         )
     if any(m.shape[1] == logits.shape[1] for m in padding_masks(inputs).values()) and axis % rank == 2 and rank == 3:
         raise TargetError("Pixels would count padding as steps: give a callable output -> (B,) that leaves it out")
@@ -293,15 +293,15 @@ def at_pixels(
 
 
 def check_won(target: Target, chosen: Tensor) -> Tensor:
-    """``chosen``, if it is of a class that wins anywhere.
+    """``chosen``, after a check that the class of :class:`Pixels` has the largest logit somewhere in the batch.
 
     Raises:
-        TargetError: if it is of one that does not.
+        TargetError: if it has not.
     """
     if isinstance(target, Pixels) and not chosen.is_meta and not bool(chosen.any()):
         index = target.chosen.tolist() if isinstance(target.chosen, Tensor) else target.chosen
         raise TargetError(
-            f"class {index} wins at no pixel or step, in no sample: nothing would be explained. Choose another class, "
+            f"class {index} wins at no pixel or step of any sample: there is nothing to explain. Choose another class, "
             "or a callable output -> (B,) that sums its logits anyhow"
         )
     return chosen

@@ -1,4 +1,4 @@
-"""What can be explained: the forms of a target, their names, and every target in one spelling."""
+"""Targets: their types, their names, and one normal form for every spelling."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lrp_fx.errors import TargetError
 
 @dataclass(frozen=True)
 class Logit:
-    """The logit of a class: what a class alone means, too.
+    """The logit of a class. A class index alone means the same.
 
     Attributes:
         chosen: class index, or a (B,) tensor of them; None for each sample's largest logit.
-        position: of a sequence of logits, which of them, or a (B,) tensor; None for the last that is not padding.
+        position: index into a sequence of logits, or a (B,) tensor; None for the last position that is not padding.
     """
 
     chosen: int | Tensor | None = None
@@ -31,13 +31,13 @@ class Logit:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Why this class rather than that one: a difference of logits as the target.
+    """Why this class rather than that one: a difference of logits.
 
     Attributes:
         chosen: class index, or a (B,) tensor of them; None for each sample's largest logit.
-        foil: the class it is set against (index or (B,) tensor). None for all others, each weighed by its share of
-            their softmax: z_c - sum_k p_k z_k / (1 - p_c), p held constant (softmax-contrastive, after CLRP, Gu et al.
-            2018). Relevance sums to that difference, which means something where all logits are negative, too.
+        foil: the class to compare with (index or (B,) tensor). None for all others, weighted by their softmax:
+            z_c - sum_k p_k z_k / (1 - p_c), with constant p (softmax-contrastive, after CLRP, Gu et al. 2018).
+            Relevance sums to that difference, which is meaningful even if all logits are negative.
         position: as in :class:`Logit`.
     """
 
@@ -48,12 +48,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class LogProb:
-    """The log-probability of a class, log softmax(z)_c, whatever the rules do with softmax inside of the model.
+    """The log-probability of a class, log softmax(z)_c. The rules for softmax inside the model do not apply to it.
 
-    Its derivative in the logits is (1 - p_c) times that of ``Contrast(chosen)``, and so is every relevance: the maps
-    are alike. Only the contrast is a sum of logits, though, which relevance adds up to: here the ledger's entry
-    ``target`` holds the difference. Where p_c is nearly 1 nothing is left of a log-probability; the contrast keeps its
-    size.
+    Its gradient is (1 - p_c) times that of ``Contrast(chosen)``, and so is relevance: the maps differ by a factor. Only
+    the contrast is a weighted sum of logits, to which relevance adds up; here the ledger's entry ``target`` is the
+    difference. For p_c near 1 a log-probability vanishes; the contrast does not.
 
     Attributes:
         chosen: as in :class:`Logit`.
@@ -66,7 +65,7 @@ class LogProb:
 
 @dataclass(frozen=True)
 class Probability:
-    """The probability of a class, softmax(z)_c: as :class:`LogProb`, with p_c (1 - p_c) times the contrast's relevance.
+    """The probability of a class, softmax(z)_c. Relevance is p_c (1 - p_c) times the contrast's; see :class:`LogProb`.
 
     Attributes:
         chosen: as in :class:`Logit`.
@@ -81,12 +80,13 @@ class Probability:
 class Span:
     """Why these tokens: the sum over a span of a text of every token's contrast with all others, in one sweep.
 
-    Of a language model that is given the whole text: the logits at a position say the token behind it. Padding inside
-    of the span counts nothing.
+    For a language model with the whole text as its input: the logits at a position predict the next token. Padding
+    inside the span counts 0.
 
     Attributes:
-        start: index of the span's first token (or a (B,) tensor of them); at least 1, as nothing says the first token.
-        end: index behind its last one; None for the end of the text.
+        start: index of the span's first token (or a (B,) tensor of them); at least 1, as no logits predict the first
+            token of a text.
+        end: index behind its last token; None for the end of the text.
     """
 
     start: int | Tensor
@@ -95,29 +95,29 @@ class Span:
 
 @dataclass(frozen=True)
 class Pixels:
-    """The logits of one class, summed over the pixels (or steps) at which this class wins.
+    """The logits of one class, summed over the pixels (or steps) where this class has the largest logit.
 
-    Of an output (B, classes, H, W), (B, classes, T), (B, H, W, classes). A sample in which it wins nowhere has a target
-    of 0; none in the whole batch is a :class:`lrp_fx.errors.TargetError`. A single channel wins where it is positive.
+    For outputs (B, classes, H, W), (B, classes, T), (B, H, W, classes). A single channel wins where it is positive. A
+    sample without such a pixel has a target of 0; a batch without one raises :class:`lrp_fx.errors.TargetError`.
 
     Attributes:
         chosen: class index, or a (B,) tensor of them.
-        axis: the dimension of the output that counts classes; None for what the graph tells.
+        axis: the class dimension of the output; None for the one found in the graph.
     """
 
     chosen: int | Tensor
     axis: int | None = None
 
 
-#: what is explained of one class
+#: targets of one class
 OfClass = Logit | Contrast | LogProb | Probability
 Target = int | Tensor | Sequence[int] | tuple[Any, ...] | Callable[[Any], Tensor] | str | OfClass | Span | Pixels | None
 
-#: targets by name, each of the largest logit
+#: targets by name, each for the class of the largest logit
 NAMED: Mapping[str, OfClass] = MappingProxyType(
     {"logit": Logit(), "contrast": Contrast(), "log_prob": LogProb(), "probability": Probability()}
 )
-#: form -> its fields that are an index, or one per sample
+#: type of target -> its fields that are an index, or one per sample
 INDICES: Mapping[type, tuple[str, ...]] = MappingProxyType({
     Logit: ("chosen", "position"), Contrast: ("chosen", "foil", "position"), LogProb: ("chosen", "position"),
     Probability: ("chosen", "position"), Span: ("start", "end"), Pixels: ("chosen",),
@@ -130,16 +130,16 @@ _CHOICES = (
 
 
 def indices_of(target: Target) -> dict[str, int | Tensor]:
-    """Of a form of target, the fields that hold an index and are given."""
+    """The index fields of a target that are not None."""
     fields = {name: getattr(target, name) for name in INDICES.get(type(target), ())}
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def normal(target: Target) -> Target:
-    """A target in one spelling: names become forms, integers of any library ``int``, sequences of them (B,) tensors.
+    """The normal form of a target: names become objects, integers of any library ``int``, sequences (B,) tensors.
 
     Raises:
-        TargetError: for what is no target: another string, a boolean, a fraction, an empty sequence.
+        TargetError: for any other object: another string, a boolean, a fraction, an empty sequence.
     """
     if isinstance(target, str):
         return _by_name(target)
@@ -161,14 +161,14 @@ def normal(target: Target) -> Target:
 
 
 def spoken(target: Target) -> str:
-    """A target in words, for what is written about an explanation; nothing for the model's own answer."""
+    """A target in words; "" for None."""
     if target is None:
         return ""
     if isinstance(target, Tensor):
         return str(target.tolist())
     if type(target) in INDICES:
-        parts = ", ".join(f"{name}={spoken(value)}" for name, value in vars(target).items() if value is not None)
-        return f"{type(target).__name__}({parts})"
+        fields = ", ".join(f"{name}={spoken(value)}" for name, value in vars(target).items() if value is not None)
+        return f"{type(target).__name__}({fields})"
     if isinstance(target, tuple):
         return f"({', '.join(spoken(part) for part in target)})"
     return getattr(target, "__qualname__", None) or str(target)
@@ -183,10 +183,10 @@ def _by_name(name: str) -> OfClass:
 
 
 def normal_targets(targets: Sequence[Target]) -> list[Target]:
-    """Several targets, each in one spelling.
+    """Several targets, each in its normal form.
 
     Raises:
-        TargetError: for none at all, for what is no sequence of targets, and as :func:`normal`.
+        TargetError: for an empty list, for anything but a sequence of targets, and as :func:`normal`.
     """
     if isinstance(targets, (str, bytes)) or not isinstance(targets, Iterable):
         raise TargetError(f"targets={targets!r}: give a list of targets")
@@ -225,10 +225,10 @@ def _index(value: Any) -> int | Tensor | None:
 
 
 def check_range(target: Any, batch: int, classes: int | None, what: str = "target") -> Tensor:
-    """A class, or one per sample, as a tensor; ``classes`` is None where their number is not known.
+    """A class, or one per sample, as a tensor; ``classes`` is None where their number is unknown.
 
     Raises:
-        TargetError: for a wrong number of them, or one out of range.
+        TargetError: for a wrong number of classes, or one out of range.
     """
     index = torch.as_tensor(target)
     if index.dim() == 1 and index.shape[0] != batch:
@@ -242,10 +242,10 @@ def check_range(target: Any, batch: int, classes: int | None, what: str = "targe
 
 
 def check_bounds(target: Span, batch: int, length: int) -> None:
-    """Look whether a span lies in a text of ``length`` tokens.
+    """Check that a span lies in a text of ``length`` tokens.
 
     Raises:
-        TargetError: where it does not.
+        TargetError: if it does not.
     """
     start = check_range(target.start, batch, None)
     end = check_range(length if target.end is None else target.end, batch, None)
@@ -253,5 +253,5 @@ def check_bounds(target: Span, batch: int, length: int) -> None:
     if bool(((start < 1) | (start >= end) | (end > length)).any()):
         raise TargetError(
             f"the span from {start.tolist()} to {end.tolist()} does not lie in a text of {length} tokens: choose "
-            "1 <= start < end <= length (nothing says the first token)"
+            "1 <= start < end <= length (no logits predict the first token)"
         )

@@ -1,4 +1,4 @@
-"""Relevance of ids: from the rows that values of an input picked back to the entries of that input."""
+"""Relevance of ids: from looked-up rows back to the entries of the input that has the ids."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrp_fx.operators.table import bind
 
 
 def row_relevance(source: Source, relevance: Tensor) -> Tensor:
-    """Sum the relevance of every picked row over its features -> the broadcast shape of the indices.
+    """Sum relevance of looked-up rows over features -> the broadcast shape of the indices.
 
     The dimensions of the indices begin at ``source.dim``; all others are features.
     """
@@ -30,17 +30,20 @@ def row_relevance(source: Source, relevance: Tensor) -> Tensor:
 
 
 def to_inputs(source: Source, relevance: Tensor, env: Mapping[Node, Any], facts: Facts) -> list[tuple[Node, Tensor]]:
-    """(input, relevance in its shape) for every input that picked the rows of a source; all get equal shares.
+    """(input, relevance in its shape) for every input whose ids look up rows of a source; all get equal shares.
 
-    Integers have no gradient, so a float twin of the input, one per entry, is moved through the same operators
-    (slices, shifts, padding, offsets, rounding); the transpose of that linear map is the answer. Where the indices are
-    the input itself, so is the relevance.
+    Integers have no gradient. So a float twin of the input (ones) goes through the same operators (slices, shifts,
+    padding, offsets, rounding), and the transpose of that linear map takes relevance of rows to entries of the input.
+    Where the indices are the input itself, no map is needed.
 
     Args:
         source: a source with indices.
-        relevance: of its rows, elementwise (or summed over features).
+        relevance: relevance of its rows, elementwise (or summed over features).
         env: values of the nodes between input and indices.
-        facts: which nodes hold values of which input.
+        facts: facts of the graph, with the inputs whose values each node holds.
+
+    Raises:
+        InputError: where the map from ids to indices is not known.
     """
     rows = row_relevance(source, relevance) / len(source.picks)
     return [(owner, _to_input(source.node, owner, indices, rows, env, facts)) for owner, indices in source.picks]
@@ -53,13 +56,15 @@ def _to_input(node: Node, owner: Node, indices: Node, rows: Tensor, env: Mapping
         leaf = torch.ones_like(env[owner], dtype=torch.float64).requires_grad_()
         twin = _moved(indices, owner, {owner: leaf}, env, facts)
         if twin is None:
-            raise InputError(f"the values of '{owner.name}' are lost on the way to {locate(node)}")
+            raise InputError(
+                f"the ids of input '{owner.name}' cannot be followed to the rows they look up: {locate(node)}"
+            )
         (relevance,) = torch.autograd.grad((twin * rows.double()).sum(), leaf)
     return relevance.to(rows.dtype)
 
 
 def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, Any], facts: Facts) -> Any:
-    """The float twin of ``node``; None where it does not hold the input's values."""
+    """The float twin of ``node``; None where the node does not hold values of the input."""
     if node in twins:
         return twins[node]
     twins[node] = None
@@ -74,20 +79,20 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
     elif spec.kind == "movement" and spec.extra.get("form") != "cast":
         zeros = {n: pytree.tree_map(lambda t: torch.zeros_like(t, dtype=torch.float64), env[n]) for n in operands}
         moved, empty = _call(node, {**zeros, **moving}, env), _call(node, zeros, env)
-        twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literals that overwrite cancel
+        twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literal values cancel
     elif isinstance(env[node], (tuple, list)):
         twins[node] = _selected(node, next(iter(moving.values())), env[node])
-    elif spec.reduces:  # a hash of several ids is of each of them alike
+    elif spec.reduces:  # a hash of several ids belongs to each of them equally
         zeros = {n: torch.zeros_like(env[n], dtype=torch.float64) for n in operands}
         count = next(iter(moving.values())).numel() / max(env[node].numel(), 1)
         twins[node] = _call(node, {**zeros, **moving}, env) / count
-    else:  # arithmetic: an id plus an offset is still that id
+    else:  # arithmetic: an id plus an offset still belongs to that id
         twins[node] = torch.stack([t.expand(env[node].shape) for t in moving.values()]).mean(0)
     return twins[node]
 
 
 def _selected(node: Node, twin: Tensor, results: Any) -> tuple[Tensor, ...] | None:
-    """Twins of (values, positions) that sort, top-k and their kin select along a dimension: of the values alone."""
+    """Twins of the results (values, positions) of sort, top-k and the like; the twin of positions is zero."""
     dim, positions = bind(node).get("dim"), results[1] if len(results) == 2 else None
     if not isinstance(dim, int) or not isinstance(positions, Tensor):
         return None
@@ -98,7 +103,7 @@ def _selected(node: Node, twin: Tensor, results: Any) -> tuple[Tensor, ...] | No
 
 
 def _picked(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, Any], facts: Facts) -> Tensor | None:
-    """The twin of integers that were read from a table: each is of the indices that picked it."""
+    """The twin of integers looked up in a table: the mean of the twins of its indices."""
     spec = facts.ops.get(node)
     lookup = None if spec is None else find_lookup(node, spec)
     if lookup is None:

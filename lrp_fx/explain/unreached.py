@@ -1,4 +1,4 @@
-"""Why a target has no gradient: what stands between it and the inputs, and what to explain in its place."""
+"""Why a target has no gradient: the node that stops relevance, and the target to explain instead."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from lrp_fx.plan import Plan
 
 
 def unreached(captured: Captured, plan: Plan) -> str:
-    """What to say of a target that no relevance reaches: where it lies behind a softmax that the rule set stops
-    (probabilities, log-probabilities, a loss), the logits are named."""
+    """Error message for a target without a gradient; behind a softmax that the rule set stops (probabilities,
+    log-probabilities, a loss) it names the logits."""
     stopped = _stopped_softmax(captured, plan)
     if stopped is None:
         return UNREACHED
     logits = next(iter(plan.facts.operands[stopped].values()))
     return (
         f"the target lies behind a softmax, which rule set {plan.ruleset.name!r} stops: {locate(stopped)}.\n"
-        f"Remedy: explain the logits that it reads, {_named(captured, logits)}; or take rules that pass a softmax, "
+        f"Remedy: explain its logits, {_named(captured, logits)}; or choose rules that pass a softmax, "
         'such as rules="attnlrp".'
     )
 
 
 def _stopped_softmax(captured: Captured, plan: Plan) -> Node | None:
-    """The softmax nearest to the outputs at which the rules stop relevance."""
+    """The softmax nearest to the outputs where the rules stop relevance."""
     stack, seen = list(captured.graph_module.graph.output_node().all_input_nodes), set()
     while stack:
         node = stack.pop(0)
@@ -39,7 +39,7 @@ def _stopped_softmax(captured: Captured, plan: Plan) -> Node | None:
 
 
 def _named(captured: Captured, logits: Node) -> str:
-    """The output of the model that a node is, or the module that computes it."""
+    """A node in words: the output of the model that it is, or the module that computes it."""
     flat = pytree.tree_leaves(captured.graph_module.graph.output_node().args[0])
     if logits in flat:
         places = pytree.tree_unflatten(list(range(captured.out_spec.num_leaves)), captured.out_spec)
@@ -48,4 +48,4 @@ def _named(captured: Captured, logits: Node) -> str:
         return f"output{at} of the model: target=lambda output: output{at}[:, k]"
     path = module_path(logits)
     of = f"which module {path!r} returns" if path else "which the model does not return"
-    return f"{locate(logits)}, {of}: convert the model without what follows them"
+    return f"{locate(logits)}, {of}: convert the model without the operators behind them"

@@ -1,4 +1,4 @@
-"""What the graph says of an output's classes: whether they are shares of a softmax, and which inputs they say next."""
+"""Facts about an output's classes: whether they are probabilities, and which input's token ids they predict."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNCHANGED = ("reshape", "copy", "cast")
 
 
 def are_shares(output: Node, facts: Facts) -> bool:
-    """Whether a node yields shares of a softmax, not logits or logarithms of shares."""
+    """Whether a node yields probabilities (of a softmax), not logits or log-probabilities."""
     node = output
     while (spec := facts.ops.get(node) if node.op == "call_function" else None) is not None and spec.kind == "movement":
         node = node.all_input_nodes[0]
@@ -21,9 +21,9 @@ def are_shares(output: Node, facts: Facts) -> bool:
 
 
 def token_inputs(captured: Captured, facts: Facts, classes: int) -> tuple[str, ...]:
-    """Names of the inputs of (B, S) ids that pick from a table with a row for each class; a decoder's first.
+    """Names of the (B, S) id inputs whose embedding table has a row for each class; a decoder's first.
 
-    Such a model says the tokens that it reads.
+    Such a model predicts tokens of the vocabulary that it reads.
     """
     names = dict(zip(captured.placeholders, captured.names, strict=True))
     owners = {
@@ -37,7 +37,7 @@ def token_inputs(captured: Captured, facts: Facts, classes: int) -> tuple[str, .
 
 
 def _rows(source: Source) -> int | None:
-    """How many rows the table of a lookup of sequences of ids has; None for other sources."""
+    """Number of rows of the table that sequences of ids look up; None for other sources."""
     if source.indices is None or source.dim or source.depth < 2:
         return None
     tables = [n.meta.get("val") for n in source.node.all_input_nodes if is_float(n)]
@@ -45,7 +45,7 @@ def _rows(source: Source) -> int | None:
 
 
 def _behind_views(node: Node, facts: Facts) -> Node:
-    """What a node has its entries from, in their order."""
+    """The node before views and casts: the same entries, in the same order."""
     while facts.ops.form(node) in _UNCHANGED and node.all_input_nodes:
         node = node.all_input_nodes[0]
     return node

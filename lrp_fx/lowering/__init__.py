@@ -1,4 +1,4 @@
-"""Stage 6, lower: forward, rule backward and choice of the target as one functional graph, to compile and to ship."""
+"""Stage 6, lower: forward pass, relevance backward pass and target selection as one functional graph."""
 
 from lrp_fx.lowering.artefacts.save import Artefact, load
 from lrp_fx.lowering.blocks.checkpoint import low_memory

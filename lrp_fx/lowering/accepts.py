@@ -1,4 +1,4 @@
-"""What a lowered graph takes: its inputs and sizes, checked alike for one at hand and for one out of a file."""
+"""Input check of lowered graphs: names, precisions and sizes; the same for graphs in memory and from files."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ class Accepts:
 
     Attributes:
         dtypes: tensor inputs in the graph's order, with their precision.
-        device: where all of them are.
-        constants: the other inputs with their values, which are part of the graph; what is not plain is its ``repr``.
-        guards: the sizes.
-        free: the precision of floating numbers of Python that are inputs; None where they are constants.
+        device: device of all tensor inputs.
+        constants: the other inputs with their values, which are fixed in the graph; ``repr`` of values that are not
+            plain.
+        guards: shape guards.
+        free: precision of Python floats that are inputs; None where they are constants.
     """
 
     dtypes: Mapping[str, torch.dtype]
@@ -37,7 +38,7 @@ class Accepts:
 
     @classmethod
     def of(cls, call: Call, guards: ShapeGuards) -> Accepts:
-        """What a graph lowered with this call takes."""
+        """The inputs of a graph lowered with this call."""
         tensors = call.tensors
         rest = {n: _plain(v) for n, v in zip(call.names, call.leaves, strict=True) if n not in tensors}
         return cls(
@@ -49,7 +50,7 @@ class Accepts:
 
         Raises:
             InputError: for missing and unknown inputs, another value of a constant, another precision or device, and
-                sizes that the graph does not serve.
+                sizes outside the guards.
         """
         leaves = dict(zip(call.names, call.leaves, strict=True))
         tensors = {n: v for n, v in leaves.items() if isinstance(v, Tensor)}
@@ -80,7 +81,7 @@ class Accepts:
         """As plain data.
 
         Raises:
-            Unstorable: for a function of sizes that has no plain form.
+            Unstorable: for a formula of sizes that has no plain form.
         """
         return {
             "dtypes": {name: str(dtype).removeprefix("torch.") for name, dtype in self.dtypes.items()},
@@ -98,7 +99,7 @@ def _plain(value: Any) -> Any:
 
 @contextlib.contextmanager
 def ran() -> Iterator[None]:
-    """Turn a failure inside a graph into an :class:`InputError`: an id that is no row of a table, an odd mask."""
+    """Turn a failure inside a graph into an :class:`InputError`: a token id out of range, a mask of wrong shape."""
     try:
         yield
     except (IndexError, RuntimeError) as error:

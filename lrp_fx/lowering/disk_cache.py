@@ -1,10 +1,10 @@
 """Relevance graphs on disk, beside the captures that they were lowered from (:mod:`lrp_fx.cache.store`).
 
 A cache file stores the graph before constant folding, its shape guards, and the tensors that are not parameters or
-buffers of the model; those come from the captured graph at hand, by name. Its key is all that lowering depends on: the
-capture's own key, the rewritten graph as text (which is what the rule set made of it), the kind of the target, the
-condition, which sizes stay free, PyTorch's switches. Targets that are functions, and registered rules, are code: their
-graphs are not cached.
+buffers of the model; those come by name from the captured graph in memory. The key contains everything that lowering
+depends on: the capture's key, the rewritten graph as text (with the effect of the rule set), the kind of target, the
+condition, the dynamic dimensions, PyTorch's switches. Callable targets and registered rules are code: their graphs are
+not cached.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from lrp_fx.lowering.targets.spec import TargetSpec
 
 @dataclass(frozen=True)
 class CachedGraph:
-    """A graph that was read.
+    """A graph read from the cache.
 
     Attributes:
-        graph_module: as it was written, with the tensors of the capture at hand, before constant folding.
-        guards: the sizes it serves.
-        file: where it is from.
+        graph_module: the graph before constant folding, with the tensors of the capture in memory.
+        guards: its shape guards.
+        file: its file.
     """
 
     graph_module: fx.GraphModule
@@ -47,7 +47,7 @@ class CachedGraph:
 def entry_of(
     sweeper: Sweeper, spec: TargetSpec, fakes: Fakes, condition: Condition, outputs: bool, dynamic: bool
 ) -> Entry | None:
-    """The cache entry of a tapped graph; None without a folder, and for what has no plain form."""
+    """The cache entry of a tapped graph; None without a cache folder, and for a graph that has no key."""
     captured, plan, where = sweeper.captured, sweeper.rewritten.plan, folder()
     registered = any(decision.rule.own for decision in plan.decisions.values())
     if where is None or captured.key is None or registered or spec.kind == "callable":
@@ -77,19 +77,19 @@ def _described(features: int | Sequence[int] | Tensor) -> Any:
 
 
 def _text(graph: fx.Graph) -> list[Any]:
-    """Every node with its arguments; nodes are their names."""
+    """Every node with its arguments, as text."""
     return [(n.op, n.name, getattr(n.target, "__qualname__", str(n.target)), n.args, n.kwargs) for n in graph.nodes]
 
 
 def _pattern(fakes: Fakes) -> list[Any]:
-    """Sizes of the inputs, those that are free numbered."""
+    """Sizes of the inputs, with numbered symbols for dynamic ones."""
     free: dict[str, str] = {}
     sizes = [leaf.shape for leaf in fakes.leaves if isinstance(leaf, Tensor)]
     return [[n if isinstance(n, int) else free.setdefault(str(n), f"free {len(free)}") for n in s] for s in sizes]
 
 
 def _device(device: torch.device) -> str:
-    """A device and what it can do: kernels, attention's above all, are chosen by it."""
+    """A device with its compute capability, by which kernels (above all of attention) are chosen."""
     return f"{device} {torch.cuda.get_device_capability(device)}" if device.type == "cuda" else str(device)
 
 
@@ -106,13 +106,13 @@ def write(entry: Entry, graph_module: fx.GraphModule, guards: ShapeGuards, sweep
 
 
 def cached(entry: Entry, sweeper: Sweeper) -> Iterator[CachedGraph]:
-    """Every graph of a cache entry; what is damaged is passed over."""
+    """Every graph of a cache entry; damaged files are skipped."""
     for file in entry.files():
         try:
             yield _read(file, sweeper)
         except UnsafeFileError as reason:
             warnings.warn(f"{VARIABLE}: {str(file.path)!r} is not used: {reason}", stacklevel=2)
-        except Exception:  # as for a file that cannot be read
+        except Exception:  # a damaged file fails in one of many ways: a cache miss
             continue
 
 

@@ -1,4 +1,4 @@
-"""Sizes that stay free: fake inputs of a captured graph, one symbol per free dimension."""
+"""Dynamic shapes: fake inputs of a captured graph, with one symbol per free dimension, and the guards of a trace."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrp_fx.capture.formulas import formula, formula_from
 from lrp_fx.errors import LrpError
 
 _log = logging.getLogger(__name__)
-_MANY = 8191  #: stands for a number of targets while a graph is traced; no input has this size
+_MANY = 8191  #: number of targets in the trace; a size that no input has
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class Fakes:
 
     Attributes:
         mode: the mode they belong to.
-        leaves: the flat inputs, every tensor a fake one, constants as they are.
+        leaves: the flat inputs: fake tensors, and constants unchanged.
     """
 
     mode: FakeTensorMode
     leaves: tuple[Any, ...]
 
     def constant(self, value: Tensor) -> Tensor:
-        """A parameter, buffer or constant: its sizes are its own."""
+        """A fake of a parameter, buffer or constant: its sizes are static."""
         return self.mode.from_tensor(value.detach(), static_shapes=True)
 
     def indices(self, name: str, batch: Any, device: torch.device) -> Tensor:
-        """(batch, n) indices, as many as one likes per sample: equally many under every name."""
+        """(batch, n) indices with one dynamic n, shared by all names."""
         free = isinstance(batch, torch.SymInt)
         dims = [DimDynamic.DUCK if free else DimDynamic.STATIC, DimDynamic.DUCK]
         return self.mode.from_tensor(
@@ -50,10 +50,10 @@ class Fakes:
 
 
 def fake_inputs(leaves: Sequence[Any], names: Sequence[str], shapes: Shapes, dynamic: bool) -> Fakes:
-    """Fake inputs, free in every dimension that the capture leaves free (in none, unless ``dynamic``).
+    """Fake inputs, dynamic in every dimension that the capture leaves free; all static unless ``dynamic``.
 
-    Dimensions that the capture has under one symbol get one symbol here, too: equal sizes do, so every symbol gets a
-    size of its own, the example's where that is at least two (a size of one would be taken for a fixed one).
+    Tracing gives equal sizes one symbol. So every symbol of the capture gets a size of its own: the example's, if that
+    is at least 2 (a size of 1 is always specialized).
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
     hints = _hints(leaves, shapes) if dynamic else {}
@@ -77,10 +77,10 @@ def fake_inputs(leaves: Sequence[Any], names: Sequence[str], shapes: Shapes, dyn
 
 
 def _hints(leaves: Sequence[Any], shapes: Shapes) -> dict[str, int]:
-    """A size for each symbol: its own, within its limits. Sizes given by a formula of symbols stay the example's.
+    """A distinct size for each symbol, within its limits. Dimensions that are formulas keep the example's size.
 
-    Inputs with equally many samples have one batch, whether the capture knows it or not: a mask that only the choice of
-    the target reads is of the sequence it masks.
+    Inputs with equally many samples share one batch symbol, even if the capture has several: a mask that only the
+    choice of the target reads belongs to the same batch.
     """
     hints: dict[str, int] = {}
     batches: dict[int, int] = {}
@@ -105,13 +105,13 @@ def _hints(leaves: Sequence[Any], shapes: Shapes) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class ShapeGuards:
-    """Which sizes a lowered graph serves.
+    """Shape guards of a lowered graph.
 
     Attributes:
         shapes: sizes of its inputs.
-        relations: what else has to hold for them, formulas of their symbols.
-        indexed: sizes of what the target indexes, formulas too: the batch first.
-        captured: sizes that the captured graph serves.
+        relations: conditions on their symbols, as formulas.
+        indexed: shape of the logits that the target indexes, as formulas; the batch first.
+        captured: shape guards of the captured graph.
     """
 
     shapes: Shapes
@@ -121,7 +121,7 @@ class ShapeGuards:
 
     @classmethod
     def of(cls, captured: Shapes, fakes: Fakes, indexed: Sequence[Any]) -> ShapeGuards:
-        """What tracing on these fakes left free."""
+        """The guards after tracing with these fakes."""
         environment = fakes.mode.shape_env
         assert environment is not None
 
@@ -147,7 +147,7 @@ class ShapeGuards:
         """As plain data.
 
         Raises:
-            Unstorable: for a function of sizes that has no plain form.
+            Unstorable: for a formula of sizes that has no plain form.
         """
         return {
             "dims": self.shapes.dims,
@@ -158,22 +158,22 @@ class ShapeGuards:
 
     @classmethod
     def from_plain(cls, document: Mapping[str, Any], symbols: Mapping[str, Any], captured: Shapes) -> ShapeGuards:
-        """What :meth:`plain` wrote, in these symbols, for a capture of these sizes."""
+        """Read the result of :meth:`plain`, with these symbols, for a capture of these sizes."""
         limits = {symbol: (low, high) for symbol, (low, high) in document["limits"].items()}
         dims = tuple(tuple(int(d) if isinstance(d, int) else str(d) for d in sizes) for sizes in document["dims"])
         relations, indexed = (tuple(formula_from(f, symbols) for f in document[k]) for k in ("guards", "indexed"))
         return cls(Shapes(dims, limits, captured.reasons, inputs=captured.inputs), relations, indexed, captured)
 
     def mismatch(self, tensors: Sequence[Tensor]) -> str | None:
-        """None when the graph serves these inputs, else why not."""
+        """None when the guards hold for these inputs, otherwise the reason why not."""
         if (reason := self.captured.mismatch(tensors) or self.shapes.mismatch(tensors)) is not None:
             return reason
-        bound = {k: max(v, 2) for k, v in self._bound(tensors).items()}  # a size of one is served like one of two
+        bound = {k: max(v, 2) for k, v in self._bound(tensors).items()}  # a size of 1 passes where 2 does
         broken = [g for g in self.relations if _at(g, bound) == sympy.false]
         return f"{broken[0]} does not hold" if broken else None
 
     def limits(self, tensors: Sequence[Tensor]) -> tuple[int | None, ...]:
-        """Sizes of what the target indexes on these inputs, None where it is not known."""
+        """Shape of the logits that the target indexes on these inputs; None for unknown sizes."""
         bound = self._bound(tensors)
         sizes = [_at(size, bound) for size in self.indexed]
         return tuple(int(s) if s.is_number else None for s in sizes)
@@ -196,14 +196,14 @@ _Graph = TypeVar("_Graph", bound=_Guarded)
 
 
 def dynamic_if_possible(make: Callable[[bool], _Graph], tensors: Sequence[Tensor]) -> _Graph:
-    """A graph with dynamic shapes; with the sizes of its example where tracing cannot leave them free.
+    """A graph with dynamic shapes; with the example's static shapes where tracing with dynamic ones fails.
 
     Export may report two dimensions as independent although they must match, or merge two that merely coincide in the
     example.
 
     Args:
-        make: whether shapes are dynamic -> the graph.
-        tensors: the example's, which the graph has to serve.
+        make: traces the graph, with dynamic shapes or with static ones.
+        tensors: the example inputs, for which the guards have to hold.
 
     Raises:
         LrpError: what ``make`` raises.

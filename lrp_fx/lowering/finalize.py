@@ -1,4 +1,4 @@
-"""From a traced function to a module: attributes in place, inputs named, constant parts computed once."""
+"""From a traced function to a module: attributes attached, inputs named, constants folded."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _VIEWS = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 def assembled(
     traced: fx.GraphModule, outputs: Any, attributes: Mapping[str, Tensor], names: Sequence[str]
 ) -> fx.GraphModule:
-    """A module with the inputs ``names``, which returns ``outputs`` and shares the tensors in ``attributes``.
+    """A module with the inputs ``names`` that returns ``outputs`` and shares the tensors in ``attributes``.
 
-    Nothing in it is computed yet.
+    No constant is folded yet.
 
     Args:
         traced: its placeholders are the attributes, then the inputs.
         outputs: nested dicts and lists of its nodes.
+        attributes: path -> tensor.
+        names: names of the inputs.
     """
     old = [n for n in traced.graph.nodes if n.op == "placeholder"]
     root: dict[str, Any] = dict(attributes)
@@ -53,7 +55,7 @@ def assembled(
 
 
 def finished(module: fx.GraphModule) -> fx.GraphModule:
-    """The module with what depends on no input computed."""
+    """Fold the constants of a module, and check it against the contract of this stage."""
     fold_constants(module)
     free_views(module.graph)
     module.graph.lint()
@@ -63,14 +65,14 @@ def finished(module: fx.GraphModule) -> fx.GraphModule:
 
 
 def free_views(graph: fx.Graph) -> None:
-    """Views that copy where they must: kernels lay out results otherwise than their fake counterparts said."""
+    """Replace ``view`` by ``reshape``: a kernel may return other strides than its fake kernel, and view would fail."""
     for node in graph.nodes:
         if node.op == "call_function" and node.target in _VIEWS:
             node.target = torch.ops.aten.reshape.default
 
 
 def _nested(attributes: Mapping[str, Any]) -> torch.nn.Module:
-    """A module that holds every attribute under its path; a path that goes on below a tensor is not one."""
+    """A module with every attribute under its path."""
     root = torch.nn.Module()
     for path, value in attributes.items():
         *parents, name = path.split(".")
@@ -89,10 +91,10 @@ def _nested(attributes: Mapping[str, Any]) -> torch.nn.Module:
 
 
 def fold_constants(graph_module: fx.GraphModule, limit: int = 1 << 20) -> int:
-    """Compute once what depends on no input: masks, rotary tables and slopes of fixed size.
+    """Fold nodes that depend on no input: masks, rotary tables and slopes of fixed size.
 
-    Parameters are not folded into copies of themselves: what depends on one stays, and so does what has more than
-    ``limit`` entries. Returns the number of operators folded.
+    Nodes that depend on a parameter are not folded (that would copy weights), nor are values of more than ``limit``
+    entries. Returns the number of folded operators.
     """
     graph = graph_module.graph
     constant: dict[Node, Any] = {}

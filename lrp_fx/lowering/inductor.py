@@ -1,4 +1,4 @@
-"""What Inductor is told about relevance graphs."""
+"""Options of Inductor for relevance graphs."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import fx
 
 
 def inductor_options(graph_module: fx.GraphModule, mode: str | None = None) -> dict[str, Any]:
-    """Options of Inductor for a relevance graph: those of ``mode``, and convolutions as the model lays them out.
+    """Options of Inductor for a relevance graph: those of ``mode``, and on a processor no change of memory layout.
 
-    Inductor prefers channels last for convolutions. Weights are inputs of the graph, so that on a processor every call
-    would lay them out anew, and ``convolution_backward`` its cotangents: a quarter of the time of such a network.
+    Inductor prefers channels last for convolutions. Weights are inputs of the graph, so every call would copy them to
+    that layout, and ``convolution_backward`` its cotangents: a quarter of the run time of a convolutional network.
     """
     options = dict(torch._inductor.list_mode_options(mode)) if mode else {}
     values = [n.meta.get("val") for n in graph_module.graph.find_nodes(op="placeholder")]

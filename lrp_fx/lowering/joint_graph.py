@@ -1,4 +1,4 @@
-"""Forward, rule backward and choice of the target, traced into one functional graph without autograd."""
+"""Forward pass, relevance backward pass and target selection, traced into one functional graph without autograd."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ from lrp_fx.passes.select_logits import choose_rows
 Attributes = Mapping[str, Tensor]
 
 
-_RECORDED = "recorded_sizes"  #: meta key: of what is as long as values say, how long it was in the recorded run
+_RECORDED = "recorded_sizes"  #: meta key: shapes of data-dependent results in the recorded run
 
 
 class Lifted(fx.Interpreter):
-    """Runs a graph whose parameters and constants are handed in, and remembers every value.
+    """Runs a graph with its parameters and constants as arguments, and stores every value.
 
-    What is as long as values say has the length of the recorded run where there was one: its decisions stand for that.
+    A result of data-dependent shape gets its shape of the recorded run, if there was one: calls are checked against the
+    decisions of that run.
     """
 
     def __init__(self, graph_module: fx.GraphModule, attributes: Attributes) -> None:
@@ -51,17 +52,17 @@ class Lifted(fx.Interpreter):
         self.extra_traceback = False
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The attribute that was handed in, or the module's own where it is no tensor."""
+        """The attribute from the arguments, or from the module where it is no tensor."""
         return self.attributes[target] if target in self.attributes else super().get_attr(target, args, kwargs)
 
     def run_node(self, n: Node) -> Any:
-        """Its value."""
+        """The node's value, in its recorded shape if it has one."""
         result = super().run_node(n)
         return _at_sizes(result, n.meta[_RECORDED]) if _RECORDED in n.meta else result
 
 
 def _note_sizes(graph: fx.Graph) -> None:
-    """Note the lengths of a recorded run, where values decide them."""
+    """Note the shapes of data-dependent results in a recorded run."""
     for node in graph.nodes:
         if torch.Tag.dynamic_output_shape in getattr(node.target, "tags", ()):
             sizes = [tuple(t.shape) for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
@@ -87,14 +88,14 @@ def attributes_of(graph_module: fx.GraphModule) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Targeted:
-    """A tapped graph with its target.
+    """A tapped graph that selects its target.
 
     Attributes:
-        graph_module: (flat inputs, target inputs) -> (output leaves, places, latents, target).
+        graph_module: (flat inputs, target inputs) -> (output leaves, tap points of sources, latents, target).
         inputs: fake target inputs.
-        sizes: shape of what the target indexes.
-        counts: of each source, how many of the places its relevance is collected at.
-        depths: of each source, how many dimensions its ids have, if it is picked by ids.
+        sizes: shape of the logits that the target indexes.
+        counts: number of tap points of each source.
+        depths: number of dimensions of the ids that look up each source; None for a source without ids.
     """
 
     graph_module: fx.GraphModule
@@ -103,13 +104,13 @@ class Targeted:
     counts: tuple[int, ...]
     depths: tuple[int | None, ...]
 
-    def per_source(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Relevance of each source from that collected at its places."""
-        return per_source(parts, self.counts, self.depths)
+    def per_source(self, collected: Sequence[Tensor]) -> list[Tensor]:
+        """Relevance of each source, from relevance at its tap points."""
+        return per_source(collected, self.counts, self.depths)
 
 
 def inner_tensors(attributes: Attributes) -> dict[str, Tensor]:
-    """The plain tensors that attributes consist of: a quantized weight is several (data, scales)."""
+    """The plain tensors inside attributes: a quantized weight has several (data, scales)."""
     tensors: dict[str, Tensor] = {}
     for name, value in attributes.items():
         if is_traceable_wrapper_subclass(value):
@@ -129,13 +130,13 @@ def _rebuilt(name: str, like: Tensor, inner: Attributes) -> Tensor:
 
 
 def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes: Fakes, report: bool) -> Targeted:
-    """The tapped graph with the choice of the target in it, moved as far up as it goes.
+    """Insert the choice of the target into the tapped graph, and hoist it as far as possible.
 
     Args:
-        report: keep the model's outputs among those of the graph.
+        report: also return the model's outputs.
 
     Raises:
-        TargetError: when the choice reads values.
+        TargetError: when the choice reads tensor values.
     """
     graph, _ = copy_graph(sweeper.tapped.graph)
     graph_module = fx.GraphModule(sweeper.tapped, graph, class_name="TargetedGraph")
@@ -167,7 +168,7 @@ def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes:
     behind_selection(graph, ops, pytree.tree_leaves(leaves) if report else ())
     choose_rows(graph, ops)
     depths = tuple(_rows_before_features(s) for s in plan.sources)
-    if plan.feeds_zeros:  # zeros get relevance: it is not their product with a cotangent
+    if plan.feeds_zeros:  # a zero can have relevance, which is then not value times cotangent
         depths = (None,) * len(depths)
     places = collect_late(graph, ops, taps, depths, set(latents))
     (leaves, _, latents, explained) = end.args[0]
@@ -179,7 +180,7 @@ def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes:
 
 
 def _target_inputs(spec: TargetSpec, logits: Tensor, fakes: Fakes) -> tuple[Tensor, ...]:
-    """Fake inputs that stand for a target: (B,) indices, or (B, n) of many targets."""
+    """Fake target inputs: (B,) indices, or (B, n) for many targets."""
     if spec.kind in ("many", "contrasts"):
         batch = logits.shape[0] if logits.dim() else 1
         return tuple(fakes.indices(name, batch, logits.device) for name in spec.names)
@@ -195,11 +196,10 @@ def _traced_choice(
     targets: Sequence[Tensor],
     fakes: Fakes,
 ) -> fx.GraphModule:
-    """The choice of the target as a graph: (tensors among the outputs, the inputs that it may read, target inputs) ->
-    explained values.
+    """The choice of the target as a graph: (output tensors, readable inputs, target inputs) -> explained values.
 
     Raises:
-        TargetError: when it reads values.
+        TargetError: when it reads tensor values.
     """
 
     def choose(values: list[Tensor], inputs: dict[str, Tensor], indices: list[Tensor]) -> Tensor:
@@ -215,13 +215,13 @@ def _traced_choice(
         raise
     except Exception as error:
         raise TargetError(
-            f"the target reads values and cannot be part of a graph ({str(error).splitlines()[0]}): choose with tensor "
-            "operations alone, or use explain()"
+            f"the target reads tensor values and cannot be part of a graph ({str(error).splitlines()[0]}): choose with "
+            "tensor operations alone, or use explain()"
         ) from error
 
 
 def _rows_before_features(source: Source) -> int | None:
-    """How many leading dimensions of a source count its rows; None where it has no rows, or no features behind them."""
+    """Number of dimensions of the ids that look up a source; None without ids, or without a feature dimension."""
     plain = source.picks and not source.dim and source.depth < source.node.meta["val"].dim()
     return source.depth if plain else None
 
@@ -233,10 +233,10 @@ class _Propagator(Lifted):
 
 
 def _propagate(graph_module: fx.GraphModule, attributes: Attributes, inputs: Sequence[Any], fakes: Fakes) -> Any:
-    """Run a graph on fake inputs and note every value as ``meta["val"]``; returns its outputs."""
+    """Run a graph on fake inputs, store every value as ``meta["val"]``, and return the outputs."""
     environment = fakes.mode.shape_env
     assert environment is not None
-    fresh = environment.ignore_fresh_unbacked_symbols()  # (numbers of tokens of an expert, say)
+    fresh = environment.ignore_fresh_unbacked_symbols()  # data-dependent sizes, such as an expert's number of tokens
     with fakes.mode, torch.no_grad(), enable_python_dispatcher(), fresh:
         return _Propagator(graph_module, attributes).run(*inputs, enable_io_processing=False)
 
@@ -244,9 +244,9 @@ def _propagate(graph_module: fx.GraphModule, attributes: Attributes, inputs: Seq
 def relevance_function(
     sweeper: Sweeper, targeted: Targeted, masks: Mapping[str, Tensor]
 ) -> Callable[..., dict[str, Any]]:
-    """(attributes, flat inputs, target inputs, seed) -> everything a lowered graph returns, as plain tensor code.
+    """The function to trace: (attributes, flat inputs, target inputs, seed) -> results of a lowered graph.
 
-    The seed of the backward sweep is a scalar, which is one.
+    The seed of the backward sweep is the scalar 1.
     """
     plan, captured = sweeper.rewritten.plan, sweeper.captured
 
@@ -271,12 +271,12 @@ def relevance_function(
 
 
 def mask_name(path: str) -> str:
-    """What the mask of a condition at ``path`` is called among the attributes."""
+    """Attribute name of the condition mask at ``path``."""
     return f"_condition_{path.replace('.', '_')}"
 
 
 def condition_masks(sweeper: Sweeper, condition: Condition, targeted: fx.GraphModule) -> dict[str, Tensor]:
-    """Module path -> the mask of a condition, as small as it can be (it broadcasts to the module's output)."""
+    """Module path -> mask of the condition there; masks of features broadcast to the module's output."""
     end: Any = targeted.graph.output_node()
     latents = dict(zip(sweeper.latents, end.args[0][2], strict=True))
     masks = {}
@@ -294,10 +294,13 @@ def condition_masks(sweeper: Sweeper, condition: Condition, targeted: fx.GraphMo
 def functional_graph(
     run: Callable[..., Any], attributes: Attributes, leaves: Sequence[Any], targets: Sequence[Tensor], fakes: Fakes
 ) -> tuple[fx.GraphModule, Any]:
-    """One functional graph of ``run``, and the structure of its outputs, with nodes for tensors.
+    """Trace ``run`` into one functional graph; returns it with its outputs, in their structure, as nodes.
 
-    Its placeholders are the inner tensors of the attributes, the tensors among ``leaves``, the target inputs and the
-    seed of the backward sweep.
+    Placeholders are the inner tensors of the attributes, the tensors among ``leaves``, the target inputs and the seed
+    of the backward sweep.
+
+    Raises:
+        UnknownOpError: for a backward formula of PyTorch that mutates and cannot be functionalised.
     """
     plain = {k: fakes.constant(v) for k, v in inner_tensors(attributes).items()}
     spec: list[pytree.TreeSpec] = []
@@ -318,22 +321,22 @@ def functional_graph(
     with fakes.mode, enable_python_dispatcher(), torch.enable_grad():
         traced = make_fx(flat)(tensors)
     traced.graph._codegen = CodeGen()
-    if not functionalise(traced):  # some backward formulas write into what they have just computed
+    if not functionalise(traced):  # some backward formulas mutate their own intermediate results
         raise UnknownOpError(
-            "a backward formula of PyTorch writes where no functional operator can, so there is no graph to lower to. "
-            "Remedy: use explain(), which needs none."
+            "a backward formula of PyTorch mutates a tensor and has no functional form, so that the model cannot be "
+            "lowered. Remedy: use explain()."
         )
     end: Any = traced.graph.output_node()
     return traced, pytree.tree_unflatten(list(end.args[0]), spec[-1])  # type: ignore[arg-type]
 
 
 def check_finite(values: Iterable[Tensor]) -> None:
-    """Look at the target and the relevance that a graph returned.
+    """Check the target and the relevance that a graph returned.
 
     Raises:
         NumericalError: when one is not finite.
     """
     if any(not v.is_meta and not bool(v.isfinite().all()) for v in values):
         raise NumericalError(
-            "the target or a relevance is not finite. Remedy: explain() on the same inputs names where it begins."
+            "the target or a relevance is not finite. Remedy: explain() on the same inputs names the first such node."
         )

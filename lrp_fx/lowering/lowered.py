@@ -1,4 +1,4 @@
-"""Stage 6, lower: forward, rule backward and choice of the target as ONE functional graph, to compile and to ship."""
+"""Stage 6, lower: forward pass, relevance backward pass and target selection as one graph, to compile or save."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from lrp_fx.lowering.targets.spec import TargetSpec, distinct, target_spec
 from lrp_fx.lowering.trial import agree, examples
 from lrp_fx.results import Attribution, Later
 
-_POSITIONS = 64  #: more inputs than any model takes by position
+_POSITIONS = 64  #: upper bound on the positional inputs of a model
 
 
 @dataclass(frozen=True)
@@ -57,18 +57,18 @@ class Lowered:
 
     Attributes:
         graph_module: (tensor inputs, target inputs) -> {"target": (B,), "relevance": {input: ...}, "latents": {path:
-            ...}, "output": [leaves]}, the outputs only where they were asked for. Parameters are shared with the model.
-        inputs: names of its tensor inputs, in order, those of the target last.
-        sweeper: what it was lowered from.
-        spec: the kind of target it takes.
-        guards: the sizes it serves.
-        target: the target it was lowered with, used where a call gives none.
-        condition: the condition that is part of it.
-        outputs: whether the model's outputs are among what it returns.
-        example: the call it was lowered with.
-        read: flattens a call.
-        runner: what runs it: the graph module, or a compiled form of it.
-        show: lets the capture serve the first sample of a call, if it can be shown to; costs a capture, once.
+            ...}, "output": [leaves]}; "output" is empty unless ``outputs``. Parameters are shared with the model.
+        inputs: names of the tensor inputs in order, target inputs last.
+        sweeper: the tapped graph it was lowered from.
+        spec: the kind of target.
+        guards: shape guards.
+        target: the target it was lowered with, and the default of every call.
+        condition: the condition compiled into it.
+        outputs: whether it also returns the model's outputs.
+        example: the example inputs.
+        read: flattens the arguments of a call.
+        runner: the graph module, or its compiled form.
+        show: tries to prove that the capture also holds for one sample; costs one more capture.
     """
 
     graph_module: fx.GraphModule
@@ -88,7 +88,7 @@ class Lowered:
         """Explain one call of the model; ``target`` is of the kind the graph was lowered with.
 
         Raises:
-            InputError: for sizes that the graph does not serve, and values that lead a recorded run elsewhere.
+            InputError: for sizes outside the guards, and for values that take other branches than the recorded run.
             TargetError: for a target of another kind, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
@@ -100,7 +100,7 @@ class Lowered:
             raise InputError(f"this graph was lowered for other sizes: {reason}. Lower it again with these inputs.")
         if not self.sweeper.captured.decides(call.leaves):
             raise InputError(
-                "the model was recorded, and on these inputs it takes other branches than on those it was lowered on. "
+                "the model was recorded, and these inputs take other branches than the example inputs. "
                 "Lower it again with these inputs, or use explain()."
             )
         with ran():
@@ -113,18 +113,18 @@ class Lowered:
 
     def __reduce__(self) -> Any:
         raise LoweringError(
-            "a lowered graph is neither pickled nor copied with its tensors: it belongs to the converted model that it "
-            "was lowered from. Remedy: save() it and lrp_fx.load() the file (what load returns can be pickled), or "
-            "lower() a copy of the converted model."
+            "a lowered graph cannot be pickled or deep-copied: it belongs to the converted model that it was lowered "
+            "from. Remedy: save() it and lrp_fx.load() the file (a loaded graph can be pickled), or lower() a copy of "
+            "the converted model."
         )
 
     @functools.cached_property
     def accepts(self) -> Accepts:
-        """The inputs and sizes it takes."""
+        """Names, precisions and sizes of the inputs."""
         return Accepts.of(self.example, self.guards)
 
     def _in_order(self, call: Call) -> Call:
-        """The call with its inputs in the order of the example's: some may be by position here and by name there."""
+        """Reorder the inputs of a call as in the example: keyword arguments come in any order."""
         leaves = dict(zip(call.names, call.leaves, strict=True))
         if set(leaves) != set(self.example.names):
             raise InputError(
@@ -134,7 +134,7 @@ class Lowered:
         return Call(self.example.names, tuple(leaves[n] for n in self.example.names), call.key)
 
     def serves(self, call: Call, target: Target) -> bool:
-        """Whether it can explain this call for this target."""
+        """Whether the graph can explain this call for this target."""
         if self.spec.kind == "callable" and target is not self.target:
             return False
         other = target_spec(target, self.sweeper.reading)
@@ -142,7 +142,7 @@ class Lowered:
         return same and self.guards.mismatch(list(call.tensors.values())) is None
 
     def explain_call(self, call: Call, target: Target = None) -> Attribution:
-        """Explain one flattened call of sizes that it serves, as :meth:`__call__` does."""
+        """Explain one flattened call, as :meth:`__call__` does, without a check of its sizes."""
         tensors = list(call.tensors.values())
         chosen = self.target if target is None else target
         if self.spec.kind == "callable" and chosen is not self.target:
@@ -155,7 +155,7 @@ class Lowered:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What a file of it has to say: names of inputs and (flattened) outputs, kind of target, rule set."""
+        """Metadata of a saved graph: names of inputs and (flattened) outputs, kind of target, rule set, guards."""
         relevance, latents = self._returned()
         outputs = ["explained", *(f"relevance.{n}" for n in relevance), *(f"latents.{n}" for n in latents)]
         return {
@@ -170,7 +170,7 @@ class Lowered:
         }
 
     def _positions(self) -> list[str]:
-        """Names of what the model takes by position, as they are told when a call is read."""
+        """Names of the model's positional inputs."""
         names = self.read((None,) * _POSITIONS, {}).names
         return [name for name in names if not name.startswith("args[")]
 
@@ -180,21 +180,24 @@ class Lowered:
         return list(returned["relevance"]), list(returned["latents"])
 
     def save(self, path: str | Path, weights: str = "inside", model: torch.nn.Module | None = None) -> None:
-        """Save it; :func:`lrp_fx.load` reads it, and so does ``torch.export.load`` if its weights are inside.
+        """Save the graph for :func:`lrp_fx.load`; with weights inside, ``torch.export.load`` reads it, too.
 
         Args:
             path: the file to write.
-            weights: "inside", or "reference": those of ``model`` are left out, and looked up by name when it is loaded.
-            model: the model that it explains.
+            weights: "inside", or "reference": weights of ``model`` are left out, and looked up by name at loading.
+            model: the explained model.
+
+        Raises:
+            ValueError: for another value of ``weights``, and for "reference" without ``model``.
         """
         if weights not in ("inside", "reference") or (weights == "reference" and model is None):
-            raise ValueError(f'weights={weights!r}: choose "inside", or "reference" and the model they are of')
+            raise ValueError(f'weights={weights!r}: choose "inside", or "reference" with model=')
         self._warn_of_branches()
         self._try()
         ship.save(brought_in(self.graph_module), path, self.about, model if weights == "reference" else None)
 
     def package(self, path: str | Path) -> Path:
-        """Compile it ahead of time (AOTInductor): the package runs from C++, or from Python with torch alone.
+        """Compile the graph ahead of time (AOTInductor): the package runs from C++, or from Python with torch alone.
 
         ``torch._inductor.aoti_load_package(path)(*tensors)`` takes :attr:`inputs` in order.
         """
@@ -203,11 +206,12 @@ class Lowered:
         return ship.package(brought_in(self.graph_module), path, self.about)
 
     def to_onnx(self, path: str | Path) -> None:
-        """Write it as an ONNX model, attention and experts spelled out; its outputs are "explained", then
+        """Write an ONNX model, fused attention and grouped products decomposed; its outputs are "explained", then
         "relevance.INPUT" and "latents.PATH".
 
         Raises:
             MissingExtraError: without the packages of the extra "onnx".
+            InputError: for a graph lowered with ``outputs=True``.
         """
         if self.outputs:
             raise InputError("an ONNX model returns relevance alone: lower it without outputs=True")
@@ -218,27 +222,27 @@ class Lowered:
         ship.to_onnx(brought_in(spelled.graph_module), path, self.about)
 
     def _try(self) -> None:
-        """Run it once beside the eager sweep, before a file of it is written.
+        """Compare the graph with the eager sweep on its example, before a file is written.
 
         Raises:
-            LoweringError: naming what differs.
+            LoweringError: naming the tensors that differ.
         """
         self.show(self.sweeper.captured, self.example)
         if not self._holds():
             warnings.warn(
-                "this graph was not compared with the model before it is written: its example has no values that the "
-                "model runs on. Give save(), package() or to_onnx() inputs.",
+                "this graph is written without a comparison with the model: its example inputs have no values. "
+                "Give save(), package() or to_onnx() inputs.",
                 stacklevel=3,
             )
 
     def _holds(self) -> bool:
-        """Whether the graph, run without compiler, explains its example as the eager sweep does; not without values.
+        """Whether the uncompiled graph agrees with the eager sweep on its example; False for an example without values.
 
         Raises:
-            LoweringError: naming what differs.
+            LoweringError: naming the tensors that differ.
         """
         plain, calls = replace(self, runner=self.graph_module), examples(self.example, self.guards)
-        # where a condition cuts, the sweep shows what arrives and the graph what goes on
+        # at a conditioned latent, the sweep returns relevance before its mask, the graph relevance after it
         cut = [f"the latent['{path}']" for path in self.condition]
         return agree(plain.explain_call, self._eager, calls, _allowed(self.sweeper), self.outputs, cut)
 
@@ -254,14 +258,14 @@ class Lowered:
             )
 
     def compile(self, mode: str | None = None, *, per_block: bool = False, **options: Any) -> Lowered:
-        """The same graph, run by ``torch.compile`` (as one graph, sizes free): compiled at its first call.
+        """The same graph under ``torch.compile`` (full graph, dynamic shapes); compilation runs at the first call.
 
-        Weights that a library keeps packed are unpacked once, for all calls; the same goes for files.
+        Packed weights of a quantization library are unpacked once, for all calls; so they are in files.
 
         Args:
             mode: as in ``torch.compile``.
-            per_block: compile each kind of repeated block once, so that what it costs does not grow with depth.
-            **options: as in ``torch.compile``; with a ``backend`` or ``options`` of your own, none of ours are given.
+            per_block: compile each kind of repeated block once: compile time does not grow with depth.
+            **options: as in ``torch.compile``; ``backend`` or ``options`` replace the options of lrp_fx.
         """
         free = any(isinstance(d, str) for dims in self.guards.shapes.dims for d in dims)
         graph_module = brought_in(self.graph_module)
@@ -307,21 +311,21 @@ def lower(
     outputs: bool = False,
     dynamic: bool = True,
 ) -> Lowered:
-    """Lower a tapped graph, or take what an earlier process left in ``LRP_FX_CACHE`` (``lrp_fx.lowering.disk_cache``).
+    """Lower a tapped graph, or read it from the disk cache (``LRP_FX_CACHE``, :mod:`lrp_fx.lowering.disk_cache`).
 
     Args:
         sweeper: the tapped graph.
-        read: flattens a call.
-        call: an example, for what its capture does not leave free.
+        read: flattens the arguments of a call.
+        call: example inputs; they fix the sizes that the capture does not leave free.
         target: its kind is fixed in the graph, its value is an input.
         condition: part of the graph, if any.
         outputs: also return the model's outputs; without them the head runs at explained positions only.
-        dynamic: leave sizes free where the capture does, and tracing can; otherwise everything that depends on sizes
-            alone is folded.
+        dynamic: dynamic shapes where capture and tracing allow them; otherwise nodes that depend on sizes alone are
+            folded.
 
     Raises:
         InputError: when no input can carry relevance.
-        TargetError: when the target does not depend on any input, or reads values.
+        TargetError: when the target depends on no input, or its choice reads tensor values.
     """
     sweeper.inputs.check()
     make = functools.partial(_lower, sweeper, read, call, target, condition or {}, outputs)
@@ -368,9 +372,9 @@ def _lower(
 def _from_cache(
     entry: Entry, folded: Callable[[fx.GraphModule, ShapeGuards], Lowered], sweeper: Sweeper
 ) -> Lowered | None:
-    """A cached graph that serves the call at hand, and explains it as the eager sweep does."""
+    """The first cached graph that agrees with the eager sweep on the example; None for a cache miss."""
     for graph in disk_cache.cached(entry, sweeper):
-        with contextlib.suppress(Exception):  # what cannot be run is as if it were not there
+        with contextlib.suppress(Exception):  # a graph that does not run is a cache miss
             lowered = folded(graph.graph_module, graph.guards)
             if lowered._holds() or _without_values(lowered.example):
                 graph.file.touch()
@@ -379,10 +383,10 @@ def _from_cache(
 
 
 def _without_values(call: Call) -> bool:
-    """Whether there is nothing to compare."""
+    """Whether the call has shapes alone (meta tensors)."""
     return any(tensor.is_meta for tensor in call.tensors.values())
 
 
 def _allowed(sweeper: Sweeper) -> float:
-    """How much relevance may differ: what outputs may, ten times, as rounding adds up on the way back."""
+    """Relative tolerance for relevance: ten times that of outputs, as the backward pass adds rounding errors."""
     return min(0.1, 10 * tolerance(sweeper.captured.graph_module))

@@ -1,8 +1,8 @@
-"""What the relevance sweep needs of the forward pass: saved, or recomputed, by the cheaper cut (min-cut partition).
+"""Min-cut partition of a joint graph: which forward values the backward pass saves, and which it recomputes.
 
-A joint graph has no boundary between forward and backward: every value lives from where it is computed to where it is
-last read. AOTAutograd's partitioner finds the smallest set of values to save; the others (rotated queries, masks,
-statistics, slopes) are recomputed from these by cheap operators. Its two halves are then one graph again.
+A joint graph has no boundary between forward and backward: every value lives from its definition to its last use.
+AOTAutograd's partitioner finds the smallest set of values to save; the others (rotated queries, masks, statistics,
+slopes) are recomputed from these by cheap operators. The two halves are then joined into one graph again.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-_SEED = "tangents_seed"  #: the partitioner knows the inputs of the way back by "tangents" in their names
+_SEED = "tangents_seed"  #: the partitioner recognises backward inputs by "tangents" in their names
 
 
 def min_cut(traced: fx.GraphModule, outputs: Any) -> tuple[fx.GraphModule, Any]:
     """Save the smallest set of values between forward and backward, and recompute the others.
 
     Args:
-        traced: a functional graph; its last placeholder is the seed of the backward sweep, which is one.
-        outputs: nested dicts and lists of its nodes, all that it returns; the explained values are its "target".
+        traced: a functional graph; its last placeholder is the seed of the backward sweep, the scalar 1.
+        outputs: nested dicts and lists of all its output nodes; the explained values are under "target".
 
     Returns:
-        the graph without the seed among its inputs, and the same structure of its nodes.
+        the graph without the seed as an input, and its output nodes in the same structure.
     """
     *inputs, seed = traced.graph.find_nodes(op="placeholder")
     behind, late = {seed}, set()
@@ -47,7 +47,7 @@ def min_cut(traced: fx.GraphModule, outputs: Any) -> tuple[fx.GraphModule, Any]:
     graph = fx.Graph()
     nodes = {node.name: graph.node_copy(node) for node in inputs}
     outputs_of = dict(zip(forth, _append(graph, forward, nodes, late), strict=False))  # (saved values follow)
-    # (a constant would do, but Inductor takes no constant where the choice of a class scatters the seed)
+    # the seed as ones_like: Inductor fails on a constant that index_put scatters (the choice of a class)
     nodes[_SEED] = graph.call_function(torch.ops.aten.sum.default, (outputs_of[outputs["target"]],))
     nodes[_SEED].meta["val"] = seed.meta["val"]
     nodes[_SEED] = graph.call_function(torch.ops.aten.ones_like.default, (nodes[_SEED],))
@@ -65,8 +65,8 @@ def _append(graph: fx.Graph, half: fx.GraphModule, nodes: dict[str, Node], late:
         graph: the graph that grows.
         half: forward or backward.
         nodes: those already in the graph, by name; those of this half are added to it.
-        late: names of nodes that the backward pass alone asks for. They go where their operands are, so that repeated
-            layers stay alike.
+        late: names of nodes that only the backward pass reads. They are placed behind their operands, so that repeated
+            layers stay equal.
     """
     for node in half.graph.nodes:
         if node.op in ("placeholder", "output"):

@@ -1,4 +1,4 @@
-"""One run of a lowered graph beside the eager sweep, before it is written anywhere."""
+"""Comparison of a lowered graph with the eager sweep on example inputs, before it is written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrp_fx.explain.target import padding_masks
 from lrp_fx.lowering.dynamic_shapes import ShapeGuards
 from lrp_fx.results import Attribution
 
-_ENOUGH = 16  #: of a dimension that is free, to see whether a graph does what it should
+_ENOUGH = 16  #: size of a dynamic dimension in the comparison
 
 Explain = Callable[[Call], Attribution]
 
@@ -25,20 +25,23 @@ Explain = Callable[[Call], Attribution]
 def agree(
     tested: Explain, expected: Explain, calls: Sequence[Call], most: float, outputs: bool, skipped: Sequence[str] = ()
 ) -> bool:
-    """Compare two ways to explain on the first of these calls that ``expected`` explains; whether there was one.
+    """Compare two ways to explain on the first of these calls that ``expected`` explains; False if there is none.
 
     Args:
-        most: how much they may differ, relative to the largest entry of each tensor.
+        tested: the lowered graph.
+        expected: the eager sweep.
+        calls: example inputs.
+        most: tolerance, relative to the largest entry of each tensor.
         outputs: compare the model's outputs, too.
         skipped: names of tensors that are not compared.
 
     Raises:
-        LoweringError: naming what differs, or why ``tested`` does not run.
+        LoweringError: naming the tensors that differ, or the error of ``tested``.
     """
     if any(tensor.is_meta for call in calls for tensor in call.tensors.values()):
         return False
     for call in calls:
-        with contextlib.suppress(Exception):  # a target that is not among fewer positions, a call without its values
+        with contextlib.suppress(Exception):  # a smaller call may lack the target's position
             reference = named_tensors(expected(call), outputs)
             break
     else:
@@ -62,7 +65,7 @@ def agree(
 
 
 def _is_rounding(scale: float, *tensors: Tensor) -> bool:
-    """Whether tensors hold nothing but what rounding leaves of 0, as the queries of equal tokens get."""
+    """Whether all entries are rounding errors of 0, such as relevance of queries where all tokens are equal."""
     return all(bool((tensor.abs() <= scale).all()) for tensor in tensors)
 
 
@@ -70,7 +73,7 @@ _REMEDY = "Nothing was written. Remedy: use explain(), and report this model, pl
 
 
 def named_tensors(explained: Attribution, outputs: bool) -> dict[str, Tensor]:
-    """All floating tensors that an explanation consists of, by what they are."""
+    """Name -> floating tensor of an explanation: target, relevance, latents, outputs."""
     tensors = {"target": explained.target, "relevance": explained.relevance, "latent": explained.latents}
     if outputs:
         tensors["output"] = explained.output
@@ -80,9 +83,9 @@ def named_tensors(explained: Attribution, outputs: bool) -> dict[str, Tensor]:
 
 
 def examples(call: Call, guards: ShapeGuards) -> list[Call]:
-    """Calls to compare explanations on: few samples and positions of this one, then all of it.
+    """Calls to compare explanations on: a corner of this one along its dynamic dimensions, then the whole of it.
 
-    Where only sizes are known, floating inputs are random, and no position is padding.
+    Floating inputs that are one expanded value (an example of shapes alone) become random; no position is padding.
     """
     dims = guards.shapes.dims
     few = {str(d) for sizes in dims for d in sizes if isinstance(d, str) and d.isidentifier()}
@@ -100,7 +103,7 @@ def examples(call: Call, guards: ShapeGuards) -> list[Call]:
 
 
 def _with_values(tensor: Tensor, mask: bool) -> Tensor:
-    """The tensor; where it is one value expanded, one that relevance can be seen on."""
+    """The tensor; for one expanded value, random numbers (floating inputs) or ones (masks)."""
     if tensor.is_meta or tensor.numel() < 2 or any(tensor.stride()):
         return tensor
     if tensor.is_floating_point() and not mask:

@@ -1,4 +1,4 @@
-"""Verification: a conversion held to the model, to autograd and to its own accounts."""
+"""Verification: a conversion compared with the model and with autograd, and its accounts checked."""
 
 from lrp_fx.verify.result import RoleCheck, Verification
 from lrp_fx.verify.verify import verify

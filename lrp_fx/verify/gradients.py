@@ -1,4 +1,4 @@
-"""Input times gradient by plain autograd: what ``rules="gradient"`` has to agree with."""
+"""Input times gradient by plain autograd: the reference for ``rules="gradient"``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Gradients:
 
     Attributes:
         sources: source node -> its value times its gradient.
-        cotangents: node -> gradient of its value, of those that autograd passed.
+        cotangents: node -> gradient of its value; nodes without a gradient are left out.
     """
 
     sources: dict[Node, Tensor]
@@ -35,18 +35,18 @@ class Gradients:
 
 
 class _Watching(fx.Interpreter):
-    """Runs a captured graph with its sources as leaves, and notes what comes back to every node."""
+    """Runs a captured graph with its sources as leaves, and records the cotangent of every node."""
 
     def __init__(self, captured: Captured, sources: Sequence[Node]) -> None:
         super().__init__(captured.graph_module)
-        self.wanted = set(sources)
+        self.sources = set(sources)
         self.leaves: dict[Node, Tensor] = {}
         self.cotangents: dict[Node, Tensor] = {}
 
     def run_node(self, n: Node) -> Any:
         """Evaluate one node."""
         result = super().run_node(n)
-        if n in self.wanted:
+        if n in self.sources:
             self.leaves[n] = result = source(result)
         elif n.op == "get_attr" and isinstance(result, Tensor):
             result = result.detach()
@@ -55,17 +55,17 @@ class _Watching(fx.Interpreter):
         return result
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call one operator, with the derivative that it has in a sweep."""
+        """Call one operator in its differentiable form, as a sweep does."""
         return super().call_function(differentiable(target), args, kwargs)
 
 
 def of_graph(
     captured: Captured, sources: Sequence[Node], leaves: Sequence[Any], choose: Callable[[Any], Tensor]
 ) -> Gradients:
-    """Gradients of the explained values at the sources, through the captured graph as it is.
+    """Gradients of the explained values at the sources, through the captured graph.
 
     Raises:
-        RuntimeError: where an operator has no derivative.
+        RuntimeError: for an operator without a derivative.
     """
     watching = _Watching(captured, sources)
     with torch.inference_mode(False), torch.enable_grad():
@@ -84,17 +84,17 @@ def of_model(
     inputs: Mapping[str, Tensor],
     choose: Callable[[Any], Tensor],
 ) -> dict[str, Tensor]:
-    """Value times gradient of some of the floating inputs, by the model itself.
+    """Value times gradient of some floating inputs, through the model.
 
     Args:
         model: the model; it runs in evaluation mode.
-        args: its arguments, objects taken apart.
-        kwargs: its keywords, the same.
-        inputs: name -> those of the tensors among them that are to be differentiated.
-        choose: output -> (B,).
+        args: its arguments, with objects opened (:func:`lrp_fx.capture.opened`).
+        kwargs: its keyword arguments, opened, too.
+        inputs: name -> tensor among them to differentiate.
+        choose: output -> (B,) explained values.
 
     Raises:
-        RuntimeError: where the model cannot be differentiated.
+        RuntimeError: if the model cannot be differentiated.
     """
     flat, spec = pytree.tree_flatten((args, dict(kwargs)))
     leaves = {name: source(value) for name, value in inputs.items()}
@@ -105,13 +105,13 @@ def of_model(
         with preserved(model), traceable(model, experts=None):
             chosen = choose(model(*closed(positional), **closed(keyword)))
         if not chosen.requires_grad:
-            raise RuntimeError("its output does not depend on its inputs by anything that autograd sees")
+            raise RuntimeError("its output has no gradient")
         grads = cotangents(chosen, list(leaves.values()))
     return {name: relevance_of(leaf, g) for (name, leaf), g in zip(leaves.items(), grads, strict=True)}
 
 
 def first_apart(captured: Captured, sweep: Sweep, gradients: Gradients, tolerance: float) -> Node | None:
-    """The node on the way back at which a sweep under the gradient rules first leaves autograd."""
+    """The first node of the backward pass where a sweep under the gradient rules differs from autograd."""
 
     def apart(node: Node) -> bool:
         account = sweep.accounts.get(node)

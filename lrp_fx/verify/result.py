@@ -17,10 +17,10 @@ class RoleCheck:
 
     Attributes:
         role: the role.
-        nodes: how many.
-        absorbed: relevance that stays there by the rule (biases, softmax, stabilisers), summed.
+        nodes: their number.
+        absorbed: sum of the relevance that their rules absorb (biases, softmax, stabilisers).
         defect: largest |arrived - passed on - absorbed| at one node, relative to the largest magnitude in the sweep.
-        worst: where that is.
+        worst: location of that node.
     """
 
     role: str
@@ -32,19 +32,20 @@ class RoleCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """Result of ``verify``; printed, it is a table.
+    """Result of ``verify``; it prints as a table.
 
     Attributes:
-        forward_difference: largest absolute difference to the model's own outputs.
-        bit_equal: whether there is none.
+        forward_difference: largest absolute difference to the model's outputs.
+        bit_equal: whether all outputs are equal bit by bit.
         roles: conservation by role.
         balance: residual of the ledger, relative.
         finite: whether every cotangent is finite.
-        failures: one line for everything that does not hold, naming the node.
-        notes: what else there is to know (random draws, gradients that the model stops).
-        tolerance: the tolerance on outputs, defects and balance.
+        failures: one line for each failed check, naming the node.
+        notes: further observations (random draws, gradients that the model stops).
+        tolerance: the tolerance of outputs, defects and balance.
         gradient_difference: largest difference of ``rules="gradient"`` to plain autograd, relative to each map; None
-            where nothing could be differentiated.
+            if the graph could not be differentiated.
+        ledger: the ledger of the sweep.
     """
 
     forward_difference: float
@@ -60,7 +61,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether everything holds."""
+        """Whether no check failed."""
         return not self.failures
 
     def table(self) -> Table:

@@ -1,4 +1,4 @@
-"""Verification: what a conversion does is held to what the model does, on the user's inputs."""
+"""Verification: a conversion compared with the model on the user's inputs."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ from lrp_fx.verify.result import RoleCheck, Verification
 
 __all__ = ["RoleCheck", "Verification", "verify"]
 
-#: by precision: tolerance on outputs, defects and sums; and on maps (mean absolute difference)
+#: tolerances by precision: of outputs, defects and sums; and of relevance maps (mean absolute difference, relative)
 _TOLERANCES = {torch.float64: (1e-9, 1e-6), torch.float32: (1e-4, 1e-2)}
 _COARSE = (5e-2, 0.5)
-_STEP = 1e-2  #: how far an input is moved, relative to its size, to see whether the output follows
+_STEP = 1e-2  #: size of the change of an input, relative to its mean absolute value
 
 
 @dataclass
 class _Findings:
-    """What a verification finds, line by line."""
+    """Failures and notes of a verification, line by line."""
 
     failures: list[str]
     notes: list[str]
@@ -54,7 +54,7 @@ class _Findings:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is verified: a model, a call of it, the graph that explains it, and the same under the gradient rules."""
+    """A model, a call of it, its tapped graph, and its tapped graph under the gradient rules (``plain``)."""
 
     model: torch.nn.Module
     sweeper: Sweeper
@@ -65,16 +65,16 @@ class _Subject:
     target: Target
 
     def choose(self, output: Any) -> Tensor:
-        """(B,) explained values of an output of the captured form, or of the model's own."""
+        """(B,) explained values of an output of the captured graph, or of the model."""
         reading = self.sweeper.reading
         if len(pytree.tree_leaves(output)) != self.sweeper.captured.out_spec.num_leaves:
             reading = replace(reading, leaf=None)
         return select(output, self.target, beside(self.call.tensors), reading)
 
     def run(self, leaves: Sequence[Any] | None = None) -> tuple[Any, bool]:
-        """(the model's own output, in evaluation mode, without caches; whether it drew random numbers).
+        """(the model's output in evaluation mode, without caches; whether it drew random numbers).
 
-        On other leaves than the call's, if given.
+        ``leaves`` replace the leaves of the call, if given.
         """
         args, kwargs = self.args, self.kwargs
         if leaves is not None:
@@ -104,19 +104,19 @@ def verify(
 ) -> Verification:
     """Run the model, an accounting sweep and plain autograd, and compare.
 
-    It fails where outputs differ, a node or the ledger does not conserve, a rule set that conserves has a rule that
-    does not, a cotangent is not finite, ``rules="gradient"`` is not autograd's input times gradient, the graph does not
-    follow the model when an input moves, or an input that changes the explained value has no gradient. The tolerance
-    follows the precision: 1e-9 in float64, 1e-4 in float32, 5e-2 below.
+    Failures: outputs differ; a node or the ledger does not conserve relevance; a conserving rule set has a rule that
+    does not conserve; a cotangent is not finite; ``rules="gradient"`` differs from autograd's input times gradient; the
+    graph does not follow the model when an input changes; an input that changes the explained value has no gradient.
+    The tolerance depends on the precision: 1e-9 in float64, 1e-4 in float32, 5e-2 below.
 
     Args:
-        model: the user's model, left as it was.
-        sweeper: what explains it.
-        plain: the same under ``rules="gradient"``.
+        model: the user's model; it is not modified.
+        sweeper: its tapped graph.
+        plain: its tapped graph under ``rules="gradient"``.
         call: the call.
         args: its arguments.
-        kwargs: its keywords.
-        target: what is explained.
+        kwargs: its keyword arguments.
+        target: the target.
     """
     args, kwargs = opened((args, kwargs))
     subject, findings = _Subject(model, sweeper, plain, call, args, kwargs, target), _Findings([], [])
@@ -153,9 +153,9 @@ def _tolerances(sweep: Sweep) -> tuple[float, float]:
     return _TOLERANCES.get(coarsest_precision(sweep), _COARSE)
 
 
-def _roles(plan: Any, found_defects: Any, findings: _Findings, tolerance: float) -> tuple[RoleCheck, ...]:
+def _roles(plan: Any, all_defects: Any, findings: _Findings, tolerance: float) -> tuple[RoleCheck, ...]:
     worst: dict[str, RoleCheck] = {}
-    for d in reversed(found_defects):  # on the way back, the first comes first
+    for d in reversed(all_defects):  # in the order of the backward pass
         if not d.size <= tolerance:
             findings.failures.append(f"{d.role}: defect {d.size:.2e} at {locate(d.node)}")
         previous = worst.get(d.role, RoleCheck(d.role, 0, 0.0, -1.0, ""))
@@ -165,7 +165,7 @@ def _roles(plan: Any, found_defects: Any, findings: _Findings, tolerance: float)
 
 
 def _forward(subject: _Subject, sweep: Sweep, findings: _Findings, tolerance: float) -> tuple[bool, float, bool]:
-    """(whether the model draws random numbers, largest difference of outputs, whether there is none)."""
+    """(whether the model draws random numbers, largest difference of outputs, whether they are bit-equal)."""
     output, drawn = subject.run()
     expected = tensors_in(output)
     if drawn:
@@ -189,13 +189,13 @@ def _where_outputs_differ(subject: _Subject, apart: float, tolerance: float) -> 
     node = _first_module_apart(subject, leaves, tolerance)
     where = "" if node is None else f", first at {locate(node)}"
     return (
-        f"outputs differ by {apart:.2e}: the captured graph is not what the model computes{where}. Convert the model "
-        "again if it has changed since; if it has not, report it."
+        f"outputs differ by {apart:.2e} between the captured graph and the model{where}. Convert the model again if it "
+        "has changed since; if it has not, report it."
     )
 
 
 def _first_module_apart(subject: _Subject, leaves: Sequence[Any], tolerance: float) -> Node | None:
-    """The output of the first module that the captured graph does not have."""
+    """The output of the first (innermost) module that differs in the captured graph."""
     captured = subject.sweeper.captured
     named = {id(module): path for path, module in subject.model.named_modules()}
     seen: dict[str, Tensor] = {}
@@ -226,7 +226,7 @@ def _first_module_apart(subject: _Subject, leaves: Sequence[Any], tolerance: flo
 def _gradients(
     subject: _Subject, leaves: tuple[Any, ...], findings: _Findings, tolerance: float, drawn: bool
 ) -> float | None:
-    """Hold ``rules="gradient"`` to autograd: through the captured graph at all sources, through the model at inputs."""
+    """Compare ``rules="gradient"`` with autograd: in the captured graph at all sources, in the model at inputs."""
     plain = subject.plain
     captured, sources = plain.captured, plain.rewritten.plan.sources
     swept = plain.account(leaves, subject.choose)
@@ -263,17 +263,16 @@ def _gradients(
         apart = _share(by_autograd[name], ours[placeholder])
         if not apart <= tolerance and _share(by_autograd[name], graph.sources[placeholder]) > tolerance:
             findings.notes.append(
-                f"the model's own gradient at {name!r} is not that of what it computes (apart by {apart:.1e}): it "
-                "detaches what is seen through, writes without gradients, or has a backward of its own"
+                f"the model's gradient at {name!r} differs from that of its captured operators (by {apart:.1e}): it "
+                "detaches values that the conversion sees through, mutates tensors without gradients, or has a custom "
+                "backward"
             )
     return worst
 
 
 def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, findings: _Findings, tolerance: float) -> None:
-    """Move every floating input a little: the graph follows the model, and what moves the target is not lost.
-
-    An input is lost if it has neither relevance, in the sweep ``ruled``, nor a gradient: a rule may stop relevance, and
-    a rounded value has no slope.
+    """Change every floating input a little: the graph has to follow the model, and an input that changes the target
+    needs relevance (in the sweep ``ruled``) or a gradient: a rule may stop relevance, and a rounded value has no slope.
     """
     captured = subject.sweeper.captured
     before = subject.graph(leaves)
@@ -295,7 +294,7 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, findings: _
             model, _ = subject.run(moved)
         except Exception as error:
             findings.notes.append(
-                f"the model does not run on an input {name!r} moved a little: {first_line(error)[:200]}"
+                f"the model does not run on a slightly changed input {name!r}: {first_line(error)[:200]}"
             )
             continue
         if not _follows(before, after, model, tolerance):
@@ -306,7 +305,7 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, findings: _
             continue
         if placeholder not in ours:
             mask = placeholder in subject.sweeper.rewritten.plan.facts.masks
-            why = "is a mask: it only says what others may see" if mask else "is no source of relevance"
+            why = "is a mask, which has no relevance" if mask else "is no source of relevance"
             findings.notes.append(f"input {name!r} changes the explained value, and {why}")
         elif bool(value.any()):
             pairs = [sweep.sources[ours[placeholder]] for sweep in (swept, ruled)]
@@ -316,10 +315,10 @@ def _moved(subject: _Subject, leaves: tuple[Any, ...], ruled: Sweep, findings: _
 def _lost(
     name: str, placeholder: Node, pairs: list[tuple[Tensor, Tensor]], changed: float, findings: _Findings
 ) -> None:
-    """Say so where an input that changes the explained value has no relevance by any of (value, cotangent)."""
+    """Report an input that changes the explained value and has no relevance in any pair (value, cotangent)."""
     if any(bool(relevance_of(*pair).any()) for pair in pairs):
         return
-    if any(bool(cotangent.any()) for _, cotangent in pairs):  # an additive mask, of 0 where others are seen
+    if any(bool(cotangent.any()) for _, cotangent in pairs):  # such as an additive mask: 0 at visible positions
         findings.notes.append(
             f"input {name!r} changes the explained value, and has no relevance: it is 0 wherever it has a gradient"
         )
@@ -332,7 +331,7 @@ def _lost(
 
 
 def _follows(before: Any, after: Any, model: Any, tolerance: float) -> bool:
-    """Whether the graph's outputs are the model's where an input is moved."""
+    """Whether the graph's outputs follow the model's when an input changes."""
     for old, new, expected in zip(tensors_in(before), tensors_in(after), tensors_in(model), strict=False):
         if not expected.is_floating_point() or new.shape != expected.shape:
             continue
@@ -344,7 +343,7 @@ def _follows(before: Any, after: Any, model: Any, tolerance: float) -> bool:
 
 
 def _does_not_follow(subject: _Subject, name: str) -> str:
-    """What to say of a graph that holds as a constant what the model computes."""
+    """Failure message for a graph with a constant in place of a computation of the model."""
     captured = subject.sweeper.captured
     own_tensors = {id(v) for v in (*subject.model.parameters(), *subject.model.buffers())}
     nodes = [n for n in captured.graph_module.graph.nodes if n.op == "get_attr"]
@@ -352,13 +351,13 @@ def _does_not_follow(subject: _Subject, name: str) -> str:
     readers = [user for n in strange for user in n.users]
     where = f"; constants of the capture are read at {locate(readers[0])}" if readers else ""
     return (
-        f"the captured graph does not follow the model when input {name!r} moves: it holds something as a constant "
-        f"that the model computes{where}"
+        f"the captured graph does not follow the model when input {name!r} changes: it has a constant where the model "
+        f"computes a value{where}"
     )
 
 
 def _share(expected: Tensor, actual: Tensor) -> float:
-    """Mean absolute difference of two maps, relative to the first."""
+    """Mean absolute difference of two maps, relative to the mean absolute value of the first."""
     apart = float((expected.double() - actual.double()).abs().sum())
     return apart / max(float(expected.double().abs().sum()), 1e-300) if apart else 0.0
 

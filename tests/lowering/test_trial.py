@@ -140,7 +140,7 @@ def test_a_loaded_graph_explains_the_callable_it_was_saved_with_and_no_other(tmp
     loaded = lrp_fx.load(tmp_path / "x.pt2")
     found = loaded(x)
     assert torch.allclose(found.relevance[next(iter(found.relevance))], next(iter(wanted.relevance.values())))
-    with pytest.raises(TargetError, match="which is in it"):
+    with pytest.raises(TargetError, match="saved with a callable target"):
         loaded(x, target=lambda out: out[:, 2])
 
 

@@ -123,7 +123,7 @@ def test_a_rule_that_is_a_little_off_is_named(off, named, monkeypatch):
 
 def test_a_sweep_that_differs_from_its_accounts_is_named(monkeypatch):
     monkeypatch.setattr(sweep, "relevance_of", lambda *given: rule_ops.relevance_of(*given).flip(0))
-    with pytest.raises(NumericalError, match="depends on how the graph runs"):
+    with pytest.raises(NumericalError, match="differs between the sweep and a run node by node"):
         lrp_fx.convert(net(torch.tanh)).explain(X, target=1)
 
 

@@ -85,7 +85,7 @@ def _graph_stays(model, change):
 def test_outputs_that_are_not_the_models_fail(change, named):
     model = net()
     text = failures(_graph_stays(model, change), X)
-    assert "outputs differ by" in text and "not what the model computes" in text and named in text
+    assert "outputs differ by" in text and "between the captured graph and the model" in text and named in text
 
 
 def test_a_rule_that_changes_outputs_is_named(monkeypatch):

@@ -1,7 +1,7 @@
-"""Reading a ``.pt2`` file without running anything in it: its records, plain data and raw tensors, no pickles.
+"""Reading a ``.pt2`` file without running code of it: plain data and raw tensors, no pickles.
 
-``torch.export.load`` unpickles sample inputs and weights, evaluates formulas of sizes as Python source and calls any
-function of PyTorch by name, so it is not used: the graph is read from plain data (:mod:`lrp_fx.cache.serialize`).
+``torch.export.load`` is not used: it unpickles sample inputs and weights, evaluates formulas of sizes as Python source
+and calls any function of PyTorch by name. The graph is read from plain data (:mod:`lrp_fx.cache.serialize`).
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ class Archive:
 
     @property
     def compiled(self) -> bool:
-        """Whether it holds compiled code."""
+        """Whether the file contains compiled code."""
         return any(name.startswith(_COMPILED) for name in self.names)
 
     def check(self) -> None:
-        """Look for what a saved graph does not hold.
+        """Check that every record is one of a saved graph.
 
         Raises:
-            UnsafeFileError: for a pickle, or any other record that could be one.
+            UnsafeFileError: for any other record, which could be a pickle.
         """
         size = self._reader.get_record_size
         pickles = [n for n in self.names if not _PROGRAM.fullmatch(n) and not (n == _SAMPLES and not size(n))]
         if pickles:
             raise UnsafeFileError(
-                f"it holds {', '.join(sorted(pickles)[:3])}, which may be a pickle, and reading that runs what it names"
+                f"it holds {', '.join(sorted(pickles)[:3])}, which may be a pickle, and reading a pickle runs its code"
             )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its tensors by name; those that share memory do so again.
+        """Its tensors by name; tensors that shared memory share it again.
 
         Raises:
-            UnsafeFileError: for one that was pickled.
+            UnsafeFileError: for a pickled tensor.
         """
         tensors: dict[str, Tensor] = {}
         for kind in ("weights", "constants"):

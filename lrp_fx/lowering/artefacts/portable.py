@@ -1,7 +1,7 @@
-"""Graph passes: operators of a library become operators that PyTorch has everywhere, so that a graph ships without it.
+"""Graph passes for export: operators of other libraries are replaced by PyTorch's own.
 
-The product of rows with the matrix of the group they belong to (experts) is PyTorch's own in half precision; otherwise,
-and where only plain operators are known (ONNX), it is written out as a sum over groups.
+A grouped product (rows times the matrix of their group, as in mixtures of experts) becomes ``aten._grouped_mm`` in
+bfloat16; in other precisions, and for ONNX, it becomes a sum over groups.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch.fx import Node
 aten = torch.ops.aten
 
 _GROUPED = "transformers::grouped_mm_fallback"
-_NATIVE = torch.bfloat16  # the only precision whose sizes PyTorch infers without running it
+_NATIVE = torch.bfloat16  # the only precision of aten._grouped_mm's fake kernel
 
 
 def spell_grouped_products(graph: fx.Graph, plain: bool) -> None:
-    """Replace a library's grouped products; with ``plain`` PyTorch's own one as well."""
+    """Replace grouped products of a library; with ``plain`` those of PyTorch, too."""
     for node in list(graph.nodes):
         if _name(node) == _GROUPED or (plain and node.target is aten._grouped_mm.default):
             x, weight, groups = node.args[:3]
@@ -34,7 +34,7 @@ def _name(node: Node) -> str:
 
 
 def _grouped(graph: fx.Graph, x: Any, weight: Any, groups: Any, meta: dict[str, Any], plain: bool) -> Node:
-    """Rows of x (T, K), sorted by group, times the (K, N) matrix of their group; ``groups`` are the ends of each."""
+    """Rows of x (T, K), sorted by group, times the (K, N) matrix of their group; ``groups`` are the end offsets."""
     if not plain and meta["val"].dtype is _NATIVE:
         new = graph.call_function(aten._grouped_mm.default, (x, weight, groups))
         new.meta = dict(meta)

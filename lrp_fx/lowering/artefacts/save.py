@@ -1,4 +1,4 @@
-"""Relevance graphs as files: an exported program, a compiled package that needs no Python of ours, an ONNX model."""
+"""Relevance graphs as files: an exported program, a compiled package without a need for lrp_fx, an ONNX model."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ from lrp_fx.results import Attribution, Context, no_ledger
 from lrp_fx.results.document import read_context
 
 _REFERENCES = "weights"
-_UNACCOUNTED = "a saved graph has no ledger: explain with the converted model for the whole account"
+_UNACCOUNTED = "a saved graph has no ledger: explain with the converted model for one"
 
 
 def portable(graph_module: fx.GraphModule, plain: bool = False) -> fx.GraphModule:
     """A relevance graph without operators of other libraries.
 
     Args:
-        plain: spell out what other runtimes than PyTorch do not have.
+        graph_module: the relevance graph.
+        plain: decompose operators that only PyTorch has.
     """
     graph, _ = copy_graph(graph_module.graph)
     graph_module = fx.GraphModule(graph_module, graph, class_name="RelevanceGraph")
@@ -62,7 +63,7 @@ def portable(graph_module: fx.GraphModule, plain: bool = False) -> fx.GraphModul
 
 
 def exported(graph_module: fx.GraphModule) -> torch.export.ExportedProgram:
-    """The exported program of a portable graph, its sizes as free as the graph leaves them."""
+    """The exported program of a portable graph, with the graph's dynamic dimensions."""
     placeholders = graph_module.graph.find_nodes(op="placeholder")
     examples, free = [], []
     for node in placeholders:
@@ -84,30 +85,32 @@ def save(
     """Save a relevance graph; plain ``torch.export.load`` reads it, too.
 
     Args:
-        about: what :func:`load` has to know: names, precisions and sizes of inputs, kind of target, rule set.
-        without: a model whose weights are left out and referred to by their names; otherwise they are in the file.
+        graph_module: the relevance graph.
+        path: the file to write.
+        about: metadata for :func:`load`: names, precisions and sizes of inputs, kind of target, rule set.
+        without: a model whose weights are left out and referred to by name; None to write all weights.
 
     Raises:
         LoweringError: for a graph that has no plain form.
-        OSError: where nothing can be written; what was there before stays.
+        OSError: where the file cannot be written; an older file stays.
     """
     graph_module = portable(graph_module)
     program = exported(graph_module)
     graph = _plain_graph(graph_module)
     names = {at: _held_as(at, program, graph_module) for at in graph.pop("paths")}
     referred = {} if without is None else references(graph_module, without)
-    elsewhere = {at: found for at, found in referred.items() if names.get(at) in program.state_dict}
+    elsewhere = {at: keys for at, keys in referred.items() if names.get(at) in program.state_dict}
     for name in {names[at] for at in elsewhere}:
         program.state_dict[name] = placeholder(program.state_dict[name])
-    program.example_inputs = None  # they would be pickled, and nobody reads them
+    program.example_inputs = None  # (would be pickled; not needed)
     document = {**about, **graph, "tensors": names, _REFERENCES: elsewhere}
     with warnings.catch_warnings(), writing(path) as file:
-        warnings.filterwarnings("ignore", message="No complete tensor found")  # placeholders are incomplete on purpose
+        warnings.filterwarnings("ignore", message="No complete tensor found")  # of placeholders: expanded on purpose
         torch.export.save(program, file, extra_files={ABOUT: json.dumps(document)})
 
 
 def _plain_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
-    """A graph as plain data, with the paths of its tensors; of its values, those of its inputs alone."""
+    """A graph as plain data, with the paths of its tensors; only its inputs have ``meta["val"]``."""
     graph, _ = copy_graph(graph_module.graph)
     for node in graph.nodes:
         node.meta = {"val": node.meta["val"]} if node.op == "placeholder" else {}
@@ -121,7 +124,7 @@ def _plain_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
 
 
 def _held_as(path: str, program: torch.export.ExportedProgram, graph_module: fx.GraphModule) -> str:
-    """The name under which a program has the tensor that a graph has under a path."""
+    """Name of a graph's tensor (at ``path``) in the exported program."""
     tensors = {**program.state_dict, **program.constants}
     if path in tensors:
         return path
@@ -133,7 +136,8 @@ def package(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, 
     """Compile a relevance graph ahead of time to a package that runs from C++, or from Python with torch alone.
 
     Raises:
-        OSError: where nothing can be written; what was there before stays.
+        ValueError: for a path that does not end in .pt2.
+        OSError: where the file cannot be written; an older file stays.
     """
     if Path(path).suffix != ".pt2":
         raise ValueError(f"{str(path)!r}: the name of a package ends in .pt2")
@@ -150,7 +154,7 @@ def package(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, 
 
 
 def to_onnx(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, Any]) -> None:
-    """Write a relevance graph as an ONNX model; inputs and outputs have the names that ``about`` gives them.
+    """Write a relevance graph as an ONNX model, with the names of inputs and outputs in ``about``.
 
     Raises:
         MissingExtraError: without the packages of the extra "onnx".
@@ -176,10 +180,10 @@ class Artefact:
     Attributes:
         module: (tensor inputs, target inputs) -> {"target", "relevance", "latents", "output"}.
         about: names of inputs and outputs, kind of target, rule set.
-        accepts: the inputs and sizes it takes.
-        positions: names of what it takes by position.
-        reading: how the outputs of the model are read.
-        context: what every explanation says of the model.
+        accepts: names, precisions and sizes of the inputs.
+        positions: names of the positional inputs.
+        reading: where the model's output has its logits.
+        context: notes on the model, copied into every explanation.
     """
 
     module: Callable[..., Any]
@@ -190,12 +194,12 @@ class Artefact:
     context: Context = field(repr=False)
 
     def __call__(self, *args: Any, target: Target = None, **kwargs: Any) -> Attribution:
-        """Explain one call, as the model's own :meth:`lrp_fx.Lowered.__call__` does: inputs by name or by position.
+        """Explain one call, as :meth:`lrp_fx.Lowered.__call__` does: inputs by name or by position.
 
-        The constants that the graph was lowered with are in it, and need not be given.
+        Constants of the lowered call are fixed in the graph and may be left out.
 
         Raises:
-            InputError: for inputs that the graph does not take: number, names, precision, device, sizes, NaN.
+            InputError: for inputs of other number, names, precision, device or sizes.
             TargetError: for a target of another kind, or out of range.
             NumericalError: when the target or a relevance is not finite.
         """
@@ -204,7 +208,7 @@ class Artefact:
         if target is None and spec.names:
             raise InputError(f"this graph takes {', '.join((*names, *spec.names))}; no target was given")
         if spec.kind == "callable" and target is not None:
-            raise TargetError("this graph was saved for one callable target, which is in it: call it without target=")
+            raise TargetError("this graph was saved with a callable target: call it without target=")
         extra: tuple[Tensor, ...] = ()
         if spec.names or target is not None:
             extra = spec.inputs(target, self.accepts.guards.limits(tensors), tensors[0].device, self.reading)
@@ -239,24 +243,24 @@ class Artefact:
 
 
 def _is_chosen(*_: Any) -> Tensor:
-    raise LrpError("the choice of the target is in the graph")
+    raise LrpError("the target is chosen inside the graph")
 
 
 def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool = False) -> Artefact:
-    """Read what ``save`` or ``package`` wrote. Neither the model's class nor its library is needed.
+    """Read a file of ``save`` or ``package``. Neither the model's class nor its library is needed.
 
-    Reading a saved graph runs no code that the file names. A package is compiled code: who wrote it says what it does.
+    Reading a saved graph runs no code of the file. A package is compiled code, and loading it runs that code.
 
     Args:
         path: the file.
-        weights: where the weights are, of a graph that was saved with ``weights="reference"``: a safetensors file,
-            several, a folder with ``model.safetensors`` or its index, or {name: file or tensor}.
-        trust_code: load a package, whose code is run.
+        weights: the weights of a graph that was saved with ``weights="reference"``: a safetensors file, several, a
+            folder with ``model.safetensors`` or its index, or {name: file or tensor}.
+        trust_code: load a package although that runs its code.
 
     Raises:
-        InputError: for a file that is no saved relevance graph, and where weights are needed or are not.
-        UnsafeFileError: for a file that holds code, a pickle or names that no graph has.
-        WeightError: for weights that are not there, or of another shape or precision.
+        InputError: for a file that is no saved relevance graph, and for missing or superfluous ``weights``.
+        UnsafeFileError: for a package without ``trust_code``, and for pickles or unknown operators in a saved graph.
+        WeightError: for weights that are missing, or of another shape or precision.
     """
     archive = Archive(path)
     about = archive.about
@@ -286,7 +290,7 @@ def load(path: str | Path, weights: Weights | None = None, *, trust_code: bool =
             module = fx.GraphModule(attributes, reader.graph(about["graph"]), class_name="RelevanceGraph")
     except UnsafeFileError as error:
         raise UnsafeFileError(f"{str(path)!r} is refused: {error}") from error
-    except Exception as error:  # what is damaged fails in one of many ways
+    except Exception as error:  # a damaged file fails in one of many ways
         reason = type_and_line(error)
         raise InputError(f"{str(path)!r} is no saved relevance graph: {reason}") from error
     if weights is not None:
@@ -300,5 +304,5 @@ def _accepts(about: Mapping[str, Any], reader: Reader) -> Accepts:
     free = None if about["free"] is None else by_torch(about["free"])
     accepts = Accepts(dtypes, torch.device(about["device"]), dict(about["constants"]), guards, free)
     if about["inputs"][: len(dtypes)] != list(dtypes) or len(guards.shapes.dims) != len(dtypes):
-        raise ValueError("inputs that do not belong together")
+        raise ValueError("names, precisions and shapes of the inputs do not match")
     return accepts

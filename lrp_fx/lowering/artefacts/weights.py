@@ -1,6 +1,6 @@
-"""Weights by reference: a relevance graph on disk that names its parameters and reads them from a checkpoint.
+"""Weights by reference: a saved relevance graph names its parameters and reads them from a checkpoint.
 
-The checkpoint is the model's own (safetensors files), so that the graph of a large model is not a second copy of it.
+The checkpoint is the model's own (safetensors files), so the graph of a large model does not copy its weights.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 
 
 def references(graph_module: fx.GraphModule, model: nn.Module) -> dict[str, list[str]]:
-    """Attribute of a graph -> the names under which the model's ``state_dict`` has that very tensor.
+    """Attribute of a graph -> the names of the same tensor in the model's ``state_dict``.
 
-    Tied weights have several; a checkpoint may keep any of them. Tensors that are not in the state are left out.
+    Tied weights have several names; a checkpoint may use any of them. Tensors outside the state dict are left out.
     """
     names: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -40,18 +40,18 @@ def references(graph_module: fx.GraphModule, model: nn.Module) -> dict[str, list
 
 
 def placeholder(like: Tensor) -> Tensor:
-    """A tensor of the same form that holds one entry: NaN, so that nothing looks right without the checkpoint."""
+    """A tensor of the same shape that stores one entry: NaN (or 0), so that an unfilled graph cannot look right."""
     entry = torch.full((), float("nan") if like.is_floating_point() else 0, dtype=like.dtype, device=like.device)
     expanded = entry.expand(like.shape)
     return nn.Parameter(expanded, requires_grad=False) if isinstance(like, nn.Parameter) else expanded
 
 
 def fill(module: nn.Module, references: Mapping[str, Sequence[str]], weights: Weights) -> None:
-    """Give a module the tensors that it refers to.
+    """Replace the placeholders of a module by the tensors they refer to.
 
     Args:
-        module: whose placeholders are replaced.
-        wanted: as :func:`references` says.
+        module: the module, changed in place.
+        references: attribute -> names, from :func:`references`.
         weights: a safetensors file, several, a folder with one or with an index, or name -> file or tensor.
 
     Raises:
@@ -63,7 +63,7 @@ def fill(module: nn.Module, references: Mapping[str, Sequence[str]], weights: We
     if missing:
         raise WeightError(
             f"the weights have no {'; no '.join(missing)}. They have {_some(sorted(places))}.\nRemedy: give the "
-            "checkpoint of this model, under the names that its state_dict() has, or {name: tensor} with those names."
+            "checkpoint of this model, with the names of its state_dict(), or {name: tensor} with those names."
         )
     chosen = {path: next(n for n in names if n in places) for path, names in references.items()}
     tensors = _read({n: places[n] for n in chosen.values()})
@@ -76,8 +76,8 @@ def fill(module: nn.Module, references: Mapping[str, Sequence[str]], weights: We
         put(module, path, new.detach().to(old.device))
     if unlike:
         raise WeightError(
-            "these weights are not those that the graph was made for: " + "; ".join(unlike) + ".\nRemedy: give the "
-            "checkpoint of this model in the precision in which it was converted, or convert and save it in the other."
+            "these weights do not fit the graph: " + "; ".join(unlike) + ".\nRemedy: give the checkpoint of this model "
+            "in the precision in which it was converted, or convert and save the model in the other precision."
         )
 
 
@@ -90,7 +90,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _places(weights: Weights) -> dict[str, Path | Tensor]:
-    """Name -> the file it is in, or the tensor itself."""
+    """Name -> its file, or the tensor itself."""
     if isinstance(weights, Mapping):
         return {name: value if isinstance(value, Tensor) else Path(value) for name, value in weights.items()}
     files = [Path(weights)] if isinstance(weights, (str, Path)) else [Path(w) for w in weights]
@@ -98,7 +98,7 @@ def _places(weights: Weights) -> dict[str, Path | Tensor]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The safetensors files that a path stands for."""
+    """The safetensors files of a path: a file, an index, or a folder with one of them."""
     index = path / _INDEX if path.is_dir() else path
     if index.suffix == ".json":
         if index.is_file():
@@ -130,6 +130,6 @@ def _read(places: Mapping[str, Path | Tensor]) -> dict[str, Tensor]:
             inside = [name for name, place in places.items() if place == file]
             if unknown := set(inside) - set(checkpoint.keys()):
                 raise WeightError(f"{str(file)!r} has no {', '.join(sorted(unknown))}")
-            # copied to where the allocator puts tensors: at the odd addresses of a mapped file kernels round otherwise
+            # copied, since kernels round differently at the unaligned addresses of a mapped file
             tensors |= {name: checkpoint.get_tensor(name).clone() for name in inside}
     return tensors

@@ -1,1 +1,1 @@
-"""Repeated blocks: found, compiled once, run again on the way back."""
+"""Repeated blocks of a graph: finding them, compiling each kind once, checkpointing them."""

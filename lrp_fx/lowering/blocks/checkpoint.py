@@ -1,4 +1,4 @@
-"""Explanations in little memory: the repeated blocks of a model are run again on the way back, not remembered."""
+"""Checkpointing of repeated blocks: the backward pass runs them again instead of storing their values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrp_fx.lowering.blocks.find import find_blocks, folded
 
 
 class Checkpointed(torch.nn.Module):
-    """Remembers the inputs of its body alone (Chen et al. 2016, arXiv:1604.06174)."""
+    """Stores only the inputs of its body (Chen et al. 2016, arXiv:1604.06174)."""
 
     def __init__(self, body: torch.nn.Module) -> None:
         super().__init__()
@@ -25,6 +25,6 @@ class Checkpointed(torch.nn.Module):
 
 
 def low_memory(sweeper: Sweeper) -> Sweeper:
-    """The same sweep with every repeated block checkpointed: N layers remember N tensors, not N times a layer's."""
+    """The same sweep with every repeated block checkpointed: N layers store N block inputs, not all values of each."""
     blocks = [block for stack in find_blocks(sweeper.swept.graph) for block in stack]
     return replace(sweeper, tapped=folded(sweeper.swept, blocks, Checkpointed))

@@ -14,14 +14,12 @@ from lrp_fx.operators.schema import is_view
 
 aten = torch.ops.aten
 
-_LEAST = 12  #: operators of a block that is worth a region of its own
-_MANY = (
-    2**20
-)  #: calls of regions that are traced, at most: bodies that are alike are compiled once however often traced
+_LEAST = 12  #: smallest number of operators of a block that becomes a region
+_MANY = 2**20  #: reuse entries of a region: practically no limit
 
 
 class Region(torch.nn.Module):
-    """A body that is compiled once, however often it is called."""
+    """A body that is compiled once for all its calls."""
 
     def __init__(self, body: torch.nn.Module) -> None:
         super().__init__()
@@ -39,7 +37,7 @@ class Region(torch.nn.Module):
 
 
 def once_per_block(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with every repeated block, forward and backward, a call of one region per kind of block."""
+    """The same graph with repeated blocks, forward and backward, as calls of one region per kind of block."""
     graph, _ = copy_graph(graph_module.graph)
     sink_views(graph)
     sunk = fx.GraphModule(graph_module, graph, class_name="RelevanceGraph")
@@ -48,7 +46,7 @@ def once_per_block(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 def sink_views(graph: fx.Graph) -> None:
-    """Take views where they are read, so that no region hands on two views of one value, or a view of its input."""
+    """Copy each view to its users, so that no region returns two views of one value, or a view of its input."""
     for node in reversed(list(graph.nodes)):
         if not is_view(node) and node.target is not aten._unsafe_view.default:
             continue

@@ -1,8 +1,8 @@
 """The repeated blocks of a graph, found from the graph alone.
 
-A network of N equal layers is, node by node, one stretch of operators N times. Every operator gets a label (what it is,
-its literal arguments, the size of its value); a stretch of labels that repeats itself at once is a stack of blocks. A
-block begins where the fewest values cross.
+A network of N equal layers is one sequence of operators N times. Every operator gets a label (its target, its literal
+arguments, the shape of its value); a sequence of labels that repeats without a gap is a stack of blocks. Blocks are cut
+where the fewest values cross.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lrp_fx.graph.reach import from_inputs
 
 @dataclass(frozen=True)
 class Block:
-    """A stretch of a graph.
+    """A section of a graph.
 
     Attributes:
         nodes: its operators, in order.
-        inputs: values from outside, in the order in which its operators read them.
-        outputs: its values that are read outside.
+        inputs: values from outside, in the order of their first use.
+        outputs: values used outside.
     """
 
     nodes: tuple[Node, ...]
@@ -43,7 +43,7 @@ class Block:
         return cls(tuple(nodes), tuple(inputs), tuple(outputs))
 
     def alike(self, other: Block) -> bool:
-        """Whether both compute the same function of their inputs, and hand on the same of its values."""
+        """Whether both compute the same function of their inputs, with the same outputs."""
         if len(self.nodes) != len(other.nodes) or len(self.inputs) != len(other.inputs):
             return False
         pairs = dict(zip((*self.inputs, *self.nodes), (*other.inputs, *other.nodes), strict=True))
@@ -59,9 +59,9 @@ def find_blocks(graph: fx.Graph, least: int = 8, constants: bool = False) -> lis
     """Stacks of repeated blocks, in graph order.
 
     Args:
-        graph: a graph, its nodes with ``meta["val"]``.
-        least: operators that a block has at least.
-        constants: count operators that depend on no input (views of weights) as parts of blocks.
+        graph: a graph with ``meta["val"]``.
+        least: smallest number of operators of a block.
+        constants: include operators that depend on no input (views of weights).
     """
     sequence = [n for n in graph.nodes if n.op.startswith("call_")] if constants else _sequence(graph)
     stacks: list[list[Block]] = []
@@ -96,7 +96,7 @@ def _size(node: Node) -> str:
 
 
 def _longest_repeat(labels: np.ndarray, least: int) -> tuple[int, int, int] | None:
-    """(start, period, length) of the stretch that covers most by repeating itself, the shortest period of such."""
+    """(start, period, length) of the longest periodic section; a longer period has to cover one more block at least."""
     best: tuple[int, int, int] | None = None
     for period in range(least, len(labels) // 2 + 1):
         if best is not None and len(labels) < best[2]:
@@ -114,11 +114,11 @@ def _longest_repeat(labels: np.ndarray, least: int) -> tuple[int, int, int] | No
 
 
 def _cheapest_cut(sequence: list[Node], start: int, period: int, length: int) -> tuple[int, int]:
-    """Where the first block begins, and how many there are."""
+    """Start of the first block, and the number of blocks."""
     position = {node: i for i, node in enumerate(sequence)}
 
     def crossing(cut: int) -> int:
-        """How many values of the block before ``cut`` are read behind it."""
+        """Number of values of the block before ``cut`` that are used behind it."""
         before = sequence[max(cut - period, 0) : cut]
         return sum(any(position.get(user, len(sequence)) >= cut for user in node.users) for node in before)
 
@@ -131,7 +131,7 @@ def _cheapest_cut(sequence: list[Node], start: int, period: int, length: int) ->
 def folded(
     graph_module: fx.GraphModule, blocks: Sequence[Block], wrap: Callable[[torch.nn.Module], torch.nn.Module]
 ) -> fx.GraphModule:
-    """The same graph with every block a call of one module: ``wrap`` of its body. Blocks that are alike share one."""
+    """The same graph with every block as a call of one module, ``wrap(body)``. Equal blocks share one module."""
     graph, copies = copy_graph(graph_module.graph)
     root = fx.GraphModule(graph_module, graph)
     bodies: list[tuple[Block, str]] = []

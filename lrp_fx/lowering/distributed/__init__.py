@@ -1,1 +1,1 @@
-"""One model over several processes."""
+"""One model in several processes (pipeline parallelism)."""

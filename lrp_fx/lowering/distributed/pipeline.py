@@ -1,8 +1,8 @@
 """One explanation by several processes, each with a stage of the model (``torch.distributed.pipelining``).
 
-The forward pass goes from stage to stage, relevance (as modified gradients) back from the last to the first, for
-several micro-batches at a time, as PyTorch's own schedule says. Every process collects the relevance of the sources in
-its stage; at the end all of them know all of it.
+The forward pass runs from the first stage to the last, relevance (as modified gradients) back, for several
+micro-batches at a time (PyTorch's GPipe schedule). Every process collects relevance of the sources in its stage; at the
+end all processes exchange it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _UNACCOUNTED = "an explanation by several processes has no ledger: explain() in 
 
 @dataclass
 class StageResult:
-    """What one process contributes: relevance by input, by latent, the explained values, or why there is nothing."""
+    """Result of one process: relevance by input and by latent, the explained values, or the error."""
 
     relevance: dict[str, Tensor] = field(default_factory=dict)
     latents: dict[str, Tensor] = field(default_factory=dict)
@@ -47,13 +47,13 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """This process's stage of a model, and the way to explain together with the others.
+    """This process's stage of a model; explains together with the other processes.
 
     Attributes:
         sweeper: the tapped graph of the whole model.
-        stage: this process's part; its weights are in memory, whatever the model's are.
+        stage: this process's stage; its weights are in memory, even if the model's are offloaded.
         group: the processes, one per stage, in order.
-        read: flattens a call.
+        read: flattens the arguments of a call.
     """
 
     sweeper: Sweeper
@@ -92,7 +92,7 @@ class Pipeline:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where this stage's weights are."""
+        """Device of this stage's weights."""
         return next(iter(attributes_of(self.stage.graph_module).values()), torch.empty(0)).device
 
     def explain(self, *args: Any, target: Target = None, microbatches: int = 1, **kwargs: Any) -> Attribution:
@@ -103,7 +103,7 @@ class Pipeline:
         Args:
             *args: the model's inputs.
             target: as in ``ExplainableModule.explain``.
-            microbatches: equal parts of the batch that follow each other through the stages.
+            microbatches: number of equal parts of the batch that follow each other through the stages.
             **kwargs: the model's inputs.
 
         Raises:
@@ -130,7 +130,7 @@ class Pipeline:
         return attribution
 
     def _sizes(self, runs: _Microbatches) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Tensors of the sizes of what arrives from the stage before and departs to the next one."""
+        """Meta tensors in the shapes of the values from the stage before, and for the next one."""
         leaves = runs.leaves(torch.arange(runs.size // runs.chunks))
         tapped, captured = self.sweeper.tapped, self.sweeper.captured
         fakes = fake_inputs(leaves, captured.names, captured.shapes, dynamic=False)
@@ -174,7 +174,7 @@ class Pipeline:
 
 
 def _read_weights(module: nn.Module) -> None:
-    """Weights that are offloaded elsewhere, into memory."""
+    """Read offloaded weights into memory."""
     for name, value in list(attributes_of(module).items()):  # type: ignore[arg-type]
         if isinstance(value, Offloaded):
             put(module, name, value.read())
@@ -182,15 +182,15 @@ def _read_weights(module: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Microbatches:
-    """A call in pieces of equally many samples.
+    """A call in micro-batches of equally many samples.
 
     Attributes:
-        call: all of it.
-        target: all of it.
-        batched: which leaves have a row per sample.
-        size: samples.
-        chunks: pieces.
-        reading: how outputs are read.
+        call: the whole call.
+        target: the target of the whole call.
+        batched: whether each leaf has a row per sample.
+        size: number of samples.
+        chunks: number of micro-batches.
+        reading: where the output has its logits.
     """
 
     call: Call
@@ -205,7 +205,7 @@ class _Microbatches:
         """Split a call.
 
         Raises:
-            InputError: when its samples do not fall into as many pieces, or the capture serves no pieces.
+            InputError: when the batch is not divisible, or the capture does not serve the size of a micro-batch.
         """
         if call.names != sweeper.captured.names:
             raise InputError(f"the pipeline takes {', '.join(sweeper.captured.names)}, not {', '.join(call.names)}")
@@ -215,12 +215,12 @@ class _Microbatches:
         runs = cls(call, normal(target), batched, size, chunks, sweeper.reading)
         if chunks < 1 or size % chunks:
             raise InputError(
-                f"{size} samples do not fall into {chunks} equal micro-batches: choose a divisor of {size}"
+                f"{size} samples cannot be split into {chunks} equal micro-batches: choose a divisor of {size}"
             )
         if not sweeper.captured.serves(runs.leaves(torch.arange(size // chunks))):
             raise InputError(
-                f"the pipeline was captured for other sizes than {size // chunks} samples of these: explain them as "
-                "one micro-batch, or make the pipeline with such an example"
+                f"the capture of this pipeline does not serve {size // chunks} samples: explain them as one "
+                "micro-batch, or make the pipeline with such an example"
             )
         return runs
 
@@ -244,13 +244,13 @@ class _Microbatches:
         else:
             target = mine(target)
         inputs = beside(dict(zip(self.call.names, leaves, strict=True)))
-        if isinstance(target, Pixels):  # that wins in another piece, maybe
+        if isinstance(target, Pixels):  # without a check: its class may win in another micro-batch
             return at_pixels(self.reading.logits(output), target, inputs, self.reading)
         return select(output, target, inputs, self.reading)
 
 
 class _Running(nn.Module):
-    """A stage while it explains one call: runs micro-batches and remembers where their relevance is collected."""
+    """A stage while it explains one call: runs micro-batches and stores their tap points."""
 
     def __init__(self, pipeline: Pipeline, runs: _Microbatches) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ class _Running(nn.Module):
         self.failure: LrpError | None = None
 
     def forward(self, *arriving: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
-        """One micro-batch: what departs to the next stage; of the last stage, the output's tensors."""
+        """One micro-batch: values for the next stage; in the last stage, the output's tensors."""
         departing, sources, latents, results = self.graph_module(*arriving, *self.runs.leaves(rows))
         sweeper = self.pipeline.sweeper
         paths = list(sweeper.latents)
@@ -277,7 +277,7 @@ class _Running(nn.Module):
         return tuple(departing) or tuple(v for v in self.results[-1] if isinstance(v, Tensor))
 
     def chosen(self, output: tuple[Tensor, ...], rows: Tensor) -> Tensor:
-        """The sum of the explained scalars; a failure is kept for all processes to raise."""
+        """The sum of the explained scalars; an error is stored, so that all processes raise it."""
         try:
             whole = pytree.tree_unflatten(self.results[len(self.targets)], self.pipeline.sweeper.captured.out_spec)
             chosen = self.runs.chosen(whole, rows, self.runs.leaves(rows))
@@ -298,9 +298,9 @@ class _Running(nn.Module):
         relevance = {name: _joined([p[name] for p in pieces], batched[name]) for name in pieces[0]}
         latents: dict[str, Tensor] = {}
         for path in swept[0].latents:
-            parts = [piece.latents[path] for piece in swept]
+            chunks = [piece.latents[path] for piece in swept]
             size = self.runs.size // self.runs.chunks
-            latents[path] = _joined(parts, parts[0].dim() > 0 and parts[0].shape[0] == size)
+            latents[path] = _joined(chunks, chunks[0].dim() > 0 and chunks[0].shape[0] == size)
         return StageResult(relevance, latents, torch.cat(self.targets) if self.targets else None)
 
     def _per_input(self, rows: Tensor, relevance: list[Tensor]) -> Mapping[str, Tensor]:
@@ -314,12 +314,12 @@ class _Running(nn.Module):
         """The model's output, of its own type: the micro-batches' outputs one after the other."""
         size = self.runs.size // self.runs.chunks
         leaves = []
-        for parts in zip(*self.results, strict=True):
-            of_samples = isinstance(parts[0], Tensor) and parts[0].dim() > 0 and parts[0].shape[0] == size
-            leaves.append(torch.cat([p.detach() for p in parts]) if of_samples else parts[0])
+        for chunks in zip(*self.results, strict=True):
+            of_samples = isinstance(chunks[0], Tensor) and chunks[0].dim() > 0 and chunks[0].shape[0] == size
+            leaves.append(torch.cat([c.detach() for c in chunks]) if of_samples else chunks[0])
         return pytree.tree_unflatten(leaves, self.pipeline.sweeper.captured.out_spec)
 
 
-def _joined(parts: list[Tensor], of_samples: bool) -> Tensor:
-    """Relevance of all micro-batches: of samples one after the other, of what they share as a sum."""
-    return torch.cat(parts) if of_samples else torch.stack(parts).sum(0)
+def _joined(chunks: list[Tensor], of_samples: bool) -> Tensor:
+    """Relevance over micro-batches: concatenated where it is per sample, summed where samples share a tensor."""
+    return torch.cat(chunks) if of_samples else torch.stack(chunks).sum(0)

@@ -1,8 +1,8 @@
-"""A graph in stages: stretches between repeated blocks, each with all that it reads and hands on.
+"""A graph in pipeline stages, cut between repeated blocks.
 
-A stage hands on to the next one only, so a value that is read further on travels through every stage in between. What
-follows from constants and sizes alone (rotary tables, views of weights) does not travel: each stage that reads it
-computes it. Model inputs are at hand everywhere.
+A stage sends values to the next stage only, so a value that a later stage reads passes through every stage in between.
+Values that depend on constants and sizes alone (rotary tables, views of weights) are not sent: each stage that reads
+them computes them. Every stage has the model inputs.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of a tapped graph.
+    """One stage of a tapped graph.
 
     Attributes:
-        graph_module: (values from the stage before, model inputs) -> (values for the next one, sources, latents,
-            output leaves); the leaves only in the last stage.
-        arrives: nodes of the tapped graph that come from the stage before, in order.
-        departs: nodes of the tapped graph that go to the next stage, in order.
-        sources: which of the tapped graph's sources are collected here.
-        latents: which of its latents are.
+        graph_module: (values from the stage before, model inputs) -> (values for the next stage, sources, latents,
+            output leaves); output leaves in the last stage only.
+        arrives: nodes of the tapped graph whose values come from the stage before, in order.
+        departs: nodes of the tapped graph whose values go to the next stage, in order.
+        sources: indices of the tapped graph's sources in this stage.
+        latents: indices of the tapped graph's latents in this stage.
     """
 
     graph_module: fx.GraphModule
@@ -46,10 +46,10 @@ class Stage:
 
 
 def split(sweeper: Sweeper, count: int) -> list[Stage]:
-    """The tapped graph in ``count`` stages that meet between repeated blocks, of about equally many weights each.
+    """Split the tapped graph between repeated blocks into ``count`` stages of about equally many weights.
 
     Raises:
-        InputError: when there are fewer places to cut than wanted.
+        InputError: when there are too few repeated blocks.
     """
     return _Splitter(sweeper.tapped, count).stages()
 
@@ -58,22 +58,22 @@ class _Splitter:
     """Assigns the nodes of a tapped graph to stages.
 
     Attributes:
-        local: nodes that follow from constants and sizes alone: every stage computes its own.
-        stage: the others -> index of their stage.
+        local: nodes that depend on constants and sizes alone: every stage computes them itself.
+        stage: every other operator -> index of its stage.
     """
 
     def __init__(self, tapped: fx.GraphModule, count: int) -> None:
         self.tapped, self.count = tapped, count
         self.nodes = list(tapped.graph.nodes)
-        self.results, self.taps, self.held = self.nodes[-1].args[0]
+        self.results, self.sources, self.latents = self.nodes[-1].args[0]
         self.local: set[Node] = set()
         for node in self.nodes:
-            if node.op == "get_attr" or (node.op == "call_function" and self._follows(node)):
+            if node.op == "get_attr" or (node.op == "call_function" and self._is_local(node)):
                 self.local.add(node)
         self.stage = self._assigned(_starts(tapped.graph))
 
-    def _follows(self, node: Node) -> bool:
-        if node.target is source:  # relevance is collected here, once
+    def _is_local(self, node: Node) -> bool:
+        if node.target is source:  # a tap point belongs to one stage
             return False
         sized = node.target is aten.sym_size.int
         return all(n in self.local or (sized and n.op == "placeholder") for n in node.all_input_nodes)
@@ -82,8 +82,8 @@ class _Splitter:
         share = self._shares()
         if len(starts) < self.count - 1:
             raise InputError(
-                f"repeated blocks begin at {len(starts)} places of the model: it can be cut into {len(starts) + 1} "
-                f"stages at most, not {self.count}. Start fewer processes."
+                f"the model has {len(starts)} repeated blocks and can be cut into at most {len(starts) + 1} stages, "
+                f"not {self.count}. Start fewer processes."
             )
         cuts: list[Node] = []
         for index in range(1, self.count):
@@ -95,11 +95,11 @@ class _Splitter:
             current += node in cuts
             if node.op == "call_function" and node not in self.local:
                 whole = node.all_input_nodes[0] if node.target is operator.getitem else node
-                stage[node] = stage.get(whole, current)  # a piece stays with what it is taken from
+                stage[node] = stage.get(whole, current)  # an item is in the stage of its tuple
         return stage
 
     def _shares(self) -> dict[Node, float]:
-        """Node -> the part of all weights that is read before it."""
+        """Node -> fraction of all weights read before it."""
         seen: set[str] = set()
         total, before = 0, {}
         for node in self.nodes:
@@ -135,19 +135,19 @@ class _Splitter:
         return [self._stage(i, needed[i], crossing[i], crossing[i + 1]) for i in range(self.count)]
 
     def _sent(self, node: Node) -> bool:
-        """Whether a value travels to the stages that read it."""
+        """Whether a value is sent to the stages that read it."""
         return node in self.stage and isinstance(node.meta.get("val"), Tensor)
 
     def _home(self, node: Node) -> int:
         return self.stage.get(node, 0)
 
     def _roots(self, index: int) -> list[Node]:
-        """What a stage computes for its own sake."""
-        roots = [n for n in (*self.taps, *self.held) if self._home(n) == index]
+        """Outputs of a stage besides the values for the next one."""
+        roots = [n for n in (*self.sources, *self.latents) if self._home(n) == index]
         return roots + (_nodes(self.results) if index == self.count - 1 else [])
 
     def _needed(self, index: int) -> set[Node]:
-        """Nodes that a stage reads or computes: its own with all that they read of stages before."""
+        """Nodes that a stage computes, and the values of earlier stages that they read."""
         computed = [node for node, home in self.stage.items() if home == index]
         needed: set[Node] = set()
         pending = computed + self._roots(index)
@@ -161,7 +161,7 @@ class _Splitter:
         return needed
 
     def _computed(self, node: Node, index: int) -> bool:
-        """Whether a stage computes a node itself: its own, and of the others' what is no tensor."""
+        """Whether a stage computes a node itself: one of its own, or one whose value is not sent (no tensor)."""
         if node.op == "placeholder":
             return False
         return self.stage.get(node, index) == index or not self._sent(node)
@@ -176,16 +176,17 @@ class _Splitter:
             if node in needed and node not in env and node.op != "output" and self._computed(node, index):
                 env[node] = graph.node_copy(node, env.__getitem__)
         sent = tuple(graph.call_function(aten.contiguous.default, (env[n],)) for n in departs)
-        taps, held = (tuple(i for i, n in enumerate(of) if self._home(n) == index) for of in (self.taps, self.held))
+        taps = (self.sources, self.latents)
+        sources, latents = (tuple(i for i, n in enumerate(nodes) if self._home(n) == index) for nodes in taps)
         results = fx.map_arg(self.results, env.__getitem__) if index == self.count - 1 else ()
-        graph.output((sent, [env[self.taps[i]] for i in taps], [env[self.held[i]] for i in held], results))
+        graph.output((sent, [env[self.sources[i]] for i in sources], [env[self.latents[i]] for i in latents], results))
         graph.eliminate_dead_code()
         graph.lint()
-        return Stage(fx.GraphModule(self.tapped, graph, class_name="Stage"), arrives, departs, taps, held)
+        return Stage(fx.GraphModule(self.tapped, graph, class_name="Stage"), arrives, departs, sources, latents)
 
 
 def _starts(graph: fx.Graph) -> list[Node]:
-    """Where repeated blocks begin, in graph order."""
+    """First nodes of repeated blocks, in graph order."""
     return [block.nodes[0] for stack in find_blocks(graph) for block in stack]
 
 

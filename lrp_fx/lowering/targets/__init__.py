@@ -1,1 +1,1 @@
-"""Targets of lowered graphs: one of any kind, many at once, generated tokens."""
+"""Targets of lowered graphs: one target of any kind, many targets at once, generated tokens."""

@@ -1,7 +1,7 @@
-"""Fused attention whose backward takes the cotangents of many targets in one call of the kernel.
+"""Fused attention with a batching rule: its backward kernel takes the cotangents of many targets in one call.
 
-The kernel's own backward has no batching rule: under ``torch.func.vmap`` it runs target by target, and its results are
-copied together. Here the targets are folded into the batch.
+PyTorch's kernel has none: under ``torch.func.vmap`` its backward runs target by target, and the results are stacked.
+Here the targets are folded into the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FLASH_BACK = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
 def fold_targets(graph: fx.Graph) -> None:
-    """Let every fused attention of a graph take many cotangents at once."""
+    """Replace every fused attention of a graph by :func:`attention`."""
     for node in graph.find_nodes(op="call_function", target=FUSED):
         node.target = attention
 
@@ -46,7 +46,7 @@ def attention(
 
 
 class _Attention(Function):
-    """Attention that remembers its operands, its output and, of the processor's kernel, the logarithms of its sums."""
+    """Attention that saves its operands, its output and, for the CPU kernel, the log-sum-exp of the scores."""
 
     @staticmethod
     def forward(
@@ -72,24 +72,24 @@ class _Attention(Function):
 
 
 def _on_processor(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, how: dict[str, Any]) -> bool:
-    """Whether PyTorch would run the processor's fused kernel, of which forward and backward can be called apart."""
+    """Whether PyTorch would choose the fused CPU kernel, whose forward and backward are operators of their own."""
     if query.device.type != "cpu":
         return False
     return SDPBackend(torch._fused_sdp_choice(query, key, value, mask, 0.0, **how)) == SDPBackend.FLASH_ATTENTION
 
 
 def _added(mask: Tensor | None, like: Tensor) -> Tensor | None:
-    """A mask as what is added to scores."""
+    """A boolean mask as a mask that is added to the scores: 0 or -inf."""
     if mask is None or mask.dtype is not torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(~mask, -torch.inf)
 
 
-_MASK = 4  #: position of the mask among the tensors below; what follows, the output, is the same for all targets
+_MASK = 4  #: position of the mask among the tensors of _Cotangents; the output follows it
 
 
 class _Cotangents(Function):
-    """Cotangents of those of query, key and value that need one, from that of the output."""
+    """Cotangents of query, key and value (those with ``needs``) from the cotangent of the output."""
 
     @staticmethod
     def forward(
@@ -111,7 +111,7 @@ class _Cotangents(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        """All targets at once: each a sample of its own, where the kernel has a batch (four dimensions)."""
+        """All targets at once: with a batch dimension (four dimensions), each target is a sample of its own."""
         *tensors, how, needs = inputs
         each = [_per_target(x, dim, info.batch_size) for x, dim in zip(tensors, dims, strict=False)]
         fold = each[0].dim() == 5  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ class _Cotangents(Function):
             each = [x if x is None else x.flatten(0, 1) for x in each]
             mask, batch = tensors[_MASK], tensors[_MASK + 1].shape[0]
             if mask is not None and (mask.dim() < 4 or mask.shape[0] != batch):
-                each[_MASK] = mask  # one for all samples is one for all targets
+                each[_MASK] = mask  # a mask for all samples is one for all targets
         cotangents = _Cotangents.apply(*each, how, needs)
         cotangents = tuple(f.unflatten(0, (info.batch_size, -1)) if fold else f for f in cotangents)
         return cotangents, (0,) * len(cotangents)

@@ -1,14 +1,14 @@
 """Many targets from one forward pass: their backward sweeps run as one, batched.
 
-The target is chosen inside the graph, as far up as it goes (:mod:`lrp_fx.passes.hoist_slices`): with 64 targets the
-head of a language model runs at 64 positions, and no cotangent of the size of all its logits exists.
+Targets are chosen inside the graph, hoisted as far as possible (:mod:`lrp_fx.passes.hoist_slices`): with 64 targets the
+head of a language model runs at 64 positions, and no cotangent has the shape of all its logits.
 
 The first steps are those of :func:`lrp_fx.lowering.lower`: the same fake inputs, the same choice of the target in the
-graph, the same guards on sizes. The last one, the trace of a joint graph, is left out, as it is for ``explain`` of one
-target, and for two reasons more. Under ``make_fx`` several batching rules of PyTorch 2.13 read sizes as integers, which
-fixes the number of targets (seen on an encoder and on a decoder): each number would have a graph of its own. And a
-joint graph runs forward again for every chunk of targets, where here forward runs once. Tracing takes several times as
-long as all that happens before it (two layers of a decoder: 16 s after 3 s), and the first call would wait for it.
+graph, the same shape guards. The last step, the trace of a joint graph, is left out for three reasons. Tracing takes
+several times as long as the steps before it (two layers of a decoder: 16 s after 3 s), and the first call would wait
+for it. Under ``make_fx`` several batching rules of PyTorch 2.13 read sizes as integers, which fixes the number of
+targets (seen on an encoder and on a decoder): each number would need a graph of its own. And a joint graph runs the
+forward pass for every chunk of targets, where here it runs once.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from lrp_fx.lowering.targets.spec import TargetSpec
 from lrp_fx.operators.table import bind, set_arg
 from lrp_fx.results import Attributions
 
-#: rows of features in one backward sweep of all targets: fewer leave a processor's matrix products below their peak,
-#: with more the values between them leave its caches (measured at 100 and at 512 tokens; accelerators are untested)
+#: rows of features in one batched backward sweep: with fewer, a CPU's matrix products stay below their peak; with more,
+#: intermediate values do not fit its caches (measured at 100 and at 512 tokens; accelerators are untested)
 _ROWS, _MOST = {"cpu": 1024}, 16
-_LAST = _LARGEST = -(2**40)  #: index of a target that leaves its position or its class open
-_NOTHING, _OTHERS = -(2**40), -(2**41)  #: foils: a logit is set against nothing, a contrast against all others
+_LAST = _LARGEST = -(2**40)  #: index for the last position, and for the largest logit
+_NOTHING, _OTHERS = -(2**40), -(2**41)  #: foils of a logit (none) and of a contrast with all other classes
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class ManyTargets:
     """A tapped graph that explains any number of targets.
 
     Attributes:
-        sweeper: what it was made from.
-        targeted: its graph is (flat inputs, positions, classes) -> (no outputs, tap points, latents, explained values);
-            of one for contrasts, (flat inputs, positions, classes, foils).
-        guards: the sizes it serves.
+        sweeper: the tapped graph without targets.
+        targeted: a graph (flat inputs, positions, classes) -> (no outputs, tap points, latents, explained values); for
+            contrasts, (flat inputs, positions, classes, foils).
+        guards: shape guards.
     """
 
     sweeper: Sweeper
@@ -63,14 +63,14 @@ class ManyTargets:
 
     @classmethod
     def build(cls, sweeper: Sweeper, call: Call, contrasts: bool) -> ManyTargets:
-        """Move the choice of the targets into the tapped graph; the call is an example.
+        """Insert the choice of the targets into the tapped graph.
 
-        Sizes stay free where the capture leaves them free, but for those that turn out to depend on one another.
+        Shapes are dynamic where the capture's are, unless that fails (:func:`dynamic_if_possible`).
 
         Args:
             sweeper: the tapped graph.
-            call: the example.
-            contrasts: serve contrasts, too: the head then runs for all classes, at explained positions.
+            call: the example inputs.
+            contrasts: explain contrasts, too: the head then runs for all classes, at explained positions.
         """
         sweeper.inputs.check()
         make = functools.partial(cls._build, sweeper, call, _CONTRASTS if contrasts else _MANY)
@@ -92,7 +92,7 @@ class ManyTargets:
         Args:
             call: the inputs.
             targets: logits and contrasts, class indices, (B,) tensors of them, or tuples (position, class), resolved.
-            chunk: how many of the backward sweeps run at once: memory grows with it. None: what is fastest.
+            chunk: number of backward sweeps in one batch; memory grows with it. None: the fastest (:func:`at_once`).
 
         Raises:
             TargetError: for a target that selects no single value per sample, or is out of range.
@@ -124,7 +124,7 @@ class ManyTargets:
         )
 
     def _per_input(self, relevance: Sequence[Tensor], values: Values) -> dict[str, Tensor]:
-        """Input name -> relevance for one target, from that at every tap point."""
+        """Input name -> relevance for one target, from relevance at every tap point."""
         inputs = self.sweeper.inputs
         return inputs.per_input(inputs.facts.sources, self.targeted.per_source(relevance), values)
 
@@ -132,13 +132,13 @@ class ManyTargets:
 def explain_targets(
     sweeper: Sweeper, many: Callable[[bool], ManyTargets], call: Call, targets: Sequence[Target], chunk: int | None
 ) -> Attributions:
-    """Explain several targets: all of them at once, where they are positions and classes; else one after the other.
+    """Explain several targets: batched where all are positions and classes, otherwise one after the other.
 
     Args:
         sweeper: the tapped graph.
-        many: its graph for many targets, with contrasts or without, built when it is needed.
+        many: builds or looks up its graph for many targets; the argument says whether with contrasts.
         call: the call.
-        targets: in one spelling (:func:`lrp_fx.explain.target.normal_targets`).
+        targets: in normal form (:func:`lrp_fx.explain.target_types.normal_targets`).
         chunk: as in :meth:`ManyTargets.explain`.
 
     Raises:
@@ -162,7 +162,7 @@ def explain_targets(
 
 
 def _are_picks(sweeper: Sweeper, targets: Sequence[Target]) -> bool:
-    """Whether targets are entries of (B, C) or (B, S, C) logits, or contrasts of such."""
+    """Whether all targets are entries of (B, C) or (B, S, C) logits, or contrasts between entries."""
     logits = sweeper.reading.example
     if logits is None:
         return False
@@ -183,14 +183,14 @@ def _are_picks(sweeper: Sweeper, targets: Sequence[Target]) -> bool:
 
 
 def batched_sweeper(sweeper: Sweeper) -> Sweeper:
-    """The same graph, whose backward sweeps for several seeds are batched well (:func:`sweep_each`)."""
+    """The same graph for batched backward sweeps (:func:`sweep_each`)."""
     graph, _ = copy_graph(sweeper.tapped.graph)
     _batch_backward(graph)
     return replace(sweeper, tapped=fx.GraphModule(sweeper.tapped, graph, class_name="BatchedGraph"))
 
 
 def _batch_backward(graph: fx.Graph) -> None:
-    """Change operators whose backward has no batching rule, or a wrong one."""
+    """Replace operators whose backward has no batching rule, or a wrong one."""
     fold_targets(graph)
     _plain_bounds(graph)
 
@@ -216,7 +216,7 @@ def _plain_bounds(graph: fx.Graph) -> None:
 
 
 def at_once(inputs: Sequence[Tensor]) -> int:
-    """How many targets of token ids make a sweep of a good size; four of what has no token ids."""
+    """Number of targets in one batched sweep, from the number of tokens; 4 without token ids."""
     tokens = [t for t in inputs if not t.is_floating_point() and t.dtype is not torch.bool and t.dim() == 2]
     if not tokens:
         return 4
@@ -236,7 +236,7 @@ def _choose(reading: Reading, output: Any, inputs: Mapping[str, Tensor], positio
 def _contrast(
     reading: Reading, output: Any, inputs: Mapping[str, Tensor], position: Tensor, index: Tensor, foil: Tensor
 ) -> Tensor:
-    """(B, T) values at (B, T) positions and classes, less those of the foils."""
+    """(B, T) logits at (B, T) positions and classes, minus the foils' logits."""
     logits = _at(reading.logits(output), inputs, position)
     wide = logits.float() if logits.element_size() < 4 else logits
     chosen = _class(wide, index)
@@ -246,7 +246,7 @@ def _contrast(
 
 
 def _at(logits: Tensor, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:
-    """(B, T, C) logits at (B, T) positions; those of an output without positions for every target."""
+    """(B, T, C) logits at (B, T) positions; (B, C) logits repeated for every target."""
     if logits.dim() < 3:
         return logits[:, None].expand(-1, position.shape[1], -1)
     last = last_positions(logits.shape[1], logits.shape[0], inputs).to(logits.device)
@@ -273,14 +273,14 @@ def _pick(target: Target, sizes: Sequence[int | None], batch: int, device: torch
             _filled(place, sizes[1] if len(sizes) > 2 else None, batch, device, "position"),
             _filled(chosen, classes, batch, device), _filled(foil, classes, batch, device),
         ])  # fmt: skip
-    parts = list(target) if isinstance(target, tuple) else [target]
-    if len(parts) > max(len(sizes) - 1, 1):
-        raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
-    position: list[Any] = [_LAST] if len(parts) == 1 else []
-    limits = [None, sizes[-1]] if len(parts) == 1 else list(sizes[1:])
-    if len(parts) > 1 and len(parts) != len(limits):
-        raise TargetError(f"target {target} has {len(parts)} indices, the output {len(sizes) - 1} besides the batch")
-    indices = [_filled(v, n, batch, device) for v, n in zip([*position, *parts], limits, strict=True)]
+    entries = list(target) if isinstance(target, tuple) else [target]
+    if len(entries) > max(len(sizes) - 1, 1):
+        raise TargetError(f"target {target} has {len(entries)} indices, the output {len(sizes) - 1} besides the batch")
+    position: list[Any] = [_LAST] if len(entries) == 1 else []
+    limits = [None, sizes[-1]] if len(entries) == 1 else list(sizes[1:])
+    if len(entries) > 1 and len(entries) != len(limits):
+        raise TargetError(f"target {target} has {len(entries)} indices, the output {len(sizes) - 1} besides the batch")
+    indices = [_filled(v, n, batch, device) for v, n in zip([*position, *entries], limits, strict=True)]
     return torch.stack([*indices, _filled(_NOTHING, None, batch, device)])
 
 

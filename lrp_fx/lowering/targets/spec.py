@@ -1,4 +1,4 @@
-"""Targets of a lowered graph: what of a target is fixed in the graph, and what stays an input of it."""
+"""Targets of a lowered graph: the kind of target is fixed in the graph, its indices are inputs."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from lrp_fx.explain.target_types import (
 Choose = Callable[..., Tensor]
 
 
-#: what an input of a graph is called that stands for the class itself; the other fields have their own names
+#: field of a target -> name of its graph input, where the two differ
 _NAMES = {"chosen": "target"}
 
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """What of a target is fixed in a graph: targets of one spec share it.
+    """The kind of target of a graph; targets of one spec share the graph.
 
     Attributes:
         kind: "largest", "class", "index", the name of another form ("contrast", "logprob", "span", ...), "pixels" (with
             an axis, where the target names one), "callable", or "many", "contrasts" (each input is (B, n) for any n).
-        names: its inputs, each a (B,) tensor of integers.
-        choose: (reading, output, other inputs of the model that it may read, *inputs) -> (B,) values to explain;
-            traced, so it reads no value.
+        names: names of the target inputs, each a (B,) tensor of integers.
+        choose: (reading, output, readable inputs of the model, *target inputs) -> (B,) values to explain; it is traced
+            and must not read tensor values.
     """
 
     kind: str
@@ -52,10 +52,10 @@ class TargetSpec:
     def inputs(
         self, target: Target, sizes: Sequence[int | None], device: torch.device, reading: Reading
     ) -> tuple[Tensor, ...]:
-        """The inputs that stand for ``target`` on an output whose indexed dimensions have these sizes.
+        """The target inputs for ``target``, on logits of shape ``sizes`` (None for an unknown size).
 
         Raises:
-            TargetError: for a target of another kind, a wrong number of them, or one out of range.
+            TargetError: for a target of another kind, a wrong number of indices, or an index out of range.
         """
         target = resolved(target, reading)
         other = target_spec(target, reading)
@@ -74,7 +74,7 @@ class TargetSpec:
 def _limits(
     target: Target, names: Sequence[str], sizes: Sequence[int | None], reading: Reading
 ) -> tuple[int | None, ...]:
-    """Of each input of a target, below which number it has to be; None where that is not known, or asked elsewhere."""
+    """Upper bound of each target input; None where it is unknown, or checked elsewhere (spans)."""
     if isinstance(target, Span):
         return (None,) * len(names)
     if len(sizes) < 2:
@@ -100,9 +100,9 @@ def _per_sample(value: Any, batch: int, classes: int | None, device: torch.devic
     return check_range(value, batch, classes).to(device).long().expand(batch).contiguous()
 
 
-def distinct(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
-    """Argument names made of these, no two alike and none of ``taken``: an input may be called as a target's is."""
-    used = set(taken)
+def distinct(names: Sequence[str], reserved: Iterable[str] = ()) -> list[str]:
+    """Distinct argument names from these, none of them ``reserved``: a model input may have a target input's name."""
+    used = set(reserved)
     renamed = []
     for name in names:
         unused = re.sub(r"\W", "_", name)
@@ -117,7 +117,7 @@ def target_spec(target: Target, reading: Reading) -> TargetSpec:
     """The spec of a target.
 
     Raises:
-        TargetError: for what is no target.
+        TargetError: for an object that is no target.
     """
     target = resolved(target, reading)
     if isinstance(target, Pixels):
@@ -146,7 +146,7 @@ def _choose_largest(reading: Reading, output: Any, inputs: Mapping[str, Tensor])
 def _choose_class(reading: Reading, output: Any, inputs: Mapping[str, Tensor], target: Tensor) -> Tensor:
     logits = reading.logits(output)
     if logits.dim() < 2:
-        return _choose_largest(reading, output, inputs)  # one value per sample: there is nothing to choose
+        return _choose_largest(reading, output, inputs)  # one value per sample
     logits = by_class(logits, inputs, reading)
     return logits[_rows(logits), target % logits.shape[1]]
 
@@ -163,7 +163,7 @@ def _choose_index(reading: Reading, output: Any, inputs: Mapping[str, Tensor], *
             f"{logits.dim() - 1}, one per dimension but the batch"
         )
     *positions, last = indices
-    for index in positions:  # one dimension after the other: what is computed behind the first is computed there only
+    for index in positions:  # one dimension after the other: each selection can be hoisted on its own
         logits = at_positions(logits, (index % logits.shape[1])[:, None]).squeeze(1)
     return logits[_rows(logits), last % logits.shape[1]]
 
