@@ -1,4 +1,4 @@
-"""A model with its rule set and its capture cache; lookup of the specialization for a call."""
+"""A model with its rule set and its captures: which specialization serves a call."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class ConvertedModule(StandIn):
     """A model, the rule set it was converted with, and its captures.
 
     Attributes:
-        ruleset: the default rule set of every call.
-        captures: the capture cache (:mod:`lrp_fx.capture_cache`).
+        ruleset: the rule set of every call that names no other.
+        captures: one specialization for each way the model is called (``lrp_fx.capture_cache``).
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ConvertedModule(StandIn):
 
     @property
     def current(self) -> Specialization:
-        """The most recently used specialization.
+        """The latest capture and all that was made of it, for what looks inside (concepts, evaluation).
 
         Raises:
             CaptureError: before the first capture.
@@ -57,7 +57,7 @@ class ConvertedModule(StandIn):
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The rewritten graph of the latest capture, with the model's call signature.
+        """The rewritten graph of the latest capture, with the model's own call signature.
 
         Raises:
             CaptureError: before the first capture.
@@ -65,20 +65,20 @@ class ConvertedModule(StandIn):
         return self.current.under(self.ruleset).graph_module
 
     def specialization(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
-        """The specialization that serves a call, captured on a cache miss, and the flat call."""
+        """The specialization that serves a call, captured now where there is none, and the call, flat."""
         return self.captures.serving(args, kwargs)
 
     def example(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
-        """As :meth:`specialization`; without inputs, the latest specialization and its example inputs."""
+        """As :meth:`specialization`; without inputs, the latest capture with the call it was captured with."""
         return self.specialization(args, kwargs) if args or kwargs else (self.current, self.current.example)
 
     def encoded(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], left: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any], Encoded | None]:
-        """Tokenize a call whose first argument is a text (a pair, a list of them); other calls are unchanged.
+        """A call whose first argument is a text (a pair, a list of them), as one of tensors; other calls as they are.
 
         Raises:
-            InputError: for a text, if the model was converted without a tokenizer.
+            InputError: for a text where the model was converted without a tokenizer.
         """
         if not args or not are_texts(args[0]):
             return args, kwargs, None
@@ -90,11 +90,11 @@ class ConvertedModule(StandIn):
         return args[1:], encoded.inputs, encoded
 
     def rule_set(self, rules: RuleSource | None) -> RuleSet:
-        """The rule set of a call; None for the one of the conversion."""
+        """The rule set that a call names, or the one of the conversion."""
         return self.ruleset if rules is None else RuleSet.load(rules)
 
     def forget(self, rules: RuleSource) -> None:
-        """Drop the graphs of a rule set, to save memory when many rule sets are tried."""
+        """Drop the graphs that were made for a rule set, where many are tried."""
         key = RuleSet.load(rules).key
         for specialization in self.captures:
             specialization.forget(key)
@@ -104,5 +104,5 @@ class ConvertedModule(StandIn):
         return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={len(self.captures)}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, or an unpickled one, has the model and the rule set, and an empty capture cache."""
+        """A copy, in this process or another one, has the model and the rule set, and captures anew."""
         return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options, self._encoder)

@@ -1,4 +1,4 @@
-"""The converted module: the methods for users."""
+"""The converted module: the methods a user calls."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from lrp_fx.verify.verify import Verification, verify
 class ExplainableModule(Exporting):
     """A model whose backward is Layer-wise Relevance Propagation.
 
-    Calls return the model's output, and plain autograd through them yields modified gradients: input times gradient is
-    relevance. Parameters are shared with the model, which is not modified.
+    Calls return exactly what the model returns, and plain autograd through them yields modified gradients: input times
+    gradient is relevance. Parameters are shared with the model, which is left as it was.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own output.
 
         Raises:
-            CaptureError: if it is traced (``torch.compile``, ``torch.export``) and has several captures.
+            CaptureError: where it is traced itself (``torch.compile``, ``torch.export``) and has several captures.
         """
         if is_traced():
             if len(self.captures) > 1:
                 raise CaptureError(
-                    f"there are {len(self.captures)} captures, and a tracer cannot choose among them.\nRemedy: trace "
-                    "the graph_module of a conversion with a single capture."
+                    f"{len(self.captures)} captures were made, and a tracer cannot choose among them.\nRemedy: trace "
+                    "the graph_module of a conversion that was called one way only."
                 )
             return self.graph_module(*args, **kwargs)
         args, kwargs = opened((args, kwargs))
@@ -99,29 +99,29 @@ class ExplainableModule(Exporting):
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
 
         Args:
-            *args: the model's inputs; if it was converted with its tokenizer, also a text, a pair of texts (a tuple),
-                or a list of them.
+            *args: the model's inputs; a text, a pair of texts as a tuple, or a list of them, where the model was
+                converted with its tokenizer.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
                 class or token id, one per sample, "contrast", "log_prob", "probability" or "logit" (of the largest), a
                 :class:`lrp_fx.Contrast`, :class:`lrp_fx.LogProb`, :class:`lrp_fx.Probability` or :class:`lrp_fx.Logit`
                 of a class and a position, a :class:`lrp_fx.Span` of a text's tokens, a tuple index into the output's
                 non-batch dimensions, :class:`lrp_fx.Pixels` of a class where the output has many values per class (a
                 class alone is refused there), or a callable from the output to (B,) scalars.
-            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; their inputs, ``"*.down_proj@input"``;
-                parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; with a
-                dimension for heads).
-            condition: ``{"model.layers.3.mlp": neuron_ids}``: only relevance through these features of these tensors
-                (CRP, arXiv:2206.03208); the features of parts of attention are heads.
-            rules: another rule set than the one of the conversion.
-            memory: "low" checkpoints the model's repeated blocks: a third more time, and a fraction of the memory.
+            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes in, ``"*.down_proj@input"``;
+                parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; heads apart).
+            condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
+                these tensors (CRP, arXiv:2206.03208); of parts of attention the features are heads.
+            rules: another rule set than the one the model was converted with.
+            memory: "low" runs the model's repeated blocks a second time on the way back instead of remembering what
+                they computed: a third more time, and a fraction of the memory.
             targets: several targets in place of one: :meth:`explain_targets`.
-            check: "first" checks the first explanation of every capture and rule set with an accounting sweep
-                (``lrp_fx.explain.check``): one more forward and backward pass, with all values in memory. "always"
-                checks every explanation, False none; None for the option of ``convert``. Explanations with
-                ``memory="low"`` and on the meta device are not checked; of several targets the first is; for a compiled
-                graph, the eager graph is.
-            keep_inputs: whether the result keeps the inputs. Ledger and sources are computed from them on demand, and
-                are not available without them.
+            check: "first" holds the first explanation of every capture and rule set to an accounting sweep
+                (``lrp_fx.explain.check``): a forward and a backward pass more, kept in full, and a look at every node.
+                "always" does so every time, False never; None is what ``convert`` was told. Not with
+                ``memory="low"`` nor on the meta device; a compiled graph is not compared, what it was made of is
+                checked; of several targets the first is.
+            keep_inputs: whether the result keeps the inputs. Its ledger and its sources are computed from them when
+                they are asked for, and go with them.
             **kwargs: the model's inputs.
 
         Raises:
@@ -130,10 +130,10 @@ class ExplainableModule(Exporting):
         if memory not in ("normal", "low"):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
         if targets is None:
-            single = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
-            return single if keep_inputs else single.without_inputs()
+            made = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
+            return made if keep_inputs else made.without_inputs()
         if target is not None or condition or memory == "low":
-            raise ValueError('targets= cannot be combined with target=, condition= or memory="low": give one target=')
+            raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
         several = self.explain_targets(*args, targets=targets, at=at, rules=rules, check=check, **kwargs)
         return several if keep_inputs else several.without_inputs()
 
@@ -163,27 +163,27 @@ class ExplainableModule(Exporting):
         check: str | bool | None = None,
         **kwargs: Any,
     ) -> Attributions:
-        """Relevance for many targets from one forward pass; the same as :meth:`explain` for each target.
+        """Relevance for many targets from one forward pass; what :meth:`explain` says of each, one by one.
 
         Args:
             *args: the model's inputs.
-            targets: each as in :meth:`explain`. Classes, tuples (position, class), logits and contrasts have one
-                batched backward pass, other targets one each.
+            targets: each as in :meth:`explain`. Classes, tuples (position, class), logits and contrasts go back all at
+                once, others one after the other.
             at: as in :meth:`explain`.
             rules: as in :meth:`explain`.
-            chunk: number of backward sweeps in one batch; memory grows with it. None for the fastest.
+            chunk: how many backward sweeps run at once: memory grows with it. None: what is fastest.
             check: as in :meth:`explain`.
             **kwargs: the model's inputs.
 
         Raises:
-            TargetError: for a target out of range, and for a target of one sample among targets of all samples.
+            TargetError: for a target out of range, or of a kind that has to be explained by itself.
         """
         args, kwargs, encoded = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
         when = self.captures.options.when(check)
-        result = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
+        made = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
         names = tuple(spoken(t) or "the model's answer" for t in normal_targets(targets))
-        return replace(result, context=self._context(result, encoded), names=names)
+        return replace(made, context=self._context(made, encoded), names=names)
 
     def explain_generation(
         self,
@@ -196,23 +196,23 @@ class ExplainableModule(Exporting):
         options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Generation:
-        """Generate with the model's ``generate`` and cache, then attribute every new token to all tokens before it.
+        """Generate with the model's own ``generate`` and cache, then attribute every new token to all tokens before it.
 
-        One forward pass explains many tokens: the logits at a position depend on its prefix only.
+        One forward pass serves many of them: what a position says depends on its prefix only.
 
         Args:
-            input_ids: (B, S) prompt; if the model was converted with its tokenizer, also a text or a list of texts.
-            max_new_tokens: largest number of new tokens.
-            target: target for every new token: None or "logit", "contrast", "log_prob", "probability", or a
+            input_ids: (B, S) prompt; a text, or a list of them, where the model was converted with its tokenizer.
+            max_new_tokens: how many tokens at most.
+            target: what of every new token: None or "logit", "contrast", "log_prob", "probability", or a
                 :class:`lrp_fx.Contrast` with a foil.
             rules: as in :meth:`explain`.
             chunk: as in :meth:`explain_targets`.
-            options: further arguments of ``generate`` (the default is no sampling).
+            options: further arguments of ``generate`` (sampling is off unless they say otherwise).
             **kwargs: further inputs of the model (``attention_mask``, images).
 
         Raises:
-            InputError: if the model has no ``generate``, or generates nothing.
-            TargetError: for a target that names a class or a position.
+            InputError: when the model has no ``generate``.
+            TargetError: for a target that is not of every token alike.
         """
         explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
         how = {"max_new_tokens": max_new_tokens, **(options or {})}
@@ -224,41 +224,41 @@ class ExplainableModule(Exporting):
         _, inputs, encoded = self.encoded((input_ids,), kwargs, left=True)
         if encoded is None:
             inputs = {"input_ids": input_ids, **kwargs}
-        else:  # the model's generate makes the decoder's start; tokens are described for the whole sequence
+        else:  # the decoder's start is the model's own to make; tokens are those of the whole sequence
             inputs.pop("decoder_input_ids", None)
             encoded = replace(encoded, tokens={})
-        generation = generate(self.model, explain, capture, inputs, how, target)
-        return generation.with_context(self._context(generation, encoded))
+        made = generate(self.model, explain, capture, inputs, how, target)
+        return made.with_context(self._context(made, encoded))
 
-    def _context(self, result: Result, encoded: Encoded | None, question: str = "") -> Context:
-        """Context of a result: fingerprint of the model, target in words, tokens, notes, class names."""
+    def _context(self, made: Result, encoded: Encoded | None, question: str = "") -> Context:
+        """What a result of this model knows of it and of its inputs."""
         fingerprint = functools.partial(model_fingerprint, self.model)
         if self._encoder is None:
-            return replace(result.context, question=question, fingerprint=fingerprint)
-        texts = {} if encoded is None else encoded.tokens
-        tokens = {n: texts[n] if n in texts else self._described(result, n) for n in result.token_inputs}
-        notes = result.context.notes if encoded is None else (*encoded.notes, *result.context.notes)
-        context = replace(result.context, question=question, fingerprint=fingerprint)
+            return replace(made.context, question=question, fingerprint=fingerprint)
+        known = {} if encoded is None else encoded.tokens
+        tokens = {n: known[n] if n in known else self._described(made, n) for n in made.token_inputs}
+        notes = made.context.notes if encoded is None else (*encoded.notes, *made.context.notes)
+        context = replace(made.context, question=question, fingerprint=fingerprint)
         return replace(context, tokens=tokens, notes=notes, labels=self._encoder.labels)
 
-    def _described(self, result: Result, name: str) -> tuple[Tokens, ...]:
-        """The tokens of an input of ids, for a call without a text."""
-        ids, encoder = result.inputs[name], self._encoder
+    def _described(self, made: Result, name: str) -> tuple[Tokens, ...]:
+        """The tokens of ids that came without a text."""
+        ids, encoder = made.inputs[name], self._encoder
         if encoder is None or encoder.tokenizer is None or ids.dim() != 2:
-            return result.tokens(name)
-        masks = padding_masks(result.inputs)
+            return made.tokens(name)
+        masks = padding_masks(made.inputs)
         mask = next(
             (shown(m) for n, m in masks.items() if m.shape == ids.shape and ("decoder" in n) == ("decoder" in name)),
             None,
         )
         return encoder.describe(ids, mask)
 
-    def _answered(self, result: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
-        """Names of the explained values; None where they would need another forward pass."""
-        if self._encoder is None or isinstance(result._output, Later):
+    def _answered(self, made: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
+        """Names of what was explained, where they are known without computing anything again."""
+        if self._encoder is None or isinstance(made._output, Later):
             return None
-        named = answers(target, result.output, padding_masks(result.inputs), reading, self._encoder.answer)
-        return named if named is not None and len(named) == len(result) else None
+        named = answers(target, made.output, padding_masks(made.inputs), reading, self._encoder.answer)
+        return named if named is not None and len(named) == len(made) else None
 
     def _explain(
         self,
@@ -274,15 +274,15 @@ class ExplainableModule(Exporting):
         args, kwargs, encoded = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
         ruleset, places, when = self.rule_set(rules), places_of(at, *conditions), self.captures.options.when(check)
-        results = specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
-        if not results:
+        made = specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
+        if not made:
             return []
-        named = self._answered(results[0], target, specialization.reading)
-        contexts = (replace(self._context(one, encoded, spoken(target)), answers=named) for one in results)
-        return [one.with_context(context) for one, context in zip(results, contexts, strict=True)]
+        named = self._answered(made[0], target, specialization.reading)
+        contexts = (replace(self._context(one, encoded, spoken(target)), answers=named) for one in made)
+        return [one.with_context(context) for one, context in zip(made, contexts, strict=True)]
 
     def report(self) -> Report:
-        """Role and rule of every node of the latest capture."""
+        """What every node of the latest capture is, and which rule it got."""
         return make_report(self.current.captured, self.current.under(self.ruleset).plan)
 
     def verify(
@@ -293,10 +293,10 @@ class ExplainableModule(Exporting):
         show: bool = False,
         **kwargs: Any,
     ) -> Verification:
-        """Verify the conversion on these inputs (:func:`lrp_fx.verify.verify`); ``show`` prints the table.
+        """Hold the conversion to the model on these inputs (:func:`lrp_fx.verify.verify`); ``show`` prints the table.
 
-        Checks: outputs, conservation at every node, the ledger, finiteness, the gradient rules against autograd, and
-        the response to small changes of the inputs.
+        Compared are outputs, conservation at every node, the ledger, finiteness, the gradient rules with autograd, and
+        what happens when inputs move.
         """
         ruleset = self.rule_set(rules)
         args, kwargs, _ = self.encoded(args, kwargs)

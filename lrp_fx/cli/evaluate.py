@@ -1,4 +1,4 @@
-"""What `lrp-fx eval` does: make a task of texts, and show what was measured."""
+"""`lrp-fx eval`: a task from texts, and a table of results."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from lrp_fx.evaluate import Results, Task, Tokens
 from lrp_fx.explain.reading import find_logits
 from lrp_fx.explain.target import last_positions
 
-#: what the table shows: metric -> heading
+#: metric -> heading of its column
 SHOWN = {"deletion": "deletion", "insertion": "insertion", "loo": "LOO", "share": "share"}
 
 
 def text_task(name: str, model: nn.Module, tokenizer: Any, texts: Sequence[str], target: int | None = None) -> Task:
-    """A task of a text model: its own answers (or class ``target``) to ``texts``, tokens that are not special taken
-    away by the mask token, or the unknown or padding token where the tokenizer has none.
+    """A task of a text model: explain its answers to ``texts`` (or class ``target``). Features are tokens that are not
+    special; the mask token replaces them, or the unknown, padding or end token if the tokenizer has none.
 
     Raises:
-        InputError: for a text without a token that can be taken away, or an encoder with a decoder.
-        LrpError: for a text that is too long, or a tokenizer without a token to put in place of others.
+        InputError: for a text of special tokens alone, and for an encoder-decoder model.
+        LrpError: for a text that is too long, and for a tokenizer without any of these tokens.
     """
     if is_encoder_decoder(model):
-        raise InputError("a model with a decoder of its own needs a task made in Python: see lrp_fx.evaluate.Task")
+        raise InputError("an encoder-decoder model needs a task made in Python: see lrp_fx.evaluate.Task")
     named = (tokenizer.mask_token_id, tokenizer.unk_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id)
     replacement = next((token for token in named if token is not None), None)
     if replacement is None:
-        raise LrpError("the tokenizer has no mask, unknown, padding or end token to put in place of others")
+        raise LrpError("the tokenizer has no mask, unknown, padding or end token to replace other tokens with")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = replacement  # masked out wherever it is padding
+        tokenizer.pad_token_id = replacement  # (padding is masked out)
     encoding = tokenizer(list(texts), return_tensors="pt", padding=True, padding_side="right")
     ids, mask = encoding["input_ids"], encoding["attention_mask"]
     if ids.shape[1] > tokenizer.model_max_length:
@@ -43,7 +43,7 @@ def text_task(name: str, model: nn.Module, tokenizer: Any, texts: Sequence[str],
     eligible = mask.bool() & ~torch.isin(ids, special)
     if not bool(eligible.any(1).all()):
         empty = int((~eligible.any(1)).nonzero()[0])
-        raise InputError(f"text {empty + 1} has no token that can be taken away: {texts[empty]!r}")
+        raise InputError(f"text {empty + 1} has special tokens only, so no feature can be removed: {texts[empty]!r}")
     inputs = {"input_ids": ids, "attention_mask": mask}
     if target is not None:
         answers = torch.full((len(ids),), target)
@@ -62,7 +62,7 @@ def _answers(output: Any, mask: torch.Tensor) -> torch.Tensor:
 
 
 def results_table(results: Results) -> Table:
-    """Methods by metrics: ABPC with its 95% interval, means of the others, milliseconds per explanation."""
+    """A row per method: ABPC with its 95% interval, means of the other metrics, milliseconds per explanation."""
     summary = results.summary()
     table = Table(box=None, pad_edge=False)
     table.add_column("method", style="dim", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Command line: explain a text, show what the compiler did, verify it."""
+"""Command line: explain a text, report on the graph, verify, evaluate."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class Loaded:
     text: str
 
     def encode(self, text: str) -> tuple[dict[str, Any], Any]:
-        """(model inputs, the tokenizer's encoding) of one text; a decoder of its own starts with its start token.
+        """(model inputs, the tokenizer's encoding) of one text; a decoder's input is its start token.
 
         Raises:
-            LrpError: for a text without tokens, or with more than the tokenizer says the model reads.
+            LrpError: for a text without tokens, or with more than the tokenizer's maximum.
         """
         encoding = self.tokenizer(text, return_tensors="pt")
         length = encoding["input_ids"].shape[1]
@@ -96,14 +96,14 @@ def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
     transformers: Any = require("transformers", "transformers")
     if not any(
         path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)
-    ):  # else one without a vocabulary is made up
+    ):  # (transformers would return a tokenizer without a vocabulary)
         raise LrpError(f"there is no tokenizer in {folder}: save it there with tokenizer.save_pretrained(folder)")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         config = transformers.AutoConfig.from_pretrained(folder)
         cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
         model = cls.from_pretrained(folder).eval().to(dtype)
-    except Exception as error:  # whatever is wrong with the folder, of whichever library's type
+    except Exception as error:  # errors of several libraries
         raise LrpError(f"the model in {folder} cannot be loaded: {error}") from error
     classes: dict[int, str] = getattr(model.config, "id2label", None) or {}
     labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in cls.__name__ else None
@@ -112,9 +112,9 @@ def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
 
 @contextlib.contextmanager
 def _clear_errors() -> Iterator[None]:
-    """Errors of ours become one message and exit code 1."""
+    """Print errors of lrp_fx as one message, and exit with code 1."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are folders: nothing is looked up
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders
     try:
         yield
     except (LrpError, OSError) as error:
@@ -124,7 +124,7 @@ def _clear_errors() -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """No progress bar for loading weights: it tears the output of this command."""
+    """Disable the progress bar of weight loading, which would break up the output."""
     with contextlib.suppress(LrpError, AttributeError):
         transformers: Any = require("transformers", "transformers")
         transformers.utils.logging.disable_progress_bar()
@@ -152,7 +152,7 @@ def explain(
         xmodel = lrp_fx.convert(loaded.model, rules=rules, tokenizer=loaded.tokenizer, labels=loaded.labels)
         with console.status("capturing and rewriting the graph, then one backward sweep"):
             attribution = xmodel.explain(loaded.text, target=_target(target))
-            attribution.ledger  # noqa: B018  (its notes are shown, too)
+            attribution.ledger  # noqa: B018  (computed now, so that its notes are shown)
         console.print(f"\n{escape(loaded.title)}\n", highlight=False)
         attribution.show(words=not pieces, console=console)
         if html is not None:
@@ -160,18 +160,18 @@ def explain(
             console.print(f"heatmap: {place.resolve()}", highlight=False, soft_wrap=True)
 
 
-def _target(said: str | None) -> int | str | None:
+def _target(option: str | None) -> int | str | None:
     """A class by its number, or the name of a target."""
-    return int(said) if said is not None and re.fullmatch(r"-?\d+", said) else said
+    return int(option) if option is not None and re.fullmatch(r"-?\d+", option) else option
 
 
 @app.command()
 def view(
-    files: Annotated[list[Path], typer.Argument(help="results that `save` wrote (.safetensors, .json.gz)")],
+    files: Annotated[list[Path], typer.Argument(help="files of saved results (.safetensors, .json.gz)")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the page to write")] = Path("view.html"),
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
 ) -> None:
-    """Write one page to look at saved results with, several side by side: an HTML file that needs no network."""
+    """Write saved results, several side by side, to one HTML page that needs no network."""
     with _clear_errors():
         results = [lrp_fx.load_result(file) for file in files]
         names = [file.name.removesuffix(".gz").rpartition(".")[0] for file in files]
@@ -183,19 +183,19 @@ def view(
 def report(
     model: Model, text: Text = None, rules: Rules = "default", precision: Precision = "float32", why: Why = None
 ) -> None:
-    """Show what every node of the model's graph is, and which rule it got; or why some nodes are what they are."""
+    """Show role and rule of every node of the model's graph; with --why, the patterns and conditions of some nodes."""
     with _clear_errors():
         loaded = load(model, text, precision)
         inputs, _ = loaded.encode(loaded.text or "a b c")
-        found = lrp_fx.convert(loaded.model, **inputs, rules=rules).report()
-        (found if why is None else found.why(why)).print()
+        summary = lrp_fx.convert(loaded.model, **inputs, rules=rules).report()
+        (summary if why is None else summary.why(why)).print()
 
 
 @app.command()
 def verify(
     model: Model, text: Text = None, target: What = None, rules: Rules = "default", precision: Precision = "float64"
 ) -> None:
-    """Check outputs, conservation at every node and finiteness; exit code 1 when something fails."""
+    """Check outputs, conservation at every node and finiteness; exit code 1 if a check fails."""
     with _clear_errors():
         loaded = load(model, text, precision)
         inputs, _ = loaded.encode(loaded.text or "a b c")
@@ -227,7 +227,7 @@ def eval_command(
         chosen = find_methods(methods.split(",") if methods else METHODS)
         results = evaluate(task, chosen, steps=steps)
         console = Console()
-        console.print(f"{len(texts)} texts; high is good, but of deletion low\n", highlight=False)
+        console.print(f"{len(texts)} texts; higher is better, for deletion lower\n", highlight=False)
         console.print(results_table(results))
         if csv is not None:
             results.save(csv)
@@ -238,7 +238,7 @@ def eval_command(
 
 @app.command("rules")
 def rules_command() -> None:
-    """List the rule sets that ship with the package."""
+    """List the shipped rule sets."""
     for name in available():
         ruleset = lrp_fx.RuleSet.load(name)
         shown = ", ".join(f"{role}: {rule}" for role, rule in ruleset.rules.items())

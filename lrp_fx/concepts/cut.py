@@ -1,7 +1,7 @@
 """One forward pass through a rewritten graph that is cut at its inputs and at named latents.
 
-Downstream of a cut everything reads a leaf, so autograd from any later tensor stops there: what arrives at the leaf is
-relevance that came directly, not through another named latent. Each piece of the graph can be swept on its own.
+Behind a cut all operators read a leaf, so autograd from any later tensor stops there: the leaf receives relevance that
+came directly, not through another cut. Each piece of the graph can be swept on its own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lrp_fx.rules.ruleset import RuleSet
 
 @dataclass(frozen=True)
 class Cut:
-    """One place where the graph is cut.
+    """One cut of the graph.
 
     Attributes:
-        name: of the input, or path of the latent.
+        name: name of the input, or path of the latent.
         kind: "input" or "latent".
         node: the captured node.
-        before: the tensor as it was computed.
-        after: the leaf that everything downstream reads; ``before`` itself where no relevance can pass.
+        before: the computed tensor.
+        after: the leaf that all operators behind the cut read; ``before`` itself where no relevance passes.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class CutRun:
-    """A forward pass with its cuts, in the order they were computed (so a topological order).
+    """A forward pass with its cuts, in topological order.
 
     Attributes:
-        sweeper: the graph that ran.
+        sweeper: the tapped graph.
         leaves: its flat inputs.
         cuts: inputs and latents.
         output: the model's output.
@@ -66,7 +66,7 @@ class CutRun:
 
     @property
     def feeds_zeros(self) -> bool:
-        """Whether inputs that are 0 can have relevance."""
+        """Whether zeros of inputs can have relevance."""
         return self.sweeper.rewritten.plan.feeds_zeros
 
     def latent(self, name: str) -> Cut:
@@ -74,13 +74,13 @@ class CutRun:
         return next(cut for cut in self.cuts if cut.kind == "latent" and cut.name == name)
 
     def send(self, value: Tensor, cotangent: Tensor, to: Sequence[Cut]) -> list[Tensor | None]:
-        """Cotangents that reach cuts from ``cotangent`` at ``value``, None where none does."""
+        """Cotangents at the cuts ``to`` from ``cotangent`` at ``value``; None where there is none."""
         return cotangents(value, [cut.after for cut in to], cotangent, again=True)
 
     def to_inputs(self, value: Tensor, cotangent: Tensor) -> dict[str, Tensor]:
         """Relevance of every input, as in ``Attribution.relevance``, from ``cotangent`` at ``value``.
 
-        Only what reaches the inputs without crossing another cut counts.
+        Relevance through other cuts does not count.
         """
         inputs = [cut for cut in self.cuts if cut.kind == "input"]
         sent = zip(inputs, self.send(value, cotangent, inputs), strict=True)
@@ -99,7 +99,7 @@ class _Cutting(fx.Interpreter):
         for name, node in _source_names(sweeper).items():
             self.places.setdefault(rewritten.copies[node], []).append((name, "input", node))
         innermost = sorted(sweeper.latents.items(), key=lambda item: -item[0].count("."))
-        for name, node in innermost:  # modules that return the same tensor are cut one after the other
+        for name, node in innermost:  # modules that return the same tensor have cuts one after the other
             self.places.setdefault(rewritten.results[node], []).append((name, "latent", node))
 
     def run_node(self, n: Node) -> Any:
@@ -113,7 +113,7 @@ class _Cutting(fx.Interpreter):
 
 
 def _source_names(sweeper: Sweeper) -> dict[str, Node]:
-    """A name of its own for every source: the input's, with the table's where an input has several."""
+    """A unique name for every source: the input's name, with the table's name if an input has several sources."""
     sweeper.inputs.check()
     sources = sweeper.inputs.facts.sources
     inputs = [sweeper.inputs.name(s.input) for s in sources]
@@ -133,7 +133,7 @@ def cut_forward(
     target: Target = None,
     rules: RuleSource | None = None,
 ) -> CutRun:
-    """Run a converted model once, cut at its inputs and at the latents that ``at`` names.
+    """Run a converted model once, cut at its inputs and at the latents ``at``.
 
     Raises:
         LatentError: for a name that matches nothing in the graph.

@@ -1,13 +1,13 @@
-"""Sparse autoencoders as dictionaries of a latent: relevance feature by feature, and nothing left out.
+"""Sparse autoencoders as dictionaries of a latent: its relevance divided among features, error and bias.
 
 A dictionary writes a latent as x = decode(f) + error with f = encode(x), and decode(f) = sum_i f_i d_i + b. With g the
-cotangent of x (its relevance is x * g), the relevance of x is, exactly,
+cotangent of x (its relevance is x * g), the relevance of x is exactly
 
     sum_i f_i <d_i, g>  +  error * g  +  b * g:
 
-feature i has f_i <d_i, g>, the rest belongs to what the dictionary does not explain and to its bias. The cotangent is
-taken from the sweep itself; nothing is divided by x. (Marks et al. 2024, arXiv:2403.19647, insert dictionaries and
-their errors in the same way, for gradients.)
+feature i has f_i <d_i, g>; the rest belongs to the reconstruction error and to the decoder's bias. The cotangent comes
+from the sweep; nothing is divided by x. (Marks et al. 2024, arXiv:2403.19647, insert dictionaries and their errors in
+the same way, for gradients.)
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from lrp_fx.rules.functions import relevance_of
 
 
 class DictionaryError(LrpError, ValueError):
-    """A dictionary does not fit the latent it is placed at, or its decoder is not affine."""
+    """A dictionary does not fit its latent, or its decoder is not affine."""
 
 
 class Dictionary(Protocol):
-    """What a sparse autoencoder has to offer; features are the last dimension of x and of f."""
+    """Interface of a sparse autoencoder; features are the last dimension of x and of f."""
 
     def encode(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., N) features."""
@@ -47,15 +47,15 @@ class Dictionary(Protocol):
 class FeatureAttribution:
     """Relevance of the features of a dictionary, for one target per sample.
 
-    Latents of images, (B, C, H, W), are read with their channels last: (B, H, W, C).
+    Latents of images, (B, C, H, W), are given to the dictionary with channels last: (B, H, W, C).
 
     Attributes:
         features: (..., N) relevance of every feature.
-        error: (..., D) relevance of what the dictionary does not explain, elementwise.
+        error: (..., D) relevance of the reconstruction error, elementwise.
         bias: (..., D) relevance of the decoder's bias, elementwise.
-        latent: (..., D) relevance of the latent, the sum of which is that of the three above.
+        latent: (..., D) relevance of the latent; its sum is the sum of the three above.
         activations: (..., N) the features.
-        reconstruction: (..., D) what the dictionary makes of the latent.
+        reconstruction: (..., D) the decoded features.
         target: (B,) the explained values.
         output: the model's output, detached.
     """
@@ -71,17 +71,17 @@ class FeatureAttribution:
     _pull: Callable[[Tensor | None], dict[str, Tensor]] = field(repr=False)
 
     def to_inputs(self, features: int | Iterable[int] | Tensor) -> dict[str, Tensor]:
-        """Relevance of every input, as far as it flows through some features of the dictionary.
+        """Relevance of every input that flows through some features of the dictionary.
 
-        A feature's relevance goes to the latent by the rules of the encoder, converted as any model is, and from there
-        to the inputs. Summed over all features, with :meth:`error_to_inputs`, this is all that flows through the
-        latent. Biases of the encoder absorb, as they do elsewhere.
+        A feature's relevance goes through the converted encoder to the latent, and from there to the inputs. The sum
+        over all features, with :meth:`error_to_inputs`, is all relevance that flows through the latent, up to the part
+        absorbed by the encoder's biases.
 
         Args:
-            features: one, or several whose relevances are summed; or a mask that broadcasts to (..., N).
+            features: one feature, several (their relevance is summed), or a mask that broadcasts to (..., N).
 
         Raises:
-            DictionaryError: for a feature the dictionary does not have.
+            DictionaryError: for a feature out of range.
         """
         if isinstance(features, Tensor) and (features.is_floating_point() or features.dtype is torch.bool):
             return self._pull(features)
@@ -94,9 +94,9 @@ class FeatureAttribution:
         return self._pull(mask)
 
     def error_to_inputs(self) -> dict[str, Tensor]:
-        """Relevance of every input, as far as it flows past the dictionary's features.
+        """Relevance of every input that flows through the latent, but not through the dictionary's features.
 
-        The error is x - decode(encode(x)): x gets what arrives there, less what decode(encode(x)) hands down.
+        The error is x - decode(encode(x)): x receives its cotangent minus the one through decode(encode(x)).
         """
         return self._pull(None)
 
@@ -115,12 +115,12 @@ class _Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class FeatureExplainer:
-    """A dictionary at its place in a model: explains many inputs with one conversion of its encoder.
+    """A dictionary at a latent of a model: explains many inputs with one conversion of its encoder.
 
     Attributes:
         xmodel: the converted model.
         dictionary: the dictionary.
-        at: name of the latent that it reads.
+        at: name of the latent.
         encoder: the converted encoder.
     """
 
@@ -131,7 +131,7 @@ class FeatureExplainer:
 
     @classmethod
     def place(cls, xmodel: ExplainableModule, dictionary: Dictionary, at: str) -> FeatureExplainer:
-        """Place a dictionary at a latent; its encoder gets the rules of the model."""
+        """Place a dictionary at a latent; its encoder is converted with the model's rule set."""
         return cls(xmodel, dictionary, at, convert(_Encoder(dictionary), rules=xmodel.ruleset))
 
     def explain(
@@ -171,27 +171,27 @@ def explain_features(
 ) -> FeatureAttribution:
     """Relevance of every feature of a dictionary (a sparse autoencoder) placed at a latent.
 
-    The model is not run with the dictionary in it: its output and the relevance of its latent are as ever, and the
-    latter is told apart by feature. For many inputs, :class:`FeatureExplainer` converts the encoder once.
+    The dictionary does not change the model: its output and the relevance of the latent stay the same; the latter is
+    divided among features. For many inputs, :class:`FeatureExplainer` converts the encoder once.
 
     Args:
         xmodel: the converted model.
         dictionary: anything with ``encode`` and an affine ``decode``, in the precision of the model.
         *args: inputs of the model.
-        at: name of the latent, as in ``explain``; it names one.
-        target: what is explained, as in ``explain``.
-        rules: another rule set than the converted one.
+        at: name of one latent, as in ``explain``.
+        target: as in ``explain``.
+        rules: another rule set than the one of the conversion.
         **kwargs: inputs of the model by keyword.
 
     Raises:
-        LatentError: when ``at`` does not name one latent.
-        DictionaryError: when the dictionary does not fit the latent, or its decoder is not affine.
+        LatentError: if ``at`` does not name exactly one latent.
+        DictionaryError: if the dictionary does not fit the latent, or its decoder is not affine.
     """
     return FeatureExplainer.place(xmodel, dictionary, at).explain(*args, target=target, rules=rules, **kwargs)
 
 
 def _decoded(dictionary: Dictionary, x: Tensor, g: Tensor, at: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Features, their reconstruction, the cotangent of the features, and what the decoder makes of none.
+    """(features, their reconstruction, the cotangent of the features, the decoder's output for zeros).
 
     Raises:
         DictionaryError: as :func:`explain_features`.
@@ -217,8 +217,8 @@ def _decoded(dictionary: Dictionary, x: Tensor, g: Tensor, at: str) -> tuple[Ten
 
 
 def _check_affine(dictionary: Dictionary, f: Tensor, decoded: Tensor, offset: Tensor) -> None:
-    """decode(2 f - 3 p) against 2 decode(f) - 3 decode(p) + 2 decode(0), for random p of the size of f."""
-    generator = torch.Generator().manual_seed(0)  # its own: the global state stays as it is
+    """Compare decode(2 f - 3 p) with 2 decode(f) - 3 decode(p) + 2 decode(0), for random p on the scale of f."""
+    generator = torch.Generator().manual_seed(0)  # (the global state is not touched)
     p = torch.randn(f.shape, generator=generator, dtype=torch.float64).to(f) * f.abs().amax().clamp(min=1)
     actual = dictionary.decode(2 * f - 3 * p)
     expected = 2 * decoded - 3 * dictionary.decode(p) + 2 * offset
@@ -226,9 +226,9 @@ def _check_affine(dictionary: Dictionary, f: Tensor, decoded: Tensor, offset: Te
     defect = float((actual - expected).abs().max()) / scale
     if not defect < torch.finfo(f.dtype).eps ** 0.5:
         raise DictionaryError(
-            f"the decoder is not affine (off by {defect:.2g} of its largest output): feature relevances would not sum. "
-            "Remedy: leave out of decode what is not (a final nonlinearity, a normalization undone), or put it in a "
-            "module of the model."
+            f"the decoder is not affine (off by {defect:.2g} of its largest output): relevance of features would not "
+            "add up. Remedy: remove the operators that are not affine (a final nonlinearity, an undone normalization) "
+            "from decode, or put them in a module of the model."
         )
 
 

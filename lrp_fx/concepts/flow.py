@@ -1,8 +1,9 @@
 """Relevance flow between parts of a model: a circuit, as a weighted directed graph.
 
-Every listed latent is a node, and an edge A -> B weighs the relevance that goes from B to A directly, along paths that
-pass no other node. The graph is cut at its nodes (:mod:`lrp_fx.concepts.cut`) and swept piece by piece, from the target
-backwards: a node's whole cotangent is there before it is sent on. This is exact, not an approximation by patching.
+Every listed latent is a node. The weight of an edge A -> B is the relevance that goes from B to A directly, along paths
+without another node. The model is cut at the nodes (:mod:`lrp_fx.concepts.cut`) and swept piece by piece, from the
+target backwards: a node passes relevance on after all of its cotangent has arrived. This is exact, not an approximation
+by patching.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ if TYPE_CHECKING:
 
 TARGET = "target"
 
-#: an axis, each index of which is a node (heads), or (axis, parts): that many equal runs of it (heads side by side)
+#: an axis with a node for each index (heads), or (axis, parts) with a node for each of that many equal slices of it
 Split = int | tuple[int, int]
 
 Detail = Literal["sum", "sample", "position", "element"]
 
 
 @dataclass(frozen=True)
-class _Part:
-    """What one graph node stands for: a cut, or one slice of it."""
+class _Slice:
+    """The tensor of one graph node: a cut, or one slice of it."""
 
     name: str
     axis: int = 0
@@ -46,7 +47,7 @@ class _Part:
         return tensor if self.length < 0 else tensor.narrow(self.axis, self.start, self.length)
 
     def alone(self, tensor: Tensor) -> Tensor:
-        """``tensor``, 0 outside of this part."""
+        """``tensor``, 0 outside of this slice."""
         if self.length < 0:
             return tensor
         masked = torch.zeros_like(tensor)
@@ -66,28 +67,28 @@ def relevance_flow(
 ) -> networkx.DiGraph:
     """The graph of relevance flow between the inputs, the latents ``at`` and the target.
 
-    Edges point the way the model computes, from cause to effect. With R relevance, summed over the batch:
+    Edges point in the direction of the forward pass. With relevance summed over the batch:
 
-    - a node's ``relevance`` is the sum of its outgoing edges, and equals what ``explain(at=...)`` gives;
-    - its incoming edges and ``absorbed`` (what biases, constants, softmax and stabilisers between it and the nodes
-      before it keep) sum to its relevance;
-    - so the relevances of the inputs and all ``absorbed`` sum to the target.
+    - a node's ``relevance`` is the sum of its outgoing edges, and equals that of ``explain(at=...)``;
+    - its incoming edges and ``absorbed`` (relevance absorbed by biases, constants, softmax and stabilisers between it
+      and the nodes before it) sum to its relevance;
+    - so the relevance of the inputs and all ``absorbed`` sum to the target.
 
-    One forward pass, and one backward pass through the stretch before each node (or part of one). Exact for every rule
-    whose backward is linear in what arrives: all but guided backpropagation, DeconvNet and registered rules that are
-    not.
+    It takes one forward pass, and for each node (or slice) one backward pass through the graph before it. It is exact
+    for every rule whose backward is linear in the cotangent: all but guided backpropagation, DeconvNet and registered
+    rules that are not linear.
 
     Args:
         xmodel: the converted model.
         *args: its inputs.
         at: names of latents, as in ``explain``.
-        target: what is explained, as in ``explain``.
+        target: as in ``explain``.
         split: glob -> how the latents it matches are split into nodes ``name[0]``, ``name[1]``, ...: an axis, or
             (axis, parts). ``{"*@mixed": 1}``: one node per head; ``{"*.mlp": -1}``: one per feature.
-        detail: what else is kept, as tensor attribute ``flow`` of edges (relevance of the edge's origin, as far as it
-            came over that edge) and nodes: nothing ("sum"), one number per index of the first dimension ("sample"),
-            summed over features ("position": last dimension, dimension 1 of images), or all of it ("element").
-        rules: another rule set than the converted one.
+        detail: tensor attribute ``flow`` of nodes and of edges (relevance of the edge's origin that came over that
+            edge): none ("sum"), one number per index of the first dimension ("sample"), summed over features
+            ("position": last dimension, dimension 1 of images), or elementwise ("element").
+        rules: another rule set than the one of the conversion.
         **kwargs: its inputs by keyword.
 
     Returns:
@@ -96,11 +97,11 @@ def relevance_flow(
     Raises:
         LatentError: for a name that matches nothing, or a split that does not fit.
         TargetError, InputError: as ``explain``.
-        MissingExtraError: when networkx is not installed.
+        MissingExtraError: if networkx is not installed.
     """
     nx: Any = require("networkx", "concepts")
     run = cut_forward(xmodel, args, kwargs, (at,) if isinstance(at, str) else at, target, rules)
-    parts = [_parts(cut, split or {}) for cut in run.cuts]
+    slices = [_slices(cut, split or {}) for cut in run.cuts]
     graph = nx.DiGraph(rules=run.sweeper.rewritten.plan.ruleset.name)
     arrived: list[Tensor | None] = [None] * len(run.cuts)
 
@@ -111,7 +112,7 @@ def relevance_flow(
             earlier = arrived[index]
             arrived[index] = g if earlier is None else earlier + g
             relevance = run.cuts[index].relevance(g, run.feeds_zeros)
-            for part in parts[index]:
+            for part in slices[index]:
                 flow = part.of(relevance)
                 if bool(flow.any()):
                     graph.add_edge(part.name, name, weight=float(flow.double().sum()), **_detail(flow, detail))
@@ -123,7 +124,7 @@ def relevance_flow(
     for index in reversed(range(len(run.cuts))):
         cut, whole = run.cuts[index], arrived[index]
         relevance = cut.relevance(whole, run.feeds_zeros)
-        for part in parts[index]:
+        for part in slices[index]:
             share = part.of(relevance)
             graph.add_node(part.name, kind=cut.kind, relevance=float(share.double().sum()), **_detail(share, detail))
             if whole is not None:
@@ -134,11 +135,11 @@ def relevance_flow(
     return graph
 
 
-def _parts(cut: Cut, split: Mapping[str, Split]) -> Sequence[_Part]:
+def _slices(cut: Cut, split: Mapping[str, Split]) -> Sequence[_Slice]:
     name = f"{cut.name} (latent)" if cut.name == TARGET else cut.name
     split_of_cut = next((how for pattern, how in split.items() if fnmatchcase(cut.name, pattern)), None)
     if split_of_cut is None or cut.kind == "input":
-        return (_Part(name),)
+        return (_Slice(name),)
     axis, count = split_of_cut if isinstance(split_of_cut, tuple) else (split_of_cut, -1)
     shape = cut.after.shape
     if not -len(shape) <= axis < len(shape):
@@ -146,7 +147,7 @@ def _parts(cut: Cut, split: Mapping[str, Split]) -> Sequence[_Part]:
     count = shape[axis] if count < 0 else count
     if count < 1 or shape[axis] % count:
         raise LatentError(f"split of {cut.name!r} into {count} parts, but axis {axis} has the size {shape[axis]}")
-    part, length = _Part(name, axis), shape[axis] // count
+    part, length = _Slice(name, axis), shape[axis] // count
     return [replace(part, name=f"{name}[{i}]", start=i * length, length=length) for i in range(count)]
 
 
@@ -163,13 +164,12 @@ def _detail(flow: Tensor, detail: Detail) -> dict[str, Tensor]:
 def prune(graph: networkx.DiGraph, fraction: float) -> networkx.DiGraph:
     """The strongest edges that together carry ``fraction`` of the flow between the target and the inputs.
 
-    Flow is measured by magnitude, so that relevance for and against does not cancel: from the target backwards, each
-    node hands what it has to the nodes before it in proportion to the absolute weights of the edges. A unit that leaves
-    the target so arrives at the inputs as a whole, and every edge has a share of it. Edges are added by that share,
-    largest first, until the part of the unit that reaches the inputs over added edges alone is at least ``fraction``.
-    Kept are those of them that lie on a path from an input to the target, with their nodes; weights and attributes
-    are as they were, and ``graph.graph["carried"]`` says how much of the unit they carry. Edges of equal share are
-    added in the graph's order.
+    Flow is measured by magnitude, so that relevance for and against does not cancel. From the target backwards, each
+    node divides its mass among the nodes before it in proportion to absolute edge weights. So a unit of mass at the
+    target arrives at the inputs as a whole, and every edge has a share of it. Edges are added by share, largest first
+    (ties in the graph's order), until the mass that reaches the inputs over these edges alone is at least ``fraction``.
+    The result has the added edges on paths from an input to the target, with their nodes, weights and attributes;
+    ``graph.graph["carried"]`` is the mass that they carry.
 
     Raises:
         ValueError: for a fraction that is not above 0 and at most 1.
@@ -182,7 +182,7 @@ def prune(graph: networkx.DiGraph, fraction: float) -> networkx.DiGraph:
     through, _ = _walk(whole, shares)
     ranked = sorted(through, key=lambda edge: -through[edge])
     enough, low, high = fraction * (1 - 1e-12), 0, len(ranked)
-    while low < high:  # what the first n edges carry grows with n
+    while low < high:  # bisection: the mass over the first n edges grows with n
         middle = (low + high) // 2
         carried = _walk(whole, {edge: shares[edge] for edge in ranked[:middle]})[1]
         low, high = (low, middle) if carried >= enough else (middle + 1, high)
@@ -192,7 +192,7 @@ def prune(graph: networkx.DiGraph, fraction: float) -> networkx.DiGraph:
 
 
 def _connected(graph: networkx.DiGraph, edges: Iterable[tuple[str, str]]) -> networkx.DiGraph:
-    """A copy of ``graph`` with those of ``edges`` that lie on a path of ``edges`` from an input to the target."""
+    """A copy of ``graph`` with the ``edges`` that are on a path of ``edges`` from an input to the target."""
     nx: Any = require("networkx", "concepts")
     chosen = graph.edge_subgraph(list(edges))
     inputs = [n for n, kind in chosen.nodes(data="kind") if kind == "input"]
@@ -204,7 +204,7 @@ def _connected(graph: networkx.DiGraph, edges: Iterable[tuple[str, str]]) -> net
 def _walk(
     graph: networkx.DiGraph, shares: Mapping[tuple[str, str], float]
 ) -> tuple[dict[tuple[str, str], float], float]:
-    """What of a unit at the target goes over each edge, and what of it arrives at the inputs."""
+    """For a unit of mass at the target: (mass over each edge, mass that arrives at the inputs)."""
     nx: Any = require("networkx", "concepts")
     mass = dict.fromkeys(graph, 0.0) | {TARGET: 1.0}
     through = {}

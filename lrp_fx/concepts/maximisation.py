@@ -1,7 +1,7 @@
 """Relevance maximisation (Achtibat et al. 2023, arXiv:2206.03208): the samples that most use a neuron.
 
-Activation maximisation shows what a neuron can respond to; relevance maximisation shows what it is used for: samples
-are ranked by the relevance of the neuron in the explanation of the model's output.
+Activation maximisation ranks samples by a neuron's response. Relevance maximisation ranks them by the neuron's
+relevance in the explanation of the model's output, and so shows its use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Data = Mapping[str, Any] | Iterable[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: its number in the data, its inputs (a batch of one), and what was explained of it."""
+    """One sample: its index in the data, its inputs (a batch of one), and its target."""
 
     index: int
     inputs: dict[str, Any] = field(repr=False)
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Hit:
-    """A sample that a neuron ranks high, with its score there."""
+    """A top sample of a neuron, with its score."""
 
     sample: Sample
     score: float
@@ -49,11 +49,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The best samples of every neuron of one latent, best first; of equal scores the earlier sample.
+    """The top samples of every neuron of one latent, best first; equal scores in the order of the data.
 
     Attributes:
         scores: (F, top), -inf where there are fewer samples.
-        samples: (F, top) numbers of the samples, -1 where there are fewer.
+        samples: (F, top) indices of the samples, -1 where there are fewer.
     """
 
     scores: Tensor
@@ -61,12 +61,12 @@ class Ranking:
 
     @classmethod
     def empty(cls, scores: Tensor, top: int) -> Ranking:
-        """Of no sample yet, for (B, F) scores to come."""
+        """A ranking without samples, for (B, F) scores."""
         shape = (scores.shape[1], top)
         return cls(scores.new_full(shape, -torch.inf), torch.full(shape, -1, device=scores.device))
 
     def merged(self, scores: Tensor, first: int) -> Ranking:
-        """With the (B, F) scores of the samples numbered from ``first``."""
+        """The ranking with (B, F) scores of further samples, with indices from ``first``."""
         numbers = torch.arange(first, first + scores.shape[0], device=scores.device).expand(scores.shape[1], -1)
         every = torch.cat([self.scores, scores.T], 1)
         order = every.argsort(dim=1, descending=True, stable=True)[:, : self.scores.shape[1]]
@@ -75,14 +75,14 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Collection:
-    """What :func:`collect` found.
+    """Result of :func:`collect`.
 
     Attributes:
-        by: what samples are ranked by.
-        pool: how it was pooled over positions.
+        by: score of the rankings, "relevance" or "activation".
+        pool: how scores are pooled over positions.
         rankings: latent -> its ranking.
-        samples: the samples that any ranking holds, by number.
-        count: number of samples seen.
+        samples: index -> sample, for all samples in any ranking.
+        count: number of samples in the data.
     """
 
     by: By
@@ -92,11 +92,11 @@ class Collection:
     count: int
 
     def top(self, neuron: int, at: str | None = None) -> list[Hit]:
-        """The samples that use a neuron most, best first.
+        """The top samples of a neuron, best first.
 
         Args:
             neuron: feature of the latent.
-            at: the latent; may be left out where there is one.
+            at: the latent; optional if there is only one.
 
         Raises:
             LatentError: for a latent or a neuron that was not collected.
@@ -109,10 +109,10 @@ class Collection:
         return [Hit(self.samples[n], score) for n, score in pairs if n >= 0]
 
     def latent(self, at: str | None = None) -> str:
-        """``at``, or the one latent that was collected.
+        """``at``, or the only latent for None.
 
         Raises:
-            LatentError: when it was not collected, or there are several to choose from.
+            LatentError: for a latent that was not collected, and for None among several.
         """
         if at is None and len(self.rankings) == 1:
             return next(iter(self.rankings))
@@ -123,7 +123,7 @@ class Collection:
 
 @dataclass(frozen=True)
 class Reference:
-    """Why a sample ranks high at a neuron: relevance of every input, in the shapes of ``Attribution.relevance``."""
+    """Explanation of a top sample of a neuron: relevance of every input, in the shapes of ``Attribution.relevance``."""
 
     hit: Hit
     relevance: dict[str, Tensor]
@@ -144,24 +144,24 @@ def collect(
 ) -> Collection:
     """Rank the samples of a data set for every neuron of the latents ``at``, in one pass over the data.
 
-    Memory holds one batch, (neurons x top) scores, and the samples that are ranked at the time.
+    Memory: one batch, (neurons x top) scores, and the samples in the current rankings.
 
     Args:
         xmodel: the converted model.
-        data: all samples stacked by input name, or an iterable of batches. Every tensor's first dimension is the
-            batch; anything else is passed on as it is.
+        data: all samples stacked by input name, or an iterable of batches. The first dimension of every tensor is the
+            batch; other values are passed on unchanged.
         at: names of latents, as in ``explain``. Neurons are features: the last dimension, dimension 1 of images.
         by: "relevance" of the neuron, or its "activation".
-        pool: "sum" or "max" over the positions of a sample; those a (B, S) padding mask excludes do not count.
-        top: how many samples are kept per neuron.
-        batch: samples at a time, of stacked data.
-        target: what is explained, as in ``explain``; a tensor has one entry per sample of the whole data.
-        rules: another rule set than the converted one.
+        pool: "sum" or "max" over the positions of a sample, without those that a (B, S) padding mask excludes.
+        top: number of samples per neuron.
+        batch: batch size for stacked data.
+        target: as in ``explain``; a tensor has one entry per sample of the whole data.
+        rules: another rule set than the one of the conversion.
         progress: whether to show a progress bar.
 
     Raises:
         LatentError: for a name that matches nothing, or a latent whose first dimension is not the batch.
-        InputError: when there is no sample.
+        InputError: for data without samples.
     """
     places = (at,) if isinstance(at, str) else tuple(at)
     rankings: dict[str, Ranking] = {}
@@ -193,19 +193,19 @@ def reference(
     top: int | None = None,
     rules: RuleSource | None = None,
 ) -> list[Reference]:
-    """Explain why the top samples of a neuron rank high there, best first.
+    """Explain the top samples of a neuron, best first.
 
-    Ranked by relevance: the explanation of the model's output conditioned on the neuron (CRP), only what flows through
-    it. Ranked by activation: the relevance of the inputs for the neuron's own activation, summed over positions or at
-    the position of the largest, as it was pooled.
+    Ranked by relevance: the explanation of the model's output conditioned on the neuron (CRP), that is, relevance that
+    flows through it. Ranked by activation: relevance of the inputs for the neuron's activation, summed over positions
+    or at the position of the maximum, as it was pooled.
 
     Args:
         xmodel: the converted model.
-        collection: what :func:`collect` found.
+        collection: result of :func:`collect`.
         neuron: feature of the latent.
-        at: the latent; may be left out where there is one.
-        top: how many samples; all that were kept where None.
-        rules: another rule set than the converted one.
+        at: the latent; optional if there is only one.
+        top: number of samples; None for all in the collection.
+        rules: another rule set than the one of the conversion.
 
     Raises:
         LatentError: for a latent or a neuron that was not collected.
@@ -252,7 +252,7 @@ def _pooled(values: Tensor, pool: Pool, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _counted(values: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-    """1 at the positions of a sequence that its padding mask keeps, broadcast to ``values``; 1 elsewhere."""
+    """1 at visible positions of a sequence and 0 at padding, in the shape of ``values``; 1 without a padding mask."""
     for name, mask in inputs.items():
         if "mask" in name and isinstance(mask, Tensor) and values.dim() == 3 and mask.shape == values.shape[:2]:
             return shown(mask).to(values)[..., None].expand_as(values)
@@ -275,7 +275,7 @@ def _sliced(data: Mapping[str, Any], batch: int) -> list[dict[str, Any]]:
 def _size(inputs: Mapping[str, Any]) -> int:
     sizes = {k: v.shape[0] if v.dim() else 0 for k, v in inputs.items() if isinstance(v, Tensor)}
     if len(set(sizes.values())) != 1:
-        raise InputError(f"inputs need one and the same number of samples in their first dimension, not {sizes}")
+        raise InputError(f"inputs need the same number of samples in their first dimension, not {sizes}")
     return next(iter(sizes.values()))
 
 

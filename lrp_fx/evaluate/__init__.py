@@ -1,4 +1,4 @@
-"""Evaluation: what explanations are worth, measured on the model they explain."""
+"""Evaluation: faithfulness of explanations, measured on the explained model."""
 
 from collections.abc import Iterable
 
@@ -31,14 +31,14 @@ BASELINES = {
 }  # fmt: skip
 
 METHODS = {name: lrp(name) for name in ("default", "attnlrp", "cp_lrp")} | BASELINES
-"""The methods by name; any other rule set is a method, too: ``lrp("epsilon_plus")``."""
+"""Methods by name; every rule set is a method: ``lrp("epsilon_plus")``."""
 
 
 def find_methods(names: Iterable[str]) -> list[Method]:
-    """Methods by name: of ``METHODS``, or of a rule set (a name or a TOML file).
+    """Methods by name: in ``METHODS``, or a rule set (a name or a TOML file).
 
     Raises:
-        RuleSetError: for a name that is neither.
+        RuleSetError: for any other name.
     """
     return [METHODS[n] if n in METHODS else lrp(n) for n in names]
 

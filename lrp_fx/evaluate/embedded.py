@@ -1,7 +1,7 @@
-"""The captured graph as a function of its sources: embedding rows and pixels become inputs that have gradients.
+"""The captured graph as a function of its sources: embedding rows and pixels become differentiable inputs.
 
-Methods that need gradients at the embeddings (saliency, integrated gradients) usually ask their user to hook a layer by
-name. A captured graph knows where input enters, so that they work on any model.
+Methods with gradients at the embeddings (saliency, integrated gradients) usually need the name of a layer to hook. A
+captured graph has the sources of its inputs, so they work on any model.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from lrp_fx.specialization import Specialization
 
 @dataclass(frozen=True)
 class Embedded:
-    """A captured graph, as it is (no rule in it), cut at the sources of one input.
+    """A captured graph without rules, cut at the sources of one input.
 
     Attributes:
         specialization: the capture and its facts.
-        owner: that input.
+        owner: the input.
         sources: its sources.
         reader: flat inputs -> the tensors at the sources; ``copies`` maps captured nodes to its nodes.
         cut: (sources..., flat inputs...) -> flat output.
@@ -49,32 +49,32 @@ class Embedded:
 
     @classmethod
     def build(cls, specialization: Specialization, name: str, watched: Mapping[str, Node] | None = None) -> Embedded:
-        """Cut at the sources of the input called ``name``.
+        """Cut at the sources of the input ``name``.
 
         Args:
-            specialization: what to cut.
+            specialization: the capture to cut.
             name: name of the input.
-            watched: captured nodes that become outputs of submodules of ``cut``, by the names of these: forward hooks
-                there read their values or replace them.
+            watched: submodule name -> captured node: ``cut`` gets a submodule with the node's value as its output,
+                where forward hooks read or replace it.
 
         Raises:
-            InputError: when that input has no source: nothing differentiable depends on it.
+            InputError: for an input without a source.
         """
         captured = specialization.captured
         owner = captured.placeholders[captured.names.index(name)] if name in captured.names else None
         sources = tuple(s for s in specialization.facts.sources if owner in (s.input, *(n for n, _ in s.picks)))
         if owner is None or not sources:
-            raise InputError(f"input {name!r} has no gradient: it is neither floating nor picks rows of a table")
+            raise InputError(f"input {name!r} has no gradient: it is neither floating nor has embedded token ids")
         reader, copies = _read(captured, sources)
         return cls(specialization, owner, sources, reader, copies, _cut(captured, sources, watched or {}))
 
     @property
     def captured(self) -> Captured:
-        """The capture that was cut."""
+        """The capture."""
         return self.specialization.captured
 
     def read(self, leaves: Sequence[Any]) -> tuple[tuple[Tensor, ...], dict[Node, Any]]:
-        """The tensors at the sources, and the values of all captured nodes that lead there."""
+        """The tensors at the sources, and the values of all captured nodes before them."""
         run = fx.Interpreter(self.reader, garbage_collect_values=False)
         with torch.no_grad():
             values = run.run(*leaves)
@@ -91,11 +91,11 @@ class Embedded:
         return select(output, target if len(target) > 1 else target[0], inputs, self.specialization.reading)
 
     def at_input(self, relevance: Sequence[Tensor], env: dict[Node, Any]) -> Tensor:
-        """Relevance at the sources, elementwise, -> relevance of the input: (B, S) of token ids, else its own shape."""
+        """Elementwise relevance at the sources -> relevance in the shape of the input ((B, S) for token ids)."""
         collected = []
         for item, value in zip(self.sources, relevance, strict=True):
-            parts = to_inputs(item, value, env, self.specialization.facts) if item.picks else [(item.input, value)]
-            collected += [part for owner, part in parts if owner is self.owner]
+            pairs = to_inputs(item, value, env, self.specialization.facts) if item.picks else [(item.input, value)]
+            collected += [part for owner, part in pairs if owner is self.owner]
         return torch.stack(collected).sum(0)
 
 
@@ -133,13 +133,13 @@ def _cut(captured: Captured, sources: Sequence[Source], watched: Mapping[str, No
 
 @dataclass(frozen=True)
 class Point:
-    """Some samples at the sources of a task's input: what a gradient method works on.
+    """Some samples at the sources of a task's input: the arguments of a gradient method.
 
     Attributes:
         embedded: the graph that serves them.
         values: the tensors at its sources.
-        rest: what ``embedded.explained`` takes after them: input leaves, then targets.
-        env: values of the captured nodes on the way to the sources.
+        rest: further arguments of ``embedded.explained``: input leaves, then targets.
+        env: values of the captured nodes before the sources.
     """
 
     embedded: Embedded
@@ -148,25 +148,25 @@ class Point:
     env: dict[Node, Any]
 
 
-#: the part of a capture that a method looks at, and what it watches there; None where there is no such thing
+#: specialization -> (the specialization to cut, the nodes to watch); None if the model has no such nodes
 View = Callable[[Specialization], "tuple[Specialization, Mapping[str, Node]] | None"]
 
 
 def whole(specialization: Specialization) -> tuple[Specialization, Mapping[str, Node]]:
-    """The view of a method that watches nothing."""
+    """The view of a method without watched nodes."""
     return specialization, {}
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """Embeds batches of one task, each capture of its model cut once."""
+    """Embeds batches of one task; each capture is cut once."""
 
     task: Task
     view: View = whole
     _cuts: dict[int, Embedded] = field(default_factory=dict, repr=False)
 
     def applies(self) -> bool:
-        """Whether the model has what the view looks for."""
+        """Whether the model has the nodes of the view."""
         specialization, _ = self.task.converted.specialization((), dict(self.task.batch(slice(0, 2)).inputs))
         return self.view(specialization) is not None
 
@@ -174,14 +174,14 @@ class Embedder:
         """The samples of ``batch`` at the sources.
 
         Raises:
-            InputError: when the capture that serves this batch lacks what the view looks for.
+            InputError: if the capture for this batch lacks the nodes of the view.
         """
         specialization, call = self.task.converted.specialization((), dict(batch.inputs))
         key = id(specialization)  # alive as long as the task's converted model is
         if key not in self._cuts:
             seen = self.view(specialization)
             if seen is None:
-                raise InputError(f"task {self.task.name!r}: a capture of the model lacks what this method looks at")
+                raise InputError(f"task {self.task.name!r}: a capture of the model lacks the nodes of this method")
             self._cuts[key] = Embedded.build(seen[0], self.task.features.input, seen[1])
         embedded = self._cuts[key]
         values, env = embedded.read(call.leaves)
@@ -189,7 +189,7 @@ class Embedder:
         return Point(embedded, values, (*call.leaves, *targets), env)
 
     def emptied(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The tensors at the sources with every eligible feature of ``batch`` taken away: the reference point."""
+        """The reference point: the tensors at the sources with every eligible feature of ``batch`` removed."""
         inputs = self.task.features.perturb(batch.inputs, batch.eligible)
         return self.point(Batch(inputs, batch.target, batch.eligible, None)).values
 

@@ -21,8 +21,8 @@ from lrp_fx.specialization import Specialization
 def grad_cam() -> Method:
     """Grad-CAM (Selvaraju et al., arXiv:1610.02391) at the last feature map, bilinearly enlarged to the image.
 
-    It does not apply to inputs that are no images, nor to models without convolutions. In a vision transformer the last
-    feature map is its only one, the patch embedding.
+    It needs images as inputs, and a model with convolutions. The only feature map of a vision transformer is its patch
+    embedding.
     """
 
     def prepare(task: Task) -> Explainer | None:
@@ -55,8 +55,8 @@ def _last_map(specialization: Specialization) -> tuple[Specialization, Mapping[s
 
 
 def feature_maps(facts: Facts) -> list[Node]:
-    """Images inside a graph, (B, C, h, w) with more than one position: what convolutions compute, and what is computed
-    of that position by position (activations, normalizations over the batch, residual sums)."""
+    """Feature maps of a graph, (B, C, h, w) with more than one position: outputs of convolutions, and of pointwise
+    operators on these (activations, batch norms, residual sums)."""
     maps: dict[Node, None] = {}
     for node, operands in facts.operands.items():
         val = node.meta.get("val")

@@ -1,4 +1,4 @@
-"""Evaluate methods on a task: explain its samples batch by batch, and measure every explanation."""
+"""Evaluate methods on a task: explain its samples batch by batch, and compute the metrics of every explanation."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ def evaluate(
 ) -> Results:
     """Evaluate ``methods`` on the samples of ``task``.
 
-    What does not depend on the method (explained values, leave-one-out effects) is computed once per batch.
+    Explained values and leave-one-out effects do not depend on the method, and are computed once per batch.
 
     Args:
         task: model and samples.
         methods: see ``METHODS`` and ``lrp``.
-        metrics: names of ``METRICS``, own metrics, or "randomisation" (which explains every sample five more times).
+        metrics: names in ``METRICS``, functions, or "randomisation" (which explains every sample five more times).
         batch: samples explained at a time.
-        steps: of the perturbation curves.
+        steps: steps of the perturbation curves.
         progress: whether to show a progress bar.
 
     Raises:
-        InputError: for no method, an unknown metric, a sample without eligible features, or relevance of another shape.
+        InputError: without a method, for an unknown metric, a sample without eligible features, or relevance of another
+            shape.
         NumericalError: for relevance that is not finite.
     """
     methods = list(methods)
@@ -57,19 +58,19 @@ def evaluate(
     for scene in scenes:
         if not bool(scene.batch.eligible.any(1).all()):
             raise InputError(f"task {task.name!r}: a sample has no eligible feature")
-    parts = []
+    results = []
     with progress_bar(progress) as bar:
         line = bar.add_task(task.name, total=len(methods) * len(scenes))
         for number, method in enumerate(methods):
             bar.update(line, description=f"{task.name}: {method.name}", completed=number * len(scenes))
-            findings = _Found(task.name, method.name)
+            findings = _Measured(task.name, method.name)
             explain = method.prepare(task)
             if explain is not None:
                 _run(method, explain, scenes, chosen, steps, findings, lambda: bar.advance(line))
                 if "randomisation" in metrics:
                     findings.add(randomisation(task, method, batch), 0)
-            parts.append(findings.results(steps))
-    return Results.concat(parts)
+            results.append(findings.results(steps))
+    return Results.concat(results)
 
 
 def _run(
@@ -78,7 +79,7 @@ def _run(
     scenes: list[Scene],
     metrics: list[Metric],
     steps: int,
-    findings: _Found,
+    findings: _Measured,
     tick: Any,
 ) -> None:
     left = method.limit if method.limit is not None else sum(len(s.batch) for s in scenes)
@@ -96,18 +97,18 @@ def _run(
         findings.timed(*spent, len(scene.batch))
         for metric in metrics:
             findings.add(metric(trial), offset)
-        if "curves" in trial.__dict__:  # some metric asked for them
+        if "curves" in trial.__dict__:  # a metric has computed them
             findings.curves.append((trial.curves.most_first, trial.curves.least_first))
         left -= len(scene.batch)
         tick()
 
 
 def checked(relevance: Tensor, batch: Batch, method: str) -> Tensor:
-    """``relevance``, if it can be evaluated.
+    """``relevance``, detached, after a check of its shape and values.
 
     Raises:
-        InputError: when it is empty or not (B, F).
-        NumericalError: when it is not finite.
+        InputError: if it is empty or not (B, F).
+        NumericalError: if it is not finite.
     """
     if relevance.numel() == 0 or relevance.shape != batch.eligible.shape:
         raise InputError(
@@ -115,13 +116,13 @@ def checked(relevance: Tensor, batch: Batch, method: str) -> Tensor:
             f"{tuple(batch.eligible.shape)}: a method returns one number per feature"
         )
     if not bool(relevance.isfinite().all()):
-        raise NumericalError(f"{method} gave relevance that is not finite: nothing can be measured of it")
+        raise NumericalError(f"{method} gave relevance that is not finite: no metric can be computed")
     return relevance.detach()
 
 
 @dataclass
-class _Found:
-    """What is found of one method on one task."""
+class _Measured:
+    """Measurements of one method on one task."""
 
     task: str
     method: str
@@ -145,11 +146,11 @@ class _Found:
         values = pandas.DataFrame(self.rows, columns=["metric", "sample", "value"])
         curves = []
         if self.curves:
-            for order, parts in zip(("most_first", "least_first"), zip(*self.curves, strict=True), strict=True):
-                mean = torch.cat(parts).double().mean(0).tolist()
+            for order, batches in zip(("most_first", "least_first"), zip(*self.curves, strict=True), strict=True):
+                mean = torch.cat(batches).double().mean(0).tolist()
                 curves += [(order, step / steps, v) for step, v in enumerate(mean)]
         curve_rows = pandas.DataFrame(curves, columns=["order", "taken", "value"])
-        spent = [statistics.median(found) if found else float("nan") for found in (self.seconds, self.processor)]
+        spent = [statistics.median(times) if times else float("nan") for times in (self.seconds, self.processor)]
         cost = pandas.DataFrame([[*spent, self.samples]], columns=["seconds", "processor", "samples"])
         for frame in (values, curve_rows, cost):
             frame.insert(0, "task", self.task)
@@ -158,6 +159,6 @@ class _Found:
 
 
 def progress_bar(shown: bool) -> Progress:
-    """A bar on standard error, gone when it is done."""
+    """A progress bar on standard error that disappears at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)

@@ -24,10 +24,10 @@ class Method:
     """A way to explain.
 
     Attributes:
-        name: what tables call it.
-        prepare: makes the explainer of a task, or None where the method does not apply to its model.
-        sums_to_value: it distributes the explained value itself (LRP), not its difference to a reference.
-        limit: it is evaluated on this many samples at most: for those that cost much.
+        name: its name in tables.
+        prepare: makes the explainer of a task; None if the method does not apply to the model.
+        sums_to_value: whether relevance sums to the explained value (LRP), not to its difference from a reference.
+        limit: largest number of samples to evaluate, for expensive methods.
     """
 
     name: str
@@ -52,7 +52,7 @@ def lrp(rules: RuleSource, name: str | None = None, check: str | bool | None = N
 
 
 def random(seed: int = 0) -> Method:
-    """Standard normal numbers: the floor of every measure."""
+    """Standard normal numbers: a lower bound for every metric."""
 
     def prepare(task: Task) -> Explainer:
         generator = torch.Generator().manual_seed(seed)
@@ -87,9 +87,9 @@ def _leaves(values: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def gradient() -> Method:
-    """L1 norm of the gradient at a feature's embedding; of an image, the sum of absolute gradients over a patch.
+    """L1 norm of the gradient at a feature's embedding; for an image, the sum of absolute gradients over a patch.
 
-    Simonyan et al., arXiv:1312.6034. It has no sign: the least relevant features are those that change nothing.
+    Simonyan et al., arXiv:1312.6034. It has no sign: the least relevant features are those without an effect.
     """
 
     def attribute(embedder: Embedder, batch: Batch, point: Point) -> Sequence[Tensor]:
@@ -114,8 +114,8 @@ def smoothgrad(samples: int = 16, noise: float = 0.1, seed: int = 0) -> Method:
 
     Args:
         samples: noisy copies.
-        noise: standard deviation as a share of the range (largest minus smallest entry) of the batch at a source.
-        seed: of the noise; the same for every batch.
+        noise: standard deviation as a fraction of the range (largest minus smallest entry) of the batch at a source.
+        seed: random seed of the noise, the same for every batch.
     """
 
     def attribute(embedder: Embedder, batch: Batch, point: Point) -> Sequence[Tensor]:
@@ -134,8 +134,8 @@ def smoothgrad(samples: int = 16, noise: float = 0.1, seed: int = 0) -> Method:
 
 
 def integrated_gradients(steps: int = 20) -> Method:
-    """Integrated Gradients (Sundararajan et al., arXiv:1703.01365) from the sample with every eligible feature taken
-    away (of tokens: the embedding of the replacement token), by Gauss-Legendre quadrature in ``steps`` points."""
+    """Integrated Gradients (Sundararajan et al., arXiv:1703.01365) from the sample with every eligible feature removed
+    (for tokens: the embedding of the replacement token), by Gauss-Legendre quadrature with ``steps`` points."""
 
     def attribute(embedder: Embedder, batch: Batch, point: Point) -> Sequence[Tensor]:
         method = _captum().IntegratedGradients(point.embedded.explained)

@@ -1,4 +1,4 @@
-"""What an explanation is worth: every metric gives one number per sample from a (B, F) relevance."""
+"""Metrics of explanations: each gives one number per sample from (B, F) relevance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrp_fx.extras import require
 
 @dataclass(frozen=True)
 class Scene:
-    """What metrics know of a batch whatever the method; each is computed once."""
+    """A batch with the values that metrics need for every method; each is computed once."""
 
     task: Task
     batch: Batch
@@ -29,7 +29,7 @@ class Scene:
 
     @cached_property
     def emptied(self) -> Tensor:
-        """(B,) explained values with every eligible feature taken away."""
+        """(B,) explained values with every eligible feature removed."""
         inputs = self.task.features.perturb(self.batch.inputs, self.batch.eligible)
         return self.task.score(inputs, self.batch.target)
 
@@ -47,7 +47,7 @@ class Trial:
         scene: the batch.
         relevance: (B, F).
         sums_to_value: see :class:`lrp_fx.evaluate.Method`.
-        steps: of the perturbation curves.
+        steps: steps of the perturbation curves.
     """
 
     scene: Scene
@@ -61,7 +61,7 @@ class Trial:
         return perturbation(self.scene.task, self.scene.batch, self.relevance, self.steps)
 
 
-#: trial -> name -> (B,) values; NaN for samples it says nothing about, no entry where it does not apply
+#: trial -> name -> (B,) values; NaN for samples without a value, no entry where the metric does not apply
 Metric = Callable[[Trial], Mapping[str, Tensor]]
 
 
@@ -81,8 +81,8 @@ def insertion(trial: Trial) -> dict[str, Tensor]:
 
 
 def localisation(trial: Trial) -> dict[str, Tensor]:
-    """``top1``: whether the most relevant eligible feature is an annotated one. ``iou``: intersection over union of
-    the k most relevant features with the k annotated ones. Both count annotated features that are eligible."""
+    """``top1``: whether the most relevant eligible feature is annotated. ``iou``: intersection over union of the k most
+    relevant eligible features and the k annotated ones. Only eligible annotated features count."""
     batch = trial.scene.batch
     if batch.annotated is None:
         return {}
@@ -97,8 +97,8 @@ def localisation(trial: Trial) -> dict[str, Tensor]:
 
 
 def shares(trial: Trial) -> dict[str, Tensor]:
-    """Shares of the positive relevance of all features: ``inside``, that of annotated ones (higher is better), and
-    ``blank``, that of features which hold nothing (lower is better). 0 where no relevance is positive."""
+    """Shares of the positive relevance: ``inside``, of annotated features (higher is better), and ``blank``, of blank
+    features (lower is better). 0 where no relevance is positive."""
     batch, positive = trial.scene.batch, trial.relevance.clamp(min=0)
     total = positive.sum(1).clamp(min=torch.finfo(positive.dtype).tiny)
     labels = {"inside": batch.annotated, "blank": batch.blank}
@@ -112,8 +112,8 @@ def leave_one_out_correlation(trial: Trial) -> dict[str, Tensor]:
 
 
 def completeness(trial: Trial) -> dict[str, Tensor]:
-    """``share``: of a method that distributes the explained value, the part that the features got (the rest is that of
-    biases and other sources). ``gap``: of any other, |sum of relevance - (f(x) - f(all eligible features gone))|."""
+    """``share``, for methods that distribute the explained value: the fraction that the features get (the rest goes to
+    biases and other sources). ``gap``, for others: |sum of relevance - (f(x) - f(all eligible features removed))|."""
     scene = trial.scene
     if trial.sums_to_value:
         return {"share": trial.relevance.sum(1) / scene.value}
@@ -122,8 +122,8 @@ def completeness(trial: Trial) -> dict[str, Tensor]:
 
 
 def rank_correlation(a: Tensor, b: Tensor, eligible: Tensor) -> Tensor:
-    """(B,) Spearman correlations of the rows over their eligible features; 0 where one of them is constant, NaN where
-    fewer than two features are eligible."""
+    """(B,) Spearman correlations of the rows over their eligible features; 0 where a row is constant, NaN with fewer
+    than two eligible features."""
     stats: Any = require("scipy.stats", "evaluate")
     correlations = []
     for x, y, mask in zip(a.double(), b.double(), eligible, strict=True):

@@ -1,7 +1,7 @@
-"""Methods that take features away and look at the output: leave-one-out and KernelSHAP, from Captum.
+"""Methods that remove features and compare outputs: leave-one-out and KernelSHAP, from Captum.
 
-Both see the model as a function of which features are present, (B, F) in {0, 1}, so that they need neither embeddings
-nor feature masks, and mean by "absent" exactly what the perturbation curves mean.
+Both use the model as a function of present features, (B, F) in {0, 1}. So they need neither embeddings nor feature
+masks, and remove features exactly as the perturbation curves do.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lrp_fx.extras import require
 
 
 def leave_one_out() -> Method:
-    """Drop of the explained value when one feature is taken away (occlusion, Zeiler and Fergus, arXiv:1311.2901)."""
+    """Drop of the explained value when one feature is removed (occlusion, Zeiler and Fergus, arXiv:1311.2901)."""
 
     def prepare(task: Task) -> Explainer:
         method: Any = require("captum.attr", "evaluate")
@@ -66,10 +66,10 @@ def kernel_shap(evaluations: int = 128, seed: int = 0, limit: int | None = None)
 
 
 def _present(task: Task, batch: Batch) -> Callable[[Tensor], Tensor]:
-    """The explained values as a function of which features are present.
+    """The explained values as a function of present features.
 
-    Captum asks for k perturbations of each sample at once, (k B, F), all samples of one perturbation together. Of one
-    sample, F may also count the eligible features alone.
+    Captum evaluates k perturbations of each sample at once, (k B, F), ordered by perturbation, then sample. For a
+    single sample, F may be the number of its eligible features.
     """
 
     def score(present: Tensor) -> Tensor:

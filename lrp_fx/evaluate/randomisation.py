@@ -1,4 +1,4 @@
-"""Randomisation test (Adebayo et al., arXiv:1810.03292): an explanation of the model has to change with its weights."""
+"""Randomisation test (Adebayo et al., arXiv:1810.03292): an explanation has to change with the model's weights."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from lrp_fx.evaluate.task import Task
 
 
 def randomisation(task: Task, method: Method, batch: int = 32, stages: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """Rank correlation of |relevance| before and after parameters are drawn anew, from the output down, cascading.
+    """Rank correlation of |relevance| before and after parameters are redrawn, cascading from the output down.
 
-    The parameters of a copy of the model are redrawn from normal distributions of their own means and standard
-    deviations, so that activations keep their scale. The target stays. Low is good: a method that survives does not
-    look at the model.
+    The parameters of a copy of the model are redrawn from normal distributions with their means and standard
+    deviations, so that activations keep their scale. The target stays the same. Low is good: a method with a high
+    correlation does not depend on the model.
 
     Returns:
         ``"randomised 25%"`` ... ``"randomised 100%"`` (of the model's modules): (N,) Spearman correlations.
 
     Raises:
-        InputError: when the method does not apply to the model.
+        InputError: if the method does not apply to the model.
     """
     twin = replace(task, model=copy.deepcopy(task.model))
     explain = method.prepare(twin)
@@ -51,14 +51,14 @@ def randomisation(task: Task, method: Method, batch: int = 32, stages: int = 4, 
 
 
 def redraw(parameter: nn.Parameter, generator: torch.Generator) -> None:
-    """Draw a parameter anew, in place, from a normal distribution of its own mean and standard deviation."""
+    """Redraw a parameter in place, from a normal distribution with its mean and standard deviation."""
     with torch.no_grad():
         mean, deviation = parameter.mean(), parameter.std(correction=0)
         parameter.copy_(mean + deviation * torch.randn(parameter.shape, generator=generator))
 
 
 def from_the_top(model: nn.Module, captured: Captured) -> list[list[nn.Parameter]]:
-    """The parameters by module, those first whose first use in the captured graph is last."""
+    """The parameters by module, in reverse order of their first use in the captured graph."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     modules: dict[str, list[nn.Parameter]] = {}
     seen: set[int] = set()

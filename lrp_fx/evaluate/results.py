@@ -1,4 +1,4 @@
-"""Results of an evaluation: a value per sample, and what they come to."""
+"""Results of an evaluation: a value per sample, summaries, plots and files."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ def bootstrap(values: np.ndarray, level: float = 0.95, seed: int = 0) -> tuple[f
 
 @dataclass(frozen=True)
 class Results:
-    """What :func:`lrp_fx.evaluate.evaluate` found.
+    """Results of :func:`lrp_fx.evaluate.evaluate`.
 
     Attributes:
         values: task, method, metric, sample, value: one row per sample.
-        curves: task, method, order (most_first, least_first), taken (share of the features), value (mean over samples).
-        cost: task, method; seconds per explanation, by the clock and of processor time over all threads (medians over
-            batches, the first use left out); samples explained, 0 of a method that does not apply to a task's model.
+        curves: task, method, order (most_first, least_first), taken (fraction of the features), value (mean over
+            samples).
+        cost: task, method; seconds of wall time and of processor time (all threads) per explanation, medians over
+            batches without the first use; samples explained, 0 for a method that does not apply.
     """
 
     values: pd.DataFrame
@@ -44,10 +45,10 @@ class Results:
     cost: pd.DataFrame
 
     @classmethod
-    def concat(cls, parts: Sequence[Results]) -> Results:
+    def concat(cls, results: Sequence[Results]) -> Results:
         """Several results as one."""
         pandas: Any = require("pandas", "evaluate")
-        return cls(*(pandas.concat([getattr(p, name) for p in parts], ignore_index=True) for name in _FILES))
+        return cls(*(pandas.concat([getattr(r, name) for r in results], ignore_index=True) for name in _FILES))
 
     def summary(self, level: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """Mean with its bootstrap interval, by (task, metric, method): columns mean, low, high, samples."""
@@ -61,8 +62,8 @@ class Results:
         return pandas.DataFrame(list(rows.values()), index=index, columns=["mean", "low", "high", "samples"])
 
     def against(self, base: str, metric: str = "abpc", level: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """Mean difference of every method to ``base`` on the samples that both explained, with its bootstrap interval,
-        by (task, method): columns mean, low, high, samples."""
+        """Mean difference of every method to ``base`` on common samples, with its bootstrap interval, by (task,
+        method): columns mean, low, high, samples."""
         pandas: Any = require("pandas", "evaluate")
         frame = self.values[self.values["metric"] == metric]
         rows = {}
@@ -91,6 +92,6 @@ class Results:
 
     @classmethod
     def load(cls, folder: str | Path) -> Results:
-        """Read what :meth:`save` wrote."""
+        """Read the files of :meth:`save`."""
         pandas: Any = require("pandas", "evaluate")
         return cls(*(pandas.read_csv(Path(folder) / f"{name}.csv") for name in _FILES))

@@ -1,8 +1,8 @@
-"""Methods that read attention weights: rollout, gradient times rollout, and AtMan, which meddles with the scores.
+"""Methods on attention weights: rollout, gradient times rollout, and AtMan, which changes the scores.
 
-Attentions are found in the captured graph (:mod:`lrp_fx.analysis.attention`), fused ones written out, so that no method
-needs a model that returns its weights. Relevance of the positions of the sequence that the input becomes is mapped to
-features: tokens are positions; an image's patches are the last positions of theirs, in rows, after class tokens.
+Attention is found in the captured graph (:mod:`lrp_fx.analysis.attention`), fused kernels decomposed, so the model does
+not have to return its weights. Relevance of positions of the sequence is mapped to features: a token is a position; the
+patches of an image are the last positions, row by row, after class tokens.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from lrp_fx.specialization import Specialization
 
 
 def attention_rollout() -> Method:
-    """Attention rollout (Abnar and Zuidema, arXiv:2005.00928): the product over the layers of (A + I) / 2, A the mean
-    over heads; it knows no target beyond the positions that the explained value reads (see :func:`_read_at`)."""
+    """Attention rollout (Abnar and Zuidema, arXiv:2005.00928): the product over layers of (A + I) / 2, with A the mean
+    over heads. It depends on the target only by the positions that the explained value reads (:func:`_read_at`)."""
     return _rolled("attention_rollout", lambda weights, _: weights.mean(1), lambda state, mixed: (state + mixed) / 2)
 
 
 def gradient_rollout() -> Method:
-    """Gradient times attention rollout (Chefer et al., arXiv:2103.15679, eqs. 5 and 6): R <- R + A R with A the mean
+    """Gradient times attention rollout (Chefer et al., arXiv:2103.15679, eqs. 5 and 6): R <- R + A R, with A the mean
     over heads of the positive part of weight times gradient."""
     return _rolled(
         "gradient_rollout",
@@ -44,7 +44,7 @@ def gradient_rollout() -> Method:
 
 #: (weights, gradient), (B, heads, S, T) each -> (B, S, T)
 _Join = Callable[[Tensor, Tensor], Tensor]
-#: (relevance of a stream before, A times that of the stream it attends to) -> after
+#: (relevance of a sequence before a layer, A times that of the sequence it attends to) -> after the layer
 _Update = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -61,7 +61,7 @@ def _rolled(name: str, join: _Join, update: _Update) -> Method:
             streams = {positions: torch.eye(positions, dtype=read.dtype).expand(len(batch), -1, -1)}
             for weight, gradient in zip(weights, gradients, strict=True):
                 attended, length = join(weight, gradient), weight.shape[-2]
-                if (state := streams.get(weight.shape[-1])) is not None:  # None: a decoder that has read nothing yet
+                if (state := streams.get(weight.shape[-1])) is not None:  # None: a decoder before its first input
                     mixed = attended @ state
                     streams[length] = update(streams.get(length, torch.zeros_like(mixed)), mixed)
             rolled = (read[:, None] @ streams[read.shape[1]])[:, 0]
@@ -73,8 +73,8 @@ def _rolled(name: str, join: _Join, update: _Update) -> Method:
 
 
 def atman(factor: float = 0.9, limit: int | None = None) -> Method:
-    """AtMan (Deiseroth et al., arXiv:2301.08110, eqs. 4 to 6, without its similarity of tokens): drop of the explained
-    value when the scores of one position, as a key, are multiplied by 1 - ``factor`` in every attention to it."""
+    """AtMan (Deiseroth et al., arXiv:2301.08110, eqs. 4 to 6, without token similarity): drop of the explained value
+    when the scores of one key position are multiplied by 1 - ``factor`` in all attentions."""
 
     def prepare(task: Task) -> Explainer | None:
         embedder = Embedder(task, _watch("scores"))
@@ -105,7 +105,7 @@ def _suppressed(scale: Tensor, scores: Tensor) -> Tensor:
 
 
 def to_features(task: Task, batch: Batch, relevance: Tensor) -> Tensor:
-    """(B, T) relevance of the positions of a sequence -> (B, F)."""
+    """(B, T) relevance of positions of the sequence -> (B, F)."""
     value = batch.inputs[task.features.input]
     if value.dim() != 4:
         return task.features.pool(relevance)
@@ -114,8 +114,8 @@ def to_features(task: Task, batch: Batch, relevance: Tensor) -> Tensor:
 
 
 def grid(positions: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of the patches among ``positions``: as many as possible of the image's aspect; (0, 0) where
-    fewer than half of the positions can be patches."""
+    """Rows and columns of the patches among ``positions``: the largest grid with the image's aspect ratio; (0, 0) if it
+    has at most half of the positions."""
     common = math.gcd(height, width)
     down, across = height // common, width // common
     times = math.isqrt(positions // (down * across))
@@ -137,8 +137,8 @@ def _watch(part: str) -> Callable[[Specialization], tuple[Specialization, Mappin
 
 
 def _rolls(task: Task, embedder: Embedder) -> bool:
-    """Whether the first attention is of the positions of the task's input with themselves, and all others are of these
-    or of another sequence that attends to them: not windows, not pyramids."""
+    """Whether the first attention is self-attention over the positions of the task's input, and all others are over
+    these or by one other sequence (a decoder); not so for windows and pyramids."""
     batch = task.batch(slice(0, 2))
     point = embedder.point(batch)
     shapes: list[torch.Size] = []
@@ -153,7 +153,7 @@ def _rolls(task: Task, embedder: Embedder) -> bool:
 
 @contextlib.contextmanager
 def _hooks(embedded: Embedded, see: Callable[[Tensor], Any]) -> Iterator[None]:
-    """Call ``see`` with the value at every watched attention; what it returns, if a tensor, takes its place."""
+    """Call ``see`` with the value at every watched attention; a tensor that it returns replaces the value."""
 
     def hook(module: object, inputs: object, output: Tensor) -> Tensor | None:
         replacement = see(output)
@@ -169,8 +169,8 @@ def _hooks(embedded: Embedded, see: Callable[[Tensor], Any]) -> Iterator[None]:
 
 
 def _weights(point: Point, size: int) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Attention weights and their gradients, (B, heads, S, T) each, in graph order; and (B, S) what the explained value
-    reads at the positions of the last attention."""
+    """Attention weights and their gradients, (B, heads, S, T) each, in graph order; and the (B, S) shares of positions
+    in the explained value (:func:`_read_at`)."""
     seen: list[Tensor] = []
     mixed: list[Tensor] = []
     leaves = tuple(v.clone().requires_grad_() for v in point.values)
@@ -192,10 +192,10 @@ def _weights(point: Point, size: int) -> tuple[list[Tensor], list[Tensor], Tenso
 
 
 def _read_at(gradient: Tensor, size: int, positions: int) -> Tensor:
-    """(B, S) shares of the positions in the L1 norm of the gradient at the values that the last attention mixed.
+    """(B, S) shares of the positions in the L1 norm of the gradient at the output of the last attention.
 
-    A class token's row of a classifier that reads it alone, the last position of a language model, their mean for a
-    model that pools: the row of the rollout that its authors read off by hand.
+    They select the row of the rollout that its authors choose by hand: the class token of a classifier that reads it
+    alone, the last position of a language model, the mean of all positions for a model that pools.
     """
     norms = gradient.abs().reshape(size, -1, positions, gradient.shape[-1]).sum((1, 3))
     return norms / norms.sum(1, keepdim=True).clamp(min=torch.finfo(norms.dtype).tiny)

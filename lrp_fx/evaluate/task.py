@@ -1,7 +1,7 @@
-"""What an evaluation needs to know of a model: its inputs, what is explained, and what a feature is.
+"""Evaluation tasks: a model with inputs, targets and features.
 
-A *feature* is what an explanation ranks and an experiment takes away: a token, a patch of an image. Methods give one
-number per feature, ``(B, F)``; metrics see nothing else of them.
+A *feature* is a unit that an explanation ranks and an experiment removes: a token, a patch of an image. Methods give
+one number per feature, ``(B, F)``, and metrics depend on these numbers alone.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ Targets = Tensor | tuple[Tensor, ...]
 
 
 class Features(Protocol):
-    """What the features of an input are."""
+    """The features of an input."""
 
     @property
     def input(self) -> str:
         """Name of the input."""
 
     def pool(self, relevance: Tensor) -> Tensor:
-        """Relevance of that input, in the shape ``Attribution.relevance`` gives it, -> (B, F)."""
+        """Relevance of that input, as in ``Attribution.relevance`` -> (B, F)."""
 
     def perturb(self, inputs: Mapping[str, Tensor], flipped: Tensor) -> dict[str, Tensor]:
-        """The inputs with the features in ``flipped``, (B, F) bool, taken away."""
+        """The inputs with the features in ``flipped``, (B, F) bool, removed."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Every position of a sequence of token ids is a feature; a token is taken away by putting another in its place.
+    """Every position of a sequence of token ids is a feature; it is removed by another token in its place.
 
     Attributes:
-        replacement: id of the token put there (a mask, padding or unknown token).
+        replacement: id of that token (a mask, padding or unknown token).
         input: name of the input.
-        mask: name of its padding mask: batches are then cut to their longest sample, so that F differs between them.
+        mask: name of its padding mask; with it, batches are cut to their longest sample, and F differs between batches.
     """
 
     replacement: int
@@ -54,13 +54,13 @@ class Tokens:
     mask: str | None = None
 
     def length(self, inputs: Mapping[str, Tensor]) -> int:
-        """Positions up to the last that is not padding in every sample."""
+        """Length of the longest sample: padding of all samples at the end is left out."""
         if self.mask is None:
             return inputs[self.input].shape[1]
         return int(inputs[self.mask].any(0).nonzero().max()) + 1
 
     def pool(self, relevance: Tensor) -> Tensor:
-        """(B, S) as it is."""
+        """(B, S), unchanged."""
         return relevance
 
     def perturb(self, inputs: Mapping[str, Tensor], flipped: Tensor) -> dict[str, Tensor]:
@@ -70,11 +70,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Patches:
-    """Patches of a (B, C, H, W) image or a (B, H, W) spectrogram are features, row by row; one taken away is filled.
+    """Patches of a (B, C, H, W) image or a (B, H, W) spectrogram are features, row by row; they are removed by a fill.
 
     Attributes:
         size: side of a patch in pixels, or (height, width); it divides height and width of the image.
-        fill: what takes its place: a value per channel, or None for the mean of each image's channel.
+        fill: a value per channel, or None for the mean of each image's channel.
         input: name of the input.
     """
 
@@ -95,14 +95,14 @@ class Patches:
 
     def perturb(self, inputs: Mapping[str, Tensor], flipped: Tensor) -> dict[str, Tensor]:
         """Fill the patches in ``flipped``."""
-        given = inputs[self.input]
-        image = given[:, None] if given.dim() == 3 else given
+        value = inputs[self.input]
+        image = value[:, None] if value.dim() == 3 else value
         height, width = self.sides
         mask = flipped.view(-1, 1, image.shape[2] // height, image.shape[3] // width)
         mask = mask.repeat_interleave(height, 2).repeat_interleave(width, 3)
         mean = self.fill is None
         fill = image.mean((2, 3), keepdim=True) if mean else image.new_tensor(self.fill).view(1, -1, 1, 1)
-        return {**inputs, self.input: torch.where(mask, fill, image).view_as(given)}
+        return {**inputs, self.input: torch.where(mask, fill, image).view_as(value)}
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,15 @@ class Task:
     """A model with samples to explain.
 
     Attributes:
-        name: what tables call it.
+        name: its name in tables.
         model: the model, in evaluation mode.
         inputs: its inputs by keyword, all samples stacked, (N, ...) each.
-        target: (N,) class or token ids (of a sequence of logits, at the last position that is not padding), or a tuple
+        target: (N,) class or token ids (in a sequence of logits, at the last position that is not padding), or a tuple
             of (N,) indices into the output's further dimensions: (positions, token ids).
-        features: what is ranked and taken away.
-        eligible: (N, F) bool: features that are ever taken away (no start token, no padding); all where None.
-        annotated: (N, F) bool: features that are known to hold the answer.
-        blank: (N, F) bool: features that are known to hold nothing (white paper, silence).
+        features: the features, which are ranked and removed.
+        eligible: (N, F) bool: features that may be removed (no start token, no padding); None for all.
+        annotated: (N, F) bool: features that contain the answer.
+        blank: (N, F) bool: features that contain nothing (white paper, silence).
     """
 
     name: str
@@ -158,7 +158,7 @@ class Task:
     def __post_init__(self) -> None:
         sizes = {k: v.shape[0] for k, v in self.inputs.items()}
         if len(set(sizes.values())) != 1 or 0 in sizes.values():
-            raise InputError(f"task {self.name!r}: inputs need one and the same number of samples, not {sizes}")
+            raise InputError(f"task {self.name!r}: inputs need the same number of samples, not {sizes}")
         if self.features.input not in self.inputs:
             raise InputError(f"task {self.name!r} has no input {self.features.input!r}, but {', '.join(self.inputs)}")
 
@@ -167,7 +167,7 @@ class Task:
 
     @cached_property
     def converted(self) -> ExplainableModule:
-        """The model, converted once for all methods; it captures at its first call."""
+        """The converted model, one for all methods; it is captured at its first call."""
         return convert(self.model)
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -176,7 +176,7 @@ class Task:
             yield self.batch(slice(start, start + size))
 
     def batch(self, rows: slice | Tensor) -> Batch:
-        """The samples ``rows``, padding that they share cut off."""
+        """The samples ``rows``, without padding that all of them have."""
         inputs = {k: v[rows] for k, v in self.inputs.items()}
         if self.eligible is not None:
             eligible = self.eligible[rows]
@@ -211,7 +211,7 @@ class Task:
         with torch.no_grad():
             output = self.model(**inputs)
             reading = Reading()
-            if find_logits(output).dim() > 2:  # what its dimensions are, the graph tells
+            if find_logits(output).dim() > 2:  # the graph tells its class dimension
                 specialization, _ = self.converted.specialization((), dict(inputs))
                 reading = replace(specialization.reading, leaf=None)
             return select(output, target, beside(inputs), reading)

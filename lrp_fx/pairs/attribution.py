@@ -22,9 +22,9 @@ class Pair:
 
     Attributes:
         first: index of the feature of the first input.
-        second: index of that of the second.
-        relevance: of the pair.
-        tokens: what the two are, where tokens were given.
+        second: index of the feature of the second input.
+        relevance: relevance of the pair.
+        tokens: texts of both features; None without tokens.
     """
 
     first: int
@@ -62,19 +62,19 @@ _SIGNS: dict[str, Callable[[Signs], str | None]] = {"small share": _little, "can
 class PairAttribution:
     """Relevance of pairs of features for the similarity of two inputs; I and J features, B pairs of inputs.
 
-    Each embedding coordinate is what its features got plus a rest that biases, positions, softmax and stabilisers
-    hold (the entries of its ledger but the inputs). The similarity, a sum of products of coordinates, is so the sum of
-    four parts: features with features, features with the other side's rest (twice), and rest with rest. That is
-    :attr:`table`, whose entries sum to the similarity exactly; ``relevance`` alone does where there is no rest.
+    Each embedding coordinate is the sum of the relevance of its features and a rest: the entries of its ledger besides
+    the inputs (biases, positions, softmax, stabilisers). The similarity, a sum of products of coordinates, is therefore
+    a sum of four parts: features with features, features with the other side's rest (twice), and rest with rest. These
+    are the entries of :attr:`table`, which sum to the similarity exactly; ``relevance`` alone does without a rest.
 
     Attributes:
-        table: (B, I + 1, J + 1): the last row is the rest of the first input, the last column that of the second.
-        similarity: (B,).
+        table: (B, I + 1, J + 1): the last row is the rest of the first input, the last column the rest of the second.
+        similarity: (B,) similarities.
         kind: "dot" or "cosine".
         ruleset: name of the rule set.
-        shown: (B, I) and (B, J): features that are no padding.
-        tokens: per side, per sample, the text of each feature; None where it was not given.
-        grids: per side, rows and columns of patches where features are those of an image.
+        shown: (B, I) and (B, J): features that are not padding.
+        tokens: per side, per sample, the text of each feature; None without ``decode``.
+        grids: per side, rows and columns of patches; None for features that are not patches.
     """
 
     table: Tensor
@@ -92,17 +92,17 @@ class PairAttribution:
 
     @property
     def remainder(self) -> Tensor:
-        """(B,) similarity that no pair of features holds: the last row and the last column of :attr:`table`."""
+        """(B,) similarity outside of pairs of features: the sum of the last row and last column of :attr:`table`."""
         return self.table[:, -1].sum(-1) + self.table[:, :-1, -1].sum(-1)
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """Signs that the map is weak, each with what to try (as of :class:`lrp_fx.Attribution`)."""
+        """Signs of a weak map, each with a remedy (as in :class:`lrp_fx.Attribution`)."""
         if self.table.is_meta:
             return ()
         signs = Signs({"pairs": self.relevance}, self.similarity.double(), None)
-        said = ((name, say(signs)) for name, say in _SIGNS.items())
-        return tuple(Note(name, text) for name, text in said if text is not None)
+        texts = ((name, describe(signs)) for name, describe in _SIGNS.items())
+        return tuple(Note(name, text) for name, text in texts if text is not None)
 
     def __len__(self) -> int:
         return len(self.table)
@@ -114,7 +114,7 @@ class PairAttribution:
         """Some samples, as a result of their own.
 
         Raises:
-            IndexError: for a sample that is not there.
+            IndexError: for a sample out of range.
         """
         rows = [range(len(self))[index]] if isinstance(index, int) else list(range(len(self)))[index]
         tokens = None if self.tokens is None else ([self.tokens[0][i] for i in rows], [self.tokens[1][i] for i in rows])
@@ -122,10 +122,10 @@ class PairAttribution:
         return replace(self, table=self.table[rows], similarity=self.similarity[rows], shown=shown, tokens=tokens)
 
     def top(self, k: int = 10, sample: int = 0) -> list[Pair]:
-        """The ``k`` pairs of one sample with the largest magnitude of relevance, padding left out.
+        """The ``k`` pairs of one sample with the largest magnitude of relevance, without padding.
 
         Raises:
-            InputError: for a sample that was not explained.
+            InputError: for a sample out of range.
         """
         if not -len(self.table) <= sample < len(self.table):
             raise InputError(f"sample {sample}: there are {len(self.table)} of them")

@@ -1,4 +1,4 @@
-"""How an embedding (B, D) is read off the output of a model."""
+"""Selection of the (B, D) embedding from a model's output."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lrp_fx.capture.containers import returned
 from lrp_fx.errors import TargetError
 from lrp_fx.explain.target import last_positions, padding_masks, shown
 
-#: what reads the embedding: None (the output's one (B, D) tensor), a path in the output ("pooler_output"), or a
-#: function of the output and the inputs by name, linear in the output
+#: the embedding: None (the output's only tensor, (B, D)), a path in the output ("pooler_output"), or a function of the
+#: output and the inputs by name, linear in the output
 Output = str | Callable[[Any, Mapping[str, Tensor]], Tensor] | None
 
 _CHOICES = (
@@ -26,7 +26,7 @@ def read_embedding(output: Any, inputs: Mapping[str, Tensor], how: Output) -> Te
     """The (B, D) embedding.
 
     Raises:
-        TargetError: where the output has no such tensor, or several and none was chosen.
+        TargetError: if the output has no such tensor, or several without a choice.
     """
     if callable(how):
         embedding = how(output, inputs)
@@ -36,17 +36,17 @@ def read_embedding(output: Any, inputs: Mapping[str, Tensor], how: Output) -> Te
         embedding = _at_path(output, how)
     if not isinstance(embedding, Tensor) or not embedding.is_floating_point() or embedding.dim() != 2:
         described = _described(embedding) if isinstance(embedding, Tensor) else type(embedding).__name__
-        raise TargetError(f"a similarity is of embeddings (B, D), not of {described}: {_CHOICES}")
+        raise TargetError(f"a similarity needs an embedding (B, D), not {described}: {_CHOICES}")
     return embedding
 
 
 def mean_pooling(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(B, S, D) hidden states -> (B, D): their mean over the positions that are not padding.
+    """(B, S, D) hidden states -> (B, D): their mean over positions that are not padding.
 
-    Hidden states are the output's first (B, S, D) tensor; padding is what the (B, S) mask among the inputs hides.
+    Hidden states are the output's first (B, S, D) tensor; the (B, S) mask among the inputs tells padding.
 
     Raises:
-        TargetError: where the output has no such tensor.
+        TargetError: if the output has no such tensor.
     """
     hidden = _hidden(output)
     for mask in padding_masks(inputs).values():
@@ -57,12 +57,12 @@ def mean_pooling(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def first_token(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(B, S, D) hidden states -> (B, D): those of the first position (a class token)."""
+    """(B, S, D) hidden states -> (B, D): the first position (a class token)."""
     return _hidden(output)[:, 0]
 
 
 def last_token(output: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """(B, S, D) hidden states -> (B, D): those of each sample's last position that is no padding."""
+    """(B, S, D) hidden states -> (B, D): each sample's last position that is not padding."""
     hidden = _hidden(output)
     positions = last_positions(hidden.shape[1], hidden.shape[0], padding_masks(inputs)).to(hidden.device)
     return hidden.gather(1, positions[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
@@ -78,11 +78,11 @@ def _described(value: Tensor) -> str:
 
 def _hidden(output: Any) -> Tensor:
     leaves = _leaves(output)
-    found = next((v for v in leaves if v.dim() == 3), None)
-    if found is None:
+    hidden = next((v for v in leaves if v.dim() == 3), None)
+    if hidden is None:
         shapes = ", ".join(map(_described, leaves)) or "no floating tensor"
         raise TargetError(f"there are no hidden states (B, S, D) to pool in the output: it has {shapes}")
-    return found
+    return hidden
 
 
 def _only(output: Any) -> Tensor:

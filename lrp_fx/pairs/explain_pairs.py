@@ -1,9 +1,9 @@
 """BiLRP (Eberle et al. 2020, arXiv:2003.05431): relevance of pairs of features for the similarity of two inputs.
 
 The similarity of two embeddings is s = sum_m a_m(x) b_m(x'). Every coordinate is explained on its own side, and the
-relevance of a pair of features is R_ij = sum_m R_i(a_m) R_j(b_m). Where the rules are linear in what they explain, the
-sum over m can be taken before the second sweep: R_ij = R_i(sum_m R_j(b_m) a_m), one sweep for each feature j of one
-side in place of one for each coordinate of the other. The cheaper way is taken.
+relevance of a pair of features is R_ij = sum_m R_i(a_m) R_j(b_m). If the rules are linear in the cotangent, the sum
+over m can be taken before the second sweep: R_ij = R_i(sum_m R_j(b_m) a_m). That takes one sweep for each feature j of
+one side instead of one for each coordinate of the other. The cheaper way is chosen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lrp_fx.pairs.progress import Progress
 from lrp_fx.pairs.side import Side
 
 Similarity = Literal["dot", "cosine"]
-Decode = Callable[[list[int]], list[str]]  #: ids of one sample -> the text of each
+Decode = Callable[[list[int]], list[str]]  #: token ids of one sample -> a text for each
 
 
 def explain_pairs(
@@ -42,34 +42,34 @@ def explain_pairs(
     progress: bool | None = None,
     check: str | bool | None = None,
 ) -> PairAttribution:
-    """Relevance of every pair of a feature of ``a`` and one of ``b`` for their similarity, sample by sample.
+    """Relevance of every pair of a feature of ``a`` and a feature of ``b`` for their similarity, sample by sample.
 
-    Features of token ids are tokens, of images pixels, or patches with ``features=``. The sums of coordinates are
-    computed in single precision at least. Of a cosine the norms are constants, as the statistics of normalizations are.
+    Features are tokens of token ids, pixels of images, or patches with ``features=``. Sums over coordinates are
+    computed in single precision at least. The norms of a cosine are constants, like the statistics of normalizations.
 
     Args:
-        xmodel: the converted model; both sides are inputs of it.
+        xmodel: the converted model, for both sides.
         a: inputs of the first side: a mapping by name, a tuple, or one tensor; B samples.
         b: inputs of the second side, B samples; their lengths may differ from those of ``a``.
         similarity: "dot" or "cosine".
-        output: where in the output the (B, D) embedding is: None (it is the one tensor there), a path
-            ("pooler_output"), :func:`lrp_fx.pairs.mean_pooling`, :func:`lrp_fx.pairs.first_token`, or a callable
-            (output, inputs by name) -> (B, D) that is linear in the output.
+        output: the (B, D) embedding: None (the only tensor of the output), a path in the output ("pooler_output"),
+            :func:`lrp_fx.pairs.mean_pooling`, :func:`lrp_fx.pairs.first_token`, or a callable (output, inputs by name)
+            -> (B, D) that is linear in the output.
         features: how entries of the input are grouped: the side of square patches of an image, or a callable from
             relevance in the shape of the input to (B, I).
-        input: name of the input that has the features; None: the first that has relevance. That of others is in the
-                rest.
-        decode: ids of a sample -> the text of each (``tokenizer.convert_ids_to_tokens``), for tables and pictures.
-        rules: another rule set than the one the model was converted with.
-        chunk: how many sweeps run at once: memory grows with it. None: what is fastest.
-        progress: show a progress bar; None: when it takes long and standard error is a terminal.
-        check: as in ``explain``; what is checked is the sum of all coordinates.
+        input: name of the input with the features; None for the first that has relevance. Relevance of other inputs is
+            in the rest.
+        decode: token ids of a sample -> texts (``tokenizer.convert_ids_to_tokens``), for tables and pictures.
+        rules: another rule set than the one of the conversion.
+        chunk: number of sweeps in one batch; memory grows with it. None for the fastest.
+        progress: show a progress bar; None: if it takes long and standard error is a terminal.
+        check: as in ``explain``; the check explains the sum of all coordinates.
 
     Raises:
-        TargetError: for an output without an embedding, one that depends on no input, or one of length 0 under
+        TargetError: for an output without an embedding, an embedding that depends on no input, and one of norm 0 under
             "cosine".
-        InputError: for sides that do not fit together, or features that do not fit the input.
-        NumericalError: when an embedding or a relevance is not finite.
+        InputError: for sides of different batch sizes, and for features that do not fit the input.
+        NumericalError: if an embedding or a relevance is not finite.
     """
     if similarity not in ("dot", "cosine"):
         raise TargetError(f'similarity={similarity!r}: choose "dot" or "cosine"')
@@ -96,11 +96,11 @@ def explain_pairs(
 def _check_fit(first: Side, second: Side) -> None:
     shapes = [tuple(side.embedding.shape) for side in (first, second)]
     if shapes[0] != shapes[1]:
-        raise InputError(f"the sides have embeddings {shapes[0]} and {shapes[1]}: give as many samples on both sides")
+        raise InputError(f"the sides have embeddings {shapes[0]} and {shapes[1]}: give equally many samples on both")
 
 
 def _scale(first: Side, second: Side, similarity: Similarity) -> Tensor:
-    """(B,) what the dot product is multiplied by."""
+    """(B,) factors of the dot product."""
     lengths = [side.embedding.detach().to(side.precision).norm(dim=-1) for side in (first, second)]
     if similarity == "dot":
         return torch.ones_like(lengths[0])
@@ -111,7 +111,7 @@ def _scale(first: Side, second: Side, similarity: Similarity) -> Tensor:
 
 
 def _table(first: Side, second: Side, shown: bool | None) -> Tensor:
-    """(B, I + 1, J + 1) by the cheapest way."""
+    """The (B, I + 1, J + 1) table, computed in the cheapest way."""
     width, sizes = first.width, [side.shown.shape[1] + 1 for side in (first, second)]
     costs = {"both": width * (first.cost + second.cost)}
     if first.sweeper.rewritten.plan.is_linear:
@@ -126,7 +126,7 @@ def _table(first: Side, second: Side, shown: bool | None) -> Tensor:
 
 
 def _by_coordinates(first: Side, second: Side, shown: bool | None) -> Tensor:
-    """The product of the factors of both sides, a few coordinates at a time."""
+    """Products of the factors of both sides, summed over a few coordinates at a time."""
     shape = (len(first.embedding), first.shown.shape[1] + 1, second.shown.shape[1] + 1)
     table = torch.zeros(shape, dtype=first.precision, device=first.embedding.device)
     with Progress(first.width, shown) as bar:
@@ -137,19 +137,19 @@ def _by_coordinates(first: Side, second: Side, shown: bool | None) -> Tensor:
 
 
 def _by_features(first: Side, second: Side, shown: bool | None) -> Tensor:
-    """Factors of the first side for each coordinate, then sums of the second side's coordinates weighed by them."""
+    """Factors of the first side for each coordinate, then sweeps of the second side weighted by them."""
     columns = first.shown.shape[1] + 1
     with Progress(first.width + columns, shown) as bar:
-        parts = []
+        factors = []
         for start, end in _chunks(first.width, first.chunk):
-            parts.append(first.coordinates(start, end))
+            factors.append(first.coordinates(start, end))
             bar.advance(end - start)
-        weights = torch.cat(parts).permute(2, 1, 0)  # (I + 1, B, D)
-        # a power of two: small weights are not lost in half precision, and nothing is rounded
+        weights = torch.cat(factors).permute(2, 1, 0)  # (I + 1, B, D)
+        # scaled by a power of two, so that small weights do not underflow in half precision, without rounding
         scale = torch.exp2(torch.frexp(weights.abs().amax(-1, keepdim=True))[1].to(weights.dtype))
         shape = (columns, len(first.embedding), second.shown.shape[1] + 1)
         table = torch.zeros(shape, dtype=first.precision, device=first.embedding.device)
-        live = weights.flatten(1).any(1).nonzero()[:, 0]  # padding weighs nothing
+        live = weights.flatten(1).any(1).nonzero()[:, 0]  # (weights of padding are 0)
         for start, end in _chunks(len(live), second.chunk):
             rows = live[start:end]
             table[rows] = second.factors(weights[rows] / scale[rows]) * scale[rows]

@@ -1,4 +1,4 @@
-"""What the features of one side are: relevance of one input, grouped into (B, I)."""
+"""Features of one side: relevance of one input, grouped into (B, I)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from lrp_fx.errors import InputError
 from lrp_fx.explain.target import padding_masks, shown
 
-#: how entries of an input are grouped: None (token ids: each; vectors: each position; images: each pixel), the side of
-#: a square patch of an image, or a function from relevance in the shape of the input to (B, I)
+#: how entries of an input are grouped: None (each token id, each position of vectors, each pixel of images), the side
+#: of a square patch of an image, or a function from relevance in the shape of the input to (B, I)
 Grouping = int | Callable[[Tensor], Tensor] | None
 
-MOST = 4096  #: features of one side: the square of it is what a matrix holds
+MOST = 4096  #: largest number of features of one side; the matrix of pairs has its square
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Features:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], names: list[str], chosen: str | None, grouping: Grouping) -> Features:
-        """Features of the input that is chosen, or of the first that can have relevance.
+        """Features of the input ``chosen``; for None, of the first input that can have relevance.
 
         Raises:
-            InputError: for a name that is none of theirs, and for more features than a matrix can hold.
+            InputError: for an input without relevance, and for more than :data:`MOST` features.
         """
         if chosen is not None and chosen not in names:
             raise InputError(f"input={chosen!r} can have no relevance: choose one of {', '.join(names)}")
@@ -45,8 +45,8 @@ class Features:
         count = features.group(torch.zeros(tensors[name].shape)).shape[1]
         if count > MOST:
             raise InputError(
-                f"'{name}' has {count} features, their pairs are too many to hold: group them, features=16 (patches of "
-                "16 pixels) or a callable from relevance in the shape of the input to (B, I)"
+                f"'{name}' has {count} features, which make too many pairs: group them, features=16 (patches of 16 "
+                "pixels) or a callable from relevance in the shape of the input to (B, I)"
             )
         return features
 
@@ -54,7 +54,7 @@ class Features:
         """Relevance in the shape of the input -> (B, I).
 
         Raises:
-            InputError: where the grouping does not fit.
+            InputError: if the grouping does not fit.
         """
         if isinstance(self.grouping, int):
             return self._patches(relevance, self.grouping)
@@ -68,14 +68,14 @@ class Features:
         return relevance.sum(1).flatten(1) if relevance.dim() == 4 else relevance.flatten(1)
 
     def grid(self, shape: torch.Size) -> tuple[int, int] | None:
-        """Rows and columns of patches, where features are those of an image of this shape."""
+        """Rows and columns of the patches of an image of this shape; None for other features."""
         if len(shape) < 4 or callable(self.grouping):
             return None
         size = self.grouping or 1
         return shape[2] // size, shape[3] // size
 
     def shown(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """(B, I) features that no padding mask hides."""
+        """(B, I) features that are not padding."""
         value = tensors[self.input]
         count = self.group(torch.zeros(value.shape)).shape[1]
         for mask in padding_masks(tensors).values():
@@ -87,7 +87,7 @@ class Features:
         shape = tuple(relevance.shape)
         if len(shape) != 4 or size < 1 or shape[2] % size or shape[3] % size:
             raise InputError(
-                f"features={size} means square patches of (B, C, H, W) images whose height and width it divides; "
+                f"features={size} means square patches, for (B, C, H, W) images with height and width divisible by it; "
                 f"'{self.input}' has the shape {shape}"
             )
         return F.avg_pool2d(relevance.sum(1, keepdim=True), size).flatten(1) * size**2

@@ -1,4 +1,4 @@
-"""Pictures of pairs: a matrix, two sentences or two images with lines between them, and a page for the browser."""
+"""Pictures of pairs: a matrix, two sentences or two images with lines between them, and an HTML page."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-LINES = 12  #: pairs that get a line
-REST = "rest"  #: what the last row and column are called
+LINES = 12  #: default number of lines
+REST = "rest"  #: name of the last row and column
 
 
 @dataclass(frozen=True)
 class _Shown:
-    """One sample, padding left out.
+    """One sample without padding.
 
     Attributes:
-        table: (I + 1, J + 1) relevance, the rests last.
-        labels: text of the features of each side.
-        pairs: (first, second, relevance) of those with the largest magnitude, the weakest first.
+        table: (I + 1, J + 1) relevance, with the rests last.
+        labels: texts of the features of each side.
+        pairs: (first, second, relevance) of the pairs with the largest magnitude, the weakest first.
     """
 
     table: Tensor
@@ -45,9 +45,9 @@ class _Shown:
             torch.cat([p, p.new_full((1,), s.shape[1])]) for p, s in zip(places, attribution.shown, strict=True)
         )
         table = attribution.table[sample][rows][:, columns].double().cpu()
-        given = attribution.tokens
+        tokens = attribution.tokens
         texts = [
-            [t[sample][i] for i in p.tolist()] if (t := given and given[side]) else [str(i) for i in p.tolist()]
+            [t[sample][i] for i in p.tolist()] if (t := tokens and tokens[side]) else [str(i) for i in p.tolist()]
             for side, p in enumerate(places)
         ]
         back = [{int(i): n for n, i in enumerate(p.tolist())} for p in places]
@@ -56,20 +56,20 @@ class _Shown:
 
     @property
     def largest(self) -> float:
-        """The magnitude that gets the full colour: that of the strongest pair."""
+        """The magnitude of the strongest pair, which has the full colour."""
         return max((abs(amount) for *_, amount in self.pairs), default=0.0) or 1.0
 
 
 def draw_pairs(attribution: PairAttribution, sample: int = 0, *, ax: Axes | None = None) -> Figure:
-    """Matrix of one sample: features of the first input down, of the second across, the rests behind a line.
+    """Matrix of one sample: a row per feature of the first input, a column per feature of the second, rests last.
 
     Args:
-        attribution: of :func:`lrp_fx.explain_pairs`.
-        sample: which one.
-        ax: where to draw; a new figure where None.
+        attribution: result of :func:`lrp_fx.explain_pairs`.
+        sample: index of the sample.
+        ax: axes to draw on; None for a new figure.
 
     Raises:
-        MissingExtraError: when matplotlib is not installed.
+        MissingExtraError: if matplotlib is not installed.
     """
     shown = _Shown.of(attribution, sample, 1)
     rows, columns = shown.table.shape
@@ -97,18 +97,19 @@ def draw_connections(
     lines: int = LINES,
     ax: Axes | None = None,
 ) -> Figure:
-    """Two sentences, or two images side by side, with a line for each of the strongest pairs: red for, blue against.
+    """Two sentences, or two images side by side, with a line for each of the strongest pairs: red is positive, blue
+    negative.
 
     Args:
-        attribution: of :func:`lrp_fx.explain_pairs`.
-        sample: which one.
-        images: the two images, (C, H, W), where features are patches.
-        lines: how many pairs.
-        ax: where to draw; a new figure where None.
+        attribution: result of :func:`lrp_fx.explain_pairs`.
+        sample: index of the sample.
+        images: the two images, (C, H, W), for features that are patches.
+        lines: number of pairs with a line.
+        ax: axes to draw on; None for a new figure.
 
     Raises:
-        InputError: for images where features are no patches of one.
-        MissingExtraError: when matplotlib is not installed.
+        InputError: for images, if features are not patches of them.
+        MissingExtraError: if matplotlib is not installed.
     """
     shown = _Shown.of(attribution, sample, lines)
     if images is None:
@@ -147,14 +148,14 @@ def pairs_page(
     """A self-contained page: the two texts with lines between them, the strongest pairs, and the whole matrix.
 
     Args:
-        attribution: of :func:`lrp_fx.explain_pairs`.
-        sample: which one.
+        attribution: result of :func:`lrp_fx.explain_pairs`.
+        sample: index of the sample.
         title: heading.
-        facts: further names and values below it.
-        lines: how many pairs get a line.
+        facts: further names and values below the heading.
+        lines: number of pairs with a line.
 
     Raises:
-        MissingExtraError: when jinja2 is not installed.
+        MissingExtraError: if jinja2 is not installed.
     """
     shown = _Shown.of(attribution, sample, lines)
     similarity, rest = float(attribution.similarity[sample]), float(attribution.remainder[sample])
@@ -176,7 +177,7 @@ def pairs_page(
 
 
 def _cell(amount: float, largest: float) -> dict[str, Any]:
-    """What is shown of an amount: its colour, and three digits of the largest; a dot for what rounds to nothing."""
+    """Colour and text of an amount, in three digits of the largest amount; a dot if it rounds to 0."""
     colour = background(amount / largest)
     decimals = max(2 - math.floor(math.log10(largest)), 0)
     text = f"{amount:.{decimals}f}" if round(amount, decimals) else "·"
@@ -192,7 +193,7 @@ def _cell(amount: float, largest: float) -> dict[str, Any]:
 
 def _drawing(shown: _Shown, letter: float = 8.4, gap: float = 12.0, height: float = 150.0) -> dict[str, Any]:
     """Boxes of words in two rows and lines between them, in pixels."""
-    sides, middles = [], []
+    sides, widths = [], []
     for side, words in enumerate(shown.labels):
         amounts = shown.table.sum(1 - side)[:-1].tolist()
         largest = max(map(abs, amounts), default=0.0) or 1.0
@@ -204,12 +205,12 @@ def _drawing(shown: _Shown, letter: float = 8.4, gap: float = 12.0, height: floa
             )
             x += width + gap
         sides.append(boxes)
-        middles.append(x - gap)
-    whole = max([*middles, 1.0])
-    for boxes, own in zip(sides, middles, strict=True):
+        widths.append(x - gap)
+    whole = max([*widths, 1.0])
+    for boxes, width in zip(sides, widths, strict=True):
         for box in boxes:
-            box["x"] += (whole - own) / 2
-            box["middle"] += (whole - own) / 2
+            box["x"] += (whole - width) / 2
+            box["middle"] += (whole - width) / 2
     lines = [
         {
             "x": sides[0][i]["middle"], "u": sides[1][j]["middle"], "width": 0.8 + 4 * abs(v) / shown.largest,
@@ -222,7 +223,7 @@ def _drawing(shown: _Shown, letter: float = 8.4, gap: float = 12.0, height: floa
 
 
 def _place_words(labels: tuple[list[str], list[str]]) -> list[list[tuple[float, float]]]:
-    """(x, y) of the words of both sides, centred over one another."""
+    """(x, y) of the words of both sides, in two centred rows."""
     rows, widths = [], []
     for words in labels:
         x, places = 0.0, []
@@ -232,7 +233,7 @@ def _place_words(labels: tuple[list[str], list[str]]) -> list[list[tuple[float, 
             x += width
         rows.append(places)
         widths.append(x)
-    shifts = [(max(widths) - own) / 2 for own in widths]
+    shifts = [(max(widths) - width) / 2 for width in widths]
     return [
         [(x + shift, float(1 - side)) for x in places]
         for side, (places, shift) in enumerate(zip(rows, shifts, strict=True))
@@ -240,7 +241,7 @@ def _place_words(labels: tuple[list[str], list[str]]) -> list[list[tuple[float, 
 
 
 def _place_images(ax: Axes, attribution: PairAttribution, images: Sequence[Tensor]) -> list[list[tuple[float, float]]]:
-    """Draw two images side by side; (x, y) of the middles of their patches."""
+    """Draw two images side by side; returns (x, y) of the centres of their patches."""
     places, left = [], 0.0
     for image, grid in zip(images, attribution.grids, strict=True):
         if grid is None or image.dim() != 3 or image.shape[1] % grid[0] or image.shape[2] % grid[1]:

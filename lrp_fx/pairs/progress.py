@@ -1,4 +1,4 @@
-"""A progress bar that appears only where it is needed."""
+"""A progress bar for long computations only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from types import TracebackType
 import rich.progress
 from rich.console import Console
 
-PATIENCE = 5.0  #: seconds that may be left without a bar
+PATIENCE = 5.0  #: remaining seconds from which on the bar appears
 
 
 class Progress:
-    """Counts sweeps; shows a bar on standard error once more than a few seconds are left.
+    """Counts sweeps; shows a bar on standard error when more than :data:`PATIENCE` seconds remain.
 
     Args:
-        total: how many sweeps.
-        shown: whether there may be a bar; None: where standard error is a terminal.
+        total: number of sweeps.
+        shown: whether a bar may appear; None: if standard error is a terminal.
     """
 
     def __init__(self, total: int, shown: bool | None) -> None:
@@ -26,7 +26,7 @@ class Progress:
         self.bar: rich.progress.Progress | None = None
 
     def advance(self, count: int) -> None:
-        """``count`` sweeps more are done."""
+        """Count ``count`` further sweeps."""
         self.done += count
         left = (time.monotonic() - self.start) / self.done * (self.total - self.done)
         if self.bar is None and self.allowed and left > PATIENCE:

@@ -1,4 +1,4 @@
-"""One of the two inputs: a forward pass, and relevance of its features for any sums of embedding coordinates."""
+"""One of the two inputs: a forward pass, and relevance of its features for weighted sums of embedding coordinates."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from lrp_fx.pairs.features import Features, Grouping
 
 @dataclass(frozen=True)
 class Side:
-    """A forward pass that is kept for many sweeps.
+    """A forward pass for many sweeps.
 
     Attributes:
-        sweeper: the graph that ran.
+        sweeper: the tapped graph.
         leaves: its flat inputs.
         tensors: inputs by name.
         points: its tap points.
-        embedding: (B, D), with its history.
-        features: what of the inputs counts.
-        chunk: how many sweeps run at once.
+        embedding: (B, D), with its autograd graph.
+        features: the features of the input.
+        chunk: number of sweeps in one batch.
     """
 
     sweeper: Sweeper
@@ -59,7 +59,7 @@ class Side:
         """Run the model on one side.
 
         Raises:
-            TargetError: where the output holds no embedding.
+            TargetError: if the output has no embedding.
             InputError: for features that do not fit; as ``explain``.
         """
         args, kwargs = arguments(inputs)
@@ -85,47 +85,47 @@ class Side:
 
     @property
     def width(self) -> int:
-        """Coordinates of the embedding, D."""
+        """Number of embedding coordinates, D."""
         return self.embedding.shape[1]
 
     @property
     def precision(self) -> torch.dtype:
-        """What products are computed in: single precision at least."""
+        """Precision of products: single precision at least."""
         return torch.promote_types(self.embedding.dtype, torch.float32)
 
     @functools.cached_property
     def shown(self) -> Tensor:
-        """(B, I) features that are no padding."""
+        """(B, I) features that are not padding."""
         return self.features.shown(self.tensors)
 
     @property
     def grid(self) -> tuple[int, int] | None:
-        """Rows and columns of its features, where these are patches of an image."""
+        """Rows and columns of the patches of an image; None for other features."""
         return self.features.grid(self.tensors[self.features.input].shape)
 
     @property
     def cost(self) -> int:
-        """What one sweep costs, compared to one of the other side: entries of the input."""
+        """Relative cost of one sweep: the number of entries of the input."""
         return self.tensors[self.features.input].numel()
 
     def coordinates(self, first: int, end: int) -> Tensor:
-        """(end - first, B, I + 1) factors of some coordinates of the embedding."""
+        """(end - first, B, I + 1) factors of the embedding coordinates from ``first`` to ``end``."""
         picks = torch.eye(self.width, dtype=self.embedding.dtype, device=self.embedding.device)[first:end]
         return self.factors(picks[:, None].expand(-1, len(self.embedding), -1))
 
     @torch.inference_mode(False)
     def factors(self, seeds: Tensor) -> Tensor:
-        """Relevance of the features for weighted sums of coordinates, and in the last place what they do not get.
+        """Relevance of the features for weighted sums of coordinates, with the rest as the last entry.
 
         Args:
             seeds: (T, B, D) weights.
 
         Returns:
-            (T, B, I + 1), which sum over the last dimension to the weighted sums.
+            (T, B, I + 1); sums over the last dimension are the weighted sums.
 
         Raises:
-            TargetError: when the embedding depends on no input.
-            NumericalError: when a relevance is not finite.
+            TargetError: if the embedding depends on no input.
+            NumericalError: if a relevance is not finite.
         """
         with torch.enable_grad():
             arrived = sweep_each(self.points, self.embedding, seeds.to(self.embedding.dtype))
@@ -142,12 +142,12 @@ class Side:
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and named inputs of one side: of a mapping its entries by name, of a tuple or list its entries."""
+    """Inputs of one side as (positional, keyword) arguments: a mapping by keyword, anything else by position."""
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 def _owners(source: Source) -> list[Node]:
-    """The inputs that relevance of a source belongs to."""
+    """The inputs of a source."""
     return [owner for owner, _ in source.picks] if source.picks else [source.input]

@@ -263,7 +263,7 @@ def test_errors_say_what_is_wrong(encoder):
     xmodel, a = lrp_fx.convert(encoder), tokens()
     with pytest.raises(TargetError, match="mean_pooling"):
         explain_pairs(xmodel, a, a)
-    with pytest.raises(InputError, match="as many samples"):
+    with pytest.raises(InputError, match="equally many samples"):
         explain_pairs(xmodel, a, tokens(3), output=mean_pooling)
     with pytest.raises(TargetError, match="cosine"):
         explain_pairs(xmodel, a, a, output=mean_pooling, similarity="euclidean")

@@ -1,4 +1,4 @@
-"""Generated text: every new token attributed to all tokens before it."""
+"""Generated text, every new token attributed to all tokens before it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain.target_types import OfClass, Target, indices_of, normal
 from lrp_fx.results import Attributions, Generation
 
-#: new tokens explained by one forward pass, over the longest of their prefixes
+#: new tokens explained from one forward pass, over the longest of their prefixes: what lies behind it is not computed
 _GROUP = 16
 
 
@@ -29,21 +29,13 @@ def generate(
 ) -> Generation:
     """Generate from ``inputs`` and explain every new token.
 
-    Causal logits depend on no later position. The logits of the final sequence therefore equal those seen during
-    generation, and one forward pass explains many new tokens: _GROUP of them on their longest prefix if the captured
-    graph has a dynamic length, otherwise all on the whole sequence.
-
-    Args:
-        model: the model, with a ``generate`` of its own.
-        explain: explains several targets of one call.
-        capture: captures the model for a call.
-        inputs: the prompt, by name.
-        options: arguments of ``generate``.
-        target: what is explained of every token.
+    The logits at a position depend on nothing after it, so those of the final sequence are those that were seen while
+    generating, and one forward pass serves many new tokens. Where the captured graph leaves the length free, it goes no
+    further than the last of them; otherwise the whole sequence serves all.
 
     Raises:
         InputError: when the model has no ``generate``, or generates nothing.
-        TargetError: for a target that names a class or a position.
+        TargetError: for a target that is not one of every token alike.
     """
     form = _form(target)
     if not hasattr(model, "generate"):
@@ -89,28 +81,28 @@ def generate(
 
 
 def _form(target: Target) -> OfClass:
-    """The target of every token, without class and position.
+    """What is explained of every token.
 
     Raises:
-        TargetError: for a target that names a class or a position, or is no target of a class.
+        TargetError: for a target that names a class or a position, or no class at all.
     """
     form = normal("logit" if target is None else target)
     if not isinstance(form, OfClass) or indices_of(form).keys() - {"foil"}:
         raise TargetError(
-            f"target={target!r}: the generated tokens are explained, each at its position. Give 'logit', 'contrast', "
-            "'log_prob', 'probability', or lrp_fx.Contrast(foil=...)"
+            f"target={target!r}: the tokens and their positions are those that are generated. Give 'logit', "
+            "'contrast', 'log_prob', 'probability', or lrp_fx.Contrast(foil=...)"
         )
     return form
 
 
 def _resizes(capture: Callable[..., tuple[Captured, Call]], inputs: dict[str, Any], name: str) -> bool:
-    """Whether the length of an input is dynamic in the captured graph."""
+    """Whether a captured graph leaves the length of an input free."""
     captured, call = capture((), inputs)
     dims = dict(zip(call.tensors, captured.shapes.dims, strict=True))
     return isinstance(dims[name][1], str)
 
 
 def _padded(relevance: Tensor, length: int | None) -> Tensor:
-    """(T, B, n) -> (B, T, length), with zeros behind the prefix."""
+    """(T, B, n) -> (B, T, length): nothing lies behind a prefix."""
     relevance = relevance.transpose(0, 1)
     return relevance if length is None else torch.nn.functional.pad(relevance, (0, length - relevance.shape[2]))
