@@ -23,16 +23,16 @@ from lrp_fx.results.result import Result
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-#: what computes a ledger: of the sum of all samples' targets, or of a weighted sum, (B,)
+#: computes the ledger of the sum of all samples' targets (None), or of a weighted sum, with (B,) weights
 Accounting = Callable[[Tensor | None], Ledger]
 
-_UNSAVED = "this result was read from a file, which does not hold this. Remedy: explain again"
-_DROPPED = "the inputs were not kept (keep_inputs=False), and this is computed from them. Remedy: ask for it before"
+_UNSAVED = "this result was read from a file without this part. Remedy: explain again"
+_DROPPED = "this is computed from the inputs, which were dropped (keep_inputs=False). Remedy: compute it before"
 
 
 @dataclass(frozen=True)
 class Later:
-    """A part of an attribution that is computed when it is asked for."""
+    """A part of an attribution that is computed on demand."""
 
     make: Callable[[], Any]
 
@@ -42,9 +42,9 @@ class Attribution(Result):
     """Relevance of one target per sample.
 
     Attributes:
-        relevance: input name -> relevance. Token ids: (B, S), summed over features; floating inputs: their own shape.
-        latents: module path -> relevance of that module's output, in its shape (what ``at=`` asked for).
-        target: (B,) the explained values.
+        relevance: input name -> relevance. Token ids: (B, S), summed over features; floating inputs: in their shape.
+        latents: name in ``at=`` -> relevance of that tensor, in its shape.
+        target: (B,) explained values.
     """
 
     KIND: ClassVar[str] = "Attribution"
@@ -55,31 +55,31 @@ class Attribution(Result):
 
     @cached_property
     def output(self) -> Any:
-        """The model's output, of its own type, detached. Where a compiled graph that does not compute it explained,
-        a second sweep on the same inputs and weights does."""
+        """The model's output in its own type, detached. After an explanation by a compiled graph without outputs, it
+        takes a second sweep on the same inputs and weights."""
         return _now(self._output)
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Where all of the relevance went. Computed at first use, by a second sweep on the same inputs and weights;
-        that of some samples of a batch by a third, for their targets alone."""
+        """All entries of the explanation (:class:`lrp_fx.Ledger`). Computed at first use, by a second sweep on the same
+        inputs and weights; for some samples of a batch by a third sweep, for their targets alone."""
         return self._account(None)
 
     def amounts(self) -> Mapping[str, float]:
-        """Where the explained value went, by category of the ledger (computed at first use)."""
+        """Category of the ledger -> amount (computed at first use)."""
         return self.ledger.by("category")
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """Signs that the map is weak, each with what to try (:mod:`lrp_fx.results.notes`); those that the ledger shows
-        only once it was computed."""
+        """Signs of a weak map, each with a remedy (:mod:`lrp_fx.results.notes`); signs in the ledger appear after its
+        computation."""
         amounts = self.ledger.by("category") if "ledger" in self.__dict__ else None
         return (*self.context.notes, *find_notes(self.relevance, self.target, amounts))
 
     @cached_property
     def sources(self) -> dict[str, Tensor]:
-        """Every tensor that relevance was collected at, by name, elementwise: embeddings of the inputs, then the
-        position, type, class-token and latent parameters that join on the way (from the ledger)."""
+        """Name -> elementwise relevance of every source: embeddings of the inputs, then position, type, class-token and
+        latent parameters (from the ledger)."""
         collected = dict(_now(self._sources))
         for entry in self.ledger.entries:
             if entry.category == "source" and entry.relevance is not None:
@@ -90,7 +90,7 @@ class Attribution(Result):
         return collected
 
     def without_inputs(self) -> Self:
-        """The same numbers without the inputs, and without what would be computed from them later: a ledger that was
+        """The same numbers without the inputs, and without parts that would be computed from them: a ledger that was
         not computed, an output of a compiled graph, sources."""
         dropped = Later(functools.partial(_refuse, _DROPPED))
         account = functools.partial(_as_computed, self.ledger) if "ledger" in self.__dict__ else no_ledger(_DROPPED)
@@ -98,7 +98,7 @@ class Attribution(Result):
         return self._derived(inputs={}, _output=output, _sources=dropped, _account=account)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """On another device or in another precision, as ``torch.Tensor.to``: relevance, target, inputs and output."""
+        """Move relevance, target, inputs and output to another device or precision, as ``torch.Tensor.to``."""
 
         def move(tree: Any) -> Any:
             return pytree.tree_map_only(Tensor, lambda t: _moved(t, args, kwargs), tree)
@@ -109,10 +109,10 @@ class Attribution(Result):
         return moved._derived(_output=output, _sources=Later(lambda: move(_now(self._sources))))
 
     def _derived(self, **changes: Any) -> Self:
-        made = super()._derived(**changes)
-        if "ledger" in self.__dict__ and "_account" not in changes:  # need not be computed again
-            made.__dict__["ledger"] = self.ledger
-        return made
+        derived = super()._derived(**changes)
+        if "ledger" in self.__dict__ and "_account" not in changes:  # the computed ledger still holds
+            derived.__dict__["ledger"] = self.ledger
+        return derived
 
     def _of(self, rows: list[int]) -> Self:
         def some() -> dict[str, Tensor]:
@@ -153,7 +153,7 @@ class Attribution(Result):
     def _category_rows(self) -> list[dict[str, Any]]:
         try:
             ledgers = [one.ledger for one in self]
-        except LatentError:  # only that of all samples together is known
+        except LatentError:  # there is only a ledger of all samples together
             return [{"category": c, "amount": a} for c, a in self.ledger.by("category").items()]
         return [
             {"sample": i, "category": category, "amount": amount}
@@ -162,21 +162,21 @@ class Attribution(Result):
         ]
 
     def plot(self, kind: str = "auto", *, input: str | None = None) -> Figure:
-        """As :meth:`lrp_fx.results.Result.plot`; "waterfall" is the ledger's: what is not the input's first, then the
-        largest words or features, then the others, up to the explained value (of a batch by category alone)."""
+        """As :meth:`lrp_fx.results.Result.plot`; "waterfall" draws the ledger: other categories first, then the largest
+        words or features, then the rest of the inputs, up to the explained value (a batch by category alone)."""
         if kind != "waterfall":
             return super().plot(kind, input=input)
-        parts = waterfall_parts(self.merge("words") if self.token_inputs else self) if len(self) == 1 else []
-        return self.ledger.plot(parts, title=heading_of(self) if len(self) == 1 else "", notes=self.notes)
+        shares = waterfall_parts(self.merge("words") if self.token_inputs else self) if len(self) == 1 else []
+        return self.ledger.plot(shares, title=heading_of(self) if len(self) == 1 else "", notes=self.notes)
 
     def save(self, path: str | Path, *, inputs: bool = True, output: bool = False) -> Path:
-        """As :meth:`lrp_fx.results.Result.save`, which computes the ledger where it was not yet.
+        """As :meth:`lrp_fx.results.Result.save`; computes the ledger if necessary.
 
         Args:
             path: ``*.safetensors`` or ``*.json.gz``.
-            inputs: whether the inputs are in it.
-            output: whether the model's output is: a tensor, or the tensors of a mapping by name (a dict when it is
-                read). Of a language model it is large.
+            inputs: whether to save the inputs.
+            output: whether to save the model's output: a tensor, or the tensors of a mapping by name (a dict after
+                loading). For a language model it is large.
         """
         whole = self._derived(_output=self.output if output else None)
         return super(Attribution, whole).save(path, inputs=inputs)
@@ -206,32 +206,32 @@ class Attribution(Result):
             mine, theirs = _now(self._sources), _now(other._sources)
             return {n: mine.get(n, 0.0) + theirs.get(n, 0.0) for n in {**mine, **theirs}}
 
-        made = super()._sum(other)
+        total = super()._sum(other)
         return replace(
-            made, _sources=Later(both), _account=functools.partial(_joined, self._accounted, other._accounted)
+            total, _sources=Later(both), _account=functools.partial(_joined, self._accounted, other._accounted)
         )
 
     def _accounted(self, weights: Tensor | None) -> Ledger:
-        """The ledger of a weighted sum of targets; the one that was computed already where that is it."""
+        """The ledger of a weighted sum of targets; for equal weights of 1, the cached one."""
         return self.ledger if weights is None or bool((weights == 1).all()) else self._account(weights)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: what was still to be computed, computed; the ledger too, where there is one."""
+        """The state for another process: all lazy parts are computed, including the ledger if there is one."""
         try:
             account: Accounting = functools.partial(_as_computed, self.ledger)
-        except LatentError as reason:  # it has none, and says why
+        except LatentError as reason:  # there is no ledger, for this reason
             account = no_ledger(str(reason))
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         return state | {"_output": self.output, "_sources": _now(self._sources), "_account": account}
 
 
 def no_ledger(why: str) -> Accounting:
-    """What stands for the account of an attribution that has no ledger: it says why when it is asked."""
+    """An account that raises :class:`LatentError` with this reason."""
     return functools.partial(_refuse, why)
 
 
 def known_ledger(ledger: Ledger) -> Accounting:
-    """What stands for the account of an attribution whose ledger was computed before."""
+    """The account of a ledger that is already computed."""
     return functools.partial(_as_computed, ledger)
 
 
@@ -245,15 +245,15 @@ def _as_computed(ledger: Ledger, weights: Tensor | None) -> Ledger:
     if bool((weights == weights[0]).all()):
         return ledger * float(weights[0])
     raise LatentError(
-        "the ledger of a result that was copied, saved or kept without its inputs is of all its samples together: "
-        "explain the samples one by one for a ledger of each"
+        "a result that was copied, saved or stripped of its inputs has one ledger for all its samples: explain the "
+        "samples one by one for a ledger of each"
     )
 
 
 def _of_rows(account: Accounting, rows: list[int], count: int, weights: Tensor | None) -> Ledger:
-    """The ledger of some samples: of the batch, the others weighed by 0."""
-    given = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double().cpu()
-    return account(torch.zeros(count, dtype=torch.float64).index_add(0, torch.tensor(rows, dtype=torch.long), given))
+    """The ledger of some samples: that of the batch, with weight 0 for all others."""
+    chosen = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double().cpu()
+    return account(torch.zeros(count, dtype=torch.float64).index_add(0, torch.tensor(rows, dtype=torch.long), chosen))
 
 
 def _of_the_sum(account: Accounting, count: int, weights: Tensor | None) -> Ledger:

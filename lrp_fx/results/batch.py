@@ -1,4 +1,4 @@
-"""A batch of explained samples: slices, devices, sums, and what is known of the samples."""
+"""A batch of explained samples: slices, devices, sums, and the context of the samples."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ Index = int | slice | Sequence[int] | Tensor
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Batch:
-    """Relevance of explained values of a batch of samples.
+    """Relevance of a batch of samples.
 
-    ``len`` is the number of samples, ``result[i]`` and ``result[2:5]`` are results of some of them, and a loop visits
-    them one by one. All that is derived from a result is again one: sums stay what they were.
+    ``len`` is the number of samples, ``result[i]`` and ``result[2:5]`` are results of some of them, and iteration
+    yields them one by one. Derived results are of the same type, with the same totals.
 
     Attributes:
         relevance: input name -> relevance.
-        latents: module path -> relevance of that module's output.
-        target: the explained values.
+        latents: name in ``at=`` -> relevance of that tensor.
+        target: explained values.
         ruleset: name of the rule set.
-        inputs: input name -> what was explained; empty where inputs were not kept.
-        context: tokens, names of classes, and what else is known of the samples.
+        inputs: input name -> tensor; empty without inputs (``keep_inputs=False``).
+        context: tokens, names of classes, and other facts about the samples.
     """
 
-    #: dimension of ``target``, ``relevance`` and ``latents`` that counts samples
+    #: dimension of samples in ``target``, ``relevance`` and ``latents``
     SAMPLES: ClassVar[int] = 0
-    #: what dimensions of ``relevance`` before those of the input are called
+    #: names of the dimensions of ``relevance`` before those of the input
     LEADING: ClassVar[tuple[str, ...]] = ("sample",)
 
     relevance: dict[str, Tensor]
@@ -54,11 +54,11 @@ class Batch:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Index) -> Self:
-        """Some samples, as a result of their own.
+        """The result of some samples.
 
         Raises:
-            IndexError: for a sample that is not there.
-            InputError: where all samples share an input: what it got from each is not known apart.
+            IndexError: for a sample out of range.
+            InputError: if all samples share an input, whose relevance is summed over them.
         """
         rows = _rows(index, len(self))
         return self if rows == list(range(len(self))) else self._of(rows)
@@ -76,17 +76,17 @@ class Batch:
     def _pick(self, tensor: Tensor, rows: list[int], what: str) -> Tensor:
         if tensor.dim() <= self.SAMPLES or tensor.shape[self.SAMPLES] != len(self):
             raise InputError(
-                f"{what} of shape {tuple(tensor.shape)} has no row for each of the {len(self)} samples: they share it. "
+                f"{what} of shape {tuple(tensor.shape)} is shared by the {len(self)} samples: it has no row for each. "
                 "Explain the samples one by one."
             )
         return tensor.index_select(self.SAMPLES, torch.tensor(rows, dtype=torch.long, device=tensor.device))
 
     def _derived(self, **changes: Any) -> Self:
-        """A copy with other contents."""
+        """A copy with other fields."""
         return replace(self, **changes)
 
     def _mapped(self, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
-        """Relevance, latents and target, changed."""
+        """Relevance, latents and target, each tensor changed by a function."""
         return {
             "relevance": {n: change(r) for n, r in self.relevance.items()},
             "latents": {n: change(r) for n, r in self.latents.items()},
@@ -96,7 +96,7 @@ class Batch:
     # -- devices, precisions, other libraries
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """On another device or in another precision, as ``torch.Tensor.to``; integers keep theirs."""
+        """Move to another device or precision, as ``torch.Tensor.to``; integers keep their precision."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = tensor.to(*args, **kwargs)
@@ -105,7 +105,7 @@ class Batch:
         return self._derived(**self._mapped(move), inputs={n: move(v) for n, v in self.inputs.items()})
 
     def cpu(self) -> Self:
-        """On the CPU."""
+        """Move to the CPU."""
         return self.to("cpu")
 
     def numpy(self) -> dict[str, np.ndarray]:
@@ -114,40 +114,40 @@ class Batch:
         return {n: (r.float() if r.dtype is torch.bfloat16 else r).numpy() for n, r in tensors.items()}
 
     def without_inputs(self) -> Self:
-        """The same numbers without the inputs, and without what would be computed from them later."""
+        """The same numbers without the inputs, and without parts that would be computed from them."""
         return self._derived(inputs={})
 
     def with_context(self, context: Context) -> Self:
-        """The same result that knows more of its samples."""
+        """The same result with another context."""
         return self._derived(context=context)
 
-    def knowing(self, **known: Any) -> Self:
-        """The same result that is told more of its samples.
+    def knowing(self, **context: Any) -> Self:
+        """The same result with further facts about its samples.
 
         Args:
-            **known: fields of :class:`lrp_fx.results.Context`: ``features={"x": ["age", "income"]}``, ``labels``,
+            **context: fields of :class:`lrp_fx.results.Context`: ``features={"x": ["age", "income"]}``, ``labels``,
                 ``answers`` (one for each sample), ``sampling_rate`` (of sound, in Hz), ``tokens``.
 
         Raises:
-            InputError: for what is no field, names of inputs that are not there, another number of answers or tokens.
+            InputError: for an unknown field or input, and another number of answers or tokens than samples.
         """
-        if unknown := known.keys() - {f.name for f in fields(Context)}:
-            raise InputError(f"a result knows nothing called {', '.join(sorted(unknown))}")
-        named = {"tokens", "features"} & known.keys()
-        if wrong := {n for part in named for n in known[part]} - self.relevance.keys():
+        if unknown := context.keys() - {f.name for f in fields(Context)}:
+            raise InputError(f"a context has no field {', '.join(sorted(unknown))}")
+        named = {"tokens", "features"} & context.keys()
+        if wrong := {n for part in named for n in context[part]} - self.relevance.keys():
             raise InputError(f"no input is called {', '.join(sorted(wrong))}: there are {', '.join(self.relevance)}")
-        counts = [len(listed) for listed in (known.get("tokens") or {}).values()]
-        counts += [len(known["answers"])] if known.get("answers") is not None else []
+        counts = [len(listed) for listed in (context.get("tokens") or {}).values()]
+        counts += [len(context["answers"])] if context.get("answers") is not None else []
         if any(count != len(self) for count in counts):
             raise InputError(f"give as many answers and tokens as there are samples, {len(self)}")
-        lists = {n: tuple(v) for n, v in known.items() if n in ("labels", "answers") and v is not None}
-        maps = {n: {name: tuple(v) for name, v in known[n].items()} for n in named}
-        return self.with_context(replace(self.context, **{**known, **lists, **maps}))
+        lists = {n: tuple(v) for n, v in context.items() if n in ("labels", "answers") and v is not None}
+        maps = {n: {name: tuple(v) for name, v in context[n].items()} for n in named}
+        return self.with_context(replace(self.context, **{**context, **lists, **maps}))
 
     # -- sums
 
     def __add__(self, other: Self) -> Self:
-        """The explanation of the sum of both targets: of the same inputs, entry by entry.
+        """The explanation of the sum of both targets, for the same inputs.
 
         Raises:
             InputError: for results of other inputs or sizes.
@@ -159,7 +159,7 @@ class Batch:
         return self._sum(other * -1.0)
 
     def __mul__(self, factor: float | Tensor) -> Self:
-        """The explanation of the target times a number, or times a number per sample, (B,)."""
+        """The explanation of the target times a number, or times (B,) numbers."""
         factors = torch.as_tensor(factor).double().expand(len(self))
         return self._derived(**self._mapped(lambda t: t * self._beside(factors, t).to(t.dtype)))
 
@@ -169,16 +169,16 @@ class Batch:
         return self * -1.0
 
     def _beside(self, factors: Tensor, tensor: Tensor) -> Tensor:
-        """One factor per sample, shaped to multiply ``tensor``; where samples share it, they must share the factor.
+        """One factor per sample, shaped to multiply ``tensor``; a shared tensor needs equal factors.
 
         Raises:
-            InputError: where they do not.
+            InputError: for different factors of a shared tensor.
         """
         factors = factors.to(tensor.device)
         if tensor.dim() > self.SAMPLES and tensor.shape[self.SAMPLES] == len(self):
             return factors.reshape([*[1] * self.SAMPLES, -1, *[1] * (tensor.dim() - self.SAMPLES - 1)])
         if len(factors) and bool((factors != factors[0]).any()):
-            raise InputError(f"a tensor of shape {tuple(tensor.shape)} is shared by samples that get different factors")
+            raise InputError(f"a tensor of shape {tuple(tensor.shape)} is shared by samples with different factors")
         return factors[:1].reshape([1] * tensor.dim())
 
     def _sum(self, other: Self) -> Self:
@@ -197,14 +197,14 @@ class Batch:
         )
 
     def normalize(self, by: str = "target") -> Self:
-        """Scaled per sample.
+        """Scale each sample.
 
         Args:
-            by: "target" (the explained value becomes 1: shares of it), "magnitude" (magnitudes of relevance add up
-                to 1), or "largest" (the largest magnitude becomes 1).
+            by: "target" (the explained value becomes 1), "magnitude" (magnitudes of relevance sum to 1), or "largest"
+                (the largest magnitude becomes 1).
 
         Raises:
-            InputError: for another name, and where what a sample is divided by is 0.
+            InputError: for another name, and for a sample whose divisor is 0.
         """
         if by not in _SCALES:
             raise InputError(f"by={by!r}: choose one of {', '.join(_SCALES)}")
@@ -213,37 +213,37 @@ class Batch:
             raise InputError(f"sample {int((scales == 0).nonzero()[0])} cannot be scaled by its {by}, which is 0")
         return self * (1 / scales.cpu())
 
-    # -- what is known of the samples
+    # -- the context of the samples
 
     @property
     def total(self) -> Tensor:
-        """(B,) relevance of all inputs of each sample, in double precision; of several targets summed over them."""
+        """(B,) sum of the relevance of all inputs (and targets) of each sample, in double precision."""
         return torch.stack([sum(r.double().sum() for r in sample.relevance.values()) for sample in self])  # type: ignore
 
     @property
     def target_names(self) -> tuple[str, ...] | None:
-        """What the targets of each sample are called; None where each has one."""
+        """Names of the targets; None for one target per sample."""
         return None
 
     def amounts(self) -> Mapping[str, float]:
-        """Where the explained value went, by category of the ledger.
+        """Category of the ledger -> amount.
 
         Raises:
-            LatentError: where there is no ledger.
+            LatentError: for a result without a ledger.
         """
-        raise LatentError("several targets at once have no ledger: explain(target=...) of one for the whole account")
+        raise LatentError("several targets at once have no ledger: use explain(target=...) with one target")
 
     def start_of(self, name: str) -> int | None:
-        """Where generated tokens begin in an input: None where it has none."""
+        """Index of the first generated token in an input; None without one."""
         return None
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What should be known before the picture is trusted."""
+        """Notes on the model, on the inputs and on weak maps."""
         return self.context.notes
 
     def tokens(self, name: str | None = None) -> tuple[Tokens, ...]:
-        """The tokens of every sample in an input of token ids; ids as numbers where no tokenizer told more.
+        """The tokens of every sample in an input of token ids; without a tokenizer, ids as numbers.
 
         Args:
             name: the input; None for the first.
@@ -259,7 +259,7 @@ class Batch:
 
     @property
     def token_inputs(self) -> list[str]:
-        """Names of the inputs whose relevance is one number per token."""
+        """Names of the inputs with one relevance per token."""
         rank = len(self.LEADING) + 1
         return [n for n, r in self.relevance.items() if r.dim() == rank and self._has_tokens(n)]
 
@@ -279,7 +279,7 @@ def _of_one(result: Batch) -> Mapping[str, Tensor]:
     return {"target": result.target}
 
 
-#: what samples may be divided by
+#: divisors of a sample by name
 _SCALES: dict[str, Callable[[Any], Tensor]] = {
     "target": lambda one: one.target.double().sum(),
     "magnitude": lambda one: sum(r.double().abs().sum() for r in one.relevance.values()),
@@ -288,7 +288,7 @@ _SCALES: dict[str, Callable[[Any], Tensor]] = {
 
 
 def _rows(index: Index, count: int) -> list[int]:
-    """Numbers of the samples that an index names."""
+    """Row numbers of an index."""
     if isinstance(index, slice):
         return list(range(count))[index]
     if isinstance(index, (Sequence, Tensor, np.ndarray)) and not (isinstance(index, Tensor) and index.dim() == 0):
@@ -309,7 +309,7 @@ def _row(index: Any, count: int) -> int:
 
 
 def _numbered(result: Batch, name: str) -> tuple[Tokens, ...]:
-    """Tokens that show their ids."""
+    """Tokens with their ids as texts."""
     ids = result.inputs[name]
     rows = ids.expand(len(result), -1) if ids.dim() == 2 else ids.reshape(len(result), -1)
     return tuple(Tokens.plain([str(i) for i in row]) for row in rows.tolist())

@@ -1,4 +1,4 @@
-"""A digest of a model: whether a saved result is of the weights at hand."""
+"""A digest of a model, to tell whether a saved result is of the same weights."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-_SAMPLED = 256  #: entries of each tensor that count
+_SAMPLED = 256  #: number of sampled entries of each tensor
 
 
 def model_fingerprint(model: nn.Module) -> str:
     """A hexadecimal digest of names, sizes, precisions and evenly spaced entries of parameters and buffers.
 
-    Training changes all entries of a tensor, so that some of them tell it; a tensor that was edited between them is not
-    seen. Of tensors that are more than values (packed, sharded, on the meta device) names and sizes count alone.
+    Training changes all entries of a tensor, so some of them suffice; an edit between the sampled entries is missed. Of
+    packed, sharded and meta tensors only names, sizes and precisions count.
     """
     digest = hashlib.sha256()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -1,4 +1,4 @@
-"""The ledger: where all relevance went. Every entry is computed on its own, and together they are the target."""
+"""The ledger: all entries of an explanation. Every entry is computed on its own, and they sum to the target."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-#: categories as a reader who does not know them would call them
+#: category -> its name in pictures
 _SPOKEN = {
     "source": "positions and types", "position": "rotary positions", "bias": "biases", "constant": "constants",
     "stopped": "held constant", "softmax": "softmax (expansion)", "taylor": "other expansions",
@@ -27,14 +27,14 @@ class Entry:
     """One amount in the ledger.
 
     Attributes:
-        category: input, source (position, type and latent parameters), position (rotary tables, where the rule set
-            counts them), bias, constant, detached (what the model's author held constant), stopped, softmax, taylor
-            (what the first-order expansion of another function of several numbers leaves out), stabiliser, rule (what
-            a rule that does not conserve loses or invents) or target (a target that is not linear).
+        category: input, source (position, type and latent parameters), position (rotary tables, if the rule set counts
+            them), bias, constant, detached (values that the model detaches), stopped, softmax, taylor (the remainder of
+            the first-order expansion of another function of several numbers), stabiliser, rule (relevance that a rule
+            loses or invents) or target (the nonlinear part of a target).
         name: input, parameter path, or operator.
-        role: role of the node that absorbed it.
+        role: role of the node that absorbs it.
         module: module path of that node.
-        node: its name.
+        node: name of that node.
         amount: relevance, summed over the batch.
         relevance: elementwise relevance, for sources.
     """
@@ -50,9 +50,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ledger(Mapping[str, float]):
-    """All entries of one explanation, and the target they account for (both summed over the batch).
+    """All entries of one explanation, and its target (both summed over the batch).
 
-    As a mapping it gives the amount of each category; ``sum(ledger.values())`` is the target.
+    As a mapping: category -> amount; ``sum(ledger.values())`` is the target.
     """
 
     entries: tuple[Entry, ...]
@@ -95,15 +95,15 @@ class Ledger(Mapping[str, float]):
         return category in self.by("category")
 
     def plot(self, parts: Sequence[tuple[str, float]] = (), *, title: str = "", notes: Iterable[object] = ()) -> Figure:
-        """The waterfall that closes: from 0 over what is not the inputs' and the inputs to the explained value.
+        """Waterfall from 0 over the other categories and the inputs to the explained value.
 
         Args:
-            parts: (name, amount) of the parts of what the inputs have (words); they are shown in place of the inputs.
+            parts: (name, amount) of parts of the inputs (words), shown in place of the inputs' sum.
             title: heading.
-            notes: what to say below.
+            notes: lines below the picture.
 
         Raises:
-            MissingExtraError: when matplotlib is not installed.
+            MissingExtraError: if matplotlib is not installed.
         """
         amounts = self.by("category")
         inputs = amounts.pop("input", 0.0)
@@ -113,11 +113,11 @@ class Ledger(Mapping[str, float]):
         return draw_waterfall(base, shown, self.target, title=title, notes=tuple(map(str, notes)))
 
     def __add__(self, other: Ledger) -> Ledger:
-        """The account of the sum of two targets."""
+        """The ledger of the sum of two targets."""
         return Ledger((*self.entries, *other.entries), self.target + other.target)
 
     def __mul__(self, factor: float) -> Ledger:
-        """The account of a multiple of the target."""
+        """The ledger of a multiple of the target."""
         entries = (
             replace(e, amount=e.amount * factor, relevance=None if e.relevance is None else e.relevance * factor)
             for e in self.entries

@@ -1,4 +1,4 @@
-"""Sums within a result: tokens to words, samples, features, layers. What is summed stays what it adds up to."""
+"""Sums within a result: over tokens of a word, samples, features, layers. Totals do not change."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Grouping:
     """Groups of the tokens of every sample of a batch.
 
     Attributes:
-        index: (B, S) number of the group of every position; padding is in a group of its own behind all others.
-        tokens: of every sample its groups as tokens, as many as the sample with the most has.
+        index: (B, S) group number of every position; padding has the last group.
+        tokens: per sample, its groups as tokens, padded to the largest number of groups.
     """
 
     def __init__(self, tokens: Sequence[Tokens], by: By) -> None:
@@ -34,16 +34,16 @@ class Grouping:
 
     @property
     def width(self) -> int:
-        """How many groups there are."""
+        """Number of groups."""
         return max(map(len, self.tokens), default=0)
 
     def sums(self, values: Tensor, samples: int, dim: int) -> Tensor:
         """Sums over each group.
 
         Args:
-            values: what is summed.
-            samples: dimension that counts samples.
-            dim: dimension behind it that counts positions; it counts groups afterwards.
+            values: the tensor to sum.
+            samples: dimension of the samples.
+            dim: a later dimension, of the positions; in the result, of the groups.
         """
         shape = [1] * values.dim()
         shape[samples], shape[dim] = self.index.shape
@@ -54,7 +54,7 @@ class Grouping:
 
 
 def _filled(tokens: Tokens, width: int) -> Tokens:
-    """Tokens with padding behind them."""
+    """Tokens, padded to ``width``."""
     more = width - len(tokens)
     offsets = None if tokens.offsets is None else (*tokens.offsets, *[(0, 0)] * more)
     return Tokens(
@@ -64,7 +64,7 @@ def _filled(tokens: Tokens, width: int) -> Tokens:
 
 
 class Joined(Grouping):
-    """Groups of two parts of every sample, one part behind the other."""
+    """Groups of two consecutive parts of every sample."""
 
     def __init__(self, first: Grouping, second: Grouping) -> None:
         self.index = torch.cat([first.index, second.index + first.width], 1)
@@ -77,18 +77,18 @@ def _behind(a: Tokens, b: Tokens) -> Tokens:
 
 
 def without_features(values: Tensor, leading: int) -> Tensor:
-    """Summed over features: the channels of images, (..., C, H, W), and the last dimension of sequences, (..., S, D).
+    """Sum over features: the channels of images, (..., C, H, W), and the last dimension of sequences, (..., S, D).
 
     Args:
         values: relevance.
-        leading: how many dimensions stand before those of the tensor itself (samples, targets).
+        leading: number of dimensions before those of the tensor itself (samples, targets).
     """
     rank = values.dim() - leading
     return values.sum(leading) if rank >= 3 else values.sum(-1) if rank == 2 else values
 
 
 def sum_layers(latents: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Latents of one place in every layer, summed: names that differ in numbers only.
+    """Sum over layers: latents whose names differ in numbers only are added.
 
     Raises:
         InputError: for latents of different sizes.

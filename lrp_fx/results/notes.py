@@ -1,7 +1,7 @@
-"""Notes on weak maps: what about an explanation says that its picture should not be trusted as it is.
+"""Notes on weak maps: signs that the picture of an explanation should not be trusted.
 
-Sums are exact whatever a map looks like, so they cannot tell. These signs can: little of the explained value is with
-the inputs, parts cancel, something other than the inputs took much of it. Each note says what to try in its place.
+Sums are exact for every map and cannot tell. These signs can: the inputs have little of the explained value, large
+parts cancel, or softmax or stabilisers absorb much of it. Each note names a remedy.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SMALL = 0.1  #: share of the explained value that inputs hold, below which they are said to hold little
-CANCELLING = 30  #: times the explained value that magnitudes of relevance add up to
-TAKEN = 0.05  #: share of the explained value that stabilisers and constants may take
-MOST = 0.5  #: share of it that softmax may take
+SMALL = 0.1  #: a note appears if inputs have less than this share of the explained value
+CANCELLING = 30  #: ... if magnitudes of relevance sum to more than this multiple of it
+TAKEN = 0.05  #: ... if stabilisers and constants absorb more than this share of it
+MOST = 0.5  #: ... if softmax absorbs more than this share of it
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Note:
     """One note.
 
     Attributes:
-        name: which sign it is.
-        text: what was seen, and what to try.
+        name: name of the sign.
+        text: the observation and a remedy.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Note:
 
 @dataclass(frozen=True)
 class Signs:
-    """What notes look at: sample by sample, but for the ledger, which is a sum over the batch.
+    """Data of the notes: per sample, except for the ledger, which is a sum over the batch.
 
     Attributes:
         relevance: input -> its relevance.
-        target: (B,) the explained values.
-        amounts: the ledger by category; None where it was not computed.
+        target: (B,) explained values.
+        amounts: the ledger by category; None if it was not computed.
     """
 
     relevance: Mapping[str, Tensor]
@@ -51,32 +51,32 @@ class Signs:
 
     @property
     def inputs(self) -> Tensor:
-        """(B,) relevance of all inputs."""
+        """(B,) sum of the relevance of all inputs."""
         return self._summed(lambda r: r)
 
     @property
     def magnitude(self) -> Tensor:
-        """(B,) sum of its magnitudes."""
+        """(B,) sum of the magnitudes of relevance."""
         return self._summed(Tensor.abs)
 
     @property
     def little(self) -> Tensor:
-        """(B,) bool: where inputs hold little of the explained value, or have the opposite sign."""
+        """(B,) bool: whether inputs have little of the explained value, or the opposite sign."""
         return (self.inputs * self.target.sign() < SMALL * self.target.abs()) & (self.target != 0)
 
     @property
     def cancelling(self) -> Tensor:
-        """(B,) bool: where magnitudes add up to much more than the explained value."""
+        """(B,) bool: whether magnitudes sum to much more than the explained value."""
         return self.magnitude > CANCELLING * self.target.abs()
 
     def share(self, *categories: str) -> float:
-        """What categories of the ledger took, as a share of the explained value; 0 where there is no ledger."""
+        """Amounts of categories of the ledger, as a share of the explained value; 0 without a ledger."""
         absorbed = sum(abs((self.amounts or {}).get(c, 0.0)) for c in categories)
         target = abs(float(self.target.sum()))
         return absorbed / target if target else 0.0
 
     def count(self, samples: Tensor) -> str:
-        """Of how many samples that is said, where it is not said of all."""
+        """In how many samples the sign appears, in words; "" for all."""
         total, several = len(samples), int(samples.sum())
         return "" if several == total else f" (in {several} of {total} samples)"
 
@@ -85,7 +85,7 @@ class Signs:
         total = torch.zeros(samples, dtype=torch.float64, device=self.target.device)
         for relevance in self.relevance.values():
             amount = part(relevance.double()).to(total.device)
-            shared = not amount.dim() or len(amount) != samples  # an input that all samples share
+            shared = not amount.dim() or len(amount) != samples  # one input for all samples
             total = total + (amount.sum() / samples if shared else amount.reshape(samples, -1).sum(1))
         return total
 
@@ -95,10 +95,10 @@ def _little(signs: Signs) -> str | None:
     if not few.any():
         return None
     share = float((signs.inputs / signs.target)[few].median())
-    said = f"hold {share:.0%} of the explained value" if share >= 0 else "add up to the opposite sign of the value"
+    amount = f"hold {share:.0%} of the explained value" if share >= 0 else "add up to the opposite sign of the value"
     return (
-        f"the inputs {said}{signs.count(few)}: biases, positions or softmax hold the rest (see .ledger). Try "
-        'target=lrp_fx.Contrast(...), which takes out what all classes share, or rules="default", if others are in use.'
+        f"the inputs {amount}{signs.count(few)}: biases, positions or softmax hold the rest (see .ledger). Try "
+        'target=lrp_fx.Contrast(...), which removes the part common to all classes, or rules="default".'
     )
 
 
@@ -107,9 +107,9 @@ def _nothing(signs: Signs) -> str | None:
     if not still.any():
         return None
     return (
-        f"no input got any relevance{signs.count(still)}: the explained value does not move with them, as a "
-        'probability of nearly 1 does not, or a rule stops it on the way. Try target="contrast", or rules="gradient", '
-        "which shows what moves it."
+        f"no input got any relevance{signs.count(still)}: the explained value does not change with them (such as a "
+        'probability near 1), or a rule stops relevance. Try target="contrast", or rules="gradient" to see which '
+        "inputs change it."
     )
 
 
@@ -140,7 +140,7 @@ def _softmax(signs: Signs) -> str | None:
     if share <= MOST:
         return None
     return (
-        f"softmax took {share:.0%} of the explained value, what its Taylor expansion leaves over. Try "
+        f"softmax took {share:.0%} of the explained value, as the remainder of its Taylor expansion. Try "
         'rules="cp_lrp", which holds attention weights constant.'
     )
 
@@ -150,13 +150,13 @@ def _unmoved(signs: Signs) -> str | None:
     if not zero or len(zero) == len(signs.relevance):
         return None
     return (
-        f"{', '.join(map(repr, zero))} got no relevance at all while other inputs did. If it should matter, look with "
+        f"{', '.join(map(repr, zero))} got no relevance at all while other inputs did. If it should matter, check with "
         "xmodel.verify(...) whether the answer depends on it, and with report().why(...) where it is held constant; "
-        'where the model itself detaches it, convert(..., detach="see-through") follows it.'
+        'if the model detaches it, convert(..., detach="see-through") follows it.'
     )
 
 
-#: sign -> what it says of an explanation, None where it is not there
+#: name of a sign -> its text for an explanation; None if the sign is absent
 SIGNS: dict[str, Callable[[Signs], str | None]] = {
     "nothing": _nothing,
     "small share": _little,
@@ -170,9 +170,9 @@ SIGNS: dict[str, Callable[[Signs], str | None]] = {
 def find_notes(
     relevance: Mapping[str, Tensor], target: Tensor, amounts: Mapping[str, float] | None
 ) -> tuple[Note, ...]:
-    """The notes on one explanation; empty for a good map, and where nothing has a value (the meta device)."""
+    """The notes on one explanation; none for a good map, and none on the meta device."""
     if target.is_meta:
         return ()
     signs = Signs(relevance, target.detach().double().reshape(-1), amounts)
-    said = ((name, say(signs)) for name, say in SIGNS.items())
-    return tuple(Note(name, text) for name, text in said if text is not None)
+    texts = ((name, describe(signs)) for name, describe in SIGNS.items())
+    return tuple(Note(name, text) for name, text in texts if text is not None)

@@ -1,4 +1,4 @@
-"""What all results can do: sums over words and layers, tables, pictures, files."""
+"""The base of all results: sums over words and layers, tables, pictures, files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-_NOTEBOOK = 8  #: samples that a notebook shows
+_NOTEBOOK = 8  #: largest number of samples in a notebook
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Result(Batch):
-    """A batch of explained samples, to be summed, looked at and kept."""
+    """A batch of explained samples that can be summed, drawn and saved."""
 
-    #: what files call this kind of result
+    #: name of this kind of result in files
     KIND: ClassVar[str]
     #: kinds of results by name
     KINDS: ClassVar[dict[str, type[Result]]] = {}
@@ -41,17 +41,16 @@ class Result(Batch):
             Result.KINDS[cls.KIND] = cls
 
     def merge(self, by: By = "words") -> Self:
-        """Tokens joined to words or longer parts, their relevance summed: totals and the ledger stay as they are.
+        """Merge tokens to words or longer parts, with summed relevance. Totals and the ledger do not change.
 
-        Latents with a row per token are summed alike, where there is one input of tokens. Inputs of tokens are not
-        kept: their ids are of the tokens before.
+        With one input of tokens, latents with a row per token are summed, too. Merged inputs lose their ids.
 
         Args:
-            by: "words", "sentences", spans of positions [(start, end), ...] (what is in none stays alone), or a
-                callable that gets the :class:`lrp_fx.results.Tokens` of a sample and names a group for each.
+            by: "words", "sentences", spans of positions [(start, end), ...] (other positions stay alone), or a
+                callable from the :class:`lrp_fx.results.Tokens` of a sample to a group name for each token.
 
         Raises:
-            InputError: where no input has tokens, and for groups that do not fit them.
+            InputError: without an input of tokens, and for groups that do not fit the tokens.
         """
         names = self.token_inputs
         if not names:
@@ -80,13 +79,13 @@ class Result(Batch):
         return grouping.sums(value, self.SAMPLES, rank) if fits else value
 
     def aggregate(self, over: str) -> Self:
-        """Summed, so that totals and the ledger stay as they are.
+        """Sum relevance. Totals and the ledger do not change.
 
         Args:
-            over: "samples" (one sample remains, that of the sum of all targets; inputs must be of one size and
-                meaning), "features" (latents and floating inputs become one number per position or pixel: (B, S, D)
-                to (B, S), (B, C, H, W) to (B, H, W)), or "layers" (latents whose names differ in numbers only become
-                one, named with a star).
+            over: "samples" (the result is one sample, for the sum of all targets; entries of the inputs must have the
+                same meaning in all samples), "features" (latents and floating inputs get one number per position or
+                pixel: (B, S, D) to (B, S), (B, C, H, W) to (B, H, W)), or "layers" (latents whose names differ in
+                numbers only are added, under a name with a star).
 
         Raises:
             InputError: for another name, and for layers of different sizes.
@@ -112,13 +111,13 @@ class Result(Batch):
         return self._derived(**self._mapped(total), inputs={}, context=context)
 
     def top(self, k: int = 5, sign: str | int = "both", by: str = "word", special: bool = False) -> list[Share]:
-        """What has most relevance: the k largest by magnitude of every sample (and target), the largest first.
+        """The k shares with the largest magnitude of every sample (and target), the largest first.
 
         Args:
-            k: how many.
+            k: number of shares.
             sign: "positive", "negative" or "both"; also 1, -1, 0.
-            by: "word" or "token", of inputs of tokens.
-            special: count tokens that are none of the text (start, separator, end), too.
+            by: "word" or "token", for inputs of tokens.
+            special: include special tokens (start, separator, end).
         """
         return tables.top(self._by(by), k, sign, special)
 
@@ -126,11 +125,11 @@ class Result(Batch):
         """A pandas data frame with a row per token or entry of an input, word, category of the ledger, or layer.
 
         Args:
-            by: "token", "word", "category" or "layer" (what ``at=`` collected, summed).
+            by: "token", "word", "category" or "layer" (sums of latents).
 
         Raises:
-            MissingExtraError: when pandas is not installed.
-            InputError: for another name, and where there is nothing of that kind.
+            MissingExtraError: if pandas is not installed.
+            InputError: for another name, and for a result without a ledger or latents.
         """
         pandas: Any = require("pandas", "results")
         if by == "category":
@@ -140,14 +139,14 @@ class Result(Batch):
         return pandas.DataFrame(tables.token_rows(self._by(by)))
 
     def view(self, path: str | Path = "view.html", *, title: str | None = None, ledger: bool = True) -> Path:
-        """Write a page to look at the result with: one html file that needs no network (:func:`lrp_fx.view`).
+        """Write an interactive page of the result: one HTML file that needs no network (:func:`lrp_fx.view`).
 
-        Nothing is opened.
+        The page is not opened.
 
         Args:
-            path: where to write.
+            path: file to write.
             title: heading of the page.
-            ledger: whether the ledger of every sample is in it; it is computed where it was not yet, by a sweep each.
+            ledger: whether to include the ledger of every sample, computed by one sweep each if necessary.
 
         Returns:
             ``path``.
@@ -155,30 +154,30 @@ class Result(Batch):
         return viewing.view(self, path=path, title=title, ledger=ledger)
 
     def _category_rows(self) -> list[tables.Row]:
-        raise InputError("several targets at once have no ledger: explain(target=...) of one for its categories")
+        raise InputError("several targets at once have no ledger: use explain(target=...) with one target")
 
     def plot(self, kind: str = "auto", *, input: str | None = None) -> Figure:
-        """A figure of matplotlib, which pyplot knows nothing of: ``result.plot().savefig("why.svg")``.
+        """A matplotlib figure, outside of pyplot: ``result.plot().savefig("why.svg")``.
 
         Args:
-            kind: "tokens", "image" (beside the map), "overlay", "waveform", "spectrogram", "matrix" (generated or
-                explained by source tokens; latents by tokens), "bar", "series", "tabular"; of an
-                :class:`lrp_fx.Attribution` also "waterfall", which ends at the explained value. "auto" is what suits.
-            input: name of the input to draw; None for the first, one of tokens before others.
+            kind: "tokens", "image" (next to its map), "overlay", "waveform", "spectrogram", "matrix" (targets by
+                tokens, or latents by tokens), "bar", "series", "tabular"; for an :class:`lrp_fx.Attribution` also
+                "waterfall", which ends at the explained value. "auto" chooses by the input.
+            input: name of the input to draw; None for the first, inputs of tokens before others.
 
         Raises:
-            InputError: for a kind that does not fit, and for a batch where a figure shows one sample.
-            MissingExtraError: when matplotlib is not installed.
+            InputError: for a kind that does not fit, and for a batch if the figure shows one sample.
+            MissingExtraError: if matplotlib is not installed.
         """
         return pictures.draw(self, kind, input)
 
     def show(self, *, words: bool = True, ledger: bool = True, console: Console | None = None) -> None:
-        """Print every sample: coloured words, what is most relevant, the ledger, notes.
+        """Print every sample: coloured words, the largest shares, the ledger, notes.
 
         Args:
-            words: show whole words, not the tokenizer's pieces.
-            ledger: show where all of the explained value went (computed where it was not yet).
-            console: rich's console; standard output where None.
+            words: show whole words instead of the tokenizer's pieces.
+            ledger: show the ledger, computed if necessary.
+            console: a rich console; None for standard output.
         """
         samples = views.samples_of(self._in_words(words), ledger)
         printed(*map(views.rendered, samples), console=console)
@@ -191,16 +190,16 @@ class Result(Batch):
         words: bool = True,
         ledger: bool = True,
     ) -> str:
-        """A self-contained page: no script, no network; what stands in a text is shown as text.
+        """A self-contained HTML page without scripts; texts are escaped.
 
         Args:
             title: heading of the page.
-            facts: what to say of every sample ("model": "...").
-            words: show whole words, not the tokenizer's pieces.
-            ledger: show where all of the explained value went (computed where it was not yet).
+            facts: names and values to show with every sample ("model": "...").
+            words: show whole words instead of the tokenizer's pieces.
+            ledger: show the ledger, computed if necessary.
 
         Raises:
-            MissingExtraError: when jinja2 (for images and sound, matplotlib) is not installed.
+            MissingExtraError: if jinja2 (for images and sound, matplotlib) is not installed.
         """
         samples = views.samples_of(self._in_words(words), ledger)
         return page([views.panel(sample, facts or {}) for sample in samples], title)
@@ -210,7 +209,7 @@ class Result(Batch):
         return write_page(path, self.to_html(**options))
 
     def _repr_html_(self) -> str | None:
-        """For notebooks: the first samples; the ledger where it was computed. None without jinja2 (or matplotlib)."""
+        """For notebooks: the first samples, with the ledger if it was computed. None without jinja2 (or matplotlib)."""
         try:
             samples = views.samples_of(self[:_NOTEBOOK]._in_words(True), None)
             more = len(self) - len(samples)
@@ -227,19 +226,19 @@ class Result(Batch):
         return self.merge("words") if words and self.token_inputs else self
 
     def save(self, path: str | Path, *, inputs: bool = True) -> Path:
-        """Write the result to a file that :func:`lrp_fx.load_result` reads: now, and in every later version.
+        """Write the result to a file for :func:`lrp_fx.load_result` of this and every later version.
 
-        The file says what it is of: tokens, names of classes, rules, versions, the ledger, a digest of the model. It
-        holds neither code nor pickles, nor what would be computed again (:attr:`sources`).
+        The file also has tokens, names of classes, the rule set, versions, the ledger and a digest of the model. It has
+        no code, no pickles, and no lazily computed parts (:attr:`sources`).
 
         Args:
             path: ``*.safetensors``, or ``*.json.gz``, which any language reads.
-            inputs: whether the inputs are in it.
+            inputs: whether to save the inputs.
 
         Raises:
             InputError: for another suffix.
             MissingExtraError: for ``*.safetensors`` without the package.
-            OSError: where nothing can be written; what was there before stays.
+            OSError: where the file cannot be written; an older file stays.
         """
         about, tensors = self._described()
         tensors |= {"target": self.target}
@@ -250,40 +249,40 @@ class Result(Batch):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a result that :meth:`save` wrote.
+        """Read a file of :meth:`save`.
 
         Raises:
-            InputError: for a file that is not there, damaged, of a later schema, or no result of this kind.
+            InputError: for a file that is missing, damaged, of a later schema, or of another kind of result.
             MissingExtraError: for ``*.safetensors`` without the package.
         """
         stored = storage.read(path)
         try:
             about = document.check_head(stored.about)
             kind = Result.KINDS[document.text(about, "kind")]
-            made = kind._read(about, stored.tensors)
-            made._check()
+            result = kind._read(about, stored.tensors)
+            result._check()
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as reason:
             raise storage.refused(path, reason) from reason
-        if not isinstance(made, cls):
-            raise InputError(f"{str(path)!r} holds a result of the kind {made.KIND}, not {cls.__name__}")
-        return made
+        if not isinstance(result, cls):
+            raise InputError(f"{str(path)!r} holds a result of the kind {result.KIND}, not {cls.__name__}")
+        return result
 
     def _described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """What a file says of this kind of result alone: plain data, and tensors by name."""
+        """Further contents of a file for this kind of result: plain data, and tensors by name."""
         return {}, {}
 
     @classmethod
     def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], **more: Any) -> Self:
-        """A result of a document."""
-        parts = {part: document.part_of(tensors, part) for part in document.PARTS}
+        """The result of a document."""
+        groups = {part: document.part_of(tensors, part) for part in document.PARTS}
         context = document.read_context(about)
-        return cls(**parts, target=tensors["target"], ruleset=document.text(about, "rules"), context=context, **more)
+        return cls(**groups, target=tensors["target"], ruleset=document.text(about, "rules"), context=context, **more)
 
     def _check(self) -> None:
-        """Look whether the parts fit together.
+        """Check that the fields fit together.
 
         Raises:
-            ValueError: where they do not.
+            ValueError: if they do not.
         """
         if self.target.dim() != len(self.LEADING) or not self.target.is_floating_point():
             raise ValueError(f"targets of shape {tuple(self.target.shape)} and {self.target.dtype}")
@@ -296,7 +295,7 @@ class Result(Batch):
         for name, tokens in self.context.tokens.items():
             sizes = {len(one) for one in tokens}
             if name not in self.relevance or len(tokens) != len(self) or sizes - {self.relevance[name].shape[-1]}:
-                raise ValueError(f"tokens of '{name}' that do not belong to its relevance")
+                raise ValueError(f"the tokens of '{name}' do not fit its relevance")
 
     def _by(self, by: str) -> Self:
         if by not in ("word", "token"):

@@ -1,4 +1,4 @@
-"""Documents in files: ``.safetensors`` with the document in its header, or ``.json.gz``. No pickle, and no code."""
+"""Documents in files: ``.safetensors`` with the document in its header, or ``.json.gz``. No pickles, no code."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from lrp_fx.extras import require
 from lrp_fx.files import replacing
 from lrp_fx.results.document import Document
 
-_KEY = "lrp_fx"  #: of the document in the header of a safetensors file
-_LIMIT = 1 << 30  #: bytes of JSON that a file may unfold to
+_KEY = "lrp_fx"  #: key of the document in the header of a safetensors file
+_LIMIT = 1 << 30  #: largest size of unpacked JSON, in bytes
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -30,17 +30,17 @@ _DTYPES = {
 
 
 def write(document: Document, path: str | Path) -> Path:
-    """Write a document in the format that the name of the file asks for.
+    """Write a document in the format of the file's suffix.
 
     Raises:
-        InputError: for another suffix, and for tensors that files do not hold (complex ones).
+        InputError: for another suffix, and for tensors of other types (complex ones).
         MissingExtraError: for ``.safetensors`` without the package.
-        OSError: where nothing can be written; what was there before stays.
+        OSError: where the file cannot be written; an older file stays.
     """
     writer, _ = _format(path)
     wrong = {n: t.dtype for n, t in document.tensors.items() if t.dtype not in _DTYPES.values()}
     if wrong:
-        raise InputError(f"files of results hold no tensors like {', '.join(f'{n} ({d})' for n, d in wrong.items())}")
+        raise InputError(f"tensors of these types cannot be saved: {', '.join(f'{n} ({d})' for n, d in wrong.items())}")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in document.tensors.items()}
     with replacing(path) as beside:
         writer(Document(document.about, tensors), beside)
@@ -48,10 +48,10 @@ def write(document: Document, path: str | Path) -> Path:
 
 
 def read(path: str | Path) -> Document:
-    """Read what :func:`write` wrote.
+    """Read a file of :func:`write`.
 
     Raises:
-        InputError: for a file that is not there, damaged, or something else.
+        InputError: for a file that is missing, damaged, or of another kind.
         MissingExtraError: for ``.safetensors`` without the package.
     """
     _, reader = _format(path)
@@ -61,7 +61,7 @@ def read(path: str | Path) -> Document:
 
 
 def refused(path: str | Path, reason: Exception) -> InputError:
-    """The error for a file that holds something else."""
+    """The error for a file that cannot be read as a result."""
     return InputError(f"{str(path)!r} is no saved result: {type_and_line(reason)}")
 
 
@@ -77,7 +77,7 @@ def _read_safetensors(path: Path) -> Document:
             metadata = file.metadata() or {}
             names = list(file.keys())
             if _KEY not in metadata:
-                raise ValueError("its header says nothing of lrp_fx")
+                raise ValueError("its header has no entry of lrp_fx")
             return Document(json.loads(metadata[_KEY]), {name: file.get_tensor(name).clone() for name in names})
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as reason:
         raise refused(path, reason) from reason
@@ -94,7 +94,7 @@ def _read_json(path: Path) -> Document:
         with gzip.open(path) as file:
             data = file.read(_LIMIT + 1)
         if len(data) > _LIMIT:
-            raise ValueError(f"it unfolds to more than {_LIMIT >> 20} MB")
+            raise ValueError(f"it unpacks to more than {_LIMIT >> 20} MB")
         about = json.loads(data)
         if not isinstance(about, dict) or not isinstance(about.get("tensors"), dict):
             raise ValueError("it has no tensors")
@@ -105,7 +105,7 @@ def _read_json(path: Path) -> Document:
 
 
 def _listed(tensor: Tensor) -> dict[str, Any]:
-    """A tensor as lists; what JSON has no number for, as text."""
+    """A tensor as lists; NaN and infinities, which JSON lacks, as text."""
     values = (tensor.double() if tensor.is_floating_point() else tensor).flatten().tolist()
     values = [v if math.isfinite(v) else str(v) for v in values]
     return {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape), "values": values}
@@ -132,4 +132,4 @@ def _format(path: str | Path) -> tuple[Callable[[Document, Path], None], Callabl
     for suffix, functions in _FORMATS.items():
         if Path(path).name.endswith(suffix):
             return functions
-    raise InputError(f"{str(path)!r}: the name of a file of a result ends in {' or '.join(_FORMATS)}")
+    raise InputError(f"{str(path)!r}: the name of a result's file ends in {' or '.join(_FORMATS)}")

@@ -1,4 +1,4 @@
-"""Results as rows: of tokens, words, categories of the ledger, layers."""
+"""Results as rows: a row per token, word, entry of an input, or layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrp_fx.errors import InputError
 from lrp_fx.results.batch import Batch
 
 Row = dict[str, Any]
-#: sign -> which amounts have it
+#: sign -> whether an amount has it
 SIGNS: dict[str | int, Callable[[float], bool]] = {
     "both": lambda r: True, "positive": lambda r: r > 0, "negative": lambda r: r < 0,
     0: lambda r: True, 1: lambda r: r > 0, -1: lambda r: r < 0,
@@ -22,15 +22,15 @@ SIGNS: dict[str | int, Callable[[float], bool]] = {
 
 @dataclass(frozen=True)
 class Share:
-    """What one token, word or feature has of the explained value.
+    """Relevance of one token, word or feature.
 
     Attributes:
         text: the token, word or name of the feature.
         relevance: its relevance.
         input: name of the input.
-        position: where it is in the input.
-        sample: number of the sample.
-        target: of several targets, which one.
+        position: its index in the input.
+        sample: index of the sample.
+        target: name of the target, if there are several.
     """
 
     text: str
@@ -42,11 +42,11 @@ class Share:
 
 
 def shares(result: Batch, special: bool = True) -> Iterator[Share]:
-    """The share of every token and of every entry of other inputs; padding without relevance is left out.
+    """The share of every token, and of every entry of other inputs; padding without relevance is left out.
 
     Args:
-        result: tokens as they are: merge them before for words.
-        special: count special tokens, too.
+        result: the result; with merged tokens, shares are of words.
+        special: include special tokens.
     """
     token_inputs = set(result.token_inputs)
     for name, relevance in result.relevance.items():
@@ -64,7 +64,7 @@ def shares(result: Batch, special: bool = True) -> Iterator[Share]:
 
 
 def _each(result: Batch, relevance: Tensor) -> Iterator[tuple[int, str | None, Tensor]]:
-    """(sample, name of the target, relevance of an input) of every sample and target."""
+    """(sample, name of the target, relevance of an input) for every sample and target."""
     samples, names = result.SAMPLES, result.target_names
     split = relevance.dim() > samples and relevance.shape[samples] == len(result)
     for sample in range(len(result)) if split else [0]:
@@ -87,7 +87,7 @@ def top(result: Batch, k: int, sign: str | int, special: bool) -> list[Share]:
     """The k largest shares by magnitude of every sample and target, the largest first.
 
     Raises:
-        InputError: for a sign that is none.
+        InputError: for an unknown sign.
     """
     if sign not in SIGNS:
         raise InputError(f'sign={sign!r}: choose "positive" (1), "negative" (-1) or "both" (0)')
@@ -113,10 +113,10 @@ def layer_rows(result: Batch) -> list[Row]:
     """A row for each latent, sample and target: the sum of its relevance.
 
     Raises:
-        InputError: where no latents were collected.
+        InputError: without latents.
     """
     if not result.latents:
-        raise InputError('no latents were collected: explain(at="model.layers.*") collects some')
+        raise InputError('this result has no latents: explain(at="model.layers.*") collects some')
     several = result.target_names is not None
     return [
         {"sample": sample, **({"target": target} if several else {}), "layer": name, "relevance": float(values.sum())}

@@ -1,4 +1,4 @@
-"""Results of several targets per sample: those that were asked for, and the tokens of a generated text."""
+"""Results of several targets per sample: a list of targets, and the tokens of a generated text."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from lrp_fx.results.merging import Grouping, Joined
 from lrp_fx.results.result import Result
 from lrp_fx.results.words import By
 
-_NO_LEDGER = "several targets at once have no ledger: explain(target=...) of one for the whole account"
+_NO_LEDGER = "several targets at once have no ledger: use explain(target=...) with one target"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Several(Result):
-    """What has several targets per sample."""
+    """A result of several targets per sample."""
 
-    #: dimension of ``target``, ``relevance`` and ``latents`` that counts targets
+    #: dimension of targets in ``target``, ``relevance`` and ``latents``
     TARGETS: ClassVar[int] = 0
 
     @property
     def count(self) -> int:
-        """How many targets there are."""
+        """Number of targets."""
         return self.target.shape[self.TARGETS]
 
     def of(self, number: int) -> Attribution:
-        """The explanation of one target (of one new token) of every sample.
+        """The explanation of one target (one new token) of every sample.
 
         Raises:
-            IndexError: for one that is not there.
+            IndexError: for a target out of range.
         """
         if not -self.count <= number < self.count:
             raise IndexError(f"there is no target {number}: there are {self.count}")
@@ -42,7 +42,7 @@ class Several(Result):
 
     @property
     def target_names(self) -> tuple[str, ...] | None:
-        """What the targets are called."""
+        """Names of the targets."""
         return tuple(map(self.name_of, range(self.count)))
 
     def each(self) -> Iterator[Attribution]:
@@ -54,18 +54,18 @@ class Several(Result):
         return self._single(lambda t: t.sum(self.TARGETS), None)
 
     def name_of(self, number: int) -> str:
-        """What a target is called."""
+        """Name of a target."""
         return f"target {number}"
 
     def _single(self, change: Any, name: list[str] | None) -> Attribution:
         answers = None if name is None else tuple(name * len(self))
-        parts = self._mapped(change)
+        tensors = self._mapped(change)
         return Attribution(
-            **parts,
+            **tensors,
             ruleset=self.ruleset,
             inputs=self.inputs,
             context=replace(self.context, answers=answers),
-            _sources=parts["relevance"],
+            _sources=tensors["relevance"],
             _account=no_ledger(_NO_LEDGER),
         )
 
@@ -77,8 +77,8 @@ class Attributions(Several):
     Attributes:
         relevance: input name -> (T, B, ...), each target's relevance as in :class:`lrp_fx.Attribution`.
         latents: module path -> (T, B, ...).
-        target: (T, B) the explained values.
-        names: what each target is called.
+        target: (T, B) explained values.
+        names: names of the targets.
     """
 
     KIND: ClassVar[str] = "Attributions"
@@ -100,21 +100,20 @@ class Attributions(Several):
             raise ValueError(f"{len(self.names)} names for {self.count} targets")
 
     def name_of(self, number: int) -> str:
-        """What a target is called."""
+        """Name of a target."""
         return self.names[number] if self.names else super().name_of(number)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Generation(Several):
-    """Generated tokens and where each of them comes from.
+    """Generated tokens, each with relevance of the tokens before it.
 
     Attributes:
-        sequences: (B, T) all token ids: the prompt and what was generated; of an encoder-decoder, the decoder's.
+        sequences: (B, T) all token ids, prompt and generated; of an encoder-decoder model, the decoder's.
         start: index of the first new token in ``sequences``.
-        relevance: input name -> (B, T_new, ...): of the tokens in ``sequences``, (B, T_new, T), zero from the token
-            itself on.
-        target: (B, T_new) explained value of each new token: its logit, or what else was asked for.
-        generated: name of the input that ``sequences`` are.
+        relevance: input name -> (B, T_new, ...); for ``sequences`` (B, T_new, T), zero from the explained token on.
+        target: (B, T_new) explained value of each new token: its logit, or another target.
+        generated: name of the input of ``sequences``.
     """
 
     KIND: ClassVar[str] = "Generation"
@@ -142,14 +141,14 @@ class Generation(Several):
         return replace(super()._of(rows), sequences=self.sequences[rows])
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """On another device or in another precision, as ``torch.Tensor.to``; integers keep theirs."""
+        """Move to another device or precision, as ``torch.Tensor.to``; integers keep their precision."""
         sequences = self.sequences.to(*args, **kwargs).to(self.sequences.dtype)
         return replace(super().to(*args, **kwargs), sequences=sequences)
 
     def merge(self, by: By = "words") -> Self:
-        """As :meth:`lrp_fx.results.Result.merge`: generated tokens are merged, too, and their targets summed.
+        """As :meth:`lrp_fx.results.Result.merge`; generated tokens are merged, too, and their targets summed.
 
-        No group reaches over the end of the prompt. ``sequences`` holds -1: a word has no id.
+        No group extends over the end of the prompt. ``sequences`` is -1, as words have no ids.
         """
         name = self.generated
         tokens, end = self.tokens(name), self.start + self.count
@@ -164,15 +163,15 @@ class Generation(Several):
         )
 
     def start_of(self, name: str) -> int | None:
-        """Where generated tokens begin in an input: None where it has none."""
+        """Index of the first generated token in an input; None without one."""
         return self.start if name == self.generated else None
 
     def new_tokens(self) -> tuple[Tokens, ...]:
-        """The tokens that were generated, of every sample."""
+        """The generated tokens of every sample."""
         return tuple(tokens.part(slice(self.start, self.start + self.count)) for tokens in self.tokens(self.generated))
 
     def name_of(self, number: int) -> str:
-        """The new token, where all samples have the same one."""
+        """The new token, if it is the same in all samples; otherwise its number."""
         texts = {tokens.texts[number] for tokens in self.new_tokens()}
         return texts.pop() if len(texts) == 1 else f"new token {number}"
 

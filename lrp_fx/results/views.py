@@ -1,4 +1,4 @@
-"""Results as text in a terminal and as static HTML: the same parts in both, of every sample."""
+"""Results in a terminal and as static HTML: both show the same parts of every sample."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lrp_fx.viz.terminal import ledger_table, render_sample, top_table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_MOST = 12  #: shares of what is no text that a terminal shows
+_MOST = 12  #: number of shares of other inputs than text in a terminal
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One explained sample, ready to be shown.
+    """The parts of one explained sample to show.
 
     Attributes:
-        result: of this sample alone, tokens merged or not.
-        texts: (name, words) of each input of tokens, and of each target where there are several.
-        others: inputs that are no text.
-        ledger: amounts by category; empty where there is no ledger.
-        notes: notes, and why there is no ledger.
-        heading: what is explained.
-        facts: what else to say.
+        result: the result of this sample alone.
+        texts: words of each input of tokens, and of each target if there are several.
+        others: inputs other than text.
+        ledger: amounts by category; empty without a ledger.
+        notes: notes, and the reason of a missing ledger.
+        heading: the explained value.
+        facts: further names and values.
     """
 
     result: Batch
@@ -46,8 +46,8 @@ def samples_of(result: Batch, ledger: bool | None, title: str = "") -> list[Samp
     """The samples of a result.
 
     Args:
-        result: tokens as they are to be shown.
-        ledger: with the ledger of each, which may have to be computed; None: where it was computed.
+        result: the result, with tokens merged or not.
+        ledger: whether to show (and compute) the ledger of each sample; None: only if it was computed.
         title: a word before the number of each sample of a batch.
     """
     one_of = len(result) > 1
@@ -82,14 +82,14 @@ def _texts(one: Batch, name: str, heading: str) -> list[Text]:
 
 
 def panel(sample: Sample, facts: Mapping[str, str]) -> Panel:
-    """A sample on a page; ``facts`` are told of it, too."""
+    """A sample on a page, with further ``facts``."""
     kind = "matrix" if sample.result.target_names is not None else "auto"
     pictures = [(name, draw(sample.result, kind, name)) for name in sample.others] if kind == "auto" else []
     return Panel(sample.heading, {**sample.facts, **facts}, sample.texts, pictures, sample.ledger, sample.notes)
 
 
 def rendered(sample: Sample) -> RenderableType:
-    """A sample in a terminal; of images and sounds the largest shares."""
+    """A sample in a terminal; images and sounds by their largest shares."""
     texts = [(text.heading, text.words) for text in sample.texts]
     words = [word for text in sample.texts if not text.folded for word in text.words]
     shares = [s for s in tables.shares(sample.result) if s.input in sample.others]

@@ -1,4 +1,4 @@
-"""From tokens to words, sentences and spans: which positions belong together."""
+"""Groups of tokens: words, sentences, spans."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lrp_fx.results.context import Tokens
 
 #: positions of one group, in order
 Group = list[int]
-#: "words", "sentences", spans of positions (start, end), or tokens -> a name of its group for every position
+#: "words", "sentences", spans of positions (start, end), or a function from tokens to a group name for every position
 By = str | Sequence[tuple[int, int]] | Callable[[Tokens], Iterable[Hashable]]
 
-_ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")  #: how the last word of a sentence ends
-_CONTINUES = "##"  #: how WordPiece marks that a piece continues a word
+_ENDS = re.compile(r"[.!?…。！？][\"'”’»)\]]*$")  #: end of the last word of a sentence
+_CONTINUES = "##"  #: WordPiece's prefix of a piece that continues a word
 
 
 def find_groups(tokens: Tokens, by: By) -> list[Group]:
-    """Positions that belong together, in the order of their first ones; padding is in none of them.
+    """Groups of positions, in the order of their first positions, without padding.
 
     Raises:
-        InputError: for a name that is not known, spans that overlap or lie outside, a callable that does not name a
+        InputError: for an unknown name, spans that overlap or are out of range, and a callable that does not name a
             group for every position.
     """
     if isinstance(by, str):
@@ -31,7 +31,7 @@ def find_groups(tokens: Tokens, by: By) -> list[Group]:
         return _NAMED[by](tokens)
     names = list(by(tokens)) if callable(by) else _in_spans(len(tokens), by)
     if len(names) != len(tokens):
-        raise InputError(f"{len(names)} groups were named for {len(tokens)} tokens: name one for each (None: alone)")
+        raise InputError(f"{len(names)} group names for {len(tokens)} tokens: give one for each (None: alone)")
     groups: dict[Any, Group] = {}
     for position, name in enumerate(names):
         if not tokens.padding[position]:
@@ -41,16 +41,16 @@ def find_groups(tokens: Tokens, by: By) -> list[Group]:
 
 def merged(tokens: Tokens, groups: Sequence[Group]) -> Tokens:
     """Every group as one token."""
-    parts = [[tokens.texts[i] for i in group] for group in groups]
+    pieces = [[tokens.texts[i] for i in group] for group in groups]
     if tokens.offsets is None or tokens.text is None:
-        texts, spans = [_spelled(part) for part in parts], None
+        texts, spans = [_spelled(piece) for piece in pieces], None
     else:
         starts_ends = [[tokens.offsets[i] for i in group] for group in groups]
         spans = tuple((min(s for s, _ in pairs), max(e for _, e in pairs)) for pairs in starts_ends)
         inside = [tokens.text[slice(*span)].strip() for span in spans]
         texts = [
-            _spelled(part) if tokens.special[group[0]] or not whole or not _adjacent(group) else whole
-            for group, part, whole in zip(groups, parts, inside, strict=True)
+            _spelled(piece) if tokens.special[group[0]] or not whole or not _adjacent(group) else whole
+            for group, piece, whole in zip(groups, pieces, inside, strict=True)
         ]
     special = tuple(all(tokens.special[i] for i in group) for group in groups)
     return Tokens(tuple(texts), special, (False,) * len(groups), spans, None, tokens.text)
@@ -65,9 +65,9 @@ def _spelled(texts: Sequence[str]) -> str:
 
 
 def _words(tokens: Tokens) -> list[Group]:
-    """A piece that begins with a space, or after one, begins a word: some tokenizers number a sentence as one word."""
+    """Words: a piece that begins with a space, or follows one, starts a word; tokenizers may number whole sentences."""
     groups: list[Group] = []
-    previous: int | None = None  # position of the piece before, if this one could continue its word
+    previous: int | None = None  # the preceding position, if its word may continue
     for position in range(len(tokens)):
         if tokens.padding[position]:
             continue
@@ -80,7 +80,7 @@ def _words(tokens: Tokens) -> list[Group]:
 
 
 def _continues(tokens: Tokens, previous: int, position: int) -> bool:
-    """Whether a piece continues the word of the piece before."""
+    """Whether a piece continues the word of the preceding piece."""
     if tokens.text is None or tokens.offsets is None:
         text = tokens.texts[position]
         marked = any(t.startswith(_CONTINUES) for t in tokens.texts)
@@ -93,7 +93,7 @@ def _continues(tokens: Tokens, previous: int, position: int) -> bool:
 
 
 def _sentences(tokens: Tokens) -> list[Group]:
-    """Words up to one that ends a sentence, or a line."""
+    """Sentences: words up to the end of a sentence or a line."""
     groups: list[Group] = []
     open_: bool = False
     words = _words(tokens)

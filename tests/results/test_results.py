@@ -179,7 +179,7 @@ def test_pickled_results_are_whole(xmodel):
     copy = pickle.loads(pickle.dumps(found))
     assert torch.equal(copy.relevance["ids"], found.relevance["ids"]) and copy.context.labels == ("a", "b", "c")
     assert dict(copy.ledger) == dict(found.ledger) and torch.equal(copy.output, found.output)
-    with pytest.raises(LatentError, match="all its samples together"):
+    with pytest.raises(LatentError, match="one ledger for all its samples"):
         copy[0].ledger  # noqa: B018
     assert copy[0].total.shape == (1,)
     doubled = copy * 2.0

@@ -188,7 +188,7 @@ def test_a_file_of_a_later_schema_says_so(tmp_path):
 
 def test_what_unfolds_to_too_much_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("lrp_fx.results.storage._LIMIT", 1000)
-    with pytest.raises(InputError, match="unfolds to more"):
+    with pytest.raises(InputError, match="unpacks to more"):
         lrp_fx.load_result(HERE / "schema_1.json.gz")
 
 
