@@ -1,4 +1,4 @@
-"""Views of plain data, in one look: words in a terminal, figures of matplotlib, static pages."""
+"""Views of plain data with one palette: words in a terminal, matplotlib figures, static pages, the viewer."""
 
 from lrp_fx.viz.pages import Panel, Text, fragment, page, write_page
 from lrp_fx.viz.terminal import render_scale, render_tokens

@@ -15,13 +15,13 @@ Amounts = Sequence[tuple[str, float]]
 
 
 def draw_bars(amounts: Amounts, *, title: str = "", total: str = "", notes: tuple[str, ...] = ()) -> Figure:
-    """A bar for each amount, from the top down.
+    """A bar for each amount, from top to bottom.
 
     Args:
-        amounts: (name, amount) of each.
+        amounts: (name, amount) of each bar.
         title: heading.
-        total: what to say of their sum.
-        notes: what to say below.
+        total: their sum in words.
+        notes: lines below the figure.
     """
     figure = figures.new_figure(6.5, 1.2 + 0.27 * len(amounts))
     axes = figure.add_subplot()
@@ -50,18 +50,18 @@ def draw_waterfall(
     base: Amounts, parts: Amounts, target: float, *, title: str = "", value: str = "explained value",
     notes: tuple[str, ...] = (),
 ) -> Figure:  # fmt: skip
-    """Steps from 0 to the explained value: what is not the input's first, then the input's parts.
+    """Steps from 0 to the explained value: other categories first, then the parts of the inputs.
 
-    Every step begins where the one before ends, and the last one ends at the explained value. What is missing there, if
-    anything is, is a step of its own.
+    Every step begins at the end of the preceding one, and the last one ends at the explained value. A missing amount,
+    if there is one, is a step of its own.
 
     Args:
         base: amounts of biases, softmax, constants.
         parts: amounts of words or features.
         target: the explained value.
         title: heading.
-        value: what the explained value is called.
-        notes: what to say below.
+        value: name of the explained value.
+        notes: lines below the figure.
     """
     steps = [*base, *parts]
     missing = target - sum(amount for _, amount in steps)
@@ -92,8 +92,8 @@ def draw_waterfall(
     axes.margins(x=0.12)
     figures.bare(axes, "bottom")
     axes.spines["bottom"].set_color(ink("line"))
-    told = "sum so far (pale: not of the input)" if base else "sum so far"
-    axes.set_xlabel(told, fontsize=9, color=ink("quiet"))
+    label = "sum so far (pale: not of the input)" if base else "sum so far"
+    axes.set_xlabel(label, fontsize=9, color=ink("quiet"))
     figures.heading(axes, title)
     figures.remark(figure, notes)
     return figure

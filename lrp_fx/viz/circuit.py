@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 def draw_circuit(graph: networkx.DiGraph, *, ax: Axes | None = None, amounts: bool = True) -> Figure:
     """Draw a graph of :func:`lrp_fx.concepts.relevance_flow`.
 
-    A node stands in the column of the longest path that leads to it. Red edges carry relevance for the target, blue
-    ones against it, the wider the more; nodes are coloured likewise.
+    The column of a node is the length of the longest path to it. Red edges carry positive relevance, blue edges
+    negative; their width grows with its magnitude. Nodes have the same colours.
 
     Args:
-        graph: the graph, pruned where it is large.
-        ax: where to draw; a new figure where None.
+        graph: the graph; prune a large one.
+        ax: axes to draw on; None for a new figure.
         amounts: whether nodes show their relevance below their name.
 
     Raises:
-        MissingExtraError: when networkx or matplotlib is not installed.
+        MissingExtraError: if networkx or matplotlib is not installed.
     """
     nx: Any = require("networkx", "concepts")
     columns = list(nx.topological_generations(graph))
@@ -39,7 +39,7 @@ def draw_circuit(graph: networkx.DiGraph, *, ax: Axes | None = None, amounts: bo
         drawn.add_nodes_from(column, layer=layer)
     drawn.add_edges_from(graph.edges)
     positions = nx.multipartite_layout(drawn, subset_key="layer")
-    for index, column in enumerate(columns):  # neighbours of a column stand at different heights: labels do not overlap
+    for index, column in enumerate(columns):  # every other column is shifted, so that labels do not overlap
         for node in column:
             positions[node] = positions[node] + [0, 0.08 * (-1) ** index]
     flows = {(a, b): w for a, b, w in graph.edges(data="weight")}

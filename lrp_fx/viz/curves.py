@@ -1,4 +1,4 @@
-"""Plots of an evaluation: perturbation curves and means with their intervals (matplotlib, without global state)."""
+"""Plots of an evaluation: perturbation curves, and means with their intervals."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Results(Protocol):
-    """What is plotted (:class:`lrp_fx.evaluate.Results`)."""
+    """Interface of the results to plot (:class:`lrp_fx.evaluate.Results`)."""
 
     @property
     def curves(self) -> Any:
@@ -31,12 +31,12 @@ def plot_results(results: Results, metric: str = "abpc") -> Figure:
     """A row per task: the curves of every method, and the means of ``metric`` with 95% intervals.
 
     Raises:
-        InputError: when ``metric`` was not measured.
+        InputError: if ``metric`` was not measured.
     """
     summary = results.summary()
     if metric not in summary.index.get_level_values("metric"):
         measured = ", ".join(sorted(set(summary.index.get_level_values("metric"))))
-        raise InputError(f"metric {metric!r} was not measured: there is {measured}")
+        raise InputError(f"metric {metric!r} was not measured: choose one of {measured}")
     tasks = list(dict.fromkeys(results.cost["task"]))
     methods = list(dict.fromkeys(results.cost["method"]))
     colours = {method: f"C{i % 10}" for i, method in enumerate(methods)}
@@ -48,7 +48,7 @@ def plot_results(results: Results, metric: str = "abpc") -> Figure:
 
 
 def plot_curves(axes: Axes, results: Results, task: str, colours: dict[str, str]) -> None:
-    """Mean explained value over the share of features taken away: most relevant first solid, least first dashed."""
+    """Mean explained value over the fraction of removed features: solid most relevant first, dashed least relevant."""
     frame = results.curves[results.curves["task"] == task]
     for method, colour in colours.items():
         for order, style in (("most_first", "-"), ("least_first", "--")):
@@ -56,7 +56,7 @@ def plot_curves(axes: Axes, results: Results, task: str, colours: dict[str, str]
             if len(part):
                 label = method if order == "most_first" else None
                 axes.plot(part["taken"], part["value"], style, color=colour, label=label, linewidth=1.2)
-    axes.set(title=task, xlabel="share of the features taken away", ylabel="explained value (mean)")
+    axes.set(title=task, xlabel="fraction of removed features", ylabel="explained value (mean)")
     axes.legend(fontsize="x-small", frameon=False)
 
 

@@ -1,4 +1,4 @@
-"""Figures of matplotlib without its global state, in the one look of this package."""
+"""Matplotlib figures without global state, with the palette of this package."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TITLE, _TEXT, _SMALL = 11, 9, 7.5
 
 
 def new_figure(width: float, height: float, layout: str | None = "constrained", extra: str = "results") -> Figure:
-    """A figure of a size in inches that pyplot knows nothing of; ``extra`` brings matplotlib.
+    """A figure outside of pyplot, with a size in inches; ``extra`` is the extra that installs matplotlib.
 
     Raises:
-        MissingExtraError: when matplotlib is not installed.
+        MissingExtraError: if matplotlib is not installed.
     """
     figures: Any = require("matplotlib.figure", extra)
     canvas: Any = require("matplotlib.backends.backend_agg", extra)
@@ -31,7 +31,7 @@ def new_figure(width: float, height: float, layout: str | None = "constrained", 
 
 
 def fractions(colour: RGB) -> tuple[float, ...]:
-    """A colour as matplotlib takes it."""
+    """A colour for matplotlib: components from 0 to 1."""
     return tuple(c / 255 for c in colour)
 
 
@@ -42,13 +42,13 @@ def colour_map() -> Any:
 
 
 def scale_of(values: Any) -> float:
-    """The magnitude that gets the full colour; 1 where all is 0."""
+    """The largest magnitude, which has the full colour; 1 if all values are 0."""
     finite = np.asarray(values, dtype=float)
     return float(np.abs(finite).max(initial=0.0)) or 1.0
 
 
 def plain(text: str, most: int = 40, ends: bool = False) -> str:
-    """Text of others for a label: in one line, and no longer than ``most``; ``ends`` keeps its end, for paths."""
+    """Text for a label: one line of at most ``most`` characters; with ``ends`` its end is kept, for paths."""
     line = " ".join(text.split()) or "·"
     if len(line) <= most:
         return line
@@ -56,7 +56,7 @@ def plain(text: str, most: int = 40, ends: bool = False) -> str:
 
 
 def literal(*texts: Any) -> None:
-    """Let labels be shown as they are: what stands between dollar signs is no formula."""
+    """Show labels literally: dollar signs do not mark formulas."""
     for text in texts:
         text.set_parse_math(False)
 
@@ -68,14 +68,14 @@ def heading(axes: Axes, text: str) -> None:
 
 
 def ticks(axis: Any, labels: Sequence[str], positions: Sequence[float] | None = None, ends: bool = False) -> None:
-    """Labels of an axis, shown as they are; ``ends`` as in :func:`plain`."""
+    """Labels of an axis, shown literally; ``ends`` as in :func:`plain`."""
     places = range(len(labels)) if positions is None else positions
     axis.set_ticks(list(places), [plain(text, 32, ends) for text in labels])
     literal(*axis.get_ticklabels())
 
 
 def colour_bar(figure: Figure, drawn: Any, axes: Any, label: str = "relevance: against / for") -> None:
-    """A bar that says what colours mean."""
+    """A colour bar."""
     bar = figure.colorbar(drawn, ax=axes, shrink=0.85, pad=0.02)
     bar.set_label(label, fontsize=_SMALL, color=ink("quiet"))
     bar.ax.tick_params(labelsize=_SMALL)
@@ -83,14 +83,14 @@ def colour_bar(figure: Figure, drawn: Any, axes: Any, label: str = "relevance: a
 
 
 def bare(axes: Axes, *sides: str) -> None:
-    """Hide the lines around a plot, but for some."""
+    """Hide the lines around a plot except on ``sides``."""
     for side, spine in axes.spines.items():
         spine.set_visible(side in sides)
     axes.tick_params(labelsize=_TEXT, length=0)
 
 
 def remark(figure: Figure, notes: tuple[str, ...]) -> None:
-    """Notes below a figure: what should be known before it is trusted."""
+    """Notes below a figure."""
     if notes:
         lines = [line for note in notes for line in _wrapped(f"note: {note}", int(16 * figure.get_figwidth()))]
         literal(figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=_SMALL, color=ink("quiet")))

@@ -21,7 +21,7 @@ def _style(share: float) -> Style:
 
 
 def render_tokens(words: Sequence[Word]) -> Text:
-    """Words on backgrounds from blue (negative) through white to red (positive); special tokens dimmed."""
+    """Words on backgrounds from blue (negative) over white to red (positive); special tokens dimmed."""
     scale = largest(words)
     text = Text()
     for word in words:
@@ -47,7 +47,7 @@ def top_table(words: Sequence[Word], count: int = 5) -> Table:
 
 
 def ledger_table(amounts: Mapping[str, float]) -> Table:
-    """Where all of the explained value went, and that it adds up."""
+    """The ledger by category, with its sum, the explained value."""
     table = amounts_table("where all of it went", list(amounts.items()))
     table.add_row("explained value", f"{sum(amounts.values()):+.4f}", style="bold")
     return table
@@ -67,16 +67,16 @@ def render_sample(
     heading: str, texts: Sequence[tuple[str, Sequence[Word]]], tables: Sequence[RenderableType], notes: Sequence[str]
 ) -> Group:
     """One explained sample: its heading, its texts, tables side by side, notes."""
-    parts: list[RenderableType] = [Text(heading, style="bold"), Text()] if heading else []
+    lines: list[RenderableType] = [Text(heading, style="bold"), Text()] if heading else []
     for name, words in texts:
-        parts += [Text(name, style="dim")] if name else []
-        parts += [render_tokens(words), render_scale(words), Text()]
+        lines += [Text(name, style="dim")] if name else []
+        lines += [render_tokens(words), render_scale(words), Text()]
     if tables:
-        parts.append(Columns(tables, padding=(0, 6)))
-    parts += [Text(f"note: {note}", style="yellow") for note in notes]
-    return Group(*parts)
+        lines.append(Columns(tables, padding=(0, 6)))
+    lines += [Text(f"note: {note}", style="yellow") for note in notes]
+    return Group(*lines)
 
 
-def printed(*parts: RenderableType, console: Console | None = None) -> None:
-    """Print, to standard output where no console is given."""
-    (console or Console()).print(*parts, sep="\n", highlight=False)
+def printed(*lines: RenderableType, console: Console | None = None) -> None:
+    """Print to a console; None for standard output."""
+    (console or Console()).print(*lines, sep="\n", highlight=False)

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 _WIDTH, _MARGIN, _SIZE, _LINE = 8.0, 0.15, 11.0, 0.3  #: inches, inches, points, inches
 
-_LABELS = 60  #: most labels along a side of a matrix
+_LABELS = 60  #: largest number of labels along a side of a matrix
 
 
 def draw_tokens(texts: Sequence[tuple[str, Sequence[Word]]], notes: tuple[str, ...] = ()) -> Figure:
-    """Texts on coloured ground, each scaled by its own largest word.
+    """Texts with coloured backgrounds, each scaled by its own largest word.
 
     Args:
-        texts: (heading, words) of each.
-        notes: what to say below.
+        texts: (heading, words) of each text.
+        notes: lines below the figure.
     """
     fonts: Any = require("matplotlib.font_manager", "results")
     font = fonts.FontProperties(size=_SIZE)
@@ -59,7 +59,7 @@ def draw_tokens(texts: Sequence[tuple[str, Sequence[Word]]], notes: tuple[str, .
 
 
 def _lines(words: Sequence[Word], width: Any) -> list[list[tuple[Word, float]]]:
-    """Words with their places from the left, line by line."""
+    """Words with their distances from the left, line by line."""
     lines: list[list[tuple[Word, float]]] = [[]]
     x = _MARGIN
     for word in words:
@@ -101,12 +101,12 @@ def draw_matrix(
 
     Args:
         values: (R, C).
-        rows: names of rows; too many are thinned out.
-        columns: names of columns.
+        rows: names of the rows; of more than :data:`_LABELS`, only some are shown.
+        columns: names of the columns.
         title: heading.
-        across: what columns are.
-        down: what rows are.
-        notes: what to say below.
+        across: label of the columns.
+        down: label of the rows.
+        notes: lines below the figure.
     """
     count, wide = values.shape
     figure = figures.new_figure(min(3.0 + 0.26 * wide, 16), min(1.9 + 0.24 * count, 14))

@@ -1,4 +1,4 @@
-"""What text views show: words with their relevance."""
+"""Words with their relevance, as text views show them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Word:
-    """A word, a token or the name of a feature with its relevance; special ones are none of the text."""
+    """A word, a token or the name of a feature with its relevance; ``special`` for tokens outside of the text."""
 
     text: str
     relevance: float
@@ -16,5 +16,5 @@ class Word:
 
 
 def most_relevant(words: Sequence[Word]) -> list[Word]:
-    """Words by magnitude of relevance, largest first; special tokens left out."""
+    """Words by magnitude of relevance, largest first, without special tokens."""
     return sorted((w for w in words if not w.special), key=lambda w: -abs(w.relevance))

@@ -13,7 +13,7 @@ def test_a_circuit_by_pointer_and_keys(show, axe):
     page = show(circuit())
     options = page.locator("svg [role=option]")
     assert options.count() == 6 and adds_up(ledger(page)) and ledger(page)["explained value"] == 1
-    assert page.locator("caption").inner_text().startswith("What nodes absorb")
+    assert page.locator("caption").inner_text().startswith("Nodes absorb")
     options.first.focus()
     assert page.evaluate(FOCUSED).startswith("target: +1")
     page.keyboard.press("ArrowLeft")

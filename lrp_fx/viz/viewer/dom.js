@@ -1,13 +1,13 @@
-// Elements. Texts become text nodes: nothing in this page parses html.
+// Elements. Texts become text nodes: this page never parses HTML.
 
 export function element(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") made.addEventListener(name, value);
-    else if (value !== false && value !== null) made.setAttribute(name, value === true ? "" : value);
+    if (typeof value === "function") node.addEventListener(name, value);
+    else if (value !== false && value !== null) node.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children);
-  return made;
+  node.append(...children);
+  return node;
 }
 
 let ids = 0;
@@ -25,6 +25,6 @@ export function choice(options, chosen, change) {
   return select;
 }
 
-// Words for the eye at the foot of the page, and words that a screen reader says.
+// Text at the foot of the page, and text for screen readers.
 export const readout = (text) => { document.getElementById("readout").textContent = text; };
 export const say = (text) => { document.getElementById("said").textContent = text; };

@@ -1,4 +1,4 @@
-// The picture of a panel as a file: svg, and png made of it.
+// The picture of a panel as a file: svg, or png rendered from it.
 
 import { element } from "./dom.js";
 
@@ -19,15 +19,15 @@ function download(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-// What is seen of a panel: boxes with a colour, canvases, images, and every word where it stands.
+// The visible content of a panel: coloured boxes, canvases, images, and every word at its place.
 export function pictureOf(panel) {
   const frame = panel.getBoundingClientRect();
   const svg = document.createElementNS(NAMESPACE, "svg");
   const add = (tag, attributes, text = "") => {
-    const made = document.createElementNS(NAMESPACE, tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    made.textContent = text;
-    svg.append(made);
+    const shape = document.createElementNS(NAMESPACE, tag);
+    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
+    shape.textContent = text;
+    svg.append(shape);
   };
   const where = (box) => ({ x: round(box.left - frame.left), y: round(box.top - frame.top), width: round(box.width), height: round(box.height) });
   const size = { width: round(frame.width), height: round(frame.height) };

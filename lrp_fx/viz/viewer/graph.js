@@ -1,4 +1,4 @@
-// A circuit: nodes in layers, edges as wide as the relevance that flows along them. It can be zoomed and dragged.
+// A circuit: nodes in layers, edges with a width by their relevance. It can be zoomed and dragged.
 
 import { element, readout } from "./dom.js";
 import { createLegend } from "./legend.js";
@@ -9,10 +9,10 @@ const SVG = "http://www.w3.org/2000/svg";
 const [ACROSS, DOWN, RADIUS] = [170, 46, 9];
 
 function drawing(tag, attributes, ...children) {
-  const made = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
 }
 
 export function createGraph(panel, input) {
@@ -45,7 +45,7 @@ export function createGraph(panel, input) {
     svg.setAttribute("viewBox", view.join(" "));
   }
 
-  // Zoom so that the point at these shares of the view stays where it is.
+  // Zoom around a point, given as fractions of the view.
   function zoom(factor, x = 0.5, y = 0.5) {
     const [left, top, width, height] = view;
     show([left + width * x * (1 - factor), top + height * y * (1 - factor), width * factor, height * factor]);

@@ -18,7 +18,7 @@ from lrp_fx.viz.viewer.schema import View
 if TYPE_CHECKING:
     import networkx
 
-_ROUNDING = 1e-6  #: share of the target that may be missing before a graph is said to be pruned
+_ROUNDING = 1e-6  #: missing share of the target from which on a graph counts as pruned
 
 
 def view_circuit(
@@ -27,29 +27,30 @@ def view_circuit(
     title: str = "A circuit",
     names: Sequence[str] | None = None,
 ) -> Path:
-    """Write a page to look at graphs of :func:`lrp_fx.concepts.relevance_flow` with: one html file without network.
+    """Write an interactive page of graphs of :func:`lrp_fx.concepts.relevance_flow`: one HTML file without network.
 
-    Nodes stand in layers, inputs on the left; it can be zoomed and dragged, and arrow keys follow the strongest edges.
+    Nodes are drawn in layers, inputs on the left. The page can be zoomed and dragged; arrow keys follow the strongest
+    edges.
 
     Args:
-        graphs: one, or several side by side.
-        path: where to write.
+        graphs: one graph, or several side by side.
+        path: file to write.
         title: heading of the page.
-        names: what each graph is called; its rule set where left out.
+        names: names of the graphs; None for their rule sets.
 
     Raises:
-        InputError: without graphs, and for as many names as there are not graphs.
-        MissingExtraError: when networkx or jinja2 is not installed.
+        InputError: without graphs, and for another number of names than graphs.
+        MissingExtraError: if networkx or jinja2 is not installed.
     """
     names = [str(graph.graph.get("rules", "circuit")) for graph in graphs] if names is None else names
     if not graphs or len(names) != len(graphs):
-        raise InputError(f"{len(names)} names for {len(graphs)} graphs: give a graph or more, and as many names")
+        raise InputError(f"{len(names)} names for {len(graphs)} graphs: give at least one graph, and a name for each")
     views = [circuit_data(graph, name) for graph, name in zip(graphs, names, strict=True)]
     return write_page(path, viewer_page(views, title))
 
 
 def circuit_data(graph: networkx.DiGraph, name: str) -> View:
-    """A graph as plain data. Its ledger: what nodes absorb, what was pruned away, and the inputs."""
+    """A graph as plain data. Its ledger has relevance absorbed by nodes, pruned relevance, and the inputs'."""
     facts = graph.nodes
     target = next((n for n in graph if facts[n].get("kind") == "target"), None)
     value = sum(facts[n]["relevance"] for n in graph if n == target)
@@ -81,14 +82,14 @@ def circuit_data(graph: networkx.DiGraph, name: str) -> View:
                 "notes": [],
                 "ledger": list({**pruned, **amounts}.items()),
                 "no_ledger": "",
-                "caption": "What nodes absorb is what arrives at them less what they hand on.",
+                "caption": "Nodes absorb the relevance that arrives at them and is not passed on.",
             }
         ],
     }
 
 
 def _places(graph: networkx.DiGraph) -> dict[Any, tuple[int, float]]:
-    """(layer, height) of every node: layers by longest paths, in each of them near to what leads there."""
+    """(layer, height) of every node: layers by longest paths, heights near those of its predecessors."""
     nx: Any = require("networkx", "concepts")
     layers = [list(layer) for layer in nx.topological_generations(graph)]
     heights: dict[Any, float] = {}

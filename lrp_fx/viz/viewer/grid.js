@@ -1,9 +1,9 @@
-// A canvas with a cell per number: images, waveforms, layers by tokens. Cells can be pointed at, or reached by keys.
+// A canvas with a cell per number: images, waveforms, layers by tokens. Cells are reached by pointer or keys.
 
 import { element, readout, say } from "./dom.js";
 import { isShown, step } from "./scale.js";
 
-// name: what it is; told(x, y): words for a cell; look(x, y): what else happens there; choose(): cells were chosen.
+// name: label; told(x, y): text of a cell; look(x, y): called at a cell; choose(): called when cells are chosen.
 export function createGrid({ name, told, look = () => {}, choose = null }) {
   const canvas = element("canvas", { width: 1, height: 1 });
   const cursor = element("div", { class: "cursor", hidden: true });
@@ -14,7 +14,7 @@ export function createGrid({ name, told, look = () => {}, choose = null }) {
   let anchor = null;
 
   // overlay: from 0, the picture alone, to 1, relevance alone.
-  // values: what is summed where cells are chosen; shown: what is coloured.
+  // values: numbers for sums over chosen cells; shown: numbers for colours.
   function draw(values, shown, width, height, { largest, table, settings, picture = null, overlay = 1 }) {
     Object.assign(grid, { values, width, height });
     if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
@@ -109,7 +109,7 @@ export function createGrid({ name, told, look = () => {}, choose = null }) {
   return grid;
 }
 
-// Colours of all cells. Over a picture, cells are the more opaque the larger they are, all of them at the end.
+// Colours of all cells. Over a picture, larger values are more opaque; at overlay 1 all cells are opaque.
 function pixels(values, width, height, { largest, table, settings, overlay }) {
   const image = new ImageData(width, height);
   const whole = new Uint32Array(image.data.buffer);

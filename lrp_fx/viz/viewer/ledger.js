@@ -1,4 +1,4 @@
-// The ledger as a waterfall that closes: the base, then the inputs (chosen ones and the rest), then the explained value.
+// The ledger as a waterfall: the base, then the inputs (chosen ones and the rest), then the explained value.
 
 import { element } from "./dom.js";
 import { signed, sumOfRows, total } from "./numbers.js";
@@ -16,7 +16,7 @@ export function createLedger(panel) {
     const rows = entries(panel);
     caption.textContent = panel.sample.caption ? panel.sample.caption : panel.sample.ledger
       ? "The ledger: every entry is computed on its own; together they are the explained value."
-      : `No ledger: ${panel.sample.no_ledger}. The first entry is what the inputs leave over.`;
+      : `No ledger: ${panel.sample.no_ledger}. The first entry is the rest beside the inputs.`;
     let sum = 0;
     const bars = rows.map(({ amount }) => [sum, (sum += amount)]);
     const all = bars.flat();
@@ -31,17 +31,17 @@ export function createLedger(panel) {
   return { node, draw };
 }
 
-// (name, amount, kind) of every row but the last; they add up to it.
+// (name, amount, kind) of every row except the last, which is their sum.
 export function entries(panel) {
   const { amount, count } = panel.chosen();
   const ledger = panel.sample.ledger;
   const inputs = total(panel.sample.inputs.map((input) => total(sumOfRows(input.relevance, panel.rows()))));
   const value = panel.value();
   const base = ledger ? ledger.filter(([name]) => name !== "input") : [["all else", value - inputs]];
-  const given = ledger ? total(ledger.filter(([name]) => name === "input").map((entry) => entry[1])) : inputs;
+  const booked = ledger ? total(ledger.filter(([name]) => name === "input").map((entry) => entry[1])) : inputs;
   const rows = base.map(([name, part]) => ({ name, amount: part, kind: "base" }));
   if (count) rows.push({ name: `inputs: ${count} chosen`, amount, kind: "chosen" });
-  rows.push({ name: count ? "inputs: the others" : "inputs", amount: given - amount, kind: "inputs" });
+  rows.push({ name: count ? "inputs: the others" : "inputs", amount: booked - amount, kind: "inputs" });
   const left = value - total(rows.map((row) => row.amount));
   const size = Math.max(Math.abs(value), ...rows.map((row) => Math.abs(row.amount)));
   if (Math.abs(left) > ROUNDING * size) rows.push({ name: "not accounted for", amount: left, kind: "base" });

@@ -1,4 +1,4 @@
-// The scale under a picture, with the number that gets the full colour.
+// The scale under a picture, with the number of the full colour.
 
 import { element } from "./dom.js";
 import { signed } from "./numbers.js";

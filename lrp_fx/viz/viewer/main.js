@@ -10,7 +10,7 @@ function start() {
   const page = JSON.parse(document.getElementById("data").textContent);
   const main = document.getElementById("views");
   if (page.schema !== SCHEMA) {
-    main.replaceChildren(`This page holds data of schema ${page.schema}, and its program reads ${SCHEMA}.`);
+    main.replaceChildren(`The data of this page have schema ${page.schema}; its program reads schema ${SCHEMA}.`);
     return;
   }
   const panels = [];

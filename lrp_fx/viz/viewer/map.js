@@ -1,4 +1,4 @@
-// Relevance of an image over the image, or a map of its own.
+// Relevance of an image, over the image or alone.
 
 import { choice, element, labelled } from "./dom.js";
 import { createGrid } from "./grid.js";
@@ -42,7 +42,7 @@ export function createMap(panel, input) {
   };
 }
 
-// Every pixel has the sum of the square cell that it is in.
+// For every pixel, the sum over its square cell.
 function overCells(values, width, height, side) {
   const across = Math.ceil(width / side);
   const cellOf = (i) => Math.floor(i / width / side) * across + Math.floor((i % width) / side);

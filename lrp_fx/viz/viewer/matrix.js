@@ -13,10 +13,10 @@ export function createMatrix(panel, matrix) {
   const legend = createLegend(panel);
   const names = element("ol", { class: "rows" });
   const search = element("input", { type: "search", size: 16, input: colour });
-  let rows = []; // numbers of the rows that are shown
+  let rows = []; // indices of the visible rows
   let values = [];
   let largest = 1;
-  let scaledFor = null; // the targets that it is the largest of
+  let scaledFor = null; // the targets of `largest`
   const told = (x, y) => rows.length
     ? `${matrix.rows[rows[y]]}, ${matrix.columns[x].trim() || "\u00b7"}: ${signed(values[y * columns + x])}  \u00b7  the row: ${signed(rowSum(y))}`
     : "";
@@ -30,8 +30,8 @@ export function createMatrix(panel, matrix) {
 
   function colour() {
     const all = sumOfRows(matrix.relevance, matrix.summed ? [0] : panel.rows());
-    const wanted = search.value.toLowerCase();
-    rows = matrix.rows.flatMap((name, row) => (name.toLowerCase().includes(wanted) ? [row] : []));
+    const query = search.value.toLowerCase();
+    rows = matrix.rows.flatMap((name, row) => (name.toLowerCase().includes(query) ? [row] : []));
     values = new Float64Array(rows.length * columns);
     rows.forEach((row, y) => values.set(all.subarray(row * columns, (row + 1) * columns), y * columns));
     if (String(panel.rows()) !== scaledFor) [largest, scaledFor] = [largestOf({ values: all }, "map"), String(panel.rows())];

@@ -1,4 +1,4 @@
-// Arrays as pages hold them, sums over them, and numbers as text.
+// Packed arrays, sums over them, and numbers as text.
 
 const decoded = new WeakMap();
 
@@ -11,7 +11,7 @@ export function numbers(packed) {
   return decoded.get(packed);
 }
 
-// Relevance of some targets together: the sum of their rows.
+// Relevance for the sum of some targets: the sum of their rows.
 export function sumOfRows(packed, rows) {
   const values = numbers(packed);
   const width = packed.shape.slice(1).reduce((a, b) => a * b, 1);
@@ -21,7 +21,7 @@ export function sumOfRows(packed, rows) {
   return sums;
 }
 
-// Sums over groups; `of` names the group of every value, -1 for none.
+// Sums over groups; `of` has the group of every value, -1 for none.
 export function grouped(values, of, count) {
   const sums = new Float64Array(count);
   for (let i = 0; i < values.length; i++) if (of[i] >= 0) sums[of[i]] += values[i];

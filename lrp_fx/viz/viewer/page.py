@@ -1,4 +1,4 @@
-"""One html file that holds everything: data, style, program. It asks no network for anything, and may not."""
+"""The viewer's HTML file, with data, style and program inside. Its content security policy forbids the network."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ def viewer_page(views: Sequence[View], title: str) -> str:
 
 
 def bundle() -> str:
-    """All modules as one: those that a module imports stand before it. Their names are distinct, so nothing else is
-    needed."""
+    """All modules as one script, imported modules first. Top-level names are distinct in all modules, so no renaming is
+    necessary."""
     order: dict[str, str] = {}
 
     def visit(name: str) -> None:
         if name in order:
             return
         source = files(_ROOM).joinpath(name).read_text(encoding="utf-8")
-        order[name] = ""  # an import that leads back here ends here
+        order[name] = ""  # ends import circles
         for imported in _IMPORT.findall(source):
             visit(imported)
         order.pop(name)
@@ -65,10 +65,10 @@ def _style() -> str:
 
 
 def _digest(text: str) -> str:
-    """How a content security policy names an inline script or style that may be used."""
+    """Name of an inline script or style in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def _inside_script(page: Page) -> str:
-    """JSON that can stand in a script element whatever texts are in it."""
+    """JSON that is safe inside a script element, for any text."""
     return json.dumps(page, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-// One result: what was explained, its inputs in colour, its ledger, its layers.
+// One result: the explained value, its inputs in colour, its ledger, its layers.
 
 import { choice, element, labelled, say } from "./dom.js";
 import { exportButtons } from "./export.js";
@@ -19,7 +19,7 @@ export function createPanel(page, view, settings) {
   const node = element("section", { "aria-label": `result: ${view.name}` });
   const panel = { node, page, view, settings, sample: null, pinned: [], preview: null, pictures: [], build, colour };
 
-  // The targets whose relevance is shown now.
+  // The current targets.
   panel.rows = () => panel.preview ?? panel.pinned;
   panel.value = () => total(panel.rows().map((row) => panel.sample.targets[row].value ?? NaN));
   panel.largest = (kind) => settings.scale === "shared"
@@ -81,7 +81,7 @@ export function createPanel(page, view, settings) {
   return panel;
 }
 
-// What the explained value is called: a target, or the new word that the targets are.
+// Name of the explained value: of a target, or of the new word that consists of the targets.
 function targetName({ sample, rows, settings }) {
   const written = sample.inputs.find((input) => input.start !== undefined);
   const units = written && unitsOf(written, settings.unit);
@@ -94,7 +94,7 @@ function facts({ view, told }) {
   return element("dl", {}, ...all.map(([name, value]) => element("div", {}, element("dt", {}, name), value)));
 }
 
-// Of several targets one is chosen; in a generated text by pointing at it.
+// Choice of one of several targets; in a generated text by pointing at it.
 function targetChoice(panel) {
   const { inputs, targets } = panel.sample;
   if (inputs.some((input) => input.start !== undefined)) {

@@ -1,4 +1,4 @@
-// The diverging scale: which step of it a number gets, what gets the full colour, and what the filter hides.
+// The diverging scale: the step of a number, the number of the full colour, and the filter.
 
 import { grouped, sumOfRows } from "./numbers.js";
 import { targetsOf, unitsOf } from "./units.js";
@@ -19,7 +19,7 @@ export function isShown(value, largest, settings) {
   return Math.abs(value) >= settings.floor * largest;
 }
 
-// What an input shows for some targets: a number per word, pixel, stretch or name, and which of them set the scale.
+// Numbers of an input for some targets: one per word, pixel, interval or name; special ones do not set the scale.
 export function pictured(input, rows, unit) {
   const values = sumOfRows(input.relevance, rows);
   if (input.kind !== "tokens") return { values, special: null };
@@ -27,7 +27,7 @@ export function pictured(input, rows, unit) {
   return { values: grouped(values, units.of, units.texts.length), special: units.special };
 }
 
-// The magnitude that gets the full colour. One pixel in 200 may lie above it: single ones would make a picture pale.
+// The magnitude of the full colour. One pixel in 200 may exceed it, so that outliers do not make a picture pale.
 export function largestOf({ values, special }, kind) {
   if (kind === "map" && values.length > 400) {
     const sizes = Float64Array.from(values, Math.abs).filter((v) => v > 0).sort();
@@ -48,7 +48,7 @@ export function largestInSample(sample, kind, rows, unit) {
 
 const shared = new Map();
 
-// The same for all that is on the page: every result, sample and target.
+// The same for the whole page: every result, sample and target.
 export function largestOnPage(page, kind, unit) {
   const key = `${kind} ${unit}`;
   if (!shared.has(key)) {

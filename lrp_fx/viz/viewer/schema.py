@@ -1,7 +1,7 @@
-"""What the viewer shows, as plain data: schema 1.
+"""The viewer's data: schema 1.
 
-``View`` is one result. Everything in it is what JSON can say; arrays are :class:`Packed`. Relevance has one row per
-target throughout, (T, ...): one target for an attribution, one per new token for a generated text.
+``View`` is one result, as JSON; arrays are :class:`Packed`. Relevance always has one row per target, (T, ...): one
+target for an attribution, one per new token for a generated text.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Packed(TypedDict):
 
 
 class Target(TypedDict):
-    """An explained value; None where it is not finite."""
+    """An explained value; None if it is not finite."""
 
     name: str
     value: float | None
 
 
 class Words(TypedDict):
-    """Tokens joined to words: ``of`` has the number of its word for every token, -1 for padding, which is not shown."""
+    """Tokens merged to words: ``of`` has the index of its word for every token, -1 for padding, which is not shown."""
 
     of: list[int]
     texts: list[str]
@@ -37,8 +37,8 @@ class Words(TypedDict):
 class TokensInput(TypedDict):
     """Text.
 
-    ``special`` and ``breaks`` are positions: of tokens that are none of the text, and of those that begin a line. Of a
-    generated text ``start`` is the position of its first new token: target t is the token at ``start + t``.
+    ``special`` has the positions of tokens outside of the text, ``breaks`` those of tokens that begin a line. In a
+    generated text ``start`` is the position of the first new token: target t is the token at ``start + t``.
     """
 
     kind: Literal["tokens"]
@@ -52,7 +52,7 @@ class TokensInput(TypedDict):
 
 
 class MapInput(TypedDict):
-    """Relevance of an image, or of anything else in two dimensions; ``picture`` is an image as a data: URI."""
+    """Relevance of an image, or of another input with two dimensions; ``picture`` is an image as a data: URI."""
 
     kind: Literal["map"]
     name: str
@@ -64,8 +64,8 @@ class MapInput(TypedDict):
 class SoundInput(TypedDict):
     """Sound.
 
-    ``player`` is a wav file, ``spectrogram`` a grey image of low (bottom) to high frequencies, both as data: URIs.
-    ``low`` and ``high`` are the ends of the waveform in as many stretches as ``relevance`` has, summed in each.
+    ``player`` is a wav file, ``spectrogram`` a grey image with low frequencies at the bottom, both as data: URIs.
+    ``low`` and ``high`` are the minimum and maximum of the waveform in N intervals, ``relevance`` its sums over them.
     """
 
     kind: Literal["sound"]
@@ -90,7 +90,7 @@ class ValuesInput(TypedDict):
 
 
 class Node(TypedDict):
-    """A node of a graph: ``x`` is the number of its layer, ``y`` its height in it, 0 in the middle."""
+    """A node of a graph: ``x`` is the index of its layer, ``y`` its height there, 0 in the middle."""
 
     name: str
     x: int
@@ -98,7 +98,7 @@ class Node(TypedDict):
 
 
 class GraphInput(TypedDict):
-    """A graph of relevance flow; ``edges`` are (from, to, relevance) by numbers of nodes."""
+    """A graph of relevance flow; ``edges`` are (from, to, relevance), with indices of nodes."""
 
     kind: Literal["graph"]
     name: str
@@ -111,9 +111,9 @@ Input = TokensInput | MapInput | SoundInput | ValuesInput | GraphInput
 
 
 class Matrix(TypedDict):
-    """Relevance inside the model: a row per layer or head; columns are positions, or one for all.
+    """Relevance inside the model: a row per layer or head, a column per position, or one for all positions.
 
-    ``relevance`` has one target where ``summed`` says that it is of all targets together.
+    With ``summed``, ``relevance`` is summed over targets (T = 1).
     """
 
     name: str
@@ -124,8 +124,8 @@ class Matrix(TypedDict):
 
 
 class Sample(TypedDict):
-    """One explained sample; ``ledger`` is (category, amount), None with the reason in ``no_ledger``; ``caption`` says
-    what its entries are where they are not each computed on their own."""
+    """One explained sample; ``ledger`` is (category, amount), or None with the reason in ``no_ledger``; ``caption``
+    replaces the ledger's caption."""
 
     name: str
     targets: list[Target]
@@ -138,7 +138,7 @@ class Sample(TypedDict):
 
 
 class View(TypedDict):
-    """One result; ``facts`` are (name, value) to say above it."""
+    """One result; ``facts`` are (name, value), shown above it."""
 
     name: str
     facts: list[tuple[str, str]]
@@ -146,7 +146,7 @@ class View(TypedDict):
 
 
 class Page(TypedDict):
-    """All that a page holds. ``colours``: theme -> the diverging scale, from against to for, as (red, green, blue)."""
+    """The data of a page. ``colours``: theme -> the diverging scale from negative to positive, as RGB triples."""
 
     schema: int
     title: str

@@ -1,4 +1,4 @@
-// What is chosen for the whole page: sample, words or pieces, scale, filter.
+// Settings of the whole page: sample, words or pieces, scale, filter.
 
 import { choice, element, labelled } from "./dom.js";
 

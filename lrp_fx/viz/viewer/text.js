@@ -1,4 +1,4 @@
-// A text whose words, or pieces, are coloured; they can be chosen, and new ones of a generated text ask what made them.
+// A text with coloured words or pieces, which can be chosen; a new word of a generated text selects its target.
 
 import { element, readout } from "./dom.js";
 import { createLegend } from "./legend.js";
@@ -6,7 +6,7 @@ import { percent, signed, sumOfRows } from "./numbers.js";
 import { isShown, pictured, step } from "./scale.js";
 import { unitsOf } from "./units.js";
 
-// Chosen positions stay chosen when words become pieces, as long as the same sample is shown.
+// Chosen positions survive the change from words to pieces within one sample.
 const chosenOf = new WeakMap();
 
 export function createText(panel, input) {
@@ -16,8 +16,8 @@ export function createText(panel, input) {
   const legend = createLegend(panel);
   const box = element("div", { class: "text", role: "listbox", "aria-multiselectable": "true", "aria-label": label() });
   const chips = units.texts.map(chip);
-  let at = 0; // the chip that the keyboard is at
-  let anchor = 0; // the chip where a range of chosen ones began
+  let at = 0; // the chip with the keyboard focus
+  let anchor = 0; // the first chip of a range of chosen ones
   let values = [];
   if (chips.length) chips[0].tabIndex = 0;
   units.texts.forEach((_, number) => {
@@ -30,9 +30,9 @@ export function createText(panel, input) {
   }
 
   function chip(text, number) {
-    const made = element("span", { role: "option", tabindex: "-1", "aria-selected": String(isChosen(number)) }, text.trim() || "\u00b7");
-    made.number = number;
-    return made;
+    const node = element("span", { role: "option", tabindex: "-1", "aria-selected": String(isChosen(number)) }, text.trim() || "\u00b7");
+    node.number = number;
+    return node;
   }
 
   function isChosen(number) {
@@ -45,7 +45,7 @@ export function createText(panel, input) {
     const table = panel.table();
     const current = new Set(panel.rows());
     values = picture.values;
-    chips.forEach((made, number) => {
+    chips.forEach((node, number) => {
       const value = values[number];
       const classes = ["chip"];
       if (units.special.has(number)) classes.push("special");
@@ -54,7 +54,7 @@ export function createText(panel, input) {
       if (units.rows[number].length) classes.push("new");
       if (units.rows[number].some((row) => current.has(row))) classes.push("target");
       const name = classes.join(" ");
-      if (made.className !== name) made.className = name;
+      if (node.className !== name) node.className = name;
     });
     legend.draw(largest, false);
   }
@@ -104,7 +104,7 @@ export function createText(panel, input) {
     units.rows[number].length ? panel.pin(units.rows[number]) : toggle(number);
   }
 
-  // The chip above or below: the nearest one of the next line.
+  // The chip above or below: the nearest one in the next line.
   function vertical(direction) {
     const here = chips[at];
     for (let n = at + direction, best = -1, line = null; n >= 0 && n < chips.length; n += direction) {

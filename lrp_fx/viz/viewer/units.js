@@ -1,17 +1,17 @@
-// Words or pieces of words: what a text is shown as.
+// The units of a text: words, or pieces of words.
 
-const made = new WeakMap();
+const unitCache = new WeakMap();
 
-// of: number of the unit of every token, -1 for padding; joined: units that continue the word of the unit before;
-// rows: of a generated text, the targets that a unit is.
+// of: index of the unit of every token, -1 for padding; joined: units that continue the word of the preceding unit;
+// rows: in a generated text, the targets of a unit.
 export function unitsOf(input, unit) {
-  if (!made.has(input)) made.set(input, {});
-  const units = made.get(input);
+  if (!unitCache.has(input)) unitCache.set(input, {});
+  const units = unitCache.get(input);
   units[unit] ??= withRows(input, unit === "words" ? words(input) : pieces(input));
   return units[unit];
 }
 
-// The targets of a sample as they are shown: one by one, or of a generated text those of a word together.
+// The targets of a sample in groups: one by one, or in a generated text by word.
 export function targetsOf(sample, unit) {
   const written = sample.inputs.find((i) => i.start !== undefined);
   if (!written) return sample.targets.map((_, row) => [row]);
@@ -39,7 +39,7 @@ function withRows(input, unit) {
   const positions = unit.texts.map(() => []);
   unit.of.forEach((number, position) => { if (number >= 0) positions[number].push(position); });
   const last = input.start + input.relevance.shape[0];
-  const isNew = (position) => position >= input.start && position < last; // never so where nothing was generated
+  const isNew = (position) => position >= input.start && position < last; // (always false without generated tokens)
   const rows = positions.map((listed) => listed.filter(isNew).map((position) => position - input.start));
   return { ...unit, positions, rows };
 }

@@ -25,9 +25,9 @@ export function createValues(panel, input) {
     const size = Math.min(1, Math.abs(value) / largest) * 50;
     bar.style.left = `${value < 0 ? 50 - size : 50}%`;
     bar.style.width = `${size}%`;
-    const given = input.values ? [element("td", { class: "number" }, input.values[number]?.toPrecision(4) ?? "")] : [];
+    const cells = input.values ? [element("td", { class: "number" }, input.values[number]?.toPrecision(4) ?? "")] : [];
     return element("tr", { pointerover: () => readout(`${name}: ${signed(value)}  \u00b7  ${percent(value, panel.value())}`) },
-      element("th", { scope: "row" }, name), ...given, element("td", { class: "number" }, signed(value)),
+      element("th", { scope: "row" }, name), ...cells, element("td", { class: "number" }, signed(value)),
       element("td", {}, element("div", { class: "track", "aria-hidden": "true" }, bar)));
   }
 
