@@ -106,7 +106,7 @@ def in_four_bits(kind: str, nested: bool) -> Pair:
 
 
 def with_layers(made: Callable[[nn.Linear], nn.Module]) -> nn.Module:
-    """A model with other layers that have the weights of its own, but for the last."""
+    """A model with other layers of the same weights, except for the last layer."""
     model = tiny()
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
@@ -118,7 +118,7 @@ def with_layers(made: Callable[[nn.Linear], nn.Module]) -> nn.Module:
 
 
 def dense(model: nn.Module) -> nn.Module:
-    """The plain model whose layers have for weights what the layers of ``model`` make of the unit vectors."""
+    """The plain model with weights read off the layers of ``model``, as their outputs for unit vectors."""
     dtype = model.get_input_embeddings().weight.dtype
     plain = tiny(dtype)
     with torch.no_grad():

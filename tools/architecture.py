@@ -1,6 +1,6 @@
-"""The tables of docs/architecture.md: one small model carried through all stages, and the tables they read.
+"""The tables of docs/architecture.md: one small model in all stages, and the tables that the stages read.
 
-``python tools/architecture.py`` writes them anew; ``--check`` says whether the page has them as they are.
+``python tools/architecture.py`` writes them; ``--check`` tells whether the page is up to date.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def markdown(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def code(value: Any) -> str:
-    """In code spans; nothing for nothing."""
+    """A code span; "" for an empty text."""
     return f"`{value}`" if value not in (None, "") else ""
 
 
@@ -82,7 +82,7 @@ def shown(number: float) -> str:
 
 
 def size(node: Node) -> str:
-    """The sizes of a node's value; B is the number of samples, which stays free."""
+    """The shape of a node's value; B is the number of samples, which is dynamic."""
     return ", ".join(str(n) if isinstance(n, int) else "B" for n in node.meta["val"].shape)
 
 
@@ -193,7 +193,7 @@ TABLES: dict[str, Callable[[Example], str]] = {
 
 
 def written(page: str) -> str:
-    """The page with its tables as they are now."""
+    """The page with up-to-date tables."""
     example = Example()
     return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m['name']](example)}{m[3]}", page)
 

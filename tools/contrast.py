@@ -1,8 +1,8 @@
-"""Which scalar should be explained of a language model? Logit, contrasts, log-probability, probability: docs/contrast.md.
+"""Which target suits a language model: logit, contrasts, log-probability or probability? Writes docs/contrast.md.
 
-Three models: a real instruction-tuned LLaMA on prompts whose answer hangs on one key word (`prompts.toml`), a GPT-2 over
-the genera of microbiomes, and the language model that `tools/train` trains. What is measured is kept in a JSON file, and a
-row is measured again only where it is missing there.
+Three models: a real instruction-tuned LLaMA on prompts whose answer depends on one key word (`prompts.toml`), a GPT-2 over
+the genera of microbiomes, and the language model of `tools/train`. Measurements are saved in a JSON file; only rows that
+are missing there are measured.
 
     tools/contrast [--rules attnlrp,vit_gamma]
 """
@@ -39,7 +39,7 @@ RULES["gamma 0.25"] = {
 }  # fmt: skip
 RULES["input x gradient"] = "gradient"
 
-#: what is explained, of (B, V) logits at the last position and the (B,) tokens that the model says itself
+#: targets, as functions of (B, V) logits at the last position and the model's own (B,) next tokens
 TARGETS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "logit": lambda z, c: _at(z, c),
     "contrast, runner-up": lambda z, c: _at(z, c) - _at(z, z.detach().scatter(1, c[:, None], -torch.inf).argmax(1)),
@@ -73,9 +73,9 @@ class Samples:
     Attributes:
         model: the model.
         inputs: ids and padding mask, (N, S) each.
-        replacement: the token that takes the place of one that is taken away.
-        words: for each sample, for each token the number of its word, -1 for padding and special tokens.
-        keys: for each sample the word that the answer hangs on; None where that is not known.
+        replacement: the token in place of a removed one.
+        words: per sample and token, the index of its word, -1 for padding and special tokens.
+        keys: per sample, the word that decides the answer; None if it is not known.
     """
 
     model: nn.Module
@@ -94,7 +94,7 @@ class Samples:
         return replace(self, inputs={k: v[:count] for k, v in self.inputs.items()}, words=self.words[:count], keys=None)
 
     def cut(self, rows: slice) -> tuple[dict[str, Tensor], Tensor]:
-        """Inputs and words of some samples, without padding that they share."""
+        """Inputs and words of some samples, without common padding."""
         length = int(self.inputs["attention_mask"][rows].sum(1).max())
         return {k: v[rows, :length] for k, v in self.inputs.items()}, self.words[rows, :length]
 
@@ -108,7 +108,7 @@ def prompts(folder: Path) -> Samples:
     """The prompts, shortest first.
 
     Raises:
-        ValueError: for a prompt with no key word or several, and for one that the model answers otherwise.
+        ValueError: for a prompt without exactly one key word, and for one that the model answers differently.
     """
     model, tokenizer = pretrained.instruct_model(folder)
     rows = []
@@ -170,7 +170,7 @@ MODELS: dict[str, Callable[[], Samples]] = {
 
 @torch.no_grad()
 def answers(samples: Samples) -> Tensor:
-    """(N,) tokens that the model says next."""
+    """(N,) the model's next tokens."""
     chosen = []
     for rows in samples.batches():
         inputs, _ = samples.cut(rows)

@@ -1,8 +1,8 @@
 """The faithfulness study: methods by columns, and docs/faithfulness.md.
 
-Results of a column lie in .models/faithfulness/COLUMN/HASHES, the hashes of its samples and of its model's weights: where these
-changed it is measured anew. Methods that are there are not evaluated again, but for rule sets that changed. The report
-shows what was measured last of each column.
+Results of a column are in .models/faithfulness/COLUMN/HASHES, by the hashes of its samples and of its model's weights: a change
+of these invalidates them. Existing methods are not evaluated again, except for changed rule sets. The report shows the latest
+results of each column.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def default_methods(column: str) -> list[str]:
 
 
 def by_length(task: Task) -> Task:
-    """The samples in the order of their lengths, so that batches hold little padding, and hold it no longer."""
+    """The samples sorted by length, so that batches have little padding."""
     mask = task.inputs.get("attention_mask")
     if mask is None or not isinstance(task.features, Tokens) or mask.shape != task.inputs[task.features.input].shape:
         return task
@@ -49,7 +49,7 @@ def by_length(task: Task) -> Task:
 
 
 def column(name: str, names: list[str], samples: int, batch: int, steps: int, results: Path, console: Console) -> None:
-    """Evaluate the methods that are not done on one column, one after another, and save after each."""
+    """Evaluate the missing methods on one column, one after another, and save after each."""
     more = (samples,) if name in EXTENSIBLE and samples > SAMPLES else ()
     task = by_length(COLUMNS[name](*more).part(slice(0, samples), name))
     key = identity.Identity.of(task, SEED)

@@ -52,7 +52,7 @@ DIFFERENCES = ("integrated_gradients", "kernel_shap")
 
 
 def write_report(results: Results, records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write the tables of all that was found; ``records`` say what the columns were measured on."""
+    """Write the tables of all results; ``records`` describe the samples and models of the columns."""
     summary, cost = results.summary().sort_index(), results.cost
     columns = [c for c in COLUMNS if c in set(cost["task"])]
     annotated = [c for c in columns if _methods(summary, c, "top1")]

@@ -28,7 +28,7 @@ RULES = {"default": "default rules", "attnlrp": "AttnLRP", "gradient": "input x 
 
 
 def sentence() -> Any:
-    """A movie sentence under the demo's classifier, in words: what they give, from 0 to the logit."""
+    """A movie sentence under the demo's classifier: the waterfall of its words, from 0 to the logit."""
     return _sentence().merge("words").plot("waterfall")
 
 
@@ -64,13 +64,13 @@ def photo() -> Any:
 
 
 def word() -> Any:
-    """A rendered word under the CRNN: the letter that is asked for lies where the relevance should."""
+    """A rendered word under the CRNN: relevance should be at the explained letter."""
     task = COLUMNS["crnn"](8)
     return _compared(task.model, *_sample(task, 3), blur=1)
 
 
 def speech() -> Any:
-    """Spoken digits under the recogniser: the log-mel, and what the asked digit rests on."""
+    """Spoken digits under the recogniser: the log-mel, and relevance for one digit."""
     task = COLUMNS["speech"](8)
     return _compared(task.model, *_sample(task, 2), blur=1, upright=True)
 
@@ -109,7 +109,7 @@ def _compared(
     return figure
 
 
-#: name of the file -> what draws it
+#: name of the file -> function that draws it
 PICTURES: dict[str, Callable[[], Any]] = {
     "sentence.svg": sentence,
     "words.svg": words,

@@ -1,4 +1,4 @@
-"""What a column of the faithfulness study was measured on: hashes of its samples and of its model's weights."""
+"""Identity of a column of the faithfulness study: hashes of its samples and of its model's weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORD = "record.json"
 
 
 def _digest(parts: Iterable[tuple[str, Any]]) -> str:
-    """Twelve digits that tell names and values apart; of tensors type, shape and bytes."""
+    """Twelve hexadecimal digits of names and values; of tensors type, shape and bytes."""
     total = hashlib.sha256()
     for name, value in parts:
         total.update(name.encode())
@@ -37,7 +37,7 @@ def _digest(parts: Iterable[tuple[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Identity:
-    """What results of a column hold for.
+    """Validity of a column's results.
 
     Attributes:
         samples: hash of inputs, targets, features and labels.
@@ -59,12 +59,12 @@ class Identity:
         return cls(_digest([*samples, ("features", task.features)]), _digest(sorted(state.items())), seed)
 
     def folder(self, results: Path, column: str) -> Path:
-        """Where results of a column lie: another place for other samples or weights."""
+        """Folder of a column's results; other samples or weights have another folder."""
         return results / column / f"{self.samples}-{self.weights}"
 
 
 def rule_keys(methods: Iterable[str]) -> dict[str, str]:
-    """Hash of the rule set of every method that is one: results of a rule set that changed are of another method."""
+    """Hash of the rule set of every method with one; a changed rule set counts as another method."""
     keys = {}
     for name in methods:
         with contextlib.suppress(RuleSetError):
@@ -73,7 +73,7 @@ def rule_keys(methods: Iterable[str]) -> dict[str, str]:
 
 
 def load(folder: Path) -> Results | None:
-    """The results in a folder, without those of rule sets that changed since; None where there are none."""
+    """The results in a folder, without those of changed rule sets; None without results."""
     if not (folder / RECORD).is_file():
         return None
     results, before = Results.load(folder), read(folder)["rules"]
@@ -84,7 +84,7 @@ def load(folder: Path) -> Results | None:
 
 
 def save(results: Results, identity: Identity, folder: Path) -> None:
-    """Results, and last the record, which says that all is there."""
+    """Save results, and last the record, which marks them complete."""
     results.save(folder)
     record = {
         "samples": int(results.cost["samples"].max()),
@@ -103,6 +103,6 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def latest(results: Path, column: str) -> Path | None:
-    """The folder of a column that was measured last."""
+    """The folder of a column's latest results."""
     records = sorted((results / column).glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime_ns)
     return records[-1].parent if records else None

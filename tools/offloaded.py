@@ -1,4 +1,4 @@
-"""What offloading costs: peak memory and time of an explanation with weights in memory and on disk (needs accelerate).
+"""Cost of offloading: peak memory and time of an explanation with weights in memory and on disk (needs accelerate).
 
 A LLaMA-shaped model of 16 layers of width 1024 (float32, random weights). Each row is a fresh process.
 """
@@ -37,12 +37,12 @@ def save(folder: Path, layers: int, width: int) -> None:
 
 
 def peak() -> float:
-    """MB that this process has held at most."""
+    """Peak memory of this process in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def row(folder: Path, place: str, memory: str, length: int) -> dict[str, float]:
-    """Peak beyond what the imports take, and the median time of three explanations."""
+    """Peak memory beyond that of the imports, and the median time of three explanations."""
     torch.set_num_threads(1)
     tf.logging.disable_progress_bar()
     before = peak()

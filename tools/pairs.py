@@ -26,7 +26,7 @@ SENTENCES = [
 def timed(
     xmodel: lrp_fx.ExplainableModule, first: object, second: object, **options: object
 ) -> tuple[PairAttribution, float]:
-    """What was found, and seconds of processor time of a call that captures nothing."""
+    """The result, and seconds of processor time of a call without a capture."""
     explain_pairs(xmodel, first, second, **options)
     start = time.process_time()
     return explain_pairs(xmodel, first, second, **options), time.process_time() - start

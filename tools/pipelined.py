@@ -1,4 +1,4 @@
-"""What stages cost: time of one explanation by one process and by two (gloo), in interleaved runs.
+"""Cost of pipeline stages: time of one explanation by one process and by two (gloo), in interleaved runs.
 
 A LLaMA-shaped model of 8 layers of width 512 (float32), one thread per process.
 """
@@ -25,7 +25,7 @@ MICROBATCHES = (1, 2, 4)
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds that passed, and seconds of processor time of both processes."""
+    """Seconds of wall time, and of processor time of both processes."""
     dist.barrier()
     start, worked = time.perf_counter(), time.process_time()
     function()

@@ -1,4 +1,4 @@
-"""The real pretrained models that PyPI packages carry (see `tools/real`), and how their inputs are written."""
+"""Real pretrained models from PyPI packages (see `tools/real`), and the encoding of their inputs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ BLACK = -0.1307 / 0.3081
 
 
 def folder() -> Path:
-    """Where `tools/real` and `tools/faithfulness` put what they fetch: `.models`, or $LRP_FX_MODELS."""
+    """Download folder of `tools/real` and `tools/faithfulness`: `.models`, or $LRP_FX_MODELS."""
     return Path(os.environ.get("LRP_FX_MODELS", Path(__file__).parent.parent / ".models"))
 
 
 def find(package: str) -> Path:
-    """The folder that holds ``package``: `.models`, or $LRP_FX_MODELS, or where it is installed.
+    """The folder with ``package``: `.models`, or $LRP_FX_MODELS, or the installed package.
 
     Raises:
-        FileNotFoundError: when it is nowhere; the message says what fetches it.
+        FileNotFoundError: if it is missing; the message names the command that fetches it.
     """
     if (folder() / package).is_dir():
         return folder()

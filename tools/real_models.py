@@ -1,7 +1,7 @@
 """Explain real pretrained models on real inputs, check every ledger, and write docs/real_models.md.
 
-The models come inside PyPI packages (see `tools/real`, which fetches them); nothing is downloaded from a hub. This file
-names models because it is a tool: the compiler knows none of them.
+The models come from PyPI packages (fetched by `tools/real`); nothing is downloaded from a hub. A tool may name models;
+the compiler knows none of them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Row:
 
 
 def measure(name: str, task: str, model: nn.Module, inputs: dict[str, Tensor], truth: Callable[[Any], str]) -> Row:
-    """Convert, verify in float32, time one explanation, and state what is known to be true of it."""
+    """Convert, verify in float32, time one explanation, and check it against a known fact."""
     start = time.perf_counter()
     xmodel = lrp_fx.convert(model, **inputs)
     converted = time.perf_counter() - start

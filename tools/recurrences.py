@@ -1,7 +1,7 @@
-"""Train tiny recurrent models on a copy task, and see whether relevance finds the token that was copied.
+"""Train tiny recurrent models on a copy task, and test whether relevance finds the copied token.
 
-A sequence of noise holds one planted token behind a marker; at the end the model has to name it. Every kind of
-recurrence is trained here from scratch, then explained: where is the largest relevance?
+A sequence of noise has one planted token behind a marker; at the end the model has to name it. Every kind of recurrence is
+trained here from scratch, then explained: is the largest relevance at the planted token?
 
     python tools/recurrences.py --report docs/recurrences.md
 """
@@ -41,7 +41,7 @@ class Recurrent(nn.Module):
 
 
 def slow_to_forget(model: nn.Module) -> nn.Module:
-    """Delta rules begin with decays of up to exp(-16) a step, which keep nothing to learn from; begin near exp(-0.02)."""
+    """Set the decays of delta rules near exp(-0.02) a step; the default of up to exp(-16) forgets too fast to learn."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("A_log"):
@@ -118,7 +118,7 @@ def train(model: nn.Module, length: int, steps: int, seconds: float) -> tuple[fl
 
 
 def trained(name: str, length: int, steps: int, seconds: float, folder: Path) -> tuple[nn.Module, float, int]:
-    """(model, accuracy, steps taken): of an earlier run, where ``folder`` has it."""
+    """(model, accuracy, steps taken), from an earlier run if ``folder`` has it."""
     torch.manual_seed(0)
     model, kept = MODELS[name](), folder / f"{name.replace(' ', '-')}-{length}.pt"
     if kept.is_file():

@@ -1,4 +1,4 @@
-"""Which rules should be the default? AttnLRP and CP-LRP taken apart, every combination measured: docs/default_rules.md.
+"""Which rules should be the default? Measures every combination of AttnLRP's and CP-LRP's rules: docs/default_rules.md.
 
 The rules for products of two signals, for gates and for softmax are crossed. Each combination is measured on every column
 of the faithfulness study by ABPC and by rank correlation with leave-one-out (the measure by which arXiv:2510.18810 prefers

@@ -1,4 +1,4 @@
-"""How capture, analysis, plan and rewrite grow with depth: a Llama of 8, 16, 32 and 64 layers on the meta device.
+"""Time of capture, analysis, plan and rewrite by depth: a Llama of 8, 16, 32 and 64 layers on the meta device.
 
 python tools/scaling.py --report docs/scaling.md
 """

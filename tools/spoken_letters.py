@@ -69,7 +69,7 @@ WHY = """
 
 @dataclass(frozen=True)
 class Found:
-    """Where a method puts the phonemes of a model: (N,) each.
+    """Letters that a method finds for the phonemes of a model: (N,) each.
 
     Attributes:
         hit: whether the most relevant letter is one of the phoneme's.
@@ -86,7 +86,7 @@ class Found:
 
 
 def look(relevance: Tensor, aligned: Tensor, logit: Tensor) -> Found:
-    """What (N, F) relevance says of phonemes whose letters are ``aligned``, (N, F) bool."""
+    """Letters found by (N, F) relevance, compared with the ``aligned`` letters, (N, F) bool."""
     top = relevance.argmax(1)
     hit = aligned.gather(1, top[:, None])[:, 0]
     positive = relevance.clamp(min=0)
@@ -127,7 +127,7 @@ def row(name: str, found: Found, where: list[Tensor]) -> str:
 
 
 def methods() -> dict[str, Method]:
-    """Rows of the tables: shipped rule sets, what one rule changes, other methods."""
+    """Rows of the tables: shipped rule sets, changes of one rule, other methods."""
     shipped = {f"`{name}`": lrp(name, check=False) for name in available()}
     changed = {
         f"`attnlrp`, {name}": lrp({"base": "attnlrp", "rules": rules}, check=False) for name, rules in ABLATIONS.items()
@@ -136,7 +136,7 @@ def methods() -> dict[str, Method]:
 
 
 def grouped(lines: Mapping[str, str]) -> list[str]:
-    """Rows, those that are the same number by number in one."""
+    """Rows, with equal ones merged."""
     names: dict[str, list[str]] = {}
     for name, line in lines.items():
         names.setdefault(line.partition(" | ")[2], []).append(name)

@@ -1,4 +1,4 @@
-"""From the call of convert to the first relevance in fresh processes, without and with LRP_FX_CACHE."""
+"""Time from convert to the first relevance in fresh processes, without and with LRP_FX_CACHE."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from statistics import median
 
 
 def measured(layers: int, compiled: bool) -> dict[str, float]:
-    """Seconds of imports, of convert, of lowering where asked for, and of the first explanation in this process."""
+    """Seconds of imports, of convert, of lowering (with --compile) and of the first explanation in this process."""
     start = time.perf_counter()
     import torch
     import transformers
@@ -47,7 +47,7 @@ def measured(layers: int, compiled: bool) -> dict[str, float]:
 
 
 def in_fresh_process(asked: argparse.Namespace, folder: str, code: str) -> dict[str, float]:
-    """What a new process measures with this cache folder ("" for none), and that folder of compiled code."""
+    """Measurements of a new process with this cache folder ("" for none), and this folder of compiled code."""
     command = [sys.executable, "-W", "ignore", __file__, "--layers", str(asked.layers), "--child"]
     command += ["--compiled"] * asked.compiled
     environment = dict(os.environ, LRP_FX_CACHE=folder, TORCHINDUCTOR_CACHE_DIR=code)

@@ -25,10 +25,10 @@ HEAD = Path(__file__).parent.parent / "lrp_fx" / "cli" / "sentiment_head.json"
 
 
 def read(path: Path) -> tuple[list[str], np.ndarray]:
-    """Sentences and their ratings, those near to neutral left out.
+    """Sentences and their ratings, without near-neutral ones.
 
     Raises:
-        FileNotFoundError: where there are none; the message says what fetches them.
+        FileNotFoundError: if they are missing; the message names the command that fetches them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no sentences in {path}: tools/faithfulness fetches them")

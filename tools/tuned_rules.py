@@ -1,6 +1,6 @@
-"""Tune a rule set for every column on samples set apart, and compare it with all untuned ones on the others.
+"""Tune a rule set for every column on some samples, and compare it with all untuned ones on the others.
 
-Writes the tuned rule sets to docs/tuned/COLUMN.toml and what they are worth to docs/tuning.md.
+Writes the tuned rule sets to docs/tuned/COLUMN.toml, and their metrics to docs/tuning.md.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from lrp_fx.rules.ruleset import available
 
 @dataclass(frozen=True)
 class Search:
-    """How a column is tuned.
+    """Parameters of the tuning of a column.
 
     Attributes:
-        tuned_on: samples, its last ones.
-        held_out: samples to measure on, its first ones; None: all others.
-        trials: rule sets to try.
-        depths: groups of layers by depth.
+        tuned_on: number of samples to tune on, its last ones.
+        held_out: number of samples to measure on, its first ones; None for all others.
+        trials: number of rule sets to try.
+        depths: number of depth groups.
     """
 
     tuned_on: int = 100
@@ -42,7 +42,7 @@ class Search:
     depths: int = 3
 
 
-#: columns of which more samples can be made, or that are cheap
+#: columns with more samples, or cheap ones
 SEARCHES = {
     "recall": Search(200, 2000, 200),
     "brackets": Search(200, 2000, 200),
@@ -56,7 +56,7 @@ def parts(name: str, search: Search) -> tuple[Task, Task]:
     """(samples to tune on, samples held out) of a column; no sample is in both.
 
     Raises:
-        ValueError: when a sample is.
+        ValueError: if a sample is.
     """
     wanted = search.tuned_on + (search.held_out or 0)
     task = COLUMNS[name](wanted) if search.held_out and name in EXTENSIBLE else COLUMNS[name]()
@@ -72,7 +72,7 @@ def _samples(task: Task) -> set[bytes]:
 
 
 def column(name: str, options: argparse.Namespace, console: Console) -> None:
-    """Tune on one column and measure, unless that is done; save rule set and results."""
+    """Tune on one column and measure, unless results exist; save rule set and results."""
     folder = options.results / name
     if (folder / "cost.csv").is_file():
         return

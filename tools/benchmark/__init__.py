@@ -1,1 +1,1 @@
-"""Time and memory of explanations, measured side by side with plain gradients and with other tools."""
+"""Time and memory of explanations, measured beside plain gradients and other tools."""

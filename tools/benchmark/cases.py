@@ -18,9 +18,9 @@ class Case:
 
     Attributes:
         model: in evaluation mode, its parameters without gradients.
-        inputs: what the model, and ``explain``, take.
-        embedded: what the plain gradient is taken of: the same call with embeddings in place of token ids.
-        logits: the model's output -> the (B, classes) logits whose largest is explained.
+        inputs: inputs of the model and of ``explain``.
+        embedded: the same call with embeddings in place of token ids, for the plain gradient.
+        logits: the model's output -> (B, classes) logits; the largest is explained.
     """
 
     model: nn.Module
@@ -135,7 +135,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 DEEP = {"llama-32x512": lambda: llama(32, 512, 2048)}
 
-#: models that generate; calls of operators take the time of the smaller one, not their arithmetic
+#: models for generation; the time of the smaller one is overhead of operator calls, not arithmetic
 GENERATING = {"llama-4x128": lambda: llama(4, 128, 128, 1000), "llama-8x512": lambda: llama(8, 512, 128)}
 
 ON_GPU: dict[str, Callable[[], Case]] = {

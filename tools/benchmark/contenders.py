@@ -1,4 +1,4 @@
-"""What is measured: functions that return relevance, by name, and the yardsticks."""
+"""Measured functions by name: those that return relevance, and the references."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def forward(case: Case) -> Run:
 
 
 def gradient(case: Case) -> Run:
-    """Input times gradient by plain autograd, of the largest logit, as everybody runs it today."""
+    """Input times gradient of the largest logit, by plain eager autograd."""
 
     def run() -> Tensor:
         inputs = case.embedded()
@@ -44,7 +44,7 @@ def gradient(case: Case) -> Run:
 
 
 def compiled_forward(case: Case) -> Run:
-    """The model alone, compiled: twice its time bounds what a forward and a backward can take."""
+    """The model alone, compiled: twice its time is a bound for forward and backward."""
     fast = torch.compile(case.model, dynamic=False)
 
     def run() -> None:
@@ -88,7 +88,7 @@ def zennit(case: Case) -> Run:
 
 
 def _stand_in_for_torchvision() -> None:
-    """zennit needs two class names of torchvision only, which has no build for every torch."""
+    """zennit only needs two class names of torchvision, which has no build for some versions of torch."""
     if importlib.util.find_spec("torchvision") is None:
         for name in ("torchvision", "torchvision.models", "torchvision.models.resnet"):
             sys.modules[name] = types.ModuleType(name)
@@ -112,7 +112,7 @@ def _differentiable(value: Any) -> bool:
 
 
 def lxt(case: Case) -> Run:
-    """LXT's efficient implementation: it patches transformers for good, so it comes in a process of its own."""
+    """LXT's efficient implementation; it patches transformers permanently, so it runs in its own process."""
     from lxt.efficient import monkey_patch
 
     monkey_patch(sys.modules[type(case.model).__module__])
@@ -120,7 +120,7 @@ def lxt(case: Case) -> Run:
 
 
 class Explainers:
-    """Our own contenders for one case, and what it took to make them."""
+    """The contenders of lrp_fx for one case, and the time to make them."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -151,7 +151,7 @@ class Explainers:
         return lambda: _all(self.graph(**self.case.inputs))
 
     def compiled(self) -> Run:
-        """``compile``, by way of ``lower``: so that ``explain`` stays what it is."""
+        """``compile`` by way of ``lower``, so that ``explain`` does not use it."""
         graph = self.graph.compile()
         return lambda: _all(graph(**self.case.inputs))
 

@@ -1,6 +1,6 @@
-"""Run the benchmark, or parts of it, and write docs/performance.md from all that docs/performance.json holds.
+"""Run the benchmark, or parts of it, and write docs/performance.md from docs/performance.json.
 
-Every row is a process of its own. In it the contenders take turns; the medians are compared.
+Every row is a process of its own, in which the contenders take turns; medians are compared.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from benchmark.measure import isolated
 from benchmark.page import write
 from benchmark.results import Results
 
-FEWER = {"llama-4096": 3}  #: repeats, where a single one takes long
+FEWER = {"llama-4096": 3}  #: repetitions, if a single one takes long
 MEASURED = ("gradient", "eager", "lowered", "compiled")
 HALVED = ("llama-512", "bert", "vit")  #: of a processor's rows, those in bfloat16, too
 
 
 def jobs(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """(name, what runs it), in the order of interest."""
+    """(name, function) of every job, in order of interest."""
     device, repeats = options.device, options.repeats
     gpu = device == "cuda"
     dtypes = ("bfloat16",) if gpu else ("float32",)

@@ -1,4 +1,4 @@
-"""Measurements, one process each; every function returns what JSON can hold."""
+"""Measurements, one process each; every function returns JSON data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from benchmark.contenders import Explainers, Run
 
 TARGETS = 16
 NEW_TOKENS, PROMPT = 64, 64
-LARGE = ("llama-4096", "llama-7b")  #: attention written out, as other tools do, does not fit into memory
+LARGE = ("llama-4096", "llama-7b")  #: decomposed attention, as in other tools, does not fit into memory
 
 
 def interleaved(runs: Mapping[str, Run], repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Median seconds of each, after one run of each to warm up; they take turns."""
+    """Median seconds of each function; they take turns, after one warm-up run each."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         for name, run in runs.items():
@@ -67,7 +67,7 @@ def times(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
 
 
 def _others(name: str, case: Case, device: str) -> tuple[dict[str, float], dict[str, str]]:
-    """Other tools on the same case, three runs of each: seconds, and why one does not explain it."""
+    """Other tools on the same case, three runs each: seconds, or the reason of a failure."""
     seconds, refused = {}, {}
     known = {"autolrp": contenders.autolrp} if name not in LARGE else {}
     known |= {"zennit": contenders.zennit} if name == "resnet" else {}
@@ -89,7 +89,7 @@ def against_lxt(name: str, device: str, dtype: str, repeats: int, path: str) -> 
 
 
 def memory(name: str, device: str, dtype: str, contender: str) -> dict[str, Any]:
-    """Peak memory of one contender above what the process held before, in MiB."""
+    """Peak memory of one contender above the process's memory before, in MiB."""
     case = make(name, device, dtype)
     if contender in ("forward", "gradient"):
         run = getattr(contenders, contender)(case)
@@ -167,7 +167,7 @@ def specialization() -> dict[str, Any]:
 
 
 def compile_depth(layers: int, per_block: bool) -> dict[str, Any]:
-    """Seconds of ``compile`` and its first call, of a model of so many layers; no cache of earlier processes."""
+    """Seconds of ``compile`` and its first call for a number of layers, without caches of earlier processes."""
     case = llama(layers, 256, 64, 1000)
     xmodel = lrp_fx.convert(case.model, **case.inputs)
     start = time.perf_counter()
@@ -196,7 +196,7 @@ def isolated(call: str, arguments: dict[str, Any], fresh: bool = False, cache: s
     Args:
         call: its name.
         arguments: its arguments.
-        fresh: keep caches of compiled code from it.
+        fresh: run without caches of compiled code.
         cache: folder for lrp_fx's cache and that of compiled code.
     """
     with tempfile.TemporaryDirectory() as empty:

@@ -1,4 +1,4 @@
-"""docs/performance.md from what was measured."""
+"""docs/performance.md from the measurements."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _times(rows: dict[str, Any], lxt: dict[str, Any] | None) -> list[str]:
 
 
 def _against(values: Mapping[str, float | None], name: str) -> str:
-    """A value, and in brackets how many gradients it is."""
+    """A value, and in brackets its multiple of the gradient."""
     value, base = values.get(name), values.get("gradient")
     if value is None:
         return "-"

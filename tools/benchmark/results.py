@@ -1,4 +1,4 @@
-"""What was measured, one entry per job, in one file beside the page: a single row can be measured anew."""
+"""Measurements, one entry per job, in one file beside the page, so that a single row can be measured again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Results:
     """Measured jobs of a device.
 
     Attributes:
-        path: the file; it holds those of every device.
+        path: the file, with the jobs of all devices.
         device: "cpu" or "cuda".
     """
 
@@ -29,11 +29,11 @@ class Results:
     device: str
 
     def read(self) -> dict[str, Any]:
-        """Job -> what it measured."""
+        """Job -> its measurements."""
         return {job: entry["measured"] for job, entry in self._all().get(self.device, {}).items()}
 
     def settings(self) -> list[str]:
-        """The days, versions and machines of what is here, a line each."""
+        """Days, versions and machines of the measurements, a line each."""
         return sorted({entry["setting"] for entry in self._all().get(self.device, {}).values()})
 
     def keep(self, job: str, measured: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class Results:
 
 
 def setting(device: str) -> str:
-    """When, with what, and on what a job is measured."""
+    """Day, versions and machine of a measurement."""
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{_processor()}, {os.cpu_count()} cores"
     return f"{time.strftime('%Y-%m-%d')}: {versions}; {platform.machine()} ({machine})"

@@ -1,7 +1,7 @@
 """The columns of the faithfulness study: evaluation tasks on trained and on pretrained models.
 
-Each entry of ``COLUMNS`` loads its model and makes its samples when it is called; the same ones each time. Those of
-``EXTENSIBLE`` take the number of samples; more begin with the same ones. Trained models come from `tools/train`,
+Each entry of ``COLUMNS`` is a function that loads its model and makes its samples, always the same ones. Entries of
+``EXTENSIBLE`` take the number of samples; larger sets begin with the smaller ones. Trained models come from `tools/train`,
 pretrained ones from `tools/real`.
 """
 
@@ -34,5 +34,5 @@ COLUMNS: dict[str, Callable[..., Task]] = {
 #: columns that take a number of samples
 EXTENSIBLE = ("qa", "vit", "cnn", "crnn", "speech", "recall", "brackets", "addition")
 
-#: columns whose answer is known to depend on the annotated features, and on the question alone besides
+#: columns whose answer is known to depend on the annotated features and on the question only
 PLANTED = ("recall", "brackets", "addition")

@@ -1,4 +1,4 @@
-"""Columns of the two models that read chemical reactions, on reactions made by template."""
+"""Columns of two models of chemical reactions, on reactions made from templates."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ def microbiomes(model: nn.Module, count: int, length: int, generator: torch.Gene
 
 
 def microbes() -> Task:
-    """GPT-2 over genera: the one it expects next, after 47 that it has drawn itself.
+    """GPT-2 over genera: the most likely next one, after 47 drawn from the model.
 
-    The package ships no microbiomes, so that the samples are what the model holds for plausible: drawn from the start token at
-    temperature one, without repetition, as a genus is listed once in a real one. A genus is taken away by the mask token.
+    The package ships no microbiomes, so samples are drawn from the model itself: from the start token at temperature one,
+    without repetition, as a real microbiome lists a genus once. The mask token replaces removed genera.
     """
     model = pretrained.genera_model(pretrained.find("mgm"))
     ids = microbiomes(model, weights.SAMPLES, LENGTH, torch.Generator().manual_seed(weights.SEED))

@@ -1,7 +1,7 @@
 """Columns with planted truth: the answer depends on the annotated tokens and on the question, which is the last token.
 
-What is the same in every sample (a start token, what is asked) cannot be taken away and is not annotated: all explanations
-have to find are the tokens that answer the question. Only samples that the model answers rightly are kept.
+Tokens that are the same in every sample (the start token, the question) are not eligible and not annotated: explanations have
+to find the tokens that answer the question. Only samples with a right answer are used.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ LENGTHS = (12, 40)  # tokens, special ones included
 
 
 def sentiment() -> Task:
-    """The demo's classifier on movie-review sentences that its head has not seen, its own guess.
+    """The demo's classifier on held-out movie-review sentences; its own answer is explained.
 
-    The sentences are those of `tools/train_sentiment_head.py`. Of those with 12 to 40 tokens, the first ones, padded to
-    one length; a token is taken away by [MASK].
+    The sentences are those of `tools/train_sentiment_head.py`: the first ones with 12 to 40 tokens, padded to one length.
+    [MASK] replaces removed tokens.
     """
     texts, _ = read(SNIPPETS)
     order = np.random.default_rng(0).permutation(len(texts))  # the order in which the head was trained

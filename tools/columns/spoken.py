@@ -1,7 +1,7 @@
-"""Which letters does a phoneme come from? Words held out that the models of `training.phonemes` say right.
+"""Which letters does a phoneme come from? On held-out words that the models of `training.phonemes` pronounce correctly.
 
-Nothing but the encoder's last state joins letters and phonemes, so that relevance has to find its way through two
-recurrences. Annotated are the letters that an alignment by counts gives a phoneme (`training.alignment`).
+Only the encoder's last state connects letters and phonemes, so relevance passes two recurrences. The letters of a phoneme
+by an alignment from counts (`training.alignment`) are annotated.
 """
 
 from __future__ import annotations

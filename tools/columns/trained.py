@@ -25,9 +25,9 @@ def _language(name: str, kind: type[transformers.PreTrainedModel]) -> Task:
 
 
 def lm() -> Task:
-    """LLaMA-like language model: 64 tokens of documents held out, its own guess of the next one.
+    """LLaMA-like language model: 64 tokens of held-out documents; its own next token is explained.
 
-    A token is taken away by the unknown token, which stood for some of the tokens in training, too.
+    The unknown token replaces removed tokens; it also replaced some tokens in training.
     """
     return _language("lm", transformers.LlamaForCausalLM)
 
@@ -65,7 +65,7 @@ HELD_OUT = 400  #: digits that were not trained on; where more samples are asked
 
 
 def vit(samples: int = HELD_OUT) -> Task:
-    """ViT on digits held out, its own guess; patches of four pixels, taken away by background."""
+    """ViT on held-out digits, its own answer; patches of four pixels, removed by background."""
     model = weights.load("vit", transformers.ViTForImageClassification)
     return _digits("vit", model, Patches(4, (0.0,), "pixel_values"), samples)
 

@@ -1,4 +1,4 @@
-"""Where trained models lie, and choosing samples."""
+"""Folders of trained models, and choice of samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def folder(name: str) -> Path:
     """Folder of a trained model: in $LRP_FX_TRAINED or `.models/trained`.
 
     Raises:
-        FileNotFoundError: when it has not been trained.
+        FileNotFoundError: if it has not been trained.
     """
     path = Path(os.environ.get("LRP_FX_TRAINED", Path(__file__).parents[2] / ".models" / "trained")) / name
     if not path.is_dir():
@@ -28,7 +28,7 @@ def folder(name: str) -> Path:
 
 
 def load(name: str, kind: type[transformers.PreTrainedModel]) -> nn.Module:
-    """A trained model that transformers saved, in evaluation mode and float32."""
+    """A trained model in the format of transformers, in evaluation mode and float32."""
     model: nn.Module = kind.from_pretrained(folder(name), dtype=torch.float32)
     return model.eval()
 

@@ -1,4 +1,4 @@
-"""Columns of words that are seen and words that are heard: the answer lies where the letter stands or the word is spoken."""
+"""Columns of rendered and of spoken words: the place of the letter, or the time of the word, is known."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ MELS_FRAMES = (10, 4)  #: of a spectrogram
 
 
 def _between(begin: Tensor, end: Tensor, patch: int, count: int) -> Tensor:
-    """(N, count) bool: patches along an axis that hold anything from ``begin`` to before ``end``."""
+    """(N, count) bool: patches along an axis that overlap with ``begin`` to ``end`` (exclusive)."""
     first = torch.arange(count) * patch
     return (first + patch > begin[:, None]) & (first < end[:, None])
 
 
 def crnn(samples: int = weights.SAMPLES) -> Task:
-    """CRNN on rendered words in fonts it has not seen, where it reads all letters: the logit of one of them where it is read.
+    """CRNN on rendered words in held-out fonts that it reads correctly: the logit of one letter at its step.
 
-    Patches are 4 pixels high and 2 wide, taken away by white paper. Annotated are the columns of the letter's ink, blank
-    is paper without any.
+    Patches are 4 pixels high and 2 wide, removed by white paper. The columns of the letter's ink are annotated; paper
+    without ink is blank.
     """
     model = networks.CRNN()
     model.load_state_dict(weights.state("crnn"))
@@ -55,11 +55,10 @@ def crnn(samples: int = weights.SAMPLES) -> Task:
 
 
 def spoken(samples: int = weights.SAMPLES) -> Task:
-    """Whisper-like recogniser on spoken digits of voices it has not heard: the logit of one digit, where it is right on all.
+    """Whisper-like recogniser on spoken digits of held-out voices that it recognises correctly: the logit of one digit.
 
-    The decoder is given all digits; what it says of one depends on those before it. Patches of the log-mel are 10 bands
-    by 4 frames (50 ms), taken away by silence. Annotated is the time in which the digit is spoken, blank the silence
-    before the first.
+    The decoder reads all digits, and each logit depends on the digits before it. Patches of the log-mel are 10 bands by
+    4 frames (50 ms), removed by silence. The time of the digit is annotated; silence before the first digit is blank.
     """
     model = weights.load("speech", transformers.WhisperForConditionalGeneration)
     draw = np.random.default_rng(weights.SEED)

@@ -1,4 +1,4 @@
-"""Check many random models, each in a process of its own; what fails is made smaller and reported by kind."""
+"""Check many random models, each in its own process; failures are minimised and reported by kind."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LIMIT, SHRINKING = 240, 120  #: seconds for all checks of one model, and for mak
 
 
 def failure(check: str, program: Program, rules: str) -> str:
-    """What a check says of a program; empty where it passes."""
+    """The failure of a check on a program; "" if it passes."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             CHECKS[check](Case(program, rules))
@@ -38,7 +38,7 @@ def failure(check: str, program: Program, rules: str) -> str:
 
 
 def smallest(check: str, program: Program, rules: str, said: str) -> tuple[Program, str]:
-    """The smallest program found on which a check fails in the same manner, and what it says of that."""
+    """The smallest program on which a check fails in the same manner, and its message."""
     kind, end, shrunk = manner(said), time.monotonic() + SHRINKING, True
     while shrunk and time.monotonic() < end:
         shrunk = False
@@ -53,12 +53,12 @@ def smallest(check: str, program: Program, rules: str, said: str) -> tuple[Progr
 
 
 def manner(said: str) -> str:
-    """A message without what differs between programs: numbers, names of nodes, shapes."""
+    """A message without the parts that differ between programs: numbers, names of nodes, shapes."""
     return re.sub(r"parts\.\d+\S*|\d[\d.e+-]*|'\w+'", "_", said)[:70]
 
 
 def examine(seed: int, connection: Connection) -> None:
-    """Check one program in every way and send (check, smallest program, message) of what fails."""
+    """Run every check on one program, and send (check, smallest program, message) for each failure."""
     torch.set_num_threads(1)
     program, rules = random_program(seed), RULE_SETS[seed % len(RULE_SETS)]
     connection.send(("begun", "", ""))
@@ -80,7 +80,7 @@ def examine(seed: int, connection: Connection) -> None:
 
 
 def commit() -> str:
-    """The commit of the code that runs here, with a "+" where files have changed since; empty outside of git."""
+    """The commit of this code, with a "+" for uncommitted changes; "" outside of git."""
     asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude", "*", "--dirty=+"]
     return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 

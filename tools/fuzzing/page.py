@@ -49,7 +49,7 @@ def write_page(document: dict[str, Any], path: Path) -> None:
 
 
 def _commits(models: dict[str, Any]) -> str:
-    """How many models each commit was run on, with the first and the last seed."""
+    """Number of models per commit, with the first and the last seed."""
     groups: dict[str, list[int]] = defaultdict(list)
     for seed, row in models.items():
         groups[row.get("commit") or "unknown"].append(int(seed))
@@ -58,7 +58,7 @@ def _commits(models: dict[str, Any]) -> str:
 
 
 def _kinds(failures: list[tuple[str, Any]]) -> list[str]:
-    """One entry per check and manner of failing, with the smallest program."""
+    """One entry per check and manner of failure, with the smallest program."""
     groups: dict[tuple[str, str], list[tuple[str, Any]]] = defaultdict(list)
     for seed, f in failures:
         groups[f["check"], re.sub(r"parts\.\d+\S*|\d[\d.e+-]*|'\w+'", "_", f["said"])[:50]].append((seed, f))

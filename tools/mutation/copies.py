@@ -1,4 +1,4 @@
-"""Copies of the repository, and pytest in one of them: in a fork of this process, which has loaded what tests need."""
+"""Copies of the repository, and pytest runs in them: forks of this process, which has imported the tests' libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from mutations import ROOT, Mutation
 
-#: what every test file loads, this package excepted; in a process that has it, pytest starts at once
+#: libraries of all test files, without this package; in a process that has imported them, pytest starts at once
 LOADED = (
     "torch",
     "torch._dynamo",
@@ -29,10 +29,10 @@ LOADED = (
 
 
 class Copy:
-    """A copy of the files that git knows or would, in which a line may be changed.
+    """A copy of the tracked and untracked files of the repository, in which a line can be changed.
 
     Attributes:
-        root: where it is.
+        root: its folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,18 +49,18 @@ class Copy:
                 shutil.copyfile(ROOT / name, self.root / name)
 
     def change(self, mutation: Mutation) -> None:
-        """Let a mutation be in the copy, until :meth:`restore`."""
+        """Apply a mutation to the copy, until :meth:`restore`."""
         file = self.root / mutation.file
         self._before = file, file.read_text()
         file.write_text(mutation.applied(self.root))
 
     def restore(self) -> None:
-        """Take the mutation back."""
+        """Undo the mutation."""
         file, text = self._before
         file.write_text(text)
 
     def start(self, tests: Sequence[str], *options: str) -> Run:
-        """Begin to run tests."""
+        """Start a run of tests."""
         shutil.rmtree(self._scratch, ignore_errors=True)
         arguments = [*tests, "-p", "no:cacheprovider", "--tb=line", "-o", "addopts=", "--strict-markers", "-q"]
         arguments += ["-W", "ignore", f"--basetemp={self._scratch}", *options]
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Since it began."""
+        """Seconds since its start."""
         return time.monotonic() - self._begun
 
     @property
@@ -90,17 +90,17 @@ class Run:
 
     @property
     def said(self) -> str:
-        """What it printed."""
+        """Its output."""
         return self._log.read_text(errors="replace").strip()
 
     def stop(self) -> None:
-        """End it, and what it started."""
+        """Kill it and its children."""
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.join()
 
 
 def _tested(root: Path, arguments: list[str], log: Path) -> None:
-    """pytest in a copy, as a process of its own; what it prints goes to a file."""
+    """pytest in a copy, in its own process; its output goes to a file."""
     os.setsid()
     out = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
     for stream in (1, 2):

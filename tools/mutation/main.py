@@ -1,4 +1,4 @@
-"""Apply one mutation at a time to a copy of the repository, and run the tests that have to notice it."""
+"""Apply one mutation at a time to a copy of the repository, and run the tests that have to kill it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LIMIT = 900  #: seconds for the tests of one mutation
-#: exit status of pytest -> what became of the mutation; any other is no verdict of the tests
+#: exit status of pytest -> fate of the mutation; any other status is an error
 OUTCOMES = {0: "survived", 1: "killed"}
 
 
@@ -65,10 +65,10 @@ def examine(pending: Sequence[Mutation], copies: list[Copy], done: Callable[[Mut
 
 
 def pass_as_it_is(pending: Sequence[Mutation], copy: Copy) -> None:
-    """Run the tests of mutations on the code as it is.
+    """Run the tests of mutations on the unchanged code.
 
     Raises:
-        SystemExit: where they do not pass: they could not tell a mutation.
+        SystemExit: if they fail, as they could not kill a mutation.
     """
     tests = sorted({test for mutation in pending for test in mutation.tests})
     with Console(stderr=True).status(f"tests on the code as it is: {len(tests)}"):
@@ -80,7 +80,7 @@ def pass_as_it_is(pending: Sequence[Mutation], copy: Copy) -> None:
 
 
 def digest(mutation: Mutation, root: Path = ROOT) -> str:
-    """What a result is of: the entry, the file that it changes, and the files of its tests."""
+    """Digest of the inputs of a result: the entry, the changed file, and the files of its tests."""
     files = sorted({mutation.file, *(t.partition("::")[0] for t in mutation.tests)})
     parts = [repr(mutation), *((ROOT / f).read_text() for f in files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The list of mutations: one line of the package each, what it would break, and the tests that have to notice."""
+"""The list of mutations: each changes one line of the package, and names its effect and the tests that have to kill it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = LIST.parents[2]
 
 
 class StaleError(Exception):
-    """Entries of the list that no longer fit the code: each has to name one line that is there, and tests that are."""
+    """Entries of the list that no longer fit the code: each has to name one existing line and existing tests."""
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Mutation:
 
     Attributes:
         name: short and unique.
-        file: of the package, from the root of the repository.
-        old: the line, without the space around it.
-        new: what stands there instead.
-        why: what goes wrong then.
-        tests: node ids of pytest, of which one has to fail.
-        below: where ``old`` stands more than once, a line above the one that is meant.
+        file: file of the package, relative to the repository.
+        old: the line, without surrounding space.
+        new: the line in its place.
+        why: the effect of the mutation.
+        tests: pytest node ids, one of which has to fail.
+        below: a line above the right one, if ``old`` occurs more than once.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Mutation:
 
     @property
     def stage(self) -> str:
-        """The room that it is in."""
+        """The room of its file."""
         return Path(self.file).parts[1].removesuffix(".py")
 
     def applied(self, root: Path = ROOT) -> str:
         """The file's text with the new line in place of the old one.
 
         Raises:
-            StaleError: where the old line is not there exactly once.
+            StaleError: if the old line does not occur exactly once.
         """
         lines = (root / self.file).read_text().splitlines(keepends=True)
         marks = [i for i, line in enumerate(lines) if line.strip() == self.below] if self.below else [0]
@@ -61,16 +61,16 @@ class Mutation:
 
 
 def mutations() -> list[Mutation]:
-    """All of the list."""
+    """All mutations."""
     entries = tomllib.loads(LIST.read_text())["mutation"]
     return [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
 
 
 def check(found: list[Mutation], root: Path = ROOT) -> None:
-    """That every entry has a name of its own, changes a line that is there, and names tests that are there.
+    """Check that every entry has a unique name, an existing line and existing tests.
 
     Raises:
-        StaleError: naming every entry that does not.
+        StaleError: naming every entry that has not.
     """
     stale = [f"{name}: several entries have this name" for name, n in Counter(m.name for m in found).items() if n > 1]
     for mutation in found:

@@ -1,4 +1,4 @@
-"""One functional in a tiny model: outputs, conservation, and input x gradient against the derivative itself."""
+"""One functional in a tiny model: check of outputs, conservation, and input x gradient against the derivative."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from operator_survey.functionals import RANDOM, Around
 
 
 def weighed(output: Tensor) -> Tensor:
-    """One number of an output, in which every entry has a weight of its own."""
+    """A weighted sum of an output, with a different weight for every entry."""
     values = torch.view_as_real(output) if output.is_complex() else output
     weights = torch.cos(torch.arange(values.numel()).double() * 1.37 + 0.4).view(values.shape)
     return (values * weights).sum().reshape(1)
 
 
 def problems(name: str, function, x: Tensor) -> list[str]:
-    """What is wrong with ``function`` of x, one line each.
+    """Failures of ``function`` of x, one line each.
 
     Raises:
-        Exception: whatever conversion and explanation raise.
+        Exception: any error of conversion and explanation.
     """
     model = Around(function)
     xmodel = lrp_fx.convert(model, x)
@@ -47,7 +47,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _reference(name: str, model, xmodel, x: Tensor) -> tuple[Tensor, float]:
-    """The gradient and how exact it is: by autograd, or by differences where autograd has none of the model."""
+    """The gradient and its precision: by autograd, or by central differences if autograd has none."""
     if name not in RANDOM:
         try:
             leaf = x.clone().requires_grad_()

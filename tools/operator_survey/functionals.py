@@ -1,4 +1,4 @@
-"""Ordinary functionals, one line each: what a model may do with a (3, 6) tensor in float64."""
+"""Ordinary functionals of a (3, 6) tensor in float64, one line each."""
 
 from __future__ import annotations
 

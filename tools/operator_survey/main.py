@@ -1,4 +1,4 @@
-"""Try ordinary functionals one by one; write docs/operators.md: how many work, and which do not, and why."""
+"""Try ordinary functionals one by one; write docs/operators.md: the number that work, and the failures with reasons."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ An operator without a derivative can carry relevance under no kind but "nonlinea
 
 
 def survey(names: list[str]) -> dict[str, str]:
-    """Name -> what is wrong, or nothing."""
+    """Name -> failure, "" if there is none."""
     found = {}
     for name, function in (FUNCTIONALS | FURTHER).items():
         if names and name not in names:

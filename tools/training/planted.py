@@ -1,7 +1,7 @@
-"""Sequences whose answer is known to depend on known tokens, for models that learn them to the last sample.
+"""Sequences whose answers depend on known tokens, and which small models learn perfectly.
 
-Each sequence asks at several positions while a model learns; ``Sequences.cut`` gives samples with one question, which
-is their last token.
+In training, each sequence has questions at several positions; ``Sequences.cut`` gives samples with one question, the last
+token.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def windows(tokenizer: Tokenizer, texts: list[str], length: int) -> Tensor:
 def blanked(windows: Tensor, generator: torch.Generator) -> Tensor:
     """Some tokens of each window replaced by the unknown one, 25 per cent on average and of most windows few.
 
-    So a model knows inputs that tokens were taken away from, and an experiment that takes them away stays on its ground.
+    So the model is trained on inputs with removed tokens, as in perturbation experiments.
     """
     share = torch.rand(len(windows), 1, generator=generator) ** 3
     gone = torch.rand(windows.shape, generator=generator) < share

@@ -169,5 +169,5 @@ def batch(
 
 
 def begun(answer: Tensor) -> Tensor:
-    """(N, T) answers -> (N, T) what a decoder is given: a start token, then all but the value."""
+    """(N, T) answers -> (N, T) inputs of the decoder: a start token, then the answer without the value."""
     return torch.nn.functional.pad(answer[:, :-1], (1, 0), value=PAD)

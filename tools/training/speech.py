@@ -54,18 +54,18 @@ class Recordings:
 
     @property
     def given(self) -> Tensor:
-        """(N, MOST + 1) what the decoder is given: START, then the digits."""
+        """(N, MOST + 1) inputs of the decoder: START, then the digits."""
         return torch.nn.functional.pad(self.digits, (1, 0), value=START)
 
     @property
     def wanted(self) -> Tensor:
-        """(N, MOST + 1) what it shall say: the digits, then END; -100 from there on."""
+        """(N, MOST + 1) labels of the decoder: the digits, then END, then -100."""
         wanted = torch.nn.functional.pad(self.digits, (0, 1), value=END)
         return torch.where((wanted == END).cumsum(1) > 1, -100, wanted)
 
 
 def speak(text: str, voice: str, speed: int, pitch: int) -> Tensor:
-    """What espeak-ng says, at RATE, its largest sample 1, silence at both ends cut off.
+    """Speech of espeak-ng at RATE, normalised to a largest sample of 1, without silence at both ends.
 
     Raises:
         FileNotFoundError: when espeak-ng is not installed.

@@ -1,4 +1,4 @@
-"""The zoo's check, run on rules and declarations that are broken on purpose: it has to catch every one."""
+"""The zoo's check on deliberately broken rules and declarations: it has to catch every one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _rule(role: str) -> dict[str, Any]:
     return {"rules": {"base": "cp_lrp", "rules": {role: "gradient"}}}
 
 
-#: what is broken -> (role or operators it concerns, arguments of the check)
+#: name of the fault -> (role or operators concerned, arguments of the check)
 BROKEN: dict[str, tuple[set[str], Mapping[str, Any]]] = {
     "normalization: relevance through the statistic": ({"normalization"}, _rule("normalization")),
     "nonlinearity: the plain derivative": ({"nonlinearity"}, _rule("nonlinearity")),
@@ -38,9 +38,9 @@ BROKEN: dict[str, tuple[set[str], Mapping[str, Any]]] = {
 
 
 def _present(case: Case) -> set[str]:
-    """Roles, and operators, that relevance flows through under the rule set that the check runs on.
+    """Roles and operators on the path of relevance under the rule set of the check.
 
-    Under cp_lrp none flows through a gate: a derivative that is wrong there is no fault.
+    Under cp_lrp no relevance flows through a gate, so a wrong derivative there is no fault.
     """
     built = case.build()
     xmodel = lrp_fx.convert(built.model, *built.args, **built.inputs, rules="cp_lrp")
@@ -49,7 +49,7 @@ def _present(case: Case) -> set[str]:
 
 
 def run_broken() -> dict[str, dict[str, str]]:
-    """What is broken -> model -> "caught", "absent" (nothing of the kind in the model) or "MISSED"."""
+    """Fault -> model -> "caught", "absent" (the model has no such node) or "MISSED"."""
     cases = {c.name.split(" ")[0]: c for c in reversed(suite_transformers.cases()) if c.name.split(" ")[0] in MODELS}
     results: dict[str, dict[str, str]] = {what: {} for what in BROKEN}
     for model in track(MODELS, description="broken rules"):

@@ -1,4 +1,4 @@
-"""What a suite of the zoo hands over: models to be checked, each built in the process that checks it."""
+"""Cases of the zoo: models to check, each built in the process that checks it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class NotBuildable(Exception):
-    """A class of which no tiny instance can be built and run here; the message is the reason in the report."""
+    """A class without a tiny instance that can be built and run here; the message is the reason in the report."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Case:
         suite: "transformers", "timm", "torchvision" or "pypi".
         group: task or package ("causal-lm", "image-classification", "x-transformers").
         name: model type, with the class: "llama (LlamaForCausalLM)".
-        build: makes the model; raises :class:`NotBuildable`, or anything else, when it cannot.
+        build: makes the model; raises :class:`NotBuildable`, or any other exception, if that fails.
     """
 
     suite: str

@@ -1,4 +1,4 @@
-"""What one row of the zoo is checked for at other sizes, against autograd, and in half precision."""
+"""Further checks of a row of the zoo: other sizes, comparison with autograd, half precision."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from lrp_fx.capture.conventions import traceable
 from lrp_fx.errors import LrpError
 from lrp_fx.explain.reading import find_logits
 
-CORRELATION, SUM = 0.9, 0.1  #: of relevance in bfloat16 with that in float64
-PATIENCE = 60  #: seconds of computing after which a row begins no further column
+CORRELATION, SUM = 0.9, 0.1  #: smallest correlation of relevance in bfloat16 with relevance in float64
+PATIENCE = 60  #: seconds of processor time after which a row starts no further column
 
 
 @dataclass
@@ -40,7 +40,7 @@ class FurtherRow:
         half_gradient: that correlation of input x gradient, for comparison.
         sizes: what "longer" and "longest" were.
         untried: column -> why it was not tried.
-        captures: how many the three sizes took.
+        captures: number of captures for the three sizes.
     """
 
     verdict: str
@@ -79,7 +79,7 @@ def _check(built: Built, row: FurtherRow) -> None:
     wrong: list[str] = []
 
     def attempt(column: str, run: Callable[[], str]) -> None:
-        """Fill one column; ``run`` returns what is wrong."""
+        """Fill one column; ``run`` returns the failure, or an empty text."""
         if time.process_time() - begun > PATIENCE:
             row.untried[column] = f"the row had taken {PATIENCE} s of computing"
             return
@@ -104,7 +104,7 @@ def _check(built: Built, row: FurtherRow) -> None:
 
 
 class _Untried(Exception):
-    """Why a column is not tried."""
+    """The reason why a column is not tried."""
 
 
 def _half(built: Built) -> tuple[nn.Module | None, str]:
@@ -118,7 +118,7 @@ def _half(built: Built) -> tuple[nn.Module | None, str]:
 
 
 def _double(built: Built, half: nn.Module | None) -> tuple[nn.Module, Any, Any]:
-    """In float64, with the weights and inputs that the model has in bfloat16."""
+    """The model in float64, with weights and inputs rounded to bfloat16."""
     try:
         model = copy.deepcopy(half or built.model).double()
     except Exception:  # some modules cannot be copied

@@ -1,6 +1,6 @@
-"""What rules="gradient" is checked for: that it is autograd's input x gradient, on the model itself.
+"""Check of rules="gradient": it has to equal autograd's input x gradient on the model itself.
 
-Sums cannot tell this: a graph that does not follow the model, or follows it where its author detached, conserves too.
+Sums cannot tell this: a graph that differs from the model, or follows values that the model detaches, conserves, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lrp_fx.capture.conventions import traceable
 from lrp_fx.errors import LrpError
 
 GRADIENT = 1e-5  #: models that compute norms in float32 differ from their double-precision twin by that much
-ROUNDING = 1e-7  #: of the explained value: what a head in float32 rounds away, however small the map is
+ROUNDING = 1e-7  #: of the explained value: rounding error of a head in float32, for maps of any size
 
 
 @dataclass
@@ -29,9 +29,9 @@ class GradientRow:
 
     Attributes:
         gradient: largest difference of relevance under rules="gradient" to autograd's input x gradient.
-        inputs: how many inputs were compared.
-        detached: at how many places the model holds a signal constant.
-        seen_through: how many of them are seen through, for nothing would be left to explain.
+        inputs: number of compared inputs.
+        detached: number of places where the model detaches a signal.
+        seen_through: number of those that are seen through, since otherwise nothing would be left to explain.
     """
 
     verdict: str
@@ -66,13 +66,13 @@ def _check(built: Built, row: GradientRow) -> None:
 
 
 class Undifferentiable(Exception):
-    """Why there is nothing to compare with."""
+    """The reason why there is no reference."""
 
 
 def against_autograd(
     xmodel: Any, model: nn.Module, args: Any, kwargs: Any, target: Any, row: GradientRow | None = None
 ) -> tuple[float, str]:
-    """(largest difference, what is wrong)."""
+    """(largest difference, failure)."""
     attribution = xmodel.explain(*args, target=target, rules="gradient", **kwargs)
     relevance, rounding = attribution.relevance, ROUNDING * float(attribution.target.abs().max())
     try:
@@ -98,7 +98,7 @@ def against_autograd(
 
 
 def apart(found: Mapping[Any, Tensor], wanted: Mapping[Any, Tensor]) -> float:
-    """Largest difference, of the largest value wanted; infinite where shapes or non-finite entries differ."""
+    """Largest difference, relative to the largest expected value; infinite where shapes or non-finite entries differ."""
     worst = 0.0
     if found.keys() != wanted.keys():
         return float("inf")
@@ -117,7 +117,7 @@ def apart(found: Mapping[Any, Tensor], wanted: Mapping[Any, Tensor]) -> float:
 
 
 class _Lookups(TorchFunctionMode):
-    """Makes what integer inputs pick from tables leaves of autograd."""
+    """Makes the table rows of integer inputs leaves of autograd."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()
@@ -144,10 +144,10 @@ class _Lookups(TorchFunctionMode):
 
 
 def input_times_gradient(model: nn.Module, args: Any, kwargs: Any, target: Any) -> dict[str, Tensor]:
-    """Input x gradient by autograd, per input that was found.
+    """Input x gradient by autograd, by input.
 
-    Of integer inputs, of the rows that they picked from tables, summed over features; where several inputs hold the
-    same integers, under their names joined by "/".
+    For integer inputs, of their table rows, summed over features; inputs with the same integers are under one name,
+    joined by "/".
     """
     leaves = {
         n: t.clone().requires_grad_() for n, t in kwargs.items() if isinstance(t, Tensor) and t.is_floating_point()

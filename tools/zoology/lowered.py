@@ -1,4 +1,4 @@
-"""What one row of the zoo is checked for beyond ``explain()``: other ways to the same relevance."""
+"""Further checks of a row of the zoo: other ways to the relevance of ``explain()``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class LoweredRow:
     Attributes:
         difference: largest difference of a lowered graph to the relevance of ``explain``, of the largest relevance of
             that input.
-        resized: the same with twice the samples, where the graph leaves their number free.
-        many: the same of ``explain(targets=[...])``, where targets are classes.
-        low: the same of ``explain(memory="low")``.
-        lower_seconds: what lowering took.
+        resized: the same with twice the samples, if the graph's batch is dynamic.
+        many: the same for ``explain(targets=[...])``, if targets are classes.
+        low: the same for ``explain(memory="low")``.
+        lower_seconds: duration of lowering.
     """
 
     verdict: str

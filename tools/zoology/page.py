@@ -96,7 +96,7 @@ where the model's own gradient differs as much (a router that decides otherwise)
 
 
 def _further(rows: dict[str, dict[str, Any]]) -> str:
-    """What was tried and what holds, per suite; what does not; and why what was not tried was not."""
+    """Per suite: columns tried and passed, failures, and reasons of columns that were not tried."""
     lines = [
         _FURTHER.format(gradient=GRADIENT, correlation=CORRELATION, sum=SUM),
         "| suite | rows | pass | " + " | ".join(c.replace("_", " ") for c in FURTHER) + " |",
@@ -129,7 +129,7 @@ detached. *Detaches*: models that hold a signal constant somewhere (`detach`, `n
 
 
 def _gradient(rows: dict[str, dict[str, Any]]) -> str:
-    """How many models agree with autograd, per suite; what does not, and why what was not tried was not."""
+    """Per suite: models that agree with autograd, failures, and reasons of models that were not tried."""
     lines = [
         _GRADIENT.format(gradient=GRADIENT),
         "| suite | tried | agree | detaches | seen through |",
@@ -149,12 +149,12 @@ def _gradient(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _kind(why: str) -> str:
-    """A reason without what differs between models."""
+    """A reason without the parts that differ between models."""
     return why.split(" (")[0].replace("|", "/")
 
 
 def _cell(row: Mapping[str, Any] | None, column: str) -> str:
-    """ "ok", a number, why not, or nothing where the row has no such column."""
+    """ "ok", a number, the reason of a failure, or "" if the row has no such column."""
     if row is None or row["verdict"] == "not buildable":
         return ""
     if column in row.get("untried", {}):

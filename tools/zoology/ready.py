@@ -1,4 +1,4 @@
-"""The last steps of every build in the vision and PyPI suites: constants made random, norms calibrated, one forward."""
+"""Last steps of every build in the vision and PyPI suites: randomise constants, calibrate norms, run forward once."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def pooled(output: Any) -> Tensor:
 def randomise_constants(model: nn.Module) -> None:
     """Add noise to parameters whose entries are all equal.
 
-    Fresh models hold zero biases, unit norm weights and zero-initialised heads, gates and residual branches: relevance
-    through those is trivially right, or the whole logit is zero. No trained model has them.
+    Fresh models have zero biases, unit norm weights and zero-initialised heads, gates and residual branches: relevance
+    through those is trivially right, or the whole logit is zero. Trained models have none of these.
     """
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):

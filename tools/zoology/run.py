@@ -1,4 +1,4 @@
-"""Run suites of the zoo: every case in a process of its own, with a time limit; results are kept as they come."""
+"""Run suites of the zoo: every case in its own process, with a time limit; results are saved one by one."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def versions(suite: str) -> dict[str, str]:
 
 
 def wanted(cases: list[Case], rows: dict[str, Any], options: argparse.Namespace) -> list[Case]:
-    """The cases to run: all that have no row yet, or those asked for."""
+    """The cases to run: all without a row, or those that match ``--only``."""
     if options.only:
         return [c for c in cases if any(part in c.key for part in options.only)]
     if options.failed:

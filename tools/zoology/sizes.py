@@ -1,4 +1,4 @@
-"""Inputs of other sizes, made of those that a case has: one sample, longer texts and sounds, larger images."""
+"""Inputs of other sizes, made from those of a case: one sample, longer texts and sounds, larger images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-TOKENS = (70, 130)  #: past the chunks, windows and blocks of 64 and 128 that models have
-TEXTS = ("decoder_input_ids", "input_ids")  #: the inputs that hold a text, which other inputs of its length belong to
+TOKENS = (70, 130)  #: lengths beyond the models' chunks, windows and blocks of 64 and 128
+TEXTS = ("decoder_input_ids", "input_ids")  #: inputs that are texts; other inputs of the same length belong to them
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Sized:
     """Inputs of another size.
 
     Attributes:
-        label: what was changed, for the report.
+        label: the change, for the report.
     """
 
     label: str

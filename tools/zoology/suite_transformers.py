@@ -2,7 +2,7 @@
 
     python suite_transformers.py [--only SUBSTRING]      (builds them all, each in a child process)
 
-Sizes come from tiny_configs.py; what a single type needs beyond them stands in tiny_configs.toml.
+Sizes come from tiny_configs.py, exceptions for single types from tiny_configs.toml.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 @functools.cache
 def _table() -> dict[str, Any]:
-    """What single types need: [config.TYPE], [inputs.TYPE], [not_buildable]."""
+    """Exceptions for single types: [config.TYPE], [inputs.TYPE], [not_buildable]."""
     with open(Path(__file__).with_name("tiny_configs.toml"), "rb") as file:
         return tomllib.load(file)
 
 
 def _listed() -> Iterator[tuple[str, str, str]]:
-    """Task, model type and class of every entry, a class only in its first task and under its own type."""
+    """Task, model type and class of every entry; a class only in its first task and under its own type."""
     from transformers.models.auto import modeling_auto
 
     seen: set[str] = set()
@@ -121,7 +121,7 @@ def _build(task: str, model_type: str, name: str) -> Built:
 
 
 def _enliven(model: nn.Module) -> None:
-    """Weights under which every branch counts, instead of those that training would start from.
+    """Weights with which every branch matters, instead of those at the start of training.
 
     Gates and biases that start at zero would hide a branch; weights of standard deviation 0.02 make attention uniform,
     and let the signal of a small deep model fade out.
@@ -176,7 +176,7 @@ def _config(cls: type[nn.Module], task: str, model_type: str) -> Any:
 
 
 def _inputs(model: nn.Module, config: Any, task: str, model_type: str, name: str) -> dict[str, Any]:
-    """Example inputs of a model's forward."""
+    """Example inputs of a model."""
     table = _table()["inputs"]
     entry = table.get(name, table.get(model_type))
     accepted = inspect.signature(model.forward).parameters
@@ -325,7 +325,7 @@ def _sound_and_text(model: nn.Module, config: Any, made: dict[str, Any]) -> dict
 
 
 def _feature_count(get: Any, made: dict[str, Any]) -> int:
-    """How many places in the text the images of a batch take."""
+    """Number of positions in the text for the images of a batch."""
     with torch.no_grad():
         found = get(**made)
     pooled = getattr(found, "pooler_output", None)
@@ -351,7 +351,7 @@ def _attempt(case: Case, send: Any) -> None:
 
 
 def main() -> None:
-    """Builds all cases, each in a forked child, and prints what failed."""
+    """Builds all cases, each in a forked child, and prints failures."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--only", default="", help="only cases whose key contains this, or one of these with commas between"

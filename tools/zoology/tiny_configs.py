@@ -1,4 +1,4 @@
-"""Tiny configurations: shrinks a transformers configuration by what the names of its fields mean."""
+"""Tiny configurations: shrinks a transformers configuration by the names of its fields."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class Shrinker:
 
         Args:
             cls: the class of the configuration.
-            given: values that come from the configuration around it.
+            given: values from the enclosing configuration.
             base: the configuration to shrink; None for the class's default.
         """
         extra = dict(self.overrides.get(cls.model_type, {}))

@@ -1,4 +1,4 @@
-"""Builds every case of a suite, each in a forked child with a time limit, and prints what cannot be built."""
+"""Builds every case of a suite, each in a forked child with a time limit, and prints failures."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _build(case: Case, pipe: Connection) -> None:
 
 
 def try_all(cases: list[Case], only: str | None = None) -> int:
-    """Build each case whose key contains `only`; returns the number that failed with something unforeseen."""
+    """Build each case whose key contains `only`; returns the number of unforeseen failures."""
     context: Any = multiprocessing.get_context("fork")
     keys = [case.key for case in cases]
     assert len(keys) == len(set(keys)), f"repeated: {sorted(k for k in keys if keys.count(k) > 1)}"
