@@ -1,4 +1,4 @@
-"""Typed errors. Each names where in the model it happened and what to do about it."""
+"""Typed errors. Each message names the place in the model and the remedy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ class LrpError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says; the name of its type where it says nothing."""
+    """First line of an error's message; the name of its type if the message is empty."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def type_and_line(error: BaseException) -> str:
-    """Type of an error and the first line of what it says."""
-    said = str(error).strip().splitlines()
-    return ": ".join([type(error).__name__, *said[:1]])
+    """``"Type: first line of the message"``; the type alone if the message is empty."""
+    lines = str(error).strip().splitlines()
+    return ": ".join([type(error).__name__, *lines[:1]])
 
 
 class CaptureError(LrpError):
@@ -27,15 +27,15 @@ class InputError(LrpError, ValueError):
 
 
 class UnsafeFileError(InputError):
-    """A file names what reading it must not look up or run: code, a pickle, an operator with effects of its own."""
+    """A file refers to something that must not be loaded or run: code, a pickle, an operator with side effects."""
 
 
 class LoweringError(LrpError):
-    """A lowered graph does not explain as the model's own sweep does."""
+    """A lowered graph disagrees with the model's own sweep, does not run, or cannot be saved, copied or pickled."""
 
 
 class ContractError(LrpError):
-    """A stage handed on a graph that is not as the next one expects it (``lrp_fx.contracts``)."""
+    """The graph that a stage returned violates the contract of the next stage (``lrp_fx.contracts``)."""
 
 
 class UnknownOpError(LrpError):
@@ -51,7 +51,7 @@ class TargetError(LrpError, ValueError):
 
 
 class LatentError(LrpError, KeyError):
-    """The captured graph has nothing of a name: a module path given to ``at=`` or ``why``, a node."""
+    """A latent, node, neuron or axis that does not exist in the captured graph."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -66,7 +66,7 @@ class NumericalError(LrpError, ArithmeticError):
 
 
 class RecaptureWarning(UserWarning):
-    """A model was captured many times, because something about it or its calls keeps changing."""
+    """A model is captured again and again, because the model or its calls keep changing."""
 
 
 class MissingExtraError(LrpError, ImportError):

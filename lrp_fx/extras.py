@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, or an error that names the extra which brings them."""
+"""Optional packages, imported at their first use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from lrp_fx.errors import MissingExtraError
 
 
 def require(module: str, extra: str) -> object:
-    """Import an optional dependency or raise :class:`MissingExtraError` naming the extra that brings it."""
+    """Import an optional package.
+
+    Raises:
+        MissingExtraError: if it is not installed; the message names the pip extra that installs it.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

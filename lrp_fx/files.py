@@ -1,6 +1,6 @@
-"""Files are written whole or not at all: beside their place first, then moved there in one step.
+"""Atomic writes: a file is written under a temporary name in the same folder, then renamed.
 
-A disk that is full, or a folder that cannot be written to, is an ``OSError``, and what was there before stays.
+A full disk or a read-only folder raises ``OSError``, and an earlier file of that name stays as it was.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def replacing(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
-    """The name of a file to write, which takes the place of ``path`` when the block ends; on an error it is removed.
+    """Yield a temporary file name; the file replaces ``path`` when the block ends, or is removed on an error.
 
-    It is in the same folder and has the same suffix. A link is followed; a device or a pipe is written to itself.
+    The temporary file has the folder and the suffix of ``path``. Symbolic links are followed. A device or a pipe is
+    written directly.
 
     Args:
-        mode: who may read and write a new file, less what the process's mask takes away; a file that is replaced hands
-            its own mode on.
+        path: the file to write.
+        mode: permissions of a new file, before the process's umask; a replaced file keeps its permissions.
 
     Raises:
-        OSError: where nothing can be written.
+        OSError: if the file cannot be written.
     """
     place = Path(os.path.realpath(path))
     if place.is_dir():
@@ -50,7 +51,7 @@ def replacing(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until the disk has a file; some say only then that they are full."""
+    """Flush a file to the disk (fsync): some file systems report a full disk only here."""
     file = os.open(path, os.O_RDWR)
     try:
         os.fsync(file)
@@ -60,10 +61,10 @@ def _to_disk(path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
-    """A binary file that becomes ``path`` when the block ends, for writers that end the process where one fails.
+    """Yield a binary file that becomes ``path`` when the block ends, for writers that crash on a failed write.
 
-    PyTorch's archive writer finishes its archive while an error unwinds it, and a second error there is the end of the
-    process. So writes to this file never fail; the first reason why one could not be done is raised at the end.
+    PyTorch's archive writer finishes its archive in a destructor; an error raised there ends the process. Therefore
+    writes to this file never raise. The first error is raised when the block ends.
 
     Raises:
         OSError: as :func:`replacing`.
@@ -71,7 +72,7 @@ def writing(path: str | Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     with replacing(path, mode) as beside:
         stream = _Lasting(beside)
         try:
-            yield stream  # type: ignore[misc]  # all of a binary file that writers use
+            yield stream  # type: ignore[misc]  # it has the methods that writers call
         finally:
             stream.close()
         if stream.failure is not None:
@@ -79,7 +80,7 @@ def writing(path: str | Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
 
 
 class _Lasting(io.BufferedIOBase):
-    """A file whose writes do not fail: it keeps the first reason why one could not be done."""
+    """A file whose writes never raise: ``failure`` is the first error."""
 
     def __init__(self, path: Path) -> None:
         self.failure: OSError | None = None

@@ -1,4 +1,4 @@
-"""Copies of graphs: of a whole one, with its code generation, and of one inside of another."""
+"""Copies of graphs: a whole graph, and a graph inlined into another."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[Node, Node]]:
 def splice(
     owner: fx.GraphModule, body: fx.GraphModule, inputs: Sequence[Any], before: Node
 ) -> tuple[Any, dict[Node, Node]]:
-    """Copy a graph into another one, in front of a node.
+    """Inline a graph into another one, in front of a node.
 
     Args:
-        owner: whose graph is added to; what ``body`` reads of its own becomes an attribute of the owner's.
-        body: the graph that is copied.
-        inputs: what its placeholders stand for: nodes of the owner's, or constants.
-        before: a node of the owner's.
+        owner: the module whose graph is extended; attributes of ``body`` become attributes of it.
+        body: the graph to copy.
+        inputs: values for the placeholders of ``body``: nodes of ``owner``, or constants.
+        before: the node of ``owner`` in front of which the copies go.
 
     Returns:
-        What ``body`` returns, in nodes of the owner's; the map from its nodes to the copies.
+        The output of ``body`` in terms of nodes of ``owner``; the map from the nodes of ``body`` to their copies.
     """
     placeholders = body.graph.find_nodes(op="placeholder")
     values: dict[Node, Any] = dict(zip(placeholders, inputs, strict=True))
@@ -47,7 +47,7 @@ def splice(
 
 
 def _adopted(owner: fx.GraphModule, place: str, constant: Any) -> str:
-    """A name of the owner's under which it holds a constant from now on."""
+    """Register a constant at ``owner`` under a free name, and return that name."""
     count = 0
     while hasattr(owner, name := f"_constant_of_{place}_{count}"):
         count += 1

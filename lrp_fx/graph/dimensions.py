@@ -1,4 +1,4 @@
-"""Dimensions of tensors: where an operator that moves them puts each."""
+"""Dimensions and sizes of captured values."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.fx import Node
 
 
 def permutation(node: Node) -> list[int]:
-    """For each dimension of what ``node`` returns, the dimension of its operand that it is.
+    """For each dimension of the result of ``node``, the dimension of the operand that it comes from.
 
-    Seen by running the operator on a tensor whose sizes all differ.
+    Found by running the operator on a meta tensor whose sizes all differ.
 
     Args:
         node: a movement of the form "permute" (``lrp_fx.operators.table.FORMS``).
@@ -24,14 +24,14 @@ def permutation(node: Node) -> list[int]:
 
 
 def example_size(size: Any) -> int:
-    """A size as a number: of one that is a formula, its value in the example that was captured.
+    """A size as an integer; a dynamic one has its value in the example inputs.
 
     Raises:
-        TypeError: for a size that only values tell.
+        TypeError: for a data-dependent size.
     """
     return int(size.node.hint) if isinstance(size, torch.SymInt) else int(size)
 
 
 def same_sizes(some: Any, others: Any) -> bool:
-    """Whether two shapes are the same, sizes that are formulas by how they are written: no guard is added."""
+    """Whether two shapes are equal; symbolic sizes are compared as text, which adds no guard."""
     return [str(n) for n in some] == [str(n) for n in others]

@@ -1,4 +1,4 @@
-"""A value whose relevance is carried by a tensor of another precision."""
+"""A tensor whose relevance flows to a rounded copy of it, of another precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lrp_fx.graph.exportable import exportable
 
 
 class _ExactValue(Function):
-    """Value of one tensor, relevance through another that equals it up to rounding."""
+    """The value of one tensor; its cotangent goes to another one that equals it up to rounding."""
 
     generate_vmap_rule = True
 
@@ -32,7 +32,7 @@ class _ExactValue(Function):
 
 
 def exact_value(value: Tensor, carrier: Tensor) -> Tensor:
-    """``value``, whose relevance is carried by ``carrier``: g_carrier = g value / carrier; no rounding is lost."""
+    """``value``, with cotangent g value / carrier for ``carrier``: rounding changes no relevance."""
     return (_exact_value if torch.compiler.is_exporting() else _ExactValue.apply)(value, carrier)
 
 

@@ -1,4 +1,4 @@
-"""Autograd functions as registered operators, which ``torch.export`` keeps in a graph."""
+"""Autograd functions as registered operators: ``torch.export`` records these as one node."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.autograd import Function
 
 
 def exportable(rule: type[Function], schema: str) -> Any:
-    """The exportable twin of a function that returns its first argument: an operator with the same backward.
+    """Register an operator with the backward of ``rule``, an autograd function that returns its first argument.
 
-    It copies, as operators return no views.
+    The operator returns a copy, as registered operators must not return views of their arguments.
     """
     name = schema.split("(")[0]
     op = torch.library.custom_op(

@@ -34,7 +34,7 @@ def module_path(node: Node) -> str:
 
 
 def source_line(node: Node) -> str:
-    """The user's source line that created ``node``: ``file:line: code``, outermost library frames dropped."""
+    """The source line that created ``node``, ``file:line: code``: the innermost frame of its recorded stack."""
     trace = (node.meta.get("stack_trace") or "").strip().splitlines()
     if len(trace) < 2:
         return "<no source recorded>"

@@ -1,8 +1,7 @@
-"""Which nodes of a graph are what modules were given and what they returned, noted while the graph is recorded.
+"""Inputs and outputs of module calls, noted in the metadata of nodes while a graph is traced.
 
-A module that hands on its input unchanged leaves no node of its own, so its place cannot be told from the graph
-afterwards. Hooks that see every module call while it is traced note the place at the node itself; the graph is what it
-would be without them.
+A module that returns its input unchanged has no node, so its place cannot be read off the graph afterwards. Hooks on
+every module call write the place to the metadata of the traced nodes; they do not change the graph.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ _KEPT = "custom"  #: meta key that torch's own passes carry along
 
 
 class Place(NamedTuple):
-    """A tensor of a module call.
+    """An input or output tensor of a module call.
 
     Attributes:
         path: path of the module.
         call: number of the call of that module, from 0.
-        returned: whether the module returned it, or was given it.
-        leaf: which of its tensors it is.
+        returned: whether it is an output of the module; otherwise it is an input.
+        leaf: its index among the tensors of the inputs or outputs.
     """
 
     path: str
@@ -39,24 +38,24 @@ class Place(NamedTuple):
 
 
 def places(node: Node) -> list[Place]:
-    """The places that ``node`` holds."""
+    """The module inputs and outputs that ``node`` computes."""
     return [Place(*place) for place in node.meta.get(CALLS, ())]
 
 
 @contextmanager
 def noting_calls(model: torch.nn.Module) -> Iterator[None]:
-    """Within: a graph that is recorded of a run of ``model`` has the places of its module calls."""
+    """In this context, nodes traced from a run of ``model`` get the places of its module calls."""
     paths: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(id(vars(module)), []).append(name)  # (a stand-in of export's shares the module's attributes)
+        paths.setdefault(id(vars(module)), []).append(name)  # export calls a stand-in that shares the attributes
     counts: dict[str, int] = {}
-    begun: list[list[Node | None]] = []
+    open_calls: list[list[Node | None]] = []  # positional arguments of the calls under way
 
     def enter(module: torch.nn.Module, args: Any) -> None:
-        begun.append(_nodes(args))
+        open_calls.append(_nodes(args))
 
     def leave(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        arguments = [*begun.pop(), *_nodes(kwargs)]
+        arguments = [*open_calls.pop(), *_nodes(kwargs)]
         for path in paths.get(id(vars(module)), ()):
             call = counts[path] = counts.get(path, -1) + 1
             for returned, nodes in ((False, arguments), (True, _nodes(output))):
@@ -89,19 +88,19 @@ def _note(node: Node, further: list[Any]) -> None:
 
 
 def hand_on(node: Node, to: Node) -> None:
-    """The places of a node go to the one that replaces it."""
+    """Copy the places of ``node`` to its replacement."""
     if noted := node.meta.get(_KEPT, {}).get(CALLS):
         _note(to, noted)
 
 
 def unnoted(meta: dict[str, Any]) -> dict[str, Any]:
-    """Metadata for a node that only helps another one: without its places."""
+    """A copy of node metadata without places, for auxiliary nodes."""
     custom = {k: v for k, v in meta.get(_KEPT, {}).items() if k != CALLS}
     return {k: v for k, v in meta.items() if k not in (_KEPT, CALLS)} | ({_KEPT: custom} if custom else {})
 
 
 def settle(graph: fx.Graph) -> None:
-    """Once a capture is done: keep the places where no later pass of torch's carries them along."""
+    """After a capture: move the places out of ``meta["custom"]``, which passes of torch copy to new nodes."""
     for node in graph.nodes:
         if noted := node.meta.get(_KEPT, {}).get(CALLS):
             node.meta = unnoted(node.meta) | {CALLS: noted}

@@ -1,4 +1,4 @@
-"""Operand slots: a uniform way to read, name and replace the tensor arguments of a node."""
+"""Operand slots: read and replace the tensor arguments of a node by name."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lrp_fx.operators.table import OpSpec, bind, coefficients, set_arg
 
 
 class Slot(NamedTuple):
-    """One tensor argument: its schema name, and its position where that argument is a list of tensors."""
+    """One tensor argument: its schema name, and its index if that argument is a list of tensors."""
 
     name: str
     position: int | None = None
@@ -36,12 +36,12 @@ def all_slots(node: Node) -> dict[Slot, Node]:
 
 
 def declared(node: Node, spec: OpSpec) -> dict[Slot, Node]:
-    """The operands that the op table declares able to carry relevance, added terms included."""
+    """The operands that can carry relevance by the op table, added terms included."""
     return slots(node, spec.args + spec.terms)
 
 
 def addends(node: Node, spec: OpSpec) -> dict[Slot, float]:
-    """The tensors that a sum adds, each with what it is multiplied by; empty where that is computed or not declared."""
+    """The operands of a sum with their factors; empty unless all are tensors, with factors that are known numbers."""
     weights = coefficients(node, spec)
     operands = slots(node, spec.args)
     return {slot: weights[slot.name] for slot in operands} if set(weights) == {slot.name for slot in operands} else {}
@@ -63,7 +63,7 @@ def value(node: Node) -> Any:
 
 
 def dtype(node: Any) -> torch.dtype | None:
-    """Precision of a node's captured value; None where that is no tensor, or this is no node."""
+    """Dtype of a node's captured value; None if ``node`` is no node, or its value no tensor."""
     val = value(node) if isinstance(node, Node) else None
     return val.dtype if isinstance(val, torch.Tensor) else None
 
@@ -91,6 +91,6 @@ def is_integer(node: Node) -> bool:
 
 
 def adds_a_number(node: Node, spec: OpSpec) -> bool:
-    """Whether an affine operator adds a number of its own: in place of an operand, or what it pads or fills with."""
+    """Whether an affine operator adds a literal other than 0: in place of an operand, or as a fill value."""
     bound, names = bind(node), (*spec.args, *spec.extra.get("literals", ()))
     return any(isinstance(v := bound.get(name), (int, float)) and v != 0 for name in names)

@@ -1,4 +1,4 @@
-"""What depends on what in a graph."""
+"""Dependence on the inputs of a graph."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.fx import Node
 
 
 def from_inputs(graph: fx.Graph) -> set[Node]:
-    """The inputs of a graph and every node that depends on one; all others are constants."""
+    """The placeholders and every node that depends on one; all other nodes are constants."""
     reached: set[Node] = set()
     for node in graph.nodes:
         if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):

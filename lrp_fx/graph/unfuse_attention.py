@@ -1,4 +1,4 @@
-"""Fused attention written out as the products and the softmax it fuses, for what looks inside: scores and weights."""
+"""Fused attention decomposed into two products and a softmax, so that scores and attention weights are nodes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FUSED = aten.scaled_dot_product_attention.default
 
 
 def write_out_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """A graph in which every fused attention is a chain of nodes; the given graph is left as it is.
+    """A copy of the graph in which every fused attention is decomposed.
 
-    Outputs agree up to rounding. Memory is quadratic in the length of the sequence, as that of the chain is.
+    Outputs agree up to rounding. Memory is quadratic in the sequence length.
     """
     graph, _ = copy_graph(graph_module.graph)
     for node in [n for n in graph.nodes if n.target is FUSED]:
@@ -34,7 +34,7 @@ def write_out_attention(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 
 class _Writer(NodeWriter):
-    """Writes out one fused attention."""
+    """Emits the nodes of one attention."""
 
     def attention(
         self,
@@ -55,16 +55,16 @@ class _Writer(NodeWriter):
         scores = self.call(aten.matmul.default, query, self.call(aten.transpose.int, key, -2, -1))
         scores = self.call(aten.mul.Tensor, scores, 1 / math.sqrt(width) if scale is None else scale)
         if is_causal:
-            seen = self.call(aten.tril.default, self.call(aten.ones_like.default, scores, dtype=torch.bool))
-            scores = self._masked(scores, seen)
+            visible = self.call(aten.tril.default, self.call(aten.ones_like.default, scores, dtype=torch.bool))
+            scores = self._masked(scores, visible)
         if attn_mask is not None:
             boolean = attn_mask.meta["val"].dtype is torch.bool
             scores = self._masked(scores, attn_mask) if boolean else self.call(aten.add.Tensor, scores, attn_mask)
         weights = self.call(aten._safe_softmax.default, scores, -1)
         return self.call(aten.matmul.default, weights, value)
 
-    def _masked(self, scores: Node, seen: Node) -> Node:
-        return self.call(aten.masked_fill.Scalar, scores, self.call(aten.logical_not.default, seen), -math.inf)
+    def _masked(self, scores: Node, visible: Node) -> Node:
+        return self.call(aten.masked_fill.Scalar, scores, self.call(aten.logical_not.default, visible), -math.inf)
 
     def _repeated(self, node: Node, heads: int) -> Node:
         times = heads // node.meta["val"].shape[-3]

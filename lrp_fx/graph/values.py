@@ -1,4 +1,4 @@
-"""Values of nodes of a graph, computed on demand from those that are given."""
+"""Values of graph nodes, computed on demand from the values of some of them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 class Values(dict[Node, Any]):
-    """Node -> its value; what is not given is computed when it is asked for, and kept.
+    """Node -> its value; a missing value is computed on access and stored.
 
     Args:
-        given: values of nodes.
-        attribute: the value of an attribute of the graph's module, by path; none where the graph reads none.
+        values: values of some nodes.
+        attribute: reads an attribute of the graph's module by path; None if the graph has no ``get_attr`` nodes.
     """
 
     def __init__(self, values: Mapping[Node, Any], attribute: Callable[[str], Any] | None = None) -> None:
@@ -30,11 +30,11 @@ class Values(dict[Node, Any]):
 
     @classmethod
     def of(cls, graph_module: fx.GraphModule, values: Mapping[Node, Any]) -> Values:
-        """Values in a graph with the attributes of its module."""
+        """Values in the graph of a module."""
         return cls(values, lambda path: operator.attrgetter(path)(graph_module))
 
     def run(self, node: Node, args: Any, kwargs: Any) -> Any:
-        """What an operator makes of values."""
+        """The result of the node's operator on values."""
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def __missing__(self, node: Node) -> Any:

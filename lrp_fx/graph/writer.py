@@ -1,4 +1,4 @@
-"""Appends nodes to a graph, each with the value that shape propagation needs."""
+"""Adds nodes to a graph, each with its captured (fake) value."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.fx import Node
 
 
 class NodeWriter:
-    """Appends nodes in place of another one, each with the value that shape propagation needs."""
+    """Adds nodes that replace ``origin``: they get a captured value, and its module path and source line."""
 
     def __init__(self, graph: fx.Graph, origin: Node) -> None:
         self.graph, self.origin = graph, origin
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> Node:
-        """A call of ``target``."""
+        """Add a call of ``target`` at the insertion point of the graph."""
         node = self.graph.call_function(target, args, kwargs)
         node.meta = {k: v for k, v in self.origin.meta.items() if k in ("nn_module_stack", "stack_trace")}
         values, keywords = fx.map_arg((args, kwargs), lambda n: n.meta["val"])
@@ -30,7 +30,7 @@ class NodeWriter:
 
 @contextlib.contextmanager
 def _fake(node: Node) -> Iterator[None]:
-    """Shape propagation: under the fake mode of the capture, or without gradients for a recorded run."""
+    """The fake mode of the capture; without one (values are real tensors), no gradients."""
     mode = detect_fake_mode([v for v in (node.meta["val"],) if isinstance(v, Tensor)])
     with mode if mode is not None else torch.no_grad():
         yield

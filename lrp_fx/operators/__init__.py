@@ -1,1 +1,1 @@
-"""Operators: what each ATen operator is to relevance."""
+"""The op table: the algebraic kind of each ATen operator, and the operands that carry relevance."""

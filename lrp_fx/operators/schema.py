@@ -1,4 +1,4 @@
-"""What PyTorch itself says of an operator: its schema (what it writes, shares and returns) and its tags."""
+"""Facts from PyTorch's operator schemas and tags: mutation, aliasing, returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.fx import Node
 
 
 def schema(node: Node) -> Any:
-    """The schema of the operator that ``node`` calls; None for a Python function, and for a node that calls nothing."""
+    """The schema of the operator that ``node`` calls; None for a Python function and for a node that is no call."""
     return node.target._schema if isinstance(node.target, torch._ops.OpOverload) else None
 
 
@@ -33,26 +33,26 @@ def is_composite(node: Node) -> bool:
 
 
 def is_fresh(node: Node) -> bool:
-    """Whether the operator returns memory of its own."""
+    """Whether no result of the operator aliases an argument."""
     declared = schema(node)
     return declared is not None and all(r.alias_info is None for r in declared.returns)
 
 
 def shares(node: Node) -> bool:
-    """Whether the operator may return the memory of an argument."""
+    """Whether a result of the operator may alias an argument."""
     return schema(node) is not None and not is_fresh(node)
 
 
 def is_view(node: Node) -> bool:
-    """Whether the operator may return the memory of an argument, and writes nothing into it."""
+    """Whether a result of the operator may be a view of an argument that the operator does not write."""
     declared = schema(node)
     return declared is not None and any(
         r.alias_info is not None and not r.alias_info.is_write for r in declared.returns
     )
 
 
-def only_looks(node: Node) -> bool:
-    """Whether an operator of PyTorch's returns nothing and writes nothing: it raises or passes."""
+def is_assertion(node: Node) -> bool:
+    """Whether an ATen operator returns nothing and writes nothing: all it can do is to raise."""
     declared = schema(node)
     return (
         declared is not None and not declared.returns and not declared.is_mutable and declared.name.startswith("aten::")

@@ -1,7 +1,7 @@
-"""The op table: what every operator *is* algebraically, read from ``rules/ops.toml``.
+"""The op table: the algebraic kind of every operator, read from ``rules/ops.toml``.
 
-An entry says which operands can carry relevance and by what law. Nothing here knows a rule: the rule sets map the
-roles that analysis derives from these declarations to rules.
+An entry declares the operands that can carry relevance, and the law of the operator. Analysis derives a role from it;
+rule sets map roles to rules.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ KINDS = (
 )
 
 
-#: fields that an entry of any kind can have
+#: fields of entries of every kind
 COMMON = ("args", "terms", "by", "reduces", "elementwise", "positive", "decay", "sign", "picks", "entrywise")
 
-#: kind -> further fields that its entries can have
+#: kind -> further fields of its entries
 FIELDS: dict[str, tuple[str, ...]] = {
     "movement": (
-        "form",  # one of FORMS: what becomes of the entries
-        "inert",  # the argument without which it hands on its operand
-        "literals",  # arguments that are numbers of the result's own
+        "form",  # one of FORMS: how the entries are moved
+        "inert",  # the argument that, if False, makes it the identity (dropout: train)
+        "literals",  # arguments that are entries of the result (a fill value)
     ),
     "linear": (
         "folds",  # a normalization over the batch is folded into the layer before it
-        "coefficients",  # what each operand is multiplied by: numbers, or names of arguments
+        "coefficients",  # factor of each operand: a number, or the name of an argument
         "cumulative",  # a running sum
         "literals",
     ),
     "selection": ("mean",),  # the operator that averages over the same windows
     "product": (
-        "layer",  # narrower name of its role
-        "channels",  # dimension of the weight that counts output channels
-        "constant",  # the operand that, where it is constant, is transposed on the way back
-        "features",  # dimension of the result that counts what the weights yield, from behind
+        "layer",  # a narrower role
+        "channels",  # dimension of the weight: the output channels
+        "constant",  # the weight: where constant, the backward is the product with its transpose
+        "features",  # dimension of the result: the features that the weights compute (negative)
         "matrices",  # rows of the first operand times columns of the second
     ),
-    "homogeneous": ("degree", "count"),  # count: of a product along a dimension, what counts its factors
+    "homogeneous": ("degree", "count"),  # count: the function that counts the factors (rules.factors)
     "nonlinearity": ("slope", "at_zero"),
     "normalization": ("layout", "centred"),
-    "softmax": ("distribution",),  # the argument that names the dimension along which it adds up to one
+    "softmax": ("distribution",),  # the argument that names the dimension that sums to one
 }
 
-#: what a movement does with the entries (the head of ``rules/ops.toml`` says it of each)
+#: how a movement moves the entries (explained at the head of ``rules/ops.toml``)
 FORMS = ("copy", "detach", "cast", "reshape", "insert", "permute", "pieces")
 
 
@@ -80,12 +80,12 @@ class OpSpec:
         kind: one of :data:`KINDS`.
         args: names of the operands that can carry relevance.
         terms: names of further operands that are *added* to the result (a bias).
-        reduces: the result depends on its operand only through a reduction over some dimensions.
-        elementwise: the result is computed position by position (operands broadcast).
+        reduces: the result is a reduction of its operand over some dimensions.
+        elementwise: the result is computed entry by entry (operands broadcast).
         degree: degree of homogeneity (``homogeneous`` only); a string is an expression of the op's other arguments.
-        slope: closed form of f(x)/x (``nonlinearity`` only) as an expression of ``x``, ``y`` and the op's arguments.
-        at_zero: value of f(x)/x at x = 0 where f(0) = 0 and no closed form is given.
-        extra: fields of :data:`FIELDS` that only some kinds have.
+        slope: closed form of f(x)/x (``nonlinearity`` only) as an expression of ``x`` and the op's arguments.
+        at_zero: limit of f(x)/x at x = 0, where f(0) = 0 and there is no closed form.
+        extra: the other fields of the entry, of :data:`COMMON` and :data:`FIELDS`.
     """
 
     name: str
@@ -101,7 +101,7 @@ class OpSpec:
 
 
 def rules_dir() -> Path:
-    """Folder of the TOML files: inside the installed wheel, or ``rules/`` of a source checkout."""
+    """Folder of the TOML files: ``_rules`` of the installed wheel, or ``rules/`` of a source checkout."""
     installed = Path(__file__).parents[1] / "_rules"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "rules"
 
@@ -149,7 +149,7 @@ def parse_table(document: Mapping[str, Any], origin: str) -> dict[str, OpSpec]:
     """Parse one op-table document (see the head of ``rules/ops.toml`` for the format).
 
     Raises:
-        RuleSetError: for a section that is not one of :data:`KINDS`, or an entry with a field that its kind has not.
+        RuleSetError: for a section that is not one of :data:`KINDS`, or a field that entries of its kind do not have.
     """
     table: dict[str, OpSpec] = {}
     for kind, entries in document.items():
@@ -159,7 +159,7 @@ def parse_table(document: Mapping[str, Any], origin: str) -> dict[str, OpSpec]:
             )
         if not isinstance(entries, Mapping):
             raise RuleSetError(
-                f"{origin}: [{kind}] maps operators to their operands, it is no {type(entries).__name__}"
+                f"{origin}: [{kind}] must map operators to their operands, not be a {type(entries).__name__}"
             )
         if kind == "constant":
             named = {name: fields for name, fields in entries.items() if name != "ops"}
@@ -170,10 +170,10 @@ def parse_table(document: Mapping[str, Any], origin: str) -> dict[str, OpSpec]:
 
 
 def _checked(specs: dict[str, OpSpec], origin: str) -> dict[str, OpSpec]:
-    """Declarations of a user's, each of an operator that exists, with operands that it has.
+    """``specs``, once it is checked that the operators and their operands exist.
 
     Raises:
-        RuleSetError: naming the nearest operator or operand.
+        RuleSetError: for an unknown operator or operand; the message names the nearest one.
     """
     for spec in specs.values():
         schemas = _schemas(spec.name)
@@ -190,7 +190,7 @@ def _checked(specs: dict[str, OpSpec], origin: str) -> dict[str, OpSpec]:
 
 
 def _schemas(name: str) -> list[Any] | None:
-    """Schemas of the overloads that a name of the op table stands for; none for a Python function, None for nothing."""
+    """Schemas of all overloads of an op-table name; [] for a Python function, None if there is no such operator."""
     namespace, _, rest = name.partition("(")[0].partition(".")
     packet_name, _, overload = rest.partition(".")
     packet = getattr(getattr(torch.ops, namespace), packet_name, None) if rest else None
@@ -217,7 +217,7 @@ class OpTable:
         """Read ``rules/ops.toml``, the ops declared by :func:`register_op`, then ``extra`` (a path or a dict).
 
         Raises:
-            RuleSetError: where ``extra`` names a kind, field, operator or operand that does not exist.
+            RuleSetError: if ``extra`` names a kind, field, operator or operand that does not exist.
         """
         specs = {**cls.shipped().specs, **_REGISTERED}
         if isinstance(extra, (str, Path)):
@@ -229,17 +229,17 @@ class OpTable:
     @staticmethod
     @functools.cache
     def shipped() -> OpTable:
-        """``rules/ops.toml`` alone: what PyTorch's operators do, whatever a user declares."""
+        """``rules/ops.toml`` alone, without the user's declarations."""
         path = rules_dir() / "ops.toml"
         return OpTable(parse_table(tomllib.loads(path.read_text()), str(path)))
 
     def form(self, node: Node) -> str | None:
-        """What a movement does with the entries, one of :data:`FORMS`; None where that is not declared."""
+        """How a movement moves the entries, one of :data:`FORMS`; None where not declared."""
         spec = self.get(node) if node.op == "call_function" else None
         return spec.extra.get("form") if spec is not None else None
 
     def get(self, node: Node) -> OpSpec | None:
-        """The declaration of the operator that ``node`` calls, or None."""
+        """The declaration of the operator that ``node`` calls, or None if it has none."""
         spec = self.specs.get(str(node.target)) or self.specs.get(op_name(node))
         if spec is None or "by" not in spec.extra:
             return spec
@@ -250,12 +250,12 @@ _REGISTERED: dict[str, OpSpec] = {}
 
 
 def is_declared(name: str) -> bool:
-    """Whether ``rules/ops.toml`` or :func:`register_op` declares an operator, ``"aten.add"`` or an overload of it."""
+    """Whether ``rules/ops.toml`` or :func:`register_op` has an entry of this name, ``"aten.add"`` or an overload."""
     return name in _REGISTERED or name in OpTable.shipped().specs
 
 
 def register_op(name: str, *, role: str, relevance_args: list[str], **fields: Any) -> OpSpec:
-    """Declare an operator of your own, for every later ``convert``.
+    """Declare a custom operator, for every later ``convert``.
 
     Args:
         name: ``"mylib::op"`` or ``"mylib.op"``.
@@ -264,8 +264,8 @@ def register_op(name: str, *, role: str, relevance_args: list[str], **fields: An
         **fields: further fields of :class:`OpSpec` (``terms``, ``slope``, ``degree``, ...).
 
     Raises:
-        RuleSetError: for an unknown role or field, an operator that does not exist or has no such operands, or a
-            nonlinearity in several of them.
+        RuleSetError: for an unknown role or field, an operator or operand that does not exist, or a nonlinearity with
+            several operands.
     """
     origin = f"register_op({name!r})"
     if role not in KINDS:
@@ -290,7 +290,7 @@ def op_name(node: Node) -> str:
 
 
 def bind(node: Node) -> dict[str, Any]:
-    """The node's arguments by the names of its operator's schema, or of its Python function's parameters."""
+    """The node's arguments by name, as in the operator's schema or the Python function's signature."""
     if isinstance(node.target, torch._ops.OpOverload):
         schema = node.target._schema.arguments
         bound = {a.name: v for a, v in zip(schema, node.args, strict=False)}
@@ -299,7 +299,7 @@ def bind(node: Node) -> dict[str, Any]:
 
 
 def coefficients(node: Node, spec: OpSpec) -> dict[str, float]:
-    """What each operand of a sum is multiplied by, by name; empty where that is not declared, or computed."""
+    """The factor of each operand of a sum, by argument name; empty if not declared, or computed in the graph."""
     bound, weights = bind(node), {}
     for name, declared in zip(spec.args, spec.extra.get("coefficients", ()), strict=False):
         size = declared.removeprefix("-")

@@ -1,1 +1,1 @@
-"""Rules: the rule sets a user chooses from, and the functions whose backward is a rule."""
+"""Rules: the rule table, the rule sets that choose from it, and the functions whose backward is a rule."""

@@ -1,10 +1,10 @@
-"""Operators with another derivative than PyTorch's: the same values, and a backward that holds for all strides.
+"""Normalizations with the values of PyTorch's kernels and a backward that is correct for all strides.
 
-The CPU kernel behind the backward of batch and instance normalization (torch 2.13) compares the memory formats of its
-input and of the cotangent. Strides along dimensions of size one can hide a difference from it, as they do for one
-sample whose cotangent is channels-last and was reshaped: it then reads one in the order of the other. The backward of
-group normalization ends the process where only the bias of a channels-last input is asked for, and refuses vmap over
-such an input. Here the backward is a formula.
+In torch 2.13 the CPU backward of batch and instance normalization takes its input and the cotangent to be of one
+memory format. Dimensions of size one make the format ambiguous, as for one sample with a reshaped channels-last
+cotangent: the kernel then reads one tensor in the order of the other. The CPU backward of group normalization crashes
+the process if only the bias of a channels-last input needs a gradient, and does not support vmap over such an input.
+Here the backward is a formula.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True)
 class _Statistics:
-    """What a normalization divides by: statistics of x, or given ones (one number a channel, dimension 1).
+    """Mean and variance of a normalization: computed from x, or buffers with one number per channel (dimension 1).
 
     Attributes:
-        eps: what is added to the variance.
-        own: whether they are those of x.
-        groups: into how many groups channels are split, in a dimension of their own; 0 where they are not.
-        samples: whether all samples share one.
+        eps: added to the variance.
+        from_x: whether they are computed from x.
+        groups: number of groups of channels; 0 for one statistic per channel.
+        samples: whether all samples share a statistic.
     """
 
     eps: float
-    own: bool
+    from_x: bool
     groups: int
     samples: bool
 
     def scaled(self, x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
-        """(x - mean) * rstd, and rstd; channels split."""
-        if self.own:
+        """(x - mean) * rstd, and rstd; x as :meth:`split` returns it."""
+        if self.from_x:
             dims = self._dims(x)
             mean, var = x.mean(dims, keepdim=True), x.var(dims, correction=0, keepdim=True)
         assert mean is not None
@@ -48,17 +48,17 @@ class _Statistics:
         return (x - _by_channel(mean, x)) * rstd, rstd
 
     def inverse(self, like: Tensor, var: Tensor | None) -> Tensor:
-        """Rstd of a variance."""
+        """rstd = 1 / sqrt(var + eps), broadcast to the shape of ``like``."""
         assert var is not None
         return torch.rsqrt(_by_channel(wide(var), like) + self.eps)
 
     def free(self, g: Tensor, scaled: Tensor) -> Tensor:
-        """A cotangent without what the statistics of x itself take from it."""
+        """A cotangent minus the part that goes through mean and variance of x."""
         dims = self._dims(g)
         return g - g.mean(dims, keepdim=True) - scaled * (g * scaled).mean(dims, keepdim=True)
 
     def split(self, x: Tensor) -> Tensor:
-        """x with its channels in groups."""
+        """x with a dimension of groups in front of the channels."""
         return x.unflatten(1, (self.groups, -1)) if self.groups else x
 
     def joined(self, x: Tensor) -> Tensor:
@@ -70,19 +70,19 @@ class _Statistics:
 
 
 def _by_channel(value: Tensor, like: Tensor) -> Tensor:
-    """One number a channel, to be broadcast; a statistic that has the dimensions of ``like`` already as it is."""
+    """Reshape one number per channel to broadcast against ``like``; other statistics have its dimensions already."""
     return value if value.dim() == like.dim() else value.reshape([1, -1] + [1] * (like.dim() - 2))
 
 
 class _Normalized(Function):
-    """Plain gradient of y = (x - mean) * rstd * weight + bias, by the formula."""
+    """y, with the gradient of y = (x - mean) * rstd * weight + bias as a formula."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
         y: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None,
-        eps: float, own: bool, groups: int, samples: bool,
+        eps: float, from_x: bool, groups: int, samples: bool,
     ) -> Tensor:  # fmt: skip
         return y.view_as(y)
 
@@ -91,48 +91,49 @@ class _Normalized(Function):
         _, x, weight, bias, mean, var, *how = inputs
         ctx.how = _Statistics(*how)
         ctx.dtypes = [t if t is None else t.dtype for t in (x, weight, bias)]
-        reads = ctx.how.own or (weight is not None and weight.requires_grad)
-        ctx.save_for_backward(x if reads else None, weight, mean, var)
+        needs_values = ctx.how.from_x or (weight is not None and weight.requires_grad)
+        ctx.save_for_backward(x if needs_values else None, weight, mean, var)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         x, weight, mean, var = ctx.saved_tensors
-        _, of_x, of_weight, of_bias, *_ = ctx.needs_input_grad
+        _, needs_x, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         how: _Statistics = ctx.how
         g, rest = wide(g), [d for d in range(g.dim()) if d != 1]
         back = g if weight is None else g * _by_channel(wide(weight), g)
-        cotangents: list[Tensor | None] = [None, None, g.sum(rest) if of_bias else None]
+        cotangents: list[Tensor | None] = [None, None, g.sum(rest) if needs_bias else None]
         if x is None:
-            cotangents[0] = back * how.inverse(g, var) if of_x else None
-        elif of_x or of_weight:
+            cotangents[0] = back * how.inverse(g, var) if needs_x else None
+        elif needs_x or needs_weight:
             scaled, rstd = how.scaled(how.split(wide(x)), mean, var)
-            back = how.free(how.split(back), scaled) if how.own else back
-            cotangents[:2] = how.joined(back * rstd), (g * how.joined(scaled)).sum(rest) if of_weight else None
+            back = how.free(how.split(back), scaled) if how.from_x else back
+            cotangents[:2] = how.joined(back * rstd), (g * how.joined(scaled)).sum(rest) if needs_weight else None
         cast = [t if t is None else t.to(dtype) for t, dtype in zip(cotangents, ctx.dtypes, strict=True)]
         return None, *cast, *(None for _ in range(6))
 
 
 _normalized = exportable(
     _Normalized,
-    "normalized(Tensor y, Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, bool own, "
+    "normalized(Tensor y, Tensor x, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps, bool from_x, "
     "int groups, bool samples) -> Tensor",
 )
 
 
-def normalized(y: Tensor, *operands: Tensor | None, eps: float, own: bool, groups: int, samples: bool) -> Tensor:
-    """y, with the plain gradient of a normalization for its operands: x, weight, bias, mean and variance.
+def normalized(y: Tensor, *operands: Tensor | None, eps: float, from_x: bool, groups: int, samples: bool) -> Tensor:
+    """y, with the gradient of a normalization for x, weight and bias.
 
-    See :class:`_Statistics` for the others. The mean and the variance are read where they are not x's own.
+    ``operands`` are x, weight, bias, mean and variance; the last two are read if not ``from_x``. The other arguments
+    are those of :class:`_Statistics`.
     """
     call = _normalized if torch.compiler.is_exporting() else _Normalized.apply
-    return call(y, *operands, eps, own, groups, samples)
+    return call(y, *operands, eps, from_x, groups, samples)
 
 
-def _held(value: Any) -> Any:
+def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-# the arguments of these are the operators' own, by name
+# these functions have the signatures of the operators
 
 
 def _batch_norm(
@@ -140,8 +141,8 @@ def _batch_norm(
     training: bool, momentum: float, eps: float, cudnn_enabled: bool,
 ) -> Tensor:  # fmt: skip
     operands, how = (input, weight, bias, running_mean, running_var), (training, momentum, eps, cudnn_enabled)
-    y = aten.batch_norm.default(*map(_held, operands), *how)
-    return normalized(y, *operands, eps=eps, own=training, groups=0, samples=True)
+    y = aten.batch_norm.default(*map(_detached, operands), *how)
+    return normalized(y, *operands, eps=eps, from_x=training, groups=0, samples=True)
 
 
 def _instance_norm(
@@ -149,19 +150,19 @@ def _instance_norm(
     use_input_stats: bool, momentum: float, eps: float, cudnn_enabled: bool,
 ) -> Tensor:  # fmt: skip
     operands, how = (input, weight, bias, running_mean, running_var), (use_input_stats, momentum, eps, cudnn_enabled)
-    y = aten.instance_norm.default(*map(_held, operands), *how)
-    return normalized(y, *operands, eps=eps, own=use_input_stats, groups=0, samples=False)
+    y = aten.instance_norm.default(*map(_detached, operands), *how)
+    return normalized(y, *operands, eps=eps, from_x=use_input_stats, groups=0, samples=False)
 
 
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:  # fmt: skip
-    y = aten.group_norm.default(_held(input), num_groups, _held(weight), _held(bias), eps, cudnn_enabled)
-    return normalized(y, input, weight, bias, None, None, eps=eps, own=True, groups=num_groups, samples=False)
+    y = aten.group_norm.default(_detached(input), num_groups, _detached(weight), _detached(bias), eps, cudnn_enabled)
+    return normalized(y, input, weight, bias, None, None, eps=eps, from_x=True, groups=num_groups, samples=False)
 
 
-_OWN = {
+_REPLACEMENTS = {
     aten.batch_norm.default: _batch_norm,
     aten.instance_norm.default: _instance_norm,
     aten.group_norm.default: _group_norm,
@@ -169,12 +170,12 @@ _OWN = {
 
 
 def differentiable(target: Any) -> Any:
-    """An operator, or what stands for it where autograd goes through it: same arguments, same values."""
-    return _OWN.get(target, target)
+    """An operator, or its replacement with a correct backward: same arguments, same values."""
+    return _REPLACEMENTS.get(target, target)
 
 
 def own_derivatives(graph: fx.Graph) -> None:
-    """Call :func:`differentiable` operators in a graph."""
+    """Replace the operators of a graph by their :func:`differentiable` ones."""
     for node in graph.nodes:
         if node.op == "call_function":
             node.target = differentiable(node.target)

@@ -1,4 +1,4 @@
-"""Products along a dimension: how many factors each output has (AttnLRP prop. 3.3 gives each of n factors 1/n)."""
+"""Products along a dimension: the number of factors of each output (AttnLRP prop. 3.3: each of n factors gets 1/n)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _scattered(x: Tensor, source: Tensor, dim: int, index: Tensor, include_self:
     return x.scatter_reduce(dim, index, source, "sum", include_self=include_self)
 
 
-#: what ``count`` names in the op table: (a number for each entry of the operands, *dimension and the like) -> factors
+#: ``count`` of the op table -> function: (ones for live entries, *other arguments) -> number of factors
 _COUNTS: dict[str, Callable[..., Tensor]] = {
     "sum": torch.sum,
     "cumsum": torch.cumsum,
@@ -23,9 +23,9 @@ _COUNTS: dict[str, Callable[..., Tensor]] = {
 
 
 def share_of_factors(operands: list[Tensor], live: list[bool], count: str, along: list[Any]) -> Tensor:
-    """1/n for each output of a product along a dimension of the operands; it broadcasts against the output.
+    """1/n for each output of a product of n factors along a dimension; broadcasts against the output.
 
-    Only entries of live operands are factors; an output without any is a constant, with a share of 0.
+    Only entries of live operands count. An output without live factors is a constant, with a share of 0.
     """
     each = [torch.full_like(x, float(lives), requires_grad=False) for x, lives in zip(operands, live, strict=True)]
     factors = _COUNTS[count](*each, *along)

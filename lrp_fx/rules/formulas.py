@@ -1,4 +1,4 @@
-"""The arithmetic of rules: what the rule functions, and the ledger that checks them, compute."""
+"""The arithmetic of rules, for the rule functions and for the ledger that checks them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def wide(x: Tensor) -> Tensor:
-    """x in float32 or wider: what half precision cannot hold (an epsilon of 1e-9), the arithmetic of a rule does."""
+    """x in float32 or wider: half precision cannot represent an epsilon of 1e-9."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -18,9 +18,9 @@ def stabilised(z: Tensor, epsilon: float) -> Tensor:
 
 
 def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
-    """Cotangent of the runs of a share (``rules.layer_rules``): coefficient * y g / (total + epsilon sign total).
+    """Cotangent for the runs of a share (``rules.layer_rules``): coefficient * y g / (total + epsilon sign total).
 
-    With a sign of 1 or -1 only where y has it.
+    For ``sign`` 1 or -1 it is 0 where y has another sign.
     """
     relevance = y * g if sign == 0 else torch.where(y * sign > 0, y * g, torch.zeros_like(y))
     return (coefficient * relevance / stabilised(total, epsilon)).to(y.dtype)
@@ -42,29 +42,32 @@ def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> t
 
 
 def _rows(x: Tensor, width: int) -> Tensor:
-    """x in float32 or wider, with all that shares a statistic in the last dimension: ``width`` trailing ones when
-    positive, ``-width`` groups of channels (dimension 1) when negative, a channel of all samples when 0."""
+    """x in float32 or wider; the last dimension holds the entries that share a statistic.
+
+    These are ``width`` trailing dimensions if positive, one of ``-width`` groups of channels (dimension 1) if
+    negative, and a channel over all samples if 0.
+    """
     if width == 0:
         return wide(x).movedim(1, 0).flatten(1)
     return wide(x).flatten(-width) if width > 0 else wide(x).reshape(x.shape[0], -width, -1)
 
 
 def _from_rows(rows: Tensor, like: Tensor, width: int) -> Tensor:
-    """Undo :func:`_rows` of a tensor like ``like``."""
+    """The inverse of :func:`_rows`, for a tensor with the shape and dtype of ``like``."""
     rows = rows.reshape(like.movedim(1, 0).shape).movedim(0, 1) if width == 0 else rows.reshape(like.shape)
     return rows.to(like.dtype)
 
 
 def default_eps(dtype: torch.dtype) -> float:
-    """What an RMSNorm without an epsilon of its own adds: that of the precision its kernel computes in."""
+    """Epsilon of an RMSNorm with eps=None: the machine epsilon of the precision that its kernel computes in."""
     return torch.finfo(torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype).eps
 
 
 def inverse_deviation(x: Tensor, width: int, eps: float, centred: bool) -> Tensor:
-    """rstd of a normalization, one for each of its rows: 1 / sqrt(variance + eps), or mean square where not centred."""
+    """rstd of a normalization, one per row: 1 / sqrt(variance + eps); the mean square if not centred."""
     rows = _rows(x.detach(), width)
     if centred:
-        return torch.native_layer_norm(rows, rows.shape[-1:], None, None, eps)[2]  # of all kernels the fastest
+        return torch.native_layer_norm(rows, rows.shape[-1:], None, None, eps)[2]  # the fastest kernel
     return torch.rsqrt(rows.square().mean(-1, keepdim=True) + eps)
 
 

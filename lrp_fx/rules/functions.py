@@ -1,8 +1,8 @@
 """Rule operators: forward-exact identities whose backward is a rule.
 
-Each returns its first argument unchanged and passes the cotangent on as its rule says. They are ordinary calls in the
-rewritten graph: in eager mode, under ``torch.compile`` and ``make_fx`` an autograd function (no copy), under
-``torch.export`` a registered operator of the same name in ``torch.ops.lrp_fx``, with the same backward.
+Each returns its first argument unchanged; its backward is the rule. They are ordinary calls in the rewritten graph. In
+eager mode, under ``torch.compile`` and ``make_fx`` each is an autograd function (no copy), under ``torch.export`` a
+registered operator of the same name in ``torch.ops.lrp_fx``, with the same backward.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from lrp_fx.rules.slopes import closed_slope
 
 
 def nonzero(x: Tensor) -> Tensor:
-    """x with a tiny number in place of every zero, so that x times (R / nonzero(x)) is R.
+    """x with a tiny number t in place of every zero, so that t times the cotangent R / t is R.
 
-    Rules that look at weights alone give relevance to inputs that are 0 (black pixels).
+    Rules that ignore the values of inputs (flat, w-square, z-box) give relevance to zeros (black pixels).
     """
     if x.is_complex() or not x.is_floating_point():
         return x
     smallest = torch.finfo(x.dtype).tiny
-    return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: its subnormal
+    return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: a subnormal
 
 
 def relevance_of(value: Tensor, cotangent: Tensor | None, feeds_zeros: bool = False) -> Tensor:
-    """Value times cotangent; 0 where the cotangent is 0 or None: a score of -inf under a mask has none.
+    """Value times cotangent; 0 where the cotangent is 0 or None (a masked score of -inf has a cotangent of 0).
 
     Args:
         value: a tensor of the forward pass.
-        cotangent: what came back to it, of its shape, or of several sweeps with a dimension more in front.
+        cotangent: its cotangent, of the same shape, with a leading dimension for several sweeps.
         feeds_zeros: whether a value of 0 can have relevance (:func:`nonzero`).
     """
     if cotangent is None:
@@ -85,7 +85,7 @@ class _Identity(Function):
 
 
 class _ClosedIdentity(Function):
-    """The identity rule with a slope in closed form, computed from x on the way back."""
+    """The identity rule with a slope in closed form, computed from x in the backward."""
 
     generate_vmap_rule = True
 
@@ -125,7 +125,7 @@ class _Epsilon(Function):
 
 
 class _Share(Function):
-    """A share of the relevance of a layer's output, handed to the runs that ``total`` sums: :func:`shared`."""
+    """A share of the relevance of a layer's output goes to the runs that ``total`` sums: :func:`shared`."""
 
     generate_vmap_rule = True
 
@@ -145,7 +145,7 @@ class _Share(Function):
 
 
 class _Favoured(Function):
-    """The generalised gamma rule at the output z of a linear map, ``a`` that of magnitudes alone: :func:`favoured`."""
+    """The generalised gamma rule at the output z of a linear map; ``a``: its output on magnitudes :func:`favoured`."""
 
     generate_vmap_rule = True
 
@@ -203,8 +203,8 @@ class _Own(Function):
 class _Normalization(Function):
     """Identity rule on a fused normalization y = (x - mean) * rstd * weight + bias, rstd constant (AttnLRP 3.3.2).
 
-    ``weight`` broadcasts against x; ``width`` says what shares a statistic (:func:`_rows`). The centring, where there
-    is one, is linear and stays so.
+    ``weight`` broadcasts against x; ``width`` tells which entries share a statistic (``formulas._rows``). The
+    subtraction of the mean is linear and keeps its gradient.
     """
 
     generate_vmap_rule = True
@@ -216,17 +216,17 @@ class _Normalization(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         _, x, weight, ctx.width, eps, ctx.centred = inputs
-        ctx.save_for_backward(inverse_deviation(x, ctx.width, eps, ctx.centred), weight)  # not x: it may go
+        ctx.save_for_backward(inverse_deviation(x, ctx.width, eps, ctx.centred), weight)  # x itself can be freed
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         rstd, weight = ctx.saved_tensors
-        # of y's own backward the bias is left, where that carries relevance: x and the weight are held constant
+        # y is a function of the bias alone (x and weight are detached), and g for y is the bias's cotangent
         return g, normalization_cotangent(g, rstd, weight, ctx.width, ctx.centred), None, None, None, None
 
 
 class _Product(Function):
-    """A product with constant matrices: the backward for its rows is the product with these transposed."""
+    """A product with constant matrices: the cotangent of the rows is the product with the transposed matrices."""
 
     @staticmethod
     def forward(op: Any, rows: Tensor, weight: Tensor, *rest: Any) -> Tensor:
@@ -265,7 +265,7 @@ def scale_relevance(x: Tensor, factor: float) -> Tensor:
 
 
 def identity_rule(y: Tensor, x: Tensor, slope: Tensor) -> Tensor:
-    """y, with cotangent ``slope * g`` for x (identity rule, AttnLRP eq. 9). y and slope are constants to autograd."""
+    """y, with cotangent ``slope * g`` for x (identity rule, AttnLRP eq. 9); y and slope get no gradient."""
     return _identity(y, x, slope) if torch.compiler.is_exporting() else _Identity.apply(y, x, slope)
 
 
@@ -280,19 +280,19 @@ def epsilon_rule(z: Tensor, epsilon: float) -> Tensor:
 
 
 def share_relevance(y: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:
-    """y, with a share of its relevance handed to the runs that ``total`` sums (:mod:`lrp_fx.rules.layer_rules`)."""
+    """y, with a share of its relevance for the runs that ``total`` sums (:mod:`lrp_fx.rules.layer_rules`)."""
     share = _share if torch.compiler.is_exporting() else _Share.apply
     return share(y, total, coefficient, sign, epsilon)
 
 
 def favour_sign(z: Tensor, total: Tensor, a: Tensor, gamma: float, epsilon: float) -> Tensor:
-    """z, with its relevance handed to ``total`` and ``a`` by the generalised gamma rule (:func:`favoured`).
+    """z, with its relevance divided between ``total`` and ``a`` by the generalised gamma rule (:func:`favoured`).
 
     Args:
-        z: the output of a layer, a constant to autograd.
-        total: the layer's output as a function of its input: z itself, or another run of it.
-        a: the layer on magnitudes: of its input, weights and biases.
-        gamma: by how much contributions of the output's own sign count more.
+        z: the output of a layer; gets no gradient.
+        total: the output of the layer as a function of its input: z itself, or another run.
+        a: the output of the layer on magnitudes |x|, |w| and |b|.
+        gamma: additional weight of contributions with the sign of the output.
         epsilon: stabiliser of the divisor.
     """
     return (_favoured if torch.compiler.is_exporting() else _Favoured.apply)(z, total, a, gamma, epsilon)
@@ -316,17 +316,17 @@ def normalization_rule(y: Tensor, x: Tensor, weight: Tensor | None, width: int, 
 
 
 def constant_product(op: Any, rows: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
-    """``op(rows, weight, *rest)``, where the own backward of ``op`` computes a weight gradient that nobody reads."""
+    """``op(rows, weight, *rest)``, without the weight gradient that the backward of ``op`` would compute."""
     return op(rows, weight, *rest) if torch.compiler.is_exporting() else _Product.apply(op, rows, weight, *rest)
 
 
 def source(x: Tensor) -> Tensor:
-    """x as a leaf at which a cotangent is collected."""
+    """x detached, as a leaf that collects a cotangent."""
     return x.detach().requires_grad_()
 
 
-#: what rule functions commute with: a choice of positions in front of them or behind, a choice of single entries of one
-#: operand. A normalization commutes with a choice of positions where its features lie behind them (``passes``).
+#: what rule functions commute with: the selection of positions (in all operands), the selection of single entries. A
+#: normalization commutes with a selection along dimensions in front of its features (``passes`` checks that).
 POSITIONS, ENTRIES = "a choice of positions", "a choice of entries"
 EVERYTHING = frozenset({POSITIONS, ENTRIES})
 TRAITS: dict[Any, frozenset[str]] = {
@@ -342,5 +342,5 @@ TRAITS: dict[Any, frozenset[str]] = {
 
 
 def commuting_with(what: str) -> frozenset[Any]:
-    """The rule functions that commute with a choice of positions or of entries."""
+    """The rule functions that commute with ``what``, :data:`POSITIONS` or :data:`ENTRIES`."""
     return frozenset(function for function, commutes in TRAITS.items() if what in commutes)

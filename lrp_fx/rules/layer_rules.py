@@ -1,20 +1,20 @@
-"""Runs of the rules for layers with weights: which parts of the input meet which parts of the weights, and who shares.
+"""Rules for layers with weights, as runs of the layer on parts of its inputs and weights.
 
-A layer z = sum_i x_i w_i + b is run several times, on a part of its input with a part of its weights each. A *share* of
-the relevance R of an output is divided by the sum of the runs that belong to it and handed to their inputs. With
-x+ = max(x, 0), x- = min(x, 0), the same for weights and biases, and R_i the relevance of input i:
+A layer z = sum_i x_i w_i + b is run several times, each time on a part of its input with a part of its weights. A
+*share* of the relevance R of an output is divided by the sum of its runs and goes back through these runs to the
+inputs. With x+ = max(x, 0), x- = min(x, 0), the same for weights and biases, and R_i the relevance of input i:
 
-- ``gamma``: w meets its positive part again, R_i = x_i (w_i + gamma w_i+) / sum R (Montavon et al. 2019), for inputs
-  that are not negative;
-- ``generalised-gamma``: the same for inputs and outputs of any sign: contributions of the output's own sign are
-  favoured (Andeol et al. 2021);
+- ``gamma``: positive weights count more, R_i = x_i (w_i + gamma w_i+) / sum R (Montavon et al. 2019), for nonnegative
+  inputs;
+- ``generalised-gamma``: the same for inputs and outputs of any sign: contributions with the sign of the output count
+  more (Andeol et al. 2021);
 - ``alpha-beta``: R_i = (alpha (x_i w_i)+ / sum + - beta (x_i w_i)- / sum -) R, alpha - beta = 1 (Bach et al. 2015);
 - ``z-plus``: alpha 1, beta 0 (Montavon et al. 2017);
-- ``flat``: R evenly over the inputs an output sees (Lapuschkin et al. 2019);
+- ``flat``: R evenly over the inputs of an output (Lapuschkin et al. 2019);
 - ``w-square``: R_i = w_i^2 / sum w^2 R (Montavon et al. 2017);
 - ``z-box``: R_i = (x_i w_i - l w_i+ - h w_i-) / sum R for inputs between l and h (Montavon et al. 2017).
 
-As in every rule here, epsilon stabilises the divisor; a bias takes the share of its own part.
+In all of them epsilon stabilises the divisor, and a bias gets the share of its part.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Run:
     Attributes:
         inputs: "all", "positive", "negative", "magnitude", "ones", "low" or "high".
         weights: "all", "positive", "negative", "favour-positive", "magnitude", "ones" or "square".
-        bias: whether the bias takes part (the same part of it as of the weights).
-        sign: 1, or -1 where the run is subtracted.
+        bias: whether the bias takes part, with the same part as the weights.
+        sign: 1, or -1 if the run is subtracted.
     """
 
     inputs: str
@@ -44,12 +44,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Share:
-    """A part of the relevance and the runs that divide it.
+    """A share of the relevance, and the runs among which it is divided.
 
     Attributes:
-        runs: whose sum is the divisor.
-        coefficient: what the relevance is multiplied by.
-        sign: 1 or -1 where only outputs of that sign take part, 0 for all.
+        runs: the runs; their sum is the divisor.
+        coefficient: factor of the relevance.
+        sign: 1 or -1 for outputs of that sign only, 0 for all outputs.
     """
 
     runs: tuple[Run, ...]
@@ -58,7 +58,7 @@ class Share:
 
 
 def gamma(_: Parameters) -> tuple[Share, ...]:
-    """Positive weights count more, for inputs that are not negative."""
+    """Positive weights count more, for nonnegative inputs."""
     return (Share((Run("all", "favour-positive"),)),)
 
 
@@ -67,7 +67,7 @@ _INHIBITING = (Run("positive", "negative"), Run("negative", "positive", bias=Fal
 
 
 def alpha_beta(p: Parameters) -> tuple[Share, ...]:
-    """Positive and negative contributions apart."""
+    """Positive and negative contributions separately."""
     shares = (Share(_EXCITING, p["alpha"]), Share(_INHIBITING, -p["beta"]))
     return tuple(share for share in shares if share.coefficient)
 
@@ -78,7 +78,7 @@ def z_plus(_: Parameters) -> tuple[Share, ...]:
 
 
 def flat(_: Parameters) -> tuple[Share, ...]:
-    """All inputs alike."""
+    """The same share for all inputs."""
     return (Share((Run("ones", "ones", bias=False),)),)
 
 
@@ -88,12 +88,12 @@ def w_square(_: Parameters) -> tuple[Share, ...]:
 
 
 def z_box(_: Parameters) -> tuple[Share, ...]:
-    """Contributions measured from the bounds of the inputs."""
+    """Contributions relative to the bounds of the inputs."""
     return (Share((Run("all", "all"), Run("low", "positive", sign=-1), Run("high", "negative", sign=-1))),)
 
 
 def for_nonnegative(shares: tuple[Share, ...]) -> tuple[Share, ...]:
-    """The same shares where the input has no negative entry: its positive part is all of it, its negative part none."""
+    """The same shares for an input without negative entries: its positive part is the input, its negative part is 0."""
     return tuple(
         replace(share, runs=tuple(_whole(run) for run in share.runs if run.inputs != "negative")) for share in shares
     )

@@ -1,4 +1,4 @@
-"""Rules of a user's own, by name (:func:`lrp_fx.register_rule`)."""
+"""Custom rules by name (:func:`lrp_fx.register_rule`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class OwnRule:
 
     Attributes:
         base: the rule of the table that it extends.
-        backward: what it makes of the cotangent first.
+        backward: changes the cotangent before ``base`` does.
     """
 
     base: str

@@ -1,4 +1,4 @@
-"""Rule sets: a rule (of ``rules.table``) for each role, and others by module path or operator."""
+"""Rule sets: a rule (of ``rules.table``) for each role, with overrides by module path or operator."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from lrp_fx.operators.table import rules_dir
 from lrp_fx.rules.registry import REGISTERED, Backward, OwnRule
 from lrp_fx.rules.table import GATES, LAYERS, ROLES, SUMS, entry, parameters
 
-#: roles that a rule set need not have a rule for: layers and sums are then "linear", gates "gate", tables constants
+#: roles that need no rule: layers and sums then have that of "linear", gates that of "gate"; positions are constants
 OPTIONAL = (*LAYERS, *SUMS, *GATES, "position")
 
 
 def register_rule(name: str, *, base: str, backward: Backward) -> None:
-    """Declare a rule of your own, for rule sets to use wherever they could use ``base``.
+    """Declare a custom rule; rule sets can use it wherever they can use ``base``.
 
-    At a node with output y and cotangent g the rule passes on ``backward(g, y, **parameters)``, and then does what
-    ``base`` does: with ``base="epsilon"`` that is the epsilon rule after a factor of your own. What it takes or adds is
-    an entry of category "rule" in the ledger.
+    At a node with output y and cotangent g the rule replaces g by ``backward(g, y, **parameters)`` and then applies
+    ``base``. The ledger books the relevance that this removes or adds under the category "rule".
 
     Args:
-        name: what rule sets call it: ``linear = { rule = "damped", strength = 0.5 }``.
+        name: its name in rule sets: ``linear = { rule = "damped", strength = 0.5 }``.
         base: an existing rule: "epsilon", "uniform", "identity", "gradient", ...
         backward: (g, y, **parameters) -> a tensor of the shape of g.
 
     Raises:
-        RuleSetError: when there is no rule ``base``, or ``name`` is one that exists already.
+        RuleSetError: if there is no rule ``base``, or a built-in rule is called ``name``.
     """
     names = {rule for rules in ROLES.values() for rule in rules}
     if base not in names - {"stop"} or name in names:
         raise RuleSetError(
-            f"register_rule({name!r}): a new name, and a base among {', '.join(sorted(names - {'stop'}))}"
+            f"register_rule({name!r}): choose a new name, and a base among {', '.join(sorted(names - {'stop'}))}"
         )
     REGISTERED[name] = OwnRule(base, backward)
 
@@ -49,7 +48,7 @@ class Rule:
     """A rule's name with its parameters, ``Rule("epsilon", {"epsilon": 1e-6})``.
 
     Attributes:
-        own: name of the registered rule of which this is the base, if any; the parameters are then its.
+        own: name of the registered rule that extends this one, if any; the parameters are then those of that rule.
     """
 
     name: str
@@ -95,9 +94,9 @@ class RuleSet:
     """A named mapping role -> rule, with overrides by module path or operator.
 
     Attributes:
-        name: what reports call it.
+        name: its name in reports.
         rules: one rule per role.
-        overrides: glob of a module path, or ``"op:aten.name"``, -> role -> rule; later entries win.
+        overrides: glob of module paths, or ``"op:aten.name"``, -> role -> rule; later entries win.
         conserves: whether every role but softmax conserves relevance at its node.
     """
 
@@ -108,12 +107,12 @@ class RuleSet:
 
     @classmethod
     def load(cls, source: RuleSet | str | Path | Mapping[str, Any]) -> RuleSet:
-        """A rule set by name (of a file in ``rules/``), path of a TOML file, or dict of the same form.
+        """A rule set from its name (a file in ``rules/``), the path of a TOML file, or a dict of the same form.
 
         A document may start from another one: ``base = "attnlrp"``.
 
         Raises:
-            RuleSetError: when there is no such rule set, or a role, rule or parameter in it does not exist.
+            RuleSetError: if there is no such rule set, or a role, rule or parameter in it does not exist.
         """
         if isinstance(source, RuleSet):
             return source
@@ -151,7 +150,7 @@ class RuleSet:
     def altered(
         self, rules: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any]] | None = None, name: str = ""
     ) -> RuleSet:
-        """This rule set with other rules for some roles, and further overrides; in the form of a document.
+        """A copy with other rules for some roles and further overrides, both in the form of a document.
 
         Raises:
             RuleSetError: as :meth:`load`.
@@ -160,7 +159,7 @@ class RuleSet:
         return self._parse(document, "altered", self)
 
     def document(self) -> dict[str, Any]:
-        """All of it as a document that :meth:`load` reads."""
+        """The rule set as a dict for :meth:`load`."""
 
         def table(rules: Mapping[str, Rule]) -> dict[str, Any]:
             return {role: {"rule": rule.own or rule.name, **rule.parameters} for role, rule in rules.items()}
@@ -169,10 +168,10 @@ class RuleSet:
         return {"name": self.name, "conserves": self.conserves, "rules": table(self.rules), "overrides": overrides}
 
     def save(self, path: str | Path) -> Path:
-        """Write it as a TOML file, to be given to ``convert(rules=path)``.
+        """Write the rule set to a TOML file, for ``convert(rules=path)``.
 
         Raises:
-            RuleSetError: for a path that does not end in .toml.
+            RuleSetError: if the path does not end in .toml.
         """
         path = Path(path)
         if path.suffix != ".toml":
@@ -187,13 +186,14 @@ class RuleSet:
 
     @cached_property
     def key(self) -> str:
-        """Equal for equal rule sets."""
+        """A text that is equal for equal rule sets."""
         return repr(self)
 
     def rule(self, role: str | tuple[str, ...], path: str, op: str) -> Rule:
         """The rule for a node of ``role`` created in module ``path`` by operator ``op``.
 
-        Of several roles (a layer's, the narrowest first) the first that has a rule counts.
+        ``role`` may be several roles of a layer, narrowest first: the first one with a rule counts. Without any the
+        rule is "stop".
         """
         roles = (role,) if isinstance(role, str) else role
         chosen = next((self.rules[r] for r in roles if r in self.rules), Rule("stop"))
@@ -205,10 +205,10 @@ class RuleSet:
 
 
 def _inline(rule: Mapping[str, Any]) -> str:
-    """A rule as a TOML inline table (numbers and strings are written as in JSON)."""
+    """A rule as a TOML inline table; JSON and TOML write its numbers and strings alike."""
     return "{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in rule.items()) + " }"
 
 
 def available() -> list[str]:
-    """Names of the rule sets that ship with the package."""
+    """Names of the rule sets in the package."""
     return sorted(p.stem for p in rules_dir().glob("*.toml") if p.stem != "ops")

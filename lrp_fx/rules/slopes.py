@@ -1,4 +1,4 @@
-"""Slopes f(x)/x of the identity rule: the formulas of the op table, or quotients emitted into the graph."""
+"""Slopes f(x)/x of the identity rule: formulas of the op table, or quotients as nodes of the graph."""
 
 from __future__ import annotations
 
@@ -16,20 +16,16 @@ from lrp_fx.errors import RuleSetError
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import value
 from lrp_fx.operators.table import OpSpec, bind
-
-
-def _wide(x: Any) -> Any:
-    """In half precision 1 - erf loses what is left of it far from 0."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+from lrp_fx.rules.formulas import wide
 
 
 def _normal_cdf(x: Any) -> Any:
-    x = _wide(x)
+    x = wide(x)  # in half precision 0.5 + 0.5 erf(x) rounds to 0 far below 0
     return torch.rsub(torch.erf(x * math.sqrt(0.5)), 0.5, alpha=-0.5)  # 0.5 + 0.5 erf(..) in one kernel
 
 
 def _normal_cdf_tanh(x: Any) -> Any:
-    x = _wide(x)
+    x = wide(x)
     scale = math.sqrt(2 / math.pi)
     inner = x * torch.rsub(x * x, scale, alpha=-0.044715 * scale)  # scale (x + 0.044715 x^3)
     return torch.rsub(torch.tanh(inner), 0.5, alpha=-0.5)
@@ -49,11 +45,11 @@ _NAMES = {
 
 
 def singular_radius(dtype: torch.dtype) -> float:
-    """Where f(0) != 0 the slope f(x)/x is singular: below this |x| the divisor is held at sign(x) times it.
+    """The |x| below which the divisor of a singular slope f(x)/x, with f(0) != 0, stays at sign(x) times the radius.
 
-    Outside the rule is exact, inside the slope stays far from overflow: the square root of the machine epsilon in
-    single and double precision. What counts is the largest number: bfloat16 has the radius of float32, and float16
-    one that lets a slope reach 2^10.
+    Outside the radius the rule is exact, inside it the slope stays far from overflow. In float32 and float64 it is the
+    square root of the machine epsilon. Overflow depends on the largest number of a dtype: bfloat16 has the radius of
+    float32, and the radius of float16 lets slopes reach 2^10.
     """
     if dtype is torch.float16:
         return 2.0**-10
@@ -61,10 +57,10 @@ def singular_radius(dtype: torch.dtype) -> float:
 
 
 def closed_form(node: Node, spec: OpSpec) -> str:
-    """The op table's formula of f(x)/x for ``node`` = f(x), with the node's other arguments written into it.
+    """The op table's formula of f(x)/x for ``node`` = f(x), with the values of the node's other arguments.
 
     Raises:
-        RuleSetError: for a formula that cannot be evaluated.
+        RuleSetError: if the formula cannot be evaluated.
     """
     constants = {k: v for k, v in bind(node).items() if not isinstance(v, Node)}
     try:
@@ -78,7 +74,7 @@ def closed_form(node: Node, spec: OpSpec) -> str:
 
 
 class _Filled(ast.NodeTransformer):
-    """Writes values in place of names."""
+    """Replaces names by values."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
@@ -87,15 +83,15 @@ class _Filled(ast.NodeTransformer):
         return ast.Constant(self.values[node.id]) if node.id in self.values else node
 
 
-#: formulas that were used, as functions: what compiles a graph looks into functions, but evaluates no text
+#: formula -> function; compilers trace a function, but not ``eval``
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {}
 
 
 def closed_slope(formula: str, x: Tensor) -> Tensor:
-    """What a formula makes of x.
+    """Evaluate a slope formula at x.
 
     Raises:
-        NameError: for a formula of other names than x and the functions it may have.
+        NameError: if the formula has names other than x and the functions of ``_NAMES``.
     """
     if formula not in _FUNCTIONS:
         _FUNCTIONS[formula] = _function(formula)
@@ -103,27 +99,28 @@ def closed_slope(formula: str, x: Tensor) -> Tensor:
 
 
 def _function(formula: str) -> Callable[[Tensor], Tensor]:
-    """A formula as a function; it may read x and call the functions above, nothing else."""
+    """Compile a formula, in which only x and the functions of ``_NAMES`` may occur."""
     parsed = list(ast.walk(ast.parse(formula, mode="eval")))
     unknown = {n.id for n in parsed if isinstance(n, ast.Name)} - {"x", *_NAMES}
     if unknown or any(isinstance(n, ast.Attribute) for n in parsed):
         raise NameError(f"it may read x and call {', '.join(_NAMES)}: not {', '.join(unknown) or 'attributes'}")
-    return eval(f"lambda x: {formula}", dict(_NAMES))  # with builtins: below this frame PyTorch imports
+    return eval(f"lambda x: {formula}", dict(_NAMES))  # (PyTorch imports inside of it and needs the builtins)
 
 
 @dataclass(frozen=True)
 class AtZero:
-    """A function at 0: its value, and its derivative (the limit of f(x)/x where the value is 0)."""
+    """Value and derivative of a function at 0; if the value is 0, the derivative is the limit of f(x)/x."""
 
     value: float
     slope: float
 
 
 def at_zero(node: Node, spec: OpSpec) -> AtZero | None:
-    """What ``node`` = f(x) makes of x = 0 with its other arguments; None where these are tensors.
+    """Value and slope of ``node`` = f(x) at x = 0; None if other arguments are tensors, or both are unknown.
 
-    That is found out by calling it: a clamp is the identity near 0 if its bounds lie on either side, and a constant if
-    they do not. An operator that cannot be called on a number in double precision has the limit that is declared.
+    Found by calling f in float64: a clamp is the identity near 0 if 0 lies between its bounds, and a constant
+    otherwise. A limit declared in the op table (``at_zero``) replaces the derivative. If f cannot be called, the
+    declared limit counts.
     """
     if len(node.all_input_nodes) > 1:
         return None
@@ -133,17 +130,19 @@ def at_zero(node: Node, spec: OpSpec) -> AtZero | None:
             args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda _: x)
             y = node.target(*args, **kwargs)  # type: ignore[operator]
             (slope,) = torch.autograd.grad(y.sum(), x)
-    except Exception:  # whatever an operator of the user's own does
+    except Exception:  # a custom operator may raise anything
         return None if spec.at_zero is None else AtZero(0.0, float(spec.at_zero))
     value = float(y.detach())
     limit = float(slope) if spec.at_zero is None or value != 0 else float(spec.at_zero)
-    return AtZero(value, limit if math.isfinite(limit) else 0.0)  # -x log x is steep at 0, where x has no relevance
+    # -x log x has an infinite slope at 0, where x has no relevance
+    return AtZero(value, limit if math.isfinite(limit) else 0.0)
 
 
 def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
-    """Append the nodes that compute the quotient f(x)/x for ``node`` = f(x) at the graph's insertion point.
+    """Emit the nodes of f(x)/x for ``node`` = f(x) at the graph's insertion point.
 
-    Exact where f(0) = 0, with its limit at 0; where f(0) != 0 the divisor is held off 0.
+    If f(0) = 0 the quotient is exact, with its limit at 0; otherwise the divisor is kept away from 0. If f has further
+    tensor arguments, f(0) is computed in the graph.
     """
     tracer = fx.proxy.GraphAppendingTracer(graph)
     px: Any = fx.Proxy(x, tracer)
@@ -158,6 +157,6 @@ def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
     limit = 1.0 if spec.at_zero is None else float(spec.at_zero)
     zero = graph.call_function(torch.ops.aten.zeros_like.default, (x,))
     image = graph.node_copy(node, lambda n: zero if n is x else n)
-    passes: Any = fx.Proxy(image, tracer) == 0
+    is_zero: Any = fx.Proxy(image, tracer) == 0
     exact: Any = torch.where(px == 0, limit, py / px)
-    return torch.where(passes, exact, py / divisor).node  # type: ignore[attr-defined]
+    return torch.where(is_zero, exact, py / divisor).node  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""The rule table: what every rule does, one entry for each rule and the roles that can have it.
+"""The rule table: one entry for each rule and the roles that can have it.
 
 The law behind it. A function f is homogeneous of degree k if f(t x) = t^k f(x). Euler's theorem then says that input
-times gradient is k times the output: sum_i x_i df/dx_i = k f(x). LRP asks each operator to hand on just what arrives,
+times gradient is k times the output: sum_i x_i df/dx_i = k f(x). LRP asks each operator to conserve relevance,
 sum_i R_i = R with R = y g (g: the cotangent of y) and R_i = x_i g_i. So all of LRP in one sentence:
 
     for a map homogeneous of degree k, divide the gradient by k.
@@ -10,13 +10,13 @@ sum_i R_i = R with R = y g (g: the cotangent of y) and R_i = x_i g_i. So all of 
 - A product of n factors has k = n: each factor gets a share of 1/n (uniform).
 - A nonlinearity has no degree. y = h x with its slope h = f(x)/x held constant has k = 1 (identity).
 - A normalization x / s(x) has k = 0. With its statistic s held constant it has k = 1 (identity).
-- A softmax has no degree, and no slope that would be fair to all its inputs: its gradient is taken as it is, and what
-  that leaves over is an entry of its own in the ledger (taylor).
+- A softmax has no degree, and no slope that would be fair to all its inputs: it keeps its gradient, and the ledger
+  books the remainder under a category of its own (taylor).
 - Rules on parts of a layer (gamma, alpha-beta, ...) divide by the sum of some contributions in place of all.
 
-Who reads it: ``plan`` the splits, ``rewrite`` and the ledger the forms (each form is one row of ``rewrite.emit.EMIT``
-and of ``explain.bookings.BOOK``), the passes the traits of the functions that a form emits, rule sets the names,
-parameters and roles. To add a rule is to add an entry here, and a line in a TOML file to use it.
+Readers: ``plan`` reads the splits, ``rewrite`` and the ledger the forms (each form is one row of ``rewrite.emit.EMIT``
+and of ``explain.bookings.BOOK``), the passes read the traits of a form's functions, rule sets the names, parameters
+and roles. A new rule is an entry here, and a line in a TOML file to use it.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from typing import Any
 from lrp_fx.rules import functions, layer_rules
 from lrp_fx.rules.layer_rules import Parameters, Share
 
-#: narrower names for layers with weights, for rule sets that tell them apart; without a rule they are "linear"
+#: narrower roles of layers with weights; without a rule of its own, a layer has that of "linear"
 LAYERS = ("first-layer", "patch-embedding", "first-convolution", "attention-projection", "convolution", "dense")
-#: of sums, those in a recurrence that add what is new to what is carried; without a rule they are "linear"
+#: sums of the new input and the carried state in a recurrence; without a rule they have that of "linear"
 SUMS = ("recurrent-sum",)
-#: linear maps; they have the rules of "linear" where a rule set has none for their own role
+#: roles of linear maps
 LINEAR = ("linear", *LAYERS, *SUMS)
-#: products that a rule set may treat apart
+#: roles of products
 PRODUCTS = ("bilinear", "gate", "recurrent-gate", "selective", "positive-gate")
-#: of gates, those without sign (sigmoid, softplus, ...); without a rule they are "gate"
+#: gates that are never negative (sigmoid, softplus, ...); without a rule they have that of "gate"
 GATES = ("positive-gate",)
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where the relevance of an output goes: what each operand's cotangent is multiplied by.
+    """How the relevance of an output is divided among the operands.
 
     Attributes:
-        divided: whether the gradient is divided by the degree, so that shares add up to what arrives. Otherwise every
-            operand has its natural gradient.
-        signals_only: whether factors that only weigh a signal get nothing.
+        divided: whether the gradient is divided by the degree, so that the shares add up to the relevance of the
+            output. Otherwise every operand has its plain gradient.
+        signals_only: whether factors that only weigh a signal get no relevance.
     """
 
     divided: bool
@@ -59,12 +59,12 @@ BY_DEGREE, TO_SIGNALS, UNDIVIDED = Split(True), Split(True, signals_only=True), 
 
 @dataclass(frozen=True)
 class Form:
-    """How a rule changes the way back at a node.
+    """How a rule changes the backward of a node.
 
     Attributes:
-        name: what it is called.
-        says: what becomes of the cotangent g of the output y.
-        functions: the rule functions (``rules.functions``) that the rewrite puts at the node.
+        name: its name in tables.
+        says: the cotangent of the operands, given the cotangent g of the output y.
+        functions: the rule functions (``rules.functions``) that the rewrite emits.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Form:
 
     @property
     def commutes(self) -> frozenset[str]:
-        """What it commutes with, as all its functions do (:data:`lrp_fx.rules.functions.TRAITS`)."""
+        """The selections that all its functions commute with (:data:`lrp_fx.rules.functions.TRAITS`)."""
         traits = [functions.TRAITS[function] for function in self.functions]
         return frozenset.intersection(*traits) if traits else functions.EVERYTHING
 
@@ -105,18 +105,18 @@ class Entry:
     Attributes:
         rule: its name in rule sets.
         roles: the roles that can have it.
-        split: where its share goes.
-        forms: form by kind of operator (the op table's; "counted" for products along a dimension, "sum" for several
-            tensors that are added); "" for all others.
+        split: how relevance is divided among the operands.
+        forms: kind of operator -> form. Kinds are those of the op table, "counted" for products along a dimension,
+            "sum" for sums of several tensors, and "" for all others.
         equation: relevance of input i.
-        source: who proposed it.
-        books: categories of the ledger that hold what it does not hand on, besides constants that are added.
-        parameters: its parameters with their defaults; None for any (they are not read).
-        shares: of rules on parts of a layer: shares of relevance and the runs that divide them.
-        window: of rules for selections: which function of the window's positive part divides.
-        natural: of rules that cut cotangents: whether what passes is multiplied by the gradient.
-        feeds_zeros: whether an input that is 0 can have relevance.
-        chosen: whether rule sets may name it; others are what plan makes of a choice.
+        source: the paper that proposed it.
+        books: ledger categories of relevance that it does not pass on, besides that of added constants.
+        parameters: its parameters with their defaults; None if parameters are not checked.
+        shares: for rules on parts of a layer: the shares of relevance and their runs.
+        window: for selections: the function of the window's positive part that is the divisor.
+        natural: for rules that cut negative cotangents: whether the others are multiplied by the gradient.
+        feeds_zeros: whether an input of 0 can have relevance.
+        chosen: whether rule sets may name it; the plan derives the others.
     """
 
     rule: str
@@ -134,7 +134,7 @@ class Entry:
     chosen: bool = True
 
     def form(self, kind: str) -> Form:
-        """How it is carried out at an operator of a kind."""
+        """Its form at an operator of ``kind``."""
         return self.forms.get(kind, self.forms[""])
 
 
@@ -145,9 +145,9 @@ _GRADIENT = {**_DEGREES, **dict.fromkeys(("counted", "nonlinearity", "function",
 _ATTNLRP, _MONTAVON = "Achtibat et al. 2024 (AttnLRP)", "Montavon et al. 2019"
 
 
-def _layer(rule: str, shares: Any, equation: str, source: str, *, zeros: bool = False, **own: float) -> Entry:
+def _layer(rule: str, shares: Any, equation: str, source: str, *, zeros: bool = False, **constants: float) -> Entry:
     """A rule on parts of a layer with weights."""
-    books, defaults = ("bias", "stabiliser"), {**own, "epsilon": 1e-6}
+    books, defaults = ("bias", "stabiliser"), {**constants, "epsilon": 1e-6}
     return Entry(rule, LAYERS, BY_DEGREE, {"": RUNS}, equation, source, books, defaults, shares, feeds_zeros=zeros)
 
 
@@ -242,7 +242,7 @@ RULES: tuple[Entry, ...] = (
     ),
     # Tables of positions (rotary embeddings) are inputs of their own, or constants.
     Entry("uniform", ("position",), BY_DEGREE, _LAW, "R_i = R / n", "arXiv:2506.02138 (PA-LRP)", books=("position",)),
-    # What plan makes of a choice.
+    # Derived by the plan.
     Entry("exact", ("movement",), BY_DEGREE, {"": PLAIN}, "R_i = R", "every entry keeps its own", chosen=False),
     Entry(
         "attention", ("attention",), BY_DEGREE, {"": ATTENTION},
@@ -253,7 +253,7 @@ RULES: tuple[Entry, ...] = (
 
 _BY_ROLE: dict[tuple[str, str], Entry] = {(role, entry.rule): entry for entry in RULES for role in entry.roles}
 
-#: role -> names of the rules that rule sets can choose from
+#: role -> names of its rules, for rule sets
 ROLES: dict[str, tuple[str, ...]] = {
     role: tuple(e.rule for e in RULES if role in e.roles and e.chosen)
     for role in (*LINEAR, "selection", *PRODUCTS, "nonlinearity", "normalization", "softmax", "position")
@@ -261,27 +261,27 @@ ROLES: dict[str, tuple[str, ...]] = {
 
 
 def entry(role: str, rule: str) -> Entry:
-    """The entry of a rule at a node of ``role``; a layer with weights is "linear", with the rules of all layers."""
+    """The entry of a rule at a node of ``role``; "linear", the role of any layer, has the rules of all layers."""
     if role == "attention":
         rule = role
     exact = _BY_ROLE.get((role, rule))
     return _BY_ROLE[LAYERS[0], rule] if exact is None else exact
 
 
-def parameters(entry: Entry, given: Parameters) -> dict[str, float]:
-    """Given parameters over the defaults of a rule.
+def parameters(entry: Entry, values: Parameters) -> dict[str, float]:
+    """The parameters of a rule: its defaults, updated with ``values``.
 
     Raises:
-        ValueError: for a parameter that the rule does not have, or that is outside its range.
+        ValueError: if the rule has no such parameter, or a value is out of range.
     """
     rule, defaults = entry.rule, entry.parameters or {}
-    if unknown := set(given) - set(defaults):
+    if unknown := set(values) - set(defaults):
         raise ValueError(f"{rule} has the parameters {', '.join(defaults)}, not {', '.join(sorted(unknown))}")
-    chosen = {**defaults, **given}
+    chosen = {**defaults, **values}
     if negative := [k for k, v in chosen.items() if v < 0 and k not in ("low", "high")]:
         raise ValueError(f"{rule}: {', '.join(negative)} must not be negative")
     if "beta" in chosen and abs(chosen["alpha"] - chosen["beta"] - 1) > 1e-12:
         raise ValueError(f"{rule} conserves relevance only where alpha - beta = 1")
     if "low" in chosen and not chosen["low"] <= 0 <= chosen["high"]:
-        raise ValueError(f"{rule}: low <= 0 <= high")
+        raise ValueError(f"{rule}: low must be <= 0 and high >= 0")
     return chosen

@@ -17,7 +17,7 @@ from lrp_fx.errors import CaptureError
 from lrp_fx.graph.copies import splice
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.module_calls import hand_on
-from lrp_fx.operators.schema import only_looks
+from lrp_fx.operators.schema import is_assertion
 from lrp_fx.operators.table import OpTable, bind
 
 aten = torch.ops.aten
@@ -69,7 +69,7 @@ def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: 
 def drop_assertions(graph: fx.Graph) -> None:
     """Remove nodes that only check (shapes and dtypes are checked once per call, by the signature)."""
     for node in reversed(graph.nodes):
-        if only_looks(node):
+        if is_assertion(node):
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
