@@ -1,7 +1,7 @@
-"""What each stage promises about the graph that it hands on, as a table: stage -> contracts.
+"""The contracts of each stage about the graph that it returns, as a table: stage -> contracts.
 
-A contract is a function that yields the nodes that break it, with what is wrong there. With ``LRP_FX_CHECK_STAGES=1``
-in the environment (as in the tests), every graph is checked when its stage is done; else nothing is looked at.
+A contract is a function that yields the nodes that violate it, each with the reason. With ``LRP_FX_CHECK_STAGES=1`` in
+the environment (as in the tests) every graph is checked at the end of its stage; otherwise nothing is checked.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ VARIABLE = "LRP_FX_CHECK_STAGES"
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage made, as far as it is there.
+    """The results up to a stage; those of later stages are None.
 
     Attributes:
-        graph_module: the graph that the stage hands on.
+        graph_module: the graph that the stage returns.
         ops: the op table.
-        facts: of analysis.
-        plan: of choice.
-        rewritten: of rewriting.
+        facts: result of analysis.
+        plan: result of plan.
+        rewritten: result of rewrite.
     """
 
     graph_module: fx.GraphModule
@@ -64,21 +64,21 @@ Contract = Callable[[Stage], Broken]
 
 
 def every_node_has_a_value(stage: Stage) -> Broken:
-    """Analysis and passes read ``meta["val"]``; a constant argument that nothing reads needs none."""
+    """Analysis and passes read ``meta["val"]``; a node without users needs none."""
     for node in stage.nodes:
         if node.op != "output" and node.users and "val" not in node.meta:
             yield node, "it has none"
 
 
 def nothing_is_written(stage: Stage) -> Broken:
-    """A graph whose operators write cannot be reordered, and autograd would refuse it."""
+    """Operators that write into an argument cannot be reordered, and autograd may reject them."""
     for node in stage.nodes:
         if is_mutating(node):
             yield node, "it writes into an argument"
 
 
 def nothing_is_detached(stage: Stage) -> Broken:
-    """A joint graph has its way back written out: nothing asks any more what has a gradient."""
+    """The backward of a joint graph is part of it: a detach has no meaning any more."""
     for node in stage.nodes:
         if stage.ops.form(node) == "detach":
             yield node, "it detaches"
@@ -93,7 +93,7 @@ def every_call_is_an_operator(stage: Stage) -> Broken:
 
 
 def no_call_has_a_derivative_of_its_own(stage: Stage) -> Broken:
-    """Rules are autograd functions; in a joint graph their derivatives are written out as operators."""
+    """Rules are autograd functions; a joint graph has the operators of their backward instead."""
     for node in stage.nodes:
         if node.op.startswith("call_") and not (node.op == "call_function" and _is_operator(node)):
             yield node, f"it is a {node.op} of {node.target}"
@@ -105,8 +105,8 @@ def _is_operator(node: Node) -> bool:
     return not isinstance(node.meta.get("val"), (Tensor, tuple, list))  # arithmetic on sizes
 
 
-def every_attribute_is_there(stage: Stage) -> Broken:
-    """A graph reads what its own module holds."""
+def every_attribute_exists(stage: Stage) -> Broken:
+    """A graph reads attributes of its own module."""
     for node in stage.graph_module.graph.find_nodes(op="get_attr"):
         try:
             attribute(stage.graph_module, node)
@@ -114,15 +114,15 @@ def every_attribute_is_there(stage: Stage) -> Broken:
             yield node, str(error)
 
 
-def every_node_that_carries_is_declared(stage: Stage) -> Broken:
-    """Relevance begins at a source, or comes through an operator that the op table declares."""
-    begun = {item.node for item in stage.facts.sources}
+def every_carrying_node_is_declared(stage: Stage) -> Broken:
+    """A node that carries relevance is a source, or the op table declares its operator."""
+    sources = {item.node for item in stage.facts.sources}
     for node in stage.facts.operands:
-        if node not in begun and node not in stage.facts.specs:
+        if node not in sources and node not in stage.facts.specs:
             yield node, "it is no source, and nothing declares it"
 
 
-def what_carries_reads_what_carries(stage: Stage) -> Broken:
+def every_carrying_operand_carries(stage: Stage) -> Broken:
     """The carrying operands of a node carry relevance themselves."""
     for node, operands in stage.facts.operands.items():
         for slot, operand in operands.items():
@@ -131,17 +131,17 @@ def what_carries_reads_what_carries(stage: Stage) -> Broken:
 
 
 def every_live_node_has_a_decision(stage: Stage) -> Broken:
-    """Where relevance is handed on to, a source collects it or a decision says what becomes of it."""
+    """A live operand is a source, or has a decision of its own."""
     collected = {item.node for item in stage.plan.sources} | stage.plan.facts.tabled
     for node, decision in stage.plan.decisions.items():
         for slot, operand in decision.live.items():
             decided = operand in collected or operand in stage.plan.decisions
             if decision.factors.get(slot, 1.0) != 0 and not decided:
-                yield operand, f"relevance arrives from {node.name}, and there is none"
+                yield operand, f"relevance arrives from {node.name}, but it has no decision"
 
 
 def every_factor_is_a_number_of_a_live_operand(stage: Stage) -> Broken:
-    """A factor of nothing, or one that is not finite, loses relevance without a word."""
+    """A factor for another operand, or one that is not finite, would lose relevance silently."""
     for node, decision in stage.plan.decisions.items():
         for slot, factor in decision.factors.items():
             if slot not in decision.live or not math.isfinite(factor):
@@ -149,15 +149,15 @@ def every_factor_is_a_number_of_a_live_operand(stage: Stage) -> Broken:
 
 
 def every_decision_is_in_the_graph(stage: Stage) -> Broken:
-    """Nodes that relevance arrives at are reached from the output, so none of them is dead code."""
+    """Nodes with relevance are reached from the output, so none of them is dead code."""
     there = set(stage.nodes)
     for node in stage.plan.decisions:
         if stage.rewritten.results[node] not in there:
-            yield node, "what it became is not in the rewritten graph"
+            yield node, "its replacement is not in the rewritten graph"
 
 
 def every_rewritten_node_keeps_shape_and_dtype(stage: Stage) -> Broken:
-    """Rules change what is handed back, never what is handed on: seen by running the graph on fake tensors."""
+    """Rules change the backward, never the forward: the graph is run on fake tensors to see that."""
     values = _run_on_fakes(stage.graph_module)
     for node, result in stage.rewritten.results.items():
         expected = _described(node.meta.get("val"))
@@ -179,54 +179,54 @@ def every_parameter_is_a_constant(stage: Stage) -> Broken:
 
 
 def every_source_is_tapped(stage: Stage) -> Broken:
-    """The graph returns, beside the model's outputs, the tensor of every source behind a tap of its own."""
+    """Besides the model's outputs, the graph returns one tap for every source."""
     end = stage.graph_module.graph.output_node()
     returned: Any = end.args[0]
     taps = returned[1]
     for tap in taps:
         if tap.target is not source:
-            yield tap, "it is returned as a tap, and is none"
+            yield tap, "it is returned as a tap, but is no call of source()"
     if len(taps) != len(stage.plan.sources):
         yield end, f"{len(stage.plan.sources)} sources have {len(taps)} taps"
 
 
-#: stage -> what holds of the graph that it hands on
+#: stage -> the contracts of the graph that it returns
 CONTRACTS: dict[str, tuple[Contract, ...]] = {
     "capture": (
         every_node_has_a_value,
         nothing_is_written,
         every_call_is_an_operator,
-        every_attribute_is_there,
+        every_attribute_exists,
     ),
-    "analysis": (every_node_that_carries_is_declared, what_carries_reads_what_carries),
+    "analysis": (every_carrying_node_is_declared, every_carrying_operand_carries),
     "plan": (every_live_node_has_a_decision, every_factor_is_a_number_of_a_live_operand),
     "rewrite": (
         nothing_is_written,
-        every_attribute_is_there,
+        every_attribute_exists,
         every_decision_is_in_the_graph,
         every_rewritten_node_keeps_shape_and_dtype,
         every_parameter_is_a_constant,
     ),
-    "taps": (nothing_is_written, every_attribute_is_there, every_source_is_tapped),
+    "taps": (nothing_is_written, every_attribute_exists, every_source_is_tapped),
     "lowering": (
         every_node_has_a_value,
         nothing_is_written,
         nothing_is_detached,
         no_call_has_a_derivative_of_its_own,
-        every_attribute_is_there,
+        every_attribute_exists,
     ),
 }
 
 
 def check_stage(name: str, stage: Stage) -> None:
-    """Look at what a stage made, where ``LRP_FX_CHECK_STAGES`` asks for it.
+    """Check the contracts of a stage, if ``LRP_FX_CHECK_STAGES`` is set.
 
     Args:
-        name: of the stage, a key of :data:`CONTRACTS`.
-        stage: what it made.
+        name: the stage, a key of :data:`CONTRACTS`.
+        stage: its results.
 
     Raises:
-        ContractError: naming contract, node, op, module path and source line.
+        ContractError: if a contract is violated; it names contract, node, op, module path and source line.
     """
     if os.environ.get(VARIABLE, "") in ("", "0"):
         return
@@ -239,14 +239,14 @@ def check_stage(name: str, stage: Stage) -> None:
             )
 
 
-_UNKNOWN: Any = object()  #: a value whose sizes depend on other values
+_UNKNOWN: Any = object()  #: a value with data-dependent sizes
 
 
 def _run_on_fakes(graph_module: fx.GraphModule) -> dict[Node, Any]:
-    """Node -> its value on fake tensors of the sizes of the example, or the error of a rule that does not run.
+    """Node -> its value on fake tensors with the sizes of the example inputs, or the error of a rule that does not run.
 
-    What values decide, and what no fake tensor knows, stays unknown. Parameters are read without their gradients, which
-    another thread may be writing: a fake tensor is made of both.
+    Data-dependent values stay unknown. Parameters are read without their gradients, which another thread may be
+    writing: making a fake tensor reads both.
     """
     tensors = {
         node: _without_gradient(attribute(graph_module, node)) for node in graph_module.graph.find_nodes(op="get_attr")
@@ -271,15 +271,15 @@ class _OnFakes(Values):
             return _UNKNOWN
         try:
             return super().run(node, args, kwargs)
-        except Exception as error:  # of a type of its own for every way in which an operator can ask for values
+        except Exception as error:  # operators that need values raise errors of many types
             return _UNKNOWN if isinstance(node.target, torch._ops.OpOverload) else error
 
 
 def _concrete(value: Any) -> Any:
-    """A fake value at the sizes of the example, within the fake mode that is on."""
+    """A fake value with the sizes of the example inputs, in the current fake mode."""
     try:
         return pytree.tree_map(_at_example, value)
-    except (TypeError, AttributeError):  # a size that only values tell
+    except (TypeError, AttributeError):  # a data-dependent size
         return _UNKNOWN
 
 
@@ -293,10 +293,10 @@ def _at_example(leaf: Any) -> Any:
 
 
 def _described(value: Any) -> str:
-    """Precision and shape of every tensor in a value, at the sizes of the example; "" where these are not known."""
+    """Dtype and shape of every tensor in a value, at the sizes of the example inputs; "" if these are unknown."""
     try:
         return ", ".join(f"{v.dtype} {[example_size(n) for n in v.shape]}" for v in tensors_in(value))
-    except TypeError:  # a size that only values tell
+    except TypeError:  # a data-dependent size
         return ""
 
 

@@ -61,7 +61,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "features",  # dimension of the result: the features that the weights compute (negative)
         "matrices",  # rows of the first operand times columns of the second
     ),
-    "homogeneous": ("degree", "count"),  # count: the function that counts the factors (rules.factors)
+    "homogeneous": ("degree", "count"),  # count: of a product along a dimension, what counts its factors
     "nonlinearity": ("slope", "at_zero"),
     "normalization": ("layout", "centred"),
     "softmax": ("distribution",),  # the argument that names the dimension that sums to one

@@ -1,1 +1,1 @@
-"""Optimisations of a rewritten graph: the same relevance from less work."""
+"""Optimisations of a rewritten graph: the same relevance in less time."""

@@ -1,9 +1,9 @@
-"""A graph pass: relevance of token ids is collected behind the first linear layers instead of in front of them.
+"""A graph pass: collect the relevance of token ids at the outputs of the first linear layers.
 
-Of the row that an id picks, an explanation says the sum over its features, x . g. What only multiplies the row by
-constants (a norm whose statistic is one, a linear layer without bias) hands on as much as it gets: with y = A x it is
-x . (A^T g) = y . g. So the sum is taken at y, and the way back ends there: the transposed products of the first
-queries, keys and values are not computed.
+The relevance of a token is the sum over the features of its embedding row, x . g. Operators that multiply the row by
+constants (a norm with a constant statistic, a linear layer without bias) preserve this sum: for y = A x it is
+x . (A^T g) = y . g. So the sum is taken at y and the backward pass stops there, without the transposed products of the
+first queries, keys and values.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _LAYER, _CONSTANT = aten.linear.default, aten.detach.default
 def collect_late(
     graph: fx.Graph, ops: OpTable, taps: Sequence[Node], depths: Sequence[int | None], latents: Container[Node]
 ) -> list[list[Node]]:
-    """Let rows that token ids pick be constants, and what the first linear layers make of them sources in their place.
+    """Detach the embedding rows and collect relevance at the outputs of the first linear layers instead.
 
     Args:
         graph: a graph with its target; nodes need ``meta["val"]``.
         ops: the op table.
         taps: its sources.
-        depths: of each, how many leading dimensions its ids have; None for what is no row of a table.
-        held: values whose own cotangent is asked for.
+        depths: number of leading dimensions of the ids of each source; None for a source that is no lookup.
+        latents: nodes whose own cotangent is asked for.
 
     Returns:
-        for each source the values at which its relevance is collected: itself where nothing is gained.
+        For each source the nodes at which its relevance is collected: the source itself if nothing is gained.
     """
-    look = _Look(graph, ops, taps, latents)
+    reach = _Reach(graph, ops, taps, latents)
     collected = []
     for tap, depth in zip(taps, depths, strict=True):
-        edges = {} if depth is None else dict(look.edges(tap, depth))
+        edges = {} if depth is None else dict(reach.edges(tap, depth))
         late = [node for node in edges if node is not tap]
         if not any(node.target is _LAYER for node in late):
             collected.append([tap])
@@ -62,9 +62,9 @@ def collect_late(
     return collected
 
 
-def per_source(parts: Sequence[Tensor], counts: Sequence[int], depths: Sequence[int | None]) -> list[Tensor]:
-    """Relevance of each source from that of its ``counts`` places; of several, summed over features."""
-    feed, collected = iter(parts), []
+def per_source(relevances: Sequence[Tensor], counts: Sequence[int], depths: Sequence[int | None]) -> list[Tensor]:
+    """Relevance of each source, given that of its ``counts`` nodes; of several nodes, the sum over features."""
+    feed, collected = iter(relevances), []
     for count, depth in zip(counts, depths, strict=True):
         pieces = list(itertools.islice(feed, count))
         if count > 1:
@@ -73,18 +73,18 @@ def per_source(parts: Sequence[Tensor], counts: Sequence[int], depths: Sequence[
     return collected
 
 
-class _Look:
-    """Where rows of a graph go.
+class _Reach:
+    """The operators between an embedding row and the first linear layers.
 
     Attributes:
         ops: the op table.
-        held: values whose own cotangent is asked for.
-        live: values that depend on a source, other than as a constant.
-        read: values whose cotangent reaches the target.
+        latents: nodes whose own cotangent is asked for.
+        live: nodes that depend on a source without a detach in between.
+        read: nodes with a cotangent: the output depends on them without a detach in between.
     """
 
-    def __init__(self, graph: fx.Graph, ops: OpTable, taps: Sequence[Node], held: Container[Node]) -> None:
-        self.ops, self.held = ops, held
+    def __init__(self, graph: fx.Graph, ops: OpTable, taps: Sequence[Node], latents: Container[Node]) -> None:
+        self.ops, self.latents = ops, latents
         self.live = set(taps)
         for node in graph.nodes:
             if node.target is not _CONSTANT and any(n in self.live for n in node.all_input_nodes):
@@ -95,9 +95,9 @@ class _Look:
                 self.read.add(node)
 
     def edges(self, node: Node, depth: int) -> Iterator[tuple[Node, list[Node]]]:
-        """(value, its users that do more than multiply by constants), from ``node`` on, no further than a layer."""
+        """(node, its users that do more than multiply by constants), from ``node`` on, up to the first layers."""
         carrying = [u for u in node.users if u in self.read and u.target is not _CONSTANT]
-        ends = node in self.held or node.target is _LAYER
+        ends = node in self.latents or node.target is _LAYER
         inner = [] if ends else [u for u in carrying if self._multiplies(u, node, depth)]
         if ends or len(inner) < len(carrying):
             yield node, [u for u in node.users if u not in inner]
@@ -105,7 +105,7 @@ class _Look:
             yield from self.edges(user, depth)
 
     def _multiplies(self, user: Node, node: Node, depth: int) -> bool:
-        """Whether an operator multiplies the rows of ``node`` by constants, each by itself."""
+        """Whether ``user`` multiplies each row of ``node`` by constants."""
         slots = positional(user, depth, self.ops)
         if slots is None or not is_float(user):
             return False

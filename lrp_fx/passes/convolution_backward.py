@@ -1,4 +1,4 @@
-"""A graph pass: the relevance of a convolution's input as a convolution of its own."""
+"""A graph pass: the backward of a convolution, for its input, as a transposed convolution."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ aten = torch.ops.aten
 
 
 def transpose_convolutions(graph: fx.Graph) -> None:
-    """``convolution_backward`` for the input alone -> a transposed convolution (ONNX has no other name for it).
+    """``convolution_backward`` for the input alone -> a transposed convolution, as ONNX has no operator for the former.
 
-    The backward of a convolution with respect to its input is the convolution of the cotangent with the same weights,
-    transposed, and padded at the end by what the strides left over.
+    The cotangent of the input is the transposed convolution of the output's cotangent with the same weights. It is
+    padded at the end by the remainder of the strides.
     """
     for node in list(graph.nodes):
         if node.target is not aten.convolution_backward.default:
@@ -27,17 +27,17 @@ def transpose_convolutions(graph: fx.Graph) -> None:
         x, g, w = (bound[k].meta["val"].shape[2:] for k in ("input", "grad_output", "weight"))
         stride, padding, dilation = (list(bound[k]) for k in ("stride", "padding", "dilation"))
         if bound["transposed"]:
-            other: list[int] = [0] * len(stride)
+            remainder: list[int] = [0] * len(stride)
         else:
-            other = [
+            remainder = [
                 int(n - ((m - 1) * s - 2 * p + d * (k - 1) + 1))
                 for n, m, k, s, p, d in zip(x, g, w, stride, padding, dilation, strict=True)
             ]
         with graph.inserting_before(node):
             new = graph.call_function(
                 aten.convolution.default,
-                (bound["grad_output"], bound["weight"], None, stride, padding, dilation, not bound["transposed"], other,
-                 bound["groups"]),
+                (bound["grad_output"], bound["weight"], None, stride, padding, dilation, not bound["transposed"],
+                 remainder, bound["groups"]),
             )  # fmt: skip
         for user in list(node.users):
             assert user.target is operator.getitem

@@ -1,10 +1,10 @@
-"""A graph pass: what is only read at selected positions is computed at these positions only.
+"""A graph pass: move slices of positions in front of operators that treat positions alike.
 
-A language model's head is as large as several of its layers, and of its output an explanation reads one position. An
-operator that treats positions alike (a linear layer, a normalization over features, anything elementwise) commutes with
-the choice of positions, so the choice is moved in front of it, and on, as far as every reader wants the same positions:
-the head, the last norm, the last feed-forward layer and the queries of the last attention then run at one position
-instead of all. A choice may be the target's, or one that the model makes: its class token, its last position.
+A language model's head costs as much as several of its layers, and an explanation reads its output at one position. An
+operator that treats positions alike (a linear layer, a normalization over features, an elementwise operator) commutes
+with the selection of positions. The selection is moved in front of it, and further up, as long as all readers select
+the same positions. The head, the last norm, the last feed-forward layer and the queries of the last attention are then
+computed at one position. The selection is that of the target, or one of the model's own (class token, last position).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from lrp_fx.rules import functions as rules
 
 aten = torch.ops.aten
 
-#: functions of ours that treat every entry by itself
+#: functions of this package that are elementwise
 _ELEMENTWISE: set[Any] = {
     *rules.commuting_with(rules.POSITIONS), rules.nonzero,
-    # as slopes are written (lrp_fx.rules.slopes)
+    # the functions in slopes (lrp_fx.rules.slopes)
     torch.abs, torch.erf, torch.exp, torch.sigmoid, torch.tanh, torch.where, torch.nn.functional.softplus,
     torch.nn.functional.hardsigmoid, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
     operator.pow, operator.eq, operator.ge, operator.gt, operator.le, operator.lt, "clamp",
@@ -39,7 +39,7 @@ _WHOLE = 2**63 - 1
 
 
 def drop_whole_slices(graph: fx.Graph) -> None:
-    """Remove slices that keep everything."""
+    """Remove slices over a whole dimension."""
     for node in list(graph.nodes):
         if node.target is not aten.slice.Tensor:
             continue
@@ -51,9 +51,9 @@ def drop_whole_slices(graph: fx.Graph) -> None:
 
 
 def sizes_from_inputs(graph: fx.Graph) -> None:
-    """Read sizes from the inputs that have them: a tensor that is read for its size alone need not be computed.
+    """Read sizes from the inputs: a tensor that is read for its size alone need not be computed.
 
-    Products of such sizes (samples times length) are computed once, in front: no layer hands one on to another.
+    Products of such sizes (samples times length) are computed once, at the front of the graph.
     """
     front = _Front(graph)
     for node in list(graph.nodes):
@@ -66,24 +66,24 @@ def sizes_from_inputs(graph: fx.Graph) -> None:
 
 
 class _Front:
-    """Sizes that are read, or computed, behind the inputs of a graph."""
+    """Nodes behind the inputs of a graph that read or compute sizes."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
         self.inputs = [n for n in graph.nodes if n.op == "placeholder"]
-        self.known: dict[str, Node] = {}
+        self.sizes: dict[str, Node] = {}
 
     def size(self, size: Any) -> Node | None:
-        """A node that has this size (a number or a formula); None where no input tells it."""
+        """A node with the value of this size (a number or a formula); None if the inputs do not determine it."""
         key = str(size)
-        if key not in self.known:
+        if key not in self.sizes:
             dims = ((n, axis, d) for n in self.inputs for axis, d in enumerate(getattr(n.meta.get("val"), "shape", ())))
             place = next((dimension for dimension in dims if str(dimension[2]) == key), None)
             if place is not None:
-                self.known[key] = self._emit(aten.sym_size.int, place[:2], place[2])
+                self.sizes[key] = self._emit(aten.sym_size.int, place[:2], place[2])
             elif isinstance(size, torch.SymInt) and (product := self._product(size)) is not None:
-                self.known[key] = product
-        return self.known.get(key)
+                self.sizes[key] = product
+        return self.sizes.get(key)
 
     def _product(self, size: torch.SymInt) -> Node | None:
         factors = sympy.Mul.make_args(size.node.expr)
@@ -98,7 +98,7 @@ class _Front:
 
     def _emit(self, target: Any, args: tuple[Any, ...], value: Any) -> Node:
         with self.graph.inserting_after(
-            max([*self.inputs, *self.known.values(), *(a for a in args if isinstance(a, Node))])
+            max([*self.inputs, *self.sizes.values(), *(a for a in args if isinstance(a, Node))])
         ):
             node = self.graph.call_function(target, args)
         node.meta = {"val": value}
@@ -110,14 +110,14 @@ def _value(size: Any) -> Any:
 
 
 def behind_selection(graph: fx.Graph, ops: OpTable, reported: Iterable[Node] = ()) -> None:
-    """Move every choice of positions as far up as it goes.
+    """Move every selection of positions as far up as possible.
 
     Nodes without ``meta["val"]`` are left as they are.
 
     Args:
         graph: the graph.
         ops: the op table.
-        reported: nodes of which the output reads the value only, as a constant: they are still computed in full for it.
+        reported: nodes that the graph also returns, as constants: these are still computed in full, for the output.
     """
     reported = set(reported)
     _keep_dimensions(graph, ops)
@@ -129,7 +129,7 @@ def behind_selection(graph: fx.Graph, ops: OpTable, reported: Iterable[Node] = (
 
 
 def may_move(graph: fx.Graph, ops: OpTable) -> bool:
-    """Whether a choice of positions is all that is read of an operator that treats positions alike."""
+    """Whether some operator that treats positions alike is only read at selected positions."""
     for node in graph.nodes:
         depth = _leading(node) or _selecting(node)
         if depth is not None and node.users:
@@ -140,7 +140,7 @@ def may_move(graph: fx.Graph, ops: OpTable) -> bool:
 
 
 def _keep_dimensions(graph: fx.Graph, ops: OpTable) -> None:
-    """Selections of one position -> slices of length one, which keep the dimension, and take it away afterwards."""
+    """Selections of one position -> slices of length one, which keep the dimension, and a squeeze."""
     for node in graph.find_nodes(op="call_function", target=aten.select.int):
         depth = _selecting(node)
         x, dim, at = node.args
@@ -157,7 +157,7 @@ def _keep_dimensions(graph: fx.Graph, ops: OpTable) -> None:
 
 
 def _selecting(node: Node) -> int | None:
-    """How many leading dimensions the selection of one position looks at; None for any other node."""
+    """Number of leading dimensions up to the one that selects one position; None for any other node."""
     if node.target is not aten.select.int:
         return None
     x, dim, at = node.args
@@ -168,7 +168,7 @@ def _selecting(node: Node) -> int | None:
 
 
 def _leading(node: Node) -> int | None:
-    """How many leading dimensions a choice of positions looks at; None for any other node."""
+    """Number of leading dimensions that a selection of positions indexes; None for any other node."""
     operand = node.args[0] if node.args else None
     if not isinstance(operand, Node) or not isinstance(operand.meta.get("val"), Tensor):
         return None
@@ -194,11 +194,11 @@ def _boolean(node: Node) -> bool:
 def _move_up(graph: fx.Graph, ops: OpTable, choice: Node, depth: int, reported: set[Node]) -> None:
     top = choice.args[0]
     assert isinstance(top, Node)
-    region: dict[Node, list[Slot]] = {}  # operator -> its operands that have positions
+    region: dict[Node, list[Slot]] = {}  # operator -> its operands with positions
     same = {u for u in top.users if _alike(u, choice)}
     pending = {top}
     while pending:
-        node = max(pending)  # the last one: whoever reads it has been looked at
+        node = max(pending)  # the last one: all its readers were visited
         pending.remove(node)
         others = node.users.keys() - region.keys() - (same if node is top else set())
         read_out = any(user.op == "output" for user in others)
@@ -217,7 +217,7 @@ def _move_up(graph: fx.Graph, ops: OpTable, choice: Node, depth: int, reported: 
     for twin in same:
         twin.replace_all_uses_with(chosen[top])
     if depth == 2 and choice.meta["val"].dim() == top.meta["val"].dim():
-        edges = [made for operand, made in chosen.items() if operand not in region]
+        edges = [selected for operand, selected in chosen.items() if operand not in region]
         graph.eliminate_dead_code()
         for edge in edges:
             ask_chosen(graph, ops, edge)
@@ -228,11 +228,11 @@ def _alike(a: Node, b: Node) -> bool:
 
 
 def positional(node: Node, depth: int, ops: OpTable) -> list[Slot] | None:
-    """The operands of ``node`` that have its positions, where it treats positions alike; None where it does not.
+    """The operands of ``node`` with positions, if it treats all positions alike; None otherwise.
 
     Args:
         node: the operator.
-        depth: how many leading dimensions count the positions.
+        depth: number of leading dimensions that index the positions.
         ops: the op table.
     """
     val = node.meta.get("val")
@@ -247,10 +247,10 @@ def positional(node: Node, depth: int, ops: OpTable) -> list[Slot] | None:
     if node.target is rules.normalization_rule:
         width = bind(node)["width"]
         return [Slot("y"), Slot("x")] if 0 < width <= val.dim() - depth else None
-    if (dims := _taken_together(node, ops)) is not None:
+    if (dims := _reduced_dims(node, ops)) is not None:
         return [Slot(_declared(node, ops).args[0])] if min(dims) >= depth else None
-    alone = node.target in _ELEMENTWISE or has_tag(node, torch.Tag.pointwise) or _keeps_places(node, ops)
-    return _broadcast(slots, val, depth) if alone else None
+    elementwise = node.target in _ELEMENTWISE or has_tag(node, torch.Tag.pointwise) or _keeps_places(node, ops)
+    return _broadcast(slots, val, depth) if elementwise else None
 
 
 def _declared(node: Node, ops: OpTable) -> OpSpec:
@@ -258,7 +258,7 @@ def _declared(node: Node, ops: OpTable) -> OpSpec:
 
 
 def _over_features(node: Node, ops: OpTable) -> Slot | None:
-    """What a linear layer, or a normalization over the last dimensions, reads; None for any other operator."""
+    """The input of a linear layer or of a normalization over the last dimensions; None for any other operator."""
     if node.target is aten.linear.default:
         return Slot("input")
     spec = _declared(node, ops)
@@ -266,13 +266,13 @@ def _over_features(node: Node, ops: OpTable) -> Slot | None:
 
 
 def _keeps_places(node: Node, ops: OpTable) -> bool:
-    """Whether entries stay where they are, or the values do not matter (``zeros_like``)."""
+    """Whether entries are not moved, or the result does not depend on the values (``zeros_like``)."""
     spec = _declared(node, ops)
     return spec.extra.get("form") in ("copy", "cast", "detach") or (spec.kind == "constant" and spec.elementwise)
 
 
-def _taken_together(node: Node, ops: OpTable) -> list[int] | None:
-    """Dimensions that a softmax, or a reduction that keeps them, takes together; None for any other operator."""
+def _reduced_dims(node: Node, ops: OpTable) -> list[int] | None:
+    """Dimensions of a softmax, or of a reduction with ``keepdim``; None for any other operator."""
     spec, bound = _declared(node, ops), bind(node)
     dim = bound.get(spec.extra.get("distribution", "dim"))
     if not ("distribution" in spec.extra or (spec.reduces and bound.get("keepdim"))):
@@ -305,10 +305,10 @@ def _at_positions(
     choice: Node,
     chosen: dict[Node, Node],
 ) -> Node:
-    """``node``, computed from the chosen positions of its operands."""
+    """``node``, computed at the selected positions of its operands."""
     new = graph.node_copy(node)
     new.meta = dict(node.meta) | {"val": _chosen_value(node, choice)}
-    if (dims := _taken_together(node, ops)) is not None:
+    if (dims := _reduced_dims(node, ops)) is not None:
         rank = node.meta["val"].dim()
         behind = [d - rank for d in dims]
         name = _declared(node, ops).extra.get("distribution", "dim")

@@ -1,4 +1,4 @@
-"""Attention of which only some positions are read: only their queries are asked."""
+"""Attention that is read at some positions only is computed for their queries only."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ aten = torch.ops.aten
 
 
 def ask_chosen(graph: fx.Graph, ops: OpTable, choice: Node) -> None:
-    """Let ``choice`` of positions in the output of a fused attention be one among its queries, where it can be.
+    """Move a selection of positions from the output of a fused attention to its queries, if possible.
 
-    Softmax and the mixing of values treat queries alike: attention of chosen queries is the chosen rows of attention.
+    Softmax and the product with the values treat all queries alike.
 
     Args:
         graph: the graph.
@@ -38,7 +38,9 @@ def ask_chosen(graph: fx.Graph, ops: OpTable, choice: Node) -> None:
         result = _Asking(graph, choice, fused).attention(bound)
     choice.replace_all_uses_with(result)
     dead: Any = choice
-    while not dead.users and dead.op == "call_function":  # attention may draw numbers: no general pass removes it
+    while (
+        not dead.users and dead.op == "call_function"
+    ):  # attention may draw random numbers, so eliminate_dead_code keeps it
         before = dead.args[0]
         graph.erase_node(dead)
         if dead is fused:
@@ -47,7 +49,7 @@ def ask_chosen(graph: fx.Graph, ops: OpTable, choice: Node) -> None:
 
 
 def _attention_behind(node: Node, ops: OpTable) -> Node | None:
-    """The attention whose (B, H, T, D) output ``node`` is, as (B, T, H * D), where nobody else reads it."""
+    """The attention whose (B, H, T, D) output ``node`` is, as (B, T, H * D), if it has no other reader."""
     shape: tuple[Any, ...] = tuple(node.meta["val"].shape)
     transposed = False
     if len(shape) != 3:
@@ -72,7 +74,7 @@ def _attention_behind(node: Node, ops: OpTable) -> Node | None:
 
 
 class _Asking(NodeWriter):
-    """Writes one fused attention at chosen queries."""
+    """Emits one fused attention at selected queries."""
 
     def __init__(self, graph: fx.Graph, choice: Node, origin: Node) -> None:
         super().__init__(graph, origin)
@@ -91,7 +93,7 @@ class _Asking(NodeWriter):
         return self.call(aten.flatten.using_ints, self.call(aten.transpose.int, out, 1, 2), 2, -1)
 
     def mask(self, bound: dict[str, Any], query: Node, key: Node) -> Node | None:
-        """The rows of the mask; a causal one has a row for every position chosen."""
+        """The rows of the mask for the selected queries; a causal mask is written out."""
         mask: Node | None = bound.get("attn_mask")
         if mask is None and not bound.get("is_causal"):
             return None

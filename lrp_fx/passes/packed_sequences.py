@@ -1,7 +1,7 @@
-"""Packed sequences of a recorded run as lookups: their kernels have no fake counterparts that know how long they are.
+"""Packed sequences of a recorded run as lookups: on fake tensors their kernels do not know the number of rows.
 
-How many rows a packed sequence has is a decision of the run that was recorded, so it is fixed here. Which rows these
-are is computed from the lengths.
+The number of rows of a packed sequence is fixed by the recorded run. The indices of the rows are computed from the
+lengths.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from lrp_fx.graph.copies import splice
 aten = torch.ops.aten
 
 
-def _rows(there: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(steps, samples), both (count,): where a (steps, samples) tensor of booleans is true, in order of steps."""
-    places = torch.arange(there.numel(), device=there.device)
-    flat = torch.where(there.flatten(), places, there.numel()).sort().values[:count]
-    return flat // there.shape[1], flat % there.shape[1]
+def _rows(present: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(steps, samples), both (count,): indices of the true entries of a (steps, samples) tensor, in order of steps."""
+    places = torch.arange(present.numel(), device=present.device)
+    flat = torch.where(present.flatten(), places, present.numel()).sort().values[:count]
+    return flat // present.shape[1], flat % present.shape[1]
 
 
 def _pack(results: Sequence[Tensor], padded: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
-    """Rows of a padded sequence that are there, step by step, and how many each step has."""
+    """The rows of a padded sequence without its padding, step by step; the number of rows of each step."""
     rows, sizes = results
     steps = torch.arange(sizes.shape[0], device=lengths.device)
-    there = lengths[None, :] > steps[:, None]
-    step, sample = (index.to(padded.device) for index in _rows(there, rows.shape[0]))
-    return padded[(sample, step) if batch_first else (step, sample)], there.sum(1)
+    present = lengths[None, :] > steps[:, None]
+    step, sample = (index.to(padded.device) for index in _rows(present, rows.shape[0]))
+    return padded[(sample, step) if batch_first else (step, sample)], present.sum(1)
 
 
 def _pad(
     results: Sequence[Tensor], rows: Tensor, sizes: Tensor, batch_first: bool, padding: Any, total: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """A padded sequence of packed rows, and the lengths in it."""
+    """The padded sequence of packed rows; its lengths."""
     padded, lengths = results
-    there = torch.arange(lengths.shape[0], device=sizes.device)[None, :] < sizes[:, None]
-    step, sample = (index.to(rows.device) for index in _rows(there, rows.shape[0]))
+    present = torch.arange(lengths.shape[0], device=sizes.device)[None, :] < sizes[:, None]
+    step, sample = (index.to(rows.device) for index in _rows(present, rows.shape[0]))
     filled = torch.full(padded.shape, padding, dtype=rows.dtype, device=rows.device)
-    return filled.index_put((sample, step) if batch_first else (step, sample), rows), there.sum(0)
+    return filled.index_put((sample, step) if batch_first else (step, sample), rows), present.sum(0)
 
 
 _SPELLED: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -55,7 +55,7 @@ _SPELLED: dict[Any, Callable[..., tuple[Tensor, Tensor]]] = {
 
 
 def spell_packed(owner: fx.GraphModule) -> None:
-    """Replace the kernels of packed sequences whose sizes were recorded in the values that are noted in the graph."""
+    """Replace the kernels of packed sequences by lookups, if the captured values have fixed sizes."""
     for node in list(owner.graph.nodes):
         function = _SPELLED.get(node.target) if node.op == "call_function" else None
         if function is None or not _is_sized(node.meta.get("val")):

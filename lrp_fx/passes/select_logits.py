@@ -1,7 +1,8 @@
-"""A graph pass: where one class is read of all that a layer yields, that class alone is computed.
+"""A graph pass: if only one class is read of a layer's outputs, compute that class alone.
 
-Before the choice of a class lies a linear layer as wide as the vocabulary. Its transposed product with a cotangent that
-is zero but for one class is a row of the weights; with many targets such cotangents are as large as all their logits.
+A linear layer as wide as the vocabulary precedes the selection of a class. The cotangent of its output is zero but for
+one class, so its transposed product is one row of the weights. With many targets, such cotangents take as much memory
+as all their logits.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ from lrp_fx.rules import functions as rules
 
 aten = torch.ops.aten
 
-#: functions of ours with one operand that treat every entry alike
+#: rule functions with one operand that treat every entry alike
 _ALIKE = rules.commuting_with(rules.ENTRIES)
 
 
 def choose_rows(graph: fx.Graph, ops: OpTable) -> int:
-    """Let every choice of a class among a linear layer's outputs be one of its weights' rows; returns how many.
+    """Move every selection of a class from the output of a linear layer to the rows of its weights.
 
-    What else is read of the layer (its largest output, say) stays as it is. Nodes need ``meta["val"]``.
+    Other readers of the layer (a maximum of its outputs) stay as they are. Nodes need ``meta["val"]``.
+
+    Returns:
+        The number of selections that were moved.
     """
     _squeeze_first(graph)
     count = 0
@@ -48,7 +52,7 @@ def choose_rows(graph: fx.Graph, ops: OpTable) -> int:
 
 
 def _squeeze_first(graph: fx.Graph) -> None:
-    """Take away the dimension of one position in front of a layer, not behind it: the choice of a class follows it."""
+    """Squeeze the dimension of one position in front of a layer, so that the selection of a class follows the layer."""
     for node in list(graph.find_nodes(op="call_function", target=aten.squeeze.dim)):
         layer, dim = node.args
         if layer.target is not aten.linear.default or len(layer.users) != 1:  # type: ignore[union-attr]
@@ -67,7 +71,7 @@ def _squeeze_first(graph: fx.Graph) -> None:
 
 
 def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:
-    """(values, indices of their other dimensions or None for all of them, index of the class) of a choice."""
+    """(values, indices of their other dimensions or None for all, index of the class) of a selection of one class."""
     values = node.args[0] if node.args else None
     if not isinstance(values, Node) or not isinstance(values.meta.get("val"), Tensor):
         return None
@@ -89,7 +93,7 @@ def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:
 
 
 def _layer_behind(values: Node, ops: OpTable) -> tuple[list[Node], Node | None]:
-    """(operators between, last first; the linear layer whose outputs ``values`` are, or None)."""
+    """(operators between the layer and ``values``, last first; the linear layer, or None)."""
     between: list[Node] = []
     while values.target in _ALIKE or (ops.form(values) in ("copy", "cast") and len(values.all_input_nodes) == 1):
         between.append(values)
@@ -100,10 +104,10 @@ def _layer_behind(values: Node, ops: OpTable) -> tuple[list[Node], Node | None]:
 
 
 class _Rows(NodeWriter):
-    """Writes a linear layer at chosen outputs."""
+    """Emits a linear layer at selected outputs."""
 
     def chosen(self, layer: Node, position: list[Node] | None, index: Node, between: list[Node]) -> Node:
-        """x . W[index] + b[index], of the shape of the choice."""
+        """x . W[index] + b[index], of the shape of the selection."""
         bound: dict[str, Any] = bind(layer)
         x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
         if position is not None:

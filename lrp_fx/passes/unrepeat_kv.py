@@ -1,7 +1,7 @@
-"""A graph pass: fused attention whose heads share keys and values reads them as they are, not a copy for every head.
+"""A graph pass: fused grouped-query attention reads keys and values once, not a copy for every head.
 
-A model that is given a mask repeats its keys and values (grouped-query attention, arXiv:2305.13245); the kernel of
-causal or full attention finds a head's group by itself. Values, cotangents and relevance are the same.
+Models with grouped-query attention (arXiv:2305.13245) repeat keys and values when they are given a mask. The kernels of
+causal and full attention do not need the copies. Values, cotangents and relevance are the same.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ aten = torch.ops.aten
 
 
 def share_heads(graph: fx.Graph, ops: OpTable) -> int:
-    """Let every fused attention without a mask read keys and values unrepeated; returns how many do now.
+    """Let every fused attention without a mask read keys and values unrepeated.
 
-    With a mask they stay repeated: of kernels on accelerators none takes both. So do those that are read by others.
+    With a mask they stay repeated: no kernel on accelerators supports both. So do keys and values with other readers.
+
+    Returns:
+        The number of attentions that were changed.
     """
     count = 0
     for node in graph.find_nodes(op="call_function", target=FUSED):
@@ -32,10 +35,10 @@ def share_heads(graph: fx.Graph, ops: OpTable) -> int:
         if bound.get("attn_mask") is not None or bound.get("dropout_p") or bound.get("enable_gqa"):
             continue
         repeated = [_repeated(bound[name], ops) for name in ("key", "value")]
-        if any(part is None for part in repeated):
+        if any(operand is None for operand in repeated):
             continue
         with graph.inserting_before(node):
-            key, value = (_Single(graph, node).heads(*part) for part in repeated if part is not None)
+            key, value = (_Single(graph, node).heads(*operand) for operand in repeated if operand is not None)
         keywords = {k: v for k, v in bound.items() if k in ("scale", "is_causal") and v}
         node.args, node.kwargs = (bound["query"], key, value), {**keywords, "enable_gqa": True}
         count += 1
@@ -45,7 +48,7 @@ def share_heads(graph: fx.Graph, ops: OpTable) -> int:
 
 
 def _repeated(node: Node, ops: OpTable) -> tuple[Node, list[float]] | None:
-    """((B, H, 1, T, D), factors of its relevance) of (B, H * n, T, D) keys, each head n times in a row."""
+    """(the (B, H, 1, T, D) tensor that (B, H * n, T, D) keys repeat n times, factors of its relevance), or None."""
     factors: list[float] = []
     while node.target is scale_relevance and len(node.users) == 1:
         factors.append(node.args[1])  # type: ignore[arg-type]
@@ -67,7 +70,7 @@ def _repeated(node: Node, ops: OpTable) -> tuple[Node, list[float]] | None:
 
 
 class _Single(NodeWriter):
-    """Writes keys or values without their copies."""
+    """Emits keys or values without their copies."""
 
     def heads(self, single: Node, factors: list[float]) -> Node:
         """(B, H, 1, T, D) -> (B, H, T, D)."""

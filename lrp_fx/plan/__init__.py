@@ -1,4 +1,4 @@
-"""Stage 3, plan: facts and a rule set -> one decision per node that relevance flows through."""
+"""Stage 3, plan: facts and a rule set -> one decision for each node with relevance."""
 
 from lrp_fx.plan.make_plan import Decision, Plan, make_plan
 from lrp_fx.plan.why import NodeReason, Verdict, why

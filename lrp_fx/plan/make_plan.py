@@ -1,4 +1,4 @@
-"""Stage 3, choice: facts + rule set -> a plan, one decision per node that relevance flows through."""
+"""Stage 3, plan: facts and a rule set -> one decision for each node with relevance."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ WINNER = "winner-takes-all"
 
 
 class Term(NamedTuple):
-    """A factor of a product that is a sum.
+    """A factor of a product that is expanded into a sum.
 
     Attributes:
         leaf: the factor.
-        weighs: whether it only weighs the others, and is a constant where there is another signal.
+        weighs: whether it only weighs the others: it is held constant in addends with another signal.
     """
 
     leaf: Leaf
@@ -43,15 +43,15 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True)
 class Decision:
-    """What happens at one node.
+    """The rule at one node, and the operands that it gives relevance to.
 
     Attributes:
         role: movement, linear, selection, bilinear, gate, nonlinearity, normalization, softmax or attention.
         rule: the rule chosen for that role.
         live: operands that receive relevance.
-        factors: what each live operand's cotangent is multiplied by (0: the operand is a constant here; absent: 1).
+        factors: factor of each live operand's cotangent (absent: 1; 0: the operand is held constant).
         softmax_share: share of relevance that a fused attention passes to its scores.
-        terms: the factors of the sum that a product is, where one of them is a constant plus a signal.
+        terms: the factors of a product that is expanded into a sum, as one of them is a constant plus a signal.
     """
 
     role: str
@@ -67,7 +67,7 @@ class Decision:
         return entry(self.role, self.rule.name)
 
     def form(self, node: Node, spec: OpSpec) -> Form:
-        """How the rule is carried out at ``node``."""
+        """The form of the rule at ``node``."""
         if self.terms:
             return DISTRIBUTED
         several = isinstance(node.meta.get("val"), (tuple, list)) and spec.kind == "homogeneous"
@@ -82,11 +82,11 @@ class Plan:
 
     Attributes:
         ruleset: the rule set.
-        facts: what it was applied to.
-        decisions: one per node that relevance flows through.
-        stopped: role of every node whose relevance a rule stops.
-        differentiable: nodes through which autograd would flow (a superset of ``decisions``: statistics are in it).
-        positions: position tables that the rule set treats as inputs.
+        facts: the facts of the graph.
+        decisions: one for each node with relevance.
+        stopped: role of every node at which a rule stops relevance.
+        differentiable: nodes that autograd would differentiate, a superset of ``decisions`` (it includes statistics).
+        positions: position tables that the rule set treats as sources.
     """
 
     ruleset: RuleSet
@@ -98,18 +98,18 @@ class Plan:
 
     @property
     def sources(self) -> list[Source]:
-        """Where relevance is collected: at the inputs, then at position tables."""
+        """The sources of relevance: the inputs, then position tables."""
         return self.facts.sources + self.positions
 
     @property
     def is_linear(self) -> bool:
-        """Whether relevance is linear in what is explained: no rule cuts cotangents, none is a user's own."""
+        """Whether relevance is linear in the target: no rule cuts cotangents, none is a custom one."""
         decisions = self.decisions.values()
         return not any(d.rule.own or RECTIFIED in d.entry.forms.values() for d in decisions)
 
     @property
     def feeds_zeros(self) -> bool:
-        """Whether an input that is 0 can have relevance."""
+        """Whether an input of 0 can have relevance."""
         return any(
             decision.entry.feeds_zeros or (decision.entry.parameters is not None and node in self.facts.thresholds)
             for node, decision in self.decisions.items()
@@ -119,8 +119,8 @@ class Plan:
 def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
     """Choose a rule for every node that carries relevance.
 
-    Two walks: first which operands are live and what role each node has (a rule may stop relevance, which makes later
-    products linear), then the shares of products, which are decided at the top of each product tree.
+    The first walk finds live operands and roles (a rule that stops relevance makes later products linear). The second
+    one divides the relevance of product trees, each at its top.
     """
     plan = Plan(ruleset, facts)
     candidates = Candidates(facts)
@@ -140,7 +140,7 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
 
 
 def _prune(plan: Plan, graph: Graph) -> None:
-    """Drop decisions at nodes that relevance never arrives at (statistics, closed-form slopes, unused results)."""
+    """Drop decisions at nodes without relevance (statistics, closed-form slopes, unused results)."""
     reached: set[Node] = set()
     for node in reversed(graph.nodes):
         if node.op == "output":
@@ -167,12 +167,12 @@ def _split(plan: Plan, node: Node, role: str) -> Split:
 
 
 def counts_position(plan: Plan, node: Node) -> bool:
-    """Whether the rule set counts the table of positions that a product multiplies as an input."""
+    """Whether the rule set treats the position table that ``node`` multiplies as a source."""
     return _entry(plan, node, "position").form("") is not STOPPED
 
 
 def _decide(plan: Plan, candidate: Candidate) -> Decision:
-    """The pattern that a node is of gives its role, the rule set a rule for that role."""
+    """The pattern of the node gives its role, the rule set a rule for that role."""
     pattern = patterns.recognise(candidate).pattern
     node, spec, operands = candidate.node, candidate.spec, dict(candidate.live)
     if contracts.holds(candidate):
@@ -188,8 +188,11 @@ def _movement(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) 
 
 
 def _softmax(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
-    """A softmax in running form hands values their share as if they were mixed after the division: what divides and
-    rescales them is the softmax, and gets the share that it has where it is contracted with them."""
+    """In a running softmax the division follows the product with the values (``analysis.softmax``).
+
+    Values have their share as if the weights were normalized first. The divisions and rescalings are the softmax; their
+    weight operand has the share of the weights in the product with the values.
+    """
     rule, mixing = _rule(plan, "softmax", node), plan.facts.mixing.get(node)
     if mixing is None:
         return Decision("softmax", rule, operands)
@@ -202,14 +205,14 @@ def _softmax(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -
 
 
 def _function(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
-    """First-order Taylor, as for softmax: x times the natural gradient; the rest is an entry of its own."""
+    """First-order Taylor, as for softmax: x times the gradient; the ledger books the rest."""
     rule = _rule(plan, "nonlinearity", node)
     slope = entry("nonlinearity", rule.name).form("function") is SLOPE
     return Decision("nonlinearity", TAYLOR if slope else rule, operands)
 
 
 def _selection(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
-    """Relevance is spread where there is an operator that averages over the same windows; else the winner takes all."""
+    """Rules over a window need an operator that averages over the same windows; without one the winner takes all."""
     rule, dilation = _rule(plan, "selection", node), bind(node).get("dilation", 1)
     dense = all(d == 1 for d in (dilation if isinstance(dilation, (list, tuple)) else [dilation]))
     if entry("selection", rule.name).window and not ("mean" in spec.extra and dense):
@@ -218,7 +221,7 @@ def _selection(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node])
 
 
 def _folded(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
-    """A layer and the normalization over the batch that scales it are one layer: its rule applies behind both."""
+    """A batch norm behind a layer is folded into it; the layer's rule applies to the output of the batch norm."""
     layer = plan.facts.folded[node]
     layer_decision = plan.decisions[layer]
     if layer_decision.entry.split.divided:
@@ -227,13 +230,13 @@ def _folded(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) ->
 
 
 def _recurrent_sum(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
-    """A sum that rule sets may tell from others; one that has a single live addend is none."""
+    """The sum of new input and carried state, a role of its own; with a single live operand it is "linear"."""
     roles = ("recurrent-sum", "linear") if len(operands) > 1 else "linear"
     return Decision("linear", _rule(plan, roles, node), operands)
 
 
 def _multilinear(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node], role: str) -> Decision:
-    """Linear, convolution, matmul, einsum, ...: uniform over the factors that carry; added terms keep theirs."""
+    """Linear, convolution, matmul, einsum, ...: live factors share evenly; added terms keep their own relevance."""
     factors = [slot for slot in operands if slot.name in spec.args]
     divisors = [slot for slot in factors if is_denominator(plan.facts, node, slot)]
     layer = plan.facts.layers.get(node)
@@ -260,7 +263,7 @@ def _homogeneous(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node
 
 
 def _attention(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
-    """Two uniform products around a softmax: values get half, queries and keys a quarter each (design, AttnLRP 3.3)."""
+    """Two uniform products around a softmax: values get half, queries and keys a quarter each (AttnLRP 3.3)."""
     bilinear, softmax = _rule(plan, "bilinear", node), _rule(plan, "softmax", node)
     products, scoring = entry("bilinear", bilinear.name), entry("softmax", softmax.name)
     values = {s for s in operands if s.name == "value"}
@@ -278,7 +281,7 @@ def _attention(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node])
     )
 
 
-#: patterns whose rules depend on more than their role
+#: patterns whose decision depends on more than the role
 _SPECIAL: dict[Pattern, Callable[[Plan, Node, OpSpec, dict[Slot, Node]], Decision]] = {
     patterns.SOFTMAX: _softmax,
     patterns.MOVEMENT: _movement,
@@ -292,7 +295,7 @@ _SPECIAL: dict[Pattern, Callable[[Plan, Node, OpSpec, dict[Slot, Node]], Decisio
 
 
 def _distribute(plan: Plan) -> None:
-    """Products x (c + s) whose rule divides: c x is x's, and only x s is divided (``analysis.shifted``)."""
+    """Expand products x (c + s) whose rule divides: x has all of c x, and shares x s (``analysis.shifted``)."""
     for node, expansion in plan.facts.shifted.items():
         decision = plan.decisions.get(node)
         if decision is None or not decision.entry.split.divided or not all(_reached(plan, x) for x in expansion.leaves):
@@ -306,7 +309,7 @@ def _distribute(plan: Plan) -> None:
 
 
 def _reached(plan: Plan, leaf: Leaf) -> bool:
-    """Whether relevance reaches a factor under the rule set, and the signal in it."""
+    """Whether relevance reaches a factor under the rule set, and the signal in its sum."""
     live = all(n in plan.decisions and slot in plan.decisions[n].live for n, slot in leaf.way)
     return live and (leaf.shift is None or leaf.shift.sum in plan.decisions)
 
@@ -316,7 +319,7 @@ def _weighs(plan: Plan, leaf: Leaf) -> bool:
 
 
 def _share_products(plan: Plan, products: Products) -> None:
-    """Second walk: shares of every product tree, turned into a factor per edge of the tree."""
+    """Second walk: divide the relevance of every product tree, as one factor per edge of the tree."""
     facts, shares = plan.facts, Shares(products)
     for top, product in products.whole.items():
         if top not in plan.decisions:
@@ -326,8 +329,8 @@ def _share_products(plan: Plan, products: Products) -> None:
         natural = not _split(plan, top, "nonlinearity").divided
         if natural and all(share[factor] == times for factor, times in product.factors()):
             continue
-        for node, parts in shares.route(top, share).items():
-            # a reciprocal has degree -1: its identity rule is the gradient with its sign changed
-            signs = {slot: -1.0 if is_denominator(facts, node, slot) and not natural else 1.0 for slot in parts}
-            factors = {slot: signs[slot] * part for slot, part in parts.items() if signs[slot] * part != 1}
+        for node, fractions in shares.route(top, share).items():
+            # a reciprocal has degree -1: its identity rule is the negative gradient
+            signs = {slot: -1.0 if is_denominator(facts, node, slot) and not natural else 1.0 for slot in fractions}
+            factors = {slot: signs[slot] * part for slot, part in fractions.items() if signs[slot] * part != 1}
             plan.decisions[node] = replace(plan.decisions[node], factors=factors)

@@ -1,4 +1,4 @@
-"""Where the relevance of a flattened product goes: a share for each factor, and what part of it takes which way."""
+"""The shares of the factors of a flattened product, and the fraction of relevance through each of its slots."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from lrp_fx.analysis.products import Group, Product, Products, degree, is_cast_o
 from lrp_fx.graph.operands import Slot
 from lrp_fx.rules.table import BY_DEGREE, Split
 
-Number = int | Fraction  #: exact: a factor may count more often than a float can hold
+Number = int | Fraction  #: exact, as counts may exceed the range of a float
 
 
 class Shares:
-    """Shares of the products of a graph, which were flattened before."""
+    """Shares of the flattened products of a graph."""
 
     def __init__(self, products: Products) -> None:
         self.facts, self.live = products.facts, products.live
@@ -23,21 +23,21 @@ class Shares:
         self._counts: dict[Node, Number | None] = {}
 
     def count(self, node: Node) -> Number | None:
-        """As how many factors a tensor counts: x.pow(3) as three, relu(x) as one.
+        """The number of factors that a tensor stands for: three for x.pow(3), one for relu(x).
 
-        That is its degree of homogeneity in the tensor it is a function of, times the factors of that tensor where it
-        is itself a product; None for a function that is not homogeneous.
+        This is its degree of homogeneity in its origin, times the number of factors of the origin if that is a product.
+        None for a function that is not homogeneous.
         """
-        way = [node]
-        while way[-1] not in self._counts and (inner := self._counted_by(way[-1])) is not None:
-            way.append(inner)
-        for current in reversed(way):
+        path = [node]
+        while path[-1] not in self._counts and (inner := self._counted_by(path[-1])) is not None:
+            path.append(inner)
+        for current in reversed(path):
             if current not in self._counts:
                 self._counts[current] = self._count(current)
         return self._counts[node]
 
     def _counted_by(self, node: Node) -> Node | None:
-        """The operand whose count decides that of a node."""
+        """The operand whose count gives that of ``node``; None for a node with a count of its own."""
         spec = self.facts.specs.get(node)
         if spec is None or node not in self.live or not spec.elementwise or node in self.facts.manual_softmax:
             return None
@@ -59,7 +59,7 @@ class Shares:
         return 1 if self.facts.origin[node] is node else None
 
     def _weight(self, group: Group) -> Number:
-        """A homogeneous function counts as often as it is multiplied, x * x * relu(x) thrice; any other one once."""
+        """Number of factors of a group: three for x * x * relu(x), but one if a function is not homogeneous."""
         counts = [(self.count(node), times) for node, times in group.factors.items()]
         total = sum(count * times for count, times in counts if count is not None)
         homogeneous = all(count is not None for count, _ in counts)
@@ -70,12 +70,12 @@ class Shares:
 
         Args:
             product: a flattened product.
-            split: where shares go by its own rule (:mod:`lrp_fx.rules.table`).
-            split_of: the same of other roles ("selective", "nonlinearity", "normalization").
+            split: the split of its own rule (:mod:`lrp_fx.rules.table`).
+            split_of: role -> its split ("selective", "nonlinearity", "normalization").
 
         Returns:
-            A share per factor, for all the times that it is multiplied. Where the split divides by the degree they add
-            up to 1, otherwise every share is the number of times.
+            One share per factor, for all its occurrences together. If the split divides by the degree, shares add up
+            to 1; otherwise a share is the number of occurrences.
         """
         groups = list(product.groups.values())
         split = split if len(groups) > 1 else BY_DEGREE
@@ -101,30 +101,30 @@ class Shares:
         if all(count > 0 for count in counts.values()):
             total = Fraction(sum(counts.values()))
             return {n: whole * count / total for n, count in counts.items()}
-        # f(x) = x h(x): the slope f(x)/x is h(x) in closed form when x takes all and h is a constant
+        # f(x) = x h(x): if x takes all and h is held constant, the slope f(x)/x is h(x) in closed form
         origin = self.facts.origin[next(iter(group.factors))]
         carrier = min(group.factors, key=lambda n: (n is not origin, self.facts.depth.get(n, 0)))
         return {n: whole if n is carrier else 0 for n in group.factors}
 
     def route(self, top: Node, shares: Mapping[Node, Number]) -> dict[Node, dict[Slot, float]]:
-        """What part of the relevance that arrives at a product goes on through each slot, product by product.
+        """For each product of the tree, the fraction of its relevance that goes through each slot.
 
-        What arrives at a product that several slots read is the sum of what goes through them.
+        The relevance of an inner product with several readers is the sum over these.
         """
         times = {top: 1}
         order = [top]
-        for node in order:  # every product inside has one user: it is listed behind it, when all ways to it are counted
+        for node in order:  # an inner product has one user and is listed after it: all its paths are counted by then
             for operand in self.live[node].values():
                 if operand not in times and self._products.passes(operand):
                     order.append(operand)
                 times[operand] = times.get(operand, 0) + times[node]
-        each = {node: Fraction(shares[node]) / times[node] for node in times if node in shares}  # what one way brings
-        parts: dict[Node, dict[Slot, float]] = {}
+        each = {node: Fraction(shares[node]) / times[node] for node in times if node in shares}  # per path
+        fractions: dict[Node, dict[Slot, float]] = {}
         for node in reversed(order):
             operands = self.live[node]
             each[node] = sum((each[n] for n in operands.values()), Fraction(0))
             arriving = Fraction(1) if node is top else each[node] * times[node]
-            parts[node] = {
+            fractions[node] = {
                 slot: float(each[n] * times[node] / arriving) if arriving else 1.0 for slot, n in operands.items()
             }
-        return parts
+        return fractions

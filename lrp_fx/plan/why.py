@@ -1,4 +1,4 @@
-"""Why a node is what it is: the pattern that it is of, and for every other pattern the condition that fails."""
+"""Why a node has its role: the pattern that it matches, and for every other pattern the condition that fails."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lrp_fx.plan.make_plan import Plan, counts_position
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one pattern says of a node.
+    """Whether a node matches one pattern.
 
     Attributes:
         pattern: name of the pattern.
-        variant: the way to write it that matches, or in which most conditions hold.
+        variant: the spelling that matches, or the one in which most conditions hold.
         matches: whether all conditions hold.
-        decides: whether it is the pattern that gives the node its role.
+        decides: whether the pattern gives the node its role.
         holds: the conditions that hold, in order.
-        fails: the condition after these, that fails; "" where the pattern matches.
+        fails: the first condition that fails; "" if the pattern matches.
     """
 
     pattern: str
@@ -43,18 +43,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class NodeReason:
-    """Why one node is what it is.
+    """Why one node has its role and its rule.
 
     Attributes:
         node: its name in the captured graph.
         op: its operator.
         module: path of the module that computes it.
-        source: the line of code that it comes from.
-        role: its role; "" where relevance cannot reach it.
-        rule: the rule that the rule set has for it; "" where no relevance arrives.
-        law: the law of its pattern, and where that is published.
-        remark: why no relevance goes through it; "" where some does.
-        verdicts: one for each pattern of the table, the nearest first; none where relevance cannot reach it.
+        source: the line of code that created it.
+        role: its role; "" if relevance cannot reach it.
+        rule: its rule; "" if no relevance arrives.
+        law: the law of its pattern, with its source.
+        remark: why it has no relevance; "" if it has some.
+        verdicts: one for each pattern of the table, the nearest first; empty if relevance cannot reach it.
     """
 
     node: str
@@ -74,16 +74,16 @@ def why(graph: Graph, plan: Plan, where: str) -> list[NodeReason]:
     Args:
         graph: the captured graph.
         plan: a rule set applied to it.
-        where: name of a node, path of a module (all that it and the modules inside it compute), or a glob of either.
+        where: name of a node, path of a module (all nodes of it and of its submodules), or a glob of either.
 
     Raises:
-        LatentError: where no node has such a name or module.
+        LatentError: if there is no such node or module.
     """
     chosen = _named(graph, where)
     reasons: dict[Node, NodeReason] = {}
     candidates = Candidates(plan.facts)
     for candidate in candidates.walk(graph, functools.partial(counts_position, plan)):
-        if candidate.node in chosen:  # (asked now: products are flattened on the way)
+        if candidate.node in chosen:  # now, as the walk goes on to flatten products
             reasons[candidate.node] = _of_candidate(plan, candidate)
         if candidate.node in plan.stopped:
             candidates.stop(candidate.node)
@@ -117,7 +117,7 @@ def _of_candidate(plan: Plan, candidate: Candidate) -> NodeReason:
     if node in plan.stopped:
         remark = "The rule set stops relevance here."
     elif decision is None:
-        remark = "No relevance arrives: whoever reads it takes it for a constant, or the output does not depend on it."
+        remark = "No relevance arrives: its users hold it constant, or the output does not depend on it."
     return replace(
         _at(node),
         role=match.pattern.role,
@@ -150,7 +150,7 @@ def _without_relevance(plan: Plan, node: Node) -> NodeReason:
 
 
 def _at(node: Node) -> NodeReason:
-    """Where a node is."""
+    """The place of a node."""
     op = op_name(node) if node.op == "call_function" else node.op
     return NodeReason(node.name, op, module_path(node) or "<root>", source_line(node))
 
@@ -164,14 +164,20 @@ def _is_declared_constant(plan: Plan, node: Node) -> bool:
     return spec is not None and spec.kind == "constant"
 
 
-#: why relevance does not go through a node: the first that holds
+#: (why a node has no relevance, condition); the first one that holds counts
 _REMARKS: tuple[tuple[str, Callable[[Plan, Node], bool]], ...] = (
     ("Relevance is collected here.", _is_source),
-    ("It is a mask: an input that only says what others may see.", lambda plan, node: node in plan.facts.masks),
-    ("It is an input. Relevance is collected at what it picks.", lambda plan, node: node.op == "placeholder"),
+    (
+        "It is a mask: an input that only selects what other tensors contribute.",
+        lambda plan, node: node in plan.facts.masks,
+    ),
+    (
+        "It is an input. Relevance is collected at the entries that it picks.",
+        lambda plan, node: node.op == "placeholder",
+    ),
     ("It is a parameter, a buffer or a constant.", lambda plan, node: node.op == "get_attr"),
-    ("Its values are no floating-point numbers.", lambda plan, node: not is_float(node)),
+    ("Its values are not floating-point.", lambda plan, node: not is_float(node)),
     ("Its operator carries no relevance, by the op table.", _is_declared_constant),
     ("Rules stop relevance at all its operands.", lambda plan, node: node in plan.facts.specs),
-    ("It is computed from constants alone: no operand of it can carry relevance.", lambda plan, node: True),
+    ("It is computed from constants: none of its operands can carry relevance.", lambda plan, node: True),
 )

@@ -1,4 +1,4 @@
-"""Stage 4, rewrite: every decision of a plan becomes a change of the graph that keeps its forward pass."""
+"""Stage 4, rewrite: carry out the decisions of a plan; the forward pass stays the same, bit by bit."""
 
 from lrp_fx.rewrite.rewrite import OWNER, Rewritten, rewrite
 

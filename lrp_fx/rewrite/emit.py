@@ -1,7 +1,7 @@
-"""How each form of the rule table (``rules.table``) is written into the graph: one row of :data:`EMIT` for each.
+"""Emitters of the forms of the rule table (``rules.table``): one row of :data:`EMIT` for each.
 
-An emitter leaves the node's value as it is, bit by bit, and returns the node that its users read from now on. The
-functions it puts there (``rules.functions``) return their first argument, and their backward is the rule.
+An emitter keeps the node's value, bit by bit, and returns the node's replacement. The functions that it emits
+(``rules.functions``) return their first argument; their backward is the rule.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Node = torch.fx.Node
 
 
 def emit(site: Site) -> Node:
-    """Carry out the decision at one node; returns the node that its users read from now on."""
+    """Carry out the decision at one node; returns its replacement."""
     return EMIT[site.decision.form(site.captured, site.spec)](site)
 
 
 def _scaled(site: Site) -> Node:
-    """Cotangents times the plan's factors: once at the output where all operands have one factor, else at each."""
+    """Cotangents times the plan's factors: at the output if all live operands have one factor, else at each."""
     node, decision = site.node, site.decision
     constant = site.spec.extra.get("constant")
     if constant and Slot(str(constant)) not in decision.live:
@@ -64,7 +64,7 @@ def _scaled(site: Site) -> Node:
 
 
 def _stabilised(site: Site) -> Node:
-    """Behind the layer, y / (y + epsilon sign y); nothing where epsilon is 0."""
+    """y / (y + epsilon sign y) behind the layer; nothing if epsilon is 0."""
     result, epsilon = _scaled(site), site.decision.rule.get("epsilon", 0.0)
     return insert_after(site.graph, result, epsilon_rule, epsilon) if epsilon else result
 
@@ -72,7 +72,7 @@ def _stabilised(site: Site) -> Node:
 def _slope(site: Site) -> Node:
     """y = f(x): f on a detached x (the same kernel, the same bits), and the cotangent times the slope.
 
-    A slope in closed form is computed on the way back: x is all that is kept, and often its memory is kept anyway.
+    A slope in closed form is computed in the backward, from x alone, which is often saved for another operator anyway.
     """
     (slot,) = site.decision.live
     node, operand = site.node, site.operand(slot)
@@ -91,7 +91,7 @@ def _slope(site: Site) -> Node:
 def _counted(site: Site) -> Node:
     """A product along a dimension, y = x_1 ... x_n: the cotangent divided by the number of factors of each output.
 
-    Factors of an operand that is a constant do not count.
+    Factors of a constant operand do not count.
     """
     node, spec = site.node, site.spec
     operands = [site.operand(Slot(name)) for name in spec.args]
@@ -106,7 +106,7 @@ def _counted(site: Site) -> Node:
 
 
 def _runs(site: Site) -> Node:
-    """The layer (and the batch norm that is folded into it) as it is, its relevance by runs on parts."""
+    """The layer, or the batch norm folded into it, with relevance by runs on parts."""
     base, layer, threshold = _layer(site)
     rule, shares_of = site.decision.rule, site.decision.entry.shares
     assert shares_of is not None
@@ -120,7 +120,7 @@ def _runs(site: Site) -> Node:
 
 
 def _favoured(site: Site) -> Node:
-    """The layer as it is, its relevance through itself and through itself on magnitudes."""
+    """The layer, with relevance through itself and through the layer on magnitudes."""
     base, layer, threshold = _layer(site)
     anchor = site.node.next
     with site.graph.inserting_before(anchor):
@@ -129,7 +129,7 @@ def _favoured(site: Site) -> Node:
 
 
 def _summed(site: Site) -> Node:
-    """The sum as it is, its relevance through itself and through the sum of its addends' magnitudes."""
+    """The sum, with relevance through itself and through the sum of the addends' magnitudes."""
     graph, rule, anchor = site.graph, site.decision.rule, site.node.next
 
     def magnitude(slot: Slot, weight: float) -> Node:
@@ -151,8 +151,10 @@ def _is_nonnegative(site: Site, layer: Layer) -> bool:
 
 
 def _layer(site: Site) -> tuple[Node, Layer, Node | None]:
-    """The layer at a node (or in front of it, where the node is a batch norm that is folded into it), and the batch
-    norm that is folded into it from the other side."""
+    """(the layer at a node, its slots, the batch norm in front of the layer that is folded into it, or None).
+
+    If the node is a batch norm that is folded into a layer, that is the layer in front of it.
+    """
     facts = site.plan.facts
     layer = facts.folded.get(site.captured, site.captured)
     base = site.node if layer is site.captured else site.operand(Slot("input"))
@@ -160,7 +162,7 @@ def _layer(site: Site) -> tuple[Node, Layer, Node | None]:
 
 
 def _windows(site: Site) -> Node:
-    """The selection as it is, its relevance over its windows."""
+    """The selection, with relevance divided among its windows."""
     anchor = site.node.next
     with site.graph.inserting_before(anchor):
         new = spread(site.graph, site.node, site.spec, site.decision.entry.window)
@@ -168,9 +170,9 @@ def _windows(site: Site) -> Node:
 
 
 def _rectified(site: Site) -> Node:
-    """Negative cotangents are cut; then the natural gradient (guided backpropagation), or 1 (DeconvNet).
+    """Negative cotangents are cut; the others are multiplied by the gradient (guided backpropagation) or 1 (DeconvNet).
 
-    A product inside a nonlinearity that is spelled out has its natural gradient either way.
+    A product inside a written-out nonlinearity keeps its gradient under both.
     """
     graph, node, decision = site.graph, site.node, site.decision
     if decision.entry.natural or len(decision.live) > 1:
@@ -187,7 +189,7 @@ def _rectified(site: Site) -> Node:
 
 
 def _statistic(site: Site) -> Node:
-    """A fused normalization, its statistic held constant on the way back."""
+    """A fused normalization with its statistic held constant in the backward."""
     node, spec = site.node, site.spec
     bound, layout = bind(node), spec.extra["layout"]
     x, weight = bound["input"], bound.get("weight")
@@ -208,7 +210,7 @@ def _statistic(site: Site) -> Node:
     return site.take_over(anchor, new, inner=False)
 
 
-#: form of the rule table -> who writes it into the graph
+#: form of the rule table -> its emitter
 EMIT: dict[table.Form, Callable[[Site], Node]] = {
     table.PLAIN: _scaled,
     table.SCALED: _scaled,

@@ -1,4 +1,4 @@
-"""A product with factors that are a constant plus a signal, written as the sum that it is."""
+"""Products with factors of the form constant + signal, expanded into sums."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A factor of one term of the sum.
+class _Factor:
+    """A factor of one term of the expanded sum.
 
     Attributes:
         slot: its slot in the product.
         value: a node, or a number.
         weight: a number that multiplies it.
         signal: whether it carries relevance.
-        weighs: whether it does so only where no other part of the term does.
+        weighs: whether it carries relevance only in terms without another signal.
     """
 
     slot: Slot
@@ -37,11 +37,11 @@ class _Part:
 
 
 def distributed(site: Site) -> Node:
-    """The product as it is, its relevance by the terms of the sum: each divided by the number of signals in it."""
+    """The product, with relevance by the terms of its expansion: the signals of a term share its relevance evenly."""
     anchor = site.node.next
     with site.graph.inserting_before(anchor):
-        choices = [_parts(site, term) for term in site.decision.terms]
-        terms = [_term(site, parts) for parts in itertools.product(*choices)]
+        choices = [_addends(site, term) for term in site.decision.terms]
+        terms = [_term(site, factors) for factors in itertools.product(*choices)]
         carrier = terms[0]
         for term in terms[1:]:
             carrier = site.graph.call_function(aten.add.Tensor, (carrier, term))
@@ -50,38 +50,38 @@ def distributed(site: Site) -> Node:
     return site.take_over(anchor, new)
 
 
-def _parts(site: Site, term: Term) -> list[_Part]:
-    """A factor as a constant and a signal; as it is, where it is no sum, or weighs the others."""
+def _addends(site: Site, term: Term) -> list[_Factor]:
+    """The constant and the signal of a factor; the factor itself if it is no such sum, or only weighs the others."""
     leaf, shift = term.leaf, term.leaf.shift
     if shift is None or term.weighs:
-        return [_Part(leaf.slot, all_slots(site.copies[leaf.owner])[leaf.slot], weighs=term.weighs)]
+        return [_Factor(leaf.slot, all_slots(site.copies[leaf.owner])[leaf.slot], weighs=term.weighs)]
     whole = site.copies[shift.sum]
     constant = site.copies[shift.constant] if isinstance(shift.constant, Node) else shift.constant
-    if not site.spec.elementwise:  # a product of matrices reads every entry of c, as the sum spread it out
+    if not site.spec.elementwise:  # a matrix product reads c in the shape of the sum
         spread = aten.expand_as.default if isinstance(constant, Node) else aten.full_like.default
         arguments = (constant, whole) if isinstance(constant, Node) else (whole, constant)
         constant = site.graph.call_function(spread, arguments)
     return [
-        _Part(leaf.slot, constant, shift.constant_weight, signal=False),
-        _Part(leaf.slot, all_slots(whole)[shift.signal], shift.weight),
+        _Factor(leaf.slot, constant, shift.constant_weight, signal=False),
+        _Factor(leaf.slot, all_slots(whole)[shift.signal], shift.weight),
     ]
 
 
-def _term(site: Site, parts: tuple[_Part, ...]) -> Node:
-    """One term: the product of its parts, whose signals share its relevance evenly."""
+def _term(site: Site, factors: tuple[_Factor, ...]) -> Node:
+    """One term: the product of its factors; its signals share its relevance evenly."""
     graph, weight = site.graph, 1.0
-    signals = [p for p in parts if p.signal and not p.weighs] or [p for p in parts if p.signal]
+    signals = [f for f in factors if f.signal and not f.weighs] or [f for f in factors if f.signal]
     values: list[tuple[Slot, Node]] = []
-    for part in parts:
-        weight *= part.weight
-        if not isinstance(part.value, Node):
-            weight *= part.value
-        elif part not in signals:
-            values.append((part.slot, graph.call_function(aten.detach.default, (part.value,))))
+    for factor in factors:
+        weight *= factor.weight
+        if not isinstance(factor.value, Node):
+            weight *= factor.value
+        elif factor not in signals:
+            values.append((factor.slot, graph.call_function(aten.detach.default, (factor.value,))))
         elif len(signals) > 1:
-            values.append((part.slot, graph.call_function(scale_relevance, (part.value, 1 / len(signals)))))
+            values.append((factor.slot, graph.call_function(scale_relevance, (factor.value, 1 / len(signals)))))
         else:
-            values.append((part.slot, part.value))
+            values.append((factor.slot, factor.value))
     if not values:
         return graph.call_function(aten.full_like.default, (site.node, weight))
     (_, result), *others = values

@@ -1,7 +1,7 @@
-"""Rules for layers with weights, emitted into the graph: the layer run on parts of its input and weights.
+"""Rules for layers with weights, as nodes of the graph: runs of the layer on parts of its input and weights.
 
-A normalization over the batch that only scales and shifts a layer's output, or its input through a ReLU, belongs to the
-layer here: its runs have the folded weights (canonization), while the forward pass stays that of the model, bit by bit.
+A batch norm behind a layer, or in front of it with a ReLU in between, is folded into the weights of the runs
+(canonization). The forward pass stays that of the model, bit by bit.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ def run_parts(
     shares: Sequence[Share],
     threshold: Node | None = None,
 ) -> Node:
-    """Emit a rule on parts; returns the node that stands for the output from now on.
+    """Emit a rule on parts of a layer; returns the replacement of ``node``.
 
     Args:
+        graph: the rewritten graph.
         node: the output of the layer, or of the normalization folded into it.
         base: the layer itself.
-        layer: where its input, weight and biases are.
+        layer: the slots of its input, weight and biases.
         rule: the rule, for its parameters.
-        shares: shares of relevance and the runs that divide them.
-        threshold: the normalization in front of the layer, to be folded with the ReLU between the two.
+        shares: shares of relevance and their runs.
+        threshold: the normalization in front of the layer, to be folded together with the ReLU between them.
     """
     emit = _Emit(graph, base, layer, rule)
     if threshold is not None:
@@ -65,10 +66,10 @@ def run_parts(
 def run_favoured(
     graph: fx.Graph, node: Node, base: Node, layer: Layer, rule: Rule, threshold: Node | None = None
 ) -> Node:
-    """Emit the generalised gamma rule: two runs in all, the layer itself and the layer on magnitudes.
+    """Emit the generalised gamma rule in two runs: the layer itself, and the layer on magnitudes.
 
     Args:
-        node, base, layer, rule, threshold: as of :func:`run_parts`.
+        graph, node, base, layer, rule, threshold: as for :func:`run_parts`.
     """
     emit = _Emit(graph, base, layer, rule)
     if threshold is not None:
@@ -86,10 +87,10 @@ class _Emit:
 
     Attributes:
         x: the tensor that receives the relevance of the layer's input.
-        held_x: the same tensor, held constant.
+        constant_x: the same tensor, detached.
         value: the input of the runs.
-        offset: what is added to the layer beyond its biases, a tensor of its output's shape.
-        slot: slot of the input in the node that ends a run.
+        offset: added to the layer's output besides its biases, a tensor of the same shape.
+        slot: slot of the input in the last node of a run.
     """
 
     def __init__(self, graph: fx.Graph, base: Node, layer: Layer, rule: Rule) -> None:
@@ -98,7 +99,7 @@ class _Emit:
         self.x, self.weight = operands[layer.input], operands[layer.weight]
         self.biases = {slot: operands[slot] for slot in layer.biases}
         self.dims = self.weight.meta["val"].dim()
-        self.held_x = self.value = self.call(aten.detach.default, self.x)
+        self.constant_x = self.value = self.call(aten.detach.default, self.x)
         self.offset: Node | None = None
         self.slot = layer.input
 
@@ -107,7 +108,7 @@ class _Emit:
         return self.graph.call_function(target, args, kwargs)
 
     def copied(self, run: Node, meta: tuple[int, int, Slot]) -> Node:
-        """A run, marked with the share it belongs to (a run in two shares is run twice: each has its own cotangent)."""
+        """A run, marked with its share. A run in two shares is copied, as each share has its own cotangent."""
         new = run if RUN not in run.meta else self.graph.node_copy(run)
         new.meta = dict(new.meta) | {RUN: meta}
         return new
@@ -147,7 +148,7 @@ class _Emit:
             "low": lambda: self.call(aten.full_like.default, self.value, self.rule.get("low", 0.0)),
             "high": lambda: self.call(aten.full_like.default, self.value, self.rule.get("high", 1.0)),
         }[part]()
-        slope = self.call(aten.div.Tensor, part_of_input, self.call(nonzero, self.held_x))
+        slope = self.call(aten.div.Tensor, part_of_input, self.call(nonzero, self.constant_x))
         return self.call(identity_rule, part_of_input, self.x, slope)
 
     def _weights(self, weight: Node, part: str) -> Node:
@@ -155,7 +156,7 @@ class _Emit:
             return weight
         if part == "ones":
             return self.call(aten.ones_like.default, weight)
-        if part == "square":  # of degree 1 in what is added and carries relevance
+        if part == "square":  # of degree 1 in a bias that carries relevance
             return self.call(aten.mul.Tensor, weight, self.call(aten.detach.default, weight))
         if part == "magnitude":
             return self.call(aten.abs.default, weight)
@@ -185,7 +186,7 @@ class _Emit:
         self.weight = self.call(aten.mul.Tensor, self.weight, self._along(gain, self.layer.channels, self.dims))
         for bias in self.biases.values():
             shift = self.call(aten.add.Tensor, shift, self.call(aten.mul.Tensor, bias, gain))
-        if self.offset is not None:  # one constant, whose parts are taken as a whole
+        if self.offset is not None:  # one constant: its positive part is that of the sum
             by_channel = [self._along(v, 1, norm.meta["val"].dim()) for v in (gain, shift)]
             scaled = self.call(aten.mul.Tensor, self.offset, by_channel[0])
             self.offset, shift = (
@@ -199,7 +200,7 @@ class _Emit:
         assert self.layer.channels is not None
         gain, shift = self._scale_and_shift(norm)
         self.x = all_slots(norm)[Slot("input")]
-        z = self.held_x = self.call(aten.detach.default, self.x)
+        z = self.constant_x = self.call(aten.detach.default, self.x)
         a, b = (self._along(v, 1, norm.meta["val"].dim()) for v in (self.call(nonzero, gain), shift))
         least = self.call(aten.neg.default, self.call(aten.div.Tensor, b, a))
         above, below = self.call(aten.maximum.default, z, least), self.call(aten.minimum.default, z, least)
@@ -207,7 +208,7 @@ class _Emit:
         shifts = self.call(aten.expand_as.default, b, z)
         zeros = {slot: self.call(aten.zeros_like.default, bias) for slot, bias in self.biases.items()}
         self.offset = self._layer({self.layer.input: shifts, self.layer.weight: self.weight, **zeros})
-        for bias in self.biases.values():  # one constant, whose parts are taken as a whole
+        for bias in self.biases.values():  # one constant: its positive part is that of the sum
             by_channel = self._along(bias, 1, self.base.meta["val"].dim())
             self.offset = self.call(aten.add.Tensor, self.offset, by_channel)
         self.biases = zeros

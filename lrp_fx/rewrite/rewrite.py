@@ -1,4 +1,4 @@
-"""Stage 4, rewrite: every decision of a plan becomes a forward-exact change of the graph."""
+"""Stage 4, rewrite: carry out the decisions of a plan in a copy of the captured graph."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Rewritten:
     """A rewritten graph.
 
     Attributes:
-        graph_module: same call signature, output type and outputs as the captured one; its autograd is LRP.
+        graph_module: signature and outputs of the captured one; its gradients are those of the rules.
         copies: captured node -> its copy in the rewritten graph.
-        results: captured node -> the rewritten node that its users read.
-        plan: the plan that was carried out.
+        results: captured node -> the rewritten node that replaces it for its users.
+        plan: the plan.
     """
 
     graph_module: fx.GraphModule
@@ -43,7 +43,7 @@ class Rewritten:
 
 
 def rewrite(captured: Captured, plan: Plan) -> Rewritten:
-    """Carry out ``plan`` on a copy of the captured graph. Parameters become constants to autograd, and stay shared."""
+    """Carry out ``plan`` on a copy of the captured graph. Parameters are detached and stay shared with the model."""
     graph, copies = copy_graph(captured.graph_module.graph)
     results = dict(copies)
     for old in captured.graph_module.graph.nodes:
@@ -65,7 +65,7 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
 
 
 def _touches(plan: Plan, old: Node) -> bool:
-    """Whether autograd would flow into a node that relevance does not."""
+    """Whether a node without relevance has an operand that autograd would differentiate."""
     fed = old.op == "call_function" and any(n in plan.differentiable for n in old.all_input_nodes)
     return fed and old not in plan.differentiable
 
@@ -75,7 +75,7 @@ def _is_float_tensor(old: Node) -> bool:
 
 
 def _carry_out(site: Site) -> Node:
-    """Rewrite one node; returns the node that its users read from now on."""
+    """Rewrite one node; returns its replacement for its users."""
     decision = site.decision
     for slot, operand in all_slots(site.captured).items():
         constant = slot not in decision.live or decision.factors.get(slot) == 0
@@ -85,12 +85,12 @@ def _carry_out(site: Site) -> Node:
     return _own(site.graph, emit(site), decision.rule)
 
 
-#: arguments of a lookup that change its derivative alone
+#: arguments of a lookup that only change its derivative
 _TRAINING = {"padding_idx": -1, "scale_grad_by_freq": False, "sparse": False}
 
 
 def _read_all_rows(node: Node) -> None:
-    """Rows of a tensor that carries relevance receive theirs as they were read: padding rows too, however often."""
+    """Reset the arguments of a lookup that change its derivative: padding rows receive relevance, too."""
     bound = bind(node) if node.target is torch.ops.aten.embedding.default else {}
     for name, plain in _TRAINING.items():
         if bound.get(name, plain) != plain:
@@ -98,7 +98,7 @@ def _read_all_rows(node: Node) -> None:
 
 
 def _own(graph: Graph, result: Node, rule: Rule) -> Node:
-    """A registered rule acts on what arrives, before its base does."""
+    """Emit a registered rule behind the node: it changes the cotangent before its base rule does."""
     if not rule.own or isinstance(result.meta.get("val"), (tuple, list)):
         return result
     return insert_after(

@@ -1,4 +1,4 @@
-"""One node that is being rewritten, with what its rule needs to know, and the edits that rules make around it."""
+"""A node under rewrite, and the edits that rules make around it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Site:
 
     Attributes:
         graph: the rewritten graph.
-        plan: the plan that is carried out.
+        plan: the plan.
         copies: captured node -> its copy in the rewritten graph.
         captured: the captured node.
         node: its copy.
@@ -36,16 +36,16 @@ class Site:
 
     @property
     def decision(self) -> Decision:
-        """What the plan decided for it."""
+        """The decision at the node."""
         return self.plan.decisions[self.captured]
 
     @property
     def spec(self) -> OpSpec:
-        """What the op table says of its operator."""
+        """The declaration of its operator."""
         return self.plan.facts.specs[self.captured]
 
     def operand(self, slot: Slot) -> Node:
-        """What its operator is given in a slot."""
+        """The operand in a slot."""
         return all_slots(self.node)[slot]
 
     def before(self, slot: Slot, target: Callable[..., Any], *args: Any) -> Node:
@@ -58,15 +58,15 @@ class Site:
         return new
 
     def take_over(self, anchor: Node, new: Node, inner: bool = True) -> Node:
-        """Let ``new`` replace the node for all but the nodes in front of ``anchor``, which belong to its rule.
+        """Let ``new`` replace the node for all users but the nodes up to ``anchor``, which belong to its rule.
 
         Args:
-            anchor: the node that followed before the rule was written.
-            new: what replaces it.
-            inner: whether the other nodes of the rule are watched by the accounts, too.
+            anchor: the next node before the rule was emitted.
+            new: the replacement.
+            inner: whether the other nodes of the rule also get the node's metadata (the ledger then reads them).
         """
         added = _between(self.node, anchor)
-        for node in added if inner else (new,):  # (of other shapes than the node, all but the one that replaces it)
+        for node in added if inner else (new,):  # only the replacement has the shape of the node
             meta = {k: v for k, v in self.node.meta.items() if k != "val" or node is new}
             node.meta = meta | {k: v for k, v in node.meta.items() if k == RUN}
         self.node.replace_all_uses_with(new, delete_user_cb=lambda user: user not in added)
