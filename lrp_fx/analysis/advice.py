@@ -1,4 +1,4 @@
-"""What an operator that nobody declared could be declared as: tried on random numbers, never guessed."""
+"""A proposal for the declaration of an undeclared operator, from trials on random numbers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from lrp_fx.errors import first_line
 from lrp_fx.graph.operands import Slot, all_slots, value
 from lrp_fx.operators.table import op_name
 
-PAGE = "docs/operators.md"  #: says what the kinds mean
-_LARGEST = 2**20  #: numbers in one operand that are tried
+PAGE = "docs/operators.md"  #: explains the kinds
+_LARGEST = 2**20  #: largest number of entries of an operand in a trial
 
 Operands = dict[Slot, Tensor]
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """An operator as a function of the operands that relevance reaches, everything else as captured.
+    """An operator as a function of the operands that relevance reaches; other arguments are as captured.
 
     Attributes:
-        run: operands -> all floating outputs in one vector.
+        run: operands -> all floating-point outputs in one vector.
         operands: random values.
-        tolerance: of its precision.
+        tolerance: relative tolerance, from the coarsest dtype of the operands.
     """
 
     run: Callable[[Operands], Tensor]
@@ -38,7 +38,7 @@ class _Trial:
     tolerance: float
 
     def other(self) -> Operands:
-        """Another draw."""
+        """Another random draw of the operands."""
         return {slot: _drawn(t, seed=1 + i) for i, (slot, t) in enumerate(self.operands.items())}
 
     def agrees(self, actual: Tensor, expected: Tensor) -> bool:
@@ -48,26 +48,26 @@ class _Trial:
 
 
 def advice(node: Node, reached: list[Slot]) -> str:
-    """One or two sentences: what the operator turned out to be and the line that declares it, or what to read."""
+    """One or two sentences: the kind that the trials found and the line that declares it, or the page to read."""
     name = op_name(node)
     try:
         trial = _prepared(node, reached)
         with torch.random.fork_rng(devices=[]):
-            kind, entry, what = _found(trial)
-    except Exception as error:  # the kernel of an operator that is unknown may raise anything
+            kind, entry, words = _classify(trial)
+    except Exception as error:  # the kernel of an unknown operator may raise anything
         reason = first_line(error)
         return (
-            f"What it is could not be tried here ({reason[:120]}). Declare it, in a TOML file or a dict given to "
-            f'convert(ops=...), as what it is: "movement", "linear", "product", "nonlinearity", ...: {PAGE} says what '
-            "each kind means, and which need a derivative."
+            f"It could not be tried on random numbers ({reason[:120]}). Declare its kind in a TOML file or a dict for "
+            f'convert(ops=...): "movement", "linear", "product", "nonlinearity", ... {PAGE} explains the kinds, and '
+            "which of them need a derivative."
         )
     names = " ".join(dict.fromkeys(slot.name for slot in reached))
     if not kind:
-        return f"Tried on random numbers, {what}"
+        return f"Tried on random numbers, {words}"
     line = json.dumps({kind: {name: {"args": names, **entry} if entry else names}})
     return (
-        f"Tried on random numbers, it is {what} ({names.replace(' ', ', ')}). Declare it so, in a TOML file or a dict "
-        f"given to convert(ops=...): {line}. ({PAGE} says what the kinds mean.)"
+        f"Tried on random numbers, it is {words} ({names.replace(' ', ', ')}). Declare it so, in a TOML file or a dict "
+        f"given to convert(ops=...): {line}. ({PAGE} explains the kinds.)"
     )
 
 
@@ -93,7 +93,7 @@ def _prepared(node: Node, reached: list[Slot]) -> _Trial:
 
 
 def _concrete(val: Any) -> Any:
-    """Numbers in the place of a captured value."""
+    """Random numbers with the shape and dtype of a captured value; zeros for integers."""
     if isinstance(val, Tensor):
         shape = [_number(s) for s in val.shape]
         if math.prod(shape) > _LARGEST or val.device.type == "meta":
@@ -112,19 +112,19 @@ def _drawn(like: Tensor, seed: int) -> Tensor:
     return (numbers + 0.5).to(like.device, like.dtype)
 
 
-def _found(trial: _Trial) -> tuple[str, dict[str, Any], str]:
-    """(kind, further fields, in words); without a kind, a sentence that says why there is none."""
+def _classify(trial: _Trial) -> tuple[str, dict[str, Any], str]:
+    """(kind, further fields, kind in words); if no kind fits, ("", {}, the reason)."""
     with torch.no_grad():
         first, again = trial.run(trial.operands), trial.run(trial.operands)
     if not torch.equal(first, again):
-        return "", {}, f"it gives other numbers every time: relevance has no way through a random draw ({PAGE})."
+        return "", {}, f"it gives other numbers every time: relevance cannot pass a random draw ({PAGE})."
     if _is_elementwise(trial, first):
         return _elementwise(trial, first)
     if not _has_derivative(trial):
         return "", {}, (
-            "it has no derivative, so that relevance cannot pass whatever it is declared as. Give it one "
-            "(torch.library.register_autograd), write it with other operators, or, if nothing of the answer should be "
-            f'credited through it, declare it "constant" ({PAGE}).'
+            "it has no derivative, so relevance cannot pass it, whatever its declaration. Give it a derivative "
+            "(torch.library.register_autograd), write it with other operators, or, if no relevance should pass it, "
+            f'declare it "constant" ({PAGE}).'
         )  # fmt: skip
     return _by_algebra(trial, first) or ("function", {}, "neither linear nor homogeneous, but has a derivative")
 
@@ -154,7 +154,7 @@ def _by_algebra(trial: _Trial, first: Tensor) -> tuple[str, dict[str, Any], str]
 
 
 def _is_linear(trial: _Trial, slots: list[Slot]) -> bool:
-    """Whether f(a + b) + f(0) = f(a) + f(b) in some operands together, the others being what they are."""
+    """Whether f(a + b) + f(0) = f(a) + f(b) in some operands jointly, with the others fixed."""
     other = trial.other()
 
     def run(change: Callable[[Slot, Tensor], Tensor]) -> Tensor:
@@ -182,7 +182,7 @@ def _degree(trial: _Trial, first: Tensor) -> float | None:
 
 
 def _is_elementwise(trial: _Trial, first: Tensor) -> bool:
-    """Whether every output entry depends on the entry in its place of the one operand, and on it alone."""
+    """Whether every output entry depends only on the entry of the single operand at the same place."""
     if len(trial.operands) != 1:
         return False
     ((slot, x),) = trial.operands.items()

@@ -1,7 +1,7 @@
 """Stage 2, analysis: linear-time dataflow passes over a captured graph (reach, origin, statistic).
 
-One walk in graph order computes every fact of a node from the facts of its operands. Then each pattern of several nodes
-(``analysis.patterns``) is looked for.
+One walk in graph order computes the facts of each node from those of its operands. Then patterns of several nodes
+(``analysis.patterns``) are matched.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     """Compute the facts of a captured graph.
 
     Raises:
-        UnknownOpError: where relevance reaches an operator that ``ops`` does not declare.
+        UnknownOpError: if relevance reaches an operator that ``ops`` does not declare.
     """
     facts = Facts(ops, masks=find_masks(graph, ops))
     finder = Finder(facts)
     for node in graph.nodes:
-        if (source := finder.source(node)) is not None:  # (whether its table carries relevance is known by now)
+        if (source := finder.source(node)) is not None:  # the facts of its table are complete by now
             facts.sources.append(source)
             facts.operands[node] = {}
             facts.root(node)
@@ -68,7 +68,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
             if keeps(spec) and all(n in facts.indicators for n in carrying.values()):
                 facts.indicators.add(node)
             carrying = signals(facts, spec, carrying)
-            if spec.kind == "lookup":  # in a tensor that carries relevance it moves rows
+            if spec.kind == "lookup":  # of a table that carries relevance: it moves rows
                 spec = replace(spec, kind="movement")
             facts.specs[node] = spec
             facts.operands[node] = carrying
@@ -93,12 +93,12 @@ def _picks_float(node: Node) -> bool:
 
 
 def _check_names(node: Node, spec: OpSpec) -> None:
-    """A declaration that names no argument of its operator would lose relevance without a word."""
+    """Reject a declaration that names no argument of its operator: it would lose relevance silently."""
     if node.target is not operator.getitem and not set(spec.args) & set(bind(node)):
         named = ", ".join(spec.args) or "no operand"
         raise UnknownOpError(
             f"the declaration of {spec.name} names {named}, but the operator's arguments are {', '.join(bind(node))}: "
-            f"{locate(node)}.\nCorrect it in the op table, or in what convert(ops=...) is given."
+            f"{locate(node)}.\nCorrect it in the op table or in convert(ops=...)."
         )
 
 
@@ -112,7 +112,7 @@ def _check_unreached(facts: Facts, node: Node) -> None:
 
 
 def _locate(facts: Facts, node: Node, spec: OpSpec, operands: Iterable[Node]) -> None:
-    """Facts origin, parent and statistic of a node from those of its carrying operands."""
+    """Compute origin, parent and statistic of a node from those of its carrying operands."""
     operands = list(dict.fromkeys(operands))
     facts.root(node)
     if spec.elementwise:

@@ -1,7 +1,8 @@
-"""Attention, fused or spelled out: where queries, keys, values, scores, weights and the mixed values are.
+"""The attentions of a graph, fused or written out: their queries, keys, values, scores, weights and mixed values.
 
-A softmax whose output, moved at most, is contracted with another carrying tensor mixes that tensor's rows. Where the
-softmax's argument is, through masks and scalings, a contraction of two carrying tensors, these are queries and keys.
+In a written-out attention the output of a softmax, through movement and scaling, is contracted with a carrying tensor,
+the values. The argument of the softmax, through masks and scaling, is a contraction of two carrying tensors: queries
+and keys.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lrp_fx.analysis.patterns import ATTENTION, ATTENTION_WRITTEN_OUT
 from lrp_fx.graph.location import module_path
 from lrp_fx.graph.operands import Slot
 
-#: what of an attention can be named: "model.layers.3.self_attn@mixed"
+#: names of the tensors of an attention in latents ("model.layers.3.self_attn@mixed")
 PARTS = ("query", "key", "value", "scores", "weights", "mixed")
 
 
@@ -27,11 +28,11 @@ class AttentionSite:
 
     Attributes:
         path: path of the module that computes it.
-        query: what is contracted with the keys, (..., S, D).
-        key: (..., T, D), or (..., D, T) where it was transposed by the model.
-        value: the rows that are mixed.
-        scores: argument of the softmax, (..., S, T); None where the attention is fused.
-        weights: the softmax, None where fused.
+        query: (..., S, D).
+        key: (..., T, D), or (..., D, T) if the model transposes it.
+        value: (..., T, D).
+        scores: argument of the softmax, (..., S, T); None if the attention is fused.
+        weights: output of the softmax; None if the attention is fused.
         mixed: weights times values, before heads are joined.
     """
 
@@ -65,7 +66,7 @@ def find_attention(graph: Graph, facts: Facts) -> list[AttentionSite]:
 
 
 def _written_out(facts: Facts, softmax: Node) -> AttentionSite:
-    """The parts of an attention that is written out around a softmax."""
+    """The tensors of a written-out attention, from its softmax."""
     mixed, weights = contraction_after(facts, softmax)
     assert mixed is not None
     scores = argument(facts, softmax)
@@ -75,7 +76,7 @@ def _written_out(facts: Facts, softmax: Node) -> AttentionSite:
 
 
 def find_contractions(facts: Facts) -> None:
-    """Fill ``facts.contraction``: what is behind a node through casts, masks, scalings, caps and an added bias."""
+    """Fill ``facts.contraction``: the contraction behind a node, through casts, masks, scaling, caps and added bias."""
     for node, spec in facts.specs.items():
         if contracts(facts, node):
             facts.contraction[node] = node

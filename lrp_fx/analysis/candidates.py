@@ -1,4 +1,4 @@
-"""The walk on which roles are decided: every node that relevance can reach, with its live operands."""
+"""The walk that decides roles: every node that relevance can reach, with its live operands."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from lrp_fx.graph.operands import Slot
 
 
 class Candidates:
-    """The candidates of a graph, in graph order; whoever walks says where a rule stops relevance.
+    """The candidates of a graph, in graph order; the caller calls :meth:`stop` where a rule stops relevance.
 
     Attributes:
         facts: facts of the graph.
         live: nodes that relevance reaches, with their live operands.
-        products: the elementwise products so far, flattened.
-        counts_positions: whether a table of positions was live at some product.
+        products: the elementwise products up to here, flattened.
+        counts_positions: whether a position table was live at some product.
     """
 
     def __init__(self, facts: Facts) -> None:
@@ -33,7 +33,7 @@ class Candidates:
 
         Args:
             graph: the captured graph.
-            counts_position: whether the table of positions that a product multiplies is an input there.
+            counts_position: product -> whether the position table that it multiplies is a source there.
         """
         facts = self.facts
         for node in graph.nodes:
@@ -52,5 +52,5 @@ class Candidates:
             yield Candidate(facts, node, operands, product, self.products.nonlinear)
 
     def stop(self, node: Node) -> None:
-        """No relevance goes on from the node that was yielded last."""
+        """Stop relevance at ``node``, the last one that was yielded."""
         del self.live[node]

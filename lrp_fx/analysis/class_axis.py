@@ -1,7 +1,7 @@
-"""Which dimension of an output counts classes: the one that the last layer with weights yields its features in.
+"""The class dimension of an output: the feature dimension of the last layer with weights.
 
-A linear layer's features are in the last dimension, a convolution's in the channels; what lies between that layer and
-the output moves them (a transpose, a reshape), or leaves them where they are (an activation, a resampling, a sum).
+The features of a linear layer are its last dimension, those of a convolution its channels. Operators between that layer
+and the output move the dimension (transpose, reshape) or keep it in place (activations, resampling, sums).
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from lrp_fx.analysis.facts import Facts
 from lrp_fx.graph.dimensions import example_size, permutation
 from lrp_fx.operators.table import OpSpec, bind
 
-#: for each dimension of the output, those of a tensor on the way that it comes from
+#: for each dimension of the output, the dimensions of a tensor that it comes from
 Origins = tuple[frozenset[int], ...]
 
 _NOWHERE: frozenset[int] = frozenset()
 
 
 def class_axis(output: Node, facts: Facts) -> int | None:
-    """The dimension of ``output`` that counts classes; None where the graph does not tell."""
+    """The class dimension of ``output``; None if the graph does not determine it."""
     if not isinstance(output.meta.get("val"), torch.Tensor):
         return None
     rank = output.meta["val"].dim()
     start: Origins = tuple(frozenset({axis}) for axis in range(rank))
     rows = {source.node for source in facts.sources if source.indices is not None and source.dim == 0}
-    told: set[int | None] = set()
+    answers: set[int | None] = set()
     seen, stack = set(), [(output, start)]
     while stack:
         node, origins = stack.pop()
@@ -37,14 +37,14 @@ def class_axis(output: Node, facts: Facts) -> int | None:
         if features is not None:
             axes = [axis for axis in range(rank) if features in origins[axis]]
             if axes:
-                told.add(axes[0] if len(axes) == 1 else None)
+                answers.add(axes[0] if len(axes) == 1 else None)
             continue
         stack += [(operand, back) for operand, back in _behind(node, origins, facts) if any(back)]
-    return told.pop() if len(told) == 1 else None
+    return answers.pop() if len(answers) == 1 else None
 
 
 def _features(node: Node, facts: Facts, rows: bool) -> int | None:
-    """The dimension in which ``node`` yields features, where it is a layer, a lookup, or a softmax over classes."""
+    """The feature dimension of ``node`` if it is a layer, a lookup, or a softmax over classes; else None."""
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor):
         return None
@@ -67,11 +67,11 @@ def _features(node: Node, facts: Facts, rows: bool) -> int | None:
 
 
 def _behind(node: Node, origins: Origins, facts: Facts) -> list[tuple[Node, Origins]]:
-    """The operands that carry relevance, with where the output's dimensions are in each."""
+    """The operands that carry relevance, each with the dimensions that those of the output come from."""
     steps_back = []
     for slot, operand in facts.operands.get(node, {}).items():
         val = operand.meta.get("val")
-        if isinstance(val, (tuple, list)):  # parts of a tensor, or results: as the first is
+        if isinstance(val, (tuple, list)):  # of several tensors the first
             val = val[0]
         if not isinstance(val, torch.Tensor):
             continue
@@ -85,7 +85,7 @@ def _behind(node: Node, origins: Origins, facts: Facts) -> list[tuple[Node, Orig
 
 
 def _steps(node: Node, spec: OpSpec, slot: str, operand: torch.Tensor) -> list[frozenset[int]] | None:
-    """For each dimension of a node's result, those of the operand that it comes from; None where that is not known."""
+    """For each dimension of a node's result, the dimensions of the operand that it comes from; None if unknown."""
     val = node.meta.get("val")
     val = val[0] if isinstance(val, (tuple, list)) else val
     if not isinstance(val, torch.Tensor):
@@ -118,26 +118,26 @@ def _steps(node: Node, spec: OpSpec, slot: str, operand: torch.Tensor) -> list[f
 
 
 def _reshaped(before: torch.Tensor, after: torch.Tensor) -> list[frozenset[int]] | None:
-    """Dimensions that a reshape leaves, merges or splits, by their sizes."""
+    """The same for a reshape, which keeps, merges or splits dimensions; None if sizes do not match."""
     old, new = [example_size(n) for n in before.shape], [example_size(n) for n in after.shape]
     steps, i, j = [_NOWHERE] * len(new), 0, 0
     while i < len(old) and j < len(new):
-        taken, filled, here, there = [i], [j], old[i], new[j]
-        while here != there:
-            if here < there:
+        merged, split, old_size, new_size = [i], [j], old[i], new[j]
+        while old_size != new_size:
+            if old_size < new_size:
                 i += 1
                 if i == len(old):
                     return None
-                taken.append(i)
-                here *= old[i]
+                merged.append(i)
+                old_size *= old[i]
             else:
                 j += 1
                 if j == len(new):
                     return None
-                filled.append(j)
-                there *= new[j]
-        whole = frozenset(a for a in taken if old[a] != 1 or len(taken) == 1)
-        for axis in filled:
-            steps[axis] = whole if new[axis] != 1 or len(filled) == 1 else _NOWHERE
+                split.append(j)
+                new_size *= new[j]
+        whole = frozenset(a for a in merged if old[a] != 1 or len(merged) == 1)
+        for axis in split:
+            steps[axis] = whole if new[axis] != 1 or len(split) == 1 else _NOWHERE
         i, j = i + 1, j + 1
     return steps

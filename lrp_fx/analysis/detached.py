@@ -1,9 +1,9 @@
-"""What the model's author held constant, and whether it is: two readings of a captured graph.
+"""Two readings of ``detach`` in a captured graph: honour it, or see through it.
 
-Honoured, a ``detach`` is a constant under every rule set, as it is to autograd: a straight-through estimator
-``x + (q - x).detach()`` hands on relevance through x, and a statistic that is detached is one. Where that leaves an
-output without any signal, as in a model that runs under ``no_grad``, what stands in its way is seen through. Seen
-through, a ``detach`` is an alias: what a node is follows from the values it computes.
+Honoured, a detached tensor is a constant under every rule set, as for autograd: a straight-through estimator
+``x + (q - x).detach()`` passes relevance through x, and a detached statistic is constant. If that leaves an output
+without any signal, as in a model that runs under ``no_grad``, the detaches in front of that output are seen through
+nevertheless. A detach that is seen through is an alias.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HONOUR, SEE_THROUGH = READINGS = ("honour", "see-through")
 
 
 def analyse_detached(graph_module: fx.GraphModule, ops: OpTable, reading: str) -> Facts:
-    """The facts of a captured graph; what is seen through is an alias in it from now on.
+    """The facts of a captured graph. Detaches that are seen through are replaced by aliases, in place.
 
     Raises:
         UnknownOpError: as :func:`analyse`.
@@ -44,7 +44,7 @@ def analyse_detached(graph_module: fx.GraphModule, ops: OpTable, reading: str) -
 
 
 def _in_the_way(graph: Graph, facts: Facts) -> list[Node]:
-    """What detaches the signals of outputs that carry none, and is read for no output that carries one."""
+    """The detaches in front of outputs without relevance, unless an output with relevance depends on them, too."""
     outputs = [n for n in graph.output_node().all_input_nodes if is_float(n)]
     without = _behind(n for n in outputs if not facts.carries(n))
     others = _behind(n for n in outputs if facts.carries(n))
@@ -52,7 +52,7 @@ def _in_the_way(graph: Graph, facts: Facts) -> list[Node]:
 
 
 def _behind(nodes: Iterable[Node]) -> set[Node]:
-    """Nodes with all that they are computed from."""
+    """The nodes and everything that they depend on."""
     stack, seen = list(nodes), set()
     while stack:
         node = stack.pop()

@@ -1,4 +1,4 @@
-"""The facts that analysis attaches to a graph. Rules are not known here."""
+"""The facts of a graph, independent of rules."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Source:
     """A tensor at which relevance of a user input is collected.
 
     Attributes:
-        node: the tensor: a floating placeholder, or the rows that a lookup picked.
+        node: the tensor: a floating-point placeholder, or the rows of a lookup.
         input: the placeholder it belongs to.
-        indices: for a lookup, the integer node that picked the rows; None for a floating input.
+        indices: for a lookup, the integer node that indexes the table; None for a floating-point input.
         name: display name of the tensor ("inputs_embeds", or the parameter path of the table).
-        dim: of a lookup, the dimension at which those of the indices begin.
-        depth: of a lookup, how many dimensions its indices have together; all others are features.
-        further: (input, indices) of what else picked the rows: relevance is shared evenly among all of them.
+        dim: for a lookup, the first dimension of the indices in ``node``.
+        depth: for a lookup, the number of dimensions of the indices; all others are features.
+        further: (input, indices) of further indices of the lookup; relevance is shared evenly among all.
     """
 
     node: Node
@@ -35,7 +35,7 @@ class Source:
 
     @property
     def picks(self) -> tuple[tuple[Node, Node], ...]:
-        """(input, indices) of everything that picked the rows; empty for a floating input."""
+        """(input, indices) of all indices of the lookup; empty for a floating-point input."""
         return () if self.indices is None else ((self.input, self.indices), *self.further)
 
 
@@ -44,9 +44,9 @@ class Lookup:
     """How a node reads entries of a table.
 
     Attributes:
-        indices: nodes that say which entries; of several, each counts along a dimension of the table.
-        dim: dimension of the result at which those of the indices begin.
-        depth: how many dimensions the indices have together, broadcast.
+        indices: the index nodes; of several, each indexes one dimension of the table.
+        dim: first dimension of the indices in the result.
+        depth: number of dimensions of the indices, broadcast together.
     """
 
     indices: tuple[Node, ...]
@@ -59,11 +59,11 @@ class Layer:
     """A product of one carrying tensor and one constant: a linear layer, a convolution, an expert.
 
     Attributes:
-        roles: what rule sets may call it, the narrowest first; the last is "linear".
+        roles: its roles, the narrowest first; the last is "linear".
         input: slot of the carrying operand.
         weight: slot of the constant.
-        biases: slots of what is added.
-        channels: dimension of the weight that counts output channels, None where it is not known.
+        biases: slots of added terms.
+        channels: dimension of the weight: the output channels; None if unknown.
     """
 
     roles: tuple[str, ...]
@@ -97,8 +97,8 @@ class Leaf:
     """A factor of a chain of products.
 
     Attributes:
-        way: (product, slot) from the end of the chain to the product that reads it.
-        shift: what it is the sum of; None for a signal alone.
+        way: (product, slot) from the end of the chain to the product that reads the factor.
+        shift: its constant and its signal; None if it is a signal alone.
     """
 
     way: tuple[tuple[Node, Slot], ...]
@@ -117,11 +117,11 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Expansion:
-    """A product of factors some of which are shifted.
+    """A product with factors of the form constant + signal.
 
     Attributes:
         leaves: its factors.
-        inside: the products that go into it.
+        inside: the inner products of the chain.
     """
 
     leaves: tuple[Leaf, ...]
@@ -130,14 +130,14 @@ class Expansion:
 
 @dataclass
 class Mixing:
-    """A softmax in running form: (e_1 v_1 + e_2 v_2 + ...) / (e_1 + e_2 + ...), the values mixed before the division.
+    """A running softmax: (e_1 v_1 + e_2 v_2 + ...) / (e_1 + e_2 + ...), with values mixed before the division.
 
     Attributes:
-        contractions: of exponentials with values.
-        slots: these, the products that rescale a part of the sum, and the division -> the slot of the exponentials.
-        exponentials: all of them.
-        weights: they, and what is made of them.
-        inside: nodes from the contractions to the division.
+        contractions: the products of exponentials with values.
+        slots: contraction, product that rescales a part of the sum, or division -> its slot for the exponentials.
+        exponentials: all exponentials.
+        weights: the exponentials and the nodes computed from them alone.
+        inside: the nodes from the contractions to the division.
     """
 
     contractions: list[Node] = field(default_factory=list)
@@ -149,49 +149,50 @@ class Mixing:
 
 @dataclass
 class Facts:
-    """What is known about every node of a captured graph.
+    """The facts of a captured graph.
 
     Attributes:
-        ops: the op table used.
+        ops: the op table.
         specs: declaration of every node that carries relevance.
-        sources: where relevance of the inputs is collected.
-        masks: floating inputs that only say what others may see.
-        held: nodes whose entries are values of inputs, moved, rounded or shifted -> the placeholders.
-        indicators: rows of zeros and a one that say which, as moved, cast or weighed.
+        sources: the tensors at which relevance of the inputs is collected.
+        masks: floating-point inputs that only mask other tensors.
+        input_values: nodes whose entries are values of inputs, moved, rounded or shifted -> the placeholders.
+        indicators: one-hot rows, moved, cast or weighed.
         operands: carrying operands of every carrying node.
-        origin: the tensor of which a node is an elementwise function (itself where it is of none, or of several).
+        origin: the tensor of which a node is an elementwise function (itself if of none, or of several).
         parent: nearest tensor that alone determines the node by elementwise, reducing or moving operators.
         depth: length of the chain of parents.
-        leap: an ancestor further up that chain, so that it can be climbed in few steps.
+        leap: an ancestor further up that chain, for climbing it in few steps.
         affine: the furthest ancestor of which a node is an affine image.
-        reduced_from: tensor on which the node depends only through a reduction, or absent: a *statistic* of it.
-        manual_softmax: nodes that together spell a softmax (exp, and the division by its sum), or its logarithm.
-        softmaxes: those at the end of a softmax -> its exponential.
-        log_sum_exp: those at the end of the logarithm of a total of exponentials -> the exponential.
-        log_softmax: those at the end of the logarithm of one.
-        mixing: of a softmax in running form, the products and the division that values pass.
-        positive: tensors that can only weigh a signal: sigmoids, exponentials, sums and products of such.
-        shifted: products with factors that are a constant plus a signal.
+        reduced_from: the tensor of which the node is a *statistic*, as it depends on it only through a reduction.
+        manual_softmax: the nodes of written-out softmaxes (exp, and the division by its sum) and their logarithms.
+        softmaxes: last node of a written-out softmax -> its exponential.
+        log_sum_exp: last node of the logarithm of a total of exponentials -> the exponential.
+        log_softmax: last nodes of the logarithm of a softmax.
+        mixing: product or division of a running softmax that values pass -> the softmax.
+        positive: tensors without sign changes (all entries positive, or all negative), which can only weigh a signal:
+            sigmoids, exponentials, sums and products of these.
+        shifted: products with factors of the form constant + signal -> their expansion.
         nonnegative: tensors without a negative entry.
-        decays: those of them with an exponential in them.
-        states: sums that hold a product with a positive tensor, and what carries them on.
+        decays: positive tensors with an exponential in them.
+        states: sums with a product with a positive tensor, and the nodes that carry them on.
         recurrent: products of a positive tensor with a state that is carried from step to step.
-        carried: states, by the recurrent products in them, and what carries them on.
-        written: products of several signed tensors that are added to such a state.
-        read_sizes: sizes of the dimensions of states that reads sum over.
+        carried: sums with a recurrent product in them, and the nodes that carry them on.
+        written: products of several signed tensors that are added to a carried state.
+        read_sizes: sizes of the dimensions of states that are summed over when a state is read.
         layers: nodes that multiply one carrying tensor by weights.
-        fed_back: layers with a recurrent weight, one that is applied to what it made of earlier steps, and what moves,
-            adds or weighs what they compute.
-        folded: normalization over the batch -> the layer that it scales and shifts, for rules that see them as one.
-        thresholds: layer -> the normalization over the batch in front of it, with nothing but a ReLU between the two.
-        selective: slots of a product whose operands say what a state takes in or what is read from it.
-        tables: cosines and sines of constants, moved, cast and scaled at most.
-        positions: tables of cosines and sines of positions, which a rule set can treat as inputs.
-        positional: products that such a table multiplies -> its slots.
-        tabled: nodes on the way from those tables to those products.
-        detached: where the model's author held a signal constant: the nodes that detach one.
-        seen_through: where its author did, and relevance is followed nevertheless.
-        continued: nodes whose functions go on in an elementwise nonlinearity, as 1 + exp(-x) does in its reciprocal.
+        fed_back: layers with a recurrent weight, which is applied to its own results of earlier steps, and nodes that
+            move, add or weigh the outputs of these layers.
+        folded: batch norm -> the layer in front of it, into which it is folded.
+        thresholds: layer -> the batch norm in front of it, with only a ReLU in between.
+        selective: product -> slots of its selective parameters, which steer what is written to or read from a state.
+        tables: cosines and sines of constants, also moved, cast and scaled.
+        positions: position tables (cosines and sines), which a rule set can treat as sources.
+        positional: products that a position table multiplies -> slots of the table.
+        tabled: nodes from these tables to these products.
+        detached: nodes at which the model detaches a signal.
+        seen_through: detaches that relevance passes nevertheless.
+        continued: nodes that are an inner part of an elementwise nonlinearity, as 1 + exp(-x) is of its reciprocal.
         contraction: the nearest contraction of two carrying tensors behind a node, through masks and scalings.
     """
 
@@ -199,7 +200,7 @@ class Facts:
     specs: dict[Node, OpSpec] = field(default_factory=dict)
     sources: list[Source] = field(default_factory=list)
     masks: set[Node] = field(default_factory=set)
-    held: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
+    input_values: dict[Node, tuple[Node, ...]] = field(default_factory=dict)
     indicators: set[Node] = field(default_factory=set)
     operands: dict[Node, dict[Slot, Node]] = field(default_factory=dict)
     origin: dict[Node, Node] = field(default_factory=dict)
@@ -241,7 +242,7 @@ class Facts:
         return node in self.operands
 
     def root(self, node: Node) -> None:
-        """Begin at ``node``: nothing that is known determines it."""
+        """Make ``node`` the root of a chain of parents: no other tensor determines it."""
         self.origin[node] = self.affine[node] = self.leap[node] = node
         self.depth[node] = 0
 
@@ -263,7 +264,7 @@ class Facts:
         return ancestor
 
     def _meet(self, a: Node, b: Node) -> Node | None:
-        """Climb parents, by leaps where these do not overshoot: the logarithm of the depth in steps."""
+        """Nearest common ancestor, in O(log depth) steps: climb by leaps if they do not overshoot, else by parents."""
         if self.depth[a] < self.depth[b]:
             a, b = b, a
         while self.depth[a] > self.depth[b]:
@@ -276,11 +277,11 @@ class Facts:
         return a
 
     def is_affine_image(self, node: Node, of: Node) -> bool:
-        """Whether ``node`` is an affine function of ``of``, by linear, moving and constant-scaling operators alone."""
+        """Whether ``node`` is an affine function of ``of``: by linear operators, movement and scaling by constants."""
         return self._meet(node, of) is of and self._begins_above(node, of)
 
     def _begins_above(self, node: Node, ancestor: Node) -> bool:
-        """Whether ``node`` is an affine image of its ``ancestor``: parents determine it, so every way leads through."""
+        """Whether ``node`` is an affine image of its ``ancestor``, which every path to ``node`` passes."""
         return self.depth[self.affine[node]] <= self.depth[ancestor]
 
     def _is_affine(self, node: Node) -> bool:
@@ -290,9 +291,9 @@ class Facts:
         return kind in ("linear", "movement") or (scaling and len(operands) == 1)
 
     def is_statistic_of(self, statistic: Node, signal: Node) -> bool:
-        """Whether ``statistic`` depends only through reductions on a tensor of which ``signal`` is an affine image.
+        """Whether ``signal`` is an affine image of a tensor on which ``statistic`` depends only through reductions.
 
-        A product or quotient of the two is then a normalization: RMSNorm, LayerNorm, cosine attention, however spelled.
+        Their product or quotient is then a normalization: RMSNorm, LayerNorm, cosine attention, in any spelling.
         """
         through = self.reduced_from.get(statistic)
         if through is None or statistic is signal:

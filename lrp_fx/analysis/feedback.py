@@ -1,9 +1,8 @@
-"""Where what a recurrence carries meets what is new: the sums and layers in front of its nonlinearities.
+"""Recurrent sums: the sums of new input and carried state in front of the nonlinearities of a recurrence.
 
-A step computes tanh(W x + U h). U is applied to what it made of earlier steps: it is a *recurrent weight*. W x and U h
-often have opposite signs, and relevance that is shared in proportion to them grows wherever they nearly cancel, at
-every step anew. Rule sets can tell these sums from others (role recurrent-sum); a layer applied to x and h side by
-side is the same sum, written as one.
+A step computes tanh(W x + U h). U is applied to its own results of earlier steps: it is a *recurrent weight*. W x and
+U h often have opposite signs. Where they nearly cancel, proportional shares grow, at every step anew. Therefore these
+sums have a role of their own (recurrent-sum). One layer over x and h, concatenated, is such a sum as well.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ RECURRENT_SUM = "recurrent-sum"  #: the role
 
 
 def find_feedback(graph: Graph, facts: Facts) -> None:
-    """Fill ``facts.feedback``, and give layers over an input and a state side by side their role."""
+    """Fill ``facts.fed_back``, and give layers over a concatenated input and state the role recurrent-sum."""
     recurrent = _recurrent_weights(graph, facts)
     if not recurrent:
         return
@@ -36,7 +35,7 @@ def find_feedback(graph: Graph, facts: Facts) -> None:
 
 
 def _keeps(facts: Facts, node: Node, operands: list[Node]) -> bool:
-    """Whether a node moves, adds, normalizes or weighs what it is given, and is no function of it else."""
+    """Whether a node only moves, adds, normalizes or weighs its operands."""
     spec = facts.specs[node]
     if spec.kind == "product" and spec.elementwise:
         return all(n in facts.fed_back or n in facts.positive for n in operands)
@@ -44,13 +43,13 @@ def _keeps(facts: Facts, node: Node, operands: list[Node]) -> bool:
 
 
 def _recurrent_weights(graph: Graph, facts: Facts) -> set[Node]:
-    """Parameters that a layer applies to something that a layer made with them."""
+    """Parameters of layers whose input depends on a layer with the same parameter."""
     parameters: dict[Node, list[Node]] = {}
     for node, layer in facts.layers.items():
         parameters.setdefault(_parameter(node, layer), []).append(node)
-    again = [parameter for parameter, layers in parameters.items() if len(layers) > 1]
-    bits = {parameter: 1 << number for number, parameter in enumerate(again)}
-    used: dict[Node, int] = {}  # the parameters that a node depends on
+    repeated = [parameter for parameter, layers in parameters.items() if len(layers) > 1]
+    bits = {parameter: 1 << number for number, parameter in enumerate(repeated)}
+    used: dict[Node, int] = {}  # bits of the parameters that a node depends on
     recurrent = set()
     for node in graph.nodes:
         if node in facts.layers:
@@ -65,7 +64,7 @@ def _recurrent_weights(graph: Graph, facts: Facts) -> set[Node]:
 
 
 def _parameter(node: Node, layer: Layer) -> Node:
-    """The weight of a layer as the model holds it, before it was moved or cast."""
+    """The weight of a layer, before it was moved or cast: the parameter of the model."""
     weight = all_slots(node)[layer.weight]
     while weight.op == "call_function" and len(weight.all_input_nodes) == 1:
         weight = weight.all_input_nodes[0]

@@ -1,15 +1,15 @@
-"""Gates and recurrences: which factors only weigh a signal, and where the signal is a state carried from step to step.
+"""Gates and recurrences: factors that only weigh a signal, and signals that are states carried from step to step.
 
-A uniform rule halves relevance at every product. In a recurrence c' = f c + i g that forgets as 2^-T whatever the model
-does, so the products of a recurrence are told apart from those of gated linear units:
+A uniform rule halves relevance at every product. In a recurrence c' = f c + i g it would decay as 2^-T over T steps,
+whatever the model does. So products of a recurrence have another role than those of gated linear units:
 
-- a tensor is *positive* when it comes out of a function without sign (sigmoid, exp, softplus, softmax: the op table
-  says which), through sums, products, powers and movement of such tensors and constants alone; or when it is the
-  negative of one, which weighs a signal as well; a difference of two positive tensors is none;
-- a *decay* is a positive tensor with an exponential in it: however it multiplies a signal, it only weighs it;
-- a product of a positive factor and a signal is *recurrent* when the signal is a state: a sum that holds such a
-  product already (or that product itself is on the way into one), carried by movement, by functions of one tensor and
-  by weights that are applied again and again.
+- a tensor is *positive* if it is the output of a nonnegative function (sigmoid, exp, softplus, softmax: as declared in
+  the op table), or is computed from such outputs and constants by sums, products, powers and movement. The negative of
+  a positive tensor weighs a signal as well and counts as positive; a difference of two positive tensors does not;
+- a *decay* is a positive tensor with an exponential in it: in any product with a signal it only weighs the signal;
+- a product of a positive factor and a signal is *recurrent* if the signal is a state: a sum with such a product in it,
+  carried on by movement, by functions of one tensor and by weights that are applied repeatedly. Products that go into
+  such a sum are recurrent, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CARRYING_ON = ("movement", "linear", "nonlinearity", "homogeneous", "selection"
 
 def find_gates(graph: Graph, facts: Facts) -> None:
     """Fill ``facts.positive``, ``facts.decays``, ``facts.states`` and ``facts.recurrent`` in one walk."""
-    gated: set[Node] = set()  # a product of a positive factor and a signal, or what carries one on
+    gated: set[Node] = set()  # products of a positive factor and a signal, and nodes that carry them on
     signs: dict[Node, int] = {}
     for node in graph.nodes:
         spec = facts.specs.get(node)
@@ -59,7 +59,7 @@ def find_gates(graph: Graph, facts: Facts) -> None:
 
 
 def _is_decay(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
-    """Whether a positive tensor is made of exponentials: not 1 + exp, which spells a sigmoid, nor a softmax."""
+    """Whether a positive tensor has an exponential in it: neither 1 + exp, as in a sigmoid, nor a softmax."""
     if node in facts.manual_softmax:
         return False
     shifted = spec.kind == "linear" and spec.elementwise and len(operands) < 2 <= len(spec.args)
@@ -76,7 +76,7 @@ def _is_product(spec: OpSpec) -> bool:
 
 
 def _sign(facts: Facts, node: Node, spec: OpSpec, operands: list[Node], signs: dict[Node, int]) -> int:
-    """1 or -1 where all values of a node have that sign, 0 where they may have either."""
+    """1 or -1 if all entries of a node have that sign, else 0."""
     declared = spec.extra.get("positive")
     if declared is True:
         return 1
@@ -96,17 +96,17 @@ def _sign(facts: Facts, node: Node, spec: OpSpec, operands: list[Node], signs: d
             if _no_table(node, spec, operands)
             else 0
         )
-    if spec.kind == "homogeneous":  # of even and broken degree no value is negative
+    if spec.kind == "homogeneous":  # of a positive operand every power is positive
         return 1
     keeps_sign = spec.kind in ("movement", "selection") or (spec.kind == "linear" and spec.reduces)
     return operand_signs[0] if keeps_sign and len(set(operand_signs)) == 1 else 0
 
 
 def _sign_of_sum(facts: Facts, node: Node, signs: dict[Node, int]) -> int:
-    """A difference of positive tensors is not one.
+    """The sign of a sum; 0 for a difference of positive tensors.
 
-    What is taken from a constant stays positive: that is how a gate's counterpart, 1 - z, is written. A constant that
-    is taken from a tensor, as in 2 sigmoid(x) - 1, leaves it without a sign.
+    A constant minus a positive tensor counts as positive, as in 1 - z, the counterpart of a gate z. A positive tensor
+    minus a constant, as in 2 sigmoid(x) - 1, has no fixed sign.
     """
     bound = bind(node)
     weights = {key: -1 if factor < 0 else 1 for key, factor in coefficients(node, facts.specs[node]).items()}
@@ -125,7 +125,7 @@ def _sign_of_sum(facts: Facts, node: Node, signs: dict[Node, int]) -> int:
 
 
 def _no_table(node: Node, spec: OpSpec, operands: list[Node]) -> bool:
-    """Whether every factor is among ``operands``: a weight that multiplies them has signs of its own."""
+    """Whether every factor is among ``operands``: a constant weight in a contraction has entries of both signs."""
     return spec.kind != "product" or spec.elementwise or len(slots(node, spec.args)) == len(operands)
 
 
@@ -135,7 +135,7 @@ def adds(node: Node, spec: OpSpec) -> bool:
 
 
 def carries_on(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
-    """Whether a state goes on through ``node``: not through a weight that is applied only once."""
+    """Whether ``node`` carries a state on: not by a weight that is applied only once."""
     if _is_product(spec):
         return len(operands) == 1
     if spec.kind == "product" and len(operands) == 1:
@@ -150,7 +150,7 @@ def _applied_again(weight: Node) -> bool:
 
 
 def _mark(facts: Facts, stack: list[Node], gated: set[Node]) -> None:
-    """Mark a recurrent product, and those on the way into its state."""
+    """Mark a recurrent product, and the products that go into its state."""
     seen: set[Node] = set()
     while stack:
         node = stack.pop()

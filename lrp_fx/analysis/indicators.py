@@ -1,8 +1,8 @@
-"""Rows of zeros and a one: a lookup that is spelled as a product with the table.
+"""Indicators (one-hot rows): a lookup written as a product with the table.
 
-``one_hot(i, n) @ table`` reads rows as ``table[i]`` does, so it is held to the same: of a table that is a constant, the
-rows are what the output knows of i, and i is a source; rows of a table that carries relevance are that table, moved.
-In a product with a signal, what only indicates is therefore a constant.
+``one_hot(i, n) @ table`` is ``table[i]``, so relevance is the same. If the table is a constant, i is a source: the
+output depends on i through the rows. Rows of a table that carries relevance are that table, moved. So in a product with
+a signal an indicator is a constant.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from lrp_fx.operators.table import OpSpec, OpTable, bind, op_name
 
 
 def keeps(spec: OpSpec) -> bool:
-    """Whether images of rows that indicate still do: moved, cast, weighed, counted, one entry at a time."""
-    alone = spec.kind in ("linear", "product", "quotient") and (spec.elementwise or spec.reduces)
-    return spec.kind == "movement" or alone
+    """Whether an operator turns indicators into indicators: movement, or a cast, weight or count per entry."""
+    entrywise = spec.kind in ("linear", "product", "quotient") and (spec.elementwise or spec.reduces)
+    return spec.kind == "movement" or entrywise
 
 
 def begins(node: Node, spec: OpSpec, ops: OpTable) -> bool:
-    """Whether ``node`` makes such rows: of a code for every value, or picked from an identity matrix."""
+    """Whether ``node`` creates indicators: a one-hot code, or rows of an identity matrix."""
     named = spec.extra.get("picks")
     if named is None or spec.extra.get("entrywise"):
         return False
@@ -36,14 +36,14 @@ def _is_identity(table: Node, ops: OpTable) -> bool:
 
 
 def signals(facts: Facts, spec: OpSpec, carrying: dict[Slot, Node]) -> dict[Slot, Node]:
-    """Of the carrying operands of a node those that it is a function of: not what only picks from the others."""
+    """The carrying operands of a node without indicators that only select from the others."""
     if spec.kind not in ("product", "quotient"):
         return carrying
     return {slot: n for slot, n in carrying.items() if n not in facts.indicators} or carrying
 
 
 def forget_unread(graph: Graph, facts: Facts) -> None:
-    """An indicator that does nothing but pick from signals carries no relevance, and is no source."""
+    """Drop indicators that only select from signals: they carry no relevance, and are no sources."""
     read = {n for node in graph.find_nodes(op="output") for n in node.all_input_nodes}
     unread: set[Node] = set()
     for node in reversed(graph.nodes):

@@ -1,8 +1,8 @@
-"""Layers with weights: which nodes they are, of what kind, and which normalization over the batch belongs to them.
+"""Layers with weights, their roles, and the batch norms that are folded into them.
 
-Behind a layer, a normalization only scales and shifts its output. In front of it, with a ReLU between the two, it
-scales and shifts a threshold: relu(a z + b) = a max(z, -b/a) + b for a > 0, and a min(z, -b/a) + b for a < 0 (Pahde et
-al. 2022, arXiv:2211.17174). Either way rules that look at the signs of weights and inputs see one layer.
+A batch norm behind a layer scales and shifts its output. In front of the layer, with a ReLU in between, it scales and
+shifts a threshold: relu(a z + b) = a max(z, -b/a) + b for a > 0, and a min(z, -b/a) + b for a < 0 (Pahde et al. 2022,
+arXiv:2211.17174). Rules that depend on the signs of weights and inputs treat both as one layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def find_layers(facts: Facts) -> None:
             (signal,), (weight,) = signals(candidate), weights(candidate)
             roles = _roles(facts, node, candidate.carrying[signal], spec.extra.get("layer", "dense"), entries)
             biases = tuple(slots(node, spec.terms))
-            mixed = any(slot in candidate.carrying for slot in biases)  # which a normalization behind it would scale
+            mixed = any(slot in candidate.carrying for slot in biases)  # a batch norm behind the layer would scale them
             facts.layers[node] = Layer(roles, signal, weight, biases, None if mixed else spec.extra.get("channels"))
         elif FOLDED.match(candidate):
             facts.folded[node] = candidate.first
@@ -49,7 +49,7 @@ def _roles(facts: Facts, node: Node, operand: Node, kind: str, entries: set[Node
 
 
 def _entries(facts: Facts) -> set[Node]:
-    """Floating inputs, moved, shifted and scaled at most."""
+    """Floating-point inputs, also moved, shifted and scaled."""
     entries = {source.node for source in facts.sources if source.indices is None}
     for node, spec in facts.specs.items():
         operands = list(facts.operands[node].values())
@@ -67,7 +67,7 @@ def _is_attention(facts: Facts, node: Node) -> bool:
 
 
 def _meets_attention(facts: Facts, node: Node) -> bool:
-    """Whether what ``node`` computes is a query, key or value: moved, normalized, rotated at most."""
+    """Whether ``node`` computes a query, key or value, through movement, normalization and rotation."""
     seen, stack = {node}, [node]
     while stack:
         for user in stack.pop().users:
@@ -84,7 +84,7 @@ def _meets_attention(facts: Facts, node: Node) -> bool:
 
 
 def _one_origin(facts: Facts, node: Node, seen: set[Node]) -> bool:
-    """Whether all carrying operands were reached before: a rotation adds a tensor to itself, a residual does not."""
+    """Whether all carrying operands come from one tensor: those of a rotation do, those of a residual sum do not."""
     return all(n in seen for n in facts.operands[node].values())
 
 

@@ -1,7 +1,7 @@
-"""What a pattern is: named conditions on a node, each with a sentence that says what must hold.
+"""Patterns: variants of named conditions on a node, each condition with a sentence.
 
-A pattern matches where all conditions of one of its variants hold, asked in order. Where it does not match, the first
-condition that fails says why not.
+A pattern matches if all conditions of one of its variants hold; they are tried in order. If it does not match, the
+first condition that fails is the reason.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from lrp_fx.operators.table import OpSpec
 
 @dataclass(eq=False)
 class Candidate:
-    """A node that patterns are tried on, with what their conditions look at.
+    """A node that patterns are tried on.
 
     Attributes:
         facts: facts of its graph.
-        node: a node with a declaration, that relevance can reach.
-        live: its operands that relevance reaches under the rules chosen so far; in analysis, all that carry.
-        product: the elementwise product that ends here, flattened; None for other nodes, and inside a softmax.
-        nonlinear: nodes so far that are outputs of nonlinearities, moved, shifted and scaled at most.
+        node: a declared node that relevance can reach.
+        live: its operands that relevance reaches under the rules chosen so far; in analysis, all carrying operands.
+        product: the elementwise product that ends here, flattened; None for other nodes and inside a softmax.
+        nonlinear: outputs of nonlinearities up to here, also moved, shifted and scaled.
     """
 
     facts: Facts
@@ -53,7 +53,7 @@ class Candidate:
 
     @property
     def factors(self) -> list[Node]:
-        """Of a product, the live operands that are multiplied (not those that are added)."""
+        """The live factors of a product, without added terms."""
         return [n for slot, n in self.live.items() if slot.name in self.spec.args]
 
 
@@ -64,11 +64,11 @@ def before_rules(facts: Facts, node: Node) -> Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Something that must hold at a node.
+    """A condition on a node.
 
     Attributes:
-        says: what must hold, a sentence.
-        holds: whether it does; the conditions before it in the same variant hold.
+        says: the condition as a sentence.
+        holds: whether it holds, given that the conditions before it in the same variant hold.
     """
 
     says: str
@@ -76,13 +76,13 @@ class Condition:
 
 
 def condition(holds: Callable[[Candidate], bool]) -> Condition:
-    """Make a function of a candidate a condition; its docstring says what must hold."""
+    """Make a function of a candidate a condition; its docstring is the sentence."""
     return Condition(holds.__doc__ or holds.__name__.replace("_", " "), holds)
 
 
 @dataclass(frozen=True)
 class Miss:
-    """Why a pattern does not match: the first condition that fails, of the variant in which most conditions hold."""
+    """Why a pattern does not match: in the variant with most conditions that hold, the first one that fails."""
 
     variant: str
     condition: Condition
@@ -94,14 +94,14 @@ class Pattern:
     """One entry of the pattern table.
 
     Attributes:
-        name: what it is called in reports.
-        role: the role that it gives a node; "" for a pattern of several nodes, which have roles by other entries.
-        variants: ways to write it -> conditions, all of which must hold.
+        name: its name in reports.
+        role: the role of nodes that match; "" for a pattern of several nodes, which have roles by other entries.
+        variants: spelling -> conditions, all of which must hold.
         law: the law that gives its rule.
-        source: where that law is published.
-        examples: Python that it recognises.
-        counterexample: Python that looks similar, which it must not recognise.
-        missing: the condition that the counterexample lacks.
+        source: the paper with that law.
+        examples: Python code that matches.
+        counterexample: similar Python code that must not match.
+        missing: the condition that fails for the counterexample.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Pattern:
         return all(condition.holds(candidate) for condition in self.variants[variant])
 
     def miss(self, candidate: Candidate) -> Miss | None:
-        """Why it does not match; None where it does."""
+        """Why it does not match; None if it does."""
         misses = []
         for variant, conditions in self.variants.items():
             failing = next((i for i, condition in enumerate(conditions) if not condition.holds(candidate)), None)

@@ -1,15 +1,15 @@
-"""The pattern table: how attention, normalizations, nonlinearities and all else are recognised, one entry a pattern.
+"""The pattern table: how attention, normalizations, nonlinearities and all other roles are recognised.
 
-Patterns with a role decide what a node is: of those that match, the first does (:func:`recognise`), and a rule set has
-a rule for its role. Patterns without a role are made of several nodes, which have roles by other entries; analysis
-looks for them first, and what it finds are facts that conditions of later entries ask for. Nothing here knows a name:
-a condition looks at what operators are (``rules/ops.toml``) and at who computes from whom.
+The first pattern with a role that matches a node decides its role (:func:`recognise`); a rule set has a rule for each
+role. Patterns without a role consist of several nodes, which have roles by other entries. Analysis matches these first
+and stores facts, which conditions of later entries read. No condition depends on a name, only on the kinds of operators
+(``rules/ops.toml``) and on the data flow.
 
-An entry has, for each way to write the pattern, the conditions that must hold, in order. Each is a small function
-(``analysis.conditions``) whose docstring says what must hold; the first that fails says why a node is not of that
-pattern (``xmodel.report().why(...)``). Tests capture the examples of every entry, which match, and its counterexample,
-which must not. In these x, y, z (2, 5, 6) and image (2, 3, 8, 8) are signals; w (6), W (6, 6), angles (5, 6), kernel
-(4, 3, 3, 3), and means and variances of channels (m3 and v3, m4 and v4, m6 and v6) are constants.
+An entry has a list of conditions for each spelling of the pattern. A condition is a small function
+(``analysis.conditions``); its docstring is the condition in words. The first condition that fails is the reason why a
+node does not match (``xmodel.report().why(...)``). Tests capture the examples of every entry, which must match, and its
+counterexample, which must not. In these x, y, z (2, 5, 6) and image (2, 3, 8, 8) are signals; w (6), W (6, 6), angles
+(5, 6), kernel (4, 3, 3, 3), and means and variances of channels (m3 and v3, m4 and v4, m6 and v6) are constants.
 """
 
 from __future__ import annotations
@@ -197,7 +197,7 @@ SELECTIVE_PRODUCT = Pattern(
     {"product": (
         products.is_elementwise, products.has_several_functions, products.weighs_nothing, products.is_steered,
     ),
-     "contraction": (products.contracts, products.has_several_live_factors, products.contracts_what_steers)},
+     "contraction": (products.contracts, products.has_several_live_factors, products.contracts_a_steering_factor)},
     "A product with selective parameters (see there): a rule set may hold them constant.",
     "Jafari et al. 2024 (MambaLRP, arXiv:2406.07592)",
     SELECTIVE.examples, "(x * y).sum(-1)", products.is_steered,
@@ -320,7 +320,7 @@ LINEAR = Pattern(
     "x * y", products.has_one_function,
 )  # fmt: skip
 
-#: the table; of patterns with a role the first that matches decides
+#: the table; the first pattern with a role that matches decides
 PATTERNS: tuple[Pattern, ...] = (
     SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, SHIFTED, THRESHOLD, RECURRENT_LAYER,
     POSITION_TABLE,
@@ -331,14 +331,14 @@ PATTERNS: tuple[Pattern, ...] = (
 
 @dataclass(frozen=True)
 class Match:
-    """A pattern that a node is of, and the variant."""
+    """The pattern that a node matches, and the variant."""
 
     pattern: Pattern
     variant: str
 
 
 def recognise(candidate: Candidate) -> Match:
-    """The pattern that gives a node its role: the first with a role that matches. There is always one."""
+    """The pattern that gives a node its role: the first one with a role that matches. There is always one."""
     for pattern in PATTERNS:
         if pattern.role and (variant := pattern.match(candidate)) is not None:
             return Match(pattern, variant)

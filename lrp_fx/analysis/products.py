@@ -1,13 +1,13 @@
-"""Products in canonical form: whatever the association, spelling or casts, a list of factors.
+"""Products in canonical form: a list of factors, whatever the association, spelling and casts.
 
 ``a * (b * c)``, ``x.pow(2) * z``, ``x * rsqrt(mean(x * x)) * w``, ``x * (sigmoid(x) * z)`` and ``a / b`` are trees of
 elementwise products, quotients, casts and constant scalings. Flattened, each has factors; factors that are functions of
 the same tensor form one group (``x * sigmoid(x)`` is one nonlinearity); a factor that is a statistic of another one
 makes the product a normalization.
 
-A product that is multiplied with itself is one node in two slots, so that a factor may be reached in many ways: it is
-listed once and counted (2^30 times in thirty squarings). The products of a graph are flattened operand by operand, on
-one walk: a product hands its factors on to the one that it goes into.
+In a product of a tensor with itself, one node is in two slots. So a factor may be reached on many paths; it is listed
+once, with a count (2^30 for thirty squarings). The products of a graph are flattened on one walk: the factors of an
+inner product move to the product that reads it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Group:
     """Factors that are functions of one tensor.
 
     Attributes:
-        factors: each with the number of times that it is multiplied (``x.pow(3)`` is one factor).
-        nonlinear: whether one of them is a nonlinearity's output.
-        positive: whether they all only weigh a signal.
-        selective: whether they all only say what a state takes in or gives out.
+        factors: factor -> number of occurrences (``x.pow(3)`` is one factor).
+        nonlinear: whether one of them is the output of a nonlinearity.
+        positive: whether all of them only weigh a signal.
+        selective: whether all of them are selective parameters.
     """
 
     factors: dict[Node, int] = field(default_factory=dict)
@@ -46,13 +46,13 @@ class Product:
     """A flattened product.
 
     Attributes:
-        groups: its factors by the tensor that they are functions of.
-        statistics: those that are statistics of other factors.
-        reduced: those that depend on some tensor only through a reduction, and may prove to be statistics.
-        tally: how many groups are nonlinear, positive and selective.
+        groups: tensor -> the factors that are functions of it.
+        statistics: factors that are statistics of other factors -> number of occurrences.
+        reduced: factors that depend on some tensor only through a reduction: candidates for statistics.
+        tally: number of groups that are nonlinear, positive and selective.
         size: number of factors, each counted once.
-        inverse: of a single factor, whether it divides.
-        recurrent: whether some product in it carries a state on.
+        inverse: for a single factor, whether it divides.
+        recurrent: whether one of the products in it is recurrent.
     """
 
     groups: dict[Node, Group] = field(default_factory=dict)
@@ -64,49 +64,49 @@ class Product:
     recurrent: bool = False
 
     def factors(self) -> Iterator[tuple[Node, int]]:
-        """Every factor, with the number of times that it is multiplied."""
+        """Every factor, with its number of occurrences."""
         for group in self.groups.values():
             yield from group.factors.items()
         yield from self.statistics.items()
 
     def note(self, group: Group, step: int) -> None:
-        """Count a group in, or out before it changes."""
+        """Add ``step`` to the tally of a group: 1, or -1 before the group changes."""
         for index, flag in enumerate((group.nonlinear, group.positive, group.selective)):
             self.tally[index] += step * flag
 
     def multiplied(self, times: int) -> None:
-        """Count every factor this many times as often."""
+        """Multiply the number of occurrences of every factor."""
         for counts in (self.statistics, *(group.factors for group in self.groups.values())):
             counts.update({node: times * count for node, count in counts.items()})
 
     def select(self) -> None:
-        """The whole of it only says what a state takes in or gives out."""
+        """Mark all groups as selective."""
         self.tally[2] = len(self.groups)
         for group in self.groups.values():
             group.selective = True
 
     def is_gate(self, group: Group) -> bool:
-        """Whether a group only weighs the others: of sigmoid(a) * tanh(c) the sigmoid."""
+        """Whether a group only weighs the others: the sigmoid in sigmoid(a) * tanh(c)."""
         return group.positive if self.weighed else group.nonlinear
 
     @property
     def gated(self) -> bool:
-        """Whether some groups, not all, only weigh the others."""
+        """Whether some groups, but not all, only weigh the others."""
         return self.weighed or 0 < self.tally[0] < len(self.groups)
 
     @property
     def weighed(self) -> bool:
-        """Whether some groups, not all, have no sign, so that nothing else weighs: a sigmoid, not a SiLU."""
+        """Whether some groups, but not all, are positive (a sigmoid, not a SiLU): then only these weigh."""
         return 0 < self.tally[1] < len(self.groups)
 
     @property
     def selective(self) -> bool:
-        """Whether some group only says what a state takes in or gives out."""
+        """Whether some group is selective."""
         return self.tally[2] > 0
 
     @property
     def once(self) -> bool:
-        """Whether there is a single factor, that is multiplied once and does not divide."""
+        """Whether there is a single factor, which occurs once and does not divide."""
         return self.size == 1 and not self.inverse and next(self.factors())[1] == 1
 
 
@@ -123,13 +123,13 @@ def is_denominator(facts: Facts, node: Node, slot: Slot) -> bool:
 
 
 def degree(node: Node, spec: OpSpec) -> float:
-    """Degree of homogeneity of a homogeneous operator, 0 where it is not a number."""
+    """Degree of homogeneity of a homogeneous operator; 0 if it is not a number."""
     value = bind(node)[spec.degree] if isinstance(spec.degree, str) else spec.degree
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
 def is_cast_or_sign(spec: OpSpec) -> bool:
-    """Whether an operator changes nothing but precision or sign."""
+    """Whether an operator only changes precision or sign."""
     return spec.extra.get("form") == "cast" or spec.extra.get("coefficients") == ("-1",)
 
 
@@ -137,7 +137,7 @@ class Products:
     """The products of a graph, flattened on a walk in graph order.
 
     Attributes:
-        whole: the outermost products, each with its factors.
+        whole: outermost product -> its factors.
         nonlinear: outputs of nonlinearities, through movement, casts, added constants, scalings and powers.
     """
 
@@ -147,7 +147,7 @@ class Products:
         self.nonlinear: set[Node] = set()
 
     def enter(self, node: Node) -> None:
-        """Take note of a node whose operands are known to be live; before its users are."""
+        """Enter a node with live operands, in graph order."""
         if self._is_nonlinear(node):
             self.nonlinear.add(node)
 
@@ -166,7 +166,7 @@ class Products:
         return divides or operands[0] in self.nonlinear
 
     def passes(self, node: Node) -> bool:
-        """Whether a node belongs inside the tree of the product that uses it, and has no other user."""
+        """Whether a node is an inner node of the product that uses it, with no other user."""
         if len(node.users) != 1 or node not in self.live or node in self.facts.manual_softmax:
             return False
         spec, (user,) = self.facts.specs.get(node), node.users
@@ -177,15 +177,15 @@ class Products:
         return is_product(self.facts, node) or cast_or_sign
 
     def flatten(self, node: Node) -> Product:
-        """The factors of a product whose operands were flattened before; they are its own from now on."""
-        ways: dict[Node, list[Slot]] = {}
+        """Flatten a product whose operands are flattened; it takes over the factors of inner products."""
+        slots_of: dict[Node, list[Slot]] = {}
         for slot, operand in self.live[node].items():
             while self.passes(operand) and not is_product(self.facts, operand):
                 (operand,) = self.live[operand].values()
-            ways.setdefault(operand, []).append(slot)
-        parts = [self._part(node, operand, slots) for operand, slots in ways.items()]
-        product = max(parts, key=lambda part: part.size)
-        for part in parts:
+            slots_of.setdefault(operand, []).append(slot)
+        products = [self._part(node, operand, slots) for operand, slots in slots_of.items()]
+        product = max(products, key=lambda part: part.size)
+        for part in products:
             if part is not product:
                 self._merge(product, part)
         product.recurrent |= node in self.facts.recurrent
@@ -193,7 +193,7 @@ class Products:
         return product
 
     def _part(self, node: Node, operand: Node, slots: list[Slot]) -> Product:
-        """What one operand brings into a product, in all slots that read it."""
+        """The factors that one operand contributes to a product, in all slots that read it."""
         if self.passes(operand):
             part = self.whole.pop(operand)
         else:
@@ -211,7 +211,7 @@ class Products:
         return part
 
     def _merge(self, product: Product, part: Product) -> None:
-        """Multiply a product with a part, and see what is a statistic of what now."""
+        """Multiply a product with a part, and find the factors that are statistics of others now."""
         facts = self.facts
         proven = {n for n in part.reduced if any(facts.is_statistic_of(n, other) for other, _ in product.factors())}
         if product.reduced:
@@ -235,7 +235,7 @@ class Products:
             self._set_apart(product, node)
 
     def _set_apart(self, product: Product, statistic: Node) -> None:
-        """A factor that proved to be a statistic belongs to no group."""
+        """Move a factor that proved to be a statistic from its group to the statistics."""
         origin = self.facts.origin.get(statistic, statistic)
         group = product.groups.pop(origin)
         product.note(group, -1)
@@ -253,7 +253,7 @@ def _count_in(counts: dict[Node, int], more: Mapping[Node, int]) -> None:
 
 
 def find_continued(graph: Graph, facts: Facts) -> None:
-    """Fill ``facts.continued``."""
+    """Fill ``facts.continued``: from the end of an elementwise nonlinearity back to its inner nodes."""
     for user in reversed(graph.nodes):
         spec = facts.specs.get(user)
         if spec is None or not spec.elementwise:

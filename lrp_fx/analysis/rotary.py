@@ -1,7 +1,7 @@
-"""Position tables that multiply a signal: rotary cosines and sines, which say where a token is.
+"""Position tables that multiply a signal: the cosines and sines of rotary embeddings.
 
-They do not depend on the tokens, so relevance does not reach them by itself. PA-LRP (arXiv:2506.02138) counts them as
-inputs of their own, one per position; a rule set asks for that with the role ``position``.
+They do not depend on the tokens, so they are constants by default. PA-LRP (arXiv:2506.02138) treats them as sources,
+one per position; a rule set does so with a rule for the role ``position``.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ def find_positions(graph: Graph, facts: Facts) -> None:
             continue
         facts.positional[node] = multiplying(product)
         for table in facts.positional[node].values():
-            way = _unmoved(facts, table, tables)
-            name = f"{module_path(way[-1])} {op_name(_angle(way[-1], tables)).rpartition('.')[2]}".strip()
-            roots.setdefault(way[-1], Source(way[-1], way[-1], None, name))
-            facts.tabled |= set(way)
+            path = _unmoved(facts, table, tables)
+            name = f"{module_path(path[-1])} {op_name(_angle(path[-1], tables)).rpartition('.')[2]}".strip()
+            roots.setdefault(path[-1], Source(path[-1], path[-1], None, name))
+            facts.tabled |= set(path)
     facts.positions = list(roots.values())
     for node in facts.tabled:
         facts.root(node)
 
 
 def _made_of(facts: Facts, node: Node, tables: set[Node]) -> bool:
-    """Whether ``node`` is a table that was moved, cast or scaled, or several of them joined."""
+    """Whether ``node`` is a table, moved, cast or scaled, or several tables joined."""
     spec = facts.ops.get(node)
     if spec is None or not (spec.elementwise or spec.kind == "movement"):
         return False
@@ -54,19 +54,19 @@ def _made_of(facts: Facts, node: Node, tables: set[Node]) -> bool:
 
 
 def _unmoved(facts: Facts, node: Node, tables: set[Node]) -> list[Node]:
-    """From a table back to what it was before it was moved in its own precision: every layer reads that one."""
-    way = [node]
+    """The path from a table back over movement in the same precision; its end is the table that all layers share."""
+    path = [node]
     while True:
         spec, operands = facts.ops.get(node), [n for n in node.all_input_nodes if n in tables]
         moved = spec is not None and spec.kind == "movement" and len(operands) == 1
         if not moved or _precision(operands[0]) is not _precision(node):
-            return way
+            return path
         node = operands[0]
-        way.append(node)
+        path.append(node)
 
 
 def _precision(node: Node) -> torch.dtype:
-    """Precision of a node's value; of several (a table split in two), that of the first."""
+    """Dtype of a node's value; of several values (a table split in two), that of the first."""
     example = value(node)
     return example[0].dtype if isinstance(example, (tuple, list)) else example.dtype
 

@@ -1,11 +1,11 @@
-"""Selective parameters: signed tensors that only say what a state takes in, and what is read out of it.
+"""Selective parameters: signed tensors that only steer what is written to a state and read from it.
 
-In the recurrence h' = a h + B x, y = C h of a state space the decays a are gates; B and C have signs of their own, yet
-MambaLRP (arXiv:2406.07592) holds them constant as well. They are told from the signal by where they stand:
+In the recurrence h' = a h + B x, y = C h of a state space model the decays a are gates. B and C have both signs, yet
+MambaLRP (arXiv:2406.07592) holds them constant as well. They are recognised by their place:
 
 - a tensor that multiplies a carried state *reads* it;
-- of an outer product that goes into a state, the factor along the dimension that reads sum over *writes*;
-- a matrix weighed by decays *mixes* what it is contracted with (the parallel form, chunk by chunk).
+- in an outer product that is added to a state, the factor along the dimension that reads sum over *writes*;
+- a matrix weighed by decays *mixes* the tensor that it is contracted with (the parallel form, chunk by chunk).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lrp_fx.analysis.patterns import SELECTIVE
 
 
 def find_selective(graph: Graph, facts: Facts) -> None:
-    """Fill ``facts.selective``: the slots of a product whose operands read, write or mix."""
+    """Fill ``facts.selective``: the slots of a product whose operands read, write or mix; and the facts behind it."""
     if not facts.recurrent:
         return
     facts.carried = _carried(graph, facts)
@@ -51,7 +51,7 @@ def _written(facts: Facts) -> list[Node]:
 
 
 def _carried(graph: Graph, facts: Facts) -> set[Node]:
-    """Sums that hold a recurrent product or go into one that is added to the next, and what carries them on."""
+    """Sums with a recurrent product, or that go into one that is added to the next, and nodes that carry them on."""
     weighed = set(facts.recurrent)
     steps = [n for n in facts.recurrent if any(_adds(facts, user) for user in n.users)]
     begun = {behind(facts, n) for step in steps for n in facts.operands[step].values() if n not in facts.positive}

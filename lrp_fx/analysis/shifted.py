@@ -1,8 +1,8 @@
-"""Products with factors that are a constant plus a signal, and what they are the sum of.
+"""Products with factors of the form constant + signal, and their expansion into a sum.
 
-``x * (1 + s)`` and ``x + x * s`` are one function, so relevance must not depend on which of them the author wrote. The
-constant is no factor that could be credited: c x is linear in x, and x s is a product of two. So a rule for products
-divides each term by the number of signals in it; in (1 + a) (1 + b), the term 1 is what the model really adds.
+``x * (1 + s)`` and ``x + x * s`` are one function, so relevance must not depend on the spelling. A constant is no
+factor that could get relevance: c x is linear in x, and x s is a product of two signals. So a rule for products divides
+each term by the number of signals in it. In (1 + a) (1 + b) the term 1 is a constant that the model adds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lrp_fx.analysis.patterns import SHIFTED
 
 
 def find_shifted(facts: Facts) -> None:
-    """Fill ``facts.shifted``, the end of every chain of products first."""
+    """Fill ``facts.shifted``, from the end of every chain of products."""
     for node in reversed(facts.specs):
         candidate = before_rules(facts, node)
         if SHIFTED.match(candidate):

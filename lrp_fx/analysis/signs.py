@@ -1,6 +1,6 @@
-"""Tensors that have no negative entry: behind a ReLU, a sigmoid, an exponential, and what moves, adds or averages such.
+"""Tensors without a negative entry: outputs of a ReLU, a sigmoid, an exponential, also moved, added or averaged.
 
-Rules on parts of a layer run it on the positive and on the negative part of its input. Where there is no negative part,
+Rules on parts of a layer run it on the positive and on the negative part of its input. If there is no negative part,
 half of these runs are zero and are left out.
 """
 
@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.operators.table import OpSpec, bind
 
-#: kinds of operators that keep the sign of what they are given, beside those that the op table says it of
+#: kinds of operators that keep the sign of their operands, besides entries of the op table with sign "kept"
 _KEEPING = ("movement", "selection")
 
 
@@ -30,7 +30,7 @@ def _is_nonnegative(facts: Facts, node: Node, spec: OpSpec) -> bool:
     if sign == "nonnegative" or spec.extra.get("positive") is True:
         return True
     bound = bind(node)
-    if sign not in (None, "kept"):  # the argument that is the least value
+    if sign not in (None, "kept"):  # the argument that is the lower bound
         least = bound.get(str(sign))
         return isinstance(least, (int, float)) and least >= 0
     if sign == "kept" or spec.kind in _KEEPING or (spec.kind == "product" and spec.elementwise):
@@ -39,7 +39,7 @@ def _is_nonnegative(facts: Facts, node: Node, spec: OpSpec) -> bool:
 
 
 def _values(bound: dict[str, object], spec: OpSpec) -> Iterable[object]:
-    """All that is in the result: operands, what is added, numbers of its own, and what they are multiplied by."""
+    """All values in the result: operands, added terms, literals and coefficients."""
     names = [*spec.args, *spec.terms, *spec.extra.get("literals", ())]
     names += [c for c in spec.extra.get("coefficients", ()) if isinstance(c, str)]
     for name in names:

@@ -1,14 +1,14 @@
-"""Softmaxes that are written out: every node of one is left to the natural gradient, which together is softmax's."""
+"""Written-out softmaxes: all their nodes keep the plain gradient, which together is that of the softmax."""
 
 from __future__ import annotations
 
 from torch.fx import Node
 
 from lrp_fx.analysis.conditions.softmax import (
+    combination_of_exponentials,
     find_mixture,
     fraction,
     is_exponential,
-    made_of_exponentials,
     region,
     unmoved,
 )
@@ -34,8 +34,8 @@ def _enter(candidate: Candidate, variant: str) -> None:
         within |= region(candidate)
     if variant == "exponential over its total":
         numerator, _, _ = fraction(candidate)  # type: ignore[misc]
-        made = made_of_exponentials(facts, numerator)
-        (facts.softmaxes[node],) = made.exponentials  # type: ignore[union-attr]
+        combination = combination_of_exponentials(facts, numerator)
+        (facts.softmaxes[node],) = combination.exponentials  # type: ignore[union-attr]
     elif variant == "mixture over its total":
         mixing = find_mixture(candidate)
         assert mixing is not None
@@ -47,8 +47,8 @@ def _enter(candidate: Candidate, variant: str) -> None:
         within -= mixing.inside - mixing.weights - chain
         facts.mixing |= dict.fromkeys((*chain, node), mixing)
     elif variant == "logarithm of a total":
-        made = made_of_exponentials(facts, candidate.first)
-        (facts.log_sum_exp[node],) = made.exponentials  # type: ignore[union-attr]
+        combination = combination_of_exponentials(facts, candidate.first)
+        (facts.log_sum_exp[node],) = combination.exponentials  # type: ignore[union-attr]
     elif variant == "what was subtracted added again":
         exponentials = (facts.log_sum_exp.get(unmoved(facts, n)) for n in candidate.carrying.values())
         facts.log_sum_exp[node] = next(n for n in exponentials if n is not None)
@@ -59,13 +59,15 @@ def _enter(candidate: Candidate, variant: str) -> None:
 
 
 def _shift(facts: Facts, exponential: Node) -> Node | None:
-    """What subtracts a maximum, or another statistic, from the argument of an exponential that alone reads it."""
+    """The subtraction of a maximum, or of another statistic, whose only reader is ``exponential``; None for others."""
     if not is_exponential(facts, exponential):
         return None
     (argument,) = facts.operands[exponential].values()
     spec, operands = facts.specs.get(argument), list(facts.operands[argument].values())
     if spec is None or spec.kind != "linear" or not spec.elementwise or set(argument.users) != {exponential}:
         return None
-    held = len(operands) == 1 and any(facts.ops.form(unmoved(facts, n)) == "detach" for n in argument.all_input_nodes)
+    detached = len(operands) == 1 and any(
+        facts.ops.form(unmoved(facts, n)) == "detach" for n in argument.all_input_nodes
+    )
     statistic = len(operands) == 2 and facts.is_statistic_of(operands[1], operands[0])
-    return argument if held or statistic else None
+    return argument if detached or statistic else None

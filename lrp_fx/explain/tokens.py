@@ -68,7 +68,7 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
     if node in twins:
         return twins[node]
     twins[node] = None
-    if owner not in facts.held.get(node, ()):
+    if owner not in facts.input_values.get(node, ()):
         return None
     spec = facts.ops.get(node)
     assert spec is not None

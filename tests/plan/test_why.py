@@ -65,7 +65,7 @@ def test_a_gate_is_no_recurrent_gate_because_it_weighs_no_state(report):
         "<root>",
         "gate",
     )
-    assert "What its gates weigh is a state" in verdict(reason, "recurrent gate").fails
+    assert "Its gates weigh a state" in verdict(reason, "recurrent gate").fails
     assert "functions of one and the same tensor" in verdict(reason, "normalization").fails
     assert verdict(reason, "product of signals").matches  # the gate comes first
     assert "silu(self.gate(h)) * self.up(h)" in reason.source

@@ -1,1 +1,1 @@
-"""The conditions that the pattern table names: small functions of a node; the docstring of each says what must hold."""
+"""The conditions of the pattern table: small functions of a node. Their docstrings are the conditions in words."""

@@ -1,4 +1,4 @@
-"""Conditions on an attention that is written out, asked of its softmax; and the walks that find its parts."""
+"""Conditions on the softmax of a written-out attention, and the walks that find the tensors of the attention."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from lrp_fx.analysis.matching import Candidate, condition
 
 @condition
 def is_softmax(candidate: Candidate) -> bool:
-    """It is a softmax, or the division of one that is written out."""
+    """It is a softmax, or the division of a written-out one."""
     return candidate.spec.kind == "softmax" or candidate.node in candidate.facts.softmaxes
 
 
 @condition
 def mixes_values(candidate: Candidate) -> bool:
-    """Moved and scaled at most, it goes into a contraction with another tensor that carries relevance."""
+    """Through movement and scaling, it goes into a contraction with another tensor that carries relevance."""
     mixed, weights = contraction_after(candidate.facts, candidate.node)
     return mixed is not None and any(n is not weights for n in candidate.facts.operands[mixed].values())
 
 
 @condition
 def reads_scores(candidate: Candidate) -> bool:
-    """Its argument is a contraction of two tensors that carry relevance, masked, scaled and shifted at most."""
+    """Its argument is a contraction of two tensors that carry relevance, also masked, scaled and shifted."""
     return argument(candidate.facts, candidate.node) in candidate.facts.contraction
 
 
@@ -34,7 +34,7 @@ def contracts(facts: Facts, node: Node) -> bool:
 
 
 def contraction_after(facts: Facts, node: Node) -> tuple[Node | None, Node]:
-    """The contraction that a node goes into, moved and scaled at most, and its operand there."""
+    """The contraction that a node goes into, through movement and scaling, and its operand there."""
     while True:
         users = [u for u in node.users if node in facts.operands.get(u, {}).values()]
         contractions = [u for u in users if contracts(facts, u)]
@@ -52,6 +52,6 @@ def _is_scaling(facts: Facts, node: Node) -> bool:
 
 
 def argument(facts: Facts, softmax: Node) -> Node:
-    """What a softmax is a function of."""
+    """The argument of a softmax."""
     softmax = facts.softmaxes.get(softmax, softmax)
     return next(iter(facts.operands[softmax].values()))

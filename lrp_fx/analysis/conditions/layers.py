@@ -1,4 +1,4 @@
-"""Conditions on layers with weights, and on the normalization over the batch that belongs to one."""
+"""Conditions on layers with weights, and on batch norms that are folded into them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def reads_a_relu(candidate: Candidate) -> bool:
 
 @condition
 def behind_a_normalization(candidate: Candidate) -> bool:
-    """The ReLU before it alone reads a normalization over the batch, which belongs to no layer before it."""
+    """The ReLU reads a normalization over the batch, is its only reader, and no layer before it takes that in."""
     norm = normalization_before(candidate)
     only = norm is not None and set(norm.users) == {layer_input(candidate)}
     return only and _folds(candidate.facts, norm) and norm not in candidate.facts.folded
@@ -84,7 +84,7 @@ def behind_a_normalization(candidate: Candidate) -> bool:
 
 @condition
 def normalizes_any_sign(candidate: Candidate) -> bool:
-    """What is normalized may be negative: entries that a ReLU cut to 0 cannot hand on what relevance they get."""
+    """The normalized tensor may be negative: entries that a ReLU cut to 0 could not pass on their relevance."""
     norm = normalization_before(candidate)
     return norm is None or not any(n in candidate.facts.nonnegative for n in candidate.facts.operands[norm].values())
 
@@ -96,7 +96,7 @@ def has_one_group(candidate: Candidate) -> bool:
 
 
 def windows_touch(convolution: Node) -> bool:
-    """Whether a convolution reads windows side by side, every entry once: a dense layer on patches."""
+    """Whether the windows of a convolution tile its input without overlap: a dense layer on patches."""
     bound = bind(convolution)
     if "stride" not in bound:  # conv_tbc has none: its windows overlap
         return False
@@ -113,12 +113,12 @@ def windows_touch(convolution: Node) -> bool:
 
 
 def layer_input(candidate: Candidate) -> Node:
-    """What a layer is applied to."""
+    """The input of a layer."""
     return candidate.carrying[candidate.facts.layers[candidate.node].input]
 
 
 def normalization_before(candidate: Candidate) -> Node | None:
-    """What the activation in front of a layer reads."""
+    """The operand of the activation in front of a layer."""
     return next(iter(candidate.facts.operands.get(layer_input(candidate), {}).values()), None)
 
 

@@ -65,11 +65,11 @@ def has_a_literal(candidate: Candidate) -> bool:
 
 @condition
 def goes_on(candidate: Candidate) -> bool:
-    """What it computes goes on into a function of each entry, or a divisor."""
+    """It goes into a function of each entry, or into a divisor."""
     return candidate.node in candidate.facts.continued
 
 
 @condition
 def comes_from_a_nonlinearity(candidate: Candidate) -> bool:
-    """What it is added to is the output of a nonlinearity."""
+    """Its operands are outputs of nonlinearities."""
     return all(n in candidate.nonlinear for n in candidate.live.values())

@@ -1,4 +1,4 @@
-"""Conditions on products with a table of positions (``analysis.rotary``)."""
+"""Conditions on products with a position table (``analysis.rotary``)."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def has_one_signal(candidate: Candidate) -> bool:
 
 @condition
 def has_a_table(candidate: Candidate) -> bool:
-    """One of its other factors is a cosine or a sine of constants, moved and scaled at most."""
+    """One of its other factors is a cosine or a sine of constants, also moved and scaled."""
     return bool(multiplying(candidate))
 
 
 def multiplying(candidate: Candidate) -> dict[Slot, Node]:
-    """The factors that are tables of positions."""
+    """The factors that are position tables."""
     factors = slots(candidate.node, candidate.spec.args)
     return {slot: n for slot, n in factors.items() if n in candidate.facts.tables}

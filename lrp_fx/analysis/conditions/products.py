@@ -1,4 +1,4 @@
-"""Conditions on products: elementwise ones, flattened (``analysis.products``), and those that sum over entries."""
+"""Conditions on products: elementwise ones, flattened (``analysis.products``), and contractions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def is_not_linear(candidate: Candidate) -> bool:
 
 @condition
 def weighs(candidate: Candidate) -> bool:
-    """Some of its factors only weigh the others: they have no sign (sigmoid, exp), or a nonlinearity yields them."""
+    """Some of its factors only weigh the others: they have no sign (sigmoid, exp), or are outputs of nonlinearities."""
     assert candidate.product is not None
     return candidate.product.gated
 
@@ -58,14 +58,14 @@ def weighs_nothing(candidate: Candidate) -> bool:
 
 @condition
 def weighs_a_state(candidate: Candidate) -> bool:
-    """What its gates weigh is a state that is carried from step to step."""
+    """Its gates weigh a state that is carried from step to step."""
     assert candidate.product is not None
     return candidate.product.recurrent
 
 
 @condition
 def is_steered(candidate: Candidate) -> bool:
-    """One of its factors only says what a state takes in or what is read from it."""
+    """One of its factors only steers what is written to a state or read from it."""
     assert candidate.product is not None
     return candidate.product.selective
 
@@ -101,14 +101,14 @@ def contracts_a_state(candidate: Candidate) -> bool:
 
 
 @condition
-def contracts_what_steers(candidate: Candidate) -> bool:
-    """One of its factors only says what a state takes in or what is read from it."""
+def contracts_a_steering_factor(candidate: Candidate) -> bool:
+    """One of its factors only steers what is written to a state or read from it."""
     return candidate.node in candidate.facts.selective
 
 
 @condition
 def mixes_by_weights(candidate: Candidate) -> bool:
-    """Some of its factors, not all, have no sign (sigmoid, exp, ...)."""
+    """Some of its factors, but not all, have no sign (sigmoid, exp, ...)."""
     return 0 < len(_weights(candidate)) < len(candidate.factors)
 
 
@@ -123,7 +123,7 @@ def _weights(candidate: Candidate) -> list[Node]:
 
 
 def _is_softmax(facts: Facts, node: Node) -> bool:
-    """Whether a node is a softmax, moved at most."""
+    """Whether a node is a softmax, through movement."""
     while node in facts.specs and facts.specs[node].kind == "movement" and len(facts.operands[node]) == 1:
         node = next(iter(facts.operands[node].values()))
     return node in facts.manual_softmax or (node in facts.specs and facts.specs[node].kind == "softmax")

@@ -1,4 +1,4 @@
-"""Conditions on the products of a recurrence: what weighs, and whether it weighs a state (``analysis.gates``)."""
+"""Conditions on the products of a recurrence: weights, and the states that they weigh (``analysis.gates``)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def contracts_signals(candidate: Candidate) -> bool:
 
 @condition
 def has_a_signal(candidate: Candidate) -> bool:
-    """One of its factors has a sign: it is what is weighed."""
+    """One of its factors has a sign: the signal that is weighed."""
     return any(n not in candidate.facts.positive for n in candidate.carrying.values())
 
 
@@ -36,19 +36,19 @@ def has_a_weight(candidate: Candidate) -> bool:
 
 @condition
 def weighs_a_state(candidate: Candidate) -> bool:
-    """One of its factors with a sign is a state: a sum that holds a product with a weight already."""
+    """One of its factors with a sign is a state: a sum with a product with a weight in it."""
     return any(n in candidate.facts.states for n in candidate.carrying.values() if n not in candidate.facts.positive)
 
 
 @condition
 def weighs_by_a_decay(candidate: Candidate) -> bool:
-    """One of its factors without sign is a decay: there is an exponential in it."""
+    """One of its factors without sign is a decay: it has an exponential in it."""
     return any(n in candidate.facts.decays for n in _weights(candidate))
 
 
 @condition
 def goes_into_a_state(candidate: Candidate) -> bool:
-    """It goes into a state that the weights of a recurrence weigh."""
+    """It goes into the state of a recurrence."""
     return candidate.node in candidate.facts.recurrent
 
 
@@ -62,13 +62,13 @@ def adds_signals(candidate: Candidate) -> bool:
 
 @condition
 def adds_a_weighted_state(candidate: Candidate) -> bool:
-    """One of them comes from a layer whose weight is applied to what it made of earlier steps."""
+    """One of them comes from a layer whose weight is applied to its own results of earlier steps."""
     return any(n in candidate.facts.fed_back for n in candidate.carrying.values())
 
 
 @condition
 def goes_into_nonlinearities(candidate: Candidate) -> bool:
-    """Only elementwise nonlinearities read it, and what is moved or added on the way there."""
+    """All its readers are elementwise nonlinearities, through movement and sums."""
     facts, stack, seen = candidate.facts, [candidate.node], {candidate.node}
     while stack:
         node = stack.pop()
@@ -86,13 +86,13 @@ def goes_into_nonlinearities(candidate: Candidate) -> bool:
 
 @condition
 def has_a_recurrent_weight(candidate: Candidate) -> bool:
-    """It is a layer whose weight is applied to what it made of earlier steps."""
+    """It is a layer whose weight is applied to its own results of earlier steps."""
     return candidate.node in candidate.facts.layers and candidate.node in candidate.facts.fed_back
 
 
 @condition
 def reads_tensors_side_by_side(candidate: Candidate) -> bool:
-    """What it is applied to is made of several tensors that carry relevance, side by side."""
+    """Its input is a concatenation of several tensors that carry relevance."""
     spec = candidate.facts.specs.get(candidate.first)
     return spec is not None and spec.kind == "movement" and len(candidate.facts.operands[candidate.first]) > 1
 

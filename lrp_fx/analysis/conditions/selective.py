@@ -1,4 +1,4 @@
-"""Conditions on products whose factor says what a state takes in or what is read from it (``analysis.selective``)."""
+"""Conditions on products with selective parameters (``analysis.selective``)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def is_added_to_a_state(candidate: Candidate) -> bool:
 
 @condition
 def has_one_along_what_is_read(candidate: Candidate) -> bool:
-    """Exactly one of its factors alone has a dimension of a size that is summed over where a state is read."""
+    """Exactly one of its factors is the only one along a dimension that is summed over where a state is read."""
     return len(along(candidate)) == 1
 
 
@@ -80,13 +80,13 @@ def sizes_read(candidate: Candidate) -> set[int]:
 
 
 def along(candidate: Candidate) -> set[Slot]:
-    """Slots of the factors that alone have a dimension that reads sum over."""
+    """Slots of the factors that are the only ones along a dimension that reads of a state sum over."""
     read_sizes = candidate.facts.read_sizes
     return {slot for slot in candidate.carrying if _spans_alone(candidate.facts, candidate.node, slot, read_sizes)}
 
 
 def behind(facts: Facts, node: Node) -> Node:
-    """The tensor that ``node`` is, before it was moved."""
+    """The tensor that ``node`` was before it was moved."""
     while node in facts.specs and facts.specs[node].kind == "movement" and len(facts.operands[node]) == 1:
         node = next(iter(facts.operands[node].values()))
     return node
@@ -103,7 +103,7 @@ def _is_decayed(facts: Facts, node: Node) -> bool:
 
 
 def _shape(node: Node) -> tuple[int, ...]:
-    """Sizes; 0 for one that is not a number."""
+    """The sizes of a node's value, 0 for dynamic ones."""
     tensor = value(node)
     return tuple(d if isinstance(d, int) else 0 for d in tensor.shape) if isinstance(tensor, torch.Tensor) else ()
 
@@ -128,8 +128,10 @@ def _removed(shape: tuple[int, ...], dims: object) -> list[int]:
 
 
 def _spans_alone(facts: Facts, node: Node, slot: Slot, sizes: set[int]) -> bool:
-    """Whether one operand of an outer product alone has a dimension of one of these sizes."""
+    """Whether one operand of an outer product is the only one along a dimension of one of these sizes."""
     out, operands = _shape(node), facts.operands[node]
-    mine = (1,) * (len(out) - len(_shape(operands[slot]))) + _shape(operands[slot])
+    own_shape = (1,) * (len(out) - len(_shape(operands[slot]))) + _shape(operands[slot])
     others = [(1,) * (len(out) - len(_shape(n))) + _shape(n) for other, n in operands.items() if other != slot]
-    return any(out[d] in sizes - {0} and mine[d] == out[d] and all(o[d] == 1 for o in others) for d in range(len(out)))
+    return any(
+        out[d] in sizes - {0} and own_shape[d] == out[d] and all(o[d] == 1 for o in others) for d in range(len(out))
+    )

@@ -1,6 +1,6 @@
-"""Conditions on products with a factor that is a constant plus a signal: x (c + s), as modulation is written.
+"""Conditions on products with a factor of the form constant + signal: x (c + s), as in modulation.
 
-They are asked of the product at the end of a chain: x (1 + a) (1 + b) is one product of three factors.
+They apply to the product at the end of a chain: x (1 + a) (1 + b) is one product of three factors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lrp_fx.analysis.matching import Candidate, condition
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import bind, coefficients
 
-_MOST = 4  #: factors of a product that is expanded: of n that are shifted there are 2^n terms
+_MOST = 4  #: largest number of factors of an expanded product: n shifted factors give 2^n terms
 
 
 @condition
@@ -27,7 +27,7 @@ def multiplies_two_signals(candidate: Candidate) -> bool:
 
 @condition
 def goes_into_no_product(candidate: Candidate) -> bool:
-    """No longer product goes on from it, that is not expanded itself."""
+    """Products that read it are expanded themselves, with it as one of their factors."""
     facts, node = candidate.facts, candidate.node
     longer = [u for u in node.users if candidate.spec.elementwise and _is_long(facts, u)]
     return all(u in facts.shifted and node not in facts.shifted[u].inside for u in longer)
@@ -35,7 +35,7 @@ def goes_into_no_product(candidate: Candidate) -> bool:
 
 @condition
 def has_a_shifted_factor(candidate: Candidate) -> bool:
-    """One of its factors is a constant plus a signal, scaled at most; a parameter is no such constant."""
+    """One of its factors is a constant plus a signal, also scaled; a parameter is no such constant."""
     return any(leaf.shift is not None for leaf in leaves(candidate))
 
 
@@ -48,29 +48,33 @@ def has_independent_factors(candidate: Candidate) -> bool:
 
 
 def expand(candidate: Candidate) -> Expansion:
-    """The product as the sum that it is."""
+    """The expansion of the product into a sum."""
     chain = leaves(candidate)
     return Expansion(tuple(chain), frozenset(n for leaf in chain for n, _ in leaf.way[1:]))
 
 
 def leaves(candidate: Candidate) -> list[Leaf]:
-    """The factors of a chain of products. That all are shifted counts where they are by numbers: these have a term."""
+    """The factors of a chain of products.
+
+    If all are shifted, their expansion has a term without a signal. This term must be a number; if it is not, the first
+    factor counts as a plain signal.
+    """
     facts, node = candidate.facts, candidate.node
-    found = _leaves(facts, node, ()) if candidate.spec.elementwise else _own(facts, node, ())
-    shifts = [leaf.shift for leaf in found if leaf.shift is not None]
+    factors = _leaves(facts, node, ()) if candidate.spec.elementwise else _own(facts, node, ())
+    shifts = [leaf.shift for leaf in factors if leaf.shift is not None]
     numbers = candidate.spec.elementwise and all(isinstance(shift.constant, float) for shift in shifts)
-    if len(shifts) == len(found) and not numbers:
-        found[0] = Leaf(found[0].way, None)
-    return found
+    if len(shifts) == len(factors) and not numbers:
+        factors[0] = Leaf(factors[0].way, None)
+    return factors
 
 
 def _leaves(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
-    found: list[Leaf] = []
+    factors: list[Leaf] = []
     for leaf in _own(facts, node, way):
         factor = facts.operands[leaf.owner][leaf.slot]
         inner = _leaves(facts, factor, leaf.way) if _is_inside(facts, factor) else []
-        found += inner or [leaf]
-    return found
+        factors += inner or [leaf]
+    return factors
 
 
 def _own(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
@@ -79,7 +83,7 @@ def _own(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[L
 
 
 def _is_inside(facts: Facts, node: Node) -> bool:
-    """Whether a factor is a product of independent factors itself, that nothing else reads."""
+    """Whether a factor is itself a product of independent factors, with no other reader."""
     spec = facts.specs.get(node)
     plain = spec is not None and spec.elementwise and len(node.users) == 1 and _multiplies(facts, node)
     return plain and node not in facts.manual_softmax and _independent(facts, list(facts.operands[node].values()))
@@ -108,7 +112,7 @@ def _independent(facts: Facts, factors: list[Node]) -> bool:
 
 
 def _shift(facts: Facts, slot: Slot, factor: Node) -> Shift | None:
-    """``factor`` as a constant plus a signal, if it is one, or such a sum times a number."""
+    """``factor`` as a constant plus a signal, also times a number; None if it is no such sum."""
     size, node = 1.0, factor
     while (scaled := _times_number(facts, node)) is not None:
         size, node = size * scaled[0], scaled[1]
@@ -118,7 +122,7 @@ def _shift(facts: Facts, slot: Slot, factor: Node) -> Shift | None:
     weights, bound = coefficients(node, spec), bind(node)
     (signal,) = facts.operands[node]
     constants = [name for name in spec.args if name != signal.name and bound.get(name) is not None]
-    if len(weights) != 2 or len(constants) != 1 or not _is_given(bound[constants[0]]):
+    if len(weights) != 2 or len(constants) != 1 or not _is_plain_constant(bound[constants[0]]):
         return None
     constant = bound[constants[0]]
     constant = constant if isinstance(constant, Node) else float(constant)
@@ -134,8 +138,8 @@ def _times_number(facts: Facts, node: Node) -> tuple[float, Node] | None:
     return (float(numbers[0]), operands[0]) if len(numbers) == 1 else None
 
 
-def _is_given(constant: object) -> bool:
-    """Whether a constant is a number, or a tensor that no parameter is in: a bias is what a layer adds."""
+def _is_plain_constant(constant: object) -> bool:
+    """Whether a constant is a number other than 0, or a tensor without parameters: a bias belongs to its layer."""
     if isinstance(constant, (int, float)):
         return constant != 0
     stack, seen = [constant], set()

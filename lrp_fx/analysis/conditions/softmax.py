@@ -1,8 +1,8 @@
-"""Conditions on a softmax that is written out, however its total and its logarithm are spelled.
+"""Conditions on a written-out softmax, in any spelling of its total and its logarithm.
 
-They are asked of the node at its end: the division, the logarithm, the exponential of a logarithm. A total of
-exponentials is what linear operators make of them that sum entries: ``sum``, ``index_add`` and ``scatter_reduce`` over
-segments, a product with ones; chunk by chunk, with each part rescaled by an exponential, in running form.
+They apply to its last node: the division, the logarithm, the exponential of a logarithm. A total of exponentials is
+computed by linear operators that sum entries: ``sum``, ``index_add`` and ``scatter_reduce`` over segments, a product
+with ones. A running softmax sums chunk by chunk and rescales each part by an exponential.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _LOG_SOFTMAX = ("aten.log_softmax", "aten._log_softmax")
 
 
 @dataclass
-class Made:
-    """What a node is made of, where that is exponentials alone: moved, summed, weighed by constants and each other.
+class Combination:
+    """A node computed from exponentials alone: by movement, sums, and products with constants and each other.
 
     Attributes:
-        exponentials: of what is normalised.
-        inside: they, and all nodes on the way.
-        sums: whether entries are summed on the way.
+        exponentials: the exponentials.
+        inside: all nodes from the exponentials to this node.
+        sums: whether entries are summed.
     """
 
     exponentials: set[Node] = field(default_factory=set)
@@ -36,28 +36,28 @@ class Made:
     sums: bool = False
 
 
-def made_of_exponentials(facts: Facts, node: Node) -> Made | None:
-    """What ``node`` is made of; None where that is anything else than exponentials."""
-    made, stack = Made(), [node]
+def combination_of_exponentials(facts: Facts, node: Node) -> Combination | None:
+    """``node`` as a combination of exponentials; None if it depends on other signals, too."""
+    combination, stack = Combination(), [node]
     while stack:
         current = stack.pop()
         spec = facts.specs.get(current)
-        if current in made.inside:
+        if current in combination.inside:
             continue
         if spec is None:
             return None
-        made.inside.add(current)
+        combination.inside.add(current)
         if spec.extra.get("decay"):
-            made.exponentials.add(current)
+            combination.exponentials.add(current)
             continue
         if spec.kind not in ("movement", "linear", "product") or spec.terms:
             return None
         operands = list(facts.operands[current].values())
         if spec.kind == "product" and len(operands) > 1 and not spec.elementwise:
             return None
-        made.sums |= not (spec.elementwise or spec.kind == "movement")
+        combination.sums |= not (spec.elementwise or spec.kind == "movement")
         stack += operands
-    return made if made.exponentials else None
+    return combination if combination.exponentials else None
 
 
 def is_exponential(facts: Facts, node: Node) -> bool:
@@ -66,7 +66,7 @@ def is_exponential(facts: Facts, node: Node) -> bool:
 
 
 def unmoved(facts: Facts, node: Node, scaled: bool = False) -> Node:
-    """What a node was before it was moved, cast, had a constant added, or was ``scaled`` by one."""
+    """The tensor behind movement, casts and added constants, with ``scaled`` also behind scaling by constants."""
     kinds = ("linear", "product") if scaled else ("linear",)
     while (spec := facts.specs.get(node)) is not None and len(facts.operands[node]) == 1:
         if spec.kind != "movement" and not (spec.kind in kinds and spec.elementwise):
@@ -76,7 +76,7 @@ def unmoved(facts: Facts, node: Node, scaled: bool = False) -> Node:
 
 
 def fraction(candidate: Candidate) -> tuple[Node, Node, Node | None] | None:
-    """(numerator, denominator, the reciprocal that it is spelled by) of a division of two signals."""
+    """(numerator, denominator, the reciprocal if it is written as a product) of a division of two signals."""
     facts, spec, operands = candidate.facts, candidate.spec, list(candidate.carrying.values())
     if not spec.elementwise or len(operands) != 2 or operands[0] is operands[1]:
         return None
@@ -109,23 +109,23 @@ def divides_tensors(candidate: Candidate) -> bool:
 
 @condition
 def has_an_exponential(candidate: Candidate) -> bool:
-    """Its numerator is an exponential, moved and scaled at most."""
+    """Its numerator is an exponential, also moved and scaled."""
     numerator, _, _ = fraction(candidate)  # type: ignore[misc]
-    made = made_of_exponentials(candidate.facts, numerator)
-    return made is not None and len(made.exponentials) == 1 and not made.sums
+    combination = combination_of_exponentials(candidate.facts, numerator)
+    return combination is not None and len(combination.exponentials) == 1 and not combination.sums
 
 
 @condition
 def divides_by_its_sum(candidate: Candidate) -> bool:
     """Its denominator is a total of the same exponential, over a dimension or over segments."""
     numerator, denominator, _ = fraction(candidate)  # type: ignore[misc]
-    made, total = (made_of_exponentials(candidate.facts, n) for n in (numerator, denominator))
-    return total is not None and total.sums and total.exponentials == made.exponentials  # type: ignore[union-attr]
+    combination, total = (combination_of_exponentials(candidate.facts, n) for n in (numerator, denominator))
+    return total is not None and total.sums and total.exponentials == combination.exponentials  # type: ignore[union-attr]
 
 
 @condition
 def has_a_mixture(candidate: Candidate) -> bool:
-    """Its numerator is a sum of contractions of exponentials with values, each part weighed by exponentials at most."""
+    """Its numerator is a sum of contractions of exponentials with values; exponentials may rescale its parts."""
     return find_mixture(candidate) is not None
 
 
@@ -133,7 +133,7 @@ def has_a_mixture(candidate: Candidate) -> bool:
 def divides_by_their_total(candidate: Candidate) -> bool:
     """Its denominator is a total of the same exponentials."""
     _, denominator, _ = fraction(candidate)  # type: ignore[misc]
-    total, mixture = made_of_exponentials(candidate.facts, denominator), find_mixture(candidate)
+    total, mixture = combination_of_exponentials(candidate.facts, denominator), find_mixture(candidate)
     return total is not None and total.sums and total.exponentials == mixture.exponentials  # type: ignore[union-attr]
 
 
@@ -145,18 +145,19 @@ def is_the_only_reader(candidate: Candidate) -> bool:
 
 @condition
 def is_the_only_reader_of_the_sum(candidate: Candidate) -> bool:
-    """Nothing else reads what is made of them, its denominator above all."""
+    """Nothing else reads the nodes computed from them, such as its denominator."""
     return _only_inside(candidate, lambda facts, node: True)
 
 
-def _only_inside(candidate: Candidate, asked: Callable[[Facts, Node], bool]) -> bool:
+def _only_inside(candidate: Candidate, selects: Callable[[Facts, Node], bool]) -> bool:
+    """Whether all readers of the selected nodes of the softmax belong to the softmax."""
     inside = {*region(candidate), candidate.node}
-    asked_of = [node for node in inside - {candidate.node} if asked(candidate.facts, node)]
-    return all(reader in inside for node in asked_of for reader in _readers(candidate.facts, node))
+    selected = [node for node in inside - {candidate.node} if selects(candidate.facts, node)]
+    return all(reader in inside for node in selected for reader in _readers(candidate.facts, node))
 
 
 def _readers(facts: Facts, node: Node) -> list[Node]:
-    """Users that relevance comes from: not those that ask for a size."""
+    """Users that relevance comes from, unlike those that only read a size."""
     return [user for user in node.users if user.op == "output" or node in facts.operands.get(user, {}).values()]
 
 
@@ -168,14 +169,14 @@ def is_a_logarithm(candidate: Candidate) -> bool:
 
 @condition
 def reads_a_total(candidate: Candidate) -> bool:
-    """Of a total of exponentials."""
-    made = made_of_exponentials(candidate.facts, candidate.first)
-    return made is not None and made.sums and len(made.exponentials) == 1
+    """Its operand is a total of exponentials."""
+    combination = combination_of_exponentials(candidate.facts, candidate.first)
+    return combination is not None and combination.sums and len(combination.exponentials) == 1
 
 
 @condition
 def reads_a_softmax(candidate: Candidate) -> bool:
-    """Of a softmax, moved at most."""
+    """Its operand is a softmax, also moved."""
     return _is_softmax(candidate.facts, unmoved(candidate.facts, candidate.first, scaled=True))
 
 
@@ -200,9 +201,9 @@ def subtracts(candidate: Candidate) -> bool:
 
 @condition
 def less_its_log_sum_exp(candidate: Candidate) -> bool:
-    """What is subtracted is the logarithm of a total of exponentials of the other."""
-    logits, taken = _difference(candidate)
-    return _is_log_sum_exp(candidate.facts, taken) and candidate.facts.is_statistic_of(taken, logits)
+    """It subtracts the logarithm of a total of exponentials of the other."""
+    logits, subtrahend = _difference(candidate)
+    return _is_log_sum_exp(candidate.facts, subtrahend) and candidate.facts.is_statistic_of(subtrahend, logits)
 
 
 @condition
@@ -213,14 +214,14 @@ def is_an_exponential(candidate: Candidate) -> bool:
 
 @condition
 def reads_a_log_softmax(candidate: Candidate) -> bool:
-    """Of the logarithm of a softmax, moved at most."""
+    """Its operand is the logarithm of a softmax, also moved."""
     node = unmoved(candidate.facts, candidate.first)
     return op_name(node) in _LOG_SOFTMAX or node in candidate.facts.log_softmax
 
 
 @condition
 def is_part_of_a_softmax(candidate: Candidate) -> bool:
-    """It is the exponential, the sum or the division of a softmax that is written out."""
+    """It is the exponential, the sum or the division of a written-out softmax."""
     return candidate.node in candidate.facts.manual_softmax
 
 
@@ -236,7 +237,7 @@ def _is_log_sum_exp(facts: Facts, node: Node) -> bool:
 
 
 def _weights(candidate: Candidate) -> list[float]:
-    """Weights of a sum of two signals; empty for other nodes."""
+    """Coefficients of a sum of two signals, in ascending order; empty for other nodes."""
     if candidate.spec.kind != "linear" or not candidate.spec.elementwise or len(candidate.carrying) != 2:
         return []
     return sorted(coefficients(candidate.node, candidate.spec).values())
@@ -250,40 +251,44 @@ def _was_subtracted(facts: Facts, logarithm: Node, other: Node) -> bool:
     spec, bound = facts.specs.get(argument), bind(argument)
     if spec is None or spec.kind != "linear" or not spec.elementwise:
         return False
-    taken = [bound[name] for name, weight in coefficients(argument, spec).items() if weight == -1]
-    return any(isinstance(n, Node) and _moved_from(facts, n) is _moved_from(facts, other) for n in taken)
+    subtrahends = [bound[name] for name, weight in coefficients(argument, spec).items() if weight == -1]
+    return any(isinstance(n, Node) and _moved_from(facts, n) is _moved_from(facts, other) for n in subtrahends)
 
 
 def _moved_from(facts: Facts, node: Node) -> Node:
-    """What a tensor was before it was moved or detached."""
+    """The tensor behind movement and detaches."""
     while (spec := facts.ops.get(node)) is not None and spec.kind == "movement" and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
     return node
 
 
 def _difference(candidate: Candidate) -> tuple[Node, Node]:
-    """(what something is subtracted from, what is subtracted)."""
+    """(minuend, subtrahend)."""
     weights, bound = coefficients(candidate.node, candidate.spec), bind(candidate.node)
     first, second = sorted(weights, key=lambda name: -weights[name])
     return bound[first], bound[second]
 
 
 def find_mixture(candidate: Candidate) -> Mixing | None:
-    """What the numerator of a division mixes, where it is a sum of contractions of exponentials with values."""
-    parts, facts = fraction(candidate), candidate.facts
-    if parts is None:
+    """The numerator of a division as a sum of contractions of exponentials with values; None if it is no such sum."""
+    division, facts = fraction(candidate), candidate.facts
+    if division is None:
         return None
-    mixing, stack = Mixing(), [parts[0]]
+    mixing, stack = Mixing(), [division[0]]
     while stack:
         node = stack.pop()
         spec, operands = facts.specs.get(node), facts.operands.get(node, {})
         if spec is None or spec.terms or node in mixing.inside:
             return None
         mixing.inside.add(node)
-        weights = {slot: made for slot, n in operands.items() if (made := made_of_exponentials(facts, n)) is not None}
-        for made in weights.values():
-            mixing.exponentials |= made.exponentials
-            mixing.weights |= made.inside
+        weights = {
+            slot: combination
+            for slot, n in operands.items()
+            if (combination := combination_of_exponentials(facts, n)) is not None
+        }
+        for combination in weights.values():
+            mixing.exponentials |= combination.exponentials
+            mixing.weights |= combination.inside
         values = [n for slot, n in operands.items() if slot not in weights]
         if spec.kind == "product" and len(operands) == 2 and len(weights) == 1:
             mixing.slots[node] = next(iter(weights))
@@ -299,23 +304,23 @@ def find_mixture(candidate: Candidate) -> Mixing | None:
 
 
 def region(candidate: Candidate) -> set[Node]:
-    """The nodes of a softmax that is written out, the one at its end excepted."""
+    """The nodes of a written-out softmax, without the last one."""
     return set(_region(candidate))
 
 
 def _region(candidate: Candidate) -> Iterator[Node]:
-    facts, parts = candidate.facts, fraction(candidate)
-    if parts is None:
-        made = made_of_exponentials(facts, candidate.first)
-        yield from () if made is None else made.inside
+    facts, division = candidate.facts, fraction(candidate)
+    if division is None:
+        combination = combination_of_exponentials(facts, candidate.first)
+        yield from () if combination is None else combination.inside
         return
-    numerator, denominator, inverse = parts
+    numerator, denominator, inverse = division
     mixing = find_mixture(candidate)
     if mixing is not None:
         yield from mixing.inside | mixing.weights
     for node in (numerator, denominator):
-        made = made_of_exponentials(facts, node)
-        yield from () if made is None else made.inside
+        combination = combination_of_exponentials(facts, node)
+        yield from () if combination is None else combination.inside
     if inverse is not None:
         other = next(n for n in candidate.carrying.values() if n is not numerator)
         while other is not inverse:
