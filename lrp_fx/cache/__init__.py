@@ -1,1 +1,1 @@
-"""The disk cache: captures and lowered graphs of earlier processes."""
+"""The disk cache: captures and lowered graphs that an earlier process wrote."""

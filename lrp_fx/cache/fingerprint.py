@@ -1,8 +1,8 @@
-"""What a capture depends on, as one number: the model's structure and code, the call, and the versions of it all.
+"""Fingerprints: a digest of everything that a capture depends on (structure and code of the model, call, versions).
 
-Two models with one fingerprint lead to one graph. Whatever could change the graph is part of it: the class of every
-module with its source, every attribute, names and sizes of parameters and buffers (not their values: a graph does not
-depend on them), the values of tensors that are neither. What cannot be described by value or by name is refused.
+Models with the same fingerprint have the same graph. It covers the class of every module with its source, every
+attribute, names and sizes of parameters and buffers (not their values, on which the graph does not depend), and the
+values of all other tensors. A model with a part that has no description by value or by name has no fingerprint.
 """
 
 from __future__ import annotations
@@ -36,33 +36,32 @@ _OURS = Path(__file__).parent.parent
 
 
 class Unkeyable(Exception):
-    """Something in a model has no description that another process would find again."""
+    """A part of a model has no description that is the same in another process."""
 
 
 def fingerprint(model: nn.Module, call: Call, *options: Any) -> str:
     """A hexadecimal digest of everything that a capture of this call depends on.
 
-    The sizes of the call's tensors are left out, as they are in :attr:`Call.key`: a capture says which it serves.
+    The sizes of the call's tensors are left out, as in :attr:`Call.key`: the guards of a capture check these.
 
     Args:
         model: the model.
         call: the call; its constants are described by value.
-        *options: plain values that count, too.
+        *options: further plain values.
 
     Raises:
         Unkeyable: for an attribute that is no plain value, tensor, module, importable function or plain object.
     """
     described = _Describer(model)
-    parts = [described.model(), described.call(call), [repr(o) for o in options], environment()]
-    parts += [described.code()]
-    return digest(*parts)
+    description = [described.model(), described.call(call), [repr(o) for o in options], environment()]
+    return digest(*description, described.code())
 
 
 def contents(tensor: Tensor) -> str:
     """A digest of a tensor's values.
 
     Raises:
-        Unkeyable: for a tensor that is more than values (a subclass, a sparse one).
+        Unkeyable: for a tensor subclass, and for a layout that is not strided.
     """
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer) or tensor.layout is not torch.strided:
         raise Unkeyable(f"a tensor of type {type(tensor).__name__} and layout {tensor.layout}")
@@ -73,7 +72,7 @@ def contents(tensor: Tensor) -> str:
 
 
 def environment() -> list[str]:
-    """Versions, and the switches of PyTorch that change what a model computes."""
+    """Versions, and the global switches of PyTorch that change the outputs of a model."""
     cuda = torch.backends.cuda
     kernels = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
     further = (torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(), kernels)
@@ -105,15 +104,15 @@ def _source(file: str) -> str:
 
 
 def _written(code: types.CodeType) -> str:
-    """The file of some code; none for generated code (dataclasses), and for Python's own, which has a version."""
+    """The source file of code; "" for generated code (dataclasses) and for frozen modules of Python."""
     return "" if code.co_filename.startswith(("<string>", "<frozen")) else code.co_filename
 
 
 def _meaning(code: types.CodeType) -> str:
-    """What code does, as a digest that is equal in every process."""
+    """A digest of bytecode and constants, the same in every process."""
     constants = [_meaning(c) if isinstance(c, types.CodeType) else _sorted(c) for c in code.co_consts]
-    parts = (code.co_qualname, code.co_code, code.co_names, code.co_freevars, constants)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+    described = (code.co_qualname, code.co_code, code.co_names, code.co_freevars, constants)
+    return hashlib.sha256(repr(described).encode()).hexdigest()
 
 
 def _sorted(constant: Any) -> str:
@@ -122,7 +121,7 @@ def _sorted(constant: Any) -> str:
 
 @functools.cache
 def _installed(module: str) -> bool:
-    """Whether a module is of a package whose version says all about its code."""
+    """Whether a module belongs to an installed package, whose version stands for its code."""
     package = module.partition(".")[0]
     if package in sys.builtin_module_names or package in sys.stdlib_module_names:
         return package != "__main__"
@@ -136,7 +135,7 @@ def _is_torch(module: str) -> bool:
 
 
 class _Describer:
-    """Describes values; notes the classes and functions it meets, for :meth:`code`."""
+    """Describes values, and collects their classes and functions for :meth:`code`."""
 
     def __init__(self, model: nn.Module) -> None:
         self.root = model
@@ -144,8 +143,8 @@ class _Describer:
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self.tensors = {id(tensor): name for name, tensor in named}
         self.named = named
-        self.met: dict[int, tuple[str, Any]] = {}  # with the objects, so that no other one gets their id
-        self.owners: set[str] = set()  # modules whose code counts
+        self.met: dict[int, tuple[str, Any]] = {}  # keeps the objects alive, so that ids stay unique
+        self.owners: set[str] = set()  # modules whose code is part of the fingerprint
         self.definitions: set[tuple[Any, ...]] = set()
 
     def model(self) -> list[Any]:
@@ -165,7 +164,7 @@ class _Describer:
         return descriptions
 
     def call(self, call: Call) -> list[Any]:
-        """The structure of a call, precision and device of its tensors, its constants."""
+        """The structure of a call, dtype, rank and device of its tensors, its constants."""
         leaves = [
             (leaf.dtype, leaf.dim(), leaf.device) if isinstance(leaf, Tensor) else self.value(leaf, name)
             for name, leaf in zip(call.names, call.leaves, strict=True)
@@ -173,12 +172,12 @@ class _Describer:
         return [call.key[0], call.names, leaves]
 
     def items(self, values: dict[Any, Any], where: str) -> list[Any]:
-        """Every entry of a dict, in order, but for hashes that an object keeps of itself: each process has others."""
+        """Every entry of a dict, in order, without cached hashes of objects, which differ between processes."""
         counted = {k: v for k, v in values.items() if not str(k).endswith("_object_hash")}
         return [(self.value(k, where), self.value(v, f"{where}.{k}".lstrip("."))) for k, v in counted.items()]
 
     def value(self, value: Any, where: str) -> Any:
-        """A description of a value by what it is made of; ``where`` is for errors."""
+        """A description of a value; ``where`` is its path, for errors."""
         if isinstance(value, enum.Enum):
             return (self.type(type(value)), value.name)
         if type(value) in _BY_VALUE or isinstance(value, (pathlib.PurePath, np.generic)):
@@ -189,7 +188,7 @@ class _Describer:
             return self._tensor(value, where)
         if id(value) in self.modules:
             return ("module", self.modules[id(value)])
-        if isinstance(value, weakref.ReferenceType):  # no state of its own: what it leads to, if that is still there
+        if isinstance(value, weakref.ReferenceType):  # described by its referent, or None
             return ("weak", self.value(value(), where))
         if isinstance(value, types.ModuleType):
             self.owners.add(value.__name__)
@@ -204,12 +203,12 @@ class _Describer:
             return ("partial", [self.value(v, where) for v in (value.func, value.args, value.keywords)])
         if id(value) not in self.met:
             self.met[id(value)] = ("inside itself", value)
-            digest = hashlib.sha256(repr(self._made_of(value, where)).encode()).hexdigest()
+            digest = hashlib.sha256(repr(self._described(value, where)).encode()).hexdigest()
             self.met[id(value)] = (digest, value)
         return self.met[id(value)][0]
 
-    def _made_of(self, value: Any, where: str) -> Any:
-        """Containers and objects: the class, and what they hold."""
+    def _described(self, value: Any, where: str) -> Any:
+        """A description of a container or object: its class, entries and attributes."""
         kind = type(value)
         attributes = self.items(vars(value), where) if hasattr(value, "__dict__") else []
         if isinstance(value, dict):
@@ -235,7 +234,7 @@ class _Describer:
             raise Unkeyable(f"'{where}' is {error}") from error
 
     def _function(self, function: Any, where: str) -> Any:
-        """A function that its module has under its name; another one would be a different one in each process."""
+        """A function, described by module and name; it must be importable by that name."""
         module, name = getattr(function, "__module__", None) or "builtins", function.__qualname__
         if function not in (_named(module, name), _named(module, function.__name__)):  # the latter: torch.tanh
             raise Unkeyable(f"'{where}' is the function {module}.{name}, which cannot be imported by that name")
@@ -243,7 +242,7 @@ class _Describer:
         return ("function", module, name)
 
     def type(self, kind: type) -> Any:
-        """A class that its module has under its name, with its bases; their code counts."""
+        """A class, described by module and name; its code and that of its bases becomes part of the fingerprint."""
         if _named(kind.__module__, kind.__qualname__) is not kind:
             raise Unkeyable(f"the class {kind.__module__}.{kind.__qualname__} cannot be imported by that name")
         for base in kind.__mro__:
@@ -253,15 +252,15 @@ class _Describer:
         return ("class", kind.__module__, kind.__qualname__)
 
     def code(self) -> list[Any]:
-        """Source and version of everything met.
+        """Source and version of the code of all described classes and functions.
 
-        Modules of a package that is not installed count together with all that they import from such packages.
-        Functions that somebody else's code has put into a class or a module are told by the file they are from.
+        A module outside of installed packages counts together with its imports from such modules. Functions that were
+        patched into a class or module are covered by the files that define them.
         """
         owners = {m for m in self.owners if not _is_torch(m) and m not in sys.stdlib_module_names}
         local = set(_reachable(m for m in owners if not _installed(m)))
         definitions = set(self.definitions)
-        for owner in owners | local:  # what was imported may be older than the file: both count
+        for owner in owners | local:  # the imported code may be older than its file: both count
             definitions |= set(_definitions(vars(sys.modules[owner]), owner))
             kinds = [v for v in vars(sys.modules[owner]).values() if isinstance(v, type) and v.__module__ == owner]
             definitions |= {
@@ -291,14 +290,14 @@ def _named(module: str, qualname: str) -> Any:
 
 
 def _only_attributes(kind: type) -> bool:
-    """Whether instances hold nothing but their ``__dict__``: classes written in Python, without slots."""
+    """Whether instances have no state but their ``__dict__``: Python classes without slots."""
     return all(
         base is object or (base.__flags__ & 1 << 9 and not base.__dict__.get("__slots__")) for base in kind.__mro__
     )
 
 
 def _definitions(namespace: Any, owner: str) -> Iterator[tuple[Any, ...]]:
-    """(owner, name, file, line, meaning) of every Python function held under a name, through its wrappers."""
+    """(owner, name, file, line, meaning) of every Python function in a namespace, also of wrapped ones."""
     for name, value in list(namespace.items()):
         for function in _functions(value):
             code = function.__code__
@@ -316,7 +315,7 @@ def _functions(value: Any) -> Iterator[types.FunctionType]:
 
 
 def _reachable(modules: Iterable[str]) -> Iterator[str]:
-    """Modules, and what they import from packages that are not installed, and so on."""
+    """Modules and their imports outside of installed packages, recursively."""
     pending, seen = list(modules), set()
     while pending:
         name = pending.pop()

@@ -1,12 +1,11 @@
-"""The folder that ``LRP_FX_CACHE`` names: files of plain data and tensors, and how large they may get together.
+"""The cache folder, named by ``LRP_FX_CACHE``: files of plain data and tensors, with a limit on their total size.
 
 Without the variable nothing is written or read. ``LRP_FX_CACHE_LIMIT`` (``500MB``, ``4GB``, or a number of bytes) is
-how much all files may hold; after a write, those that were not used for longest go until they fit. Other files in the
-folder are neither counted nor touched. Processes may share it: a file is whole or not there, and one that another
-process has just removed is one that is not there.
+the limit; after a write, the least recently used files are removed until the others fit. Other files in the folder are
+neither counted nor touched. Processes may share the folder: files appear whole, and may be removed at any time.
 
-Who can write to the folder can choose what is explained: one that belongs to another user, or that others may write to,
-is not used, and a warning says so. The administrator's (root's) is as good as one's own.
+Write access to the folder is control over explanations. A folder of another user, or one that others may write to, is
+not used, with a warning. Folders of root are trusted.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ VARIABLE, LIMIT = "LRP_FX_CACHE", "LRP_FX_CACHE_LIMIT"
 _FORMAT = 1
 _DEFAULT_LIMIT = 4 * 1000**3
 _UNITS = {"": 1, "KB": 1000, "MB": 1000**2, "GB": 1000**3, "TB": 1000**4}
-#: ours, also while one is being written, and as earlier versions named that
+#: names of cache files, also temporary ones of this and of earlier versions
 _NAME = re.compile(r"\.?[0-9a-f]{32}\.[0-9a-f]{12}(\.[0-9a-f]{12})?\.pt(\.\w+\.tmp)?")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One file that was read.
+    """The contents of one cache file.
 
     Attributes:
-        path: where it is.
+        path: the file.
         document: its plain data.
         tensors: its tensors.
     """
@@ -52,25 +51,25 @@ class Kept:
     tensors: dict[str, Tensor]
 
     def touch(self) -> None:
-        """Note that it was of use: what is used stays."""
-        with contextlib.suppress(OSError):  # removed by another process, or not ours to write to
+        """Mark the file as recently used."""
+        with contextlib.suppress(OSError):  # removed by another process, or read-only
             os.utime(self.path)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where what was made of one model and kind of call is kept: one file per set of sizes.
+    """A cache entry: the files for one model and kind of call, one file per set of sizes.
 
     Attributes:
-        folder: the user's cache.
-        key: fingerprint of all that it depends on.
+        folder: the cache folder.
+        key: fingerprint of the model and the call.
     """
 
     folder: Path
     key: str
 
     def files(self) -> Iterator[Kept]:
-        """Every readable file of this entry. What cannot be read is passed over."""
+        """Every readable file of this entry; others are skipped."""
         for path in sorted(self.folder.glob(f"{self.key}.*.pt")):
             try:
                 if (reason := _open_to_others(path)) is not None:
@@ -79,11 +78,11 @@ class Entry:
                 stored = torch.load(path, weights_only=True)
                 if stored["format"] == _FORMAT and all(type(t) is Tensor for t in stored["tensors"].values()):
                     yield Kept(path, json.loads(stored["document"]), stored["tensors"])
-            except Exception:  # damaged or foreign in one of many ways: it is a cache, so it is as if it were not there
+            except Exception:  # damaged or foreign files count as cache misses
                 continue
 
     def write(self, document: Any, tensors: Mapping[str, Tensor], variant: Any) -> None:
-        """Write one file, whole or not at all; a folder that cannot be written to is a warning."""
+        """Write one file atomically; a failure is a warning. Then enforce the size limit of the folder."""
         name = f"{self.key}.{digest(variant)[:12]}.pt"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,7 +95,7 @@ class Entry:
 
 
 def folder() -> Path | None:
-    """The user's cache; None where there is none, and for one that others can write to, with a warning."""
+    """The cache folder; None if none is named, or, with a warning, if others can write to it."""
     named = os.environ.get(VARIABLE)
     if not named:
         return None
@@ -104,15 +103,15 @@ def folder() -> Path | None:
     if (reason := _open_to_others(place)) is None:
         return place
     warnings.warn(
-        f"{VARIABLE}: {str(place)!r} is not used: {reason}, and who writes there chooses what is explained. Remedy: "
-        "name a folder of your own that only you can write to (chmod go-w).",
+        f"{VARIABLE}: {str(place)!r} is not used: {reason}, and files in it determine explanations. Remedy: name a "
+        "folder of your own that only you can write to (chmod go-w).",
         stacklevel=2,
     )
     return None
 
 
 def _open_to_others(path: Path) -> str | None:
-    """None where only this user (and root) can write to a file or folder, or where there is none yet; else why not."""
+    """Why others than this user (and root) can write to a file or folder; None if they cannot, or it does not exist."""
     if not hasattr(os, "getuid"):  # a system without owners and modes
         return None
     try:
@@ -126,20 +125,20 @@ def _open_to_others(path: Path) -> str | None:
     return None
 
 
-def digest(*parts: Any) -> str:
-    """A hexadecimal number for what values look like."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+def digest(*values: Any) -> str:
+    """A hexadecimal digest of the ``repr`` of values."""
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:32]
 
 
 def limit() -> int:
-    """How many bytes all files may hold; a value that is no size is a warning."""
+    """The limit on the total size of all files in bytes; an invalid value is a warning, and the default counts."""
     text = os.environ.get(LIMIT, "").strip()
     if not text:
         return _DEFAULT_LIMIT
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]B)?", text.upper())
     if match is None:
         warnings.warn(
-            f"{LIMIT}={text!r} is no size (500MB, 4GB, a number of bytes): it is {_DEFAULT_LIMIT // 1000**3}GB",
+            f"{LIMIT}={text!r} is no size (500MB, 4GB, a number of bytes): the limit is {_DEFAULT_LIMIT // 1000**3}GB",
             stacklevel=2,
         )
         return _DEFAULT_LIMIT
@@ -147,9 +146,9 @@ def limit() -> int:
 
 
 def make_room(place: Path, most: int) -> None:
-    """Remove our files, those that were not used for longest first, until the others hold ``most`` bytes or less."""
+    """Remove the least recently used cache files until the others have ``most`` bytes or less."""
     files: list[tuple[int, int, str]] = []
-    with contextlib.suppress(OSError):  # the folder may be gone, or a file of it: another process was here
+    with contextlib.suppress(OSError):  # another process may have removed the folder or a file
         files += (_state(file) for file in os.scandir(place) if _NAME.fullmatch(file.name))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
@@ -161,6 +160,6 @@ def make_room(place: Path, most: int) -> None:
 
 
 def _state(file: os.DirEntry[str]) -> tuple[int, int, str]:
-    """When a file was last used, its size and its path."""
+    """(time of last use, size, path) of a file."""
     state = file.stat()
     return state.st_mtime_ns, state.st_size, file.path

@@ -1,8 +1,8 @@
-"""What a file may name, so that reading it runs no code: identifiers, operators, containers of outputs.
+"""Checks of the names in a file, so that reading it runs no code: identifiers, operators, output containers.
 
-Names of a graph become Python source when it is compiled, and operators are looked up: both are checked before anything
-is made of them. Operators are PyTorch's that compute tensors and do nothing else, this package's, and those that the op
-table declares. Containers are those whose description needs no import.
+Names of a graph become Python source when it is compiled, and operators are looked up by name, so both are checked
+first. Allowed operators are those of PyTorch that only compute tensors, those of this package, and those that the op
+table declares. Allowed containers are those whose description needs no import.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from lrp_fx.errors import UnsafeFileError
 from lrp_fx.operators.table import is_declared
 
 _OWN = ("aten", "prims", "lrp_fx")  #: namespaces whose operators compute tensors
-_CHECKS = ("aten::_assert", "aten::sym_constrain_range")  #: return nothing, and only look
-_OUTSIDE = {"aten::from_file"}  #: reach out of the process
+_CHECKS = ("aten::_assert", "aten::sym_constrain_range")  #: assertions: no result, no effect
+_OUTSIDE = {"aten::from_file"}  #: access files
 _BY_TORCH = {
     str(value).removeprefix("torch."): value
     for value in vars(torch).values()
@@ -29,25 +29,25 @@ _BY_TORCH = {
 
 
 def identifier(name: Any) -> str:
-    """The name, if Python source could have it as a variable's or an argument's.
+    """``name``, if it is a valid name of a Python variable.
 
     Raises:
-        UnsafeFileError: for any other.
+        UnsafeFileError: if it is not.
     """
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or _reserved(name):
-        raise UnsafeFileError(f"{_short(name)} is no name of a variable")
+        raise UnsafeFileError(f"{_short(name)} is no valid name of a variable")
     return name
 
 
 def attribute(path: Any) -> str:
-    """The dotted path, if parameters, buffers and modules can have it.
+    """``path``, if it is a valid dotted path of a parameter, buffer or module.
 
     Raises:
-        UnsafeFileError: for any other, and for one through Python's own attributes.
+        UnsafeFileError: if it is not, or passes a ``__dunder__`` attribute.
     """
-    parts = path.split(".") if isinstance(path, str) else [""]
-    if not all((part.isidentifier() or part.isdigit()) and not _reserved(part) for part in parts):
-        raise UnsafeFileError(f"{_short(path)} is no path of a parameter or buffer")
+    names = path.split(".") if isinstance(path, str) else [""]
+    if not all((name.isidentifier() or name.isdigit()) and not _reserved(name) for name in names):
+        raise UnsafeFileError(f"{_short(path)} is no valid path of a parameter or buffer")
     return path
 
 
@@ -68,7 +68,7 @@ def harmless(operator: OpOverload) -> bool:
         return False
     if not schema.returns and not schema.name.startswith(_CHECKS):
         return False
-    try:  # what only TorchScript has (files, strings, lists) is not PyTorch's dispatcher's
+    try:  # operators of TorchScript alone (files, strings, lists) are not in the dispatcher
         torch._C._dispatch_find_schema_or_throw(schema.name, schema.overload_name)
     except RuntimeError:
         return False
@@ -79,25 +79,25 @@ def operator(name: Any, overload: Any) -> OpOverload:
     """The operator of this name.
 
     Raises:
-        UnsafeFileError: for one that a file may not name, or that this process does not have.
+        UnsafeFileError: if a file may not name it, or there is no such operator.
     """
     space, _, packet = name.partition("::")
     for part in (space, packet, *([overload] if overload else [])):
         if not part.isidentifier():
-            raise UnsafeFileError(f"{_short(name)} is no name of an operator")
+            raise UnsafeFileError(f"{_short(name)} is no valid name of an operator")
     overloaded = getattr(getattr(getattr(torch.ops, space), packet, None), overload or "default", None)
     if not isinstance(overloaded, OpOverload):
         raise UnsafeFileError(f"there is no operator {_short(name)}")
     if not harmless(overloaded):
-        raise UnsafeFileError(f"{_short(name)} does more than to compute tensors, or is not declared (register_op)")
+        raise UnsafeFileError(f"{_short(name)} has side effects, or is not declared (register_op)")
     return overloaded
 
 
 def by_torch(name: Any) -> Any:
-    """PyTorch's dtype, layout or memory format of this name.
+    """The dtype, layout or memory format of PyTorch with this name.
 
     Raises:
-        UnsafeFileError: for any other name.
+        UnsafeFileError: if there is none.
     """
     if name not in _BY_TORCH:
         raise UnsafeFileError(f"torch.{_short(name)} is no dtype, layout or memory format")
@@ -105,9 +105,9 @@ def by_torch(name: Any) -> Any:
 
 
 def needs_import(described: Any) -> bool:
-    """Whether the description of a container (``pytree.treespec_dumps``) names code to import: a default, an enum.
+    """Whether the description of a container (``pytree.treespec_dumps``) names code: a default factory, an enum.
 
-    Descriptions hold descriptions of their own as text.
+    Descriptions of inner containers are strings in it.
     """
     if isinstance(described, dict):
         return any(map(needs_import, (*described, *described.values())))
@@ -124,11 +124,11 @@ def needs_import(described: Any) -> bool:
 
 
 def structure(text: Any) -> pytree.TreeSpec:
-    """The structure that ``pytree.treespec_dumps`` described.
+    """The structure described by ``pytree.treespec_dumps``.
 
     Raises:
-        UnsafeFileError: for a description that names code to import, or none.
+        UnsafeFileError: if the description names code to import, or is no text.
     """
     if not isinstance(text, str) or needs_import(text):
-        raise UnsafeFileError("the structure of its outputs names code to import")
+        raise UnsafeFileError("the structure of its outputs names code to import, or is no text")
     return pytree.treespec_loads(text)

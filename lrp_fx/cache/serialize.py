@@ -1,8 +1,8 @@
-"""A graph as plain data, and back: operators by name, sizes as formulas, tensors by the names of their owners.
+"""Graphs as plain data, and back: operators by name, sizes as formulas, attributes by path.
 
-What is written is what later stages read: nodes and their arguments, the value each of them has (a fake tensor, its
-sizes symbolic), and where in the model it comes from. Reading looks operators up by name and builds nothing else than
-nodes, formulas and fake tensors: it runs no code that the data names (:mod:`lrp_fx.cache.safe_names`).
+A graph is written with all that later stages read: nodes with their arguments, captured values (fake tensors with
+symbolic sizes), and origins in the model. The reader looks up operators by name and builds only nodes, formulas and
+fake tensors; it runs no code that the data names (:mod:`lrp_fx.cache.safe_names`).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Writer:
     """Writes the graphs and formulas of one shape environment.
 
     Attributes:
-        table: values and origins of nodes, each once.
+        table: values and origins of nodes as JSON, without duplicates.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Writer:
         """Nodes in order: [op, name, target, args, kwargs, value, origin].
 
         Raises:
-            Unstorable: for what has no plain form: an operator of higher order, a value that is no fake tensor.
+            Unstorable: for a higher-order operator, and for a value without a plain form.
         """
         index = {node: i for i, node in enumerate(graph.nodes)}
         return [self._node(node, index) for node in graph.nodes]
@@ -87,7 +87,7 @@ class Writer:
         return self._places[text]
 
     def plain(self, value: Any, index: Mapping[Node, int]) -> Any:
-        """An argument or a value of a node as plain data: what is not itself is {kind: contents}."""
+        """An argument or a value of a node as plain data; an object that JSON lacks becomes {kind: contents}."""
         if value is None or type(value) in (bool, int, float, str):
             return value
         if isinstance(value, Node):
@@ -123,10 +123,10 @@ class Writer:
         return formula(number.node.expr)
 
     def symbols(self) -> list[list[Any]]:
-        """Every symbol with its assumptions, its example, and the smallest and largest size it stands for.
+        """[name, assumptions, example, smallest size, largest size] of every symbol.
 
         Raises:
-            Unstorable: for a size that depends on values.
+            Unstorable: for a data-dependent size.
         """
         environment = self._environment
         if environment is None:
@@ -139,12 +139,12 @@ class Writer:
                 records.append([symbol.name, dict(symbol._assumptions_orig), int(examples[symbol]), low, high])
         used = {name for text in self.table for name in _symbol_names(json.loads(text))}
         if unknown := used - {s[0] for s in records}:
-            raise Unstorable(f"sizes that depend on values: {', '.join(sorted(unknown))}")
+            raise Unstorable(f"data-dependent sizes: {', '.join(sorted(unknown))}")
         return records
 
 
 def _symbol_names(plain: Any) -> set[str]:
-    """Names of symbols in an interned value."""
+    """Names of the symbols in an entry of the table."""
     if isinstance(plain, dict) and "tensor" in plain:
         return {s for n in (*plain["tensor"][0], *plain["tensor"][1]) for s in _in_formula(n)}
     if isinstance(plain, dict):
@@ -160,7 +160,7 @@ def _in_formula(plain: Any) -> set[str]:
 
 
 def _examples(environment: ShapeEnv) -> dict[sympy.Symbol, Any]:
-    """Symbol -> the size of the example (torch 2.13 has another name for it)."""
+    """Symbol -> its size in the example inputs (torch 2.13 renamed this attribute)."""
     name = "backed_var_to_val" if hasattr(environment, "backed_var_to_val") else "var_to_val"
     return getattr(environment, name)
 
@@ -177,11 +177,11 @@ def _target(node: Node) -> Any:
 
 
 class Reader:
-    """Builds graphs from plain data, their values fake tensors of one mode.
+    """Builds graphs from plain data; their values are fake tensors of one mode.
 
     Args:
-        table: as the writer left it.
-        symbols: as the writer says them.
+        table: ``Writer.table``.
+        symbols: result of ``Writer.symbols``.
     """
 
     def __init__(self, table: list[str], symbols: list[list[Any]]) -> None:
@@ -195,18 +195,18 @@ class Reader:
     def _symbol(self, name: str, assumptions: Any, example: int, low: int | None, high: int | None) -> sympy.Symbol:
         symbol = sympy.Symbol(identifier(name), **assumptions)
         limits: Any = ValueRanges(-int_oo if low is None else low, int_oo if high is None else high)
-        place = SLoc("a graph kept on disk", None)
+        place = SLoc("a graph in the disk cache", None)
         _examples(self.environment)[symbol] = sympy.Integer(example)
-        self.environment.var_to_range[symbol] = limits  # constrain_symbol_range would import all of torch.export first
+        self.environment.var_to_range[symbol] = limits  # constrain_symbol_range would import torch.export
         self.environment.var_to_range_sloc[symbol] = ValueRangesSLoc(place, place)
         return symbol
 
     def graph(self, nodes: list[Any]) -> fx.Graph:
-        """The graph that the writer wrote.
+        """Build the graph that :meth:`Writer.graph` wrote.
 
         Raises:
-            UnsafeFileError: for names that no graph has, and operators that a file may not name.
-            Exception: of any kind, for data that is no graph.
+            UnsafeFileError: for an invalid name, or an operator that a file may not name.
+            Exception: of any kind, if the data describes no graph.
         """
         graph = fx.Graph()
         created: list[Node] = []
@@ -214,7 +214,7 @@ class Reader:
             callee = _TARGETS[op](target)
             keywords = self.value(kwargs, created)
             if op != "call_function" and (args, keywords) != ([], {}) and op != "output":
-                raise UnsafeFileError(f"a node of kind {op} has no arguments")
+                raise UnsafeFileError(f"a node of kind {op} must not have arguments")
             keywords = {identifier(key): value for key, value in keywords.items()}
             node = graph.create_node(op, callee, tuple(self.value(args, created)), keywords, identifier(name))
             if value:
@@ -227,13 +227,13 @@ class Reader:
         return graph
 
     def _shared(self, place: int) -> Any:
-        """A value of the table; nodes whose values are alike share one, making it is what takes the time."""
+        """A value of the table, built once and shared by nodes, as building fake tensors takes most of the time."""
         if place not in self._values:
             self._values[place] = self.value(self.table[place], [])
         return self._values[place]
 
     def value(self, plain: Any, nodes: list[Node]) -> Any:
-        """What :meth:`Writer.plain` wrote."""
+        """Build the argument or value that :meth:`Writer.plain` wrote."""
         if isinstance(plain, list):
             return [self.value(v, nodes) for v in plain]
         if not isinstance(plain, dict):
@@ -285,11 +285,11 @@ def _operator(target: Any) -> Any:
     if not isinstance(target, str):
         return operator_named(*target)
     if target not in _FUNCTIONS:
-        raise UnsafeFileError(f"there is no function {target[:80]!r} of sizes")
+        raise UnsafeFileError(f"there is no function {target[:80]!r} of sizes in the table")
     return _FUNCTIONS[target]
 
 
-_TARGETS: dict[str, Any] = {  #: what a node of each kind has for a target
+_TARGETS: dict[str, Any] = {  #: kind of node -> check of its target
     "call_function": _operator,
     "get_attr": lambda path: readable(attribute(path)),
     "placeholder": identifier,

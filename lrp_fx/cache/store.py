@@ -1,10 +1,9 @@
-"""Captures kept on disk: the second process that explains the same model starts without capture.
+"""Captures in the disk cache: the second process that explains a model needs no capture.
 
-A file (:mod:`lrp_fx.cache.folder`) holds the graph as plain data and the tensors that are in no parameter or buffer
-of the model, under a name made of the model's fingerprint. Weights are never written: the graph that is read looks
-them up in the model by name. Files are read by ``torch.load(weights_only=True)`` and :mod:`lrp_fx.cache.serialize`,
-which run no code; but a graph somebody else wrote computes what they like, so a folder that others can write to is not
-used.
+A cache file (:mod:`lrp_fx.cache.folder`) stores the graph as plain data, and the tensors that are neither parameters
+nor buffers of the model; its name is the model's fingerprint. Weights are never stored: the graph gets those of the
+current model by name. Files are read by ``torch.load(weights_only=True)`` and :mod:`lrp_fx.cache.serialize`, which run
+no code. Still, a graph of another author may compute anything, so a folder that others can write to is not used.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def capture_or_load(
     route: str = "auto",
     refusing: Sequence[Captured] = (),
 ) -> Captured:
-    """What :func:`lrp_fx.capture.capture` makes, taken from the disk cache where ``LRP_FX_CACHE`` names a folder.
+    """:func:`lrp_fx.capture.capture`, with the disk cache if ``LRP_FX_CACHE`` names a folder.
 
     Raises:
         CaptureError: as :func:`lrp_fx.capture.capture`.
@@ -64,7 +63,7 @@ def capture_or_load(
 
 
 def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
-    """Where captures of this call are kept; None without a folder, or for a model that has no fingerprint."""
+    """The cache entry of this call; None without a cache folder, and for a model without a fingerprint."""
     where = folder()
     if where is None:
         return None
@@ -81,17 +80,17 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _every_tensor(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, and tensors that are plain attributes: a graph must share them, not have copies."""
+    """Parameters, buffers, and tensors in plain attributes: a graph must share these, not copy them."""
     return ModelState(model).tensors | named_tensors(model)
 
 
 def write_graph(
     graph_module: fx.GraphModule, named: Mapping[str, Tensor], writer: Writer
 ) -> tuple[Any, dict[str, Tensor]]:
-    """The plain form of a graph, and its tensors that are none of those that the model has by name.
+    """The plain form of a graph; its tensors that are not in ``named``, by path.
 
     Raises:
-        Unstorable: where something has no plain form.
+        Unstorable: if a part of the graph has no plain form.
     """
     by_id = {id(tensor): name for name, tensor in named.items()}
     names: dict[str, str] = {}
@@ -113,7 +112,7 @@ def write_graph(
 
 
 def _one(value: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are one: the same memory, read in the same way."""
+    """Whether two tensors are the same view of the same memory."""
     same = (value.dtype, value.shape, value.stride()) == (other.dtype, other.shape, other.stride())
     if isinstance(value, FakeTensor) or value.device != other.device:
         return False
@@ -123,13 +122,17 @@ def _one(value: Tensor, other: Tensor) -> bool:
 def read_graph(
     plain: Any, tensors: Mapping[str, Tensor], named: Mapping[str, Tensor], reader: Reader, name: str = "CapturedModule"
 ) -> fx.GraphModule:
-    """The graph that :func:`write_graph` wrote, with the tensors of the model at hand."""
+    """The graph that :func:`write_graph` wrote, with the tensors of the current model."""
     attributes = {path: named[name_in_model] for path, name_in_model in plain["names"].items()} | dict(tensors)
     return fx.GraphModule(attributes, reader.graph(plain["nodes"]), class_name=name)
 
 
 def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
-    """Write a capture, and say so in it; a recorded run, and a graph without a plain form, stay as they are."""
+    """Write a capture to the disk cache.
+
+    Returns:
+        The capture with its ``key``; without one if it is a recorded run, or its graph has no plain form.
+    """
     if captured.route != "export":
         return captured
     writer = Writer()
@@ -157,7 +160,7 @@ def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
 
 
 def load(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> Captured | None:
-    """A kept capture that serves this call, and computes what the model does: no fingerprint sees all of Python."""
+    """A cached capture that serves this call and agrees with the model: a fingerprint cannot cover all code."""
     start = time.perf_counter()
     for file in place.files():
         try:
@@ -168,13 +171,13 @@ def load(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> 
                 return dataclasses.replace(captured, seconds=time.perf_counter() - start, key=place.key)
         except UnsafeFileError as reason:
             warnings.warn(f"{VARIABLE}: {str(file.path)!r} is not used: {reason}", stacklevel=2)
-        except Exception:  # as for a file that cannot be read
+        except Exception:  # a cache miss, as for a damaged file
             continue
     return None
 
 
 def tolerance(model: nn.Module) -> float:
-    """What rounding may make of the same operators: less than is allowed to a capture, whose operators are seen."""
+    """Tolerance for a cached graph: that of rounding, stricter than for a new capture."""
     coarsest = max((torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()), default=0.0)
     return min(TOLERANCE, max(1e-4, coarsest**0.5))
 

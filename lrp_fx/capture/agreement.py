@@ -1,7 +1,7 @@
-"""Whether a captured graph computes what the model does: an export can go wrong without a word.
+"""Agreement of a captured graph with its model: an export can go wrong silently.
 
-Code that asks whether it is being compiled may then take a shortcut that does not hold for the inputs at hand. One run
-of both, on the inputs of the capture, tells.
+Models may branch on ``is_compiling()`` and take a shortcut that is wrong for the example inputs. Therefore the model
+and the captured graph are both run once on the example inputs, and their outputs are compared.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SEEDS = (0, 1)
 def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: Any, kwargs: Any) -> float:
     """Largest difference of outputs, relative to the largest output (:func:`difference`).
 
-    Both draw the same random numbers. Where they still differ, and the model differs from itself as much on others, the
-    model is random and the order of its draws another one: that is no disagreement.
+    Both draw the same random numbers. If they differ, and the model differs from itself about as much with another
+    seed, the model is random and draws in another order than the graph: this is no disagreement.
 
-    0 on tensors without values, and for inputs on which the model itself fails: the graph fails on them too, and says
-    where.
+    The result is 0 for meta tensors, and for inputs on which the model itself fails; the graph then fails at the call,
+    with a better message.
     """
     tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if _is_tensor(t)]
     if any(t.device.type == "meta" for t in tensors):
@@ -62,7 +62,7 @@ def _is_tensor(leaf: Any) -> bool:
 def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
     """Largest difference of tensors, relative to the largest entry of each.
 
-    Infinite where shapes differ, where NaN or infinities are in other places, and where whole numbers differ.
+    Infinite if shapes differ, NaN or infinities are in other places, or integers differ.
     """
     if [t.shape for t in expected] != [t.shape for t in actual]:
         return float("inf")

@@ -43,7 +43,7 @@ ROUTES = ("auto", "export", "trace")
 
 
 def prepare(model: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Arguments as a capture reads them: containers opened, keywords in order, every tensor an input of its own."""
+    """Arguments in the form that a capture needs: containers opened, keywords sorted, tensors that share no memory."""
     return distinct(model, *opened((args, dict(sorted(kwargs.items())))))
 
 
@@ -58,17 +58,21 @@ def capture(
 ) -> Captured:
     """Capture ``model`` as called with ``args`` and ``kwargs``.
 
-    Either by non-strict pre-dispatch export, with every tensor dimension left free where the model allows it, or by
-    recording a run (``lrp_fx.capture.trace``). The model runs in evaluation mode with caches off for the duration;
-    parameters and buffers are shared, never copied; what a run writes, :func:`preserved` undoes.
+    Either by non-strict pre-dispatch export, with dynamic shapes as far as the model allows, or by recording a run
+    (``lrp_fx.capture.trace``). Meanwhile the model is in evaluation mode with caches off. Parameters and buffers are
+    shared, never copied. The caller undoes writes of the run (:func:`preserved`).
 
     Args:
-        route: "export", "trace", or "auto": trace what export refuses.
-        refusing: captures of the same model and form of call that refuse this one. An example is not made more general
-            if one of them serves it then: the model would take the way that is not for this call.
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        dynamic: whether dimensions may be dynamic.
+        route: "export", "trace", or "auto": record a run if export fails.
+        refusing: captures of the same model and form of call that refuse this call. Generalised example inputs that one
+            of them serves are not exported: the model would take the branch that refuses this call.
 
     Raises:
-        CaptureError: when neither can; the message carries the reasons.
+        CaptureError: if neither route succeeds; the message has the reasons of both.
     """
     args, kwargs = prepare(model, args, kwargs)
     call = read_call(model, args, kwargs)
@@ -98,30 +102,30 @@ def capture(
             recording = _recorded(model, _unrolled(graph_module), call)
             return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
         graph_module = _finished(graph_module)
-        if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other numbers
+        if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other random numbers
             refusal = "it draws random numbers, which an exported graph would draw anew at every run"
             break
         shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)
         captured = Captured(graph_module, call.names, spec.out_spec, shapes, _since(start))
         reason = captured.refuses_sizes(call.leaves)
-        if reason is not None:  # the model takes another branch at the size that the example was grown to
-            refusal = f"what it exported is not for this call: {reason}"
+        if reason is not None:  # the model takes another branch at the size of the generalised example
+            refusal = f"the exported graph does not serve this call: {reason}"
             others = (*others, *_for_its_example(model, captured, program))
             continue
         try:
             difference = disagreement(model, graph_module, args, kwargs)
             if difference <= TOLERANCE:
                 return replace(captured, others=others)
-            refusal = f"what it exported computes something else: outputs differ by {difference:.1%}"
-        except Exception as error:  # a graph that does not run, or returns what has no values
-            refusal = f"what it exported does not run: {type(error).__name__}"
+            refusal = f"the exported graph disagrees with the model: outputs differ by {difference:.1%}"
+        except Exception as error:  # a graph that does not run, or has outputs without values
+            refusal = f"the exported graph does not run: {type(error).__name__}"
     if route == "export":
         raise _refused(model, refusal)
     return _by_trace(model, call, args, kwargs, start, refusal)
 
 
 def _unrolled(graph_module: fx.GraphModule) -> Any:
-    """An exported graph as a function of its flat inputs, its operators of higher order run step by step."""
+    """An exported graph as a function of its flat inputs that runs higher-order operators step by step."""
     drop_block_masks(graph_module)
     return lambda *leaves: Unrolled(graph_module).run(*leaves, enable_io_processing=False)
 
@@ -129,9 +133,9 @@ def _unrolled(graph_module: fx.GraphModule) -> Any:
 def _for_its_example(
     model: torch.nn.Module, captured: Captured, program: torch.export.ExportedProgram
 ) -> Iterator[tuple[Captured, Call]]:
-    """A capture with the grown example that it was made of, if it computes on that what the model does."""
+    """(capture, call) of the generalised example inputs of a program, if the two agree there."""
     args, kwargs = program.example_inputs  # type: ignore[misc]
-    with contextlib.suppress(Exception):  # one that does not run is dropped
+    with contextlib.suppress(Exception):  # a graph that does not run is dropped
         if disagreement(model, captured.graph_module, args, kwargs) <= TOLERANCE:
             yield captured, read_call(model, args, kwargs)
 
@@ -139,7 +143,7 @@ def _for_its_example(
 def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:
     return CaptureError(
         f"torch.export cannot capture {type(model).__name__}: {refusal}\n"
-        "Remedy: capture='auto' records a run of what export refuses."
+        "Remedy: capture='auto' records a run if export fails."
     )
 
 
@@ -158,7 +162,7 @@ def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start:
         reason = type_and_line(error)
         raise CaptureError(
             f"{type(model).__name__} does not run on these inputs: {reason}"
-            + (f" (and torch.export refused it: {refusal})" if refusal else "")
+            + (f" (and torch.export failed: {refusal})" if refusal else "")
             + "\nRemedy: call the model itself once with the same arguments, in evaluation mode."
         ) from error
     return _captured(recording, call, in_spec, recording.out_spec, start, refusal)
@@ -172,7 +176,7 @@ def _recorded(model: torch.nn.Module, run: Any, call: Call) -> Recording:
 def _captured(
     recording: Recording, call: Call, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, start: float, refusal: str
 ) -> Captured:
-    """A recorded run as a capture: its graph with the model's signature, its decisions as a graph of their own."""
+    """A recorded run as a capture: a graph with the model's signature, and a separate graph of its decisions."""
     graph_module = recording.graph_module
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
@@ -203,7 +207,7 @@ def _captured(
 
 
 def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
-    """An output leaf: a node that computes it, or the object of the recorded run."""
+    """An output leaf: its node, a plain constant, or the object that the recorded run returned."""
     if leaf is None or isinstance(leaf, (bool, int, float, str)):
         return leaf
     if isinstance(leaf, Tensor):

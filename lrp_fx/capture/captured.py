@@ -1,4 +1,4 @@
-"""The value of stage 1: a captured model."""
+"""The result of stage 1: a captured model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lrp_fx.capture.size_one import unproven
 
 @dataclass(frozen=True)
 class Decisions:
-    """What Python read from tensors while a run was recorded.
+    """The tensor values and data-dependent sizes that Python read while a run was recorded.
 
     Attributes:
         graph_module: flat input leaves -> the tensors that were read.
-        values: what they were: a tensor, or the size of one.
+        values: their values, or their sizes, in the recorded run.
     """
 
     graph_module: fx.GraphModule
@@ -30,7 +30,7 @@ class Decisions:
 
     @classmethod
     def of(cls, graph_module: fx.GraphModule, leaves: Sequence[Any], shaped: Sequence[bool]) -> Decisions:
-        """The decisions that inputs lead to; of those that are ``shaped`` only the size counts."""
+        """The decisions for given inputs; of tensors that are ``shaped`` only the size counts."""
         tensors = _run(graph_module, leaves)
         return cls(graph_module, tuple(t.shape if s else t for t, s in zip(tensors, shaped, strict=True)))
 
@@ -38,7 +38,7 @@ class Decisions:
         """Whether other inputs of the same sizes lead to the same decisions."""
         try:
             tensors = _run(self.graph_module, leaves)
-        except (RuntimeError, IndexError):  # an earlier decision would have been another one, and shapes do not fit
+        except (RuntimeError, IndexError):  # an earlier decision differs, so shapes do not fit
             return False
         return all(
             t.shape == value if isinstance(value, torch.Size) else torch.equal(t, value)
@@ -59,13 +59,13 @@ class Captured:
         graph_module: the graph, with the model's own call signature and output type (pytree code generation).
         names: user-facing name of each placeholder, in order (constants included).
         out_spec: pytree structure of the output.
-        shapes: the sizes this capture serves.
-        seconds: what the capture took.
+        shapes: the guards on sizes.
+        seconds: duration of the capture.
         route: "export", or "trace" for a recorded run.
-        decisions: what else has to agree for this capture to serve a call; None for an exported model.
-        refusal: why export refused, where it did.
-        key: what it is kept under on disk, where it is (``lrp_fx.cache.store``).
-        others: captures for calls of other sizes that were made on the way, each with an example of such a call.
+        decisions: the decisions that another call must share; None for an exported model.
+        refusal: why export failed, if it did.
+        key: key of its cache entry on disk, if it has one (``lrp_fx.cache.store``).
+        others: captures for calls of other sizes that export produced as well, each with such a call.
     """
 
     graph_module: fx.GraphModule
@@ -92,11 +92,11 @@ class Captured:
         return codegen.pytree_info.in_spec  # type: ignore[no-any-return]
 
     def serves(self, leaves: Sequence[Any]) -> bool:
-        """Whether this capture computes what the model does on these input leaves."""
+        """Whether this capture serves these input leaves: the model would run this graph on them."""
         return self.why_not(leaves) is None
 
     def why_not(self, leaves: Sequence[Any]) -> str | None:
-        """None where this capture computes what the model does on these input leaves; else why not, in a line."""
+        """Why this capture does not serve these input leaves, in a line; None if it does."""
         if (reason := self.refuses_sizes(leaves)) is not None:
             return reason
         return (
@@ -106,7 +106,7 @@ class Captured:
         )
 
     def refuses_sizes(self, leaves: Sequence[Any]) -> str | None:
-        """None where the model runs this graph on inputs of these sizes; else why it may not, in a line."""
+        """Why the model may not run this graph on inputs of these sizes, in a line; None if it does."""
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if (reason := self.shapes.mismatch(tensors)) is not None:
             return reason
@@ -116,5 +116,5 @@ class Captured:
         return self._shown[unsure] if unsure else None
 
     def decides(self, leaves: Sequence[Any]) -> bool:
-        """Whether inputs of sizes that it serves lead to the decisions that were recorded, if any were."""
+        """Whether inputs of a size that it serves lead to the recorded decisions; True for an exported model."""
         return self.decisions is None or self.decisions.hold_for(leaves)

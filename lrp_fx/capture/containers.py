@@ -1,8 +1,8 @@
-"""Objects that pytree does not know, taken apart: the tensors inside are inputs, everything else is structure.
+"""Objects that pytree does not know, as inputs and outputs: their tensors are leaves, everything else is structure.
 
-A cache, a batch of graphs, a dataclass or any plain object is followed through what ``copy`` and ``pickle`` make of it
-(attributes, slots, items), so that nothing in it is missed. Two objects have one structure if they hold equal values
-in the same places, whoever they are; a run gets a fresh copy of the object around the tensors of that run.
+A cache, a batch of graphs, a dataclass or any plain object is taken apart as ``copy`` and ``pickle`` do it (attributes,
+slots, items), so that no tensor in it is missed. Two objects have the same structure if all their other values are
+equal. A run gets a copy of the object with the tensors of that run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lrp_fx.errors import InputError
 
 _BY_VALUE = (type(None), bool, int, str, bytes, type(...), type(NotImplemented))
 _BY_TEXT = (float, complex, range, slice, pathlib.PurePath, np.generic)  # equal text: NaN is NaN, 0.0 is not -0.0
-#: are what they are, and are shared with the copy
-_THEMSELVES = (
+#: described by identity and shared with the copy
+_BY_IDENTITY = (
     *(type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, enum.Enum, nn.Module, np.dtype, np.ufunc),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.Generator),
     *(torch._ops.OpOverload, torch._ops.OpOverloadPacket, torch.SymInt, torch.SymFloat, torch.SymBool),
@@ -42,21 +42,21 @@ class Structure:
 
     Attributes:
         kind: name of its class.
-        paths: where its tensors are, as one would write it behind the object's name.
-        description: everything else that it holds, by value.
-        template: a copy of it that holds tensors without values.
-        hollow: these.
+        paths: path of each tensor, as Python code behind the object's name.
+        description: all its other contents, by value.
+        template: a copy of it with meta tensors.
+        empties: these meta tensors.
     """
 
     kind: str
     paths: tuple[str, ...]
     description: Any = field(repr=False)
     template: Any = field(compare=False, repr=False)
-    hollow: tuple[Tensor, ...] = field(compare=False, repr=False)
+    empties: tuple[Tensor, ...] = field(compare=False, repr=False)
 
     def around(self, tensors: list[Any]) -> Any:
-        """A new object of this structure that holds ``tensors``."""
-        memo = {id(old): new for old, new in zip(self.hollow, tensors, strict=True)}
+        """A new object of this structure with ``tensors``."""
+        memo = {id(old): new for old, new in zip(self.empties, tensors, strict=True)}
         return copy.deepcopy(self.template, memo | _shared(self.description))
 
 
@@ -69,7 +69,7 @@ class Opened:
 
 
 class Place(pytree.MappingKey):  # type: ignore[type-arg]
-    """Where in an object a tensor is."""
+    """The path of a tensor in an object."""
 
     def __str__(self) -> str:
         return str(self.key)
@@ -77,7 +77,7 @@ class Place(pytree.MappingKey):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class Returned:
-    """As :class:`Opened`, in an output: put together, it is the object itself."""
+    """Node type for outputs: unflattening it creates the object itself, in place of an :class:`Opened`."""
 
 
 def _flatten(opened: Opened) -> tuple[list[Any], Structure]:
@@ -98,10 +98,10 @@ pytree.register_pytree_node(Returned, lambda _: ([], None), lambda tensors, stru
 
 
 def opened(tree: Any) -> Any:
-    """``tree`` with every object that pytree does not know taken apart; the same tree where there is none.
+    """``tree`` with every object that pytree does not know as an :class:`Opened`; the same tree if there is none.
 
     Raises:
-        InputError: for an object that cannot be taken apart.
+        InputError: if an object cannot be taken apart.
     """
     entries = pytree.tree_flatten_with_path(tree)[0]
     if all(is_plain(leaf) for _, leaf in entries):
@@ -110,7 +110,7 @@ def opened(tree: Any) -> Any:
 
 
 def returned(tree: Any) -> Any:
-    """``tree``, an output, with objects taken apart that can be; what cannot stays one leaf."""
+    """As :func:`opened`, for outputs: objects that cannot be taken apart stay leaves."""
 
     def take_apart(leaf: Any) -> Any:
         try:
@@ -122,7 +122,7 @@ def returned(tree: Any) -> Any:
 
 
 def closed(tree: Any) -> Any:
-    """``tree`` with a fresh object in place of every one that was taken apart."""
+    """``tree`` with a new object in place of every :class:`Opened`."""
     if not structures(tree):
         return tree
     return pytree.tree_map(
@@ -133,7 +133,7 @@ def closed(tree: Any) -> Any:
 
 
 def listed(tree: Any) -> Any:
-    """``tree`` with a list in place of every object that was taken apart, as export wants its specifications."""
+    """``tree`` with a list in place of every :class:`Opened`, as in the specifications of export."""
     if not structures(tree):
         return tree
     return pytree.tree_map(
@@ -144,14 +144,14 @@ def listed(tree: Any) -> Any:
 
 
 def closing(spec: pytree.TreeSpec) -> pytree.TreeSpec:
-    """The structure of an output from which the objects themselves are made."""
+    """The structure of an output, with :class:`Returned` in place of :class:`Opened`."""
     children = [closing(child) for child in spec.children()]
     kind = Returned if spec.type is Opened else spec.type
     return spec if spec.is_leaf() else pytree.TreeSpec(kind, spec.context, children)
 
 
 def structures(tree: Any) -> tuple[Structure, ...]:
-    """Of the objects in ``tree`` that were taken apart."""
+    """The structures of all :class:`Opened` in ``tree``."""
     return tuple(leaf.structure for leaf in _nodes(tree) if isinstance(leaf, Opened))
 
 
@@ -160,7 +160,7 @@ def _nodes(tree: Any) -> list[Any]:
 
 
 def standing_in(model: nn.Module, tree: Any) -> nn.Module:
-    """The model, or for a call with objects that were taken apart one that shares all it has and puts them together."""
+    """The model; if ``tree`` has :class:`Opened` objects, a stand-in with the same state that puts them together."""
     if not structures(tree):
         return model
     kind = type(model)
@@ -174,12 +174,12 @@ def standing_in(model: nn.Module, tree: Any) -> nn.Module:
 
 
 def is_plain(leaf: Any) -> bool:
-    """Whether a leaf is a tensor, or a value without contents of its own."""
-    return isinstance(leaf, (Tensor, *_BY_VALUE, *_BY_TEXT, *_THEMSELVES)) or _is_array(leaf)
+    """Whether a leaf is a tensor or a plain value."""
+    return isinstance(leaf, (Tensor, *_BY_VALUE, *_BY_TEXT, *_BY_IDENTITY)) or _is_array(leaf)
 
 
 def by_value(leaf: Any) -> Any:
-    """What tells a plain constant from another, hashable."""
+    """A hashable key of a plain constant."""
     if isinstance(leaf, _BY_TEXT):
         return (type(leaf), repr(leaf))
     if _is_array(leaf):
@@ -202,7 +202,7 @@ def _open(value: Any, path: Any) -> Opened:
             template = copy.deepcopy(value, memo | _shared(description))
     except _Closed as reason:
         raise _refused(name, value, str(reason)) from reason
-    except Exception as error:  # whatever an object says that does not want to be copied
+    except Exception as error:  # an object that cannot be copied may raise anything
         raise _refused(name, value, f"{type(error).__name__}: {error}") from error
     paths = tuple(_short(value, p) for p in walk.paths)
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
@@ -213,13 +213,13 @@ def _refused(name: str, value: Any, reason: str) -> InputError:
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
     return InputError(
         f"input {name} is a {kind}, which cannot be taken apart into tensors and plain values: {reason}.\n"
-        f"Remedy: tell PyTorch what it holds, torch.utils._pytree.register_pytree_node({type(value).__name__}, "
-        "flatten, unflatten), or give its tensors as arguments of their own."
+        f"Remedy: register it with PyTorch, torch.utils._pytree.register_pytree_node({type(value).__name__}, "
+        "flatten, unflatten), or pass its tensors as separate arguments."
     )
 
 
 def _short(value: Any, path: str) -> str:
-    """``.x`` where a tensor deep inside is what the object itself calls ``x``."""
+    """``path``, shortened to ``.x`` if a tensor deep inside is also the object's attribute ``x``."""
     key = path.rpartition("[")[2].removesuffix("]").strip("'") if path.endswith("']") else path.rpartition(".")[2]
     if isinstance(value, _HOLD_DATA) or path == f".{key}" or not key.isidentifier():
         return path
@@ -228,27 +228,27 @@ def _short(value: Any, path: str) -> str:
 
 
 class _Closed(Exception):
-    """Something inside an object that has no description."""
+    """A part of an object has no description."""
 
 
 class _NoOtherTensor(TorchFunctionMode):
-    """Within: copying a tensor is an error; all of them are known and stand for themselves."""
+    """In this context copying a tensor is an error: all tensors of the object should be in the memo."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(func, "__name__", "") == "__deepcopy__":
-            raise _Closed("it holds a tensor where copying finds it and reading does not")
+            raise _Closed("it contains a tensor that only copying finds")
         return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """In a description: an object that is what it is."""
+    """In a description: an object that is shared with copies."""
 
     value: Any
 
 
 def _shared(description: Any) -> dict[int, Any]:
-    """Objects that a copy shares with what it is made of."""
+    """id -> object, of the objects in a description that copies share."""
     if isinstance(description, _Shared):
         return {id(description.value): description.value}
     if isinstance(description, (tuple, frozenset)):
@@ -257,21 +257,21 @@ def _shared(description: Any) -> dict[int, Any]:
 
 
 class _Walk:
-    """Describes an object by all that it is made of.
+    """Describes an object with all its contents.
 
     Attributes:
-        tensors: found in it, each once.
-        paths: where each was found first.
+        tensors: the tensors in it, each once.
+        paths: the first path of each.
     """
 
     def __init__(self) -> None:
         self.tensors: list[Tensor] = []
         self.paths: list[str] = []
-        self._met: dict[int, tuple[int, Any]] = {}  # with the objects, so that no other one gets their id
+        self._met: dict[int, tuple[int, Any]] = {}  # keeps the objects alive, so that ids stay unique
 
     def describe(self, value: Any, path: str) -> Any:
-        """A hashable description; ``path`` is where ``value`` is."""
-        if isinstance(value, _THEMSELVES):
+        """A hashable description of ``value`` at ``path``."""
+        if isinstance(value, _BY_IDENTITY):
             return _Shared(value)
         if type(value) in _BY_VALUE or isinstance(value, _BY_TEXT) or _is_array(value):
             return by_value(value)
@@ -297,22 +297,22 @@ class _Walk:
             yield (self.describe(key, path), self.describe(value, f"{path}[{key!r}]"))
 
     def _reduced(self, value: Any, path: str) -> Any:
-        """By what ``pickle`` would keep of it: (function, arguments, state, items, entries)."""
+        """By its reduction for ``pickle``: (function, arguments, state, items, entries)."""
         try:
-            parts = value.__reduce_ex__(4)
+            reduction = value.__reduce_ex__(4)
         except Exception as error:
             raise _Closed(f"'{path or type(value).__name__}' is a {type(value).__qualname__} ({error})") from error
-        if isinstance(parts, str):
+        if isinstance(reduction, str):
             return _Shared(value)
-        function, arguments, state, items, entries = (*parts, None, None, None)[:5]
+        function, arguments, state, items, entries = (*reduction, None, None, None)[:5]
         attributes = [*state, None] if isinstance(state, tuple) and len(state) == 2 else [state, None]
         described = [type(value), self.describe(function, path)]
         described.append(tuple(self.describe(a, path) for a in arguments))
-        for held in attributes[:2]:
-            if isinstance(held, dict):
-                described.append(tuple(self._attributes(value, held, path)))
+        for state_part in attributes[:2]:
+            if isinstance(state_part, dict):
+                described.append(tuple(self._attributes(value, state_part, path)))
             else:
-                described.append(None if held is None else self.describe(held, path))
+                described.append(None if state_part is None else self.describe(state_part, path))
         described.append(tuple(self.describe(v, f"{path}[{i}]") for i, v in enumerate(items or ())))
         described.append(tuple(self._entries(entries or (), path)))
         return tuple(described)

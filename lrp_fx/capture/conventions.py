@@ -1,8 +1,7 @@
-"""What a model has to be told for the duration of a capture, and is told back afterwards.
+"""Settings of a model during a capture, and their restoration.
 
-These are conventions of the libraries models come from (``training``, ``config.use_cache``), not of any architecture:
-evaluation mode makes dropout inert, a cache is state that a graph cannot return, and experts that loop over the data
-have a traceable twin.
+These are conventions of libraries (``training``, ``config.use_cache``), not of architectures. Evaluation mode turns off
+dropout, a cache is state that a graph cannot return, and experts that loop over the data have a traceable variant.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _EXPERTS = "_experts_implementation_internal"
 
 
 def _configs(model: torch.nn.Module) -> list[Any]:
-    """Every configuration object reachable from the model's modules, nested ones included, each once."""
+    """Every configuration object of the model's modules, nested ones included, each once."""
     configs: dict[int, Any] = {}
     stack = [config for module in model.modules() if (config := getattr(module, "config", None)) is not None]
     while stack:
@@ -38,12 +37,12 @@ def loop_over_experts(model: torch.nn.Module) -> None:
 
 
 def is_encoder_decoder(model: torch.nn.Module) -> bool:
-    """Whether what a model generates is another sequence than the one it reads."""
+    """Whether a model generates another sequence than the one it reads."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """The model inside what runs it on several devices, or compiles it."""
+    """The model inside wrappers for several devices and for compilation."""
     wrappers = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
     while True:
         if isinstance(model, wrappers):
@@ -55,7 +54,7 @@ def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def is_traced() -> bool:
-    """Whether this thread is being traced: the flag of export is set for all threads, modes are of one."""
+    """Whether this thread is traced. The flag of export holds for all threads, the stack of modes for one."""
     return torch.compiler.is_dynamo_compiling() or (
         torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
     )
@@ -63,16 +62,18 @@ def is_traced() -> bool:
 
 @contextlib.contextmanager
 def preserved(model: torch.nn.Module) -> Iterator[None]:
-    """Within, the model may run; afterwards its buffers, tensors, attributes and the random state are as they were.
+    """Restore buffers, tensors, attributes and the random state after the block, in which the model may run.
 
-    What a run changes inside lists, dicts and objects that the model holds cannot be undone. A model whose parameters
-    are not made yet keeps what its first run makes.
+    Changes inside of lists, dicts and other objects of the model are not undone. A model with lazy parameters keeps
+    the parameters that its first run creates.
     """
     parameters = (*model.parameters(), *model.buffers())
     if any(torch.nn.parameter.is_lazy(t) for t in parameters):
         yield
         return
-    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # theirs lie outside of Python
+    modules = [
+        m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)
+    ]  # their attributes are not in Python
     namespaces = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
     tensors = {id(v): v for _, values in namespaces for v in values.values() if isinstance(v, torch.Tensor)}
     written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
@@ -88,14 +89,18 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
             space.update({name: value for name, value in values.items() if space.get(name, space) is not value})
         with torch.no_grad():
             for tensor, copy in zip(written, copies, strict=True):
-                if tensor.layout is not torch.strided or not torch.equal(tensor, copy):  # (sparse: not compared)
+                if tensor.layout is not torch.strided or not torch.equal(
+                    tensor, copy
+                ):  # sparse tensors are not compared
                     tensor.copy_(copy)
 
 
 @contextlib.contextmanager
 def traceable(model: torch.nn.Module, experts: str | None = TRACEABLE_EXPERTS) -> Iterator[None]:
-    """Within: evaluation mode, caches off, experts traceable, no opaque kernels. Afterwards: all as it was."""
-    training = [(m, m.training) for m in model.modules() if hasattr(m, "training")]  # frozen scripts have none
+    """In this context: evaluation mode, caches off, traceable experts, no opaque kernels. Restored afterwards."""
+    training = [
+        (m, m.training) for m in model.modules() if hasattr(m, "training")
+    ]  # frozen scripts have no such attribute
     changed: list[tuple[Any, str, Any]] = []
     fastpath = torch.backends.mha.get_fastpath_enabled()
 

@@ -1,13 +1,13 @@
-"""Whether one captured graph does for the calls of another one: it runs the same operators on the same values there.
+"""Proof that one captured graph can serve the calls of another: it runs the same operators on the same values there.
 
-A model may branch on a size where both ways come to the same: a mask is expanded to the batch unless there is one
-sample. Export then makes two graphs, of which the general one computes, at the sizes of the other, what that one does.
+A model may branch on a size although both branches compute the same: a mask is expanded to the batch unless there is
+one sample. Export then yields two graphs, and the general one is equivalent to the special one at the sizes of the
+latter.
 
-The proof is an induction over the general graph, as run on inputs that the special graph serves. Inputs and parameters
-are those of the special graph. A size is computed anew from sizes that the special graph has. An operator whose
-operands are values of the special graph, with the very arguments that some operator has there, is that operator. What
-hands on its operand at these sizes is that operand. If the outputs are the outputs, the graphs are one; anything else
-is no.
+The proof is an induction over the general graph, on inputs that the special graph serves. Inputs and parameters of both
+graphs are identified. Sizes are computed from those of the special graph. An operator is identified with an operator of
+the special graph that has the same target and arguments. An operator that returns its operand at these sizes is
+identified with the operand. If all outputs are identified, the graphs are equivalent; otherwise nothing is proven.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from lrp_fx.capture.guards import Shapes
 aten = torch.ops.aten
 
 _SAME_TENSOR = (aten.alias.default, aten.detach.default)
-_COPIES = (aten.clone.default, aten.alias.default)  #: what export writes between a constant and whatever reads it
+_COPIES = (aten.clone.default, aten.alias.default)  #: operators that export inserts between a constant and its readers
 _SOMETIMES_SAME = (aten.expand.default, aten.slice.Tensor)
 _END = 2**63 - 1
 _SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class _Differs(Exception):
-    """The graphs are not shown to be the same."""
+    """The proof fails."""
 
 
 def covers(general: Captured, special: Captured, owned: Collection[int], leaves: Sequence[Any]) -> bool:
     """Whether ``general`` computes what ``special`` does on every input whose sizes ``special`` serves.
 
     Args:
-        general: the graph that may do for both.
-        special: the other one.
-        owned: identities of the model's tensors, which may change: equal values do not make them one.
-        leaves: flat inputs that ``special`` serves; both are run on them, as a further check.
+        general: the graph that may serve the calls of both.
+        special: the other graph.
+        owned: ids of the model's tensors. These may change, so they are not identified by equal values.
+        leaves: flat inputs that ``special`` serves; both graphs are run on them as a further check.
     """
     if not general.route == special.route == "export" or not _varies(general.shapes, special.shapes):
         return False
@@ -59,12 +59,12 @@ def covers(general: Captured, special: Captured, owned: Collection[int], leaves:
         if values.of(general.graph_module, register=False) != expected:
             return False
         return difference(_outputs(special.graph_module, leaves), _outputs(general.graph_module, leaves)) <= TOLERANCE
-    except Exception:  # whatever an operator on sizes, or a value without a shape, says: not shown
+    except Exception:  # any error of an operator on sizes: not proven
         return False
 
 
 def _varies(general: Shapes, special: Shapes) -> bool:
-    """Whether every size that differs is free in the general graph: rules write the sizes that are not into theirs."""
+    """Whether every size that differs is dynamic in the general graph: rules may write fixed sizes into theirs."""
     pairs = zip(general.dims, special.dims, strict=True)
     return all(isinstance(g, str) or g == s for dims in pairs for g, s in zip(*dims, strict=True))
 
@@ -79,14 +79,14 @@ def _outputs(graph_module: fx.GraphModule, leaves: Sequence[Any]) -> list[Tensor
 
 
 def _operators(graph: fx.Graph) -> Counter[Any]:
-    """How often each operator occurs, but for those that may hand on their operand: a quick look."""
+    """Number of calls of each operator, without those that may return their operand: a quick necessary condition."""
     inert = (*_SAME_TENSOR, *_SOMETIMES_SAME, aten.sym_size.int)
     targets = (node.target for node in graph.nodes if isinstance(node.target, torch._ops.OpOverload))
     return Counter(target for target in targets if target not in inert)
 
 
 class _Values:
-    """The values of the special graph, each under one node, found by what computes them.
+    """The values of the special graph: (operator, arguments) -> node.
 
     Args:
         special: the graph.
@@ -101,7 +101,7 @@ class _Values:
         self.computed: dict[Any, Any] = {}
 
     def of(self, graph_module: fx.GraphModule, register: bool) -> Any:
-        """The outputs of a graph as keys; ``register``: of the special graph itself, whose values are noted."""
+        """The outputs of a graph as keys; with ``register`` it is the special graph, whose values are stored."""
         image: dict[Node, Any] = {}
         inputs = iter(self.inputs)
         for node in graph_module.graph.nodes:
@@ -117,11 +117,11 @@ class _Values:
         raise _Differs
 
     def _attribute(self, tensor: Any, node: Node, register: bool) -> Node:
-        """The node of a tensor: tensors are one if they are one object, constants in the model's code if equal."""
+        """The node of a tensor: identified by identity, constants in the model's code by equal values."""
         if id(tensor) in self.attributes:
             return self.attributes[id(tensor)]
-        written = all(user.target in _COPIES for user in node.users)  # in the model's code, not a tensor it refers to
-        constant = written and type(tensor) is Tensor and id(tensor) not in self.owned
+        literal = all(user.target in _COPIES for user in node.users)  # written in the model's code
+        constant = literal and type(tensor) is Tensor and id(tensor) not in self.owned
         if (
             constant
             and (equal := next((at for other, at in self.constants if _equal(tensor, other)), None)) is not None
@@ -135,10 +135,10 @@ class _Values:
         return node
 
     def _value(self, node: Node, args: Any, kwargs: Any, register: bool) -> Any:
-        """The value that an operator computes: a node of the special graph, or a size."""
+        """The value of a call: a node of the special graph, or a size."""
         if node.op != "call_function" or _may_differ(node.target):
             raise _Differs
-        if _hands_on(node.target, args):
+        if _returns_operand(node.target, args):
             return args[0]
         key = (node.target, _key(args), _key(kwargs))
         if register:
@@ -163,14 +163,14 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _may_differ(target: Any) -> bool:
-    """Whether two calls of an operator with the same arguments may do different things (no export draws numbers)."""
+    """Whether two calls with the same arguments may differ (exported graphs draw no random numbers)."""
     if isinstance(target, torch._ops.OpOverload):
         return bool(target._schema.is_mutable)
     return isinstance(target, torch._ops.HigherOrderOperator)
 
 
-def _hands_on(target: Any, args: Sequence[Any]) -> bool:
-    """Whether an operator returns what it is given: an alias, a tensor expanded to the sizes it has, all of a slice."""
+def _returns_operand(target: Any, args: Sequence[Any]) -> bool:
+    """Whether an operator returns its operand: an alias, an expansion to the same sizes, a slice of everything."""
     if target not in _SOMETIMES_SAME:
         return target in _SAME_TENSOR
     sizes, requested = args[0].meta["val"].shape, args[1:]
@@ -185,7 +185,7 @@ def _hands_on(target: Any, args: Sequence[Any]) -> bool:
 
 
 def _on_sizes(target: Any, args: Any, kwargs: Any) -> Any:
-    """Arithmetic on sizes."""
+    """The result of arithmetic on sizes."""
     operands: list[Any] = []
     fx.node.map_aggregate((args, kwargs), operands.append)
     if not all(isinstance(v, (int, float, bool, *_SYMBOLIC)) for v in operands):
@@ -194,7 +194,7 @@ def _on_sizes(target: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _key(value: Any) -> Any:
-    """What tells arguments apart: nodes by themselves, sizes by their formulas, all else by kind and value."""
+    """A hashable key of an argument: nodes by identity, sizes by their formulas, others by type and value."""
     if isinstance(value, Node):
         return value
     if isinstance(value, _SYMBOLIC):

@@ -1,4 +1,4 @@
-"""The first route: ``torch.export``, non-strict and pre-dispatch, with every input dimension left free that can be."""
+"""The first route: ``torch.export``, non-strict and pre-dispatch, with as many dynamic dimensions as possible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lrp_fx.errors import CaptureError
 from lrp_fx.graph.attribute_paths import module_of
 from lrp_fx.graph.module_calls import noting_calls
 
-#: where PyTorch works out shapes and strides of an operator's result: below what is traced
+#: files of PyTorch that compute shapes and strides of the results of operators, below the traced level
 _OPERATORS = tuple(
     f"{torch.__path__[0]}/{part}"
     for part in ("_ops.py", "_refs/", "_prims/", "_prims_common/", "_decomp/", "_subclasses/", "_meta_registrations.py")
@@ -47,13 +47,13 @@ def exports(
     dynamic: bool,
     refusing: Sequence[Captured] = (),
 ) -> Iterator[tuple[torch.export.ExportedProgram, bool]]:
-    """Exported programs of a model, the most general form of its example inputs first; the last serves the example.
+    """Exported programs of a model, from the most general form of its example inputs to the example itself.
 
-    Each goes with whether it was exported without a look at sizes of one: operators are then not shown to hold there.
-    Examples that one of the ``refusing`` captures serves are left out: what is exported of them refuses the call, too.
+    Each comes with a flag: whether export was oblivious to sizes of one, where operators are then not proven to hold.
+    Examples that one of the ``refusing`` captures serves are left out, as their program would refuse the call, too.
 
     Raises:
-        Exception: what export said of the most general form, where it refuses all.
+        Exception: the error of export for the most general form, if all forms fail.
     """
     failure: Exception | None = None
     refused = True
@@ -62,7 +62,7 @@ def exports(
             continue
         try:
             with (
-                torch.inference_mode(False),  # the caller's own; that of the model's author is noted
+                torch.inference_mode(False),  # the caller's; inference mode inside of the model is noted
                 traceable(model),
                 torch.enable_grad(),
                 written_out(model),
@@ -90,13 +90,13 @@ def exports(
 
 
 def _in_control_flow(error: BaseException) -> bool:
-    """Whether an error arose in an operator of higher order."""
+    """Whether an error was raised in a higher-order operator."""
     files = {frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)}
     return any("_higher_order_ops" in file or "flex_attention" in file for file in files)
 
 
 def _grown(axes: Callable[[torch.Tensor], tuple[int, ...]]) -> Callable[[Any], Any]:
-    """Repeat examples of size one along ``axes`` so that export does not freeze those dimensions."""
+    """Repeat examples of size one along ``axes``, so that export does not specialize these dimensions."""
 
     def grow(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
@@ -110,7 +110,7 @@ def _grown(axes: Callable[[torch.Tensor], tuple[int, ...]]) -> Callable[[Any], A
 
 
 def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> Iterator[tuple[tuple[Any, Any], bool]]:
-    """Example inputs to try, the most general first, and whether to export them without a look at sizes of one."""
+    """Example inputs to try, the most general first, and whether export is oblivious to sizes of one."""
     if dynamic:
         tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         lengths = any(t.dim() > 1 and t.shape[1] == 1 and not t.is_floating_point() for t in tensors)
@@ -126,7 +126,7 @@ def _examples(args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: bool) -> I
 def _export(
     model: torch.nn.Module, args: Any, kwargs: Any, dynamic: bool, strict: bool = False, oblivious: bool = False
 ) -> torch.export.ExportedProgram:
-    """Export; ``oblivious`` to sizes of one: what the model asks of them becomes a guard, not an assumption."""
+    """Export; if ``oblivious``, a branch of the model on a size of one becomes a guard, not a specialization."""
     free = pytree.tree_map(
         lambda x: _free_dims(x, dynamic, oblivious) if isinstance(x, torch.Tensor) else None, (args, kwargs)
     )
@@ -134,20 +134,21 @@ def _export(
     # export takes one specification for *args and one for **kwargs, by parameter name
     names = [n for n in _parameter_names(model, len(args))]
     spec = dict(zip(names, dims[0], strict=False)) | dims[1]
-    # where it fails, export prints all of the graph it had; after each of its passes it would write the graph as Python
+    # a failing export prints its graph to stderr; a graph that is not lazy is written as Python after every pass
     with (
         contextlib.redirect_stderr(io.StringIO()),
-        _use_lazy_graph_module(not strict),  # the strict mode reads what a lazy graph has not written yet
+        _use_lazy_graph_module(not strict),  # the strict mode reads code that a lazy graph has not generated
         symbolic_config.patch(backed_size_oblivious=oblivious),  # type: ignore[attr-defined]
     ):
         return torch.export.export(model, args, kwargs, strict=strict, dynamic_shapes=spec or None)
 
 
 def _free_dims(tensor: torch.Tensor, dynamic: bool, oblivious: bool) -> dict[int, Any]:
-    """Batch and sequence dimensions are left free. Of images and video only the batch is: the arithmetic of strided
-    convolutions on a symbolic height takes export minutes, and a new size is captured anew in seconds.
+    """Axis -> dynamic (AUTO) or fixed (STATIC). Batch and sequence dimensions are dynamic.
 
-    A size of one is fixed, as export does where it looks."""
+    Of images and video only the batch is: strided convolutions on a symbolic height take export minutes, and a capture
+    for a new size takes seconds. A size of one is fixed if ``oblivious``, as in an export that is not.
+    """
     spatial = tensor.is_floating_point() and tensor.dim() >= 4
     fixed = {i for i, n in enumerate(tensor.shape) if (spatial and i > 0) or (oblivious and n == 1) or not dynamic}
     return {i: torch.export.Dim.STATIC if i in fixed else torch.export.Dim.AUTO for i in range(tensor.dim())}
@@ -169,12 +170,12 @@ def _size(dim: Any) -> int | str:
 
 
 def shapes_of(graph: fx.Graph, inputs: Sequence[str], oblivious: bool) -> Shapes:
-    """The sizes that an exported graph serves, what it relied on, and why some of them are fixed.
+    """The sizes that an exported graph serves: dynamic and fixed sizes, guards, and reasons for fixed sizes.
 
     Args:
-        graph: the graph, every value noted.
-        inputs: what its tensor inputs are called.
-        oblivious: whether it was exported without a look at sizes of one.
+        graph: the graph; nodes need ``meta["val"]``.
+        inputs: names of its tensor inputs.
+        oblivious: whether export was oblivious to sizes of one.
     """
     placeholders = [n for n in graph.find_nodes(op="placeholder") if isinstance(n.meta.get("val"), torch.Tensor)]
     environment = _environment(placeholders)
@@ -192,29 +193,29 @@ def shapes_of(graph: fx.Graph, inputs: Sequence[str], oblivious: bool) -> Shapes
 
 
 def _environment(nodes: Sequence[Node]) -> Any:
-    """The shape environment of values, where they have one."""
+    """The shape environment of captured values, or None."""
     modes = (v.fake_mode for n in nodes if isinstance(v := n.meta["val"], FakeTensor))
     return next((mode.shape_env for mode in modes), None)
 
 
 def _line(place: SLoc) -> str:
-    """The line of the model that asked for a size; else the one of PyTorch."""
+    """The line of the model that depends on a size, or that of PyTorch if there is none."""
     return str(place.maybe_user_loc or place).strip("()")
 
 
 def _by_operator(place: SLoc) -> bool:
-    """Whether an operator asked, of shapes and strides of its own, while it was run on fake tensors."""
+    """Whether a guard comes from shape propagation of an operator, not from a branch of the model."""
     frame = place.framework_loc
     file = getattr(frame, "filename", None)
     return file is not None and file.startswith(_OPERATORS)
 
 
 class _Noted:
-    """What a shape environment relied on, as plain formulas of the sizes of inputs.
+    """The guards of a shape environment, as plain formulas of the sizes of inputs.
 
     Attributes:
-        dims: sizes of the inputs; those that no size of an input alone says are their example's.
-        guards: by their text.
+        dims: sizes of the inputs; a size that is a formula of unknown symbols has its value in the example inputs.
+        guards: text of the condition -> guard.
     """
 
     def __init__(self, environment: Any, dims: list[list[Any]]) -> None:
@@ -231,7 +232,7 @@ class _Noted:
                     self._composed(sizes, axis, size.node.expr)
 
     def _composed(self, sizes: list[Any], axis: int, expression: sympy.Expr) -> None:
-        """A size of an input that is a formula of others: named by its text, and guarded to be that."""
+        """A size of an input that is a formula of others: it gets its text as a name, and a guard for the equation."""
         if expression.free_symbols and expression.free_symbols <= self.free:
             try:
                 self.guards[str(expression)] = Guard([EQUAL, str(expression), formula(expression)])
@@ -241,11 +242,11 @@ class _Noted:
         sizes[axis] = int(expression.xreplace(self.hints))
 
     def relied(self, condition: Any, place: str, layout: bool) -> None:
-        """Note a condition; where it has no plain form, the sizes in it are the example's."""
+        """Add a guard for a condition; if it has no plain form, fix the sizes in it."""
         condition = self.environment.replace(condition)
         hints = {s: v for s, v in self.hints.items() if s in condition.free_symbols and s not in self.free}
         condition = condition.xreplace(hints)
-        if condition == sympy.true or not condition.free_symbols <= self.free:  # else it depends on values
+        if condition == sympy.true or not condition.free_symbols <= self.free:  # other conditions are data-dependent
             return
         try:
             guard = Guard(formula(condition), place, layout)
@@ -253,25 +254,25 @@ class _Noted:
             self.fix(condition, place)
             return
         earlier = self.guards.get(str(condition))
-        if earlier is None or earlier.layout:  # what the model asks itself counts
+        if earlier is None or earlier.layout:  # a branch of the model takes precedence
             self.guards[str(condition)] = guard
 
     def fix(self, expression: Any, place: str) -> None:
-        """Nothing is known of an expression but its value for the example."""
+        """Fix all sizes in an expression to those of the example inputs."""
         for symbol in expression.free_symbols:
             self.guards.setdefault(f"{symbol} fixed", Guard([EQUAL, symbol.name, int(self.hints[symbol])], place))
 
     def limits(self) -> dict[str, tuple[int, int]]:
-        """Smallest and largest size that each symbol stands for: none is empty."""
+        """Smallest and largest value of each symbol; at least 1."""
         bounds = {}
         for symbol in sorted(self.free, key=str):
             limits = self.environment.var_to_range[symbol]
-            low, high = max(limits.lower, 1), min(limits.upper, 2**63)  # infinities are integers of their own kind
+            low, high = max(limits.lower, 1), min(limits.upper, 2**63)  # int_oo compares with integers
             bounds[str(symbol)] = (int(low), int(high))
         return bounds
 
     def all_sizes(self, graph: fx.Graph) -> tuple[Any, ...]:
-        """Every size of a value in the graph that sizes of inputs determine."""
+        """Every size in the graph that is a formula of the inputs' sizes."""
         values = pytree.tree_leaves([n.meta.get("val") for n in graph.nodes])
         sizes: list[Any] = [d for v in values if isinstance(v, torch.Tensor) for d in v.shape]
         expressions = {self.environment.replace(d.node.expr) for d in sizes if isinstance(d, torch.SymInt)}
@@ -286,7 +287,7 @@ class _Noted:
 
 
 def _places_of(environment: Any) -> list[tuple[Any, tuple[str, int]]]:
-    """Symbols of a shape environment, each with an input and the axis whose size it is."""
+    """(symbol, (input, axis)) of every symbol that is the size of an input."""
     places = []
     for symbol, sources in environment.var_to_sources.items():
         for source in sources:
@@ -297,7 +298,7 @@ def _places_of(environment: Any) -> list[tuple[Any, tuple[str, int]]]:
 
 
 def _reasons(environment: Any) -> dict[tuple[str, int], str]:
-    """(input, axis) -> the line of the model that fixed the size, as export noted it."""
+    """(input, axis) -> the line of the model that fixed the size, as recorded by export."""
     lines, places = environment.replacements_slocs, _places_of(environment)
     return {
         at: f"the model computes with it at {str(lines[symbol]).strip('()')}"
@@ -307,7 +308,7 @@ def _reasons(environment: Any) -> dict[tuple[str, int], str]:
 
 
 def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The exported program as a functional GraphModule with the model's parameters as attributes."""
+    """The exported program as a functional GraphModule that shares the model's parameters."""
     graph_module = _unlifted(program)
     normalise.inline_regions(graph_module)
     normalise.drop_assertions(graph_module.graph)
@@ -326,7 +327,7 @@ def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
 def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     module = module_of(program)
     plain = fx.GraphModule(module, module.graph, class_name="CapturedModule")
-    for name, buffer in module.named_buffers():  # buffers that are not persistent are missed by the copy
+    for name, buffer in module.named_buffers():  # the copy misses non-persistent buffers
         if not hasattr(plain, name.split(".")[0]):
             plain.register_buffer(name, buffer, persistent=False)
     return plain

@@ -1,4 +1,4 @@
-"""Formulas of sizes as plain data: written, read back, evaluated and shown, without running code that the data names.
+"""Formulas of sizes as plain data: written, read, evaluated and shown, without running code from the data.
 
 A formula is an int, a float, a bool, the name of a size, or [function, *arguments].
 """
@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 from torch.utils._sympy import functions as formulas
 
-#: function -> its value for given arguments
+#: function -> its evaluation
 _VALUES: dict[Any, Callable[..., Any]] = {
     sympy.Add: lambda *terms: sum(terms),
     sympy.Mul: lambda *factors: math.prod(factors),
@@ -69,14 +69,14 @@ EQUAL = sympy.Eq.__name__
 
 
 class Unstorable(Exception):
-    """Something in a graph has no plain form."""
+    """A part of a graph has no plain form."""
 
 
 def formula(expression: Any) -> Any:
     """The plain form of a formula of sizes.
 
     Raises:
-        Unstorable: for a function of sizes that is not known here.
+        Unstorable: for a function that is not in ``_VALUES``.
     """
     if isinstance(expression, int) or getattr(expression, "is_Integer", False):
         return int(expression)
@@ -112,8 +112,8 @@ def evaluate(plain: Any, sizes: Mapping[str, int]) -> Any:
     """The value of a plain formula for sizes by name.
 
     Raises:
-        KeyError: for a size that is not among them, and for a function that is not known.
-        ArithmeticError: where the formula has no value there.
+        KeyError: for an unknown size or function.
+        ArithmeticError: if the formula has no value there.
     """
     if isinstance(plain, str):
         return sizes[plain]
@@ -124,7 +124,7 @@ def evaluate(plain: Any, sizes: Mapping[str, int]) -> Any:
 
 
 def shown(plain: Any, names: Mapping[str, str]) -> str:
-    """A plain formula as text, sizes by other names."""
+    """A plain formula as text, with ``names`` for its sizes."""
     if isinstance(plain, str):
         return names.get(plain, plain)
     if isinstance(plain, (int, float)):
@@ -132,6 +132,6 @@ def shown(plain: Any, names: Mapping[str, str]) -> str:
     name, *arguments = plain
     if name not in _INFIX:
         return f"{name}({', '.join(shown(a, names) for a in arguments)})"
-    parts = [shown(a, names) for a in arguments]
+    texts = [shown(a, names) for a in arguments]
     nested = [isinstance(a, (list, tuple)) and a[0] in _INFIX for a in arguments]
-    return _INFIX[name].join(f"({p})" if inner else p for p, inner in zip(parts, nested, strict=True))
+    return _INFIX[name].join(f"({t})" if inner else t for t, inner in zip(texts, nested, strict=True))

@@ -1,7 +1,7 @@
-"""Sizes that a captured graph serves: those for which the model would run this very graph.
+"""Guards: the sizes for which the model would run this very graph.
 
-While it traces, export decides what depends on sizes (a branch, a broadcast, the number of turns of a loop) on those of
-the example, and notes what it relied on. These guards are kept with the graph as plain formulas.
+Export decides everything that depends on sizes (branches, broadcasts, the number of turns of a loop) for the example
+inputs, and records the conditions. These guards are stored with the graph as plain formulas.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from lrp_fx.capture.formulas import evaluate, shown
 
-_REMEMBERED = 1024  #: verdicts on sizes that were asked for
+_REMEMBERED = 1024  #: number of cached verdicts on sizes
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Guard:
 
     Attributes:
         condition: a plain formula (:mod:`lrp_fx.capture.formulas`).
-        place: the line of code that asked.
-        layout: whether an operator asked, about shapes and strides of its own: it is the same operator either way.
+        place: the line of code that depends on it.
+        layout: whether it comes from shape propagation of an operator: the operator is the same if it fails.
     """
 
     condition: Any
@@ -32,29 +32,30 @@ class Guard:
     layout: bool = False
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        """Whether it holds for sizes by name; not where it has no value."""
+        """Whether it holds for given sizes; False if it has no value."""
         try:
             return bool(evaluate(self.condition, sizes))
         except (ArithmeticError, ValueError):
             return False
 
     def shown(self, names: Mapping[str, str]) -> str:
-        """The condition and who asked, as text."""
+        """The condition and its line of code, as text."""
         return shown(self.condition, names) + (f" ({self.place})" if self.place else "")
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """Sizes a capture accepts: one tuple per tensor input, an int where specialised, a name where free.
+    """The sizes that a capture serves.
 
     Attributes:
-        limits: smallest and largest size that each name stands for.
-        reasons: (input, axis) -> why a size is fixed, where that is known.
-        guards: what else has to hold; formulas of the names in ``dims``.
-        derived: every size inside the graph, as such a formula, where the export did not look whether it is one.
-        inputs: what the tensor inputs are called.
-        also: sizes beyond these, at which the graph was shown to be the one of another capture that serves them
-            (:func:`lrp_fx.capture.equivalence.covers`). Whoever holds these shapes sees what is added.
+        dims: one tuple per tensor input: a number for a specialized dimension, a name for a dynamic one.
+        limits: name -> smallest and largest size.
+        reasons: (input, axis) -> why a size is fixed, if known.
+        guards: further conditions, formulas of the names in ``dims``.
+        derived: all sizes inside the graph, as such formulas, if export was oblivious to sizes of one.
+        inputs: names of the tensor inputs.
+        also: sizes of other captures to which the graph was proven equivalent
+            (:func:`lrp_fx.capture.equivalence.covers`). The list is shared: all holders of this object see additions.
     """
 
     dims: tuple[tuple[int | str, ...], ...]
@@ -68,7 +69,7 @@ class Shapes:
     _verdicts: dict[tuple[int, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def mismatch(self, tensors: Sequence[torch.Tensor]) -> str | None:
-        """None when the model runs this graph on tensors of these sizes, else why not, in a line."""
+        """Why the graph does not serve tensors of these sizes, in a line; None if it does."""
         key = (len(self.also), *(size for tensor in tensors for size in tensor.shape))
         if key not in self._verdicts:
             if len(self._verdicts) >= _REMEMBERED:
@@ -82,18 +83,18 @@ class Shapes:
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """Which tensors have one row for each sample: the first free size of a first axis counts them."""
+        """Indices of the tensors with one row per sample; the first dynamic size of a first axis is the batch."""
         firsts = [dims[0] if dims else 0 for dims in self.dims]
         batch = next((size for size in firsts if isinstance(size, str)), None)
         return tuple(i for i, size in enumerate(firsts) if size == batch)
 
     def is_one_sample(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether tensors are one sample where samples are counted by a free size."""
+        """Whether tensors are a batch of one sample, in a capture with a dynamic batch."""
         rows = [tensors[i].shape[:1] for i in self.samples if i < len(tensors)]
         return bool(rows) and all(row == (1,) for row in rows)
 
     def certain(self, tensors: Sequence[torch.Tensor]) -> bool:
-        """Whether tensors of these sizes fit, and nothing about them is left to show."""
+        """Whether the graph serves tensors of these sizes without a further check (:meth:`unsure`)."""
         return self.mismatch(tensors) is None and not self.unsure(tensors)
 
     def _mismatch(self, sizes: Sequence[Sequence[int]]) -> str | None:
@@ -120,13 +121,13 @@ class Shapes:
         return f": {reason}" if reason else ""
 
     def _about(self, dim: str) -> str:
-        """The guards that are about one size alone: they are what limits it."""
+        """The guards on one size alone, which limit it."""
         names = self._names()
         conditions = [g.shown(names) for g in self.guards if _sizes_in(g.condition) == {dim}]
         return f": the captured graph relies on {'; '.join(conditions)}" if conditions else ""
 
     def _names(self) -> dict[str, str]:
-        """Name of a size -> where it is found."""
+        """Name of a size -> an input dimension of that size, as text."""
         names: dict[str, str] = {}
         for name, dims in zip(self.inputs, self.dims, strict=False):
             for axis, dim in enumerate(dims):
@@ -135,7 +136,7 @@ class Shapes:
         return names
 
     def bound(self, tensors: Sequence[torch.Tensor]) -> dict[str, int]:
-        """Sizes by name."""
+        """Name -> size."""
         return {
             dim: int(size)
             for tensor, dims in zip(tensors, self.dims, strict=True)
@@ -144,16 +145,17 @@ class Shapes:
         }
 
     def unsure(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-        """What export did not look at, for sizes that fit; empty where nothing is left to show.
+        """(indices of ``derived`` sizes that are 0 or 1, indices of layout guards that fail), if any; else ().
 
-        Which of the ``derived`` sizes are one, or none at all, and which guards about layouts are broken: what is shown
-        for some sizes is shown for all that are alike in both.
+        Export did not check operators at such sizes. A check at some sizes holds for all sizes with the same result.
         """
         key = tuple(size for tensor in tensors for size in tensor.shape)
         if key not in self._unsure:
             if len(self._unsure) >= _REMEMBERED:
                 self._unsure.clear()
-            if self._mismatch([tuple(t.shape) for t in tensors]) is not None:  # they are others': shown there
+            if (
+                self._mismatch([tuple(t.shape) for t in tensors]) is not None
+            ):  # served by ``also``, where they were proven
                 self._unsure[key] = ()
                 return ()
             bound = self.bound(tensors)
@@ -176,7 +178,7 @@ class Shapes:
 
     @classmethod
     def from_plain(cls, document: Mapping[str, Any]) -> Shapes:
-        """What :meth:`plain` wrote."""
+        """Read the result of :meth:`plain`."""
         return cls(
             tuple(tuple(int(d) if isinstance(d, int) else str(d) for d in sizes) for sizes in document["dims"]),
             {str(name): (int(low), int(high)) for name, (low, high) in document["limits"].items()},
@@ -189,11 +191,11 @@ class Shapes:
 
     @property
     def specialised(self) -> list[tuple[int, int, int]]:
-        """(input number, axis, size) of every dimension that could not stay free."""
+        """(input number, axis, size) of every specialized dimension."""
         return [(i, a, d) for i, dims in enumerate(self.dims) for a, d in enumerate(dims) if isinstance(d, int)]
 
     def explained(self, names: Sequence[str]) -> list[str]:
-        """One line per fixed dimension: which input, which axis, which size and why."""
+        """One line per specialized dimension: input, axis, size and reason."""
         return [
             f"{names[i]} axis {axis} is {size}: {self.reasons.get((names[i], axis), _unknown_reason(size, axis))}"
             for i, axis, size in self.specialised
@@ -201,7 +203,7 @@ class Shapes:
 
     @property
     def relied(self) -> list[str]:
-        """One line per condition on free sizes that the model asked about, and where."""
+        """One line per guard from a branch of the model: the condition and its line of code."""
         names = self._names()
         return [guard.shown(names) for guard in self.guards if not guard.layout]
 
@@ -214,5 +216,9 @@ def _sizes_in(plain: Any) -> set[str]:
 
 def _unknown_reason(size: int, axis: int) -> str:
     if size == 1:
-        return "the example has one; export takes a size of one for a fixed one"
-    return "sizes of images and video are kept" if axis > 1 else "the model broadcasts or compares it with a fixed size"
+        return "the example has one; export specializes sizes of one"
+    return (
+        "sizes of images and video are specialized"
+        if axis > 1
+        else "the model broadcasts or compares it with a fixed size"
+    )
