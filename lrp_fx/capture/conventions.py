@@ -71,9 +71,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
     if any(torch.nn.parameter.is_lazy(t) for t in parameters):
         yield
         return
-    modules = [
-        m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)
-    ]  # their attributes are not in Python
+    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # their state is not in Python
     namespaces = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
     tensors = {id(v): v for _, values in namespaces for v in values.values() if isinstance(v, torch.Tensor)}
     written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
@@ -89,9 +87,7 @@ def preserved(model: torch.nn.Module) -> Iterator[None]:
             space.update({name: value for name, value in values.items() if space.get(name, space) is not value})
         with torch.no_grad():
             for tensor, copy in zip(written, copies, strict=True):
-                if tensor.layout is not torch.strided or not torch.equal(
-                    tensor, copy
-                ):  # sparse tensors are not compared
+                if tensor.layout is not torch.strided or not torch.equal(tensor, copy):  # sparse: not compared
                     tensor.copy_(copy)
 
 

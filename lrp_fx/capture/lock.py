@@ -1,4 +1,4 @@
-"""The lock of everything that traces."""
+"""The lock for tracing."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar, overload
 
 #: PyTorch's tracers change the state of the whole process (flags, patched methods): one thread traces at a time.
-#: Arithmetic on symbolic sizes counts, too: it is recorded by whoever traces, in whatever thread.
+#: Arithmetic on symbolic sizes needs the lock, too: a tracer records it, whatever thread it happens in.
 TRACING = threading.RLock()
 
 T = TypeVar("T")
 
 
 class traced_property(Generic[T]):
-    """A property that is computed once, at first use, while no other thread traces.
+    """A property that is computed once, at first use, under :data:`TRACING`.
 
-    ``functools.cached_property`` has a lock of its own in Python 3.11: two threads would wait for each other.
+    ``functools.cached_property`` has another lock in Python 3.11: two threads could deadlock.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:

@@ -1,14 +1,13 @@
-"""Whether a model is still the one that was captured: everything its code can read, noted by identity.
+"""Whether a model has changed since its capture: all objects that its code can read, compared by identity.
 
 A capture depends on more than the call: on modules, hooks, parameters and buffers, on plain attributes (a scale, an
-epsilon, a list of layers), on configuration objects, on the code of its classes. :class:`ModelState` walks all of that
-once and remembers which objects stood where. Asking again compares identities, about a microsecond a module. A value
-that was replaced by an equal one does not count, nor does training mode, since captures are of evaluation mode. What
-is written *into* a tensor does not change a graph that shares it; a tensor in its place, of another size or precision
-does.
+epsilon, a list of layers), on configuration objects, and on the code of the classes. :class:`ModelState` walks all of
+these once and stores the objects. A later check compares identities, at about a microsecond per module. A value that
+was replaced by an equal one is no change, nor is training mode, as captures are taken in evaluation mode. Writes *into*
+a tensor do not change a graph that shares it; a tensor of another size or dtype in its place does.
 
-The fingerprint of the disk cache (``lrp_fx.cache.fingerprint``) describes the same things by value, for other
-processes; what counts of a module is said here for both.
+The fingerprint of the disk cache (``lrp_fx.cache.fingerprint``) describes the same objects by value, for other
+processes. The attributes that count are defined here for both.
 """
 
 from __future__ import annotations
@@ -29,20 +28,25 @@ from torch import Tensor, nn
 
 from lrp_fx.capture.offload import is_hooked
 
-#: attributes of a module that no capture depends on
+#: attributes of a module on which no capture depends
 NOT_COUNTED = frozenset({"training"})
-#: attributes of a module that hold what it has by name
+#: the dicts of a module with its named members
 NAMED = ("_parameters", "_buffers", "_modules")
 
 _BY_VALUE = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device, np.generic)
 _OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType, torch.jit.ScriptModule, weakref.ref)
-_MOST = 2000  #: entries of a container, objects behind one attribute: beyond, identity alone is compared
+_MOST = (
+    2000  #: limit on entries of a container and on objects behind one attribute; beyond it only identity is compared
+)
 
 Contents = tuple[list[Any], list[Any]]  #: (keys, values)
 
 
 class _Holder(NamedTuple):
-    """An object whose contents count: how they are read, what they were, and whether they are attributes by name."""
+    """An object and its stored contents.
+
+    ``read`` reads the contents; ``attributes`` tells whether they are attributes, in contrast to entries.
+    """
 
     value: Any
     read: Callable[[Any], Contents]
@@ -51,7 +55,7 @@ class _Holder(NamedTuple):
     attributes: bool
 
     def part(self, name: str, key: Any) -> str:
-        """What a run that writes this entry may write again: the attribute, or anything in the container."""
+        """The name to ignore after a run wrote this entry: that of the attribute, or of the whole container."""
         return _place(name, key) if self.attributes else name
 
 
@@ -61,8 +65,8 @@ class StandInModel:
 
     Attributes:
         module: the copy.
-        originals: the model's parameter for that of the copy, by identity.
-        copies: the copy's parameters, kept so that no other object gets their identity.
+        originals: id of a parameter of the copy -> the model's parameter.
+        copies: the parameters of the copy, kept alive so that their ids stay unique.
     """
 
     module: nn.Module
@@ -70,7 +74,7 @@ class StandInModel:
     copies: Sequence[nn.Parameter] = ()
 
     def give_back(self, graph_module: nn.Module) -> None:
-        """Put the model's own parameters into a graph that was captured of the copy."""
+        """Replace the parameters of the copy by those of the model, in a graph that was captured from the copy."""
         for module in graph_module.modules():
             for name, parameter in module._parameters.items():
                 if id(parameter) in self.originals:
@@ -78,7 +82,7 @@ class StandInModel:
 
 
 class ModelState:
-    """What a model is made of, as of the moment this is built.
+    """The objects of a model at the time of construction.
 
     Attributes:
         model: the model.
@@ -86,8 +90,8 @@ class ModelState:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self._names: dict[int, str] = {}  #: of every object that was met, by identity
-        self._dicts: list[_Holder] = []  #: nearly everything; the one loop that has to be fast
+        self._names: dict[int, str] = {}  #: id of an object -> its name
+        self._dicts: list[_Holder] = []  #: most objects are here, so this loop has to be fast
         self._others: list[_Holder] = []
         self._empty: list[Any] = []
         self._tensors: list[tuple[Tensor, torch.Size, torch.dtype, torch.device]] = []
@@ -97,33 +101,32 @@ class ModelState:
         _Walk(self)
 
     def unchanged(self) -> bool:
-        """Whether the model is still made of the same things: a quick look at all of them."""
+        """Whether no object of the model has changed."""
         return self._looks_unchanged() or self.change() is None
 
     def change(self) -> str | None:
-        """The first thing that is no longer what it was, in words; None where nothing is."""
+        """The first change, in words; None if there is none."""
         return next((text for name, text in self._changes() if name not in self._ignored), None)
 
     def ignore_writes(self, of_twin: ModelState) -> None:
-        """Leave out what a run of the model writes itself, such as counters and tables of positions.
+        """Ignore the attributes that a run of the model writes itself, such as counters and position tables.
 
         Args:
-            of_twin: state of a :meth:`stand_in` from before it ran.
+            of_twin: state of a :meth:`stand_in` before its run.
         """
         self._ignored |= {name for name, _ in of_twin._changes(_equal)}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that the model leads to, by a name that another process gives it too."""
+        """Every tensor of the model, under a name that is the same in other processes."""
         return {self._names[id(tensor)]: tensor for tensor, *_ in self._tensors}
 
     def stand_in(self) -> StandInModel:
-        """A copy of the modules, their attributes and configuration that shares all values with the model.
+        """A copy of the modules, their attributes and configuration that shares all tensors with the model.
 
-        What is set in the copy, evaluation mode for instance, is seen neither in the model nor by other threads. Its
-        parameters are objects of their own over the same memory: PyTorch looks at gradients while it traces, and
-        another thread may be writing those. Where something cannot be copied, and where hooks bring weights in, it is
-        the model itself.
+        Settings of the copy, such as evaluation mode, affect neither the model nor other threads. Its parameters are
+        new objects over the same memory, as tracing reads gradients, which another thread may be writing. If a part
+        cannot be copied, or hooks load the weights, the stand-in is the model itself.
         """
         if is_hooked(self.model):
             return StandInModel(self.model, {})
@@ -134,7 +137,7 @@ class ModelState:
             return StandInModel(
                 copy.deepcopy(self.model, shared | copies), {id(copies[id(p)]): p for p in plain}, list(copies.values())
             )
-        except Exception:  # of any kind, from objects that cannot be copied
+        except Exception:  # objects that cannot be copied may raise anything
             return StandInModel(self.model, {})
 
     def _looks_unchanged(self) -> bool:
@@ -153,7 +156,7 @@ class ModelState:
         )
 
     def _changes(self, same: Callable[[Any, Any], bool] | None = None) -> Iterator[tuple[str, str]]:
-        """(name, what happened to it) of everything that differs; values replaced by equal ones are noted."""
+        """(name, description) of every change; values that were replaced by equal ones are stored as unchanged."""
         for holders in (self._dicts, self._others):
             for index, holder in enumerate(holders):
                 yield from self._changes_of(holders, index, holder, same or _same)
@@ -184,13 +187,13 @@ class ModelState:
         ]
         name = self._names[id(holder.value)]
         for key in differing:
-            yield holder.part(name, key), _told(_place(name, key), before, now, key)
-        if all(holder.part(name, key) in self._ignored for key in differing):  # so that the quick look succeeds again
+            yield holder.part(name, key), _described(_place(name, key), before, now, key)
+        if all(holder.part(name, key) in self._ignored for key in differing):  # the next check is quick again
             holders[index] = holder._replace(keys=keys, values=values)
 
 
 class _Walk:
-    """Fills a :class:`ModelState`: every object that the model's modules and classes lead to, each once."""
+    """Fills a :class:`ModelState`: every object reachable from the model's modules and classes, each once."""
 
     def __init__(self, state: ModelState) -> None:
         self.state = state
@@ -205,7 +208,7 @@ class _Walk:
                 self.hold(state._others, kind, f"class {kind.__qualname__}", _class_contents, True, inside=False)
 
     def follow(self, path: str) -> None:
-        """Note everything behind one module, submodules excepted."""
+        """Enter all objects behind one module, without submodules."""
         self.behind.clear()
         while self.stack:
             value, name = self.stack.pop()
@@ -213,7 +216,7 @@ class _Walk:
                 self.note(value, name, name[len(path) :].lstrip(".").partition(".")[0])
 
     def note(self, value: Any, name: str, attribute: str) -> None:
-        """Note one object; what is behind one ``attribute`` of a module is limited."""
+        """Enter one object; the number of objects behind one ``attribute`` of a module is limited."""
         state = self.state
         state._names[id(value)] = name
         self.behind[attribute] += 1
@@ -227,7 +230,7 @@ class _Walk:
             state._opaque.append(value)
 
     def look_inside(self, value: Any, name: str) -> bool:
-        """Note the contents of a container or a plain object; False for one that has none to see."""
+        """Enter the contents of a container or a plain object; False if it has none that can be read."""
         read = next((reader for kind, reader in _READERS if isinstance(value, kind)), None)
         if read is not None:
             if hasattr(value, "__len__") and len(value) > _MOST:
@@ -251,7 +254,7 @@ class _Walk:
         skipped: frozenset[str] = frozenset(),
         inside: bool = True,
     ) -> None:
-        """Remember the contents of one object, and look at each of them in turn."""
+        """Store the contents of one object, and put them on the stack."""
         keys, values = read(value)
         self.state._names[id(value)] = name
         holders.append(_Holder(value, read, keys, values, attributes))
@@ -274,7 +277,7 @@ def _partial_contents(value: functools.partial[Any]) -> Contents:
 
 
 def _function_contents(value: types.FunctionType) -> Contents:
-    """What a function closes over, and its defaults: a hook keeps its strength there."""
+    """The closure, code and defaults of a function, such as the strength of a hook."""
     cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
     full = {name: cell.cell_contents for name, cell in cells.items() if _is_set(cell)}
     return [*full, "__code__", "__defaults__"], [*full.values(), value.__code__, value.__defaults__]
@@ -317,7 +320,7 @@ def _alike(value: Any, copied: Any) -> bool:
 
 
 def _same(before: Any, now: Any) -> bool:
-    """Whether a value is the one before, or one that was put in its place and cannot be told from it."""
+    """Whether two values are identical, or equal plain values."""
     if before is now:
         return True
     if type(before) is not type(now):
@@ -328,7 +331,7 @@ def _same(before: Any, now: Any) -> bool:
 
 
 def _equal(before: Any, now: Any) -> bool:
-    """The same of containers, too: torch.export puts new ones with the same contents into the attributes of modules."""
+    """As :func:`_same`, also for containers: torch.export replaces them in module attributes by equal ones."""
     if _same(before, now):
         return True
     if type(before) is not type(now) or not isinstance(before, (dict, list, tuple, collections.deque)):
@@ -342,7 +345,7 @@ def _place(name: str, key: Any) -> str:
     return f"{name}.{key}".lstrip(".") if isinstance(key, str) else f"{name}[{key!r}]"
 
 
-def _told(place: str, before: dict[Any, Any], now: dict[Any, Any], key: Any) -> str:
+def _described(place: str, before: dict[Any, Any], now: dict[Any, Any], key: Any) -> str:
     if key not in now:
         return f"'{place}' was removed"
     if key not in before:
@@ -353,6 +356,6 @@ def _told(place: str, before: dict[Any, Any], now: dict[Any, Any], key: Any) -> 
 
 
 def switches() -> tuple[Any, ...]:
-    """The switches of PyTorch that decide which precision and device a model computes in."""
+    """The global settings of PyTorch for precision and device: default dtype, default device, autocast."""
     autocast = tuple(torch.get_autocast_dtype(d) if torch.is_autocast_enabled(d) else None for d in ("cpu", "cuda"))
     return (torch.get_default_dtype(), str(torch.get_default_device()), autocast)

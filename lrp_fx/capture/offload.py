@@ -1,11 +1,10 @@
-"""Models larger than the machine: weights that stay where they were offloaded to until an operator needs them.
+"""Models larger than the memory: offloaded weights that are loaded for one operator at a time.
 
-Libraries that place a model on several devices (accelerate's ``device_map``) leave the parameters of offloaded modules
-on the meta device and bring their data in by a hook around each ``forward``. A capture needs neither: it is taken of a
-copy of the modules without hooks, whose offloaded parameters are :class:`Offloaded`, and so are the graph's. Such a
-weight reads its data when an operator runs on it and lets go of it afterwards. What autograd keeps between forward and
-relevance is the :class:`Offloaded` itself, so that the backward sweep reads the data again: in both directions the
-weights in memory are those of one operator.
+Libraries that place a model on several devices (accelerate's ``device_map``) keep the parameters of offloaded modules
+on the meta device, and load their data by hooks around each ``forward``. A capture uses a copy of the modules without
+hooks, with :class:`Offloaded` parameters, which the graph shares. Such a weight loads its data for an operator and
+frees it afterwards. Autograd saves the :class:`Offloaded` itself, so the backward sweep loads the data again. In both
+directions only the weights of one operator are in memory.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import InputError
 
-_HOOK, _UNHOOKED = "_hf_hook", "_old_forward"  #: what accelerate leaves on a module
+_HOOK, _UNHOOKED = "_hf_hook", "_old_forward"  #: attributes that accelerate sets on a module
 
 
 class Offloaded(Tensor):
-    """A tensor without data of its own, on the device where operators want it.
+    """A tensor without data, on the device on which operators need it.
 
-    Operators on it alone (views, a weight's positive part) are put off with it; all others read it first.
+    Operators on offloaded tensors alone (views, the positive part of a weight) are deferred; all others load the data.
 
     Attributes:
-        read: fetches the data, anew each time.
-        away: they lie outside of the model (otherwise the model has them in another form).
+        read: loads the data, anew each time.
+        away: whether the data is outside of the model; otherwise the model has it in another form.
     """
 
     read: Callable[[], Tensor]
@@ -39,7 +38,7 @@ class Offloaded(Tensor):
 
     @staticmethod
     def __new__(cls, like: Tensor, device: torch.device, read: Callable[[], Tensor], away: bool = True) -> Offloaded:
-        """A stand-in of the sizes, strides and precision of ``like``."""
+        """A tensor with the sizes, strides and dtype of ``like``."""
         return torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, like.shape, like.stride(), dtype=like.dtype, device=device, requires_grad=False
         )
@@ -52,7 +51,7 @@ class Offloaded(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        """Read what the operator needs and run it, or put it off where it needs nothing else."""
+        """Load the operands and run the operator, or defer it if all its tensors are offloaded."""
         kwargs = kwargs or {}
 
         def run() -> Any:
@@ -72,7 +71,7 @@ _NOW = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.T
 
 
 def _sized(arguments: Any) -> Any:
-    """Arguments with the sizes of their weights alone."""
+    """Arguments with meta tensors in place of offloaded ones."""
 
     def empty(leaf: Any) -> Any:
         if isinstance(leaf, Offloaded):
@@ -83,22 +82,22 @@ def _sized(arguments: Any) -> Any:
 
 
 def is_hooked(model: nn.Module) -> bool:
-    """Whether hooks bring weights of the model in."""
+    """Whether hooks load weights of the model."""
     return any(hasattr(module, _HOOK) for module in model.modules())
 
 
 def without_hooks(model: nn.Module) -> nn.Module:
-    """The model itself, or where hooks bring its weights in, a copy of its modules without them.
+    """The model itself, or if hooks load its weights, a copy of its modules without these hooks.
 
-    The copy shares every tensor with the model; parameters and buffers that hooks bring in are :class:`Offloaded`.
-    Where the modules run on several devices, what they are called with is moved there.
+    The copy shares every tensor with the model; parameters and buffers that hooks load are :class:`Offloaded`. If the
+    modules run on several devices, their inputs are moved there.
     """
     hooked = [module for module in model.modules() if hasattr(module, _HOOK)]
     if not hooked:
         return model
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for module in hooked:
-        memo[id(getattr(module, _HOOK))] = None  # it holds all of the weights
+        memo[id(getattr(module, _HOOK))] = None  # it has all the weights
         memo[id(module.forward)] = None
     bare = copy.deepcopy(model, memo)
     devices = {getattr(hook, "execution_device", None) for module in hooked for hook in _hooks(getattr(module, _HOOK))}
@@ -117,12 +116,12 @@ def without_hooks(model: nn.Module) -> nn.Module:
 
 
 def _hooks(hook: Any) -> list[Any]:
-    """A hook, or those it consists of."""
+    """The parts of a sequential hook, or the hook itself."""
     return [part for inner in hook.hooks for part in _hooks(inner)] if hasattr(hook, "hooks") else [hook]
 
 
 def _take_over(module: nn.Module, hook: Any) -> None:
-    """Replace what ``hook`` brings into a module."""
+    """Replace the weights that ``hook`` loads into a module by offloaded ones."""
     inside = hook.place_submodules
     for path, tensor in [*module.named_parameters(recurse=inside), *module.named_buffers(recurse=inside)]:
         if tensor.is_meta:
@@ -131,7 +130,7 @@ def _take_over(module: nn.Module, hook: Any) -> None:
 
 
 def put(module: nn.Module, path: str, tensor: Tensor) -> None:
-    """Replace the parameter or buffer at ``path``; a parameter stays one."""
+    """Replace the parameter or buffer at ``path``; a parameter stays a parameter."""
     owner, _, name = path.rpartition(".")
     parent = module.get_submodule(owner)
     old = getattr(parent, name)
@@ -139,10 +138,10 @@ def put(module: nn.Module, path: str, tensor: Tensor) -> None:
 
 
 def brought_in(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with all of its weights in memory, for what needs them all: compilers and files.
+    """The same graph with all weights in memory, for compilers and files.
 
     Raises:
-        InputError: for weights that lie outside of the model, because memory may not hold them.
+        InputError: for weights outside of the model, as memory may not suffice.
     """
     tensors = [
         *graph_module.named_parameters(remove_duplicate=False),
@@ -165,7 +164,7 @@ def brought_in(graph_module: fx.GraphModule) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class _Arrival:
-    """Moves what a module is called with to the module's device."""
+    """Moves the inputs of a module to its device."""
 
     device: torch.device
 
@@ -175,7 +174,7 @@ class _Arrival:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads one weight of a hook."""
+    """Loads one weight of a hook."""
 
     hook: Any
     path: str

@@ -1,8 +1,8 @@
-"""Random draws of a recorded run: they stay those of the run, whatever draws them.
+"""Random draws of a recorded run, which become constants of the graph.
 
-Drawn again, hashes and noise would differ from what Python has seen. A draw whose distribution depends on a tensor is
-a fixed draw of noise, and what is made of it an operator of the graph: relevance passes, and other probabilities lead
-to other samples. Where no such form is known, the sample is fixed and serves equal parameters only.
+Drawn again, hashes and noise would differ from the values that Python read. If the distribution depends on a tensor,
+the draw is reparametrised: fixed noise, and operators of the graph. Relevance then passes, and other probabilities give
+other samples. If no such form is known, the sample is fixed, and the graph serves equal parameters only.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing
 from torch.utils import _pytree as pytree
 
 _SAMPLERS = {"_standard_gamma", "_sample_dirichlet"}
-#: draw numbers for dropout within a kernel: what these compute is not a sample
+#: kernels with dropout inside: their results are no samples
 _KERNELS = {"lstm", "gru", "rnn_tanh", "rnn_relu", "miopen_rnn", "native_dropout"}
 _ATTENTION = "scaled_dot_product_attention"
 
 
 def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call of a function of PyTorch that is one operator draws random numbers."""
+    """Whether a call of a PyTorch function, one that is a single operator, draws random numbers."""
     name = getattr(func, "__name__", "")
     if isinstance(func, FunctionType) or name in _KERNELS or (name.startswith("_") and name not in _SAMPLERS):
         return False
@@ -37,13 +37,13 @@ def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def draw(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], note: Callable[[Any], None]) -> Any:
-    """The result of a call that draws: its random part is a constant of the graph that is being recorded.
+    """The result of a random call, with its random part as a constant of the recorded graph.
 
     Args:
-        func: for which :func:`draws` holds.
+        func: a function for which :func:`draws` holds.
         args: its arguments.
         kwargs: its keyword arguments.
-        note: called with tensors whose values the sample depends on, where it is the sample that is fixed.
+        note: called with the arguments on which a fixed sample depends.
     """
     name = func.__name__
     if (form := _FORMS.get(name.removesuffix("_"))) is not None:
@@ -68,7 +68,7 @@ def _note_all(note: Callable[[Any], None], arguments: Any) -> None:
 
 
 def _dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Dropout of any kind is affine in every entry: x times what it makes of ones, plus what it makes of zeros."""
+    """Dropout of any kind is affine in every entry, x * scale + shift, as found from its results on ones and zeros."""
     x, p, training = _bound(args, kwargs, input=None, p=0.5, train=True)
     if not training or p == 0:
         return x
@@ -83,7 +83,7 @@ def _dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _bernoulli(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One where uniform noise is below the probability."""
+    """1 if uniform noise is below the probability, else 0."""
     x, p = _bound(args, kwargs, input=None, p=None)
     if p is None and not func.__name__.endswith("_"):
         p = x
@@ -95,7 +95,7 @@ def _bernoulli(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _multinomial(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Where probabilities over exponential noise are largest, as PyTorch itself draws without replacement."""
+    """Indices of the largest probability / exponential noise, as PyTorch draws without replacement."""
     weights, count, replacement = _bound(args, kwargs, input=None, num_samples=None, replacement=False)
     every = replacement and count > 1
     shape = (*weights.shape[:-1], count, weights.shape[-1]) if every else weights.shape
@@ -123,7 +123,7 @@ def _normal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _rrelu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """x where it is positive, elsewhere x times a slope drawn for it."""
+    """x if it is positive, else x times a random slope."""
     x, lower, upper, training = _bound(args, kwargs, input=None, lower=1 / 8, upper=1 / 3, training=False)
     if not training:
         return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
@@ -133,7 +133,7 @@ def _rrelu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 def _attention(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Attention written out, its weights dropped where they are in this run."""
+    """Attention written out, with the dropout of this run on its weights."""
     query, key, value, mask, p, causal, scale, grouped = _attention_arguments(args, kwargs).values()
     groups = query.shape[-3] // key.shape[-3] if grouped else 1
     key, value = (t.repeat_interleave(groups, -3) if groups > 1 else t for t in (key, value))
@@ -152,7 +152,7 @@ def _attention_arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[
 
 
 def _bound(args: tuple[Any, ...], kwargs: dict[str, Any], **defaults: Any) -> list[Any]:
-    """Arguments in the order of ``defaults``, which stand in for those that a call leaves out."""
+    """Arguments in the order of ``defaults``, which fill in missing ones."""
     kinds = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=d) for n, d in defaults.items()]
     accepted = {k: v for k, v in kwargs.items() if k in defaults}
     bound = inspect.Signature(kinds).bind(*args[: len(defaults)], **accepted)
@@ -174,14 +174,14 @@ _FORMS: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
 
 
 def drawing(graph: fx.Graph) -> list[fx.Node]:
-    """Nodes of a captured graph that draw random numbers whenever it runs, and are read."""
+    """Nodes with users that draw random numbers in every run of a captured graph."""
     tag = torch.Tag.nondeterministic_seeded
     seeded = [n for n in graph.nodes if isinstance(n.target, torch._ops.OpOverload) and tag in n.target.tags]
     return [n for n in seeded if n.users and not _inert(n)]
 
 
 def _inert(node: fx.Node) -> bool:
-    """Whether a node that could draw numbers does not: dropout in evaluation mode, attention without it."""
+    """Whether a node that could draw does not: dropout in evaluation mode, attention without dropout."""
     schema = node.target._schema.arguments  # type: ignore[union-attr]
     arguments = {a.name: a.default_value for a in schema if a.has_default_value()}
     arguments |= {a.name: v for a, v in zip(schema, node.args, strict=False)} | dict(node.kwargs)

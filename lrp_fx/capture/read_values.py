@@ -1,4 +1,4 @@
-"""What Python takes out of tensors while a run is recorded, noted as it happens."""
+"""Tensor values that Python reads while a run is recorded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.random_draws import draw, draws
 
-#: hand out values without calling an operator
-_HANDED_OUT = {"tolist", "numpy", "__array__", "__dlpack__"}
-#: make a tensor of lists, and take the values of tensors in them
-_MADE_OF = {"tensor", "as_tensor", "asarray", "new_tensor"}
+#: functions that return values to Python without an operator
+_READING = {"tolist", "numpy", "__array__", "__dlpack__"}
+#: functions that create a tensor from lists, and read the tensors in these
+_FROM_LISTS = {"tensor", "as_tensor", "asarray", "new_tensor"}
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-_ASKING = {"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"}
+_DISPATCH_CHECKS = {"has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"}
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
@@ -30,23 +30,23 @@ def _allclose(a: Tensor, b: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equa
     return bool(torch.isclose(a, b, rtol, atol, equal_nan).all())
 
 
-#: compare tensors and return no tensor: answered by operators, so that only the outcome is a decision
+#: comparisons that return no tensor; written as operators here, so that only the outcome is a decision
 _COMPARED: dict[str, Callable[..., bool]] = {"equal": _equal, "allclose": _allclose}
 
 
 class Transforms(Exception):
-    """The model differentiates, or maps over a dimension, while it runs: its operators are not those it calls."""
+    """The model calls autograd or ``vmap``: the operators to record are below these transforms."""
 
 
-#: what differentiates; ``vmap`` and the transforms of ``torch.func`` are told by the level that they open
+#: functions that differentiate; ``vmap`` and the transforms of ``torch.func`` are recognised by their level
 _DIFFERENTIATE = {torch.autograd.grad, torch.autograd.backward, Tensor.backward, torch._VF._make_dual}
 
 
 class Seeing(TorchFunctionMode):
-    """A mode that also sees what those of PyTorch's functions call that are written in Python.
+    """A function mode that also sees the calls inside PyTorch functions that are written in Python.
 
-    Such a function hands itself to the mode, and would do so again when the mode calls it: a copy of it runs that does
-    not ask.
+    Such a function first dispatches itself to the mode. It would do so again when the mode calls it, so a copy without
+    dispatch is run instead.
     """
 
     def __init__(self) -> None:
@@ -64,17 +64,17 @@ class Seeing(TorchFunctionMode):
         self._running.append(func)
         try:
             with self:
-                return self._unasking(func)(*args, **kwargs)
+                return self._without_dispatch(func)(*args, **kwargs)
         finally:
             self._running.pop()
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of a call, or NotImplemented to let it happen."""
+        """The result of a call, or NotImplemented to run it as it is."""
         raise NotImplementedError
 
-    def _unasking(self, func: FunctionType) -> FunctionType:
+    def _without_dispatch(self, func: FunctionType) -> FunctionType:
         if func not in self._copies:
-            names = func.__globals__ | dict.fromkeys(_ASKING, lambda *_: False)
+            names = func.__globals__ | dict.fromkeys(_DISPATCH_CHECKS, lambda *_: False)
             copy = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
             copy.__kwdefaults__ = func.__kwdefaults__
             self._copies[func] = copy
@@ -86,14 +86,14 @@ def _in_transform() -> bool:
 
 
 class Reads(Seeing):
-    """Notes the nodes whose values Python takes out without an operator.
+    """Collects the nodes whose values Python reads without an operator.
 
     Args:
-        within: whether the operators inside of ``vmap`` and of derivatives are recorded; otherwise both are refused.
+        within: whether to record operators inside of ``vmap`` and autograd; if not, these raise :class:`Transforms`.
 
     Attributes:
-        nodes: of the graph that is being recorded.
-        drawn: names of the functions that drew random numbers, which are constants of the graph.
+        nodes: the nodes, in the graph that is recorded.
+        drawn: names of functions whose random draws became constants of the graph.
     """
 
     def __init__(self, within: bool = False) -> None:
@@ -103,9 +103,9 @@ class Reads(Seeing):
         self.drawn: list[str] = []
 
     def answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A comparison by operators, a draw as a constant; notes what else hands out values."""
+        """Replace comparisons by operators and draws by constants; note other functions that read values."""
         name = getattr(func, "__name__", "")
-        if get_proxy_mode() is None:  # not a part of the recording
+        if get_proxy_mode() is None:  # not recorded
             return NotImplemented
         if not self._within and (func in _DIFFERENTIATE or _in_transform()):
             raise Transforms
@@ -116,19 +116,19 @@ class Reads(Seeing):
         if name in _COMPARED:
             with self:
                 return _COMPARED[name](*args, **kwargs)
-        if name in _HANDED_OUT:
+        if name in _READING:
             self.note(args[0])
-        elif name in _MADE_OF:
+        elif name in _FROM_LISTS:
             for numbers in args:
                 for tensor in () if isinstance(numbers, Tensor) else pytree.tree_leaves(numbers):
                     self.note(tensor)
-        elif func == _DATA:  # hands on its memory without calling an operator
+        elif func == _DATA:  # shares memory without an operator
             with self:
                 return args[0].detach()
         return NotImplemented
 
     def note(self, tensor: Any) -> None:
-        """Note that the value of a tensor was taken."""
+        """Note that the value of a tensor was read."""
         mode = get_proxy_mode()
         if isinstance(tensor, Tensor) and mode is not None:
             slot: Any = get_proxy_slot(tensor, mode.tracer, None, lambda p: p)

@@ -1,7 +1,8 @@
-"""One tensor given twice: a capture is of a call whose inputs have nothing to do with one another.
+"""Inputs that share memory: a capture needs independent inputs.
 
-Recording takes tensors for what they are: ``model(x, x)`` has one input, and ``model(x, x[:, :3])`` one and a view of
-it. Later calls give two. So a capture sees copies of what shares memory, with another input or with the model.
+A recording would treat ``model(x, x)`` as a call with one input, and ``model(x, x[:, :3])`` as one with an input and
+its view, but later calls may pass two tensors. So inputs that share memory with another input or with the model are
+copied.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 
 def distinct(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments of a call with no tensor that shares memory with another one, or with the model's."""
+    """The arguments of a call, with copies of tensors that share memory with another one or with the model."""
     seen = {_memory(t) for t in (*model.parameters(), *model.buffers())}
 
     def apart(leaf: Any) -> Any:
@@ -31,7 +32,7 @@ def distinct(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    """What says whether two tensors share memory; the tensor itself where it has none of its own."""
+    """A key that is equal for tensors that share memory; the tensor's id if it has no storage."""
     try:
         return ("storage", tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError, ValueError):  # sparse tensors and wrappers of others

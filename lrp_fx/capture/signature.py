@@ -1,4 +1,4 @@
-"""Call signatures: how a call's arguments become the flat tensors of a captured graph, and which captures serve it."""
+"""Call signatures: the arguments of a call as flat inputs of a captured graph, and the key for captures of it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from lrp_fx.errors import InputError
 
 @dataclass(frozen=True)
 class Call:
-    """One call, flattened: tensor leaves in order with their display names, everything else hashable in ``key``.
+    """One call, flattened.
 
     Attributes:
         names: user-facing name of every leaf (``"input_ids"``, ``"batch[0]"``).
         leaves: every leaf of ``(args, kwargs)``, tensors and constants alike.
         key: structure, dtypes, ranks, devices and constants; captures are looked up by it.
-        numbers: places of leaves that are floating numbers of Python, given as tensors without dimensions.
+        numbers: indices of leaves that are Python floats, passed as tensors without dimensions.
     """
 
     names: tuple[str, ...]
@@ -37,22 +37,22 @@ class Call:
 
     @property
     def free(self) -> torch.dtype | None:
-        """The precision of its numbers that are tensors; None where there are none."""
+        """Dtype of the tensors for its Python floats; None if there are none."""
         return self.leaves[self.numbers[0]].dtype if self.numbers else None
 
     def sizes_only(self) -> Call:
-        """The same call with tensors of one entry, expanded: its sizes without its contents."""
+        """The same call with expanded zeros for its tensors, which keeps sizes without contents."""
         leaves = tuple(v.new_zeros(()).expand(v.shape) if isinstance(v, torch.Tensor) else v for v in self.leaves)
         return replace(self, leaves=leaves)
 
 
 def free_numbers(tree: Any, precision: torch.dtype) -> Any:
-    """Arguments with tensors without dimensions in place of floating numbers: one graph serves all their values."""
+    """Arguments with zero-dimensional tensors in place of Python floats: one graph serves all their values."""
     return pytree.tree_map_only(float, lambda v: torch.tensor(v, dtype=precision), opened(tree))
 
 
 def _display(path: Sequence[Any], parameters: list[str]) -> str:
-    """``(args, kwargs)`` key path -> the name a user would say."""
+    """``(args, kwargs)`` key path -> user-facing name."""
     head, rest = path[0].idx, path[1:]
     if head == 0:
         index = rest[0].idx
@@ -63,7 +63,7 @@ def _display(path: Sequence[Any], parameters: list[str]) -> str:
 
 
 def positional_names(model: torch.nn.Module) -> list[str]:
-    """Names of what a model's forward takes by position."""
+    """Names of the positional parameters of a model's forward."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
@@ -77,14 +77,13 @@ def read_call(
     """Flatten a call, objects that pytree does not know included. Keyword order does not matter.
 
     Args:
-        model: whose call it is.
-        args: its arguments.
-        kwargs: its keywords.
-        free: the precision in which floating numbers become tensors (:func:`free_numbers`); None leaves them constants.
+        model: the model that is called.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        free: dtype in which Python floats become tensors (:func:`free_numbers`); None leaves them constants.
 
     Raises:
-        InputError: for an empty tensor, a non-finite floating input, tensors on several devices, or an object that
-            cannot be taken apart.
+        InputError: for an empty tensor, a floating-point input with NaN, or an object that cannot be taken apart.
     """
     return flatten(positional_names(model), args, kwargs, free)
 
@@ -92,7 +91,7 @@ def read_call(
 def flatten(
     parameters: list[str], args: tuple[Any, ...], kwargs: dict[str, Any], free: torch.dtype | None = None
 ) -> Call:
-    """Flatten a call of what has these positional parameters, as :func:`read_call` does."""
+    """As :func:`read_call`, for a callable with these positional parameters."""
     tree = opened((args, dict(sorted(kwargs.items()))))
     flat, spec = pytree.tree_flatten_with_path(tree)
     names = tuple(_display(path, parameters) for path, _ in flat)
@@ -111,7 +110,7 @@ def flatten(
 
 
 def _check(name: str, value: torch.Tensor, inside: bool) -> None:
-    """``inside`` an object, a tensor may be one that the object has not filled yet."""
+    """Reject NaN and empty tensors; ``inside`` an object a tensor may be empty, such as a new cache."""
     if value.numel() == 0 and not inside:
         raise InputError(
             f"input '{name}' is empty (shape {tuple(value.shape)}): give at least one sample and one position"

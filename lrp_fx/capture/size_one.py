@@ -1,9 +1,8 @@
-"""Sizes of one: does a graph that was traced at larger sizes compute what the model does where one of them is one?
+"""Sizes of one: whether a graph that was traced at larger sizes is valid if a dimension has size one.
 
-Branches of the model on sizes are guards (:mod:`lrp_fx.capture.guards`), which hold or do not. What is left are the
-operators: export takes them not to broadcast, squeeze or the like, without a note. So the graph is run on fake tensors
-of the sizes at hand: where every value has the shape that export took it to have, the model saw these shapes, and asked
-for these operators.
+Branches of the model on sizes are guards (:mod:`lrp_fx.capture.guards`). Operators remain: export assumes, without a
+guard, that they do not broadcast or squeeze. So the graph is run on fake tensors of the actual sizes. If every value
+has the shape in the captured graph, the model would see the same shapes and call the same operators.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from lrp_fx.errors import first_line
 
 
 class _Differs(Exception):
-    """A value has another shape than export took it to have."""
+    """A value has another shape than in the captured graph."""
 
 
 class _Shaped(fx.Interpreter):
-    """Runs a graph on fake tensors and compares every value's sizes with the formulas that were noted."""
+    """Runs a graph on fake tensors and compares all sizes with the formulas in the graph."""
 
     def __init__(self, graph_module: fx.GraphModule, sizes: Mapping[str, int]) -> None:
         super().__init__(graph_module)
@@ -37,7 +36,7 @@ class _Shaped(fx.Interpreter):
         if n.op == "call_function" and "val" in n.meta:
             for noted, real in zip(_sizes(n.meta["val"]), _sizes(value), strict=True):
                 if self._at(noted) != real:
-                    raise _Differs(f"{n.name} has a size of {real} there, and one of {noted} in the graph")
+                    raise _Differs(f"{n.name} has a size of {real} on these inputs, and of {noted} in the graph")
         return value
 
     def _at(self, size: Any) -> int:
@@ -59,11 +58,12 @@ def _sizes(value: Any) -> list[Any]:
 
 
 def unproven(graph_module: fx.GraphModule, leaves: Sequence[Any], sizes: Mapping[str, int]) -> str | None:
-    """None where every value of the graph has the shape that was noted, for inputs of these sizes; else why not.
+    """Why a graph is not proven for inputs of these sizes; None if every value has the shape in the graph.
 
     Args:
-        leaves: flat inputs; only sizes and precisions are read of tensors.
-        sizes: the inputs' sizes by name.
+        graph_module: the captured graph.
+        leaves: flat inputs; of tensors only sizes and dtypes are read.
+        sizes: name -> size.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, torch.no_grad():
@@ -73,6 +73,6 @@ def unproven(graph_module: fx.GraphModule, leaves: Sequence[Any], sizes: Mapping
         ]
         try:
             _Shaped(graph_module, sizes).run(*fakes, enable_io_processing=False)
-        except Exception as error:  # whatever an operator says of sizes that it cannot take
-            return f"it is not shown to hold for sizes of one: {first_line(error)}"
+        except Exception as error:  # operators that reject these sizes may raise anything
+            return f"it is not proven for sizes of one: {first_line(error)}"
     return None

@@ -1,10 +1,9 @@
-"""The second route: a recorded run, for what ``torch.export`` refuses.
+"""The second route: a recorded run, for models that ``torch.export`` cannot capture.
 
-The model runs once as it is, on the real inputs, and every operator it calls goes into one graph; Python in between
-(branches on values, loops over experts, caches, containers) simply happens. What Python read from tensors while it
-ran, and the sizes that depended on values, are the *decisions* of the run. They are kept as a graph of their own: the
-capture serves every input of the same sizes that leads to the same decisions, and another one is recorded anew. Facts
-flow through the whole graph; there are no breaks for them to stop at.
+The model runs once on the example inputs, and every operator that it calls becomes a node of one graph; Python in
+between (branches on values, loops over experts, caches, containers) runs as usual. The tensor values that Python reads,
+and data-dependent sizes, are the *decisions* of the run, stored as a separate graph. The capture serves all inputs of
+the same sizes with the same decisions; others are recorded anew. There are no graph breaks.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ from lrp_fx.operators.schema import has_tag
 aten = torch.ops.aten
 
 _SCALARS = {aten.item.default, aten._local_scalar_dense.default}
-_KNOWN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
-#: derivatives that are kernels, by the operators that they are made of
-_BACKWARD = {op: made_of for op, made_of in decomposition_table.items() if "backward" in str(op)}
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+#: fused backward kernels -> their decompositions
+_BACKWARD = {op: decomposition for op, decomposition in decomposition_table.items() if "backward" in str(op)}
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,11 @@ class Recording:
     """A recorded run.
 
     Attributes:
-        graph_module: flat input leaves -> (tensor leaves of the output, values read, tensors whose size was decided).
+        graph_module: flat input leaves -> (tensor leaves of the output, tensors that were read, tensors of
+            data-dependent size).
         out_spec: pytree structure of the output.
         leaves: leaves of the output; the tensors among them are outputs of the graph, in order.
-        shaped: whether a decision is the size of a tensor, not its value.
+        shaped: for each decision, whether it is the size of a tensor rather than its value.
     """
 
     graph_module: fx.GraphModule
@@ -65,7 +65,7 @@ class Recording:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    """Within: what the model compiles itself, and operators of higher order, do what they stand for."""
+    """In this context compiled parts of the model run in eager mode, and higher-order operators as plain Python."""
     unnoticed = torch._dynamo.config.patch(error_on_nested_fx_trace=False)
     with CarriedOut(), torch.compiler.set_stance("force_eager"), unnoticed:
         yield
@@ -73,9 +73,9 @@ def _uncompiled() -> Iterator[None]:
 
 @contextmanager
 def _without_history(model: torch.nn.Module, within: bool) -> Iterator[None]:
-    """Within: gradients are on, so that the model's own switches are seen, and nothing needs one.
+    """In this context gradients are on, so that the model's own switches are recorded, but no parameter requires one.
 
-    A run that differentiates needs the gradients of its parameters.
+    A run that differentiates (``within``) needs the gradients of its parameters.
     """
     parameters = [] if within else [p for p in model.parameters() if p.requires_grad and p.is_leaf]
     for parameter in parameters:
@@ -90,10 +90,10 @@ def _without_history(model: torch.nn.Module, within: bool) -> Iterator[None]:
 
 @contextmanager
 def _module_stacks(model: torch.nn.Module, spans: list[tuple[int, int, dict[str, Any]]]) -> Iterator[None]:
-    """Note, for every module call, which nodes it made and inside which modules: (first, past the last, stack)."""
+    """Append, for every module call, the range of its nodes and its module stack: (first, past the last, stack)."""
     paths = {module: name for name, module in model.named_modules()}
     stack: list[tuple[str, type]] = []
-    begun: list[int] = []
+    starts: list[int] = []
 
     def count() -> int:
         mode = get_proxy_mode()
@@ -101,10 +101,10 @@ def _module_stacks(model: torch.nn.Module, spans: list[tuple[int, int, dict[str,
 
     def enter(module: torch.nn.Module, _: Any) -> None:
         stack.append((paths.get(module, ""), type(module)))
-        begun.append(count())
+        starts.append(count())
 
     def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
-        spans.append((begun.pop(), count(), {path: (path, kind) for path, kind in stack}))
+        spans.append((starts.pop(), count(), {path: (path, kind) for path, kind in stack}))
         stack.pop()
 
     with ExitStack() as hooks:
@@ -119,7 +119,7 @@ def record(
     leaves: tuple[Any, ...],
     answers: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Recording:
-    """As :func:`_record`; a run that differentiates or maps is recorded below its derivatives and maps."""
+    """As :func:`_record`; a run with autograd or ``vmap`` is recorded below these transforms."""
     try:
         return _record(model, call, leaves, answers(), within=False)
     except Transforms:
@@ -136,13 +136,14 @@ def _record(
     """Run ``call(*leaves)`` once and record it.
 
     Args:
-        model: whose parameters the graph shares, by their own names.
+        model: the model; the graph shares its parameters, under their names.
         call: runs the model, or a stand-in that computes the same from its parameters.
         leaves: flat inputs, tensors and constants.
-        answers: a mode that does some of the model's calls another way (``lrp_fx.capture.passes.unroll_rnn``).
+        answers: a function mode that replaces some calls of the model (``lrp_fx.capture.passes.unroll_rnn``).
+        within: whether to record below autograd and ``vmap``.
 
     Raises:
-        Exception: whatever the model itself raises.
+        Exception: any error of the model itself.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     outputs: dict[str, Any] = {}
@@ -153,7 +154,7 @@ def _record(
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        with reads, answers, InferenceMode(), _uncompiled():  # the last is asked first, and the first sees all
+        with reads, answers, InferenceMode(), _uncompiled():  # the last mode is called first; Reads sees all calls
             output = call(*filled)
         outputs["leaves"], outputs["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in outputs["leaves"] if isinstance(leaf, Tensor)]
@@ -163,8 +164,8 @@ def _record(
         options |= {"pre_dispatch": False, "decomposition_table": _BACKWARD}
     with _without_history(model, within), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
         inputs = [leaves[place].detach().clone() for place in places]
-        traced = _made(run, inputs, model, **options)
-    if within:  # among the operators of a derivative, nobody tells those that the author detached
+        traced = _trace(run, inputs, model, **options)
+    if within:  # detaches of the author and of a derivative cannot be distinguished
         see_through(traced.graph)
     for node, stack in _stacks(list(traced.graph.nodes), spans):
         node.meta["nn_module_stack"] = stack
@@ -172,9 +173,9 @@ def _record(
     return Recording(graph_module, outputs["spec"], tuple(outputs["leaves"]), shaped)
 
 
-def _made(run: Callable[..., Any], inputs: list[Tensor], model: torch.nn.Module, **options: Any) -> fx.GraphModule:
-    """The graph of ``run(*inputs)``. A weight of a kind that tracing does not know has to be an input meanwhile."""
-    weights = [w for w in (*model.parameters(), *model.buffers()) if type(w) not in _KNOWN]
+def _trace(run: Callable[..., Any], inputs: list[Tensor], model: torch.nn.Module, **options: Any) -> fx.GraphModule:
+    """Trace ``run(*inputs)``. Weights of unknown tensor types are temporarily inputs."""
+    weights = [w for w in (*model.parameters(), *model.buffers()) if type(w) not in _PLAIN_TYPES]
     traced = make_fx(
         lambda *tensors: run(*tensors[: len(inputs)]),
         tracing_mode="real", _error_on_data_dependent_ops=False, **({"pre_dispatch": True} | options),
@@ -203,7 +204,7 @@ def _stacks(
 def _finish(
     model: torch.nn.Module, traced: fx.GraphModule, reads: set[str], leaves: tuple[Any, ...], places: list[int]
 ) -> tuple[fx.GraphModule, tuple[bool, ...]]:
-    """Parameters under their own names, a placeholder per leaf, decisions among the outputs."""
+    """Finish a traced graph: parameters under their names, a placeholder per leaf, decisions among the outputs."""
     owned = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     graph = traced.graph
     end = graph.output_node()
@@ -215,7 +216,7 @@ def _finish(
 
 
 def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, places: list[int]) -> fx.GraphModule:
-    """A recorded graph whose attributes have the names that ``owned`` gives them, with a placeholder per leaf."""
+    """A recorded graph with attributes named as in ``owned``, and a placeholder per leaf."""
     graph = traced.graph
     names = {id(tensor): name for name, tensor in reversed(owned.items())}
     attributes: dict[str, Any] = {}
@@ -232,7 +233,7 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
 
 
 def _complete_placeholders(graph: fx.Graph, leaves: Any, places: list[int]) -> None:
-    """Constants among the inputs become placeholders too, so that all leaves are passed in order."""
+    """Add placeholders for constant inputs, so that all leaves are passed in order."""
     existing = dict(zip(places, [n for n in graph.nodes if n.op == "placeholder"], strict=True))
     with graph.inserting_before(next(iter(graph.nodes))):
         nodes = [graph.placeholder(f"leaf_{i}" if i in existing else f"constant_{i}") for i in range(len(leaves))]
@@ -253,24 +254,24 @@ def _size_depends_on_values(node: fx.Node) -> bool:
 
 
 def _is_composite(target: torch._ops.OpOverload) -> bool:
-    """Whether an operator is made of others, whose tags it does not have; these two say so of no key."""
+    """Whether an operator is composed of others (it then lacks their tags)."""
     keys = (torch._C.DispatchKey.CompositeImplicitAutograd, torch._C.DispatchKey.CompositeExplicitAutograd)
     return any(map(target.has_kernel_for_dispatch_key, keys))
 
 
 def _runs_without_values(node: fx.Node) -> bool:
-    """Whether the sizes that an operator returns follow from sizes alone: it runs on tensors that have nothing else."""
+    """Whether the sizes of an operator's results follow from sizes alone: whether it runs on fake tensors."""
     with FakeTensorMode(allow_fallback_kernels=False):
         try:
-            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), _hollow)  # type: ignore[misc]
+            args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), _fake)  # type: ignore[misc]
             node.target(*args, **kwargs)  # type: ignore[operator]
-        except Exception:  # of a type of its own for every way in which an operator can ask for values
+        except Exception:  # operators that need values raise errors of many types
             return False
     return True
 
 
-def _hollow(node: fx.Node) -> Any:
-    """A fake tensor of the mode that is on, like the value that a node had."""
+def _fake(node: fx.Node) -> Any:
+    """The value of a node as fake tensors of the current mode."""
     return pytree.tree_map_only(
         Tensor,
         lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device),
@@ -279,7 +280,7 @@ def _hollow(node: fx.Node) -> Any:
 
 
 def _tensors_of(node: fx.Node) -> list[fx.Node]:
-    """The node, or what is taken out of it where it is a list."""
+    """The tensors of a node: its items if it is a list, else the node."""
     return [u for u in node.users if u.target is operator.getitem] or [node]
 
 
@@ -294,9 +295,9 @@ def _is_mask(node: fx.Node) -> bool:
 
 
 def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.GraphModule:
-    """A recorded graph without in-place operators and writes through views: recorded again, functionalised.
+    """Functionalise a recorded graph, by recording it again: no in-place operators, no writes through views.
 
-    What the run wrote into buffers, parameters and constants is written into copies, made anew in every run.
+    Writes into buffers, parameters and constants go to copies, which every run creates anew.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     copies = _copy_written(graph_module)
@@ -314,22 +315,22 @@ def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.Grap
 
     mode = FunctionalTensorMode(pre_dispatch=True, export=True)  # `export` keeps composite operators whole
     with torch.no_grad(), preserve_node_meta():
-        again = _made(dispatch_functionalize(run, mode), [leaves[place].clone() for place in places], graph_module)
+        retraced = _trace(dispatch_functionalize(run, mode), [leaves[place].clone() for place in places], graph_module)
     owned = dict(graph_module.named_parameters()) | dict(graph_module.named_buffers())
-    named = _with_names(again, owned, leaves, places)
+    named = _with_names(retraced, owned, leaves, places)
     inputs = [n for n in graph_module.graph.nodes if n.op == "placeholder"]
-    for old, new in zip(inputs, named.graph.nodes, strict=False):  # (metadata of operators is carried along by torch)
+    for old, new in zip(inputs, named.graph.nodes, strict=False):  # torch carries the metadata of operators along
         hand_on(old, new)
     return named
 
 
 def _copy_written(graph_module: fx.GraphModule) -> set[fx.Node]:
-    """Put a copy in front of the users of every attribute that is written to; returns the copies."""
+    """Insert a copy in front of the users of every attribute that is written; returns the copies."""
     graph = graph_module.graph
     first: dict[int, fx.Node] = {}
     for node in list(graph.find_nodes(op="get_attr")):
         earlier = first.setdefault(id(attribute(graph_module, node)), node)
-        if earlier is not node:  # a read after a write: of the same memory
+        if earlier is not node:  # a read after a write must see the same memory
             node.replace_all_uses_with(earlier)
             graph.erase_node(node)
     copies = set()

@@ -1,1 +1,1 @@
-"""Passes that bring a captured graph into the form that analysis reads."""
+"""Passes that normalize a captured graph for analysis."""

@@ -1,7 +1,7 @@
-"""Attention masks that follow from sizes alone: a causal one becomes the kernel's own, one that hides nothing goes.
+"""Attention masks that depend on sizes alone: causal masks become ``is_causal``, masks without effect are dropped.
 
-A model that spells out its causal mask has fused attention read a matrix, and compute what lies above the diagonal,
-too. Export cannot take the shorter way that the model takes in eager mode, because that depends on values.
+With an explicit causal mask, fused attention reads a matrix and computes the scores above the diagonal, too. In eager
+mode models often skip the mask, but this branch depends on values, so export cannot take it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from lrp_fx.operators.table import bind
 
 aten = torch.ops.aten
 
-_SMALL, _WHOLE = 8, 2**31  #: literals up to the one show at the sizes tried; from the other on they mean "to the end"
-_TRIED = (11, 19)  #: lengths of sequences
+_SMALL, _WHOLE = (
+    8,
+    2**31,
+)  #: literals up to _SMALL would change the mask at the trial sizes; from _WHOLE on they mean "to the end"
+_TRIED = (11, 19)  #: sequence lengths of the trials
 
 
 def shorten_masks(graph: fx.Graph) -> None:
-    """Replace masks of fused attention that are causal, or hide nothing, whatever the sizes are.
+    """Replace masks of fused attention that are causal, or hide nothing, at all sizes.
 
-    A mask qualifies when it is computed from sizes alone. Its subgraph is then run at two sizes. What could differ at
-    other sizes is a number written in it, a window's width: a mask with such numbers is left alone.
+    A mask qualifies if it is computed from sizes alone; its subgraph is run at two sizes. A literal, such as the width
+    of a window, could make it differ at other sizes, so masks with such literals are left as they are.
     """
     kinds: dict[Node, str | None] = {}
     for node in [n for n in graph.nodes if n.target is FUSED]:
@@ -47,7 +50,7 @@ def shorten_masks(graph: fx.Graph) -> None:
 
 
 def _kind(mask: Node) -> str | None:
-    """What a mask is: "causal", "whole" (it hides nothing), or None for any other."""
+    """The kind of a mask: "causal", "whole" (it hides nothing), or None for any other."""
     shape = mask.meta["val"].shape
     if len(shape) < 2 or str(shape[-1]) != str(shape[-2]):
         return None
@@ -60,15 +63,15 @@ def _kind(mask: Node) -> str | None:
     for length in _TRIED if free else (0,):
         sizes = {size: length + 2 * i for i, size in enumerate(free)}
         try:
-            seen = _seen(_OnCPU({n: sizes[str(n.meta["val"])] for n in sized})[mask])
+            visible = _visible(_OnCPU({n: sizes[str(n.meta["val"])] for n in sized})[mask])
         except (RuntimeError, TypeError, IndexError, ValueError):
             return None
-        kinds.add("whole" if bool(seen.all()) else "causal" if torch.equal(seen, _below(seen)) else None)
+        kinds.add("whole" if bool(visible.all()) else "causal" if torch.equal(visible, _below(visible)) else None)
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def _upstream(mask: Node) -> list[Node]:
-    """Every node that ``mask`` is computed from, but for the tensors of which only the size is read."""
+    """Every node that ``mask`` depends on, without tensors of which only a size is read."""
     upstream: dict[Node, None] = {}
     pending = [mask]
     while pending:
@@ -80,26 +83,26 @@ def _upstream(mask: Node) -> list[Node]:
 
 
 def _pure(node: Node, free: bool) -> bool:
-    """Whether a node computes from sizes, and writes no number that could matter at other sizes."""
+    """Whether a node computes from sizes, without a literal that could matter at other sizes."""
     if node.op != "call_function" or has_tag(node, torch.Tag.nondeterministic_seeded):
         return False
     if node.target is aten.sym_size.int or not free:
         return True
-    written = pytree.tree_leaves((node.args, dict(node.kwargs)))
-    numbers = [n for n in written if isinstance(n, (int, float)) and not isinstance(n, bool)]
+    arguments = pytree.tree_leaves((node.args, dict(node.kwargs)))
+    numbers = [n for n in arguments if isinstance(n, (int, float)) and not isinstance(n, bool)]
     return all(abs(n) <= _SMALL or abs(n) >= _WHOLE for n in numbers)
 
 
 class _OnCPU(Values):
-    """Masks are tried on the CPU, wherever the model is."""
+    """Values on the CPU, whatever the device of the model."""
 
     def run(self, node: Node, args: Any, kwargs: Any) -> Any:
-        here = {"device": torch.device("cpu")} if kwargs.get("device") is not None else {}
-        return super().run(node, args, {**kwargs, **here})
+        on_cpu = {"device": torch.device("cpu")} if kwargs.get("device") is not None else {}
+        return super().run(node, args, {**kwargs, **on_cpu})
 
 
-def _seen(mask: Tensor) -> Tensor:
-    """Which pairs a mask lets through; a bias other than zero is none."""
+def _visible(mask: Tensor) -> Tensor:
+    """Boolean mask of visible pairs; a mask with other biases than 0 and -inf raises ValueError."""
     if mask.dtype is torch.bool:
         return mask
     hidden = mask <= torch.finfo(mask.dtype).min
@@ -108,5 +111,5 @@ def _seen(mask: Tensor) -> Tensor:
     return ~hidden
 
 
-def _below(seen: Tensor) -> Tensor:
-    return torch.ones_like(seen).tril()
+def _below(visible: Tensor) -> Tensor:
+    return torch.ones_like(visible).tril()

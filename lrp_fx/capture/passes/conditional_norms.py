@@ -1,7 +1,7 @@
 """Fused normalizations whose weight or bias is computed from an input (conditional, adaptive, FiLM-like ones).
 
-A fused normalization holds its weight to be a constant. One that carries relevance is a factor like any other, and a
-bias that does is a term, so both are taken out of the kernel: what stays in it has constants alone.
+The rule of a fused normalization treats its weight as a constant. A weight that carries relevance is a factor like any
+other, and a bias that does is an added term, so both become operators of their own behind the normalization.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ aten = torch.ops.aten
 
 
 def free_of_inputs(graph: fx.Graph) -> None:
-    """Take weights and biases that depend on an input out of fused normalizations; outputs agree up to rounding."""
+    """Move weights and biases that depend on an input out of fused normalizations; outputs agree up to rounding."""
     fused = [n for n in graph.nodes if _by_channel(n) is not None and any(_computed(p) for p in _affine(n).values())]
     if not fused:
         return
@@ -33,7 +33,7 @@ def free_of_inputs(graph: fx.Graph) -> None:
 
 
 def _by_channel(node: Node) -> bool | None:
-    """Whether a fused normalization has a weight a channel (dimension 1), or for the last ones; None: it is none."""
+    """Whether the weight of a fused normalization is per channel (dimension 1); None for other nodes."""
     spec = OpTable.shipped().get(node) if node.op == "call_function" else None
     if spec is None or not (spec.kind == "normalization" or spec.extra.get("folds")):
         return None
@@ -67,7 +67,7 @@ def _take_out(graph: fx.Graph, node: Node) -> None:
             if _by_channel(node):
                 part = write.call(aten.reshape.default, part, [-1] + [1] * (rank - 2))
             result = write.call(operator, result, part)
-        if result.meta["val"].dtype is not dtype:  # a weight of higher precision than what it scales
+        if result.meta["val"].dtype is not dtype:  # the weight has a higher precision
             result = write.call(aten.to.dtype, result, dtype)
     hand_on(node, result)
     node.replace_all_uses_with(result)

@@ -1,8 +1,8 @@
-"""Control flow that export keeps as operators of its own, carried out as the Python it stands for.
+"""Higher-order operators (control flow of export), carried out as plain Python while a run is recorded.
 
-While a run is recorded, ``torch.cond`` takes the branch that its predicate chooses, ``while_loop`` runs until its
-condition says so, ``scan`` and ``map`` run step by step, and flexible attention computes its scores; what was decided
-on the way is a decision of the run like any other.
+``torch.cond`` takes the branch of its predicate, ``while_loop`` runs as long as its condition holds, ``scan`` and
+``map`` run step by step, and flexible attention computes its scores. Predicates and conditions are decisions of the
+recorded run.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch.overrides import TorchFunctionMode
 
 
 def holds_control(graph_module: fx.GraphModule) -> bool:
-    """Whether a graph calls an operator of higher order that is no mere region to inline."""
+    """Whether a graph calls a higher-order operator other than a region to inline."""
     called = [n.target for n in graph_module.graph.nodes if isinstance(n.target, torch._ops.HigherOrderOperator)]
     return any(not target.name().startswith("wrap_with") for target in called)
 
 
 def holds_vmap(graph_module: fx.GraphModule) -> bool:
-    """Whether a graph opens and closes levels of vmap: statements, which no graph pass may drop or move.
+    """Whether a graph opens and closes levels of vmap, by calls that no graph pass may drop or move.
 
-    Those that make the block mask of flexible attention go with it (:func:`drop_block_masks`).
+    Those of the block mask of flexible attention do not count: :func:`drop_block_masks` removes them.
     """
     flexible = any("flex_attention" in str(n.target) for n in graph_module.graph.nodes)
     return not flexible and any("_vmap_increment_nesting" in str(n.target) for n in graph_module.graph.nodes)
 
 
 def drop_block_masks(graph_module: fx.GraphModule) -> None:
-    """Flexible attention needs its mask function here, not the table of blocks that a kernel would skip by."""
+    """Reduce the block masks of flexible attention to their mask functions; kernels alone need the table of blocks."""
     for node in graph_module.graph.nodes:
         if isinstance(node.target, torch._ops.HigherOrderOperator) and node.target.name() == "flex_attention":
             node.update_arg(4, (node.args[4][-1],))
@@ -40,7 +40,7 @@ def drop_block_masks(graph_module: fx.GraphModule) -> None:
 
 
 class Unrolled(fx.Interpreter):
-    """Runs a graph, operators of higher order included, calling nothing but ordinary operators."""
+    """Runs a graph; higher-order operators are carried out by ordinary ones."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
@@ -52,11 +52,11 @@ class Unrolled(fx.Interpreter):
             return super().call_function(target, args, kwargs)
         carry_out = self.meaning(target)
         if carry_out is None:
-            raise NotImplementedError(f"the higher-order operator {target.name()} has no meaning here yet")
+            raise NotImplementedError(f"the higher-order operator {target.name()} is not supported")
         return carry_out(*args, **kwargs)
 
     def meaning(self, target: torch._ops.HigherOrderOperator) -> Callable[..., Any] | None:
-        """What carries out an operator of higher order; None for one that is unknown."""
+        """The implementation of a higher-order operator; None if it is unknown."""
         return getattr(self, "_" + target.name(), None)
 
     @staticmethod
@@ -117,7 +117,7 @@ class Unrolled(fx.Interpreter):
 
 
 class CarriedOut(TorchFunctionMode):
-    """Within: operators of higher order that Python itself calls are answered by what they stand for."""
+    """In this context higher-order operators called from Python are carried out by ordinary ones."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Operators that the op table does not declare, written out as operators that it does.
+"""Decomposition of operators that the op table does not declare into operators that it does.
 
-PyTorch says of many operators what they are made of: composite ones by their own kernel, others by a table of
-decompositions; of a few it does not, or not in a way that has a derivative everywhere (``passes.spellings``).
-What an operator is made of is traced with the captured values, so that free sizes stay free, and put in its place, one
-level at a time: a part that is declared stays whole. A declaration of the user's own therefore wins.
+PyTorch decomposes many operators: composite ones by their kernel, others by a table. A few have no decomposition, or
+none that is differentiable everywhere (``passes.spellings``). A decomposition is traced with the captured values, so
+that dynamic sizes stay dynamic, and replaces the operator one level at a time: declared operators stay whole, also
+those that a user declares.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _KEPT = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
 
 
 def decompose(graph_module: fx.GraphModule, ops: OpTable) -> None:
-    """Write out every undeclared operator that a floating tensor which depends on an input reaches.
+    """Decompose every undeclared operator with a floating-point operand that depends on an input.
 
-    What cannot be written out, or only as something that has an undeclared operator in it, stays.
+    An operator without a decomposition into declared operators stays.
     """
     if _written_out(graph_module, ops, _DEPTH):
         graph_module.graph.eliminate_dead_code()
@@ -54,9 +54,9 @@ def _written_out(graph_module: fx.GraphModule, ops: OpTable, depth: int) -> bool
         if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
             reached.add(node)
         if _is_undeclared(node, ops, reached) and depth:
-            parts = _parts(graph_module, node, ops, depth)
-            if parts is not None:
-                reached |= _put_in_place(graph_module, node, parts)
+            decomposed = _decomposed(graph_module, node, ops, depth)
+            if decomposed is not None:
+                reached |= _put_in_place(graph_module, node, decomposed)
                 changed = True
     return changed
 
@@ -76,11 +76,11 @@ def _floats(node: Node) -> bool:
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in leaves)
 
 
-def _parts(graph_module: fx.GraphModule, node: Node, ops: OpTable, depth: int) -> fx.GraphModule | None:
+def _decomposed(graph_module: fx.GraphModule, node: Node, ops: OpTable, depth: int) -> fx.GraphModule | None:
     """The operator as a graph of declared operators on its tensor operands, or None."""
     if isinstance(node.meta.get("val"), (tuple, list)) and any(u.target is not operator.getitem for u in node.users):
         return None
-    for function in _ways(node.target):
+    for function in _decompositions(node.target):
         try:
             traced = _traced(graph_module, node, function)
         except Exception:  # a kernel that reads values, or that knows no symbolic sizes
@@ -92,8 +92,8 @@ def _parts(graph_module: fx.GraphModule, node: Node, ops: OpTable, depth: int) -
     return None
 
 
-def _ways(target: Any) -> Iterator[Callable[..., Any]]:
-    """What an operator is made of, the most direct answer first."""
+def _decompositions(target: Any) -> Iterator[Callable[..., Any]]:
+    """The decompositions of an operator, the most direct one first."""
     if target in SPELLINGS:
         yield SPELLINGS[target]
     if target._can_decompose():
@@ -103,7 +103,7 @@ def _ways(target: Any) -> Iterator[Callable[..., Any]]:
 
 
 def _composite(target: Any, *args: Any, **kwargs: Any) -> Any:
-    """One level of a composite operator: modes that answer functions would answer it by the operator itself."""
+    """One level of a composite operator, without function modes, which would return the operator itself."""
     with torch._C.DisableTorchFunction():
         return target.decompose(*args, **kwargs)
 
@@ -132,7 +132,7 @@ def _traced(graph_module: fx.GraphModule, node: Node, function: Callable[..., An
 
 
 def _name_views(graph: fx.Graph) -> None:
-    """``unsqueeze_`` -> ``unsqueeze``: whatever reads the tensor afterwards reads what the call returned."""
+    """``unsqueeze_`` -> ``unsqueeze``: all later readers of the tensor read the result of the call."""
     for node in graph.nodes:
         if has_tag(node, torch.Tag.inplace_view):
             twin = getattr(torch.ops.aten, node.target._opname.rstrip("_"))
@@ -156,9 +156,9 @@ def _has_undeclared(traced: fx.GraphModule, ops: OpTable) -> bool:
     return any(_is_undeclared(node, ops, reached) for node in traced.graph.nodes)
 
 
-def _put_in_place(owner: fx.GraphModule, node: Node, parts: fx.GraphModule) -> set[Node]:
-    """Splice a traced graph in place of ``node``; returns the nodes that are new."""
-    result, copies = splice(owner, parts, node.all_input_nodes, node)
+def _put_in_place(owner: fx.GraphModule, node: Node, body: fx.GraphModule) -> set[Node]:
+    """Inline a traced graph in place of ``node``; returns the new nodes."""
+    result, copies = splice(owner, body, node.all_input_nodes, node)
     meta = {k: v for k, v in node.meta.items() if k in _KEPT}
     for inner, copy in copies.items():
         copy.meta = meta | ({"val": inner.meta["val"]} if "val" in inner.meta else {})
@@ -169,7 +169,7 @@ def _put_in_place(owner: fx.GraphModule, node: Node, parts: fx.GraphModule) -> s
 
 
 def _hand_over(node: Node, result: Any, new: set[Node]) -> None:
-    """Let the users of ``node`` read ``result``, whose shapes are written as those of the operator were."""
+    """Let the users of ``node`` read ``result``, with the symbolic shapes of ``node``."""
     pairs = [(node, result)]
     if isinstance(result, (tuple, list)):
         pairs = [(user, result[user.args[1]]) for user in list(node.users)]  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""What the model's author held constant, as nodes of the graph: ``detach``, ``.data``, ``no_grad``, ``inference_mode``.
+"""Detached tensors as nodes of the graph: ``detach``, ``.data``, ``no_grad``, ``inference_mode``.
 
 A value that was computed in a region without gradients is detached where it is read outside of the region, as if the
 author had written ``detach``. Operators that return their very argument, such as a conversion to the precision that a
@@ -26,11 +26,11 @@ from lrp_fx.operators.table import OpTable
 
 aten = torch.ops.aten
 
-GRAD_MODE = "_set_grad_enabled"  #: name of the call that a recorded run has where gradients are switched on or off
+GRAD_MODE = "_set_grad_enabled"  #: name of the recorded call that switches gradients on or off
 
 
 class InferenceMode(TorchFunctionMode):
-    """Within: what is computed under ``torch.inference_mode`` is detached, for no tracer sees that mode by itself."""
+    """In this context results under ``torch.inference_mode`` are detached, as tracers do not record that mode."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
@@ -39,11 +39,11 @@ class InferenceMode(TorchFunctionMode):
             return result
         operands = {id(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
 
-        def held(leaf: Any) -> Any:
+        def detached(leaf: Any) -> Any:
             new = isinstance(leaf, Tensor) and leaf.is_floating_point() and id(leaf) not in operands
             return leaf.detach() if new else leaf
 
-        return pytree.tree_map(held, result)
+        return pytree.tree_map(detached, result)
 
 
 def switched_off(graph: fx.Graph) -> set[Node]:
@@ -72,25 +72,25 @@ def detach_results(graph: fx.Graph, off: Set[Node]) -> None:
         if is_written(node) or _writes_outside(node, off) or _is_from_outside(node, off):
             continue
         with graph.inserting_after(node):
-            held = graph.call_function(aten.detach.default, (node,))
-        held.meta = unnoted(node.meta)
-        node.replace_all_uses_with(held, delete_user_cb=lambda user: user in readers)  # noqa: B023
+            detached = graph.call_function(aten.detach.default, (node,))
+        detached.meta = unnoted(node.meta)
+        node.replace_all_uses_with(detached, delete_user_cb=lambda user: user in readers)  # noqa: B023
 
 
 def settle_detached(graph: fx.Graph) -> None:
-    """One operator for all that detaches; an alias where what is detached can have no gradient anyway."""
+    """Use one operator for all kinds of detach; an alias if its operand cannot have a gradient anyway."""
     signals: dict[Node, bool] | None = None
     for node in graph.nodes:
         if OpTable.shipped().form(node) != "detach":
             continue
         signals = _signals(graph) if signals is None else signals
-        held = signals[node] and is_float(node)
-        node.target = aten.detach.default if held else aten.alias.default
+        has_gradient = signals[node] and is_float(node)
+        node.target = aten.detach.default if has_gradient else aten.alias.default
         node.args, node.kwargs = node.args[:1], {}
 
 
 def see_through_written(graph: fx.Graph) -> None:
-    """A ``detach`` that is written through (``x.data.clamp_()``) changes values behind autograd's back: an alias."""
+    """A ``detach`` through which a tensor is written (``x.data.clamp_()``) becomes an alias."""
     for node in graph.nodes:
         if OpTable.shipped().form(node) == "detach" and is_written(node):
             node.target = aten.alias.default
@@ -104,7 +104,7 @@ def is_written(node: Node) -> bool:
 
 
 def _writes_outside(node: Node, off: Set[Node]) -> bool:
-    """Whether a node writes into a tensor that was there before gradients were switched off."""
+    """Whether a node writes into a tensor from before gradients were switched off."""
     written = False
     while node in off and (is_mutating(node) or _is_piece(node) or shares(node)) and node.all_input_nodes:
         written |= is_mutating(node)
@@ -164,7 +164,7 @@ def _is_list(node: Node) -> bool:
 
 
 def _signals(graph: fx.Graph) -> dict[Node, bool]:
-    """Whether a node depends on a floating input, or on rows that an input picked from a floating table."""
+    """Whether a node depends on a floating-point input, or on rows that an input picked from a floating-point table."""
     ops = OpTable.shipped()
     reached: dict[Node, bool] = {}
     signals: dict[Node, bool] = {}

@@ -1,8 +1,7 @@
-"""In-place operators made functional, writes through views included.
+"""In-place operators made functional, writes through views included, in one walk.
 
-One walk in graph order. A view is never kept over a write: whoever reads a tensor after a write to its memory reads a
-view made anew of what the memory holds then. A write to a view becomes a scatter into what it is a view of, and so on
-up to the tensor that owns the memory. Which tensors share memory is known from the captured values.
+A view is created anew after a write to its memory, for its next reader. A write to a view becomes a scatter into its
+base, and so on up to the tensor that owns the memory. The captured values tell which tensors share memory.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ _SCATTERS = {
 
 
 class NotHere(Exception):
-    """A write that this pass cannot express; torch's own functionalisation then takes over."""
+    """This pass cannot express a write; torch's own functionalisation then takes over."""
 
 
 def drop_unread_writes(graph: fx.Graph) -> None:
-    """Remove writes into a new tensor that nothing but the write looks at, and what only they needed."""
+    """Remove writes into a new tensor without other readers, and the nodes that only these writes need."""
     for node in reversed(graph.nodes):
         if node.users or not is_mutating(node) or not isinstance(node.args[0], Node):
             continue
@@ -48,7 +47,7 @@ def drop_unread_writes(graph: fx.Graph) -> None:
 
 
 def _leads_only_to(start: Node, end: Node) -> bool:
-    """Whether whatever is computed from ``start`` goes into ``end`` and nowhere else."""
+    """Whether every node computed from ``start`` is used by ``end`` alone."""
     reached, stack = {end}, [start]
     while stack:
         for user in stack.pop().users:
@@ -100,7 +99,7 @@ def _storage(node: Node) -> int | None:
 
 
 class _Memory:
-    """Which node a node is a view of."""
+    """The bases of views."""
 
     def __init__(self, graph: fx.Graph) -> None:
         self.parents: dict[Node, Node] = {}
@@ -120,11 +119,11 @@ class _Memory:
 
     @staticmethod
     def _shares(node: Node, other: Node) -> bool:
-        mine = _storage(node)
-        return mine is not None and mine == _storage(other)
+        storage = _storage(node)
+        return storage is not None and storage == _storage(other)
 
     def owner(self, node: Node) -> Node | None:
-        """The tensor whose memory ``node`` is; None where the captured values do not say."""
+        """The tensor that owns the memory of ``node``; None if it has no captured value."""
         while node in self.parents:
             node = self.parents[node]
         has_value = node.op == "call_function" or isinstance(node.meta.get("val"), Tensor)
@@ -133,14 +132,14 @@ class _Memory:
 
 @dataclass
 class _Writer:
-    """Copies a graph, keeping for every memory what it holds now."""
+    """Copies a graph, with the current version of every memory."""
 
     graph: fx.Graph
     memory: _Memory
     new: fx.Graph = field(default_factory=fx.Graph)
     copies: dict[Node, Node] = field(default_factory=dict)
     versions: dict[Node, int] = field(default_factory=dict)  # owner -> number of writes so far
-    made_at: dict[Node, int] = field(default_factory=dict)  # node -> version its copy is of
+    version_of: dict[Node, int] = field(default_factory=dict)  # node -> version its copy is of
 
     def run(self) -> fx.Graph:
         for node in self.graph.nodes:
@@ -156,17 +155,17 @@ class _Writer:
     def current(self, node: Node) -> Node:
         """The copy of ``node`` as a reader sees it now."""
         owner = self.memory.owner(node) or node
-        if self.made_at.get(node, 0) != self.versions.get(owner, 0):
+        if self.version_of.get(node, 0) != self.versions.get(owner, 0):
             self._renew(node)
         return self.copies[node]
 
     def _keep(self, node: Node, copy: Node) -> None:
         self.copies[node] = copy
-        self.made_at[node] = self.versions.get(self.memory.owner(node) or node, 0)
+        self.version_of[node] = self.versions.get(self.memory.owner(node) or node, 0)
 
     def _renew(self, node: Node) -> None:
         parent = self.memory.parents[node]
-        if is_mutating(node):  # its result is the tensor it wrote to
+        if is_mutating(node):  # its result is the written tensor
             self._keep(node, self.current(parent))
         elif node.target is operator.getitem:
             pieces = node.args[0]
@@ -177,7 +176,7 @@ class _Writer:
             self._keep(node, self._again(node))
 
     def _again(self, node: Node, reads: Callable[[Node], Node] | None = None) -> Node:
-        """A view made anew, of what its memory holds now: no longer what a module returned."""
+        """A new copy of a view, of the current version; it is no input or output of a module."""
         copy = self.new.node_copy(node, reads or self.current)
         copy.meta = unnoted(copy.meta)
         return copy
@@ -202,7 +201,7 @@ class _Writer:
         self.current(node)
 
     def _functional(self, node: Node, written: Node) -> Node:
-        """What the written tensor holds after the operator."""
+        """The written tensor after the operator."""
         target: Any = node.target
         args: Any = fx.map_arg(node.args, self.current)
         kwargs: Any = fx.map_arg(dict(node.kwargs), self.current)
@@ -222,7 +221,7 @@ class _Writer:
         return value
 
     def _scatter(self, view: Node, parent: Node, value: Node) -> Node:
-        """``parent`` with ``value`` where ``view`` looks."""
+        """``parent`` with ``value`` in the entries of ``view``."""
         rest: Any = fx.map_arg(view.args[1:], self.current)
         form = OpTable.shipped().form(view)
         if form in ("copy", "cast", "detach"):
@@ -264,7 +263,7 @@ def functional_twin(target: torch._ops.OpOverload) -> torch._ops.OpOverload:
     """``add_`` -> ``add``, same overload.
 
     Raises:
-        NotHere: where there is none, or where the operator changes shapes and not values.
+        NotHere: if there is none, or if the operator changes shapes and not values.
     """
     shapes = torch.Tag.inplace_view in target.tags and target._opname != "detach_"
     if shapes or not target._opname.endswith("_"):

@@ -1,9 +1,9 @@
-"""Whether a function of rows is a linear layer, and which: seen by trying, nothing is known of it but its values.
+"""Whether an opaque function of rows is a linear layer, and its weight and bias, from trials.
 
-A linear layer is told by what it makes of the unit vectors. Some round their operand to few integers before they
-multiply, by a scale that they take from it. Such a product is told from a curved function by two things: where there is
-nothing to round, on vectors of zeros and ones of one sign, which every scale represents exactly, it is linear up to
-the precision of its numbers; and elsewhere it differs from the linear layer by no more than the rounding can make.
+The images of the unit vectors determine a linear layer. Some layers round their operand to a few integers first, with a
+scale computed from the operand. Two properties distinguish these from a nonlinear function. On vectors of zeros and
+ones of one sign, which every scale represents exactly, the function is linear up to its precision. On other vectors it
+differs from the linear layer by no more than the rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 Rows = Callable[[Tensor], Tensor]  #: (n, width) -> (n, features)
 
-_LEVELS = 127  #: of 8 bits and a sign: coarser rounding changes too much of what a layer computes to be left out
+_LEVELS = 127  #: levels of signed 8 bits: coarser rounding is too large to be left out
 _DEVIATIONS = 6  #: standard deviations of a sum of rounding errors that are taken for chance
 _FAR = 2.0**5  #: how much larger than others some vectors and columns are
 
@@ -32,12 +32,12 @@ class Linearity(enum.Enum):
 
 @dataclass(frozen=True)
 class Affine:
-    """What a function of rows makes of zero and of the unit vectors.
+    """The affine function that agrees with a function of rows on zero and the unit vectors.
 
     Attributes:
-        function: on rows of precision and place of ``like``.
+        function: takes rows of the dtype and device of ``like``.
         width: length of a row.
-        like: any tensor of the operand's precision and device.
+        like: any tensor of the operand's dtype and device.
     """
 
     function: Rows
@@ -45,22 +45,22 @@ class Affine:
     like: Tensor
 
     def rows(self, values: Tensor) -> Tensor:
-        """Values as operands of the function."""
+        """Values in the dtype and on the device of the operand."""
         return values.to(self.like.device, self.like.dtype)
 
     def bias(self) -> Tensor:
-        """(features,): what it makes of zero."""
+        """(features,): the image of zero."""
         return self.function(self.rows(torch.zeros(1, self.width)))[0]
 
     def weight(self) -> Tensor:
-        """(features, width): what it makes of the unit vectors."""
+        """(features, width): the images of the unit vectors, minus the bias."""
         return (self.function(self.rows(torch.eye(self.width))) - self.bias()).t()
 
     def linearity(self, epsilon: float) -> Linearity:
-        """What the unit vectors foretell of other vectors.
+        """Whether the function agrees with weight and bias on other vectors.
 
         Args:
-            epsilon: of the least precise numbers that the function computes with.
+            epsilon: machine epsilon of the least precise dtype in the function.
         """
         weight, bias, chance = self.weight(), self.bias(), torch.Generator().manual_seed(0)
 
@@ -80,21 +80,21 @@ class Affine:
         if excess(corners, self.function(corners), tolerance):
             return Linearity.NONE
         norms = weight.double().norm(dim=1)
-        for rows, actual in samples:  # errors in (-step / 2, step / 2), whose deviation is step / 12**0.5
+        for rows, actual in samples:  # errors in (-step / 2, step / 2) have the deviation step / 12**0.5
             step = float(rows.abs().max()) / _LEVELS
             if excess(rows, actual, tolerance, _DEVIATIONS * step / 12**0.5 * norms):
                 return Linearity.NONE
         return Linearity.ROUNDED
 
     def _uneven(self, rows: Tensor) -> Tensor:
-        """With a few columns far larger than others, which some operators treat apart."""
+        """Rows with a few much larger columns, which some operators treat separately."""
         far = torch.ones(self.width)
         far[:: max(self.width // 4, 1)] = _FAR
         return rows * far
 
 
 def _precision(values: Tensor) -> float:
-    """Machine epsilon of the least precise numbers that hold all values: of what a function computes with inside."""
+    """Machine epsilon of the coarsest dtype that represents all values: an estimate of the inner precision."""
     coarser = (torch.bfloat16, torch.float16, torch.float32)
     exact = (d for d in coarser if torch.equal(values.to(d).to(values.dtype), values))
     return torch.finfo(next(exact, values.dtype)).eps

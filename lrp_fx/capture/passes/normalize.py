@@ -1,4 +1,4 @@
-"""From an exported graph to a plain one: regions inlined, assertions dropped, in-place operators made functional."""
+"""Small normalizations of a captured graph: regions inlined, assertions dropped, operators spelled alike."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _REGIONS = {_GRADIENTS: 1, "wrap_with_autocast": 4}  #: higher-order op -> posit
 
 
 def inline_regions(graph_module: fx.GraphModule) -> None:
-    """Splice the bodies of no-grad and disabled-autocast regions into the graph that calls them.
+    """Inline the bodies of no-grad and disabled-autocast regions.
 
-    What leaves a region without gradients is detached (``passes.detached``).
+    Results of a region without gradients are detached (``passes.detached``).
     """
     off = _inline(graph_module, False)
     detach_results(graph_module.graph, off)
@@ -37,7 +37,7 @@ def inline_regions(graph_module: fx.GraphModule) -> None:
 
 
 def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:
-    """Nodes without gradients, once all regions are inlined; ``off`` says whether those of the graph itself are."""
+    """Inline all regions; returns the nodes without gradients. ``off``: whether the graph itself has none."""
     without = {n for n in graph_module.graph.nodes if off and n.op == "call_function"}
     for node in list(graph_module.graph.nodes):
         name = node.target.name() if isinstance(node.target, torch._ops.HigherOrderOperator) else None
@@ -67,7 +67,7 @@ def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: 
 
 
 def drop_assertions(graph: fx.Graph) -> None:
-    """Remove nodes that only check (shapes and dtypes are checked once per call, by the signature)."""
+    """Remove assertions; shapes and dtypes are checked once per call, by guards and the call's key."""
     for node in reversed(graph.nodes):
         if is_assertion(node):
             graph.erase_node(node)
@@ -75,7 +75,7 @@ def drop_assertions(graph: fx.Graph) -> None:
 
 
 def drop_inert(graph: fx.Graph) -> None:
-    """Remove dropout in evaluation mode: it hands on its operand itself, memory and all."""
+    """Remove dropout in evaluation mode, which returns its operand itself."""
     for node in list(graph.nodes):
         spec = OpTable.shipped().get(node) if node.op == "call_function" else None
         if spec is not None and "inert" in spec.extra and not bind(node)[spec.extra["inert"]]:
@@ -86,7 +86,7 @@ def drop_inert(graph: fx.Graph) -> None:
 
 
 def mend(graph: fx.Graph) -> None:
-    """Undo what full functionalisation breaks: ``view`` of a strided tensor, ``copy`` without a derivative."""
+    """Repair results of full functionalisation: ``view`` of a strided tensor, ``copy`` without a derivative."""
     for node in list(graph.nodes):
         if node.target is aten.view.default:
             node.target = aten.reshape.default
@@ -103,7 +103,7 @@ def mend(graph: fx.Graph) -> None:
 
 
 def see_through(graph: fx.Graph) -> None:
-    """``detach`` as an alias, where it is not the model's author who wrote it: inside an operator, or a derivative."""
+    """Replace ``detach`` by an alias, in graphs of an operator or a derivative, where no author wrote it."""
     for node in graph.nodes:
         if OpTable.shipped().form(node) == "detach":
             node.target = aten.alias.default
@@ -126,7 +126,7 @@ def spell_out(graph: fx.Graph) -> None:
 
 
 def in_one_mode(graph: fx.Graph) -> None:
-    """Values of a recorded run are fake tensors, each of a mode of its own: let them be of one, to be computed with."""
+    """Recreate the fake values of a recorded run in one common mode, so that operators can mix them."""
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
 
     def moved(value: Any) -> Any:
@@ -141,7 +141,7 @@ def in_one_mode(graph: fx.Graph) -> None:
 
 
 def whole_batch_norms(graph: fx.Graph) -> None:
-    """What functionalisation makes of ``batch_norm``, with its saved statistics -> ``batch_norm``: the same kernel."""
+    """The functionalised ``batch_norm``, which also returns statistics -> ``batch_norm``: the same kernel."""
     for node in graph.find_nodes(op="call_function", target=aten._native_batch_norm_legit_no_training.default):
         if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
             continue
@@ -159,7 +159,7 @@ _POOLS = {aten.adaptive_avg_pool1d.default: 1, aten.adaptive_avg_pool2d.default:
 
 
 def pools_to_means(graph: fx.Graph) -> None:
-    """An average pool down to one value -> the mean that PyTorch computes it by, without its change of strides."""
+    """Average pooling to one value -> ``mean``, by which PyTorch computes it, without its change of strides."""
     for node in list(graph.nodes):
         if node.target not in _POOLS:
             continue
@@ -189,7 +189,7 @@ def split_moments(graph: fx.Graph) -> None:
 
 
 def boolean_conditions(graph: fx.Graph) -> None:
-    """Bytes that say where, as masks were before there was a bool: kernels still take them, fake tensors do not."""
+    """Cast uint8 conditions of ``where`` to bool: kernels accept uint8, fake tensors do not."""
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.where.self):
         condition = node.args[0]
         if isinstance(condition, fx.Node) and condition.meta["val"].dtype is torch.uint8:

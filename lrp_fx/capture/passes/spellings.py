@@ -1,4 +1,4 @@
-"""What some operators are made of, where PyTorch does not say, or not in a way that has a derivative everywhere."""
+"""Decompositions that PyTorch lacks, or that are not differentiable everywhere."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ aten = torch.ops.aten
 
 
 def _times_log(x: Any, y: Any) -> Tensor:
-    """x log y, 0 where x is 0: there log is not taken, whose derivative at 0 would be infinite."""
+    """x log y, 0 if x is 0; log is not evaluated there, as its derivative could be infinite."""
     return x * torch.log(_apart_from(x, torch.as_tensor(y)))
 
 
 def _times_log1p(x: Any, y: Any) -> Tensor:
-    """x log(1 + y), 0 where x is 0."""
+    """x log(1 + y), 0 if x is 0."""
     return x * torch.log1p(torch.where(_is_zero(x, y), 0.0, torch.as_tensor(y)))
 
 
@@ -47,7 +47,7 @@ def _std_mean(x: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
 def _rrelu(
     x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False, generator: Any = None
 ) -> Tensor:
-    """In evaluation mode; in training its slopes are drawn."""
+    """In evaluation mode; in training mode the slopes are random."""
     if training:
         raise NotImplementedError
     return torch.nn.functional.leaky_relu(x, (lower + upper) / 2)
@@ -66,13 +66,13 @@ _WORDS = {"add": "sum", "multiply": "prod"}
 
 
 def _scatter(x: Tensor, dim: int, index: Tensor, source: Any, *, reduce: str) -> Tensor:
-    """The older spelling of ``scatter_reduce``, which has no derivative."""
+    """The older form of ``scatter_reduce``, which has no derivative."""
     values = source if isinstance(source, Tensor) else torch.full(index.shape, source, dtype=x.dtype, device=x.device)
     return x.scatter_reduce(dim, index, values, _WORDS[reduce])
 
 
 def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
-    """Covariances of the rows of x; PyTorch's own looks at a value, to warn."""
+    """Covariances of the rows of x; PyTorch's decomposition reads a value, for a warning."""
     rows = x if x.dim() > 1 else x.view(1, -1)
     weights = fweights if aweights is None else aweights if fweights is None else fweights * aweights
     total: Any = rows.shape[1] if weights is None else weights.sum()
@@ -103,7 +103,7 @@ def _segment_reduce(
     data: Tensor, reduce: str, *, lengths: Tensor | None = None, indices: Any = None, offsets: Tensor | None = None,
     axis: int = 0, unsafe: bool = False, initial: float | None = None,
 ) -> Tensor:  # fmt: skip
-    """Segments of the first dimension, by their lengths or by where they begin, scattered into their results."""
+    """Reduction of segments of the first dimension, given by lengths or offsets."""
     if lengths is None and offsets is not None:
         lengths = offsets.diff()
     if lengths is None or lengths.dim() != 1 or axis != 0:

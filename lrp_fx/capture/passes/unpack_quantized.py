@@ -1,11 +1,10 @@
-"""Linear layers that hide in operators of their own: products with weights packed into integers.
+"""Quantised linear layers: opaque operators that multiply by weights packed into integers.
 
-Such an operator takes constants, integers and their scales among them, and belongs to another library or autograd
-knows no derivative of it. All else that it takes is made of one tensor: that tensor itself, or its rounding to integers
-and their scales too. Whether the way from there to the product is linear is seen by trying
-(``passes.linearity``). If so, it becomes an ordinary linear layer whose dense weight is unpacked when an
-operator needs it, and let go of afterwards (:mod:`lrp_fx.capture.offload`). Rounding of the operand is left out, with a
-warning: what is explained is the model that its weights stand for.
+Such an operator takes constants (integers and their scales), and belongs to another library or has no derivative. Its
+only other input is a single activation tensor, possibly quantised on the fly (integers plus scales). Trials find out
+whether the path from that tensor to the product is linear (``passes.linearity``). If so, it becomes an ordinary linear
+layer, whose dense weight is unpacked for each operator and freed afterwards (:mod:`lrp_fx.capture.offload`). The
+rounding of the operand is left out, with a warning: the explained model has the same weights without that rounding.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from lrp_fx.operators.schema import is_mutating
 
 aten = torch.ops.aten
 
-_MOST = 32  #: operators between a tensor and the product that it goes into
-#: of an operator that wants other rows than those it is tried on, or that has no values to try
+_MOST = 32  #: limit on operators between a tensor and the product
+#: errors of operators that do not accept the trial rows, or have no values
 _REFUSALS = (RuntimeError, TypeError, ValueError, LookupError, AssertionError)
 
 
 @dataclass(frozen=True)
 class Step:
-    """An operator on the way from operand to product.
+    """An operator on the path from operand to product.
 
     Attributes:
-        node: the node it was.
+        node: its node.
         target: the operator.
-        arguments: its (args, kwargs): nodes of what depends on the operand, and values of everything else.
+        arguments: (args, kwargs), with nodes that depend on the operand, and values for all others.
     """
 
     node: Node
@@ -51,11 +50,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Packed:
-    """The way from an operand to a product, as a function.
+    """The path from an operand to a product, as a function.
 
     Attributes:
-        operand: the node of the one tensor that depends on the inputs.
-        steps: what is computed from it, the product last.
+        operand: the only node of the path that depends on the inputs.
+        steps: the operators of the path, the product last.
     """
 
     operand: Node
@@ -71,12 +70,12 @@ class Packed:
 
     @property
     def affine(self) -> Affine:
-        """What it makes of zero and the unit vectors."""
+        """The affine function that agrees with it on zero and the unit vectors."""
         operand = self.operand.meta["val"]
         return Affine(self, int(operand.shape[-1]), torch.empty(0, dtype=operand.dtype, device=operand.device))
 
     def linearity(self) -> Linearity:
-        """Whether it is a linear layer, and none of PyTorch's known to autograd."""
+        """Its linearity; NONE if it consists of PyTorch operators with a derivative, which need no replacement."""
         tensors = [t for step in self.steps for t in tensors_in(step.node.meta.get("val")) if t.is_floating_point()]
         try:
             if self._is_known():
@@ -106,7 +105,7 @@ def unpack(graph_module: fx.GraphModule) -> None:
     with torch.no_grad():
         for node in list(graph.nodes):
             for result in _results(node, reached):
-                packed = _way(graph_module, result, reached)
+                packed = _path(graph_module, result, reached)
                 linearity = Linearity.NONE if packed is None else packed.linearity()
                 if packed is not None and linearity is not Linearity.NONE:
                     rounded += [result] * (linearity is Linearity.ROUNDED)
@@ -115,14 +114,14 @@ def unpack(graph_module: fx.GraphModule) -> None:
     if rounded:
         warnings.warn(
             f"Products with packed weights round their operand as well ({len(rounded)}, the first in module "
-            f"'{module_path(rounded[0]) or '<root>'}'). Explained is the model that has the same weights and does not "
-            "round what they multiply: outputs differ by that rounding (verify() says how much).",
+            f"'{module_path(rounded[0]) or '<root>'}'). The explained model has the same weights without that "
+            "rounding: outputs differ by it (verify() reports how much).",
             stacklevel=2,
         )
 
 
 def _results(node: Node, reached: set[Node]) -> Iterator[Node]:
-    """What is computed with packed weights at a node: itself, or what is taken out of it."""
+    """The results of a node with packed weights: the node itself, or its items."""
     if not isinstance(node.target, torch._ops.OpOverload) or node not in reached:
         return
     tensors = [t for n in node.all_input_nodes if n not in reached for t in tensors_in(n.meta.get("val"))]
@@ -131,8 +130,8 @@ def _results(node: Node, reached: set[Node]) -> Iterator[Node]:
         yield from (n for n in (node, *users) if _is_rows(n.meta.get("val")))
 
 
-def _way(owner: fx.GraphModule, result: Node, reached: set[Node]) -> Packed | None:
-    """From the nearest tensor that ``result`` is made of, and of nothing else but constants."""
+def _path(owner: fx.GraphModule, result: Node, reached: set[Node]) -> Packed | None:
+    """The path to ``result`` from the nearest tensor that it depends on beside constants; None if there is none."""
     value, steps, reads = result.meta["val"], [result], _varying(result, reached)
     while len(reads) != 1 or not _is_operand(next(iter(reads)).meta.get("val"), value):
         latest = max(reads, default=None)  # nodes compare by their place in the graph
@@ -151,7 +150,7 @@ def _varying(node: Node, reached: set[Node]) -> set[Node]:
 
 
 def _is_operand(tensor: Any, result: Tensor) -> bool:
-    """Whether a linear layer could make ``result`` of ``given``."""
+    """Whether ``tensor`` could be the operand of a linear layer with this result."""
     return _is_rows(tensor) and tensor.dtype is result.dtype and tensor.dim() == result.dim()
 
 
@@ -167,16 +166,16 @@ def _is_rows(value: Any) -> bool:
 def _replace(owner: fx.GraphModule, node: Node, packed: Packed, index: int) -> None:
     value, operand, affine = node.meta["val"], packed.operand.meta["val"], packed.affine
     like = torch.empty(int(value.shape[-1]), affine.width, dtype=value.dtype, device="meta")
-    parts = {f"_unpacked_{index}": nn.Parameter(Offloaded(like, operand.device, affine.weight, away=False), False)}
+    parameters = {f"_unpacked_{index}": nn.Parameter(Offloaded(like, operand.device, affine.weight, away=False), False)}
     bias = affine.bias()
     if bool(bias.any()):
-        parts[f"_bias_{index}"] = nn.Parameter(bias, False)
+        parameters[f"_bias_{index}"] = nn.Parameter(bias, False)
     with owner.graph.inserting_before(node):
         reads = []
-        for name, part in parts.items():
-            owner.register_parameter(name, part)
+        for name, parameter in parameters.items():
+            owner.register_parameter(name, parameter)
             reads.append(owner.graph.get_attr(name))
-            reads[-1].meta["val"] = part
+            reads[-1].meta["val"] = parameter
         new = owner.graph.call_function(aten.linear.default, (packed.operand, *reads))
     new.meta = dict(node.meta)
     node.replace_all_uses_with(new)

@@ -1,8 +1,8 @@
-"""Single-precision islands in a double-precision model.
+"""Float32 islands in a float64 model.
 
-Many models compute norms and softmax in float32 whatever their own precision. In a float64 model the values must stay
-those of the model, bit for bit, but sums of relevance would then be exact to 1e-8 only. So every such island gets a
-double-precision twin that carries the relevance, while the island gives the values.
+Many models compute norms and softmax in float32, whatever their own precision. In a float64 model the values must stay
+the same, bit by bit, but sums of relevance would be exact to 1e-8 only. So every such island gets a float64 twin that
+carries the relevance, while the values come from the island.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _is_cast(node: Node) -> bool:
 
 
 def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
-    """The same operator on twins, in float64; a cast between the two precisions is its operand."""
+    """The same operator on twins, in float64; the twin of a cast between the two precisions is its operand."""
     if _is_cast(node) and node.args:
         operand = node.args[0]
         return twins.get(operand, operand)  # type: ignore[arg-type, return-value]
@@ -78,7 +78,7 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
         return cast
 
     with graph.inserting_after(node):
-        marker = graph.call_function(node.target, ())  # type: ignore[arg-type]  # a place after the node; filled below
+        marker = graph.call_function(node.target, ())  # type: ignore[arg-type]  # a placeholder after the node; its arguments are set below
     with graph.inserting_before(marker):
         args, kwargs = fx.map_arg(node.args, wide), fx.map_arg(dict(node.kwargs), wide)
     marker.args, marker.kwargs = _in_double(args), _in_double(kwargs)
@@ -90,7 +90,7 @@ def _twin(graph: fx.Graph, node: Node, twins: dict[Node, Node]) -> Node:
 def _widened(val: Any) -> Any:
     """A value in double precision.
 
-    A fake tensor is made anew: casting it would ask the shape environment about sizes, and each answer is a guard.
+    A fake tensor is created anew: casting it would read sizes, and each read adds a guard.
     """
     if not isinstance(val, Tensor) or val.dtype not in _WIDE:
         return val
