@@ -64,7 +64,7 @@ def covers(general: Captured, special: Captured, owned: Collection[int], leaves:
 
 
 def _varies(general: Shapes, special: Shapes) -> bool:
-    """Whether every size that differs is dynamic in the general graph: rules may write fixed sizes into theirs."""
+    """Whether every size that differs is dynamic in the general graph: rules may write fixed sizes into graphs."""
     pairs = zip(general.dims, special.dims, strict=True)
     return all(isinstance(g, str) or g == s for dims in pairs for g, s in zip(*dims, strict=True))
 

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 
 CALLS = "lrp_calls"  #: meta key of a node: the module calls that it is an input or an output of
-_KEPT = "custom"  #: meta key that torch's own passes carry along
+_CARRIED = "custom"  #: meta key that torch's own passes carry along
 
 
 class Place(NamedTuple):
@@ -83,24 +83,24 @@ def _nodes(value: Any) -> list[Node | None]:
 
 
 def _note(node: Node, further: list[Any]) -> None:
-    custom = node.meta.get(_KEPT, {})
-    node.meta[_KEPT] = {**custom, CALLS: [*custom.get(CALLS, ()), *map(list, further)]}
+    custom = node.meta.get(_CARRIED, {})
+    node.meta[_CARRIED] = {**custom, CALLS: [*custom.get(CALLS, ()), *map(list, further)]}
 
 
 def hand_on(node: Node, to: Node) -> None:
     """Copy the places of ``node`` to its replacement."""
-    if noted := node.meta.get(_KEPT, {}).get(CALLS):
+    if noted := node.meta.get(_CARRIED, {}).get(CALLS):
         _note(to, noted)
 
 
 def unnoted(meta: dict[str, Any]) -> dict[str, Any]:
     """A copy of node metadata without places, for auxiliary nodes."""
-    custom = {k: v for k, v in meta.get(_KEPT, {}).items() if k != CALLS}
-    return {k: v for k, v in meta.items() if k not in (_KEPT, CALLS)} | ({_KEPT: custom} if custom else {})
+    custom = {k: v for k, v in meta.get(_CARRIED, {}).items() if k != CALLS}
+    return {k: v for k, v in meta.items() if k not in (_CARRIED, CALLS)} | ({_CARRIED: custom} if custom else {})
 
 
 def settle(graph: fx.Graph) -> None:
     """After a capture: move the places out of ``meta["custom"]``, which passes of torch copy to new nodes."""
     for node in graph.nodes:
-        if noted := node.meta.get(_KEPT, {}).get(CALLS):
+        if noted := node.meta.get(_CARRIED, {}).get(CALLS):
             node.meta = unnoted(node.meta) | {CALLS: noted}

@@ -1,10 +1,10 @@
 """Normalizations with the values of PyTorch's kernels and a backward that is correct for all strides.
 
-In torch 2.13 the CPU backward of batch and instance normalization takes its input and the cotangent to be of one
-memory format. Dimensions of size one make the format ambiguous, as for one sample with a reshaped channels-last
-cotangent: the kernel then reads one tensor in the order of the other. The CPU backward of group normalization crashes
-the process if only the bias of a channels-last input needs a gradient, and does not support vmap over such an input.
-Here the backward is a formula.
+The CPU kernel behind the backward of batch and instance normalization (torch 2.13) compares the memory formats of its
+input and the cotangent. Strides along dimensions of size one can hide a difference, as for one sample with a reshaped
+channels-last cotangent: the kernel then reads one tensor in the order of the other. The backward of group normalization
+crashes the process if only the bias of a channels-last input needs a gradient, and does not support vmap over such an
+input. Here the backward is a formula.
 """
 
 from __future__ import annotations

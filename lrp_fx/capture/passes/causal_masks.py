@@ -102,7 +102,11 @@ class _OnCPU(Values):
 
 
 def _visible(mask: Tensor) -> Tensor:
-    """Boolean mask of visible pairs; a mask with other biases than 0 and -inf raises ValueError."""
+    """Boolean mask of visible pairs.
+
+    Raises:
+        ValueError: if the mask has a bias other than 0 and the lowest number or -inf.
+    """
     if mask.dtype is torch.bool:
         return mask
     hidden = mask <= torch.finfo(mask.dtype).min
