@@ -25,7 +25,7 @@ from lrp_fx.rules import table
 from lrp_fx.rules.formulas import favoured, shared, stabilised
 from lrp_fx.rules.functions import relevance_of
 from lrp_fx.rules.registry import own_backward
-from lrp_fx.rules.slopes import singular_radius
+from lrp_fx.rules.slopes import at_zero, has_offset, singular_radius
 
 
 class Amount(NamedTuple):
@@ -142,6 +142,16 @@ def _slope(case: Case) -> Amounts:
     singular = x.abs() < singular_radius(x.dtype)  # elsewhere the slope is f(x)/x up to rounding
     lost = torch.where(singular, y - relevance_of(x, slope), 0.0)
     yield Amount("stabiliser", case.op, safe_dot(lost, case.cotangent))
+
+
+def _centred(case: Case) -> Amounts:
+    """f(0) of y = f(x), which x does not move; where f(0) is no number, as under the slope f(x)/x."""
+    origin = None if case.spec.slope is not None else at_zero(case.account.node, case.spec)
+    if origin is None or not has_offset(origin):
+        yield from _slope(case)
+        return
+    y, x, slope = (t.detach() for t in case.account.post[:3])
+    yield Amount("constant", case.op, safe_dot(y - relevance_of(x, slope), case.cotangent))
 
 
 def _rectified(case: Case) -> Amounts:
@@ -353,6 +363,7 @@ BOOK: dict[table.Form, Callable[[Case], Amounts]] = {
     table.NATURAL: _natural,
     table.REMAINDER: _remainder,
     table.SLOPE: _slope,
+    table.CENTRED: _centred,
     table.STATISTIC: _plain,
     table.DISTRIBUTED: _distributed,
     table.COUNTED: _counted,

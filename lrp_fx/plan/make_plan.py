@@ -20,7 +20,7 @@ from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, bind, op_name
 from lrp_fx.plan.products import Shares
 from lrp_fx.rules.ruleset import Rule, RuleSet
-from lrp_fx.rules.table import DISTRIBUTED, RECTIFIED, SLOPE, STOPPED, Entry, Form, Split, entry
+from lrp_fx.rules.table import CENTRED, DISTRIBUTED, RECTIFIED, SLOPE, STOPPED, Entry, Form, Split, entry
 
 __all__ = ["Decision", "Plan", "make_plan"]
 
@@ -207,7 +207,7 @@ def _softmax(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -
 def _function(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
     """First-order Taylor, as for softmax: x times the gradient; the ledger books the rest."""
     rule = _rule(plan, "nonlinearity", node)
-    slope = entry("nonlinearity", rule.name).form("function") is SLOPE
+    slope = entry("nonlinearity", rule.name).form("function") in (SLOPE, CENTRED)
     return Decision("nonlinearity", TAYLOR if slope else rule, operands)
 
 

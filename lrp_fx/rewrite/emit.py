@@ -69,10 +69,11 @@ def _stabilised(site: Site) -> Node:
     return insert_after(site.graph, result, epsilon_rule, epsilon) if epsilon else result
 
 
-def _slope(site: Site) -> Node:
+def _slope(site: Site, centred: bool = False) -> Node:
     """y = f(x): f on a detached x (the same kernel, the same bits), and the cotangent times the slope.
 
     A slope in closed form is computed in the backward, from x alone, which is often saved for another operator anyway.
+    ``centred`` asks for the slope of f(x) - f(0), where f(0) is a number.
     """
     (slot,) = site.decision.live
     node, operand = site.node, site.operand(slot)
@@ -83,7 +84,7 @@ def _slope(site: Site) -> Node:
         if spec.slope is not None:
             new = site.graph.call_function(closed_identity_rule, (node, operand, closed_form(node, spec)))
         else:
-            slope = emit_slope(site.graph, node, constant, spec)
+            slope = emit_slope(site.graph, node, constant, spec, centred)
             new = site.graph.call_function(identity_rule, (node, operand, slope))
     return site.take_over(anchor, new, inner=False)
 
@@ -221,6 +222,7 @@ EMIT: dict[table.Form, Callable[[Site], Node]] = {
     table.DISTRIBUTED: distributed,
     table.COUNTED: _counted,
     table.SLOPE: _slope,
+    table.CENTRED: functools.partial(_slope, centred=True),
     table.STATISTIC: _statistic,
     table.RECTIFIED: _rectified,
     table.RUNS: _runs,

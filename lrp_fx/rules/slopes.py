@@ -1,4 +1,4 @@
-"""Slopes f(x)/x of the identity rule: formulas of the op table, or quotients as nodes of the graph."""
+"""Slopes f(x)/x and (f(x) - f(0))/x of the identity rules: formulas of the op table, or quotients in the graph."""
 
 from __future__ import annotations
 
@@ -138,11 +138,16 @@ def at_zero(node: Node, spec: OpSpec) -> AtZero | None:
     return AtZero(value, limit if math.isfinite(limit) else 0.0)
 
 
-def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
+def has_offset(origin: AtZero) -> bool:
+    """Whether f(0) is a number other than 0: f(x) is then f(0) plus a signal."""
+    return origin.value != 0 and math.isfinite(origin.value)
+
+
+def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec, centred: bool = False) -> Node:
     """Emit the nodes of f(x)/x for ``node`` = f(x) at the graph's insertion point.
 
     If f(0) = 0 the quotient is exact, with its limit at 0; otherwise the divisor is kept away from 0. If f has further
-    tensor arguments, f(0) is computed in the graph.
+    tensor arguments, f(0) is computed in the graph. ``centred`` asks for (f(x) - f(0))/x, where f(0) is a number.
     """
     tracer = fx.proxy.GraphAppendingTracer(graph)
     px: Any = fx.Proxy(x, tracer)
@@ -150,6 +155,8 @@ def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
     at_origin = at_zero(node, spec)
     if at_origin is not None and at_origin.value == 0:
         return torch.where(px == 0, at_origin.slope, py / px).node  # type: ignore[attr-defined]
+    if centred and at_origin is not None and has_offset(at_origin):
+        return _emit_centred(graph, node, x, at_origin)
     radius = singular_radius(value(x).dtype if value(x) is not None else torch.float32)
     divisor = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
     if at_origin is not None or len(node.all_input_nodes) == 1:
@@ -160,3 +167,20 @@ def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec) -> Node:
     is_zero: Any = fx.Proxy(image, tracer) == 0
     exact: Any = torch.where(px == 0, limit, py / px)
     return torch.where(is_zero, exact, py / divisor).node  # type: ignore[attr-defined]
+
+
+def _emit_centred(graph: fx.Graph, node: Node, x: Node, origin: AtZero) -> Node:
+    """Emit (f(x) - f(0))/x, and f'(0) where x is so small that the difference would be rounding.
+
+    In half precision f is computed again in single precision: f(x) - f(0) would keep two digits.
+    """
+    tracer = fx.proxy.GraphAppendingTracer(graph)
+    dtype, image = value(x).dtype if value(x) is not None else torch.float32, node
+    if dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
+        x = graph.call_function(torch.ops.aten._to_copy.default, (x,), {"dtype": dtype})
+        image = graph.node_copy(node, lambda _: x)
+    px: Any = fx.Proxy(x, tracer)
+    py: Any = fx.Proxy(image, tracer)
+    quotient: Any = (py - origin.value) / px
+    return torch.where(abs(px) < singular_radius(dtype), origin.slope, quotient).node  # type: ignore[attr-defined]

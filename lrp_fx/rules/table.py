@@ -8,7 +8,8 @@ sum_i R_i = R with R = y g (g: the cotangent of y) and R_i = x_i g_i. So all of 
 
 - A linear layer has k = 1: its gradient is its rule, up to a stabiliser (epsilon).
 - A product of n factors has k = n: each factor gets a share of 1/n (uniform).
-- A nonlinearity has no degree. y = h x with its slope h = f(x)/x held constant has k = 1 (identity).
+- A nonlinearity has no degree. y = h x with its slope h = f(x)/x held constant has k = 1 (identity). If f(0) is
+  not 0, this slope has a pole at 0. f(x) is then the constant f(0) plus the signal f(x) - f(0) (centred-identity).
 - A normalization x / s(x) has k = 0. With its statistic s held constant it has k = 1 (identity).
 - A softmax has no degree, and no slope that would be fair to all its inputs: it keeps its gradient, and the ledger
   books the remainder under a category of its own (taylor).
@@ -87,6 +88,7 @@ DISTRIBUTED = Form(
 )
 COUNTED = Form("counted", "g / n, n the number of live factors of each output", (functions.identity_rule,))
 SLOPE = Form("slope", "g f(x)/x", (functions.identity_rule, functions.closed_identity_rule))
+CENTRED = Form("centred", "g (f(x) - f(0))/x", (functions.identity_rule, functions.closed_identity_rule))
 STATISTIC = Form("statistic", "g through y = (x - mean) / s with s constant", (functions.normalization_rule,))
 NATURAL = Form("natural", "g f'(x); what is left of R is booked")
 REMAINDER = Form("remainder", "g through the gradient of all inputs; what is left of R is booked")
@@ -140,7 +142,7 @@ class Entry:
 
 _DEGREES = {"product": SCALED, "quotient": SCALED, "homogeneous": SCALED, "several": NATURAL}
 _LAW = {**_DEGREES, "counted": COUNTED, "": PLAIN}
-_SLOPES = dict.fromkeys(("nonlinearity", "function", "linear"), SLOPE)
+_ONE_NUMBER = ("nonlinearity", "function", "linear")
 _GRADIENT = {**_DEGREES, **dict.fromkeys(("counted", "nonlinearity", "function", "normalization"), NATURAL), "": PLAIN}
 _ATTNLRP, _MONTAVON = "Achtibat et al. 2024 (AttnLRP)", "Montavon et al. 2019"
 
@@ -197,8 +199,13 @@ RULES: tuple[Entry, ...] = (
     ),
     # Functions without a degree: y = h x with h held constant has degree 1.
     Entry(
-        "identity", ("nonlinearity",), BY_DEGREE, {**_LAW, **_SLOPES}, "R_i = R, as g_x = g f(x)/x",
-        f"{_ATTNLRP}, eq. 9", books=("stabiliser",),
+        "identity", ("nonlinearity",), BY_DEGREE, {**_LAW, **dict.fromkeys(_ONE_NUMBER, SLOPE)},
+        "R_i = R, as g_x = g f(x)/x", f"{_ATTNLRP}, eq. 9", books=("stabiliser",),
+    ),
+    Entry(
+        "centred-identity", ("nonlinearity",), BY_DEGREE, {**_LAW, **dict.fromkeys(_ONE_NUMBER, CENTRED)},
+        "R_i = R (f(x) - f(0)) / f(x), as g_x = g (f(x) - f(0))/x", f"{_ATTNLRP}, eq. 9, for f - f(0)",
+        books=("constant", "stabiliser"),
     ),
     Entry(
         "taylor", ("nonlinearity",), BY_DEGREE, {"": REMAINDER},

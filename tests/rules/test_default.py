@@ -56,8 +56,13 @@ def test_less_cancels_in_convolutions_than_under_epsilon():
 
 
 def test_the_paper_s_rules_are_where_they_were():
-    rules = lrp_fx.RuleSet.load("attnlrp").rules
-    assert rules["linear"].name == "epsilon" and "dense" not in rules and "convolution" not in rules
-    assert {
-        r: v.name for r, v in lrp_fx.RuleSet.load("default").rules.items() if r in rules and r not in ("linear",)
-    } == {r: v.name for r, v in rules.items() if r != "linear"}
+    rules, own = lrp_fx.RuleSet.load("attnlrp").rules, ("linear", "nonlinearity")
+    assert (
+        rules["nonlinearity"].name == "identity"
+        and rules["linear"].name == "epsilon"
+        and "dense" not in rules
+        and "convolution" not in rules
+    )
+    assert {r: v.name for r, v in lrp_fx.RuleSet.load("default").rules.items() if r in rules and r not in own} == {
+        r: v.name for r, v in rules.items() if r not in own
+    }

@@ -111,7 +111,8 @@ def test_nonlinearities_in_half_precision_have_the_map_and_the_sum_of_double(nam
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
     exact = function(x.double()) * weight.double()  # the identity rule hands all of it to x, but for x = 0
     exact = torch.where(x == 0, 0.0, exact)
-    found = lrp_fx.convert(Weighed(function, weight), x, dynamic=False).explain(x, target=lambda out: out.sum(1))
+    xmodel = lrp_fx.convert(Weighed(function, weight), x, dynamic=False, rules="attnlrp")
+    found = xmodel.explain(x, target=lambda out: out.sum(1))
     own = torch.where(x == 0, 0.0, (function(x) * weight).double())  # what rounding the function itself leaves
     allowed = 4 * HALF[dtype] * exact.abs() + (own - exact).abs() + 4 * HALF[dtype] ** 2
     relevance = found.relevance["x"].double()
@@ -128,7 +129,8 @@ def test_a_singular_slope_is_exact_outside_of_its_radius(dtype, radius):
     share = torch.tensor([[0.25, -0.25, 0.75, -0.75, 1.25, -1.25, 3.0, -3.0]], dtype=torch.float64)
     x = (share * radius).to(dtype)
     ones = torch.ones(8, dtype=dtype)
-    found = lrp_fx.convert(Weighed(torch.cos, ones), x, dynamic=False).explain(x, target=lambda out: out.sum(1))
+    xmodel = lrp_fx.convert(Weighed(torch.cos, ones), x, dynamic=False, rules="attnlrp")
+    found = xmodel.explain(x, target=lambda out: out.sum(1))
     wanted = share.abs().clamp(max=1) * x.double().cos()
     tolerance = max(4 * torch.finfo(dtype).eps, 1e-12)
     torch.testing.assert_close(found.relevance["x"].double(), wanted, rtol=tolerance, atol=0)
