@@ -6,7 +6,7 @@ arrays) and knows nothing of models, so that ``results``, which explanations ret
 errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
 rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent -> specialization ->
 capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
-evaluate -> tuning -> testing -> cli
+evaluate -> tuning -> testing -> integrations -> cli
 """
 
 import importlib
@@ -29,6 +29,7 @@ _ON_DEMAND = {
     "concepts": ("lrp_fx.concepts", None),
     "evaluate": ("lrp_fx.evaluate", None),
     "explain_pairs": ("lrp_fx.pairs", "explain_pairs"),
+    "integrations": ("lrp_fx.integrations", None),
     "pairs": ("lrp_fx.pairs", None),
     "testing": ("lrp_fx.testing", None),
     "tune": ("lrp_fx.tuning", "tune"),
@@ -56,6 +57,7 @@ __all__ = [
     "errors",
     "evaluate",
     "explain_pairs",
+    "integrations",
     "load",
     "load_result",
     "pairs",

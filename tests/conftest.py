@@ -1,7 +1,9 @@
+import importlib
 import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -62,3 +64,21 @@ def in_two_processes(tmp_path, request):
         return printed
 
     return run
+
+
+@pytest.fixture(scope="session")
+def zennit():
+    """zennit without torchvision (which has no build for the CPU torch): it needs two class names of it only."""
+    names = ["torchvision", "torchvision.models", "torchvision.models.resnet"]
+    stubs = {name: types.ModuleType(name) for name in names if name not in sys.modules}
+    for name in ("Bottleneck", "BasicBlock"):
+        setattr(stubs.get(names[2], types.ModuleType("")), name, type(name, (), {}))
+    sys.modules.update(stubs)
+    try:
+        package = importlib.import_module("zennit")
+        for part in ("attribution", "canonizers", "composites", "layer", "rules", "types"):
+            importlib.import_module(f"zennit.{part}")
+    finally:
+        for name in stubs:
+            del sys.modules[name]
+    return package

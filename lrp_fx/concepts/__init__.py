@@ -8,6 +8,7 @@ from lrp_fx.concepts.dictionary import (
     explain_features,
 )
 from lrp_fx.concepts.flow import prune, relevance_flow
+from lrp_fx.concepts.graph_json import to_graph_json
 from lrp_fx.concepts.maximisation import Collection, Hit, Ranking, Reference, Sample, collect, reference
 from lrp_fx.viz.viewer.graph import view_circuit
 
@@ -26,5 +27,6 @@ __all__ = [
     "prune",
     "reference",
     "relevance_flow",
+    "to_graph_json",
     "view_circuit",
 ]

@@ -15,6 +15,7 @@ from lrp_fx.results import document, pictures, storage, tables, viewing, views
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.merging import Grouping, sum_layers, without_features
 from lrp_fx.results.tables import Share
+from lrp_fx.results.to_shap import to_shap
 from lrp_fx.results.words import By
 from lrp_fx.viz import fragment, page, write_page
 from lrp_fx.viz.terminal import printed
@@ -137,6 +138,22 @@ class Result(Batch):
         if by == "layer":
             return pandas.DataFrame(tables.layer_rows(self))
         return pandas.DataFrame(tables.token_rows(self._by(by)))
+
+    def to_shap(self, *, input: str | None = None) -> Any:
+        """A ``shap.Explanation``: for its plots of texts, images and tables, of one sample or over a data set.
+
+        Values and base value add up to the explained value: the base is all that the input does not have (biases,
+        softmax, other inputs). Values of pictures have their channels last; of several targets, shap's last dimension
+        counts them.
+
+        Args:
+            input: name of the input; None for the first, one of tokens before others.
+
+        Raises:
+            InputError: for an input that is not there, or that samples share.
+            MissingExtraError: when shap is not installed.
+        """
+        return to_shap(self, input)
 
     def view(self, path: str | Path = "view.html", *, title: str | None = None, ledger: bool = True) -> Path:
         """Write an interactive page of the result: one HTML file that needs no network (:func:`lrp_fx.view`).

@@ -14,6 +14,7 @@ from typing import Any
 from lrp_fx.errors import RuleSetError
 from lrp_fx.files import write_text
 from lrp_fx.operators.table import rules_dir
+from lrp_fx.rules.from_zennit import read_composite
 from lrp_fx.rules.registry import REGISTERED, Backward, OwnRule
 from lrp_fx.rules.table import GATES, LAYERS, ROLES, SUMS, entry, parameters
 
@@ -126,6 +127,27 @@ class RuleSet:
                 f"no rule set {str(source)!r}: give the path of a TOML file, a dict, or one of {available()}"
             )
         return cls._parse(tomllib.loads(path.read_text()), str(path))
+
+    @classmethod
+    def from_zennit(cls, composite: Any, base: str | None = None) -> RuleSet:
+        """A composite of zennit as a rule set, for models of any kind.
+
+        Read are maps from module types and names to zennit's rules, with their parameters. A rule for convolutions or
+        dense layers holds for all of them, whatever their class; rules for the first layer hold for the layers that see
+        the input. Normalizations over the batch are folded into their layers, as zennit's canonizers do: these are not
+        needed.
+
+        Args:
+            composite: a LayerMapComposite, SpecialFirstLayerMapComposite (all that zennit ships are such),
+                NameMapComposite, NameLayerMapComposite or MixedComposite.
+            base: the rule set for what the composite leaves to autograd (attention, softmax, normalization of layers);
+                None for "cp_lrp", or "gradient" where the composite changes gradients.
+
+        Raises:
+            RuleSetError: naming what cannot be read: a hook, a stabiliser or a canonizer of your own, a module type
+                without a role, parameters set to zero.
+        """
+        return cls.load(read_composite(composite, base))
 
     @classmethod
     def _parse(cls, document: Mapping[str, Any], where: str, base: RuleSet | None = None) -> RuleSet:

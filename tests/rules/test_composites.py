@@ -1,8 +1,5 @@
 """Rule sets of the LRP literature: agreement with zennit on convolutional nets, explicit formulas, and a closed ledger."""
 
-import importlib
-import sys
-import types
 from functools import partial
 
 import pytest
@@ -12,24 +9,6 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.errors import RuleSetError
-
-
-@pytest.fixture(scope="module")
-def zennit():
-    """zennit without torchvision (which has no build for the CPU torch): it needs two class names of it only."""
-    names = ["torchvision", "torchvision.models", "torchvision.models.resnet"]
-    stubs = {name: types.ModuleType(name) for name in names if name not in sys.modules}
-    for name in ("Bottleneck", "BasicBlock"):
-        setattr(stubs.get(names[2], types.ModuleType("")), name, type(name, (), {}))
-    sys.modules.update(stubs)
-    try:
-        package = importlib.import_module("zennit")
-        for part in ("attribution", "canonizers", "composites", "layer", "rules"):
-            importlib.import_module(f"zennit.{part}")
-    finally:
-        for name in stubs:
-            del sys.modules[name]
-    return package
 
 
 def norm(width):
