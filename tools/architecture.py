@@ -46,7 +46,7 @@ class Example:
 
     def __init__(self) -> None:
         model = GatedMLP().double().eval()
-        for index, parameter in enumerate(model.parameters()):  # the same numbers whatever draws random ones
+        for index, parameter in enumerate(model.parameters()):  # fixed numbers, independent of the random generator
             steps = torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape)
             parameter.data = torch.cos(1.7 * steps + index) / 2 if parameter.dim() > 1 else 0.5 + 0.1 * steps
         self.x = torch.tensor([[1.0, -0.5, 2.0, 0.25]], dtype=torch.float64)

@@ -341,7 +341,7 @@ were not measured yet: `tools/contrast` adds them.
 {decision}
 """
 
-#: what was decided by these tables
+#: the decision from these tables
 _DECISION = """**The default stays the logit**, because neither is better by both measures. The contrast with all others finds the key word more often,
 under attnlrp (0.67 of the prompts, the logit 0.52) and under vit_gamma (0.68, 0.48), and puts more on it; these intervals exclude 0. By perturbation it is
 worse: on the prompts by the log-probability (by 2.6, 1.3 to 4.2), on genera by both, on the trained model by the logit (by 0.5, 0.2 to 0.9), and nowhere better. Of the prompts less of it lies on the last token, more on the first. A reason that would fit (not measured): tokens that ask for a noun raise the logits of all nouns, which the

@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the perturbation curves (default: 10, 5 for the large models)")
     parser.add_argument("--batch", type=int, default=25)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--again", action="store_true", help="forget what is done of these columns")
+    parser.add_argument("--again", action="store_true", help="drop the results of these columns first")
     parser.add_argument("--results", type=Path, default=Path(".models/faithfulness"))
     parser.add_argument("--report", type=Path, default=Path("docs/faithfulness.md"))
     options = parser.parse_args()

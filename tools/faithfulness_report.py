@@ -18,7 +18,7 @@ from columns import COLUMNS, PLANTED
 from lrp_fx.evaluate import Results
 from lrp_fx.files import write_text
 
-#: what stands above the table of a metric
+#: text above the table of a metric
 ABOUT = {
     "abpc": "Area between the perturbation curves, in units of the explained logit: mean over ten steps (five for lm, moe, qa, sentiment, reactions, mapper, microbes and photos) of the value with the least "
     "relevant features taken away minus that with the most relevant taken away. Higher is better; 95% percentile bootstrap "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import lrp_fx
 from lrp_fx.files import write_text
 
-MARK, LETTERS, VOCABULARY = 1, range(2, 10), 20  # noise is what is left of the vocabulary
+MARK, LETTERS, VOCABULARY = 1, range(2, 10), 20  # the rest of the vocabulary is noise
 RULES = ("default", "attnlrp", "recurrent_gamma", "lstm_lrp", "mamba_lrp", "gradient")
 
 

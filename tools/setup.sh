@@ -43,7 +43,7 @@ setup_debian() {
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
 }
 
-# setup_words: what words are rendered and spoken with.
+# setup_words: fonts and the speech synthesiser of rendered and spoken words.
 setup_words() {
     setup_debian fonts-dejavu-core fonts-liberation fonts-freefont-ttf fonts-lato espeak-ng
 }

@@ -37,7 +37,7 @@ def _gamma(size: float) -> dict[str, object]:
     return {"rule": "generalised-gamma", "gamma": size}
 
 
-#: what changes when `attnlrp` has another rule for one role
+#: `attnlrp` with another rule for one role
 ABLATIONS: dict[str, dict[str, object]] = {
     "recurrent sums by generalised gamma, 0.05": {"recurrent-sum": _gamma(0.05)},
     "recurrent sums by generalised gamma, 0.25": {"recurrent-sum": _gamma(0.25)},

@@ -189,6 +189,7 @@ class Lowered:
 
         Raises:
             ValueError: for another value of ``weights``, and for "reference" without ``model``.
+            InputError: for offloaded weights.
         """
         if weights not in ("inside", "reference") or (weights == "reference" and model is None):
             raise ValueError(f'weights={weights!r}: choose "inside", or "reference" with model=')

@@ -18,6 +18,7 @@ from lrp_fx.errors import first_line
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.accounts import Sweep
 from lrp_fx.explain.check import (
+    Defect,
     coarsest_precision,
     defects,
     difference,
@@ -126,7 +127,7 @@ def verify(
     tolerance, maps = _tolerances(sweep)
     drawn, apart, equal = _forward(subject, sweep, findings, tolerance)
     stays = all_absorbed(plan, sweep)
-    roles = _roles(rewritten.plan, defects(rewritten, sweep, stays), findings, tolerance)
+    roles = _roles(defects(rewritten, sweep, stays), findings, tolerance)
     ledger = make_ledger(plan, sweep, stays=stays)
     finite = first_broken(sweep) is None
     if not finite:
@@ -153,7 +154,7 @@ def _tolerances(sweep: Sweep) -> tuple[float, float]:
     return _TOLERANCES.get(coarsest_precision(sweep), _COARSE)
 
 
-def _roles(plan: Any, all_defects: Any, findings: _Findings, tolerance: float) -> tuple[RoleCheck, ...]:
+def _roles(all_defects: Sequence[Defect], findings: _Findings, tolerance: float) -> tuple[RoleCheck, ...]:
     worst: dict[str, RoleCheck] = {}
     for d in reversed(all_defects):  # in the order of the backward pass
         if not d.size <= tolerance:

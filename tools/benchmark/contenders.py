@@ -1,4 +1,4 @@
-"""Measured functions by name: those that return relevance, and the references."""
+"""Measured functions by name: contenders, which return relevance, and references."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--lxt", help="folder of LXT's source, for a row about it")
-    parser.add_argument("--missing", action="store_true", help="only what was never measured")
+    parser.add_argument("--missing", action="store_true", help="only jobs without a measurement")
     parser.add_argument("--results", type=Path, default=Path("docs/performance.json"))
     parser.add_argument("--report", type=Path, default=Path("docs/performance.md"))
     options = parser.parse_args()

@@ -74,7 +74,7 @@ def _others(name: str, case: Case, device: str) -> tuple[dict[str, float], dict[
     for other, build in known.items():
         try:
             seconds |= interleaved({other: build(case)}, 3, device)
-        except Exception as error:  # what another tool cannot do is a result, too
+        except Exception as error:  # another tool's failure is a result
             refused[other] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
     return seconds, refused
 
@@ -95,7 +95,7 @@ def memory(name: str, device: str, dtype: str, contender: str) -> dict[str, Any]
         run = getattr(contenders, contender)(case)
     else:
         run = getattr(Explainers(case), contender)()
-    run()  # warm: what is made once does not count
+    run()  # warm-up: costs of the first call do not count
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()

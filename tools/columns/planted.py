@@ -17,7 +17,7 @@ from lrp_fx.evaluate.task import Task, Tokens
 def _task(name: str, length: int, samples: int) -> Task:
     model = weights.load(name, transformers.LlamaForCausalLM)
     generator = torch.Generator().manual_seed(weights.SEED)
-    draws = -(-samples // weights.SAMPLES)  # of one size each: more samples begin with those that fewer are
+    draws = -(-samples // weights.SAMPLES)  # blocks of a fixed size: larger sets begin with the smaller ones
     made = [planted.TASKS[name](2 * weights.SAMPLES, generator).cut(length) for _ in range(draws)]
     ids, answer, truth = (torch.cat(part) for part in zip(*made, strict=True))
     guess = weights.logits(model, {"input_ids": ids})[:, -1].argmax(-1)
@@ -41,5 +41,5 @@ def brackets(samples: int = weights.SAMPLES) -> Task:
 
 
 def addition(samples: int = weights.SAMPLES) -> Task:
-    """The hundreds' digit of a sum of two four-digit numbers; truth: its column and that of the tens."""
+    """The hundreds' digit of a sum of two four-digit numbers; truth: the columns of hundreds and tens."""
     return _task("addition", 1 + 2 * planted.DIGITS + 3, samples)

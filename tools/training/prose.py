@@ -66,7 +66,7 @@ def learn_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def windows(tokenizer: Tokenizer, texts: list[str], length: int) -> Tensor:
-    """(N, length) tokens: a start token, then a piece of a document; what is left over at a document's end is dropped."""
+    """(N, length) tokens: a start token, then a piece of a document; a shorter piece at a document's end is dropped."""
     rows = []
     for text in texts:
         ids = tokenizer.encode(text).ids

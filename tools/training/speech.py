@@ -22,8 +22,8 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 START, END, FIRST = 0, 1, 2  #: tokens; digit d is token FIRST + d
 VOCABULARY = FIRST + len(DIGITS)
 MOST = 3  #: digits of a recording
-RANGE = 4.0  #: powers of ten from the loudest value to what counts as nothing, which is -1; the loudest is 1
-#: voices of espeak-ng that are learnt from, and those that are not
+RANGE = 4.0  #: powers of ten between the loudest value (1) and silence (-1)
+#: voices of espeak-ng for training, and held-out voices
 LEARNT = (
     "en-us", "en-us+m2", "en-us+m3", "en-us+f2", "en-us+f4", "en-gb", "en-gb+m4", "en-gb+f1", "en-gb+f3",
     "en-gb-scotland", "en-gb-scotland+f5", "en-gb-x-rp+m5",
@@ -79,7 +79,7 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> Tensor:
         rate = file.getframerate()
         samples = np.frombuffer(file.readframes(2**30 // 2), dtype=np.int16).astype(np.float32)
     count = int(len(samples) * RATE / rate)
-    spectrum = np.fft.rfft(samples)[: count // 2 + 1]  # what lies above half of RATE is dropped
+    spectrum = np.fft.rfft(samples)[: count // 2 + 1]  # frequencies above half of RATE are dropped
     sound = torch.from_numpy(np.fft.irfft(spectrum, count).astype(np.float32))
     sound = sound / sound.abs().amax()
     loud = (sound.abs() > 0.02).nonzero()[:, 0]

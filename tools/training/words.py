@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 FOLDER = Path("/usr/share/fonts/truetype")
-#: fonts that are learnt from, of the Debian packages fonts-dejavu-core, fonts-liberation, fonts-freefont-ttf, fonts-lato
+#: fonts for training, from the Debian packages fonts-dejavu-core, fonts-liberation, fonts-freefont-ttf, fonts-lato
 LEARNT = (
     "dejavu/DejaVuSans.ttf", "dejavu/DejaVuSans-Bold.ttf", "dejavu/DejaVuSerif.ttf", "dejavu/DejaVuSansMono.ttf",
     "liberation/LiberationSans-Regular.ttf", "liberation/LiberationSans-Bold.ttf", "liberation/LiberationMono-Regular.ttf",
     "liberation/LiberationSerif-Bold.ttf", "freefont/FreeSans.ttf", "freefont/FreeSerif.ttf", "freefont/FreeMonoBold.ttf",
     "lato/Lato-Regular.ttf", "lato/Lato-Bold.ttf", "lato/Lato-Light.ttf",
 )  # fmt: skip
-#: fonts that are not
+#: held-out fonts
 HELD_OUT = (
     "liberation/LiberationSerif-Regular.ttf", "lato/Lato-Medium.ttf", "freefont/FreeSansBold.ttf",
     "dejavu/DejaVuSerif-Bold.ttf", "freefont/FreeMono.ttf",

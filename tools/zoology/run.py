@@ -164,7 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/zoo", description=__doc__)
     parser.add_argument("suites", nargs="*", help=", ".join(SUITES), default=["transformers"])
     parser.add_argument("--only", action="append", help="run the rows whose key contains this (again)")
-    parser.add_argument("--failed", action="store_true", help="run again what failed")
+    parser.add_argument("--failed", action="store_true", help="run failed rows again")
     parser.add_argument("--fresh", action="store_true", help="run everything again")
     parser.add_argument("--lowered", action="store_true", help="check lowered graphs against explain()")
     parser.add_argument("--further", action="store_true", help="other sizes, autograd's gradient, half precision")

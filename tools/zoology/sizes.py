@@ -40,7 +40,7 @@ def one_sample(args: Any, kwargs: dict[str, Any]) -> Sized | None:
 
 
 def longer(args: Any, kwargs: dict[str, Any], tokens: int) -> Iterator[Sized]:
-    """Candidates, the best first; of a model without text those that are larger by a half, and twice as large."""
+    """Candidates, the best first; for a model without text, inputs larger by a half, and twice as large."""
     texts = [
         t for t in _leaves(args, kwargs) if not t.is_floating_point() and t.dim() == 2 and 4 <= t.shape[1] < tokens
     ]

@@ -18,7 +18,7 @@ SLOW_S = 5.0  # builds that take longer are printed too
 
 
 def _build(case: Case, pipe: Connection) -> None:
-    """In the child: build, and send what happened."""
+    """In the child: build, and send the outcome."""
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # some packages print while they build
     warnings.simplefilter("ignore")
@@ -38,7 +38,7 @@ def _build(case: Case, pipe: Connection) -> None:
         odd = not 1e-3 < spread < 1e3  # relevance of such a model says little in float32
     except NotBuildable as reason:
         message, state = str(reason), "not buildable"
-    except BaseException as error:  # whatever a foreign package raises is a row of the table
+    except BaseException as error:  # any error of the package becomes a row of the table
         message, state = f"{type(error).__name__}: {error}", "error"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     pipe.send((state, f"{message} ({peak:.1f} GiB)", time.perf_counter() - began, odd))
