@@ -1,6 +1,6 @@
-"""The plugin for pytest: fixture ``assert_explainable``, marker ``lrp``, ``--lrp-rules`` and ``--lrp-report``.
+"""The pytest plugin: fixture ``assert_explainable``, marker ``lrp``, options ``--lrp-rules`` and ``--lrp-report``.
 
-A module of its own, beside the package: pytest loads plugins in every run, and ``import lrp_fx`` imports torch.
+It is a module outside of the package, since pytest loads plugins in every run and ``import lrp_fx`` imports torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-_PROPERTY = "lrp_fx"  #: name of the property of a test's report that holds its checks, which xdist hands on
+_PROPERTY = "lrp_fx"  #: user property of a test's report with its checks; xdist passes it on
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and the report where one is asked for."""
+    """Register the marker, and with ``--lrp-report`` the report."""
     config.addinivalue_line(
         "markers", "lrp(**options): options of assert_explainable in this test (rules, target, ops), over --lrp-rules"
     )
@@ -59,17 +59,17 @@ def assert_explainable(request: pytest.FixtureRequest) -> Callable[..., Any]:
 
 
 class _Report:
-    """Collects the checks of all tests, those of other processes too, and writes them at the end."""
+    """Collects the checks of all tests in all processes, and writes them at the end."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checks: list[dict[str, Any]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take the checks of a test that has run."""
+        """Collect the checks of a finished test."""
         if report.when == "call":
-            found = [value for name, value in report.user_properties if name == _PROPERTY]
-            self.checks += [{"test": report.nodeid, **value} for value in found]  # type: ignore[dict-item]
+            checks = [value for name, value in report.user_properties if name == _PROPERTY]
+            self.checks += [{"test": report.nodeid, **value} for value in checks]  # type: ignore[dict-item]
 
     def pytest_sessionfinish(self) -> None:
         """Write the report."""
@@ -82,10 +82,10 @@ class _Report:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in ("lrp_fx", "torch", "transformers", "timm"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""For test suites: whether explanations of a model hold, and at which node and line they do not."""
+"""For test suites: check explanations of a model; failures name node, module path and source line."""
 
 from lrp_fx.testing.check import assert_explainable, check
 from lrp_fx.testing.result import Check, Failure, Measured

@@ -1,4 +1,4 @@
-"""One call for a test: check a model, or fail with what does not hold."""
+"""One call for a test: check a model, and fail with every shortcoming."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lrp_fx.testing.measure import (
 )
 from lrp_fx.testing.result import Check, Failure, Measured
 
-_OWN = ("node",)  #: shortcomings that a verification tells with their place
+_OWN = ("node",)  #: shortcomings that a verification reports, too, with their place
 
 
 def check(
@@ -33,18 +33,18 @@ def check(
 ) -> Check:
     """Check that explanations of a model hold, on example inputs.
 
-    Held to each other: outputs, in the model's own precision; an explanation with its accounts; everything that
-    :meth:`lrp_fx.ExplainableModule.verify` compares, on a copy in float64; and conservation from outside (all biases
-    at 0, nothing but inputs, sources and literals may have relevance). The model stays as it is, and nothing is
-    printed. No error is raised for what is wrong with the model or its explanation.
+    It checks outputs in the model's precision; an explanation and its accounts; everything in
+    :meth:`lrp_fx.ExplainableModule.verify`, on a copy in float64; and conservation from outside (with all biases at 0,
+    inputs, sources and literals have all relevance). The model is not modified, and nothing is printed. Faults of the
+    model or its explanation are failures of the result; they raise no error.
 
     Args:
         model: the model; it runs in evaluation mode.
         *args: example inputs.
         rules: the rule set to check.
-        target: what is explained; None for a fixed random linear functional of the whole output, so that every position
+        target: as in ``explain``; None for a fixed random linear functional of the whole output, so that every position
             and class takes part.
-        ops: further declarations of operators, as in :func:`lrp_fx.convert`.
+        ops: further op declarations, as in :func:`lrp_fx.convert`.
         **inputs: example inputs by keyword.
 
     Raises:
@@ -72,11 +72,11 @@ def _checked(
         try:
             verification = measure_sums(measured, model, args, inputs, target=target, rules=ruleset, ops=ops)
         except NoCopyError as error:
-            measured.note = f"checked in its own precision, and not with biases at 0: {error}"
+            measured.note = f"checked in its own precision, without the check with biases at 0: {error}"
             verification = xmodel.verify(*args, target=aim, **inputs)
     except LrpError as error:
         return [Failure.told("error", f"{type(error).__name__}: {error}")], []
-    except Exception as error:  # of whichever library: the test has to see it, not fall over it
+    except Exception as error:  # of any library: a failure of the check
         return [Failure.told("error", short(error, 500))], []
     failures = [Failure(kind, text) for kind, text in shortcomings(measured) if kind not in _OWN]
     failures += [Failure.told("verify", text) for text in verification.failures]
@@ -84,10 +84,10 @@ def _checked(
 
 
 def assert_explainable(model: nn.Module, *args: Any, **options: Any) -> Check:
-    """:func:`check`, for a test: what it found where all holds.
+    """:func:`check` for a test: returns the result if it passed.
 
     Raises:
-        AssertionError: naming everything that does not hold, with node, module path and source line.
+        AssertionError: with every failure, naming node, module path and source line.
     """
     __tracebackhide__ = True  # pytest: the test's own line
     return check(model, *args, **options).assert_passed()

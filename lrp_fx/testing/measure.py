@@ -1,7 +1,7 @@
-"""What an explanation of a model is held to, beyond its own accounts.
+"""Measurements of a check: outputs in the model's precision, conservation at every node in float64, and from outside.
 
-Outputs in the model's own precision; conservation at every node, in float64; and conservation from outside: with every
-bias at 0, under rules that hold attention weights constant, inputs, sources and literals are all of the target.
+Conservation from outside does not use the accounts of nodes: with every bias at 0, under rules with constant attention
+weights, relevance of inputs, sources and literals sums to the target.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from lrp_fx.results import Attribution
 from lrp_fx.testing.result import Measured
 from lrp_fx.verify import Verification
 
-#: tolerances: on outputs; on sums in float64; on sums where a model runs in float32 only
+#: tolerances of outputs; of sums in float64; of sums for models that run in float32 only
 FORWARD, CONSERVATION, FLOAT32 = 1e-5, 1e-6, 1e-3
-_MASKED = 1e30  #: entries of logits from here on are a mask's, and count for nothing
+_MASKED = 1e30  #: logits of this magnitude or larger are masked, and do not count
 
 Ops = str | Path | Mapping[str, Any] | None
 Arguments = tuple[Any, ...]
@@ -45,7 +45,7 @@ def measure_outputs(
     rules: RuleSource = "default",
     ops: Ops = None,
 ) -> ExplainableModule:
-    """Convert a model in its own precision and compare outputs; the conversion is returned."""
+    """Convert a model in its precision and compare outputs; returns the converted model."""
     xmodel = convert(model, *args, rules=rules, ops=ops, **kwargs)
     captured = xmodel.current.captured
     measured.route = captured.route
@@ -68,21 +68,21 @@ def measure_sums(
     ops: Ops = None,
     disposable: bool = False,
 ) -> Verification:
-    """Hold a copy of a model, in float64 where it runs in it, to conservation; the verification is returned.
+    """Measure conservation on a copy of a model, in float64 if it runs there; returns the verification.
 
     Args:
-        measured: where the numbers go.
+        measured: receives the numbers.
         model: the model.
         args: its inputs.
         kwargs: its inputs by keyword.
-        target: what is explained; None for :func:`projection`.
-        rules: the rule set that is verified node by node.
+        target: as in ``explain``; None for :func:`projection`.
+        rules: the rule set for the verification node by node.
         outside: the rule set for conservation from outside.
-        ops: further declarations of operators.
-        disposable: whether the model itself may be changed where it cannot be copied.
+        ops: further op declarations.
+        disposable: whether a model that cannot be copied may be changed itself.
 
     Raises:
-        NoCopyError: for a model that cannot be copied, and is not ``disposable``.
+        NoCopyError: for a model that cannot be copied and is not ``disposable``.
     """
     model, args, kwargs, measured.tolerance, measured.note = in_float64(model, args, kwargs, disposable)
     xmodel = convert(model, *args, rules=outside, ops=ops, **kwargs)
@@ -101,18 +101,18 @@ def measure_sums(
 
 
 def shortcomings(measured: Measured) -> list[tuple[str, str]]:
-    """(kind, text) of what does not hold of the numbers that were measured."""
-    said = []
+    """(kind, text) of every measurement beyond its tolerance."""
+    failures = []
     if _beyond(measured.forward, FORWARD):
-        said.append(("outputs", f"outputs differ by {measured.forward:.1e}"))
+        failures.append(("outputs", f"outputs differ by {measured.forward:.1e}"))
     if _beyond(measured.conservation, measured.tolerance):
         where = ", ".join(f"{k} {v:.2g}" for k, v in measured.amounts.items())
-        said.append(("conservation", f"conservation defect {measured.conservation:.1e} ({where})"))
+        failures.append(("conservation", f"conservation defect {measured.conservation:.1e} ({where})"))
     if _beyond(measured.role_defect, measured.tolerance):
-        said.append(("node", f"a node does not conserve: {measured.role_defect:.1e}"))
+        failures.append(("node", f"a node does not conserve: {measured.role_defect:.1e}"))
     if measured.inputs and len(measured.silent) == measured.inputs:
-        said.append(("relevance", "no input receives relevance"))
-    return said
+        failures.append(("relevance", "no input receives relevance"))
+    return failures
 
 
 def _beyond(number: float | None, bound: float) -> bool:
@@ -120,16 +120,16 @@ def _beyond(number: float | None, bound: float) -> bool:
 
 
 class NoCopyError(LrpError):
-    """A model cannot be copied, so that it cannot be checked in another precision or with other weights."""
+    """A model that cannot be copied cannot be checked in another precision or with other weights."""
 
 
 def in_float64(
     model: nn.Module, args: Arguments, kwargs: Keywords, disposable: bool = False
 ) -> tuple[nn.Module, Arguments, Keywords, float, str]:
-    """(copy of the model, arguments, keywords, tolerance, note): in float32, with a note, where it fails in float64.
+    """(copy of the model, arguments, keywords, tolerance, note): in float32, with a note, if it fails in float64.
 
     Raises:
-        NoCopyError: for a model that cannot be copied, and is not ``disposable``.
+        NoCopyError: for a model that cannot be copied and is not ``disposable``.
     """
     double = _copied(model, disposable).double()
     loop_over_experts(double)
@@ -156,8 +156,8 @@ def _double(leaf: Any) -> Any:
 def projection(output: Any) -> Tensor:
     """A fixed random linear functional of the whole output: every position and class takes part.
 
-    Entries that are masked out count for nothing. The sum is in double precision: some models give float32 logits
-    whatever their own precision is.
+    Masked entries do not count. The sum is in double precision, since some models return float32 logits in every
+    precision.
     """
     logits = find_logits(output)
     weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1)).to(logits.device)
@@ -166,7 +166,7 @@ def projection(output: Any) -> Tensor:
 
 
 def fails(model: nn.Module, args: Arguments, kwargs: Keywords) -> str:
-    """Why a model does not run by itself, or gives no finite output; empty where it does."""
+    """Why a model does not run, or has no finite output; "" if it does."""
     try:
         with torch.no_grad():
             outputs = _tensors(model(*args, **kwargs))
@@ -177,7 +177,7 @@ def fails(model: nn.Module, args: Arguments, kwargs: Keywords) -> str:
 
 
 def short(error: Exception, length: int = 200) -> str:
-    """Its kind and the beginning of its message, on one line; paths of this machine are cut short."""
+    """Type of an error and the beginning of its message, on one line; paths to packages are shortened."""
     text = re.sub(r"[^\s,]*site-packages/", "", " ".join(str(error).split()))
     return f"{type(error).__name__}: {text[:length]}"
 
@@ -208,7 +208,7 @@ def _forward_difference(model: nn.Module, xmodel: nn.Module, args: Arguments, kw
 def _explain_without_biases(
     xmodel: ExplainableModule, args: Arguments, kwargs: Keywords, target: Target
 ) -> Attribution:
-    """Zero whatever the ledger calls a bias, and explain again: what is left has to be sources."""
+    """Set every bias in the ledger to zero and explain again, until no bias is left (three times at most)."""
     graph_module = xmodel.current.captured.graph_module
     for module in xmodel.model.modules():
         mean, bias = getattr(module, "running_mean", None), getattr(module, "bias", None)

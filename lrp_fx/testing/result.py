@@ -1,4 +1,4 @@
-"""What a check found: numbers, and one failure for everything that does not hold."""
+"""The result of a check: measurements and failures."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lrp_fx.graph.location import Place, located
 
 @dataclass(frozen=True)
 class Failure:
-    """One thing that does not hold.
+    """One failure.
 
     Attributes:
-        kind: "model" (it does not run by itself), "error" (converting or explaining it raised one), "outputs",
+        kind: "model" (the model itself does not run), "error" (conversion or explanation raised one), "outputs",
             "relevance" (no input gets any), "conservation", or "verify" (a line of :meth:`ExplainableModule.verify`).
-        text: what was seen, and where.
-        place: node, module path and source line; empty where the failure has no one place.
+        text: the observation and its place.
+        place: node, module path and source line; empty for a failure without a single place.
     """
 
     kind: str
@@ -29,7 +29,7 @@ class Failure:
 
     @classmethod
     def told(cls, kind: str, text: str) -> Failure:
-        """A failure at the place that its text names."""
+        """A failure, with the place named in its text."""
         return cls(kind, text, located(text))
 
     def __str__(self) -> str:
@@ -38,24 +38,25 @@ class Failure:
 
 @dataclass
 class Measured:
-    """What was measured of a model, as far as it came.
+    """Measurements of a model, up to a failure.
 
     Attributes:
         route: how it was captured: "export" or "trace".
-        nodes: of the captured graph.
-        capture_seconds: what the capture took.
+        nodes: number of nodes of the captured graph.
+        capture_seconds: duration of the capture.
         roles: number of nodes by role.
-        specialised: input dimensions that are fixed, and why.
-        forward: largest difference to the model's outputs in its own precision, relative to the largest output.
+        specialised: specialized input dimensions, with reasons.
+        forward: largest difference to the model's outputs in its precision, relative to the largest output.
         role_defect: largest conservation defect at one node, relative to the largest magnitude in the sweep.
-        conservation: |target - inputs - sources - literals| / |target| with biases at 0 and attention weights held
-            constant: nothing else may absorb. Sources are positions, class tokens and the like; literals are numbers
-            written in the code that are added. It does not rest on the ledger's account of biases.
-        literals: their part of it.
-        silent: inputs that could carry relevance and got none.
-        inputs: how many could.
-        tolerance: of ``conservation`` and ``role_defect``.
-        note: what was done otherwise than for other models.
+        conservation: |target - inputs - sources - literals| / |target| with biases at 0 and constant attention weights,
+            where nothing else may absorb relevance. Sources are positions, class tokens and the like; literals are
+            numbers in the code that are added. It does not depend on the ledger's entry of biases.
+        literals: share of literals in the target.
+        silent: inputs that can carry relevance and got none.
+        inputs: number of inputs that can carry relevance.
+        amounts: the ledger by category, with biases at 0.
+        tolerance: tolerance of ``conservation`` and ``role_defect``.
+        note: deviation from the usual check.
     """
 
     route: str = ""
@@ -83,15 +84,15 @@ _COLUMNS = {
 
 @dataclass(frozen=True)
 class Check:
-    """The result of :func:`lrp_fx.testing.check`; printed, it is the page of :meth:`to_markdown`.
+    """The result of :func:`lrp_fx.testing.check`; it prints as :meth:`to_markdown`.
 
     Attributes:
         model: name of the model's class.
         rules: name of the rule set.
-        failures: one for everything that does not hold.
-        notes: what else there is to know.
-        seconds: what the check took.
-        measured: the numbers.
+        failures: all failures.
+        notes: further observations.
+        seconds: duration of the check.
+        measured: the measurements.
     """
 
     model: str
@@ -103,19 +104,19 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether everything holds."""
+        """Whether there is no failure."""
         return not self.failures
 
     def assert_passed(self) -> Self:
-        """Itself, where everything holds.
+        """Return the result if it passed.
 
         Raises:
-            AssertionError: naming everything that does not hold, with node, module path and source line.
+            AssertionError: with every failure, naming node, module path and source line.
         """
         __tracebackhide__ = True  # pytest: the test's own line
         if not self.passed:
-            told = "\n".join(f"  {failure}" for failure in self.failures)
-            raise AssertionError(f"explanations of {self.model} under {self.rules} do not hold:\n{told}")
+            lines = "\n".join(f"  {failure}" for failure in self.failures)
+            raise AssertionError(f"explanations of {self.model} under {self.rules} do not hold:\n{lines}")
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,8 +133,8 @@ class Check:
         rows += [("seconds", f"{self.seconds:.1f}")]
         lines = [f"### {self.model}: {'passed' if self.passed else 'failed'}", "", "| | |", "|---|---|"]
         lines += [f"| {name} | {_cell(value)} |" for name, value in rows if value]
-        for heading, told in (("Failures", self.failures), ("Notes", self.notes)):
-            lines += ["", f"{heading}:", "", *(f"- {_line(one)}" for one in told)] if told else []
+        for heading, items in (("Failures", self.failures), ("Notes", self.notes)):
+            lines += ["", f"{heading}:", "", *(f"- {_line(item)}" for item in items)] if items else []
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -148,5 +149,5 @@ def _cell(text: str) -> str:
     return _line(text).replace("|", "\\|")
 
 
-def _line(told: object) -> str:
-    return " ".join(str(told).split())
+def _line(text: object) -> str:
+    return " ".join(str(text).split())

@@ -1,4 +1,4 @@
-"""For suites of many models: a mixin for test classes that list model classes, and a test over names of models."""
+"""For suites of many models: a mixin for test classes with a list of model classes, and a test over names of models."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from lrp_fx.explain import Target
 from lrp_fx.extras import require
 from lrp_fx.testing.check import assert_explainable
 
-#: of the form that ``forward`` takes: one value, a tuple of them, or a mapping by keyword
+#: inputs of ``forward``: one value, a tuple of values, or a mapping by keyword
 Inputs = Any
 
 
 class ExplainTesterMixin:
-    """``test_explain`` for test classes in the form that transformers gives them.
+    """``test_explain`` for test classes in the style of transformers.
 
     Such a class has ``all_model_classes`` and a ``model_tester`` whose ``prepare_config_and_inputs_for_common`` returns
-    a configuration and inputs by keyword; where it has ``_prepare_for_class``, inputs go through it. Put this mixin
-    before or behind the others::
+    a configuration and inputs by keyword; if it has ``_prepare_for_class``, inputs go through it. The order of mixins
+    does not matter::
 
         class LlamaModelTest(ModelTesterMixin, ExplainTesterMixin, unittest.TestCase): ...
 
     Attributes:
         explain_rules: the rule set to check.
-        explain_target: what is explained, as in :func:`lrp_fx.testing.check`.
-        explain_skip: name of a model class -> why it is left out.
+        explain_target: the target, as in :func:`lrp_fx.testing.check`.
+        explain_skip: name of a model class -> why it is skipped.
     """
 
     explain_rules: ClassVar[RuleSource] = "default"
@@ -58,28 +58,28 @@ def explain_test(
     rules: RuleSource = "default",
     target: Target = None,
 ) -> Callable[..., None]:
-    """A test of pytest over names of models, to be assigned to a name that pytest collects::
+    """A pytest test over names of models; assign it to a name that pytest collects::
 
         test_explain = explain_test(timm.list_models("*vit*"), timm.create_model, images)
 
     Args:
-        names: of the models.
-        create: makes a model of a name.
+        names: names of the models.
+        create: makes the model of a name.
         inputs: makes inputs for a model: one value, a tuple, or a mapping by keyword.
         rules: the rule set to check.
-        target: what is explained, as in :func:`lrp_fx.testing.check`.
+        target: the target, as in :func:`lrp_fx.testing.check`.
 
     Raises:
-        MissingExtraError: when pytest is not installed.
+        MissingExtraError: if pytest is not installed.
     """
     pytest: Any = require("pytest", "testing")
 
     @pytest.mark.parametrize("model_name", list(names))
     def test(model_name: str) -> None:
         model = create(model_name).eval()
-        made = inputs(model)
-        args = () if isinstance(made, Mapping) else made if isinstance(made, tuple) else (made,)
-        keywords = made if isinstance(made, Mapping) else {}
+        example = inputs(model)
+        args = () if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
+        keywords = example if isinstance(example, Mapping) else {}
         assert_explainable(model, *args, rules=rules, target=target, **keywords)
 
     return test

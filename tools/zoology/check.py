@@ -1,4 +1,4 @@
-"""What one row of the zoo is checked for: same outputs, conservation from outside, conservation at every node."""
+"""The check of a row of the zoo: equal outputs, conservation from outside, conservation at every node."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Rules = str | Mapping[str, Any]
 
 @dataclass
 class Row:
-    """One row of the report; ``reason`` says why where the verdict is not "pass".
+    """One row of the report; ``reason`` is empty for the verdict "pass".
 
     Attributes:
         route: how it was captured.
         forward: largest difference to the model's outputs in float32, relative to the largest output.
-        conservation: |target - inputs - sources - literals| / |target| under cp_lrp in float64, biases zeroed. Sources
-            are positions, class tokens and the like; literals are numbers written in the code that are added.
-        literals: their part of it.
+        conservation: |target - inputs - sources - literals| / |target| under cp_lrp in float64, with biases at 0.
+            Sources are positions, class tokens and the like; literals are numbers in the code that are added.
+        literals: share of literals in the target.
         role_defect: largest defect at one node under attnlrp.
-        note: what was done otherwise than for the other rows.
-        silent: inputs that could carry relevance and got none.
+        note: deviation from the usual check.
+        silent: inputs that can carry relevance and got none.
     """
 
     verdict: str
@@ -61,7 +61,7 @@ _Row = TypeVar("_Row", bound="Judged")
 
 
 class Judged(Protocol):
-    """What rows of every kind have."""
+    """Common fields of all kinds of rows."""
 
     verdict: str
     reason: str
@@ -74,7 +74,7 @@ def check(build: Callable[[], Built], rules: Rules = "cp_lrp", ops: Mapping[str,
 
 
 def judged(build: Callable[[], Built], kind: Callable[[str, str], _Row], run: Callable[[Built, _Row], None]) -> _Row:
-    """The row of a model: it is built, and ``run`` fills the row; what goes wrong is its reason."""
+    """Build a model and fill its row by ``run``; an error becomes the row's reason."""
     start, row = time.perf_counter(), kind("fail", "")
     try:
         built = build()
@@ -108,5 +108,5 @@ def _check(built: Built, row: Row, rules: Rules, ops: Mapping[str, Any] | None) 
 
 
 def in_float64(built: Built) -> tuple[nn.Module, Any, Any, float, str]:
-    """(model, arguments, keywords, tolerance, note): in float32, with a note, where the model itself fails in float64."""
+    """(model, arguments, keywords, tolerance, note): in float32, with a note, if the model itself fails in float64."""
     return measure.in_float64(built.model, built.args, built.inputs, disposable=True)
