@@ -29,7 +29,7 @@ from lrp_fx.analysis.softmax import find_softmaxes
 from lrp_fx.analysis.sources import Finder
 from lrp_fx.errors import UnknownOpError
 from lrp_fx.graph.location import locate
-from lrp_fx.graph.operands import Slot, all_slots, declared, is_float, value
+from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
 from lrp_fx.operators.table import OpSpec, OpTable, bind
 
 __all__ = ["Facts", "Slot", "Source", "analyse"]
@@ -62,8 +62,6 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
             continue
         _check_names(node, spec)
         carrying = {slot: n for slot, n in declared(node, spec).items() if facts.carries(n) and is_float(n)}
-        if node.target is operator.getitem and not _picks_float(node):
-            continue
         if carrying:
             if keeps(spec) and all(n in facts.indicators for n in carrying.values()):
                 facts.indicators.add(node)
@@ -85,11 +83,6 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     find_positions(graph, facts)
     find_continued(graph, facts)
     return facts
-
-
-def _picks_float(node: Node) -> bool:
-    val = value(node)
-    return val is not None and is_float(node)
 
 
 def _check_names(node: Node, spec: OpSpec) -> None:

@@ -51,7 +51,7 @@ def find_gates(graph: Graph, facts: Facts) -> None:
             _mark(facts, [node], gated)
         elif recurrence:
             facts.recurrent.add(node)
-        elif carries_on(facts, node, spec, operands):
+        elif carries_on(node, spec, operands):
             if any(n in gated for n in operands):
                 gated.add(node)
             if any(n in facts.states for n in operands) or (adds(node, spec) and node in gated):
@@ -134,7 +134,7 @@ def adds(node: Node, spec: OpSpec) -> bool:
     return spec.kind == "linear" and spec.elementwise and len(slots(node, spec.args)) > 1
 
 
-def carries_on(facts: Facts, node: Node, spec: OpSpec, operands: list[Node]) -> bool:
+def carries_on(node: Node, spec: OpSpec, operands: list[Node]) -> bool:
     """Whether ``node`` carries a state on: not by a weight that is applied only once."""
     if _is_product(spec):
         return len(operands) == 1

@@ -42,11 +42,11 @@ SOFTMAX_WRITTEN_OUT = Pattern(
         softmax.is_the_only_reader_of_the_sum,
     ),
      "logarithm of a total": (softmax.is_a_logarithm, softmax.reads_a_total, softmax.is_the_only_reader_of_the_sum),
-     "what was subtracted added again": (softmax.adds, softmax.adds_what_was_subtracted),
+     "subtrahend added back": (softmax.adds, softmax.adds_the_subtrahend),
      "logarithm of a softmax": (softmax.is_a_logarithm, softmax.reads_a_softmax),
      "less its log-sum-exp": (softmax.subtracts, softmax.less_its_log_sum_exp),
      "exponential of its logarithm": (softmax.is_an_exponential, softmax.reads_a_log_softmax)},
-    "All its nodes keep the natural gradient: together it is that of a softmax.", f"{_ATTNLRP}, prop. 3.1",
+    "All its nodes keep their plain gradient; together it is that of a softmax.", f"{_ATTNLRP}, prop. 3.1",
     ("(e := x.exp()) / e.sum(-1, keepdim=True)",
      "(e := (x - x.amax(-1, keepdim=True)).exp()) / e.sum(-1, keepdim=True)",
      "(e := x.exp()) * (e @ torch.ones(6, 1).to(e)).reciprocal()",
@@ -60,7 +60,7 @@ SOFTMAX_WRITTEN_OUT = Pattern(
 ATTENTION_WRITTEN_OUT = Pattern(
     "attention written out", "",
     {"softmax of scores, times values": (attention.is_softmax, attention.mixes_values, attention.reads_scores)},
-    "Two products of two signals around a softmax: each has its own law. Its parts have names in explain(at=...).",
+    "Two products of two signals around a softmax: each has its own law. Its tensors have names in explain(at=...).",
     f"{_ATTNLRP}, section 3.3",
     ("torch.softmax(x @ y.mT / 6**0.5, -1) @ z",
      "(e := torch.einsum('bqd,bkd->bqk', x, y).exp()) / e.sum(-1, keepdim=True) @ z"),
@@ -99,7 +99,7 @@ SELECTIVE = Pattern(
      "writes to a state": (
         selective.multiplies_signed, selective.is_added_to_a_state, selective.has_one_along_what_is_read,
     )},
-    "In h' = a h + B x, y = C h the tensors B and C steer a state as gates do, though they have signs.",
+    "In h' = a h + B x, y = C h the tensors B and C steer a state like gates, though they have both signs.",
     "Jafari et al. 2024 (MambaLRP, arXiv:2406.07592)",
     ("h, B = 0 * x[:, 0, :, None], z @ W[:, :4]\nfor t in (1, 2):\n"
      "    h = torch.exp(y[:, t, :, None]) * h + x[:, t, :, None] * B[:, t, None]\n(h * B[:, 0, None]).sum(-1)",
@@ -115,7 +115,7 @@ THRESHOLD = Pattern(
         layers.is_a_layer, layers.reads_a_relu, layers.behind_a_normalization, layers.normalizes_any_sign,
         layers.has_one_group,
     )},
-    "relu(a z + b) is a threshold at -b/a, scaled by a and shifted by b: rules on parts of the layer see z.",
+    "relu(a z + b) is a threshold at -b/a, scaled by a and shifted by b: rules on parts of the layer start from z.",
     "Pahde et al. 2022 (arXiv:2211.17174)",
     ("F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel)", "F.linear(F.relu(F.batch_norm(x[:, 0], m6, v6)), W)"),
     "F.conv2d(F.gelu(F.batch_norm(image, m3, v3)), kernel)", layers.reads_a_relu,
@@ -135,7 +135,7 @@ SHIFTED = Pattern(
 POSITION_TABLE = Pattern(
     "position table", "",
     {"multiplies a signal": (positions.multiplies, positions.has_one_signal, positions.has_a_table)},
-    "A table of cosines and sines is a constant; a rule set with a rule for the role position counts it as an input.",
+    "A table of cosines and sines is a constant, or a source under a rule set with a rule for the role position.",
     "Bakish et al. 2025 (PA-LRP, arXiv:2506.02138)",
     ("x * torch.cos(angles)", "torch.cat([-x[..., 3:], x[..., :3]], -1) * torch.sin(angles).unsqueeze(0)"),
     "x * torch.cos(y)", positions.has_one_signal,
@@ -144,7 +144,7 @@ POSITION_TABLE = Pattern(
 SOFTMAX = Pattern(
     "softmax", "softmax",
     {"written out": (softmax.is_part_of_a_softmax,), "fused": (operators.is_softmax,)},
-    "It has no degree: input times gradient, its first-order Taylor expansion. What that leaves out is booked.",
+    "It has no degree: input times gradient, its first-order Taylor expansion. The remainder is booked.",
     f"{_ATTNLRP}, prop. 3.1",
     ("torch.softmax(x, -1)", "(e := x.exp()) / e.sum(-1, keepdim=True)"),
     "x.exp() / y.exp().sum(-1, keepdim=True)", softmax.is_part_of_a_softmax,
@@ -153,7 +153,7 @@ SOFTMAX = Pattern(
 MOVEMENT = Pattern(
     "movement", "movement",
     {"operator": (operators.moves,)},
-    "Every entry keeps its relevance, which the gradient carries back to where it was.", f"{_ATTNLRP}, eq. 8",
+    "Every entry keeps its relevance; the gradient carries it back to its place.", f"{_ATTNLRP}, eq. 8",
     ("x.transpose(1, 2)", "torch.cat([x, y], -1)"),
     "x.cumsum(1)", operators.moves,
 )  # fmt: skip
@@ -254,7 +254,7 @@ FUNCTION = Pattern(
     "function of several numbers", "nonlinearity",
     {"operator": (operators.is_function, operators.mixes_numbers),
      "of complex numbers": (operators.is_nonlinearity, operators.is_of_complex_numbers)},
-    "It has no slope and no degree: input times gradient, its first-order Taylor expansion. The rest is booked.",
+    "It has no slope and no degree: input times gradient, its first-order Taylor expansion. The remainder is booked.",
     f"{_ATTNLRP}, prop. 3.1",
     ("torch.atan2(x, y)", "torch.view_as_complex(x.unflatten(-1, (3, 2))).exp().real"),
     "torch.atan2(x, w)", operators.mixes_numbers,
@@ -263,7 +263,7 @@ FUNCTION = Pattern(
 SELECTION = Pattern(
     "selection", "selection",
     {"operator": (operators.selects,)},
-    "Of degree 1 in the entries that it picks: they take all. Or relevance is divided among its window.",
+    "Degree 1 in the picked entries: they take all, or relevance is divided among their window.",
     f"{_ATTNLRP}, section 3; Montavon et al. 2019",
     ("x.amax(-1)", "F.max_pool2d(image, 2)"),
     "x.mean(-1)", operators.selects,
@@ -272,7 +272,7 @@ SELECTION = Pattern(
 FOLDED = Pattern(
     "normalization over the batch behind a layer", "linear",
     {"stored statistics": (layers.scales_channels, layers.follows_a_layer, layers.is_the_only_reader)},
-    "It scales and shifts the layer's output channels: both are one layer, whose rule applies behind both.",
+    "It scales and shifts the layer's output channels: it is folded into the layer, whose rule applies to its output.",
     "Pahde et al. 2022 (arXiv:2211.17174)",
     ("F.batch_norm(F.conv2d(image, kernel), m4, v4)", "F.batch_norm(F.linear(x[:, 0], W), m6, v6)"),
     "F.batch_norm(h := F.conv2d(image, kernel), m4, v4) + h", layers.is_the_only_reader,
@@ -302,7 +302,7 @@ RECURRENT_SUM = Pattern(
     {"in front of a nonlinearity": (
         recurrences.adds_signals, recurrences.adds_a_weighted_state, recurrences.goes_into_nonlinearities,
     )},
-    "W x + U h is linear in both; where they nearly cancel, shares in proportion grow at every step of the recurrence.",
+    "W x + U h is linear in both; where they nearly cancel, proportional shares grow at every step of the recurrence.",
     "Andeol et al. 2021 (the rule); this package (its place)",
     ("h = y[:, 0]\nfor t in (1, 2):\n    h = torch.tanh(x[:, t] + F.linear(h, W))\nh",
      "h = y[:, 0]\nfor t in (1, 2):\n    h = F.relu(F.linear(h, W) - x[:, t] + w)\nh"),
@@ -314,7 +314,7 @@ LINEAR = Pattern(
     {"operator": (operators.is_linear,),
      "scaled by constants": (products.is_elementwise, products.has_one_function),
      "contracted with constants": (products.contracts, products.has_one_live_factor)},
-    "Of degree 1 in all its operands together: the gradient, stabilised. What is added and constant takes its share.",
+    "Degree 1 in all its operands together: the gradient, stabilised. Added constants keep their share.",
     f"{_ATTNLRP}, eq. 8",
     ("x + y", "x.mean(-1)", "x * w", "torch.einsum('bij,kj,j->bik', x, W, w)"),
     "x * y", products.has_one_function,

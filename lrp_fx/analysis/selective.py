@@ -66,6 +66,6 @@ def _carried(graph: Graph, facts: Facts) -> set[Node]:
             weighed.add(node)
         begins = sums and any(n in weighed for n in operands)
         weighs = spec.kind == "product" and node in facts.recurrent and not spec.elementwise
-        if begins or weighs or (any(n in carried for n in operands) and carries_on(facts, node, spec, operands)):
+        if begins or weighs or (any(n in carried for n in operands) and carries_on(node, spec, operands)):
             carried.add(node)
     return carried

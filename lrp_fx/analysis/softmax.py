@@ -49,7 +49,7 @@ def _enter(candidate: Candidate, variant: str) -> None:
     elif variant == "logarithm of a total":
         combination = combination_of_exponentials(facts, candidate.first)
         (facts.log_sum_exp[node],) = combination.exponentials  # type: ignore[union-attr]
-    elif variant == "what was subtracted added again":
+    elif variant == "subtrahend added back":
         exponentials = (facts.log_sum_exp.get(unmoved(facts, n)) for n in candidate.carrying.values())
         facts.log_sum_exp[node] = next(n for n in exponentials if n is not None)
     elif variant in ("logarithm of a softmax", "less its log-sum-exp"):

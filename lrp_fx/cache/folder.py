@@ -37,7 +37,7 @@ _NAME = re.compile(r"\.?[0-9a-f]{32}\.[0-9a-f]{12}(\.[0-9a-f]{12})?\.pt(\.\w+\.t
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheFile:
     """The contents of one cache file.
 
     Attributes:
@@ -68,7 +68,7 @@ class Entry:
     folder: Path
     key: str
 
-    def files(self) -> Iterator[Kept]:
+    def files(self) -> Iterator[CacheFile]:
         """Every readable file of this entry; others are skipped."""
         for path in sorted(self.folder.glob(f"{self.key}.*.pt")):
             try:
@@ -77,7 +77,7 @@ class Entry:
                     continue
                 stored = torch.load(path, weights_only=True)
                 if stored["format"] == _FORMAT and all(type(t) is Tensor for t in stored["tensors"].values()):
-                    yield Kept(path, json.loads(stored["document"]), stored["tensors"])
+                    yield CacheFile(path, json.loads(stored["document"]), stored["tensors"])
             except Exception:  # damaged or foreign files count as cache misses
                 continue
 

@@ -30,7 +30,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
     The result is 0 for meta tensors, and for inputs on which the model itself fails; the graph then fails at the call,
     with a better message.
     """
-    tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if _is_tensor(t)]
+    tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if isinstance(t, Tensor)]
     if any(t.device.type == "meta" for t in tensors):
         return 0.0
     devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
@@ -53,10 +53,6 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
         with traceable(model, experts=None):
             by_itself = difference(expected, outputs(model, _SEEDS[1]))
     return 0.0 if by_itself > TOLERANCE and differ <= 2 * by_itself else differ
-
-
-def _is_tensor(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor)
 
 
 def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:

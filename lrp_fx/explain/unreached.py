@@ -20,7 +20,7 @@ def unreached(captured: Captured, plan: Plan) -> str:
     logits = next(iter(plan.facts.operands[stopped].values()))
     return (
         f"the target lies behind a softmax, which rule set {plan.ruleset.name!r} stops: {locate(stopped)}.\n"
-        f"Remedy: explain its logits, {_named(captured, logits)}; or choose rules that pass a softmax, "
+        f"Remedy: explain the logits, {_named(captured, logits)}; or choose rules that pass a softmax, "
         'such as rules="attnlrp".'
     )
 

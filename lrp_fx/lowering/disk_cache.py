@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 
 from lrp_fx.cache.fingerprint import Unkeyable, contents, environment
-from lrp_fx.cache.folder import VARIABLE, Entry, Kept, digest, folder
+from lrp_fx.cache.folder import VARIABLE, CacheFile, Entry, digest, folder
 from lrp_fx.cache.serialize import Reader, Writer
 from lrp_fx.cache.store import named_tensors, read_graph, write_graph
 from lrp_fx.capture.formulas import Unstorable
@@ -41,7 +41,7 @@ class CachedGraph:
 
     graph_module: fx.GraphModule
     guards: ShapeGuards
-    file: Kept
+    file: CacheFile
 
 
 def entry_of(
@@ -116,7 +116,7 @@ def cached(entry: Entry, sweeper: Sweeper) -> Iterator[CachedGraph]:
             continue
 
 
-def _read(file: Kept, sweeper: Sweeper) -> CachedGraph:
+def _read(file: CacheFile, sweeper: Sweeper) -> CachedGraph:
     document = file.document
     reader = Reader(document["table"], document["symbols"])
     graph_module = read_graph(

@@ -90,10 +90,10 @@ COUNTED = Form("counted", "g / n, n the number of live factors of each output", 
 SLOPE = Form("slope", "g f(x)/x", (functions.identity_rule, functions.closed_identity_rule))
 CENTRED = Form("centred", "g (f(x) - f(0))/x", (functions.identity_rule, functions.closed_identity_rule))
 STATISTIC = Form("statistic", "g through y = (x - mean) / s with s constant", (functions.normalization_rule,))
-NATURAL = Form("natural", "g f'(x); what is left of R is booked")
-REMAINDER = Form("remainder", "g through the gradient of all inputs; what is left of R is booked")
+NATURAL = Form("natural", "g f'(x); the remainder of R is booked")
+REMAINDER = Form("remainder", "g through the gradient of all inputs; the remainder of R is booked")
 RECTIFIED = Form("rectified", "max(g, 0), then the gradient or 1", (functions.rectified_rule,))
-SUMMED = Form("summed", "g to what is added, and to its magnitudes", (functions.favour_sign,))
+SUMMED = Form("summed", "g to the addends, and to their magnitudes", (functions.favour_sign,))
 RUNS = Form("runs", "R of an output, divided among runs of the layer on parts", (functions.share_relevance,))
 FAVOURED = Form("favoured", "g to the layer, and to the layer on magnitudes", (functions.favour_sign,))
 WINDOWS = Form("windows", "R of a maximum, divided among its window", (functions.share_relevance,))
@@ -178,7 +178,7 @@ RULES: tuple[Entry, ...] = (
         "z-box", layer_rules.z_box, "R_i = sum_j (x_i w_ij - low w_ij+ - high w_ij-) / sum(...) R_j",
         "Montavon et al. 2017", zeros=True, low=0.0, high=1.0,
     ),
-    # Selections: degree 1 in what they pick.
+    # Selections: degree 1 in the picked entries.
     Entry(
         "winner-takes-all", ("selection",), BY_DEGREE, {"": PLAIN},
         "R_i = R for the entry that was picked, 0 for others", f"{_ATTNLRP}, section 3.3",

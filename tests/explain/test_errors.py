@@ -149,7 +149,7 @@ def test_bad_op_tables():
         ),
         ({"movement": {"lrp_test.mystery": {"args": "x", "degree": 1}}}, "unknown field 'degree'"),
         ({"nonlinearity": {"aten.atan2": "self other"}}, 'a "function"'),
-        ({"linear": "lrp_test.mystery"}, r"\[linear\] maps operators to their operands"),
+        ({"linear": "lrp_test.mystery"}, r"\[linear\] must map operators to their operands"),
     ],
 )
 def test_declarations_that_say_nothing_true(ops, message, tmp_path):

@@ -79,7 +79,7 @@ def _leaves(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> lis
 
 def _own(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
     operands = facts.operands[node].items()
-    return [Leaf((*way, (node, slot)), _shift(facts, slot, factor)) for slot, factor in operands]
+    return [Leaf((*way, (node, slot)), _shift(facts, factor)) for slot, factor in operands]
 
 
 def _is_inside(facts: Facts, node: Node) -> bool:
@@ -111,7 +111,7 @@ def _independent(facts: Facts, factors: list[Node]) -> bool:
     return not any(facts.is_statistic_of(a, b) or facts.is_statistic_of(b, a) for a, b in pairs)
 
 
-def _shift(facts: Facts, slot: Slot, factor: Node) -> Shift | None:
+def _shift(facts: Facts, factor: Node) -> Shift | None:
     """``factor`` as a constant plus a signal, also times a number; None if it is no such sum."""
     size, node = 1.0, factor
     while (scaled := _times_number(facts, node)) is not None:

@@ -187,7 +187,7 @@ def adds(candidate: Candidate) -> bool:
 
 
 @condition
-def adds_what_was_subtracted(candidate: Candidate) -> bool:
+def adds_the_subtrahend(candidate: Candidate) -> bool:
     """One is the logarithm of a total of exponentials; the other was subtracted from their argument."""
     first, second = candidate.carrying.values()
     return any(_was_subtracted(candidate.facts, *pair) for pair in ((first, second), (second, first)))
