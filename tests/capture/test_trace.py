@@ -161,6 +161,28 @@ def test_operators_of_higher_order(kind, shape):
         assert attribution.relevance["x"].abs().sum() > 0
 
 
+class Mixed(nn.Module):
+    """Computes one branch in bfloat16."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+
+    def forward(self, x):
+        def narrow(x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.a(x).float()
+
+        return torch.cond(x.sum() > 0, narrow, lambda x: 2 * self.a(x), (x,))
+
+
+def test_autocast_in_a_branch_holds_in_the_graph():
+    torch.manual_seed(0)
+    model, x = Mixed().eval(), torch.rand(2, 8)
+    assert not torch.equal(model(x), model.a(x))
+    assert torch.equal(lrp_fx.convert(model, x)(x), model(x))
+
+
 @pytest.mark.parametrize("kind", few([nn.LSTM, nn.GRU, nn.RNN], nn.LSTM))
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "num_layers": 2}, {"bias": False}])

@@ -95,7 +95,8 @@ class Unrolled(fx.Interpreter):
             return self._body(body)(*operands)
 
     def _wrap_with_autocast(self, device: str, dtype: Any, enabled: bool, cache: Any, body: Any, *operands: Any) -> Any:
-        return self._body(body)(*operands)
+        with torch.autocast(device, dtype, enabled, cache):
+            return self._body(body)(*operands)
 
     def _flex_attention(
         self, query: Tensor, key: Tensor, value: Tensor, score_mod: Any, block_mask: Any, scale: Any, options: Any,
