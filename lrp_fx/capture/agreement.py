@@ -17,7 +17,7 @@ from lrp_fx.capture.containers import closed
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.graph.values import tensors_in
 
-TOLERANCE = 1e-2  #: relative; far above what rounding makes of a model that is not chaotic, far below a wrong mask
+TOLERANCE = 1e-2  #: relative; far above rounding in a model that is not chaotic, far below the effect of a wrong mask
 _SEEDS = (0, 1)
 
 

@@ -325,8 +325,8 @@ def source(x: Tensor) -> Tensor:
     return x.detach().requires_grad_()
 
 
-#: what rule functions commute with: the selection of positions (in all operands), the selection of single entries. A
-#: normalization commutes with a selection along dimensions in front of its features (``passes`` checks that).
+#: selections that rule functions commute with: of positions (in all operands), of single entries. A normalization
+#: commutes with a selection along dimensions in front of its features (``passes`` checks that).
 POSITIONS, ENTRIES = "a choice of positions", "a choice of entries"
 EVERYTHING = frozenset({POSITIONS, ENTRIES})
 TRAITS: dict[Any, frozenset[str]] = {

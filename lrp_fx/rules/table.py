@@ -1,8 +1,8 @@
 """The rule table: one entry for each rule and the roles that can have it.
 
-The law behind it. A function f is homogeneous of degree k if f(t x) = t^k f(x). Euler's theorem then says that input
-times gradient is k times the output: sum_i x_i df/dx_i = k f(x). LRP asks each operator to conserve relevance,
-sum_i R_i = R with R = y g (g: the cotangent of y) and R_i = x_i g_i. So all of LRP in one sentence:
+The law: a function f is homogeneous of degree k if f(t x) = t^k f(x). Then, by Euler's theorem, input times gradient is
+k times the output: sum_i x_i df/dx_i = k f(x). LRP asks each operator to conserve relevance, sum_i R_i = R with R = y g
+(g: the cotangent of y) and R_i = x_i g_i. So all of LRP in one sentence:
 
     for a map homogeneous of degree k, divide the gradient by k.
 
@@ -195,7 +195,7 @@ RULES: tuple[Entry, ...] = (
     Entry("uniform", PRODUCTS, BY_DEGREE, _LAW, "R_i = R / n", f"{_ATTNLRP}, eq. 7 and prop. 3.3"),
     Entry(
         "signal-takes-all", PRODUCTS[1:], TO_SIGNALS, _LAW,
-        "R_i = R / m for each of m signals, 0 for what only weighs them", "Arras et al. 2017, 2019",
+        "R_i = R / m for each of m signals, 0 for factors that only weigh them", "Arras et al. 2017, 2019",
     ),
     # Functions without a degree: y = h x with h held constant has degree 1.
     Entry(
@@ -253,7 +253,8 @@ RULES: tuple[Entry, ...] = (
     Entry("exact", ("movement",), BY_DEGREE, {"": PLAIN}, "R_i = R", "every entry keeps its own", chosen=False),
     Entry(
         "attention", ("attention",), BY_DEGREE, {"": ATTENTION},
-        "half of R to values, a quarter each to queries and keys, less what softmax keeps", f"{_ATTNLRP}, section 3.3",
+        "half of R to values, a quarter each to queries and keys, less the remainder of the softmax",
+        f"{_ATTNLRP}, section 3.3",
         books=("softmax", "rule"), chosen=False,
     ),
 )  # fmt: skip
