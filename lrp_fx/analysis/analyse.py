@@ -27,6 +27,7 @@ from lrp_fx.analysis.shifted import find_shifted
 from lrp_fx.analysis.signs import find_signs
 from lrp_fx.analysis.softmax import find_softmaxes
 from lrp_fx.analysis.sources import Finder
+from lrp_fx.analysis.systems import find_systems
 from lrp_fx.errors import UnknownOpError
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import Slot, all_slots, declared, is_float
@@ -78,6 +79,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     find_selective(graph, facts)
     find_signs(graph, facts)
     find_shifted(facts)
+    find_systems(facts)
     find_layers(facts)
     find_feedback(graph, facts)
     find_positions(graph, facts)

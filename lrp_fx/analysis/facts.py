@@ -75,21 +75,23 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shift:
-    """A factor that is a constant plus a signal, f = a c + b s.
+    """A factor that is a constant plus a signal, f = a c + b s, or a sum of several of both.
 
     Attributes:
-        sum: the node that adds the two.
-        signal: slot of s in that node.
-        weight: b.
-        constant: c, a number or a node without relevance.
-        constant_weight: a.
+        sums: the nodes that add them, the factor first.
+        signals: of each signal s the node that adds it, its slot there, and b.
+        constants: of each constant c, a number or a node without relevance, a.
     """
 
-    sum: Node
-    signal: Slot
-    weight: float
-    constant: Node | float
-    constant_weight: float
+    sums: tuple[Node, ...]
+    signals: tuple[tuple[Node, Slot, float], ...]
+    constants: tuple[tuple[Node | float, float], ...]
+
+    @property
+    def number(self) -> float | None:
+        """What the constants add up to, where all of them are numbers."""
+        numbers = [weight * c for c, weight in self.constants if isinstance(c, float)]
+        return sum(numbers) if len(numbers) == len(self.constants) else None
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,29 @@ class Expansion:
 
     leaves: tuple[Leaf, ...]
     inside: frozenset[Node]
+
+
+@dataclass(frozen=True)
+class System:
+    """A linear system (C + S) Y = B: C a constant diagonal, S a signal in one triangle.
+
+    Attributes:
+        reader: the node that reads the matrix C + S: the one that solves the system, or the inverse that is multiplied.
+        matrix: slot of the matrix there.
+        right: slot of B in the node that returns Y; None for an identity matrix (an inverse).
+        left: whether the matrix stands on the left of Y.
+        upper: whether S is the upper triangle.
+        unit: whether the diagonal is not read, but taken for ones.
+        vector: whether B has one column, and no dimension for it.
+    """
+
+    reader: Node
+    matrix: Slot
+    right: Slot | None
+    left: bool
+    upper: bool
+    unit: bool
+    vector: bool = False
 
 
 @dataclass
@@ -173,6 +198,7 @@ class Facts:
         positive: tensors without sign changes (all entries positive, or all negative), which can only weigh a signal:
             sigmoids, exponentials, sums and products of these.
         shifted: products with factors of the form constant + signal -> their expansion.
+        systems: linear systems whose matrix is a constant diagonal plus a signal in one triangle.
         nonnegative: tensors without a negative entry.
         decays: positive tensors with an exponential in them.
         states: sums with a product with a positive tensor, and the nodes that carry them on.
@@ -216,6 +242,7 @@ class Facts:
     mixing: dict[Node, Mixing] = field(default_factory=dict)
     positive: set[Node] = field(default_factory=set)
     shifted: dict[Node, Expansion] = field(default_factory=dict)
+    systems: dict[Node, System] = field(default_factory=dict)
     nonnegative: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
     states: set[Node] = field(default_factory=set)

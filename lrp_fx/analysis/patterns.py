@@ -26,6 +26,7 @@ from lrp_fx.analysis.conditions import (
     selective,
     shifted,
     softmax,
+    systems,
 )
 from lrp_fx.analysis.matching import Candidate, Pattern
 
@@ -130,6 +131,18 @@ SHIFTED = Pattern(
     "x (c + s) is c x + x s: each term is divided by the number of signals in it.", f"{_ATTNLRP}, prop. 3.3",
     ("x * (1 + y)", "x * (1 + y) * (2 - z)", "(1 + x) * (1 + y)", "(torch.eye(5).to(x) + x @ y.mT) @ z"),
     "x * (1 + torch.tanh(x))", shifted.has_independent_factors,
+)  # fmt: skip
+
+TRIANGULAR_SYSTEM = Pattern(
+    "triangular system", "",
+    {"solved": (systems.solves_a_system, systems.reads_a_signal, systems.has_a_constant_diagonal),
+     "inverse times a signal": (systems.multiplies_matrices, systems.multiplies_an_inverse)},
+    "(C + S) Y = B is Y = (B - S Y) / C, row by row: of each product of S and Y half goes to S, half on to Y.",
+    f"{_ATTNLRP}, prop. 3.3",
+    ("torch.linalg.solve_triangular(x @ x.mT, y, upper=False, unitriangular=True)",
+     "torch.linalg.solve(torch.eye(5).to(x) - (x @ x.mT).tril(-1), y)",
+     "torch.linalg.inv(torch.eye(5).to(x) + (x @ x.mT).triu(1)) @ y"),
+    "torch.linalg.solve(torch.eye(5).to(x) + x @ x.mT, y)", systems.has_a_constant_diagonal,
 )  # fmt: skip
 
 POSITION_TABLE = Pattern(
@@ -322,8 +335,8 @@ LINEAR = Pattern(
 
 #: the table; the first pattern with a role that matches decides
 PATTERNS: tuple[Pattern, ...] = (
-    SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, SHIFTED, THRESHOLD, RECURRENT_LAYER,
-    POSITION_TABLE,
+    SOFTMAX_WRITTEN_OUT, ATTENTION_WRITTEN_OUT, RECURRENCE, SELECTIVE, SHIFTED, TRIANGULAR_SYSTEM,
+    THRESHOLD, RECURRENT_LAYER, POSITION_TABLE,
     SOFTMAX, MOVEMENT, ATTENTION, NORMALIZATION, RECURRENT_GATE, SELECTIVE_PRODUCT, GATE, BILINEAR, HOMOGENEOUS,
     NONLINEARITY, FUNCTION, SELECTION, FOLDED, LAYER, RECURRENT_SUM, LINEAR,
 )  # fmt: skip

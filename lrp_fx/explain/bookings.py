@@ -22,7 +22,7 @@ from lrp_fx.graph.operands import Slot, addends, adds_a_number, all_slots, decla
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rules import table
-from lrp_fx.rules.formulas import favoured, shared, stabilised
+from lrp_fx.rules.formulas import favoured, shared, stabilised, without_triangle
 from lrp_fx.rules.functions import relevance_of
 from lrp_fx.rules.registry import own_backward
 from lrp_fx.rules.slopes import at_zero, has_offset, singular_radius
@@ -172,10 +172,26 @@ def _distributed(case: Case) -> Amounts:
     constant = 1.0
     for term in case.decision.terms:
         shift = term.leaf.shift
-        if term.weighs or shift is None or isinstance(shift.constant, Node):
+        if term.weighs or shift is None or shift.number is None:
             return
-        constant *= shift.constant_weight * shift.constant
+        constant *= shift.number
     yield Amount("constant", case.op, safe_dot(torch.full_like(case.cotangent, constant), case.cotangent))
+
+
+def _solved(case: Case) -> Amounts:
+    """C^-1 B where B is a constant: what the model adds, whatever the signal in the matrix is."""
+    system = case.decision.system
+    assert system is not None
+    if system.right in case.decision.live:
+        return
+    matrix = value_of(case.account, system.matrix)
+    assert matrix is not None
+    name, category = case.op, "constant"
+    right = None if system.right is None else value_of(case.account, system.right)
+    if system.right is not None:
+        name, category = constant_name(case.plan, all_slots(case.account.node)[system.right])
+    added = without_triangle(matrix, right, system.left, system.unit, system.vector)
+    yield Amount(category, name, safe_dot(added.expand_as(case.cotangent), case.cotangent))
 
 
 def _counted(case: Case) -> Amounts:
@@ -366,6 +382,7 @@ BOOK: dict[table.Form, Callable[[Case], Amounts]] = {
     table.CENTRED: _centred,
     table.STATISTIC: _plain,
     table.DISTRIBUTED: _distributed,
+    table.SOLVED: _solved,
     table.COUNTED: _counted,
     table.RECTIFIED: _rectified,
     table.RUNS: _divided,

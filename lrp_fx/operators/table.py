@@ -61,7 +61,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "features",  # dimension of the result: the features that the weights compute (negative)
         "matrices",  # rows of the first operand times columns of the second
     ),
-    "homogeneous": ("degree", "count"),  # count: of a product along a dimension, what counts its factors
+    "quotient": ("solves",),  # the operand that is the matrix of a linear system
+    "homogeneous": ("degree", "count", "solves"),  # count: of a product along a dimension, what counts its factors
     "nonlinearity": ("slope", "at_zero"),
     "normalization": ("layout", "centred"),
     "softmax": ("distribution",),  # the argument that names the dimension that sums to one

@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis import Facts, Source, patterns
 from lrp_fx.analysis.candidates import Candidates
 from lrp_fx.analysis.conditions.products import contracts
-from lrp_fx.analysis.facts import Leaf
+from lrp_fx.analysis.facts import Leaf, System
 from lrp_fx.analysis.matching import Candidate, Pattern
 from lrp_fx.analysis.products import Products, degree, is_denominator
 from lrp_fx.graph.location import module_path
@@ -52,6 +52,7 @@ class Decision:
         factors: factor of each live operand's cotangent (absent: 1; 0: the operand is held constant).
         softmax_share: share of relevance that a fused attention passes to its scores.
         terms: the factors of a product that is expanded into a sum, as one of them is a constant plus a signal.
+        system: the triangular system whose matrix and right-hand side share the relevance.
     """
 
     role: str
@@ -60,6 +61,7 @@ class Decision:
     factors: dict[Slot, float] = field(default_factory=dict)
     softmax_share: float = 0.0
     terms: tuple[Term, ...] = ()
+    system: System | None = None
 
     @property
     def entry(self) -> Entry:
@@ -72,7 +74,7 @@ class Decision:
             return DISTRIBUTED
         several = isinstance(node.meta.get("val"), (tuple, list)) and spec.kind == "homogeneous"
         sums = self.role == spec.kind == "linear" and len(self.live) > 1  # a batch norm behind a layer is no sum
-        kinds = {"counted": "count" in spec.extra, "several": several, "sum": sums}
+        kinds = {"system": self.system is not None, "counted": "count" in spec.extra, "several": several, "sum": sums}
         return self.entry.form(next((kind for kind, holds in kinds.items() if holds), spec.kind))
 
 
@@ -135,6 +137,7 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
     plan.differentiable = set(candidates.live) | (facts.tabled if plan.positions else set())
     _share_products(plan, candidates.products)
     _distribute(plan)
+    _solve(plan)
     _prune(plan, graph)
     return plan
 
@@ -308,10 +311,27 @@ def _distribute(plan: Plan) -> None:
             plan.decisions[inner] = replace(plan.decisions[inner], factors={})
 
 
+def _solve(plan: Plan) -> None:
+    """Triangular systems: products of the triangle and the solution are divided, step by step (``analysis.systems``).
+
+    Where the diagonal is not read, the solution has no degree in the matrix, so that this holds for every rule.
+    """
+    for node, system in plan.facts.systems.items():
+        decision, reader = plan.decisions.get(node), plan.decisions.get(system.reader)
+        if decision is None or reader is None or reader.factors.get(system.matrix, 1.0) == 0:
+            continue
+        divided = decision.entry.split.divided
+        if system.matrix in reader.live and (divided or system.unit):
+            plan.decisions[node] = replace(decision, system=system, factors={} if divided else decision.factors)
+
+
 def _reached(plan: Plan, leaf: Leaf) -> bool:
     """Whether relevance reaches a factor under the rule set, and the signal in its sum."""
     live = all(n in plan.decisions and slot in plan.decisions[n].live for n, slot in leaf.way)
-    return live and (leaf.shift is None or leaf.shift.sum in plan.decisions)
+    if leaf.shift is None or not live:
+        return live
+    added = all(n in plan.decisions and slot in plan.decisions[n].live for n, slot, _ in leaf.shift.signals)
+    return added and all(n in plan.decisions for n in leaf.shift.sums)
 
 
 def _weighs(plan: Plan, leaf: Leaf) -> bool:

@@ -19,6 +19,7 @@ from lrp_fx.rewrite.expansion import distributed
 from lrp_fx.rewrite.layer_runs import run_favoured, run_parts
 from lrp_fx.rewrite.pooling import spread
 from lrp_fx.rewrite.site import Site, insert_after
+from lrp_fx.rewrite.systems import solved
 from lrp_fx.rules import table
 from lrp_fx.rules.factors import share_of_factors
 from lrp_fx.rules.formulas import default_eps
@@ -220,6 +221,7 @@ EMIT: dict[table.Form, Callable[[Site], Node]] = {
     table.ATTENTION: _scaled,
     table.STABILISED: _stabilised,
     table.DISTRIBUTED: distributed,
+    table.SOLVED: solved,
     table.COUNTED: _counted,
     table.SLOPE: _slope,
     table.CENTRED: functools.partial(_slope, centred=True),

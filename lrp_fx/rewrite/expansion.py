@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from lrp_fx.rewrite.site import Site
 from lrp_fx.rules.functions import scale_relevance
 
 aten = torch.ops.aten
+Value = Node | float
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,38 @@ def _addends(site: Site, term: Term) -> list[_Factor]:
     leaf, shift = term.leaf, term.leaf.shift
     if shift is None or term.weighs:
         return [_Factor(leaf.slot, all_slots(site.copies[leaf.owner])[leaf.slot], weighs=term.weighs)]
-    whole = site.copies[shift.sum]
-    constant = site.copies[shift.constant] if isinstance(shift.constant, Node) else shift.constant
-    if not site.spec.elementwise:  # a matrix product reads c in the shape of the sum
-        spread = aten.expand_as.default if isinstance(constant, Node) else aten.full_like.default
-        arguments = (constant, whole) if isinstance(constant, Node) else (whole, constant)
-        constant = site.graph.call_function(spread, arguments)
-    return [
-        _Factor(leaf.slot, constant, shift.constant_weight, signal=False),
-        _Factor(leaf.slot, all_slots(whole)[shift.signal], shift.weight),
+    number = shift.number
+    signals: list[tuple[Value, float]] = [
+        (all_slots(site.copies[n])[slot], weight) for n, slot, weight in shift.signals
     ]
+    tensors = [(site.copies[c], weight) for c, weight in shift.constants if isinstance(c, Node)]
+    numbers = [(c, weight) for c, weight in shift.constants if not isinstance(c, Node)]
+    spread = None if site.spec.elementwise else site.copies[shift.sums[0]]
+    constants: list[tuple[Value, float]] = [(number, 1.0)] if number is not None else [*tensors, *numbers]
+    return [
+        _Factor(leaf.slot, *_sum(site, constants, spread), signal=False),
+        _Factor(leaf.slot, *_sum(site, signals, spread)),
+    ]
+
+
+def _sum(site: Site, addends: Sequence[tuple[Value, float]], spread: Node | None) -> tuple[Value, float]:
+    """(value, number that multiplies it) of a weighed sum, spread out where a product of matrices reads it."""
+    (result, weight), *others = addends
+    if others:
+        result, weight = _times(site, result, weight), 1.0
+        for other, size in others:
+            result = site.graph.call_function(aten.add.Tensor, (result, _times(site, other, size)))
+    if spread is not None:
+        spreading = aten.expand_as.default if isinstance(result, Node) else aten.full_like.default
+        arguments = (result, spread) if isinstance(result, Node) else (spread, result)
+        result = site.graph.call_function(spreading, arguments)
+    return result, weight
+
+
+def _times(site: Site, value: Value, weight: float) -> Value:
+    if not isinstance(value, Node):
+        return weight * value
+    return value if weight == 1 else site.graph.call_function(aten.mul.Tensor, (value, weight))
 
 
 def _term(site: Site, factors: tuple[_Factor, ...]) -> Node:

@@ -41,6 +41,25 @@ def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> t
     return (favoured_z * share).to(g.dtype), (z * share * (gamma / 2)).to(g.dtype)
 
 
+def without_triangle(matrix: Tensor, right: Tensor | None, left: bool, unit: bool, vector: bool) -> Tensor:
+    """C^-1 B, the solution of a system whose matrix is its diagonal C alone (``analysis.systems``).
+
+    Args:
+        matrix: (..., n, n) of which the diagonal is C.
+        right: B, (..., n, k), or (..., k, n) on the right; None for an identity matrix.
+        left, unit, vector: as :class:`lrp_fx.analysis.facts.System` has them.
+    """
+    if unit:
+        assert right is not None
+        return right
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    if right is None:
+        return diagonal.reciprocal().diag_embed()
+    if vector:
+        return right / diagonal
+    return right / diagonal.unsqueeze(-1 if left else -2)
+
+
 def _rows(x: Tensor, width: int) -> Tensor:
     """x in float32 or wider; the last dimension holds the entries that share a statistic.
 

@@ -86,6 +86,7 @@ SCALED = Form("scaled", "g times a constant for each operand", (functions.scale_
 DISTRIBUTED = Form(
     "distributed", "g to c x, g times the factors to x s, for y = x (c + s)", (functions.scale_relevance,)
 )
+SOLVED = Form("solved", "u = (C + S/2)^-T g to B, -u Y^T/2 to S, for (C + S) Y = B", (functions.identity_rule,))
 COUNTED = Form("counted", "g / n, n the number of live factors of each output", (functions.identity_rule,))
 SLOPE = Form("slope", "g f(x)/x", (functions.identity_rule, functions.closed_identity_rule))
 CENTRED = Form("centred", "g (f(x) - f(0))/x", (functions.identity_rule, functions.closed_identity_rule))
@@ -109,7 +110,7 @@ class Entry:
         roles: the roles that can have it.
         split: how relevance is divided among the operands.
         forms: kind of operator -> form. Kinds are those of the op table, "counted" for products along a dimension,
-            "sum" for sums of several tensors, and "" for all others.
+            "sum" for sums of several tensors, "system" for triangular systems, and "" for all others.
         equation: relevance of input i.
         source: the paper that proposed it.
         books: ledger categories of relevance that it does not pass on, besides that of added constants.
@@ -141,9 +142,10 @@ class Entry:
 
 
 _DEGREES = {"product": SCALED, "quotient": SCALED, "homogeneous": SCALED, "several": NATURAL}
-_LAW = {**_DEGREES, "counted": COUNTED, "": PLAIN}
+_LAW = {**_DEGREES, "counted": COUNTED, "system": SOLVED, "": PLAIN}
 _ONE_NUMBER = ("nonlinearity", "function", "linear")
-_GRADIENT = {**_DEGREES, **dict.fromkeys(("counted", "nonlinearity", "function", "normalization"), NATURAL), "": PLAIN}
+_UNDIVIDED = dict.fromkeys(("counted", "system", "nonlinearity", "function", "normalization"), NATURAL)
+_GRADIENT = {**_DEGREES, **_UNDIVIDED, "": PLAIN}
 _ATTNLRP, _MONTAVON = "Achtibat et al. 2024 (AttnLRP)", "Montavon et al. 2019"
 
 

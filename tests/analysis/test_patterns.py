@@ -97,6 +97,7 @@ NEAR_MISSES = (
     "F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel[:3, :1], groups=3)",
     "torch.sigmoid(x) + 1",
     "x * (1 + y) * torch.sigmoid(y)",
+    "torch.linalg.solve(W, y.mT)",
 )
 
 

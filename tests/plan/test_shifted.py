@@ -30,6 +30,16 @@ SPELLINGS = {
         lambda a, s: s + (outer(a) @ s.unsqueeze(-1)).squeeze(-1),
         lambda a, s: torch.bmm(EYE + outer(a), s.unsqueeze(-1)).squeeze(-1),
     ),
+    "a sum of sums": (
+        lambda a, s: 3 * a + 2 * a * s - 2 * a * s.flip(-1) + a * s.roll(1, -1),
+        lambda a, s: a * (1 + 2 * (s + 1 - s.flip(-1)) + s.roll(1, -1)),
+        lambda a, s: (s.roll(1, -1) - 2 * (s.flip(-1) - s) + 3) * a,
+        lambda a, s: a * ((torch.ones(4).to(s) - 2 * s.flip(-1)) + (s.roll(1, -1) + 2) + 2 * s),
+    ),
+    "a sum of matrices": (
+        lambda a, s: s + (outer(a) @ s.unsqueeze(-1) + (outer(a) @ outer(a)) @ s.unsqueeze(-1)).squeeze(-1),
+        lambda a, s: ((EYE + outer(a) + outer(a) @ outer(a)) @ s.unsqueeze(-1)).squeeze(-1),
+    ),
     "a chain": (
         lambda a, s: (t := a.flip(-1)) * a + t * a * s,
         lambda a, s: a.flip(-1) * a * (1 + s),

@@ -62,7 +62,7 @@ def leaves(candidate: Candidate) -> list[Leaf]:
     facts, node = candidate.facts, candidate.node
     factors = _leaves(facts, node, ()) if candidate.spec.elementwise else _own(facts, node, ())
     shifts = [leaf.shift for leaf in factors if leaf.shift is not None]
-    numbers = candidate.spec.elementwise and all(isinstance(shift.constant, float) for shift in shifts)
+    numbers = candidate.spec.elementwise and all(shift.number is not None for shift in shifts)
     if len(shifts) == len(factors) and not numbers:
         factors[0] = Leaf(factors[0].way, None)
     return factors
@@ -112,21 +112,52 @@ def _independent(facts: Facts, factors: list[Node]) -> bool:
 
 
 def _shift(facts: Facts, factor: Node) -> Shift | None:
-    """``factor`` as a constant plus a signal, also times a number; None if it is no such sum."""
-    size, node = 1.0, factor
+    """``factor`` as a sum of constants and signals, also times a number; None if it is no such sum."""
+    (first, size), sums = _unscaled(facts, factor), _sums(facts, factor)
+    weights, signals, constants, inside = {first: size}, [], [], set(sums)
+    for node in sums:
+        for slot, weight in _signals(facts, node).items():
+            inner, size = _unscaled(facts, facts.operands[node][slot])
+            if inner in inside:
+                weights[inner] = weights.get(inner, 0.0) + weights[node] * weight * size
+            else:
+                signals.append((node, slot, weights[node] * weight))
+        constants += [(c, weights[node] * weight) for c, weight in _constants(facts, node)]
+    shift = Shift(tuple(sums), tuple(signals), tuple(constants))
+    return shift if constants and shift.number != 0 else None
+
+
+def _sums(facts: Facts, factor: Node) -> list[Node]:
+    """The nested sums of a factor, outermost first; a sum that adds a parameter counts as one signal."""
+    stack, sums = [factor], set()
+    while stack:
+        node, _ = _unscaled(facts, stack.pop())
+        spec = facts.specs.get(node)
+        if node in sums or spec is None or spec.kind != "linear" or not spec.elementwise:
+            continue
+        if len(coefficients(node, spec)) == 2 and all(_is_plain_constant(c) for c, _ in _constants(facts, node)):
+            sums.add(node)
+            stack += facts.operands[node].values()
+    return sorted(sums, reverse=True)
+
+
+def _signals(facts: Facts, node: Node) -> dict[Slot, float]:
+    weights = coefficients(node, facts.specs[node])
+    return {slot: weights[slot.name] for slot in facts.operands[node]}
+
+
+def _constants(facts: Facts, node: Node) -> list[tuple[Node | float, float]]:
+    weights, bound = coefficients(node, facts.specs[node]), bind(node)
+    constants = [(bound[name], weight) for name, weight in weights.items() if Slot(name) not in facts.operands[node]]
+    return [(c if isinstance(c, Node) else float(c), weight) for c, weight in constants]
+
+
+def _unscaled(facts: Facts, node: Node) -> tuple[Node, float]:
+    """The operand of a chain of scalings by numbers, and their product."""
+    size = 1.0
     while (scaled := _times_number(facts, node)) is not None:
         size, node = size * scaled[0], scaled[1]
-    spec = facts.specs.get(node)
-    if spec is None or spec.kind != "linear" or not spec.elementwise or len(facts.operands[node]) != 1:
-        return None
-    weights, bound = coefficients(node, spec), bind(node)
-    (signal,) = facts.operands[node]
-    constants = [name for name in spec.args if name != signal.name and bound.get(name) is not None]
-    if len(weights) != 2 or len(constants) != 1 or not _is_plain_constant(bound[constants[0]]):
-        return None
-    constant = bound[constants[0]]
-    constant = constant if isinstance(constant, Node) else float(constant)
-    return Shift(node, signal, size * weights[signal.name], constant, size * weights[constants[0]])
+    return node, size
 
 
 def _times_number(facts: Facts, node: Node) -> tuple[float, Node] | None:

@@ -1,0 +1,64 @@
+"""What a node is that is computed from constants alone: masks, identity matrices, positions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, fx
+from torch.fx import Node
+
+from lrp_fx.graph.attribute_paths import attribute
+from lrp_fx.graph.dimensions import example_size
+from lrp_fx.operators.schema import has_tag, is_mutating
+
+_LARGEST = 1 << 22  #: entries of a tensor that is computed
+
+
+def constant_value(node: Node) -> Tensor | None:
+    """The value of a tensor that neither an input nor a parameter goes into, at the sizes of the example.
+
+    None for any other, for one that is drawn, and where a tensor on the way has more than four million entries.
+    """
+    values: dict[Node, Tensor | int | float] = {}
+    needed = _ancestors(node)
+    if needed is None:
+        return None
+    with torch.no_grad():
+        for current in needed:
+            size = current.meta.get("val")
+            if isinstance(size, (int, float, torch.SymInt)):
+                values[current] = example_size(size) if isinstance(size, torch.SymInt) else size
+            elif current.op == "get_attr":
+                values[current] = attribute(current.graph.owning_module, current)  # type: ignore[arg-type]
+            else:
+                args, kwargs = fx.map_arg((current.args, dict(current.kwargs)), values.__getitem__)  # type: ignore[misc]
+                values[current] = current.target(*args, **kwargs)  # type: ignore[operator]
+    result = values[node]
+    return result if isinstance(result, Tensor) and not result.is_meta else None
+
+
+def _ancestors(node: Node) -> list[Node] | None:
+    """All that a node is computed from, in order; None where one of them is no small constant."""
+    stack, needed = [node], set()
+    while stack:
+        current = stack.pop()
+        if current in needed:
+            continue
+        if not _is_small_constant(current):
+            return None
+        needed.add(current)
+        if isinstance(current.meta.get("val"), Tensor):  # a size is known without what it is computed from
+            stack += current.all_input_nodes
+    return sorted(needed)
+
+
+def _is_small_constant(node: Node) -> bool:
+    value = node.meta.get("val")
+    if isinstance(value, (int, float, torch.SymInt)):
+        return True
+    if not isinstance(value, Tensor) or math.prod(map(example_size, value.shape)) > _LARGEST:
+        return False
+    if node.op == "get_attr":
+        return not isinstance(attribute(node.graph.owning_module, node), torch.nn.Parameter)  # type: ignore[arg-type]
+    return node.op == "call_function" and not is_mutating(node) and not has_tag(node, torch.Tag.nondeterministic_seeded)
