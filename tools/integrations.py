@@ -24,6 +24,9 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
         "quantus==0.6.0", "cachetools==8.0.2", "opencv-python-headless==5.0.0.93", "lazy_loader", "imageio", "tifffile",
     ),
     "shap": ("shap==0.51.0", "slicer==0.0.8", "numba==0.68.1", "llvmlite==0.50.0"),
+    "inseq": (
+        "inseq==0.7.1", "jaxtyping==0.3.11", "typeguard==2.13.3", "treescope==0.1.10", "sentencepiece==0.2.3",
+    ),
     "circuits": ("circuit-tracer==0.5.0",),
 }  # fmt: skip
 

@@ -13,6 +13,7 @@ from lrp_fx.results.context import Tokens
 from lrp_fx.results.document import count, text, texts
 from lrp_fx.results.merging import Grouping, Joined
 from lrp_fx.results.result import Result
+from lrp_fx.results.to_inseq import to_inseq
 from lrp_fx.results.words import By
 
 _NO_LEDGER = "several targets at once have no ledger: use explain(target=...) with one target"
@@ -161,6 +162,17 @@ class Generation(Several):
         return replace(
             whole._merged(groupings), sequences=self.sequences.new_full((len(self), both.width), -1), start=prompt.width
         )
+
+    def to_inseq(self) -> Any:
+        """A ``FeatureAttributionOutput`` of inseq: ``.show()``, ``.save(path)``, its aggregations and comparisons.
+
+        Explained values are its step score "target".
+
+        Raises:
+            InputError: where several inputs have tokens besides those that were generated.
+            MissingExtraError: when inseq is not installed.
+        """
+        return to_inseq(self)
 
     def start_of(self, name: str) -> int | None:
         """Index of the first generated token in an input; None without one."""

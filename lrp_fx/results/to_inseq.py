@@ -1,0 +1,58 @@
+"""Generated texts as results of inseq, for its tables, aggregations and files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp_fx.errors import InputError
+from lrp_fx.extras import require
+from lrp_fx.results.context import Tokens
+from lrp_fx.version import VERSION
+
+
+def to_inseq(generation: Any) -> Any:
+    """A ``FeatureAttributionOutput`` of inseq, of a :class:`lrp_fx.Generation`, a method of which it is."""
+    data: Any = require("inseq.data", "inseq")
+    typing: Any = require("inseq.utils.typing", "inseq")
+    name, end = generation.generated, generation.start + generation.count
+    sources = [n for n in generation.token_inputs if n != name]
+    if len(sources) > 1:
+        raise InputError(f"inseq has one source text, and there are several: {', '.join(sources)}")
+
+    def spelled(tokens: Tokens, ids: Tensor) -> list[Any]:
+        texts = zip(tokens.texts, ids.tolist(), tokens.padding, strict=True)
+        return [typing.TokenWithId(text, number) for text, number, padding in texts if not padding]
+
+    sequences = []
+    for sample in range(len(generation)):
+        target_tokens = generation.tokens(name)[sample].part(slice(0, end))
+        kept = [i for i in range(end) if not target_tokens.padding[i]]
+        start = sum(i < generation.start for i in kept)
+        columns = [i - generation.start for i in kept if i >= generation.start]
+        target = spelled(target_tokens, generation.sequences[sample])
+        scores = generation.relevance[name][sample][columns][:, kept].T.float().cpu()
+        later = torch.arange(len(kept))[:, None] >= torch.arange(start, len(kept))[None]
+        scores = scores.masked_fill(later, torch.nan)
+        source, of_source = target[:start], None
+        if sources:
+            tokens, ids = generation.tokens(sources[0])[sample], generation.inputs[sources[0]][sample]
+            shown = [i for i, padding in enumerate(tokens.padding) if not padding]
+            source = spelled(tokens, ids)
+            of_source = generation.relevance[sources[0]][sample][columns][:, shown].T.float().cpu()
+        sequences.append(
+            data.CoarseFeatureAttributionSequenceOutput(
+                source=source, target=target, source_attributions=of_source, target_attributions=scores,
+                step_scores={"target": generation.target[sample, columns].float().cpu()},
+                attr_pos_start=start, attr_pos_end=len(target),
+            )
+        )  # fmt: skip
+    texts = [["".join(t.token for t in part) for part in (s.source, s.target)] for s in sequences]
+    info = {
+        "attribution_method": f"lrp_fx {generation.ruleset}", "lrp_fx": VERSION, "attribute_target": True,
+        "input_texts": [source for source, _ in texts], "generated_texts": [target for _, target in texts],
+        "attr_pos_start": generation.start, "attr_pos_end": end, "step_scores": ["target"],
+    }  # fmt: skip
+    return data.FeatureAttributionOutput(sequence_attributions=sequences, info=info)
