@@ -27,6 +27,7 @@ from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, pr
 from lrp_fx.capture.equivalence import covers
 from lrp_fx.capture.model_state import switches
 from lrp_fx.capture.passes.decompose import decompose
+from lrp_fx.capture.passes.show_steps import show_steps
 from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import CaptureError, LrpError, RecaptureWarning
 from lrp_fx.explain.check import WHEN
@@ -251,6 +252,7 @@ class CaptureCache:
     def _entry(self, captured: Captured, example: Call, state: ModelState, reason: str) -> Entry:
         for place in example.numbers:
             captured.placeholders[place].meta["number"] = True  # a float parameter is no source of relevance
+        show_steps(captured.graph_module)
         decompose(captured.graph_module, self.ops)
         check_stage("capture", Stage(captured.graph_module, self.ops))
         facts = analyse_detached(captured.graph_module, self.ops, self.options.detach)

@@ -25,6 +25,7 @@ from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.dimensions import example_size
 from lrp_fx.graph.exact_value import exact_value
 from lrp_fx.graph.location import locate
+from lrp_fx.graph.loop import with_steps
 from lrp_fx.graph.values import Values, tensors_in
 from lrp_fx.operators.schema import is_mutating
 from lrp_fx.operators.table import OpTable
@@ -150,7 +151,7 @@ def every_factor_is_a_number_of_a_live_operand(stage: Stage) -> Broken:
 
 def every_decision_is_in_the_graph(stage: Stage) -> Broken:
     """Nodes with relevance are reached from the output, so none of them is dead code."""
-    there = set(stage.nodes)
+    there = set(with_steps(stage.graph_module.graph))
     for node in stage.plan.decisions:
         if stage.rewritten.results[node] not in there:
             yield node, "its replacement is not in the rewritten graph"

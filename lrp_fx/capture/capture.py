@@ -79,7 +79,7 @@ def capture(
     start = time.perf_counter()
     model = without_hooks(model)
     if route == "trace":
-        return _by_trace(model, call, args, kwargs, start)
+        return _by_trace(model, call, args, kwargs, start, dynamic)
     programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing)
     refusal = ""
     others: tuple[tuple[Captured, Call], ...] = ()
@@ -92,14 +92,14 @@ def capture(
             refusal = type_and_line(error)
             if route == "export":
                 raise _refused(model, refusal) from error
-            return _by_trace(model, call, args, kwargs, start, refusal)
+            return _by_trace(model, call, args, kwargs, start, dynamic, refusal)
         if program is None:
             break
         if holds_vmap(program.graph_module):
-            return _by_trace(model, call, args, kwargs, start, "the graph opens levels of vmap")
+            return _by_trace(model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap")
         graph_module, spec = plain(program), program.call_spec
         if holds_control(graph_module):
-            recording = _recorded(model, _unrolled(graph_module), call)
+            recording = _recorded(model, _unrolled(graph_module), call, dynamic)
             return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
         graph_module = _finished(graph_module)
         if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other random numbers
@@ -121,7 +121,7 @@ def capture(
             refusal = f"the exported graph does not run: {type(error).__name__}"
     if route == "export":
         raise _refused(model, refusal)
-    return _by_trace(model, call, args, kwargs, start, refusal)
+    return _by_trace(model, call, args, kwargs, start, dynamic, refusal)
 
 
 def _unrolled(graph_module: fx.GraphModule) -> Any:
@@ -147,7 +147,9 @@ def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:
     )
 
 
-def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start: float, refusal: str = "") -> Captured:
+def _by_trace(
+    model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start: float, dynamic: bool, refusal: str = ""
+) -> Captured:
     in_spec = pytree.tree_structure((args, kwargs))
 
     def run(*leaves: Any) -> Any:
@@ -155,7 +157,7 @@ def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start:
         return model(*positional, **keyword)
 
     try:
-        recording = _recorded(model, run, call)
+        recording = _recorded(model, run, call, dynamic)
     except CaptureError:
         raise
     except Exception as error:
@@ -168,9 +170,9 @@ def _by_trace(model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start:
     return _captured(recording, call, in_spec, recording.out_spec, start, refusal)
 
 
-def _recorded(model: torch.nn.Module, run: Any, call: Call) -> Recording:
+def _recorded(model: torch.nn.Module, run: Any, call: Call, dynamic: bool) -> Recording:
     with traceable(model, experts=None):
-        return record(model, run, call.leaves, lambda: written_out(model))
+        return record(model, run, call.leaves, lambda: written_out(model, dynamic))
 
 
 def _captured(

@@ -65,7 +65,7 @@ def exports(
                 torch.inference_mode(False),  # the caller's; inference mode inside of the model is noted
                 traceable(model),
                 torch.enable_grad(),
-                written_out(model),
+                written_out(model, dynamic),
                 InferenceMode(),
                 noting_calls(model),
             ):

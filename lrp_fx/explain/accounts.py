@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -14,108 +14,14 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.errors import NumericalError, first_line
+from lrp_fx.explain.account import Account, LayerRun, safe_dot
+from lrp_fx.explain.step_accounts import StepAccount, of_all_steps
 from lrp_fx.explain.sweep import cotangents
 from lrp_fx.graph.location import locate
-from lrp_fx.graph.operands import Slot
+from lrp_fx.graph.loop import Body, Loop
 from lrp_fx.rewrite import OWNER, Rewritten
 from lrp_fx.rewrite.layer_runs import RUN
-from lrp_fx.rules.functions import favour_sign, identity_rule, nonzero, share_relevance, source
-
-
-class LayerRun(NamedTuple):
-    """One evaluated run of a layer (``rules.layer_rules``).
-
-    Attributes:
-        node: the run, a node of the rewritten graph.
-        args: its evaluated arguments.
-        kwargs: its evaluated keyword arguments.
-        share: index of the relevance share that it passes on.
-        sign: 1, or -1 for a run whose output is subtracted.
-        input: the argument that has the layer's input.
-    """
-
-    node: Node
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    share: int
-    sign: int
-    input: Slot
-
-
-@dataclass
-class Account:
-    """Record of one captured node during a sweep.
-
-    Attributes:
-        node: the captured node.
-        arguments: evaluated (args, kwargs) of its operator.
-        post: evaluated args of the identity rule, or of the sign rule, after it, if any.
-        shares: evaluated args of the rules that divide relevance among runs of a layer.
-        runs: the runs of a layer.
-        outputs: its floating output tensors, each with its cotangent.
-        positions: indices of these among the operator's outputs.
-        passed: relevance that its rule passed to its operands.
-        breaks: whether its rule passed on a cotangent that is not finite.
-        feeds_zeros: whether zeros can have relevance (rules that use weights alone).
-    """
-
-    node: Node
-    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    post: tuple[Any, ...] = ()
-    shares: list[tuple[Any, ...]] = field(default_factory=list)
-    runs: list[LayerRun] = field(default_factory=list)
-    outputs: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    passed: float = 0.0
-    breaks: bool = False
-    feeds_zeros: bool = False
-
-    def arrive(self, output: Tensor, position: int, cotangent: Tensor | None) -> None:
-        """Record the total cotangent of one output; None where it has none."""
-        if cotangent is not None:
-            self.outputs.append((output, cotangent.detach()))
-            self.positions.append(position)
-
-    def receive(self, operand: Tensor, cotangent: Tensor | None) -> None:
-        """Record the cotangent that the rule passed to one operand."""
-        if cotangent is not None:
-            self.passed += safe_dot(self.seen(operand.detach()), cotangent)
-            self.breaks |= not _finite_where_it_counts(operand, cotangent)
-
-    def seen(self, value: Tensor) -> Tensor:
-        """``value`` as it enters relevance: zeros are replaced where they can have relevance."""
-        return nonzero(value) if self.feeds_zeros else value
-
-    @property
-    def arrived(self) -> float:
-        """Relevance that arrived: sum of output times cotangent."""
-        return sum(safe_dot(self.seen(y), g) for y, g in self.outputs)
-
-    @property
-    def magnitude(self) -> float:
-        """Sum of absolute relevance that arrived: the scale for defects."""
-        return sum(float(torch.nan_to_num(y * g).abs().sum()) for y, g in self.outputs)
-
-    @property
-    def finite(self) -> bool:
-        """Whether every cotangent that arrived is finite."""
-        return all(_finite_where_it_counts(y, g) for y, g in self.outputs)
-
-
-def _finite_where_it_counts(value: Tensor, cotangent: Tensor) -> bool:
-    """Whether a cotangent is finite, except where the value is infinite (a mask): there it goes no further."""
-    return bool((cotangent.isfinite() | value.detach().isinf()).all())
-
-
-def safe_dot(value: Tensor, cotangent: Tensor) -> float:
-    """Sum of value * cotangent in double precision; a mask of -inf never contributes.
-
-    Its cotangent is 0, or NaN where a whole row is masked and the model replaces the result.
-    """
-    if value.is_complex():  # autograd's inner product of complex tensors is that of their real views
-        return safe_dot(torch.view_as_real(value), torch.view_as_real(cotangent))
-    product = value.double() * cotangent.double()
-    return float(torch.where((cotangent == 0) | (value.isinf() & cotangent.isnan()), 0.0, product).sum())
+from lrp_fx.rules.functions import favour_sign, identity_rule, share_relevance, source
 
 
 class Accountant(fx.Interpreter):
@@ -123,17 +29,22 @@ class Accountant(fx.Interpreter):
 
     Each node reads its operands through aliases of its own: the cotangent of an alias comes from this node alone, not
     from the operand's other users.
+
+    Args:
+        rewritten: the rewritten graph.
+        graph_module: the graph of a step of a loop in it; None for the whole.
     """
 
-    def __init__(self, rewritten: Rewritten) -> None:
-        super().__init__(rewritten.graph_module)
+    def __init__(self, rewritten: Rewritten, graph_module: fx.GraphModule | None = None) -> None:
+        super().__init__(graph_module or rewritten.graph_module)
         self.rewritten = rewritten
         self.accounts: dict[Node, Account] = {}
+        self.steps: dict[Node, list[StepAccount]] = {}
         self.sources: dict[Node, Tensor] = {}
         self.nonfinite: dict[Node, str] = {}
         self.lost: list[Node] = []
         self.last: Node | None = None
-        self._captured = {copy: node for node, copy in rewritten.copies.items()}
+        self._captured = {copy: node for node, copy in reversed(rewritten.copies.items())}  # the first of alike steps
         self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.sources}
         self._feeds_zeros = rewritten.plan.feeds_zeros
         self._aliases: dict[tuple[Node, Node], Any] = {}
@@ -141,7 +52,10 @@ class Accountant(fx.Interpreter):
     def run_node(self, n: Node) -> Any:
         """Evaluate one node, through aliases if it belongs to an account."""
         owner = n.meta.get(OWNER)
-        result = super().run_node(n) if owner is None else self._run_owned(n, owner)
+        if isinstance(n.target, Loop):
+            result = self._run_loop(n.target, *fx.map_arg(n.args, self.env.__getitem__))
+        else:
+            result = super().run_node(n) if owner is None else self._run_owned(n, owner)
         if n in self._source_of:
             result = source(result)
             self.sources[self._source_of[n]] = result
@@ -149,8 +63,18 @@ class Accountant(fx.Interpreter):
             self.nonfinite[self._captured[n]] = kind
         return result
 
+    def _run_loop(self, loop: Loop, *operands: Any) -> Any:
+        """Run the steps of a loop, each with accounts of its own."""
+        runs = {body: _StepAccountant(self, body) for body in loop.bodies}
+        return loop.run(lambda body, _, inputs: runs[body].step(inputs), *operands)
+
+    def _account(self, owner: Node) -> Account:
+        return Account(owner, feeds_zeros=self._feeds_zeros)
+
     def _run_owned(self, n: Node, owner: Node) -> Any:
-        account = self.accounts.setdefault(owner, Account(owner, feeds_zeros=self._feeds_zeros))
+        account = self.accounts.get(owner)
+        if account is None:
+            account = self.accounts[owner] = self._account(owner)
 
         def fetch(operand: Node) -> Any:
             val = self.env[operand]
@@ -175,6 +99,7 @@ class Accountant(fx.Interpreter):
         signals = [(position, leaf) for position, leaf in enumerate(outputs) if _is_signal(leaf)]
         live = [(position, leaf) for position, leaf in signals if leaf.requires_grad]
         for position, leaf in live:
+            account.watch(leaf.detach(), position)
             leaf.register_hook(functools.partial(account.arrive, leaf.detach(), position))
             leaf.register_hook(functools.partial(self._reached, account.node))
         if signals and not live and self._expects(account.node):
@@ -204,6 +129,36 @@ class Accountant(fx.Interpreter):
 
             self._aliases[key] = type(val)(map(alias, val)) if isinstance(val, (tuple, list)) else alias(val)
         return self._aliases[key]
+
+
+class _StepAccountant(Accountant):
+    """Runs a step of a loop; what is seen at its nodes is kept for the account of all steps."""
+
+    def __init__(self, around: Accountant, body: Body) -> None:
+        super().__init__(around.rewritten, body.graph_module)
+        self.around = around
+        self.steps, self.nonfinite, self.lost = around.steps, around.nonfinite, around.lost
+
+    def step(self, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """Run one step."""
+        self.accounts, self._aliases = {}, {}
+        state: tuple[Tensor, ...] = self.run(*inputs)
+        for owner, account in self.accounts.items():
+            self.steps.setdefault(owner, []).append(account)  # type: ignore[arg-type]
+            self.around.accounts.setdefault(owner, account)  # its place in the order
+        return state
+
+    def _account(self, owner: Node) -> Account:
+        return StepAccount(owner, feeds_zeros=self._feeds_zeros)
+
+    def _reached(self, node: Node, _: Tensor) -> None:
+        self.around.last = node
+
+    def _expects(self, owner: Node) -> bool:
+        decision = self.rewritten.plan.decisions[owner]
+        given = [value for (node, _), value in self._aliases.items() if node is owner]
+        receives = any(decision.factors.get(slot, 1.0) != 0 for slot in decision.live)
+        return receives and any(_is_signal(leaf) and leaf.requires_grad for leaf in pytree.tree_leaves(given))
 
 
 def _is_signal(leaf: Any) -> bool:
@@ -272,7 +227,8 @@ def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any
         defect = 0.0  # the rounding error of a linear target
     flat = [o.detach() if isinstance(o, Tensor) else o for o in flat]
     lost = tuple(accountant.lost)
-    return Sweep(accountant.accounts, sources, flat, target.detach(), defect, accountant.nonfinite, lost)
+    accounts = accountant.accounts | {owner: of_all_steps(steps) for owner, steps in accountant.steps.items()}
+    return Sweep(accounts, sources, flat, target.detach(), defect, accountant.nonfinite, lost)
 
 
 def _cotangents(accountant: Accountant, target: Tensor, sources: list[Tensor]) -> list[Tensor | None]:

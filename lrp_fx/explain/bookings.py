@@ -16,7 +16,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis.products import degree, is_denominator
-from lrp_fx.explain.accounts import Account, LayerRun, safe_dot
+from lrp_fx.explain.account import Account, LayerRun, safe_dot
 from lrp_fx.explain.rerun import call, gradients, natural, plain, positional, value_of
 from lrp_fx.graph.operands import Slot, addends, adds_a_number, all_slots, declared, is_float
 from lrp_fx.operators.table import OpSpec, bind

@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from lrp_fx.capture import Captured
 from lrp_fx.errors import NumericalError, TargetError
-from lrp_fx.explain.accounts import Account, Sweep, kind_of
+from lrp_fx.explain.account import Account
+from lrp_fx.explain.accounts import Sweep, kind_of
 from lrp_fx.explain.ledger import all_absorbed, make_ledger
 from lrp_fx.explain.sweep import UNREACHED
 from lrp_fx.graph.attribute_paths import attribute

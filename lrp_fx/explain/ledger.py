@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from lrp_fx.explain.accounts import Account, Sweep, safe_dot
+from lrp_fx.explain.account import Account, safe_dot
+from lrp_fx.explain.accounts import Sweep
 from lrp_fx.explain.bookings import book
 from lrp_fx.graph.location import module_path
 from lrp_fx.plan import Plan

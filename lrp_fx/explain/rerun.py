@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from lrp_fx.explain.accounts import Account, safe_dot
+from lrp_fx.explain.account import Account, safe_dot
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import bind
 from lrp_fx.rules.derivatives import differentiable

@@ -10,11 +10,11 @@ from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
 from lrp_fx.graph.attribute_paths import attribute
-from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.operands import all_slots, is_float
 from lrp_fx.operators.table import bind, set_arg
 from lrp_fx.plan import Plan
 from lrp_fx.rewrite.emit import emit
+from lrp_fx.rewrite.roll import Layout
 from lrp_fx.rewrite.site import OWNER, Site, insert_after
 from lrp_fx.rules.derivatives import own_derivatives
 from lrp_fx.rules.functions import own_rule
@@ -44,19 +44,21 @@ class Rewritten:
 
 def rewrite(captured: Captured, plan: Plan) -> Rewritten:
     """Carry out ``plan`` on a copy of the captured graph. Parameters are detached and stay shared with the model."""
-    graph, copies = copy_graph(captured.graph_module.graph)
+    layout = Layout(captured.graph_module.graph)
+    graph, copies = layout.graph, layout.copies
     results = dict(copies)
     for old in captured.graph_module.graph.nodes:
         node = copies.get(old)
-        if node is None:
+        if node is None or old in layout.fixed:
             continue
         if old.op == "get_attr" and isinstance(attribute(captured.graph_module, old), torch.nn.Parameter):
             results[old] = insert_after(graph, node, _detach)
         elif old in plan.decisions:
             node.meta[OWNER] = old
-            results[old] = _carry_out(Site(graph, plan, copies, old, node))
+            results[old] = _carry_out(Site(node.graph, plan, layout.around(old), old, node))
         elif (old in plan.stopped or _touches(plan, old)) and _is_float_tensor(old):
-            results[old] = insert_after(graph, node, _detach)
+            results[old] = insert_after(node.graph, node, _detach)
+    layout.finish(plan, results)
     graph.eliminate_dead_code()
     own_derivatives(graph)
     graph.lint()

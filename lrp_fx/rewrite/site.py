@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ class Site:
 
     graph: Graph
     plan: Plan
-    copies: dict[Node, Node]
+    copies: Mapping[Node, Node]
     captured: Node
     node: Node
 

@@ -28,11 +28,12 @@ from lrp_fx.capture.passes.spellings import SPELLINGS
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import splice
 from lrp_fx.graph.reach import from_inputs
+from lrp_fx.graph.steps import STEP
 from lrp_fx.operators.schema import has_tag
 from lrp_fx.operators.table import OpTable
 
 _DEPTH = 8  #: of composites within composites
-_KEPT = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
+_KEPT = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", STEP)
 
 
 def decompose(graph_module: fx.GraphModule, ops: OpTable) -> None:
@@ -121,6 +122,7 @@ def _traced(graph_module: fx.GraphModule, node: Node, function: Callable[..., An
         return function(*args, **kwargs)
 
     with torch.no_grad(), mode or nullcontext():
+        values = [v.detach() if isinstance(v, Tensor) else v for v in values]  # nodes that were read may share a value
         traced = make_fx(run, pre_dispatch=True)(*values)
     drop_assertions(traced.graph)
     drop_inert(traced.graph)

@@ -1,0 +1,279 @@
+"""Steps that are written out in a captured graph, as one loop in the rewritten one.
+
+The graph is copied with every written-out step in a graph of its own, in which its rules are carried out like those of
+any other node. Steps that came out alike are then one: the loop runs the graph of a middle step as often as the input
+says, between first and last steps that have their own. That those in the middle are alike is looked at, not assumed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+from torch.fx import Graph, Node
+
+from lrp_fx.errors import CaptureError
+from lrp_fx.graph.location import locate
+from lrp_fx.graph.loop import Body, Loop
+from lrp_fx.graph.steps import STEP, Step, shown, step_of
+from lrp_fx.operators.table import bind
+from lrp_fx.plan import Plan
+from lrp_fx.rewrite.layer_runs import RUN
+from lrp_fx.rewrite.site import OWNER
+from lrp_fx.rules.derivatives import own_derivatives
+
+
+@dataclass
+class StepGraph:
+    """One step.
+
+    Attributes:
+        nodes: captured nodes of the step, and those that it reads, to their copies in its graph.
+        graph: its graph.
+        own: captured nodes of the step, in order.
+        state: those that are the next state, by their places in it.
+        outside: captured nodes that it reads, besides its row and the state, in order.
+    """
+
+    nodes: dict[Node, Node]
+    graph: Graph
+    own: list[Node] = field(default_factory=list)
+    state: dict[int, Node] = field(default_factory=dict)
+    outside: list[Node] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, row: Node, state: Sequence[Node]) -> StepGraph:
+        """The graph of a step, still empty, that reads these captured nodes."""
+        step = cls({}, Graph(), [row])
+        for node in (row, *state):
+            step.reads(node)
+        return step
+
+    def reads(self, node: Node) -> Node:
+        """An input of the step for a captured node (one that is two tensors of the state has two, and reads one)."""
+        inputs = self.graph.find_nodes(op="placeholder")
+        with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
+            copy = self.graph.placeholder(node.name)
+        copy.meta = {k: v for k, v in node.meta.items() if k == "val"}
+        return self.nodes.setdefault(node, copy)
+
+    def operand(self, node: Node) -> Node:
+        """The copy of an operand."""
+        if node not in self.nodes:
+            self.outside.append(node)
+            self.reads(node)
+        return self.nodes[node]
+
+    def add(self, node: Node, carried: Sequence[int]) -> Node:
+        """A copy of a captured node, with the places that it has in the next state."""
+        self.nodes[node] = self.graph.node_copy(node, self.operand)
+        self.own.append(node)
+        self.state |= dict.fromkeys(carried, node)
+        return self.nodes[node]
+
+    @property
+    def next_state(self) -> list[Node]:
+        """Captured nodes of the next state."""
+        return [self.state[place] for place in sorted(self.state)]
+
+
+@dataclass
+class Recurrence:
+    """A recurrence of a captured graph.
+
+    Attributes:
+        node: the captured operator.
+        steps: the steps that are written out.
+        loop: the call that stands for it in the copy, once all steps are there.
+    """
+
+    node: Node
+    steps: list[StepGraph] = field(default_factory=list)
+    loop: Node | None = None
+
+    @property
+    def first_state(self) -> list[Node]:
+        """The captured state before the first step."""
+        return list(bind(self.node)["state"])
+
+
+class Layout:
+    """A copy of a captured graph with every recurrence a loop.
+
+    Attributes:
+        graph: the copy.
+        copies: captured node -> its copy, there or in the graph of a step.
+        fixed: captured nodes that only say where a loop begins and ends: no rule is carried out at them.
+    """
+
+    def __init__(self, captured: Graph) -> None:
+        self.graph = Graph()
+        self.copies: dict[Node, Node] = {}
+        self.fixed: set[Node] = set()
+        results: list[Any] = captured.find_nodes(op="call_function", target=shown)
+        self._recurrences = {node.meta[STEP].operator: Recurrence(node.args[0].args[0]) for node in results}
+        operators = [recurrence.node for recurrence in self._recurrences.values()]
+        hidden = {*operators, *(item for node in operators for item in node.users)}
+        for node in captured.nodes:
+            step: Step | None = node.meta.get(STEP)
+            if node in hidden:
+                continue
+            if step is None or node.op == "get_attr":
+                self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
+            elif step.operator in self._recurrences:  # else nobody reads what it computes
+                recurrence = self._recurrences[step.operator]
+                ends = node.target is shown
+                self.copies[node] = self._end(recurrence, step) if ends else _step(recurrence, node, step)
+                self.fixed |= {node} if node.target in (shown, step_of) else set()
+                self.copies[node].meta |= {"val": node.meta["val"]}
+        self.graph._codegen = captured._codegen
+
+    def around(self, node: Node) -> Mapping[Node, Node]:
+        """Captured node -> its copy, in the graph that holds the copy of ``node``."""
+        step: Step | None = node.meta.get(STEP)
+        inside = step is not None and step.number >= 0 and node.op != "get_attr"
+        return self._recurrences[step.operator].steps[step.number].nodes if inside else self.copies  # type: ignore[union-attr]
+
+    def _end(self, recurrence: Recurrence, step: Step) -> Node:
+        """What a recurrence computed, as a result of its loop."""
+        if recurrence.loop is None:
+            bound = bind(recurrence.node)
+            operands = [bound["x"], bound["sizes"], *recurrence.first_state]
+            for one in recurrence.steps:
+                one.graph.output(tuple(one.nodes[n] for n in one.next_state))
+                operands += one.outside
+            copies = [n if n is None else self.copies[n] for n in operands]
+            recurrence.loop = self.graph.call_function(Loop, tuple(copies))
+            recurrence.loop.meta = {k: v for k, v in recurrence.node.meta.items() if k != STEP}
+        return self.graph.call_function(operator.getitem, (recurrence.loop, step.carried[0]))
+
+    def finish(self, plan: Plan, results: dict[Node, Node]) -> None:
+        """Make loops of the steps, once rules are carried out; ``results`` of steps that are alike become one.
+
+        Raises:
+            CaptureError: where rules differ from step to step.
+        """
+        for recurrence in self._recurrences.values():
+            if recurrence.loop is not None:
+                self._finish(recurrence, plan, results)
+
+    def _finish(self, recurrence: Recurrence, plan: Plan, results: dict[Node, Node]) -> None:
+        steps, loop = recurrence.steps, recurrence.loop
+        assert loop is not None
+        for step in steps:
+            step.graph.eliminate_dead_code()
+        start, end = _alike(steps, plan)
+        if end - start < 2:
+            raise CaptureError(
+                f"under the rules {plan.ruleset.name!r} the steps of a recurrence differ from one another: "
+                f"{locate(recurrence.node)}.\nRemedy: convert(..., dynamic=False) writes out every step."
+            )
+        for step in steps[start + 1 : end]:
+            for node, twin in zip(step.own, steps[start].own, strict=True):
+                self.copies[node], results[node] = self.copies[twin], results[twin]
+        states = len(recurrence.first_state)
+        arguments: list[Any] = list(loop.args)
+        first, constants = arguments[: 2 + states], arguments[2 + states :]
+        places = [sum(len(s.outside) for s in steps[:i]) for i in range(len(steps))]
+        read: list[Node] = []
+        bodies: dict[int, Body] = {}
+        for index in (*range(start + 1), *range(end, len(steps))):
+            step, begin = steps[index], len(read)
+            reads = constants[places[index] : places[index] + len(step.outside)]
+            read += [*reads, *_hoisted(step, plan, dict(zip(step.outside, reads, strict=True)), loop)]
+            bodies[index] = Body(_body(step.graph), slice(begin, len(read)))
+        front, back = (tuple(bodies[i] for i in bodies if i < start), tuple(bodies[i] for i in bodies if i >= end))
+        loop.target = Loop(front, bodies[start], back, states, bool(bind(recurrence.node)["backwards"]))
+        loop.args = (*first, *read)
+
+
+def _step(recurrence: Recurrence, node: Node, step: Step) -> Node:
+    """A node of a step, in the graph of that step."""
+    if node.target is step_of:
+        state = recurrence.steps[-1].next_state if recurrence.steps else recurrence.first_state
+        recurrence.steps.append(StepGraph.of(node, state))
+        return recurrence.steps[-1].nodes[node]
+    return recurrence.steps[step.number].add(node, step.carried)
+
+
+def _body(graph: Graph) -> fx.GraphModule:
+    own_derivatives(graph)
+    graph.lint()
+    return fx.GraphModule(nn.Module(), graph, class_name="Step")
+
+
+def _hoisted(step: StepGraph, plan: Plan, around: Mapping[Node, Node], loop: Node) -> list[Node]:
+    """Compute in front of the loop what is the same in every step, as it reads what is, and carries no relevance.
+
+    Returns:
+        What the step reads of it, in the order of the inputs that it has got for that.
+    """
+    outside = {step.nodes[n]: copy for n, copy in around.items() if n not in plan.differentiable}
+    graph = step.graph
+    for node in list(graph.nodes):
+        operands = node.all_input_nodes
+        if node.op == "call_function" and operands and outside.keys() >= {*operands} and RUN not in node.meta:
+            with loop.graph.inserting_before(loop):
+                outside[node] = loop.graph.node_copy(node, outside.__getitem__)
+            outside[node].meta = {k: v for k, v in node.meta.items() if k != OWNER}
+    hoisted = [node for node in outside if node.op == "call_function"]
+    read = [node for node in hoisted if any(user not in outside for user in node.users)]
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in read:
+        with graph.inserting_after(inputs[-1]):
+            inputs.append(graph.placeholder(f"{node.name}_before"))
+        inputs[-1].meta = {k: v for k, v in node.meta.items() if k == "val"}
+        node.replace_all_uses_with(inputs[-1])
+    for node in reversed(hoisted):
+        graph.erase_node(node)
+    return [outside[node] for node in read]
+
+
+def _alike(steps: Sequence[StepGraph], plan: Plan) -> tuple[int, int]:
+    """The stretch of steps around the middle that are alike: (first, past the last)."""
+    start = len(steps) // 2
+    end = start + 1
+    while start and _same(steps[start - 1], steps[start], plan):
+        start -= 1
+    while end < len(steps) and _same(steps[end - 1], steps[end], plan):
+        end += 1
+    return start, end
+
+
+def _same(one: StepGraph, other: StepGraph, plan: Plan) -> bool:
+    """Whether two steps compute, hand back and book the same."""
+    nodes, twins = list(one.graph.nodes), list(other.graph.nodes)
+    if len(nodes) != len(twins) or one.outside != other.outside:
+        return False
+    places = {node: i for graph in (nodes, twins) for i, node in enumerate(graph)}
+    written = [[_written(node, places) for node in graph] for graph in (nodes, twins)]
+    decided = [[_decided(plan, node) for node in step.own] for step in (one, other)]
+    return written[0] == written[1] and decided[0] == decided[1]
+
+
+def _written(node: Node, places: Mapping[Node, int]) -> tuple[Any, ...]:
+    arguments = fx.map_arg((node.args, dict(node.kwargs)), lambda n: ("node", places[n]))
+    target = "" if node.op == "placeholder" else node.target
+    return (node.op, target, arguments, node.meta.get(RUN))
+
+
+def _decided(plan: Plan, node: Node) -> tuple[Any, ...]:
+    """What the ledger reads of a decision, whatever the names of nodes."""
+    carrying = tuple(plan.facts.operands.get(node, ()))
+    decision = plan.decisions.get(node)
+    if decision is None:
+        return (carrying, plan.stopped.get(node))
+    shifts = [(t.weighs, t.leaf.slot, t.leaf.shift) for t in decision.terms]
+    terms = [
+        (weighs, slot) if s is None else (weighs, slot, s.signal, s.weight, s.constant_weight, str(type(s.constant)))
+        for weighs, slot, s in shifts
+    ]
+    layer = plan.facts.layers.get(node)
+    return (
+        carrying, decision.role, decision.rule, tuple(decision.live), decision.factors, decision.softmax_share, terms,
+        layer,
+    )  # fmt: skip
