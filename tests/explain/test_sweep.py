@@ -13,7 +13,7 @@ from lrp_fx.rules.functions import relevance_of
 #: what differentiates an operator, a formula or a linear map by itself, or the model for another method
 DERIVATIVES = {
     "analysis.advice", "concepts.dictionary", "explain.rerun", "explain.tokens", "lowering.targets.batched_attention",
-    "rules.slopes", "capture.passes.unpack_quantized",
+    "rules.slopes", "capture.passes.unpack_quantized", "capture.recurrence",
 }  # fmt: skip
 
 
@@ -85,5 +85,5 @@ def test_no_other_module_sweeps():
     differentiating = {name for name in FILES if "torch.autograd.grad" in called(name)}
     assert differentiating - DERIVATIVES == {"explain.sweep"}
     assert {name for name in FILES if "nonzero" in called(name)} <= {
-        "rules.functions", "explain.accounts", "explain.ledger"
+        "rules.functions", "explain.account", "explain.ledger"
     }  # fmt: skip
