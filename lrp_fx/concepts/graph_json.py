@@ -1,8 +1,7 @@
 """Circuits in the file format of circuit-tracer and Neuronpedia, for their viewers.
 
-Inputs are split by token. What a node absorbs (biases, softmax, stabilisers between it and the nodes before it) is a
-node of its own, of the type "bias": so the links into every node sum to its relevance, and tokens and biases together
-to the target.
+Inputs are split by token. Relevance absorbed on the way into a node (by biases, softmax, stabilisers) becomes a node of
+type "bias". Thus the links into each node sum to its relevance, and tokens and biases together sum to the target.
 """
 
 from __future__ import annotations
@@ -40,23 +39,24 @@ def to_graph_json(
 ) -> dict[str, Any]:
     """A graph of :func:`lrp_fx.concepts.relevance_flow` as circuit-tracer and Neuronpedia read it.
 
-    Latents stand at the last token, in a layer for each step of the longest path that leads to them; their labels are
-    their names. ``influence`` is a node's share of the explained value by magnitude, ``activation`` its relevance.
+    Latents are placed at the last token; a latent's layer is the length of the longest path to it, its label its name.
+    ``activation`` is a node's relevance, ``influence`` the magnitude of the relevance over that of the explained value.
 
     Args:
-        graph: of one sample, made with ``detail="position"``; pruned or not.
-        tokens: what each position of the inputs shows.
-        path: where to write it as JSON; None writes nothing.
+        graph: a graph of one sample with ``detail="position"``, pruned or not.
+        tokens: text of each position of the inputs.
+        path: the JSON file to write; None writes none.
         prompt: the text; None for the tokens joined.
         slug: name of the graph.
-        scan: name of the model; Neuronpedia takes it for the model's id.
-        answer: what is explained, for the label of the target.
+        scan: name of the model; Neuronpedia reads it as the model's id.
+        answer: label of the target.
 
     Returns:
         The document: ``metadata``, ``qParams``, ``nodes``, ``links``.
 
     Raises:
-        InputError: for a graph without positions, of several samples, or of other positions than ``tokens``.
+        InputError: for a graph without positions, of several samples, or with another number of positions than
+            ``tokens``.
         MissingExtraError: when networkx is not installed.
     """
     nodes, ids = _nodes(graph, tokens, answer)
@@ -87,7 +87,7 @@ def to_graph_json(
 
 
 def _nodes(graph: networkx.DiGraph, tokens: Sequence[str], answer: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """(nodes, the target's first; name -> id, of inputs what the ids of their tokens begin with)."""
+    """(nodes, the target first; name -> id). The id of an input is the prefix of its tokens' ids."""
     nx: Any = require("networkx", "concepts")
     columns = [[n for n in column if graph.nodes[n]["kind"] != "input"] for column in nx.topological_generations(graph)]
     columns = [column for column in columns if column]
@@ -130,13 +130,13 @@ def _link(source: str, target: str, weight: float) -> dict[str, Any]:
 
 
 def _by_token(name: str, flow: Tensor | None, count: int) -> list[float]:
-    """Relevance of an input, token by token.
+    """Relevance of an input per token.
 
     Raises:
-        InputError: where it is not known.
+        InputError: for a graph without positions, several samples, or another number of positions.
     """
     if flow is None:
-        raise InputError('the graph does not say which tokens have relevance: relevance_flow(..., detail="position")')
+        raise InputError('the graph has no relevance per token: build it with relevance_flow(..., detail="position")')
     if flow.dim() != 2 or flow.shape[0] != 1:
         raise InputError(f"{name!r} has relevance of shape {tuple(flow.shape)}: give a graph of one sample of tokens")
     if flow.shape[1] != count:

@@ -145,7 +145,7 @@ def _slope(case: Case) -> Amounts:
 
 
 def _centred(case: Case) -> Amounts:
-    """f(0) of y = f(x), which x does not move; where f(0) is no number, as under the slope f(x)/x."""
+    """The constant f(0) of y = f(x); if f(0) is unknown, infinite or 0, the loss of the slope f(x)/x near 0."""
     origin = None if case.spec.slope is not None else at_zero(case.account.node, case.spec)
     if origin is None or not has_offset(origin):
         yield from _slope(case)

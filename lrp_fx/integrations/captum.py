@@ -1,4 +1,4 @@
-"""captum's interface, on any model and under any rule set: ``LRP`` and ``LayerLRP`` take the place of captum's own."""
+"""captum's interface for any model and rule set: ``LRP`` and ``LayerLRP`` replace captum's classes of these names."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from lrp_fx.module import ExplainableModule
 from lrp_fx.results import Attribution
 
 attr: Any = require("captum.attr", "captum")
-log: Any = require("captum.log", "captum")  # captum's smoothing looks for what its decorator leaves on a method
+log: Any = require("captum.log", "captum")  # captum's smoothing looks for the attribute that its decorator sets
 
-#: one input or several, as captum takes and returns them
+#: one input, or a tuple of several, as in captum
 Tensors = Tensor | tuple[Tensor, ...]
 
 
 class LRP(attr.GradientAttribution):  # type: ignore[misc]
-    """Layer-wise relevance propagation with captum's calls: for NoiseTunnel, its metrics and its plots, too.
+    """Layer-wise relevance propagation with captum's methods; NoiseTunnel, captum's metrics and plots accept it.
 
-    Of inputs that are token ids relevance is (B, S), one number per token.
+    For token ids, relevance is (B, S): one number per token.
     """
 
     def __init__(self, model: nn.Module, rules: RuleSource = "default", **options: Any) -> None:
-        """Convert a model, or take a converted one.
+        """Convert a model unless it is converted.
 
         Args:
-            model: any module, or what :func:`lrp_fx.convert` made of one.
+            model: any module, or a result of :func:`lrp_fx.convert`.
             rules: the rule set.
             **options: of :func:`lrp_fx.convert`.
         """
@@ -48,7 +48,7 @@ class LRP(attr.GradientAttribution):  # type: ignore[misc]
         return True
 
     def has_convergence_delta(self) -> bool:
-        """Whether a delta can be returned."""
+        """Whether :meth:`attribute` can return a delta."""
         return True
 
     @log.log_usage()
@@ -64,22 +64,22 @@ class LRP(attr.GradientAttribution):  # type: ignore[misc]
 
         Args:
             inputs: the model's first positional arguments.
-            target: as in captum: an index, one per sample, a tuple of indices, or a list of tuples. None is the
+            target: as in captum: an index, one index per sample, a tuple of indices, or a list of tuples; None for the
                 model's own answer.
-            additional_forward_args: the arguments behind them, which get no relevance.
-            return_convergence_delta: also return (B,) what of the explained value is not with ``inputs``: biases,
-                softmax and all else that the ledger knows.
-            verbose: not used; captum's own has it.
+            additional_forward_args: further positional arguments, which get no relevance.
+            return_convergence_delta: also return the delta (B,): the explained value less the relevance of ``inputs``.
+                The ledger lists it by cause: biases, softmax, ...
+            verbose: ignored; captum's method has this argument.
 
         Returns:
-            A tensor or a tuple, as ``inputs``; with ``return_convergence_delta`` a pair of it and the delta.
+            A tensor or a tuple, as ``inputs``; with ``return_convergence_delta`` the pair (relevance, delta).
         """
         explained, relevance = self._explained(inputs, target, additional_forward_args)
         attributions = relevance if isinstance(inputs, tuple) else relevance[0]
         return (attributions, _delta(explained, relevance)) if return_convergence_delta else attributions
 
     def compute_convergence_delta(self, attributions: Tensors, output: Tensor) -> Tensor:  # type: ignore[override]
-        """(B,) the explained value less the sum of attributions."""
+        """The explained value less the sum of attributions, (B,)."""
         several = attributions if isinstance(attributions, tuple) else (attributions,)
         return output.flatten() - sum(a.flatten(1).sum(1) for a in several)
 
@@ -97,7 +97,7 @@ class LRP(attr.GradientAttribution):  # type: ignore[misc]
 
 
 class LayerLRP(LRP, attr.LayerAttribution):  # type: ignore[misc]
-    """Relevance of what modules inside of the model return, or are given, with captum's calls."""
+    """Relevance of outputs or inputs of modules inside the model, with captum's methods."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class LayerLRP(LRP, attr.LayerAttribution):  # type: ignore[misc]
         rules: RuleSource = "default",
         **options: Any,
     ) -> None:
-        """Convert a model, or take a converted one.
+        """Convert a model unless it is converted.
 
         Args:
             model: as in :class:`LRP`.
@@ -115,7 +115,7 @@ class LayerLRP(LRP, attr.LayerAttribution):  # type: ignore[misc]
             **options: of :func:`lrp_fx.convert`.
 
         Raises:
-            LatentError: for a module that is not in the model.
+            LatentError: for a module outside the model.
         """
         LRP.__init__(self, model, rules, **options)
         self.layer = layer
@@ -140,16 +140,16 @@ class LayerLRP(LRP, attr.LayerAttribution):  # type: ignore[misc]
         attribute_to_layer_input: bool = False,
         verbose: bool = False,
     ) -> Any:
-        """Relevance of the layer's output, in its shape; of its last call where it is called several times.
+        """Relevance of the layer's output, in its shape; if the layer is called several times, of the last call.
 
         Args:
             inputs: as in :meth:`LRP.attribute`.
             target: as in :meth:`LRP.attribute`.
             additional_forward_args: as in :meth:`LRP.attribute`.
-            return_convergence_delta: also return (B,) what of the explained value does not pass through the layer; a
-                list where there are several.
-            attribute_to_layer_input: relevance of what the layer is given.
-            verbose: not used.
+            return_convergence_delta: also return the delta (B,): the explained value less the relevance of the layer;
+                a list for several layers.
+            attribute_to_layer_input: explain the layer's input in place of its output.
+            verbose: ignored.
         """
         names = [f"{path}@input" if attribute_to_layer_input else path for path in self.paths]
         explained, _ = self._explained(inputs, target, additional_forward_args, names)
@@ -165,7 +165,7 @@ def _delta(explained: Attribution, relevance: tuple[Tensor, ...]) -> Tensor:
 
 
 def _target(target: Any) -> Target:
-    """captum's targets as ours: a list of tuples, one per sample, is the form that ours lack."""
+    """A target of captum as one of ours, which have no list of tuples (one per sample)."""
     if isinstance(target, Tensor) and target.numel() == 1:
         return int(target)
     if not isinstance(target, list):
@@ -176,7 +176,7 @@ def _target(target: Any) -> Target:
 
     def choose(output: Any) -> Tensor:
         if not isinstance(output, Tensor) or len(output) != len(target):
-            raise TargetError(f"{len(target)} targets need an output tensor with as many samples")
+            raise TargetError(f"{len(target)} targets need an output tensor of {len(target)} samples")
         return output[(torch.arange(len(target)), *columns)]
 
     return choose

@@ -15,22 +15,22 @@ from lrp_fx.errors import InputError
 from lrp_fx.module import ExplainableModule
 from lrp_fx.recent import Recent
 
-#: conversions that are kept: metrics that randomise a model pass a fresh one for every layer
+#: most conversions in memory: metrics that randomise a model pass a new model for each layer
 _MODELS = 4
 
 
 def explain_func(rules: RuleSource = "default", *, channels: str = "keep", **options: Any) -> Callable[..., np.ndarray]:
-    """An explanation function of the kind that quantus calls: (model, inputs, targets) -> relevance, an array.
+    """An explanation function for quantus: (model, inputs, targets) -> relevance, an array.
 
-    A model is converted once, however often it is explained; weights that a metric changes in place count at once.
+    Each model is converted once; weights that a metric changes in place take effect without another conversion.
 
     Args:
         rules: the rule set.
-        channels: "keep" gives relevance in the shape of the inputs; "sum" sums dimension 1, and keeps it with size 1.
+        channels: "keep" for relevance in the shape of the inputs; "sum" to sum dimension 1 to size 1.
         **options: of :func:`lrp_fx.convert`.
 
     Raises:
-        ValueError: for another word in ``channels``.
+        ValueError: for another value of ``channels``.
     """
     if channels not in ("keep", "sum"):
         raise ValueError(f'channels={channels!r}: choose "keep" or "sum"')
@@ -41,7 +41,8 @@ def explain_func(rules: RuleSource = "default", *, channels: str = "keep", **opt
     ) -> np.ndarray:
         if unknown:
             raise InputError(f"explain_func knows no {', '.join(unknown)}: give options to explain_func(...) itself")
-        xmodel = conversions.recall(id(model), lambda: convert(model, rules=rules, **options))  # which holds the model
+        # the conversion refers to its model: while it is in memory, no other model has this id
+        xmodel = conversions.recall(id(model), lambda: convert(model, rules=rules, **options))
         parameter = next(model.parameters(), None)
         x = torch.as_tensor(np.asarray(inputs))
         if x.is_floating_point() and parameter is not None:

@@ -1,4 +1,4 @@
-"""Tables of features: an explainer with scikit-learn's calls, for networks in its pipelines."""
+"""Tables of features: an explainer with scikit-learn's methods, also for networks in its pipelines."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _ACTIVATIONS = {"identity": nn.Identity, "logistic": nn.Sigmoid, "tanh": nn.Tanh
 class TabularExplainer(base.TransformerMixin, base.BaseEstimator):  # type: ignore[misc]
     """Relevance of every feature, as a transformer of scikit-learn.
 
-    ``TabularExplainer(estimator).fit(X).transform(X)`` is an array (rows, features); :meth:`explain` gives the whole
-    result, with ledger, notes and plots, and the names of features and classes.
+    ``TabularExplainer(estimator).fit(X).transform(X)`` is an array (rows, features). :meth:`explain` returns the whole
+    result: ledger, notes and plots, with the names of features and classes.
 
-    Explained may be a fitted ``MLPClassifier`` or ``MLPRegressor``, a net with its module in ``module_`` (skorch), an
-    ``nn.Module``, or a ``Pipeline`` that ends in one of them: its other steps prepare the rows, and features are
-    those that they hand on. Classes are explained by their logits.
+    The estimator is a fitted ``MLPClassifier`` or ``MLPRegressor``, a net with its module in ``module_`` (skorch), an
+    ``nn.Module``, or a ``Pipeline`` that ends in one of these. The other steps of a pipeline prepare the rows; the
+    features are those of the last step's input. The logits of classes are explained.
     """
 
     def __init__(
@@ -39,13 +39,13 @@ class TabularExplainer(base.TransformerMixin, base.BaseEstimator):  # type: igno
         feature_names: Sequence[str] | None = None,
         target: Target = None,
     ) -> None:
-        """Args as attributes, as scikit-learn wants them.
+        """Store the arguments as attributes, as scikit-learn requires.
 
         Args:
-            estimator: what is explained, fitted.
+            estimator: the fitted estimator.
             rules: the rule set.
-            feature_names: names of the features; None for those of the data frame or of the pipeline.
-            target: a class, by its index; None for each row's own answer.
+            feature_names: names of the features; None for the names in the data frame or the pipeline.
+            target: index of a class; None for each row's own answer.
         """
         self.estimator = estimator
         self.rules = rules
@@ -53,10 +53,10 @@ class TabularExplainer(base.TransformerMixin, base.BaseEstimator):  # type: igno
         self.target = target
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Convert the estimator's network, and note the names of features.
+        """Convert the estimator's network and store the names of features.
 
         Raises:
-            InputError: for an estimator without a network, or another number of names than features.
+            InputError: for an estimator without a network, or if there are more or fewer names than features.
         """
         steps, last = _split(self.estimator)
         prepared = X if steps is None else steps.transform(X)
@@ -70,7 +70,7 @@ class TabularExplainer(base.TransformerMixin, base.BaseEstimator):  # type: igno
         return self
 
     def explain(self, X: Any) -> Attribution:
-        """The result of some rows.
+        """Explain some rows.
 
         Raises:
             sklearn.exceptions.NotFittedError: before :meth:`fit`.
@@ -80,11 +80,12 @@ class TabularExplainer(base.TransformerMixin, base.BaseEstimator):  # type: igno
         prepared = X if self.steps_ is None else self.steps_.transform(X)
         prepared = prepared.toarray() if hasattr(prepared, "toarray") else np.asarray(prepared)
         parameter = next(self.xmodel_.parameters(), torch.empty(0))
-        made = self.xmodel_.explain(torch.as_tensor(prepared).to(parameter), target=self.target)
-        (name,) = list(made.relevance)[:1]
-        labels = None if self.classes_ is None or len(self.classes_) < 3 else [str(c) for c in self.classes_]
-        known: dict[str, Any] = {"features": {name: self.feature_names_}}
-        return made.knowing(**known, **({} if labels is None else {"labels": labels}))
+        result = self.xmodel_.explain(torch.as_tensor(prepared).to(parameter), target=self.target)
+        (name,) = list(result.relevance)[:1]
+        names: dict[str, Any] = {"features": {name: self.feature_names_}}
+        if self.classes_ is not None and len(self.classes_) > 2:
+            names["labels"] = [str(c) for c in self.classes_]
+        return result.knowing(**names)
 
     def transform(self, X: Any) -> np.ndarray:
         """(rows, features) relevance."""
@@ -96,7 +97,7 @@ class TabularExplainer(base.TransformerMixin, base.BaseEstimator):  # type: igno
 
 
 def _split(estimator: Any) -> tuple[Any, Any]:
-    """(the steps before the last, the last) of a pipeline; (None, estimator) of anything else."""
+    """(steps before the last, last step) of a pipeline; (None, estimator) for anything else."""
     if not hasattr(estimator, "steps"):
         return None, estimator
     return (estimator[:-1] if len(estimator.steps) > 1 else None), estimator.steps[-1][1]
@@ -113,7 +114,7 @@ def _network(estimator: Any) -> nn.Module:
     """The network of an estimator.
 
     Raises:
-        InputError: where it has none.
+        InputError: for an estimator without a network.
     """
     if isinstance(estimator, nn.Module):
         return estimator

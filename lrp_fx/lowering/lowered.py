@@ -254,7 +254,7 @@ class Lowered:
         decisions = self.sweeper.captured.decisions
         if decisions is not None and decisions.values:
             warnings.warn(
-                "this model was recorded: a file of it takes the branches that its example took, whatever its inputs",
+                "this model was recorded: its files take the branches of the example for all inputs",
                 stacklevel=3,
             )
 

@@ -1,4 +1,4 @@
-"""Results as explanations of shap: its plots and its statistics work on them."""
+"""Results as ``shap.Explanation``, for shap's plots and statistics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lrp_fx.extras import require
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.context import Tokens
 
-_CHANNELS = (1, 3, 4)  #: sizes of dimension 1 of an input that is a picture
+_CHANNELS = (1, 3, 4)  #: sizes of the channel dimension of an image
 
 
 def to_shap(result: Batch, input: str | None) -> Any:
@@ -31,9 +31,9 @@ def to_shap(result: Batch, input: str | None) -> Any:
     base = (target.detach().double().cpu() - values.sum(ranks)).numpy()
     outputs = None if result.target_names is None else list(result.target_names)
     if name in result.token_inputs:
-        shown = [_shown(tokens) for tokens in result.tokens(name)]
-        rows = [row[kept].numpy() for row, (kept, _) in zip(values, shown, strict=True)]
-        return shap.Explanation(_packed(rows), base, _packed([t for _, t in shown]), output_names=outputs)
+        samples = [_unpadded(tokens) for tokens in result.tokens(name)]
+        rows = [row[positions].numpy() for row, (positions, _) in zip(values, samples, strict=True)]
+        return shap.Explanation(_packed(rows), base, _packed([texts for _, texts in samples]), output_names=outputs)
     data = result.inputs.get(name)
     if values.dim() - (outputs is not None) == 4 and values.shape[1] in _CHANNELS:
         values = values.movedim(1, 3)
@@ -47,22 +47,22 @@ def to_shap(result: Batch, input: str | None) -> Any:
 
 def _samples_first(result: Batch, tensor: Tensor) -> Tensor:
     if tensor.dim() <= result.SAMPLES or tensor.shape[result.SAMPLES] != len(result):
-        raise InputError("samples that share an input have no relevance of their own: explain them one by one")
+        raise InputError("samples that share an input have one relevance together: explain them one by one")
     return tensor.movedim(result.SAMPLES, 0)
 
 
-def _shown(tokens: Tokens) -> tuple[list[int], np.ndarray]:
-    """Positions that are no padding, and what they show; a space where the text has one behind a token."""
-    kept = [i for i, padding in enumerate(tokens.padding) if not padding]
-    texts = [tokens.texts[i] for i in kept]
+def _unpadded(tokens: Tokens) -> tuple[list[int], np.ndarray]:
+    """(positions without padding, their texts). A text ends in a space if a gap follows its token."""
+    positions = [i for i, padding in enumerate(tokens.padding) if not padding]
+    texts = [tokens.texts[i] for i in positions]
     if tokens.offsets is not None:
-        gaps = [tokens.offsets[a][1] < tokens.offsets[b][0] for a, b in itertools.pairwise(kept)]
+        gaps = [tokens.offsets[a][1] < tokens.offsets[b][0] for a, b in itertools.pairwise(positions)]
         texts = [text + (" " if gap else "") for text, gap in zip(texts, [*gaps, False], strict=True)]
-    return kept, np.array(texts, dtype=object)
+    return positions, np.array(texts, dtype=object)
 
 
 def _packed(rows: list[np.ndarray]) -> np.ndarray:
-    """Rows of one length as an array, others as an array of arrays."""
+    """Rows of one length as a matrix, rows of several lengths as an array of arrays."""
     if len({row.shape for row in rows}) == 1:
         return np.stack(rows)
     packed = np.empty(len(rows), dtype=object)

@@ -1,7 +1,7 @@
-"""Composites of zennit as rule sets: what they say of layers and activations is read, and the rest is an error.
+"""Composites of zennit as rule sets: their rules for layers and activations are read, everything else is an error.
 
-zennit attaches hooks to modules by their type or name; rules here belong to roles. A type is taken for the role that
-its modules have; names become overrides. What zennit leaves to autograd has the rule of a base rule set.
+zennit attaches hooks to modules by type or name; here, rules belong to roles. A type becomes the role of its modules, a
+name becomes an override. Modules without a hook, which zennit leaves to autograd, get the rule of a base rule set.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.Ada
 _SMOOTH = (nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.ReLU6)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
-#: kind -> module types that stand for it, and roles of their nodes
+#: kind -> (its module types, roles of their nodes)
 KINDS: Mapping[str, tuple[tuple[type[nn.Module], ...], tuple[str, ...]]] = {
     "convolution": (_CONVOLUTIONS, ("convolution",)),
     "dense": ((nn.Linear,), ("dense", "attention-projection")),
@@ -42,42 +42,42 @@ def _closed(function: Any, name: str) -> Any:
 def _number(value: Any, what: str) -> float:
     tensor = torch.as_tensor(value)
     if not bool((tensor == tensor.flatten()[0]).all()):
-        raise RuleSetError(f"{what} differs from entry to entry; a rule here has one number")
+        raise RuleSetError(f"{what} differs from entry to entry; rules of lrp_fx take one number")
     return float(tensor.flatten()[0])
 
 
 def _stabiliser(hook: Any) -> float:
     fn = _closed(hook.gradient_mapper, "stabilizer_fn")
     if type(fn).__name__ != "Stabilizer" or fn.clip or fn.norm_scale:
-        raise RuleSetError("a stabiliser other than a number that is added has no counterpart")
+        raise RuleSetError("a stabiliser other than a number to add has no counterpart")
     return float(fn.epsilon)
 
 
-def _on_parts(name: str, **read: Callable[[Any], float]) -> Callable[[Any], Table]:
-    return lambda hook: {"rule": name, **{key: get(hook) for key, get in read.items()}, "epsilon": _stabiliser(hook)}
+def _stabilised(name: str, **parameters: Callable[[Any], float]) -> Callable[[Any], Table]:
+    return lambda hook: {"rule": name, **{k: get(hook) for k, get in parameters.items()}, "epsilon": _stabiliser(hook)}
 
 
-#: class of a hook -> its rule, as a rule set writes it
+#: class of a hook -> (hook -> its rule in a rule set's notation)
 _READ: Mapping[str, Callable[[Any], Table]] = {
-    "Epsilon": _on_parts("epsilon"),
-    "Norm": _on_parts("epsilon"),
-    "Gamma": _on_parts("generalised-gamma", gamma=lambda h: float(_closed(h.param_modifiers[0].modifier, "gamma"))),
-    "ZPlus": _on_parts("z-plus"),
-    "AlphaBeta": _on_parts(
+    "Epsilon": _stabilised("epsilon"),
+    "Norm": _stabilised("epsilon"),
+    "Gamma": _stabilised("generalised-gamma", gamma=lambda h: float(_closed(h.param_modifiers[0].modifier, "gamma"))),
+    "ZPlus": _stabilised("z-plus"),
+    "AlphaBeta": _stabilised(
         "alpha-beta", alpha=lambda h: float(_closed(h.reducer, "alpha")),
         beta=lambda h: float(_closed(h.reducer, "beta")),
     ),
-    "ZBox": _on_parts(
+    "ZBox": _stabilised(
         "z-box", low=lambda h: _number(_closed(h.input_modifiers[1], "low"), "low"),
         high=lambda h: _number(_closed(h.input_modifiers[2], "high"), "high"),
     ),
-    "WSquare": _on_parts("w-square"),
-    "Flat": _on_parts("flat"),
+    "WSquare": _stabilised("w-square"),
+    "Flat": _stabilised("flat"),
     "Pass": lambda hook: {"rule": "identity"},
     "ReLUGuidedBackprop": lambda hook: {"rule": "guided-backprop"},
     "ReLUDeconvNet": lambda hook: {"rule": "deconvnet"},
 }  # fmt: skip
-_GRADIENTS = {"guided-backprop", "deconvnet"}  #: rules of composites that are gradients everywhere else
+_GRADIENTS = {"guided-backprop", "deconvnet"}  #: rules of composites that leave all other modules to the gradient
 
 
 def read_composite(composite: Any, base: str | None = None) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def read_composite(composite: Any, base: str | None = None) -> dict[str, Any]:
     foreign = [c for c in composite.canonizers if not type(c).__module__.startswith("zennit.")]
     if foreign:
         raise RuleSetError(
-            f"{type(foreign[0]).__name__} is a canonizer of your own: what it does to a model is not read. Remedy: "
-            "apply it to the model before convert()."
+            f"{type(foreign[0]).__name__} is a canonizer of your own and cannot be read. Remedy: apply it to the model "
+            "before convert()."
         )
     rules: Table = {}
     overrides: dict[str, Table] = {}
@@ -99,8 +99,8 @@ def read_composite(composite: Any, base: str | None = None) -> dict[str, Any]:
                 overrides |= {glob.escape(n): _of_module(hook, n) for n in names if glob.escape(n) not in overrides}
             continue
         seen_layers = True
-        read, by_operator = _of_layers(part)
-        rules = read | rules
+        by_role, by_operator = _of_layers(part)
+        rules = by_role | rules
         overrides = by_operator | overrides
     gradients = any(rule.get("rule") in _GRADIENTS for table in (rules, *overrides.values()) for rule in table.values())
     chosen = base or ("gradient" if gradients else "cp_lrp")
@@ -108,7 +108,7 @@ def read_composite(composite: Any, base: str | None = None) -> dict[str, Any]:
 
 
 def _parts(composite: Any) -> Iterator[Any]:
-    """Composites that map names or types, in the order in which they are asked."""
+    """The name maps and type maps inside a composite, in zennit's order of precedence."""
     if hasattr(composite, "composites"):
         for part in composite.composites:
             yield from _parts(part)
@@ -116,7 +116,7 @@ def _parts(composite: Any) -> Iterator[Any]:
         yield composite
     else:
         raise RuleSetError(
-            f"{type(composite).__name__} maps modules by a function of its own, which cannot be read. Remedy: a "
+            f"{type(composite).__name__} maps modules by a function of its own, which cannot be read. Remedy: use a "
             "LayerMapComposite, SpecialFirstLayerMapComposite, NameMapComposite or MixedComposite."
         )
 
@@ -125,13 +125,15 @@ def _rule(hook: Any, where: str) -> Table:
     kind = type(hook)
     if not kind.__module__.startswith("zennit.") or kind.__name__ not in _READ:
         raise RuleSetError(
-            f"{where}: the hook {kind.__name__} has no counterpart; read are {', '.join(_READ)}. Remedy: declare a "
-            "rule of your own with lrp_fx.register_rule."
+            f"{where}: the hook {kind.__name__} has no counterpart; hooks with one: {', '.join(_READ)}. Remedy: "
+            "declare a rule of your own with lrp_fx.register_rule."
         )
     modifiers = getattr(hook, "param_modifiers", ())
     zeroed = modifiers[0].zero_params if modifiers else None
     if zeroed and kind.__name__ != "Flat":
-        raise RuleSetError(f"{where}: zero_params={zeroed} of {kind.__name__}: biases always have their share here")
+        raise RuleSetError(
+            f"{where}: zero_params={zeroed} of {kind.__name__} has no counterpart: biases always get their share"
+        )
     try:
         return _READ[kind.__name__](hook)
     except RuleSetError as error:
@@ -149,7 +151,7 @@ def _of_module(hook: Any, name: str) -> Table:
 
 
 def _of_layers(composite: Any) -> tuple[Table, dict[str, Table]]:
-    """(rules by role, overrides by operator) of maps from module types."""
+    """(rules by role, overrides by operator) of a composite that maps module types."""
     by_kind = _by_kind(composite.layer_map)
     if by_kind.get("relu") == by_kind.get("activation"):
         by_kind.pop("relu", None)
@@ -172,19 +174,19 @@ def _of_layers(composite: Any) -> tuple[Table, dict[str, Table]]:
 
 
 def _by_kind(layer_map: Sequence[tuple[Any, Any]]) -> Table:
-    """The rule of every kind of module that a map names; the first that matches counts, as in zennit."""
-    read: Table = {}
+    """The rule of each kind of module in a map; the first match counts, as in zennit."""
+    by_kind: Table = {}
     for types, hook in layer_map:
         kinds = [k for k, (stand_ins, _) in KINDS.items() if any(issubclass(module, types) for module in stand_ins)]
         if getattr(types, "__module__", "") == "zennit.layer":  # its module for sums
             rule = _rule(hook, "sum")
-            if read.setdefault("pool", rule) != rule:
-                raise RuleSetError("sums and average pooling have one rule here, and two in the composite")
+            if by_kind.setdefault("pool", rule) != rule:
+                raise RuleSetError("sums and average pooling share one rule here; the composite has two")
         elif not kinds:
             names = getattr(types, "__name__", None) or ", ".join(getattr(t, "__name__", str(t)) for t in types)
-            raise RuleSetError(f"modules of the type {names} have no role that a composite could give a rule to")
-        read |= {kind: _rule(hook, kind) for kind in kinds if kind not in read}
-    return read
+            raise RuleSetError(f"modules of the type {names} have no role with a rule to choose")
+        by_kind |= {kind: _rule(hook, kind) for kind in kinds if kind not in by_kind}
+    return by_kind
 
 
 def _fitting(role: str, rule: Table) -> Table:

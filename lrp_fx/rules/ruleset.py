@@ -132,20 +132,19 @@ class RuleSet:
     def from_zennit(cls, composite: Any, base: str | None = None) -> RuleSet:
         """A composite of zennit as a rule set, for models of any kind.
 
-        Read are maps from module types and names to zennit's rules, with their parameters. A rule for convolutions or
-        dense layers holds for all of them, whatever their class; rules for the first layer hold for the layers that see
-        the input. Normalizations over the batch are folded into their layers, as zennit's canonizers do: these are not
-        needed.
+        zennit's rules and their parameters are read from maps of module types and names. A rule for one class of
+        convolution or dense layer holds for all classes; rules for the first layer hold for all layers that see the
+        input. zennit's canonizers are not needed: batch normalization is folded into its layer here, too.
 
         Args:
-            composite: a LayerMapComposite, SpecialFirstLayerMapComposite (all that zennit ships are such),
+            composite: a LayerMapComposite or SpecialFirstLayerMapComposite (as all composites that zennit ships), a
                 NameMapComposite, NameLayerMapComposite or MixedComposite.
-            base: the rule set for what the composite leaves to autograd (attention, softmax, normalization of layers);
-                None for "cp_lrp", or "gradient" where the composite changes gradients.
+            base: the rule set for modules without a hook (attention, softmax, layer normalization); None for "cp_lrp",
+                or for "gradient" if the composite modifies gradients.
 
         Raises:
-            RuleSetError: naming what cannot be read: a hook, a stabiliser or a canonizer of your own, a module type
-                without a role, parameters set to zero.
+            RuleSetError: naming the part without a counterpart: a hook, stabiliser or canonizer of your own, a module
+                type without a role, parameters set to zero.
         """
         return cls.load(read_composite(composite, base))
 
