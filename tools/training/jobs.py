@@ -142,7 +142,7 @@ def learn_phonemes(kind: type[nn.RNNBase], steps: int, report: Report, size: int
 
     seconds = train(model, error, steps=steps, rate=4e-3, report=report)
     right = torch.cat([phonemes.right(model, spoken) for spoken in phonemes.by_length(True).values()])
-    words = f"{phonemes.SOURCE}: {len(phonemes.words()):,} words"
+    words = f"{phonemes.source()}: {len(phonemes.words()):,} words"
     return Trained(model, words, steps, seconds, f"{float(right.float().mean()):.2%} of words whole")
 
 

