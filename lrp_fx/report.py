@@ -32,6 +32,27 @@ class Row:
 
 
 @dataclass(frozen=True)
+class NodeRow:
+    """One node of the graph.
+
+    Attributes:
+        name: its name.
+        op: its operator.
+        module: path of the module that it is in.
+        role: what it is.
+        rule: the rule that it got; "stop" or "constant" where relevance ends.
+        takes: names of the nodes that it reads.
+    """
+
+    name: str
+    op: str
+    module: str
+    role: str
+    rule: str
+    takes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Reasons:
     """Why nodes have their roles.
 
@@ -130,6 +151,16 @@ class Report:
         """Print the table to the terminal."""
         Console().print(self.table())
 
+    def nodes_of(self) -> list[NodeRow]:
+        """Every node that computes something of relevance, in the graph's order."""
+        rows = []
+        for node in self._graph.nodes:
+            decided = _decided(node, self._plan)
+            if decided is not None:
+                takes = tuple(n.name for n in node.all_input_nodes)
+                rows.append(NodeRow(node.name, op_name(node), module_path(node) or "<root>", *decided, takes))
+        return rows
+
     def why(self, where: str) -> Reasons:
         """The pattern that nodes match, and for every other pattern the condition that fails.
 
@@ -147,15 +178,10 @@ def make_report(captured: Captured, plan: Plan) -> Report:
     counts: Counter[tuple[str, str, str]] = Counter()
     modules: dict[tuple[str, str, str], dict[str, None]] = {}
     for node in captured.graph_module.graph.nodes:
-        decision = plan.decisions.get(node)
-        if decision is not None:
-            key = (decision.role, str(decision.rule), op_name(node))
-        elif node in plan.stopped:
-            key = (plan.stopped[node], "stop", op_name(node))
-        elif node in plan.differentiable and node in plan.facts.specs:
-            key = ("statistic", "constant", op_name(node))
-        else:
+        decided = _decided(node, plan)
+        if decided is None:
             continue
+        key = (*decided, op_name(node))
         counts[key] += 1
         modules.setdefault(key, {})[module_path(node) or "<root>"] = None
     rows = tuple(Row(*key, count, tuple(modules[key])) for key, count in counts.most_common())
@@ -168,6 +194,16 @@ def make_report(captured: Captured, plan: Plan) -> Report:
         rows, plan.ruleset.name, sources, len(graph.nodes), 0, captured.shapes.dims, specialised, route,
         captured.seconds, graph, plan,
     )  # fmt: skip
+
+
+def _decided(node: Node, plan: Plan) -> tuple[str, str] | None:
+    """Role and rule of a node; None where relevance has nothing to do with it."""
+    decision = plan.decisions.get(node)
+    if decision is not None:
+        return decision.role, str(decision.rule)
+    if node in plan.stopped:
+        return plan.stopped[node], "stop"
+    return ("statistic", "constant") if node in plan.differentiable and node in plan.facts.specs else None
 
 
 def _is_tensor(placeholder: Node) -> bool:

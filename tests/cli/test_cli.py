@@ -57,6 +57,132 @@ def test_view_writes_a_page_of_saved_results(tmp_path):
     assert shown.exit_code == 1 and "no such file" in shown.output
 
 
+def test_explain_writes_what_is_asked_for(saved, tmp_path):
+    import lrp_fx
+
+    texts = tmp_path / "texts.txt"
+    texts.write_text("a good film\n\nbad film\n")
+    files = {
+        kind: tmp_path / name for kind, name in (("--view", "v.html"), ("--save", "r.json.gz"), ("--html", "h.html"))
+    }
+    options = [part for kind, path in files.items() for part in (kind, str(path))]
+    result = runner.invoke(
+        app, ["explain", saved, "--file", str(texts), "--contrast", "--at", "bert.encoder.layer.0", "--json", *options]
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert [s["text"] for s in told["shares"] if s["sample"] == 0] == ["a", "good", "film"]
+    assert told["asked"] == "contrast" and len(told["target"]) == len(told["answers"]) == 2
+    assert sum(told["ledger"].values()) == pytest.approx(sum(told["target"]), rel=1e-3)
+    assert all(path.stat().st_size for path in files.values())
+    assert list(lrp_fx.load_result(files["--save"]).latents) == ["bert.encoder.layer.0"]
+    piped = runner.invoke(app, ["explain", saved, "--file", "-", "--json"], input="a bad film\n")
+    assert [s["text"] for s in json.loads(piped.stdout)["shares"]] == ["a", "bad", "film"]
+
+
+def test_explain_a_text_that_is_generated(tmp_path, saved):
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=len(VOCABULARY),
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    folder = tmp_path / "writer"
+    tf.LlamaForCausalLM(config).save_pretrained(folder)
+    tf.AutoTokenizer.from_pretrained(saved).save_pretrained(folder)
+    result = runner.invoke(app, ["explain", str(folder), "a good", "--generate", "2", "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert len(told["target"][0]) == 2 and told["ledger"] is None
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory):
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("seeing") / "vit"
+    config = tf.ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4,
+        id2label={0: "cat", 1: "dog"},
+    )  # fmt: skip
+    tf.ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder)
+    return folder
+
+
+def test_explain_an_image_in_a_file(seeing, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (10, 10), (200, 30, 60)).save(tmp_path / "red.png")
+    result = runner.invoke(app, ["explain", str(seeing), "--image", str(tmp_path / "red.png"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["answers"][0] in ("cat", "dog")
+    result = runner.invoke(app, ["explain", str(seeing), "--image", str(tmp_path / "none.png")])
+    assert result.exit_code == 1 and "no image that can be read" in " ".join(result.output.split())
+    result = runner.invoke(app, ["explain", str(seeing), "a text"])
+    assert result.exit_code == 1 and "nothing encodes this text" in " ".join(result.output.split())
+
+
+def test_report_writes_every_node_to_a_page(saved, tmp_path):
+    result = runner.invoke(app, ["report", saved, "--html", str(tmp_path / "graph.html")])
+    assert result.exit_code == 0, result.output
+    page = (tmp_path / "graph.html").read_text()
+    assert "bert.encoder.layer.0.attention" in page and "normalization" in page and "<script" not in page
+
+
+def test_bench_and_ops(saved):
+    result = runner.invoke(app, ["bench", saved, "a good film", "--repeat", "1", "--rules", "attnlrp,gradient"])
+    assert result.exit_code == 0, result.output
+    assert all(name in result.output for name in ("forward and gradient", "explain, attnlrp", "explain, gradient"))
+    result = runner.invoke(app, ["ops", "aten.*softmax*"])
+    assert result.exit_code == 0 and "aten._softmax" in result.output and "aten.add" not in result.output
+    assert runner.invoke(app, ["ops", "nonsense.*"]).exit_code == 1
+
+
+def test_export_writes_a_graph_that_explains(saved, tmp_path):
+    import lrp_fx
+
+    result = runner.invoke(app, ["export", saved, str(tmp_path / "graph.pt2"), "a good film", "--precision", "float64"])
+    assert result.exit_code == 0, result.output
+    tokens = tf.AutoTokenizer.from_pretrained(saved)("a bad film", return_tensors="pt")
+    model = tf.BertForSequenceClassification.from_pretrained(saved).double().eval()
+    expected = lrp_fx.convert(model).explain(**tokens)
+    found = lrp_fx.load(tmp_path / "graph.pt2")(**tokens)
+    assert float((found.relevance["input_ids"] - expected.relevance["input_ids"]).abs().max()) < 1e-9
+
+
+def test_version_and_completion():
+    import lrp_fx
+
+    assert runner.invoke(app, ["--version"]).output.strip() == f"lrp_fx {lrp_fx.__version__}"
+    assert "--install-completion" in runner.invoke(app, ["--help"]).output
+
+
+def test_exit_codes_are_those_of_the_page(saved, monkeypatch):
+    import re
+    from pathlib import Path
+
+    from lrp_fx.cli.exits import EXITS
+
+    page = (Path(__file__).parents[2] / "docs/cli.md").read_text()
+    rows = {int(code): when.strip() for code, when in re.findall(r"^\| (\d) \| (.*?) \|$", page, re.M)}
+    assert rows == EXITS
+    assert runner.invoke(app, ["rules"]).exit_code == 0
+    assert runner.invoke(app, ["ops", "nonsense.*"]).exit_code == 1
+    assert runner.invoke(app, ["explain"]).exit_code == 2
+    assert runner.invoke(
+        app, ["verify", saved, "a film", "--rules", "vit_gamma", "--precision", "bfloat16"]
+    ).exit_code in (0, 3)
+    monkeypatch.setenv("LRP_FX_MODELS", "/nowhere")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    missing = runner.invoke(app, ["explain", "llama", "a text"])
+    assert missing.exit_code == 4 and "pip install" in " ".join(missing.output.split())
+    assert all(
+        f"lrp-fx {name}" in page
+        for name in ("explain", "view", "report", "verify", "bench", "export", "eval", "rules", "ops")
+    )
+
+
 def test_explain_a_target_by_its_name(saved):
     result = runner.invoke(app, ["explain", saved, "a bad film", "--target", "contrast"])
     assert result.exit_code == 0, result.output

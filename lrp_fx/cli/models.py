@@ -1,0 +1,190 @@
+"""Models by name: folders of saved ones, and bundled demos."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lrp_fx.cli.demo import demos, load_demo
+from lrp_fx.convert import convert
+from lrp_fx.converted import RuleSource
+from lrp_fx.encode import open_image, open_sound
+from lrp_fx.errors import InputError, LrpError
+from lrp_fx.extras import require
+from lrp_fx.module import ExplainableModule
+
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
+_EXAMPLE = "a b c"  #: a text to capture with, where none is given
+#: argument of convert -> (the class of transformers that loads it, the files of which one is there)
+_TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "tokenizer": ("AutoTokenizer", _TOKENIZER_FILES),
+    "image_processor": ("AutoImageProcessor", ("preprocessor_config.json",)),
+    "feature_extractor": ("AutoFeatureExtractor", ("preprocessor_config.json",)),
+    "processor": ("AutoProcessor", ("processor_config.json",)),
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with what encodes its inputs and, for a classifier, the label of every class.
+
+    Attributes:
+        name: what it is called.
+        model: in evaluation mode.
+        tools: tokenizer, processors, by the names that ``convert`` gives them.
+        labels: names of classes.
+        title: what a page about it is called.
+        text: the text to explain.
+    """
+
+    name: str
+    model: torch.nn.Module
+    tools: dict[str, Any]
+    labels: list[str] | None
+    title: str
+    text: str
+
+    @property
+    def tokenizer(self) -> Any:
+        """Its tokenizer.
+
+        Raises:
+            LrpError: where it has none.
+        """
+        if self.tools.get("tokenizer") is None:
+            raise LrpError(f"{self.name} has no tokenizer: save it there with tokenizer.save_pretrained(folder)")
+        return self.tools["tokenizer"]
+
+    def converted(self, rules: RuleSource) -> ExplainableModule:
+        """The model, converted with all that encodes its inputs."""
+        return convert(self.model, rules=rules, labels=self.labels, **self.tools)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is explained: as the command line gives it.
+
+    Attributes:
+        text: a text.
+        image: an image file.
+        sound: a wav file.
+        lines: several texts.
+    """
+
+    text: str | None = None
+    image: Path | None = None
+    sound: Path | None = None
+    lines: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, text: str | None, image: Path | None, sound: Path | None, file: Path | None) -> Given:
+        """With the lines of a file, or of standard input.
+
+        Raises:
+            InputError: for a text beside a file of texts, and for a file without any.
+        """
+        if file is None:
+            return cls(text, image, sound)
+        if text is not None:
+            raise InputError("give a text, or --file, not both")
+        read = sys.stdin.read() if str(file) == "-" else file.read_text()
+        lines = tuple(line for line in read.splitlines() if line.strip())
+        if not lines:
+            raise InputError(f"there is no text in {str(file)!r}")
+        return cls(None, image, sound, lines)
+
+    def raw(self, loaded: Loaded, example: bool = False) -> tuple[Any, ...]:
+        """Raw inputs of the model; for ``example`` a text is made up where none is given.
+
+        Raises:
+            InputError: where there is nothing to explain.
+        """
+        made: list[Any] = []
+        if self.image is not None:
+            made.append(open_image(self.image))
+        if self.sound is not None:
+            made.append(open_sound(self.sound))
+        text = self.text or ("" if made else loaded.text or (_EXAMPLE if example else ""))
+        if self.lines:
+            made.append(list(self.lines) if len(self.lines) > 1 else self.lines[0])
+        elif text.strip():
+            made.append(text)
+        if not made:
+            raise InputError("there is nothing to explain: give a text, --file, --image or --sound")
+        return tuple(made)
+
+
+def precision_of(name: str) -> torch.dtype:
+    """A floating type by its name.
+
+    Raises:
+        LrpError: for another name.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LrpError(f"unknown precision {name!r}: use float32, float64, bfloat16 or float16")
+    return dtype
+
+
+def load(name: str, text: str | None, precision: str) -> Loaded:
+    """A demo by name, or a model saved in a local folder.
+
+    Raises:
+        LrpError: where there is none.
+    """
+    dtype = precision_of(precision)
+    _quiet()
+    if name in demos():
+        demo = demos()[name]
+        model, tokenizer, labels = load_demo(name)
+        return Loaded(name, model.to(dtype), {"tokenizer": tokenizer}, labels, demo.title, text or demo.text)
+    if not (Path(name) / "config.json").is_file():
+        raise LrpError(
+            f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), "
+            f"or one of the demos: {', '.join(f'{d.name} ({d.install})' for d in demos().values())}"
+        )
+    return _load_folder(Path(name).resolve(), text or "", dtype)
+
+
+def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
+    transformers: Any = require("transformers", "transformers")
+    tools = _tools(transformers, folder)
+    if not tools:  # (transformers would return a tokenizer without a vocabulary)
+        raise LrpError(
+            f"there is no tokenizer or processor in {folder}: save it there with tokenizer.save_pretrained(folder)"
+        )
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        model = cls.from_pretrained(folder).eval().to(dtype)
+    except Exception as error:  # errors of several libraries
+        raise LrpError(f"the model in {folder} cannot be loaded: {error}") from error
+    classes: dict[int, str] = getattr(model.config, "id2label", None) or {}
+    labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in cls.__name__ else None
+    return Loaded(folder.name, model, tools, labels, f"What did {folder.name} base its answer on?", text)
+
+
+def _tools(transformers: Any, folder: Path) -> dict[str, Any]:
+    """What encodes inputs, as far as it is saved in a folder."""
+    tools, reasons = {}, []
+    for name, (loader, patterns) in _TOOLS.items():
+        if any(path for pattern in patterns for path in folder.glob(pattern)):
+            try:
+                tools[name] = getattr(transformers, loader).from_pretrained(folder)
+            except Exception as reason:  # the file may be of another kind of processor
+                reasons.append(f"{name}: {reason}")
+    if not tools and reasons:
+        raise LrpError(f"what encodes the inputs of the model in {folder} cannot be loaded: {'; '.join(reasons)}")
+    return tools
+
+
+def _quiet() -> None:
+    """Disable the progress bar of weight loading, which would break up the output."""
+    with contextlib.suppress(LrpError, AttributeError):
+        transformers: Any = require("transformers", "transformers")
+        transformers.utils.logging.disable_progress_bar()
