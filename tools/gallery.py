@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +12,21 @@ import numpy as np
 import pretrained
 import torch
 import transformers
-from columns import COLUMNS
+from columns import COLUMNS, weights
 from columns.pictures import photographs
 from rich.progress import track
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn import functional as F
+from training import questions
 
 import lrp_fx
+from lrp_fx import concepts
 from lrp_fx.cli.demo import load_demo
 from lrp_fx.evaluate import Task
 from lrp_fx.viz import figures
-from lrp_fx.viz.array_plots import stretched
+from lrp_fx.viz.brightness import channels_last, stretched
+from lrp_fx.viz.circuit import draw_circuit
 
 SENTENCE = "The plot is a tedious mess, and not even the gifted cast can save it."
 RULES = {"default": "default rules", "attnlrp": "AttnLRP", "gradient": "input x gradient"}
@@ -51,6 +56,60 @@ def prompt() -> Any:
         .merge("words")
         .plot("tokens")
     )
+
+
+def reaction() -> Any:
+    """A chemical reaction under a classifier of reactions: which symbols say that it is a Suzuki coupling."""
+    model, smiles = pretrained.reaction_classifier(pretrained.find("rxnfp"))
+    tokenizer = _tokenizer(
+        smiles.vocabulary,
+        "[UNK]",
+        pre_tokenizers.Split(Regex(pretrained.SMILES), "removed", invert=True),
+        "[CLS]",
+        "[SEP]",
+    )
+    xmodel = lrp_fx.convert(model, tokenizer=tokenizer, labels=[f"class {i}" for i in range(50)])
+    return xmodel.explain("COc1ccc(Br)cc1.OB(O)c1ccc(F)cc1>>COc1ccc(-c2ccc(F)cc2)cc1", target="contrast").plot("tokens")
+
+
+def question() -> Any:
+    """An encoder-decoder that answers from a text: every word of the answer, and the words of question and text it is of."""
+    model = weights.load("qa", transformers.T5ForConditionalGeneration)
+    tokenizer = _tokenizer(questions.vocabulary(), "<pad>", pre_tokenizers.WhitespaceSplit())
+    words, *_ = questions.sample(np.random.default_rng(3), real=True, sentences=2)
+    xmodel = lrp_fx.convert(model, tokenizer=tokenizer)
+    written = xmodel.explain_generation(" ".join([*words, "</s>"]), max_new_tokens=5)
+    return written.plot("matrix", input="input_ids")
+
+
+def circuit() -> Any:
+    """Associative recall in two layers of four heads: which head feeds which, from the tokens to the answer."""
+    task = COLUMNS["recall"](8)
+    part = task.batch(slice(0, 1))
+    graph = concepts.relevance_flow(
+        lrp_fx.convert(task.model), at=["model.layers.*.self_attn@mixed", "model.layers.*.mlp"], split={"*@mixed": 1},
+        target=part.target, **part.inputs,
+    )  # fmt: skip
+    return draw_circuit(concepts.prune(graph, 0.8), names=_short)
+
+
+def _short(name: str) -> str:
+    """A head or an MLP by its layer."""
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(?:self_attn@mixed\[(\d+)\]|mlp)", name)
+    if found is None:
+        return "tokens" if name == "input_ids" else name
+    layer, head = found.groups()
+    return f"layer {layer}, MLP" if head is None else f"layer {layer}, head {head}"
+
+
+def _tokenizer(vocabulary: dict[str, int], unknown: str, split: Any, *ends: str) -> Any:
+    """A tokenizer of whole words, between a start and an end where there are some."""
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=unknown))
+    backend.pre_tokenizer = split
+    if ends:
+        marks = [(end, vocabulary[end]) for end in ends]
+        backend.post_processor = processors.TemplateProcessing(single=f"{ends[0]} $A {ends[1]}", special_tokens=marks)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=unknown, pad_token=unknown)
 
 
 def photo() -> Any:
@@ -97,7 +156,7 @@ def _compared(
     figure = figures.new_figure(*((13.0, 3.6) if across == 4 else (8.0, 6.4)))
     axes = figure.subplots(4 // across, across, squeeze=False).ravel()
     place = {"origin": "lower" if upright else "upper", "aspect": "equal" if across == 4 else "auto"}
-    axes[0].imshow(stretched(shown.numpy()), **place)
+    axes[0].imshow(channels_last(stretched(shown.numpy())), **place)
     axes[0].set_title("input", fontsize=10, loc="left")
     for axis, title, plane in zip(axes[1:], RULES.values(), maps, strict=True):
         scale = np.quantile(np.abs(plane), 0.998) or 1.0
@@ -114,6 +173,9 @@ PICTURES: dict[str, Callable[[], Any]] = {
     "sentence.svg": sentence,
     "words.svg": words,
     "prompt.svg": prompt,
+    "reaction.svg": reaction,
+    "question.svg": question,
+    "circuit.svg": circuit,
     "photo.png": photo,
     "word.png": word,
     "speech.png": speech,
