@@ -6,7 +6,7 @@ arrays) and knows nothing of models, so that ``results``, which explanations ret
 errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
 rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent -> specialization ->
 capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
-evaluate -> tuning -> testing -> integrations -> cli
+loading -> pipelines -> evaluate -> tuning -> testing -> integrations -> cli
 """
 
 import importlib
@@ -18,19 +18,22 @@ from lrp_fx.explain import Contrast, Logit, LogProb, Pixels, Probability, Span
 from lrp_fx.lowering import Lowered, load
 from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable, register_op
-from lrp_fx.results import Attribution, Attributions, Generation, Ledger, load_result, view
+from lrp_fx.results import Attribution, Attributions, Generation, Ledger, view
 from lrp_fx.rules.ruleset import RuleSet, register_rule
 from lrp_fx.version import VERSION
 
 #: what is imported at its first use: name -> (module, name in it; none for the module itself)
 _ON_DEMAND = {
+    "Explained": ("lrp_fx.pipelines", "Explained"),
     "PairAttribution": ("lrp_fx.pairs", "PairAttribution"),
     "Tuned": ("lrp_fx.tuning", "Tuned"),
     "concepts": ("lrp_fx.concepts", None),
     "evaluate": ("lrp_fx.evaluate", None),
     "explain_pairs": ("lrp_fx.pairs", "explain_pairs"),
     "integrations": ("lrp_fx.integrations", None),
+    "load_result": ("lrp_fx.loading", "load_result"),
     "pairs": ("lrp_fx.pairs", None),
+    "pipeline": ("lrp_fx.pipelines", "pipeline"),
     "testing": ("lrp_fx.testing", None),
     "tune": ("lrp_fx.tuning", "tune"),
 }
@@ -40,6 +43,7 @@ __all__ = [
     "Attributions",
     "Contrast",
     "ExplainableModule",
+    "Explained",
     "Generation",
     "Ledger",
     "LogProb",
@@ -61,6 +65,7 @@ __all__ = [
     "load",
     "load_result",
     "pairs",
+    "pipeline",
     "register_op",
     "register_rule",
     "testing",

@@ -12,7 +12,7 @@ from lrp_fx.analysis.detached import HONOUR, READINGS
 from lrp_fx.capture import ROUTES, unwrapped
 from lrp_fx.capture_cache import Options
 from lrp_fx.converted import RuleSource
-from lrp_fx.encode import TextEncoder
+from lrp_fx.encode import InputEncoder
 from lrp_fx.module import ExplainableModule
 from lrp_fx.operators.table import OpTable
 from lrp_fx.rules.ruleset import RuleSet
@@ -22,6 +22,9 @@ def convert(
     model: torch.nn.Module | Any,
     *args: Any,
     tokenizer: Any = None,
+    processor: Any = None,
+    image_processor: Any = None,
+    feature_extractor: Any = None,
     labels: Any = None,
     rules: RuleSource = "default",
     dynamic: bool = True,
@@ -36,9 +39,14 @@ def convert(
 
     Args:
         model: the model; it is not modified. One inside ``nn.DataParallel`` or ``torch.compile`` is taken out; a
-            pipeline object of transformers is taken with its tokenizer.
+            pipeline object of transformers is taken with its tokenizer and processors.
         tokenizer: the model's tokenizer, of Hugging Face's kind (a processor that has one will do): ``explain`` and its
-            like then take texts, pairs (a tuple) and lists of them, and results know their tokens and words.
+            like then take texts, pairs (a tuple), chats (a list of messages) and lists of them, and results know their
+            tokens and words.
+        processor: of Hugging Face's kind: what a model needs that reads texts beside images or sound.
+        image_processor: of Hugging Face's kind, or any function of an image to a tensor: ``explain`` then takes images.
+        feature_extractor: of Hugging Face's kind: ``explain`` then takes sound, as ``{"array": ..., "sampling_rate":
+            ...}`` or an array with ``sampling_rate=``.
         labels: names of the classes, a sequence or {index: name}; None for those of the model's configuration. A tensor
             is an example input of that name.
         *args: example inputs. With them the model is captured now, without them at the first call.
@@ -62,8 +70,12 @@ def convert(
     """
     if capture not in ROUTES:
         raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
+    tools = {
+        "tokenizer": tokenizer, "processor": processor, "image_processor": image_processor,
+        "feature_extractor": feature_extractor,
+    }  # fmt: skip
     if not isinstance(model, torch.nn.Module) and isinstance(getattr(model, "model", None), torch.nn.Module):
-        tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
+        tools = {name: tool if tool is not None else getattr(model, name, None) for name, tool in tools.items()}
         model = model.model
     if isinstance(labels, torch.Tensor):
         kwargs["labels"], labels = labels, None
@@ -74,7 +86,7 @@ def convert(
     options = Options(dynamic, capture, captures, check, detach)
     options.when(check)
     model = unwrapped(model)
-    encoder = None if tokenizer is None and labels is None else TextEncoder.of(model, tokenizer, labels)
+    encoder = InputEncoder.of(model, tools, labels)
     module = ExplainableModule(model, RuleSet.load(rules), OpTable.load(ops), options, encoder)
     args, kwargs, _ = module.encoded(args, kwargs)
     if args or kwargs:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call
 from lrp_fx.capture_cache import CaptureCache, Options
-from lrp_fx.encode import Encoded, TextEncoder, are_texts
+from lrp_fx.encode import KINDS, Encoded, InputEncoder, kind_of
 from lrp_fx.errors import CaptureError, InputError
 from lrp_fx.operators.table import OpTable
 from lrp_fx.rules.ruleset import RuleSet
@@ -27,6 +29,7 @@ class ConvertedModule(StandIn):
 
     Attributes:
         ruleset: the rule set of every call that names no other.
+        encoder: what makes model inputs of raw ones; None where the model was converted without.
         captures: one specialization for each way the model is called (``lrp_fx.capture_cache``).
     """
 
@@ -36,10 +39,10 @@ class ConvertedModule(StandIn):
         ruleset: RuleSet,
         ops: OpTable,
         options: Options,
-        encoder: TextEncoder | None = None,
+        encoder: InputEncoder | None = None,
     ) -> None:
         super().__init__(model)
-        self._encoder = encoder
+        self.encoder = encoder
         self.ruleset = ruleset
         self.captures = CaptureCache(model, ops, options)
 
@@ -75,19 +78,30 @@ class ConvertedModule(StandIn):
     def encoded(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], left: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any], Encoded | None]:
-        """A call whose first argument is a text (a pair, a list of them), as one of tensors; other calls as they are.
+        """A call whose first arguments are raw (a text, an image, a sound, a list of them), as one of tensors.
+
+        Other calls stay as they are. What is made lies where the model's parameters lie, in their precision.
 
         Raises:
-            InputError: for a text where the model was converted without a tokenizer.
+            InputError: for a raw input where the model was converted without what encodes it, and for two of one kind.
         """
-        if not args or not are_texts(args[0]):
+        kinds = list(itertools.takewhile(lambda kind: kind is not None, map(kind_of, args)))
+        raw = {kind: value for kind, value in zip(kinds, args, strict=False) if kind is not None}
+        if not raw:
             return args, kwargs, None
-        if self._encoder is None or self._encoder.tokenizer is None:
-            if any(isinstance(v, torch.Tensor) for v in pytree.tree_leaves((args, kwargs))):
+        missing = [k for k, v in raw.items() if self.encoder is None or not self.encoder.takes(v, k)]
+        if self.encoder is None or missing:
+            if any(isinstance(v, (torch.Tensor, np.ndarray)) for v in pytree.tree_leaves((args, kwargs))):
                 return args, kwargs, None  # a constant of the call
-            raise InputError("a text needs a tokenizer: lrp_fx.convert(model, tokenizer=...)")
-        encoded = self._encoder.encode(args[0], kwargs, left)
-        return args[1:], encoded.inputs, encoded
+            kind = missing[0]
+            raise InputError(f"nothing encodes this {kind}: lrp_fx.convert(model, {KINDS[kind].tool}=...)")
+        if len(raw) < len(kinds):
+            raise InputError(f"{len(kinds)} raw inputs of the kinds {', '.join(raw)}: give several as a list")
+        rate = None if self.encoder.facts.names("sampling_rate") else kwargs.pop("sampling_rate", None)
+        encoded = self.encoder.encode(raw, kwargs, left, rate)
+        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        placed = {n: _beside(v, like) if n not in kwargs else v for n, v in encoded.inputs.items()}
+        return args[len(kinds) :], placed, encoded
 
     def rule_set(self, rules: RuleSource | None) -> RuleSet:
         """The rule set that a call names, or the one of the conversion."""
@@ -105,4 +119,11 @@ class ConvertedModule(StandIn):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, in this process or another one, has the model and the rule set, and captures anew."""
-        return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options, self._encoder)
+        return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options, self.encoder)
+
+
+def _beside(value: Any, parameter: Tensor) -> Any:
+    """A tensor where a parameter is, in its precision where it is floating."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.to(parameter) if value.is_floating_point() else value.to(parameter.device)

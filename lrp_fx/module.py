@@ -11,7 +11,7 @@ import torch
 
 from lrp_fx.capture import Call, Captured, ModelState, free_numbers, is_traced, opened
 from lrp_fx.converted import RuleSource
-from lrp_fx.encode.texts import Encoded, Text
+from lrp_fx.encode import Encoded, Raw
 from lrp_fx.errors import CaptureError
 from lrp_fx.explain import Condition, Target
 from lrp_fx.explain.answers import answers
@@ -99,8 +99,8 @@ class ExplainableModule(Exporting):
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
 
         Args:
-            *args: the model's inputs; a text, a pair of texts as a tuple, or a list of them, where the model was
-                converted with its tokenizer.
+            *args: the model's inputs. Where the model was converted with what encodes them, also raw ones: a text, a
+                pair of texts as a tuple, a chat, an image, a sound, a list of them, a text beside an image.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
                 class or token id, one per sample, "contrast", "log_prob", "probability" or "logit" (of the largest), a
                 :class:`lrp_fx.Contrast`, :class:`lrp_fx.LogProb`, :class:`lrp_fx.Probability` or :class:`lrp_fx.Logit`
@@ -182,13 +182,15 @@ class ExplainableModule(Exporting):
         specialization, call = self.specialization(args, kwargs)
         when = self.captures.options.when(check)
         made = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
-        names = tuple(spoken(t) or "the model's answer" for t in normal_targets(targets))
-        return replace(made, context=self._context(made, encoded), names=names)
+        listed = normal_targets(targets)
+        names = tuple(spoken(t) or "the model's answer" for t in listed)
+        accounts = functools.partial(specialization.account_of, self.rule_set(rules), call, listed)
+        return replace(made, context=self._context(made, encoded), names=names, _accounts=accounts)
 
     def explain_generation(
         self,
-        input_ids: torch.Tensor | Text | list[Text],
-        *,
+        input_ids: torch.Tensor | Raw,
+        *beside: Raw,
         max_new_tokens: int,
         target: Target = None,
         rules: RuleSource | None = None,
@@ -201,7 +203,9 @@ class ExplainableModule(Exporting):
         One forward pass serves many of them: what a position says depends on its prefix only.
 
         Args:
-            input_ids: (B, S) prompt; a text, or a list of them, where the model was converted with its tokenizer.
+            input_ids: (B, S) prompt; where the model was converted with what encodes them, a text, a chat (images
+                among its messages), an image, a sound, or a list of them.
+            *beside: further raw inputs (a text beside an image).
             max_new_tokens: how many tokens at most.
             target: what of every new token: None or "logit", "contrast", "log_prob", "probability", or a
                 :class:`lrp_fx.Contrast` with a foil.
@@ -221,43 +225,55 @@ class ExplainableModule(Exporting):
             specialization, call = self.specialization(args, kwargs)
             return specialization.captured, call
 
-        _, inputs, encoded = self.encoded((input_ids,), kwargs, left=True)
+        _, inputs, encoded = self.encoded((input_ids, *beside), kwargs, left=True)
         if encoded is None:
             inputs = {"input_ids": input_ids, **kwargs}
-        else:  # the decoder's start is the model's own to make; tokens are those of the whole sequence
+        else:  # the decoder's start is the model's own to make
             inputs.pop("decoder_input_ids", None)
-            encoded = replace(encoded, tokens={})
         made = generate(self.model, explain, capture, inputs, how, target)
-        return made.with_context(self._context(made, encoded))
+        if encoded is None:
+            return made.with_context(self._context(made, None))
+        prompt = encoded.tokens.get(made.generated)  # tokens are those of the whole sequence
+        encoded = replace(encoded, tokens={n: v for n, v in encoded.tokens.items() if n != made.generated})
+        context = self._context(made, encoded)
+        if prompt is not None and made.generated == "input_ids":  # which knows what of it nobody said
+            whole = tuple(a.after(b) for a, b in zip(context.tokens["input_ids"], prompt, strict=True))
+            context = replace(context, tokens={**context.tokens, "input_ids": whole})
+        return made.with_context(context)
 
     def _context(self, made: Result, encoded: Encoded | None, question: str = "") -> Context:
         """What a result of this model knows of it and of its inputs."""
         fingerprint = functools.partial(model_fingerprint, self.model)
-        if self._encoder is None:
+        if self.encoder is None:
             return replace(made.context, question=question, fingerprint=fingerprint)
+        encoder = self.encoder
         known = {} if encoded is None else encoded.tokens
         tokens = {n: known[n] if n in known else self._described(made, n) for n in made.token_inputs}
         notes = made.context.notes if encoded is None else (*encoded.notes, *made.context.notes)
         context = replace(made.context, question=question, fingerprint=fingerprint)
-        return replace(context, tokens=tokens, notes=notes, labels=self._encoder.labels)
+        colours = {n: v for n, v in encoder.normalization(made.inputs).items() if n in made.relevance}
+        rate = context.sampling_rate if encoder.sampling_rate is None else encoder.sampling_rate
+        return replace(
+            context, tokens=tokens, notes=notes, labels=encoder.labels, sampling_rate=rate, normalization=colours
+        )
 
     def _described(self, made: Result, name: str) -> tuple[Tokens, ...]:
         """The tokens of ids that came without a text."""
-        ids, encoder = made.inputs[name], self._encoder
-        if encoder is None or encoder.tokenizer is None or ids.dim() != 2:
+        ids, encoder = made.inputs[name], self.encoder
+        if encoder is None or encoder.texts is None or ids.dim() != 2:
             return made.tokens(name)
         masks = padding_masks(made.inputs)
         mask = next(
             (shown(m) for n, m in masks.items() if m.shape == ids.shape and ("decoder" in n) == ("decoder" in name)),
             None,
         )
-        return encoder.describe(ids, mask)
+        return encoder.texts.describe(ids, mask)
 
     def _answered(self, made: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
         """Names of what was explained, where they are known without computing anything again."""
-        if self._encoder is None or isinstance(made._output, Later):
+        if self.encoder is None or isinstance(made._output, Later):
             return None
-        named = answers(target, made.output, padding_masks(made.inputs), reading, self._encoder.answer)
+        named = answers(target, made.output, padding_masks(made.inputs), reading, self.encoder.answer)
         return named if named is not None and len(named) == len(made) else None
 
     def _explain(

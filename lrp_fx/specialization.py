@@ -24,7 +24,7 @@ from lrp_fx.lowering import Lowered, ManyTargets, batched_sweeper, explain_targe
 from lrp_fx.lowering import low_memory as with_checkpoints
 from lrp_fx.plan import make_plan
 from lrp_fx.recent import Recent
-from lrp_fx.results import Attribution, Attributions
+from lrp_fx.results import Accounting, Attribution, Attributions
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.rules.ruleset import RuleSet
 
@@ -117,6 +117,10 @@ class Specialization:
                 self._check(ruleset, at, call, targets[0])
             many = functools.partial(self.many_targets, ruleset, at, call)
             return explain_targets(sweeper, many, call, targets, chunk)
+
+    def account_of(self, ruleset: RuleSet, call: Call, targets: Sequence[Target], number: int) -> Accounting:
+        """What computes the ledger of one of several targets of a call: a sweep for it alone."""
+        return self.sweeper(ruleset, ()).explain_under(call, targets[number], [{}], False)[0]._account
 
     def _check_is_due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:
         """Whether the next explanation is checked: "always", the "first" one only, or never (False)."""

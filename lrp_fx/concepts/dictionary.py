@@ -12,7 +12,6 @@ the same way, for gradients.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,16 +20,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lrp_fx.concepts.cut import cut_forward
+from lrp_fx.concepts.features import DictionaryError, FeatureAttribution
 from lrp_fx.convert import convert
 from lrp_fx.converted import RuleSource
-from lrp_fx.errors import LatentError, LrpError
+from lrp_fx.errors import LatentError
 from lrp_fx.explain import Target
 from lrp_fx.module import ExplainableModule
 from lrp_fx.rules.functions import relevance_of
-
-
-class DictionaryError(LrpError, ValueError):
-    """A dictionary does not fit its latent, or its decoder is not affine."""
 
 
 class Dictionary(Protocol):
@@ -41,64 +37,6 @@ class Dictionary(Protocol):
 
     def decode(self, f: Tensor) -> Tensor:
         """(..., N) -> (..., D), affine."""
-
-
-@dataclass(frozen=True)
-class FeatureAttribution:
-    """Relevance of the features of a dictionary, for one target per sample.
-
-    Latents of images, (B, C, H, W), are given to the dictionary with channels last: (B, H, W, C).
-
-    Attributes:
-        features: (..., N) relevance of every feature.
-        error: (..., D) relevance of the reconstruction error, elementwise.
-        bias: (..., D) relevance of the decoder's bias, elementwise.
-        latent: (..., D) relevance of the latent; its sum is the sum of the three above.
-        activations: (..., N) the features.
-        reconstruction: (..., D) the decoded features.
-        target: (B,) the explained values.
-        output: the model's output, detached.
-    """
-
-    features: Tensor
-    error: Tensor
-    bias: Tensor
-    latent: Tensor
-    activations: Tensor
-    reconstruction: Tensor
-    target: Tensor
-    output: Any = field(repr=False)
-    _pull: Callable[[Tensor | None], dict[str, Tensor]] = field(repr=False)
-
-    def to_inputs(self, features: int | Iterable[int] | Tensor) -> dict[str, Tensor]:
-        """Relevance of every input that flows through some features of the dictionary.
-
-        A feature's relevance goes through the converted encoder to the latent, and from there to the inputs. The sum
-        over all features, with :meth:`error_to_inputs`, is all relevance that flows through the latent, up to the part
-        absorbed by the encoder's biases.
-
-        Args:
-            features: one feature, several (their relevance is summed), or a mask that broadcasts to (..., N).
-
-        Raises:
-            DictionaryError: for a feature out of range.
-        """
-        if isinstance(features, Tensor) and (features.is_floating_point() or features.dtype is torch.bool):
-            return self._pull(features)
-        width = self.features.shape[-1]
-        ids = torch.as_tensor(features if isinstance(features, (int, Tensor)) else list(features)).reshape(-1)
-        if ids.numel() == 0 or bool((ids >= width).any()) or bool((ids < -width).any()):
-            raise DictionaryError(f"features {ids.tolist()}: give some of 0 to {width - 1}")
-        mask = torch.zeros(width, dtype=torch.bool, device=self.features.device)
-        mask[ids.to(mask.device)] = True
-        return self._pull(mask)
-
-    def error_to_inputs(self) -> dict[str, Tensor]:
-        """Relevance of every input that flows through the latent, but not through the dictionary's features.
-
-        The error is x - decode(encode(x)): x receives its cotangent minus the one through decode(encode(x)).
-        """
-        return self._pull(None)
 
 
 class _Encoder(nn.Module):
@@ -157,7 +95,8 @@ class FeatureExplainer:
         error, bias, whole = (relevance_of(part, g) for part in (x - decoded, offset, x))
         output = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, run.output)
         features = relevance_of(f, back)
-        return FeatureAttribution(features, error, bias, whole, f, decoded, run.chosen.detach(), output, pull)
+        name = run.sweeper.rewritten.plan.ruleset.name
+        return FeatureAttribution(features, error, bias, whole, f, decoded, run.chosen.detach(), output, pull, name)
 
 
 def explain_features(

@@ -92,7 +92,8 @@ def relevance_flow(
         **kwargs: its inputs by keyword.
 
     Returns:
-        A DAG. Nodes: ``relevance``, ``absorbed``, ``kind`` ("input", "latent", "target"). Edges: ``weight``.
+        A DAG. Nodes: ``relevance``, ``absorbed``, ``kind`` ("input", "latent", "target"), ``depth`` (nodes on the
+        longest path that leads there). Edges: ``weight``.
 
     Raises:
         LatentError: for a name that matches nothing, or a split that does not fit.
@@ -129,6 +130,9 @@ def relevance_flow(
             graph.add_node(part.name, kind=cut.kind, relevance=float(share.double().sum()), **_detail(share, detail))
             if whole is not None:
                 send(part.name, cut.before, part.alone(whole), index)
+    for depth, layer in enumerate(nx.topological_generations(graph)):
+        for node in layer:
+            graph.nodes[node]["depth"] = depth
     for node, facts in graph.nodes.items():
         incoming = sum(w for _, _, w in graph.in_edges(node, data="weight"))
         facts["absorbed"] = 0.0 if facts["kind"] == "input" else facts["relevance"] - incoming

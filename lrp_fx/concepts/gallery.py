@@ -16,7 +16,7 @@ from lrp_fx.errors import InputError
 from lrp_fx.explain.target import padding_masks, shown
 from lrp_fx.extras import require
 from lrp_fx.module import ExplainableModule
-from lrp_fx.viz.array_plots import stretched
+from lrp_fx.viz.brightness import channels_last, stretched
 from lrp_fx.viz.figures import colour_map, scale_of
 from lrp_fx.viz.pages import cells, template, write_page
 from lrp_fx.viz.words import Word
@@ -101,7 +101,7 @@ def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
 
 def _picture(image: Tensor) -> str:
     """A (C, H, W) image, its values stretched to the range of colours."""
-    return _uri(stretched(image.detach().double().cpu().numpy()))
+    return _uri(channels_last(stretched(image.detach().double().cpu().numpy())))
 
 
 def _heat(relevance: Tensor) -> str:

@@ -1,5 +1,20 @@
-"""Raw inputs: texts become what a model takes, and tokens that results know."""
+"""Raw inputs: texts, chats, images and sound become what a model takes, and what results know of their samples."""
 
-from lrp_fx.encode.texts import Encoded, TextEncoder, are_texts
+from lrp_fx.encode.encoded import Encoded
+from lrp_fx.encode.encoder import KINDS, InputEncoder, Raw, kind_of
+from lrp_fx.encode.images import open_image
+from lrp_fx.encode.sounds import open_sound
+from lrp_fx.encode.texts import Text, TextEncoder, are_texts
 
-__all__ = ["Encoded", "TextEncoder", "are_texts"]
+__all__ = [
+    "KINDS",
+    "Encoded",
+    "InputEncoder",
+    "Raw",
+    "Text",
+    "TextEncoder",
+    "are_texts",
+    "kind_of",
+    "open_image",
+    "open_sound",
+]

@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lrp_fx.capture.conventions import is_encoder_decoder
+from lrp_fx.encode.chats import Spelled
+from lrp_fx.encode.encoded import Encoded
+from lrp_fx.encode.model_facts import ENDLESS, ModelFacts
 from lrp_fx.errors import InputError
 from lrp_fx.results import Note, Tokens
 
-_ANY = 10**6  #: lengths from here on say that a tokenizer knows no limit
 _FILLED = {"attention_mask": 0, "token_type_ids": 0}  #: what stands where a text has ended
 
-#: a text, or two that belong together (premise and hypothesis, question and passage)
-Text = str | tuple[str, str]
+#: a text, two that belong together (premise and hypothesis, question and passage), or a chat by its template
+Text = str | tuple[str, str] | Spelled
 
 
 def are_texts(value: Any) -> bool:
     """Whether a value is a text, a pair of texts, or a list of texts or pairs."""
     listed = value if isinstance(value, list) else [value]
     return bool(listed) and all(
-        isinstance(v, str) or (isinstance(v, tuple) and len(v) == 2 and all(isinstance(t, str) for t in v))
+        isinstance(v, (str, Spelled)) or (isinstance(v, tuple) and len(v) == 2 and all(isinstance(t, str) for t in v))
         for v in listed
     )
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Texts as model inputs.
-
-    Attributes:
-        inputs: (B, S) tensors by name.
-        tokens: by name of the input, of every text.
-        notes: what was cut off.
-    """
-
-    inputs: dict[str, Tensor]
-    tokens: dict[str, tuple[Tokens, ...]]
-    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,93 +36,54 @@ class TextEncoder:
     """A tokenizer with what is known of its model.
 
     Attributes:
-        tokenizer: called with a text, it returns ``input_ids`` and more; ``convert_ids_to_tokens``, ``decode``. None
-            where only names of classes are known.
-        labels: names of the classes, where there are some.
-        accepted: names of inputs that the model takes; None for all.
-        limit: most tokens that it reads; None where nobody says.
-        start: the token with which its decoder begins; None where it has none.
+        tokenizer: called with a text, it returns ``input_ids`` and more; ``convert_ids_to_tokens``, ``decode``.
+        facts: of the model.
     """
 
     tokenizer: Any
-    labels: tuple[str, ...] | None = None
-    accepted: tuple[str, ...] | None = None
-    limit: int | None = None
-    start: int | None = None
+    facts: ModelFacts
 
-    @classmethod
-    def of(
-        cls, model: nn.Module, tokenizer: Any, labels: Sequence[str] | Mapping[int, str] | None = None
-    ) -> TextEncoder:
-        """The encoder of a model.
+    @property
+    def limit(self) -> int | None:
+        """Most tokens that the model reads; None where nobody says."""
+        limits = (getattr(self.tokenizer, "model_max_length", None), self.facts.limit)
+        return next((n for n in limits if isinstance(n, int) and 0 < n < ENDLESS), None)
 
-        Args:
-            model: its ``config``, where it has one, says names of classes, the limit and the start token.
-            tokenizer: its tokenizer, or a processor that has one.
-            labels: names of the classes; what the configuration says where None.
-        """
-        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-        config = getattr(model, "config", None)
-        named = getattr(config, "id2label", None) if labels is None else labels
-        if isinstance(named, Mapping):
-            named = [named[i] for i in sorted(named)]
-        parameters = inspect.signature(model.forward).parameters.values()
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        limits = (getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None))
-        start = None
-        if is_encoder_decoder(model):
-            settings = (getattr(model, "generation_config", None), config)
-            starts = (getattr(s, "decoder_start_token_id", None) for s in settings)
-            start = next((s for s in starts if s is not None), 0)
-        return cls(
-            tokenizer,
-            tuple(map(str, named)) if named else None,
-            None if open_ended else tuple(p.name for p in parameters),
-            next((n for n in limits if isinstance(n, int) and 0 < n < _ANY), None),
-            start,
-        )
-
-    def encode(
-        self, texts: Text | Sequence[Text], given: Mapping[str, Any] | None = None, left: bool = False
-    ) -> Encoded:
+    def encode(self, texts: Text | Sequence[Text], left: bool = False) -> Encoded:
         """Texts as one batch, padded to the longest; what is too long is cut off, with a warning and a note.
 
         Args:
             texts: one, or several.
-            given: further inputs, which win over what is made here.
             left: pad on the left, for texts that go on.
 
         Raises:
-            InputError: for a text without tokens.
+            InputError: for a text without tokens, and for a chat that is too long.
         """
-        listed = [texts] if isinstance(texts, (str, tuple)) else list(texts)
+        listed: list[Text] = [texts] if isinstance(texts, (str, tuple, Spelled)) else list(texts)
         rows, notes = [], []
         for number, text in enumerate(listed):
             row = self._row(text)
             length = len(row["input_ids"])
             if self.limit is not None and length > self.limit:
+                if isinstance(text, Spelled):  # without its end a chat asks something else
+                    raise InputError(f"the chat has {length} tokens, and the model reads {self.limit}: shorten it")
                 row = self._row(text, truncation=True, max_length=self.limit)
                 cut = f"text {number} has {length} tokens, and the model reads {self.limit}: the rest was cut off"
-                warnings.warn(cut, stacklevel=4)
+                warnings.warn(cut, stacklevel=5)
                 notes.append(Note("cut off", f"{cut}. Explain it in parts."))
             if not len(row["input_ids"]):
                 raise InputError(f"text {number} has no tokens: {text!r:.60}")
             rows.append(row)
         width = max(len(row["input_ids"]) for row in rows)
-        names = [n for n in rows[0] if n == "input_ids" or n in _FILLED]
-        names = [n for n in names if self.accepted is None or n in self.accepted]
+        names = [n for n in rows[0] if (n == "input_ids" or n in _FILLED) and self.facts.takes(n)]
         fills = {**_FILLED, "input_ids": self._padding()}
         inputs = {n: torch.tensor([_padded(list(r[n]), width, fills[n], left) for r in rows]) for n in names}
         tokens = [self._tokens(text, row, width, left) for text, row in zip(listed, rows, strict=True)]
-        named = {"input_ids": tuple(tokens)}
-        if self.start is not None and not {"decoder_input_ids", "decoder_inputs_embeds", "labels"} & set(given or {}):
-            inputs["decoder_input_ids"] = torch.full((len(rows), 1), self.start)
-            named["decoder_input_ids"] = self.describe(inputs["decoder_input_ids"])
-        return Encoded({**inputs, **(given or {})}, named, tuple(notes))
+        return Encoded(inputs, {"input_ids": tuple(tokens)}, tuple(notes))
 
     def describe(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tokens, ...]:
         """Tokens of (B, S) ids, without the texts that they are from; what a mask hides is padding."""
-        special = set(getattr(self.tokenizer, "all_special_ids", ()))
+        special = self._special()
         shown = torch.ones_like(ids) if mask is None or mask.shape != ids.shape else mask
         described = []
         for row, seen in zip(ids.tolist(), shown.tolist(), strict=True):
@@ -145,18 +91,19 @@ class TextEncoder:
             described.append(Tokens(texts, tuple(i in special for i in row), tuple(not s for s in seen)))
         return tuple(described)
 
-    def answer(self, index: int, classes: int) -> str:
-        """What entry ``index`` of ``classes`` logits is called: a class, a token, else its number."""
-        if self.labels is not None and len(self.labels) == classes:
-            return self.labels[index]
+    @property
+    def size(self) -> int:
+        """How many tokens the vocabulary has."""
         sized = hasattr(type(self.tokenizer), "__len__")
-        known = len(self.tokenizer) if sized else getattr(self.tokenizer, "vocab_size", 0)
-        if classes >= known > 2:
-            return repr(self.tokenizer.decode([index]))
-        return f"output {index}"
+        return len(self.tokenizer) if sized else getattr(self.tokenizer, "vocab_size", 0)
+
+    def _special(self) -> set[int]:
+        """Ids that stand for no text; an unknown word is one."""
+        return set(getattr(self.tokenizer, "all_special_ids", ())) - {getattr(self.tokenizer, "unk_token_id", None)}
 
     def _row(self, text: Text, **options: Any) -> Mapping[str, Any]:
-        parts = text if isinstance(text, tuple) else (text,)
+        parts = _parts(text)
+        options = {"add_special_tokens": False, **options} if isinstance(text, Spelled) else options
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its length, which is looked at here
@@ -172,8 +119,9 @@ class TextEncoder:
     def _tokens(self, text: Text, row: Any, width: int, left: bool) -> Tokens:
         ids = list(row["input_ids"])
         pieces = self.tokenizer.convert_ids_to_tokens(ids)
-        special = [bool(s) for s in row["special_tokens_mask"]]
-        parts = text if isinstance(text, tuple) else (text,)
+        marks = self._special() if isinstance(text, Spelled) else set()
+        special = [bool(s) or i in marks for s, i in zip(row["special_tokens_mask"], ids, strict=True)]
+        parts = _parts(text)
         whole = "\n".join(parts)
         offsets: list[Any] | None = None
         words: list[Any] | None = None
@@ -182,8 +130,10 @@ class TextEncoder:
             begins = [len(parts[0]) + 1 if s == 1 else 0 for s in of]
             offsets = [(a + b, e + b) for (a, e), b in zip(row["offset_mapping"], begins, strict=True)]
             numbers = row.word_ids(0)
-            words = [None if n is None else n + b * _ANY for n, b in zip(numbers, begins, strict=True)]
+            words = [None if n is None else n + b * ENDLESS for n, b in zip(numbers, begins, strict=True)]
             texts = [p if s else whole[slice(*o)] for p, s, o in zip(pieces, special, offsets, strict=True)]
+            if isinstance(text, Spelled):  # what the template says is none of the messages
+                special = [s or not text.says(*o) for s, o in zip(special, offsets, strict=True)]
         else:
             texts = list(map(self._spelled, pieces))
         return Tokens(
@@ -201,6 +151,10 @@ class TextEncoder:
             return piece
         text = self.tokenizer.convert_tokens_to_string([piece])
         return f" {text}" if piece.startswith("▁") and not text.startswith(" ") else text
+
+
+def _parts(text: Text) -> tuple[str, ...]:
+    return text if isinstance(text, tuple) else (text.text if isinstance(text, Spelled) else text,)
 
 
 def _padded(values: list[Any], width: int, fill: Any, left: bool) -> list[Any]:

@@ -1,153 +1,131 @@
-"""The result of :func:`lrp_fx.explain_pairs`."""
+"""The result of :func:`lrp_fx.explain_pairs`: a table of pairs that can be kept, drawn and shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from lrp_fx.errors import InputError
-from lrp_fx.results import Note
-from lrp_fx.results.notes import CANCELLING, Signs
+from lrp_fx.extras import require
+from lrp_fx.pairs.pictures import draw_connections, draw_pairs, pairs_page
+from lrp_fx.pairs.table import Pair, PairTable
+from lrp_fx.results import Context, Stored, document
+from lrp_fx.viz import write_page
+from lrp_fx.viz.terminal import printed
 
-Tokens = tuple[list[list[str]], list[list[str]]]
-Grid = tuple[int, int] | None
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
 
-
-@dataclass(frozen=True)
-class Pair:
-    """One pair of features.
-
-    Attributes:
-        first: index of the feature of the first input.
-        second: index of the feature of the second input.
-        relevance: relevance of the pair.
-        tokens: texts of both features; None without tokens.
-    """
-
-    first: int
-    second: int
-    relevance: float
-    tokens: tuple[str, str] | None = None
-
-
-def _little(signs: Signs) -> str | None:
-    few = signs.little
-    if not few.any():
-        return None
-    share = float((signs.inputs / signs.target)[few].median())
-    says = f"hold {share:.0%} of the similarity" if share >= 0 else "add up to the opposite sign of the similarity"
-    return (
-        f"pairs of features {says}{signs.count(few)}: biases, positions or softmax hold the rest (the last row and "
-        'column of .table). An output= that normalises takes all: give the embedding before, and similarity="cosine".'
-    )
-
-
-def _cancelling(signs: Signs) -> str | None:
-    large = signs.cancelling
-    if not large.any():
-        return None
-    return (
-        f"magnitudes of relevance add up to over {CANCELLING} times the similarity{signs.count(large)}: large parts "
-        'cancel, and the picture shows the parts. Try rules="vit_gamma" or "epsilon_plus".'
-    )
-
-
-_SIGNS: dict[str, Callable[[Signs], str | None]] = {"small share": _little, "cancelling": _cancelling}
+#: kind of figure -> what draws it
+_KINDS = {"matrix": draw_pairs, "connections": draw_connections}
+_SHOWN = 10  #: pairs of a sample that a terminal shows
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class PairAttribution:
-    """Relevance of pairs of features for the similarity of two inputs; I and J features, B pairs of inputs.
+class PairAttribution(PairTable, Stored):
+    """Relevance of pairs of features for the similarity of two inputs (:class:`lrp_fx.pairs.table.PairTable`)."""
 
-    Each embedding coordinate is the sum of the relevance of its features and a rest: the entries of its ledger besides
-    the inputs (biases, positions, softmax, stabilisers). The similarity, a sum of products of coordinates, is therefore
-    a sum of four parts: features with features, features with the other side's rest (twice), and rest with rest. These
-    are the entries of :attr:`table`, which sum to the similarity exactly; ``relevance`` alone does without a rest.
+    KIND = "PairAttribution"
 
-    Attributes:
-        table: (B, I + 1, J + 1): the last row is the rest of the first input, the last column the rest of the second.
-        similarity: (B,) similarities.
-        kind: "dot" or "cosine".
-        ruleset: name of the rule set.
-        shown: (B, I) and (B, J): features that are not padding.
-        tokens: per side, per sample, the text of each feature; None without ``decode``.
-        grids: per side, rows and columns of patches; None for features that are not patches.
-    """
+    def plot(self, kind: str = "matrix", *, sample: int | None = None, **options: Any) -> Figure:
+        """A figure of one sample.
 
-    table: Tensor
-    similarity: Tensor
-    kind: str
-    ruleset: str
-    shown: tuple[Tensor, Tensor]
-    tokens: Tokens | None = None
-    grids: tuple[Grid, Grid] = (None, None)
-
-    @property
-    def relevance(self) -> Tensor:
-        """(B, I, J) relevance of every pair."""
-        return self.table[:, :-1, :-1]
-
-    @property
-    def remainder(self) -> Tensor:
-        """(B,) similarity outside of pairs of features: the sum of the last row and last column of :attr:`table`."""
-        return self.table[:, -1].sum(-1) + self.table[:, :-1, -1].sum(-1)
-
-    @property
-    def notes(self) -> tuple[Note, ...]:
-        """Signs of a weak map, each with a remedy (as in :class:`lrp_fx.Attribution`)."""
-        if self.table.is_meta:
-            return ()
-        signs = Signs({"pairs": self.relevance}, self.similarity.double(), None)
-        texts = ((name, describe(signs)) for name, describe in _SIGNS.items())
-        return tuple(Note(name, text) for name, text in texts if text is not None)
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __iter__(self) -> Iterator[PairAttribution]:
-        return (self[i] for i in range(len(self)))
-
-    def __getitem__(self, index: int | slice) -> PairAttribution:
-        """Some samples, as a result of their own.
+        Args:
+            kind: "matrix" (:func:`lrp_fx.pairs.draw_pairs`) or "connections"
+                (:func:`lrp_fx.pairs.draw_connections`); "auto" is the matrix.
+            sample: which one; None where there is one only.
+            **options: of the function that draws it (``images=``, ``lines=``, ``ax=``).
 
         Raises:
-            IndexError: for a sample out of range.
+            InputError: for another kind, and for several samples where none is named.
+            MissingExtraError: when matplotlib is not installed.
         """
-        rows = [range(len(self))[index]] if isinstance(index, int) else list(range(len(self)))[index]
-        tokens = None if self.tokens is None else ([self.tokens[0][i] for i in rows], [self.tokens[1][i] for i in rows])
-        shown = (self.shown[0][rows], self.shown[1][rows])
-        return replace(self, table=self.table[rows], similarity=self.similarity[rows], shown=shown, tokens=tokens)
+        if kind not in (*_KINDS, "auto"):
+            raise InputError(f"kind={kind!r}: choose one of auto, {', '.join(_KINDS)}")
+        return _KINDS["matrix" if kind == "auto" else kind](self, self._only(sample), **options)
 
-    def top(self, k: int = 10, sample: int = 0) -> list[Pair]:
-        """The ``k`` pairs of one sample with the largest magnitude of relevance, without padding.
+    def show(self, *, console: Console | None = None) -> None:
+        """Print every sample: the strongest pairs, what no pair holds, and that they add up; notes."""
+        parts: list[Any] = [self._shown(number) for number in range(len(self))]
+        printed(*parts, *(f"note: {note}" for note in self.notes), console=console)
+
+    def _shown(self, sample: int) -> Table:
+        similarity, rest = float(self.similarity[sample]), float(self.remainder[sample])
+        strongest = self.top(_SHOWN, sample)
+        table = Table(title=f"{self.kind} {similarity:.4g}", title_justify="left", box=None, pad_edge=False)
+        table.add_column("pair", style="dim")
+        table.add_column("relevance", justify="right")
+        for pair in strongest:
+            table.add_row(" - ".join(_names(pair)), f"{pair.relevance:+.4f}")
+        others = similarity - rest - sum(pair.relevance for pair in strongest)
+        for name, amount in (("other pairs", others), ("rest", rest), (self.kind, similarity)):
+            table.add_row(name, f"{amount:+.4f}")
+        return table
+
+    def to_html(self, *, sample: int | None = None, **options: Any) -> str:
+        """A self-contained page of one sample (:func:`lrp_fx.pairs.pairs_page`)."""
+        return pairs_page(self, self._only(sample), **options)
+
+    def save_html(self, path: str | Path, **options: Any) -> Path:
+        """Write :meth:`to_html` to a file, and return its path."""
+        return write_page(path, self.to_html(**options))
+
+    def to_dataframe(self) -> Any:
+        """A pandas data frame with a row for every pair of features that are no padding.
 
         Raises:
-            InputError: for a sample out of range.
+            MissingExtraError: when pandas is not installed.
         """
-        if not -len(self.table) <= sample < len(self.table):
-            raise InputError(f"sample {sample}: there are {len(self.table)} of them")
-        rows, columns = (shown[sample].nonzero()[:, 0] for shown in self.shown)
-        values = self.relevance[sample][rows][:, columns]
-        order = values.flatten().abs().argsort(descending=True, stable=True)[:k]
-        first, second = rows[order // max(len(columns), 1)], columns[order % max(len(columns), 1)]
-        amounts = values.flatten()[order]
-        return [
-            Pair(i, j, amount, None if self.tokens is None else self._texts(sample, i, j))
-            for i, j, amount in zip(first.tolist(), second.tolist(), amounts.tolist(), strict=True)
-        ]
+        pandas: Any = require("pandas", "results")
+        count = self.relevance.shape[1] * self.relevance.shape[2]
+        rows = []
+        for sample in range(len(self)):
+            for pair in sorted(self.top(count, sample), key=lambda p: (p.first, p.second)):
+                first, second = _names(pair)
+                rows.append(
+                    {"sample": sample, "first": pair.first, "second": pair.second, "first_text": first,
+                     "second_text": second, "relevance": pair.relevance}
+                )  # fmt: skip
+        return pandas.DataFrame(rows)
 
-    def _texts(self, sample: int, first: int, second: int) -> tuple[str, str]:
-        assert self.tokens is not None
-        return self.tokens[0][sample][first], self.tokens[1][sample][second]
+    def _only(self, sample: int | None) -> int:
+        if sample is None and len(self) != 1:
+            raise InputError(f"a picture shows one sample, and there are {len(self)}: give sample=")
+        return sample or 0
 
-    def __repr__(self) -> str:
-        shown = torch.stack([self.similarity, self.relevance.sum((1, 2)), self.remainder]).tolist()
-        similarity, pairs, rest = ([float(f"{v:.6g}") for v in row] for row in shown)
-        notes = "".join(f"\n  note: {note}" for note in self.notes)
-        return (
-            f"PairAttribution(relevance={tuple(self.relevance.shape)}, {self.kind}={similarity}, pairs={pairs}, "
-            f"remainder={rest}, rules={self.ruleset!r}){notes}"
-        )
+    def _document(self, inputs: bool) -> document.Document:
+        about = {"similarity": self.kind, "pair_tokens": self.tokens, "grids": self.grids}
+        tensors = {"table": self.table, "target": self.similarity}
+        tensors |= {f"shown/{side}": shown for side, shown in enumerate(self.shown)}
+        return document.Document({**document.head(self.KIND, self.ruleset, Context()), **about}, tensors)
+
+    @classmethod
+    def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        tokens = about.get("pair_tokens")
+        grids = [None if g is None else (int(g[0]), int(g[1])) for g in about["grids"]]
+        texts = None if tokens is None else [[[str(t) for t in row] for row in side] for side in tokens]
+        return cls(
+            tensors["table"], tensors["target"], document.text(about, "similarity"), document.text(about, "rules"),
+            (tensors["shown/0"].bool(), tensors["shown/1"].bool()), None if texts is None else (texts[0], texts[1]),
+            (grids[0], grids[1]),
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        shapes = [(len(self.table), size - 1) for size in self.table.shape[1:]]
+        if self.table.dim() != 3 or [tuple(s.shape) for s in self.shown] != shapes:
+            raise ValueError(f"a table of shape {tuple(self.table.shape)} that does not fit its features")
+        if self.similarity.shape != (len(self.table),):
+            raise ValueError(f"similarities of shape {tuple(self.similarity.shape)}")
+        if not torch.is_floating_point(self.table):
+            raise ValueError(f"relevance is {self.table.dtype}")
+
+
+def _names(pair: Pair) -> tuple[str, str]:
+    return (str(pair.first), str(pair.second)) if pair.tokens is None else pair.tokens

@@ -8,20 +8,22 @@ one side instead of one for each coordinate of the other. The cheaper way is cho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lrp_fx.converted import RuleSource
+from lrp_fx.encode import Encoded, kind_of
 from lrp_fx.errors import InputError, TargetError
 from lrp_fx.module import ExplainableModule
-from lrp_fx.pairs.attribution import PairAttribution, Tokens
+from lrp_fx.pairs.attribution import PairAttribution
 from lrp_fx.pairs.embedding import Output
 from lrp_fx.pairs.features import Grouping
 from lrp_fx.pairs.progress import Progress
 from lrp_fx.pairs.side import Side
+from lrp_fx.pairs.table import Tokens
 
 Similarity = Literal["dot", "cosine"]
 Decode = Callable[[list[int]], list[str]]  #: token ids of one sample -> a text for each
@@ -49,7 +51,8 @@ def explain_pairs(
 
     Args:
         xmodel: the converted model, for both sides.
-        a: inputs of the first side: a mapping by name, a tuple, or one tensor; B samples.
+        a: inputs of the first side: a mapping by name, a tuple, or one tensor; B samples. Where the model was converted
+            with what encodes them, a text, an image, a list of them.
         b: inputs of the second side, B samples; their lengths may differ from those of ``a``.
         similarity: "dot" or "cosine".
         output: the (B, D) embedding: None (the only tensor of the output), a path in the output ("pooler_output"),
@@ -73,12 +76,15 @@ def explain_pairs(
     """
     if similarity not in ("dot", "cosine"):
         raise TargetError(f'similarity={similarity!r}: choose "dot" or "cosine"')
+    raw = [kind_of(side) for side in (a, b)]
+    encoded = [xmodel.encoded((side,), {})[2] if kind else None for side, kind in zip((a, b), raw, strict=True)]
     first, second = (
         Side.forward(
-            xmodel, inputs, output=output, input=input, grouping=features, rules=rules, chunk=chunk, check=check
+            xmodel, given if made is None else made.inputs, output=output, input=input, grouping=features, rules=rules,
+            chunk=chunk, check=check,
         )
-        for inputs in (a, b)
-    )
+        for given, made in zip((a, b), encoded, strict=True)
+    )  # fmt: skip
     _check_fit(first, second)
     table = _table(first, second, progress) * _scale(first, second, similarity)[:, None, None]
     products = first.embedding.detach().to(table.dtype) * second.embedding.detach().to(table.dtype)
@@ -88,9 +94,20 @@ def explain_pairs(
         similarity,
         first.sweeper.rewritten.plan.ruleset.name,
         (first.shown, second.shown),
-        None if decode is None else _tokens(first, second, decode),
+        _spelled(first, second, encoded) if decode is None else _tokens(first, second, decode),
         (first.grid, second.grid),
     )
+
+
+def _spelled(first: Side, second: Side, encoded: Sequence[Encoded | None]) -> Tokens | None:
+    """What the tokens of texts are called; None where a side was no text."""
+    sides = []
+    for side, made in zip((first, second), encoded, strict=True):
+        tokens = None if made is None else made.tokens.get(side.features.input)
+        if tokens is None:
+            return None
+        sides.append([list(one.texts) for one in tokens])
+    return sides[0], sides[1]
 
 
 def _check_fit(first: Side, second: Side) -> None:

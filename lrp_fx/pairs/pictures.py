@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrp_fx.errors import InputError
-from lrp_fx.pairs.attribution import PairAttribution
+from lrp_fx.pairs.table import PairTable
 from lrp_fx.viz.colours import background, css, foreground
 from lrp_fx.viz.figures import new_figure
 from lrp_fx.viz.pages import template
@@ -39,7 +39,7 @@ class _Shown:
     pairs: list[tuple[int, int, float]]
 
     @classmethod
-    def of(cls, attribution: PairAttribution, sample: int, lines: int) -> _Shown:
+    def of(cls, attribution: PairTable, sample: int, lines: int) -> _Shown:
         places = [shown[sample].nonzero()[:, 0] for shown in attribution.shown]
         rows, columns = (
             torch.cat([p, p.new_full((1,), s.shape[1])]) for p, s in zip(places, attribution.shown, strict=True)
@@ -60,7 +60,7 @@ class _Shown:
         return max((abs(amount) for *_, amount in self.pairs), default=0.0) or 1.0
 
 
-def draw_pairs(attribution: PairAttribution, sample: int = 0, *, ax: Axes | None = None) -> Figure:
+def draw_pairs(attribution: PairTable, sample: int = 0, *, ax: Axes | None = None) -> Figure:
     """Matrix of one sample: a row per feature of the first input, a column per feature of the second, rests last.
 
     Args:
@@ -90,7 +90,7 @@ def draw_pairs(attribution: PairAttribution, sample: int = 0, *, ax: Axes | None
 
 
 def draw_connections(
-    attribution: PairAttribution,
+    attribution: PairTable,
     sample: int = 0,
     *,
     images: Sequence[Tensor] | None = None,
@@ -138,7 +138,7 @@ def draw_connections(
 
 
 def pairs_page(
-    attribution: PairAttribution,
+    attribution: PairTable,
     sample: int = 0,
     *,
     title: str = "Why these two are alike",
@@ -240,7 +240,7 @@ def _place_words(labels: tuple[list[str], list[str]]) -> list[list[tuple[float, 
     ]
 
 
-def _place_images(ax: Axes, attribution: PairAttribution, images: Sequence[Tensor]) -> list[list[tuple[float, float]]]:
+def _place_images(ax: Axes, attribution: PairTable, images: Sequence[Tensor]) -> list[list[tuple[float, float]]]:
     """Draw two images side by side; returns (x, y) of the centres of their patches."""
     places, left = [], 0.0
     for image, grid in zip(images, attribution.grids, strict=True):

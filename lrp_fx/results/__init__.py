@@ -1,17 +1,20 @@
 """What an explanation returns: numbers that know what they are about. Pictures, tables and files are made of them."""
 
-from lrp_fx.results.attribution import Attribution, Later, known_ledger, no_ledger
-from lrp_fx.results.context import Context, Tokens
+from lrp_fx.results.accounts import Accounting, known_ledger, no_ledger
+from lrp_fx.results.attribution import Attribution, Later
+from lrp_fx.results.context import Context, Normalization, Tokens
 from lrp_fx.results.ledger import Entry, Ledger
 from lrp_fx.results.notes import Note
 from lrp_fx.results.result import Result
+from lrp_fx.results.stored import Stored
 from lrp_fx.results.targets import Attributions, Generation
 from lrp_fx.results.viewing import view, viewer_data
 
 #: read what ``save`` of any result wrote
-load_result = Result.load
+load_result = Stored.load
 
 __all__ = [
+    "Accounting",
     "Attribution",
     "Attributions",
     "Context",
@@ -19,8 +22,10 @@ __all__ = [
     "Generation",
     "Later",
     "Ledger",
+    "Normalization",
     "Note",
     "Result",
+    "Stored",
     "Tokens",
     "known_ledger",
     "load_result",

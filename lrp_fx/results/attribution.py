@@ -14,6 +14,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import LatentError
+from lrp_fx.results.accounts import (
+    Accounting,
+    as_computed,
+    joined,
+    known_ledger,
+    no_ledger,
+    of_rows,
+    of_the_sum,
+    refuse,
+    scaled,
+)
 from lrp_fx.results.document import ledger_data, part_of, read_ledger, text
 from lrp_fx.results.ledger import Ledger
 from lrp_fx.results.notes import Note, find_notes
@@ -22,9 +33,6 @@ from lrp_fx.results.result import Result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-#: computes the ledger of the sum of all samples' targets (None), or of a weighted sum, with (B,) weights
-Accounting = Callable[[Tensor | None], Ledger]
 
 _UNSAVED = "this result was read from a file without this part. Remedy: explain again"
 _DROPPED = "this is computed from the inputs, which were dropped (keep_inputs=False). Remedy: compute it before"
@@ -92,8 +100,8 @@ class Attribution(Result):
     def without_inputs(self) -> Self:
         """The same numbers without the inputs, and without parts that would be computed from them: a ledger that was
         not computed, an output of a compiled graph, sources."""
-        dropped = Later(functools.partial(_refuse, _DROPPED))
-        account = functools.partial(_as_computed, self.ledger) if "ledger" in self.__dict__ else no_ledger(_DROPPED)
+        dropped = Later(functools.partial(refuse, _DROPPED))
+        account = functools.partial(as_computed, self.ledger) if "ledger" in self.__dict__ else no_ledger(_DROPPED)
         output = dropped if isinstance(self._output, Later) and "output" not in self.__dict__ else self.output
         return self._derived(inputs={}, _output=output, _sources=dropped, _account=account)
 
@@ -127,17 +135,17 @@ class Attribution(Result):
             super()._of(rows),
             _output=Later(lambda: rest(self.output)) if later else rest(self._output),
             _sources=Later(some),
-            _account=functools.partial(_of_rows, self._accounted, rows, len(self)),
+            _account=functools.partial(of_rows, self._accounted, rows, len(self)),
         )
 
     def __mul__(self, factor: float | Tensor) -> Self:
         factors = torch.as_tensor(factor).double().cpu().expand(len(self))
 
-        def scaled() -> dict[str, Tensor]:
+        def multiplied() -> dict[str, Tensor]:
             return {n: t * self._beside(factors, t).to(t.dtype) for n, t in _now(self._sources).items()}
 
-        account = functools.partial(_scaled, self._accounted, factors)
-        return replace(super().__mul__(factor), _sources=Later(scaled), _account=account)
+        account = functools.partial(scaled, self._accounted, factors)
+        return replace(super().__mul__(factor), _sources=Later(multiplied), _account=account)
 
     __rmul__ = __mul__
 
@@ -147,7 +155,7 @@ class Attribution(Result):
             collected = _now(self._sources).items()
             return {n: t.sum(0, keepdim=True) if t.dim() and len(t) == count else t for n, t in collected}
 
-        account = functools.partial(_of_the_sum, self._accounted, len(self))
+        account = functools.partial(of_the_sum, self._accounted, len(self))
         return replace(super()._of_all_samples(), _output=None, _sources=Later(total), _account=account)
 
     def _category_rows(self) -> list[dict[str, Any]]:
@@ -191,14 +199,14 @@ class Attribution(Result):
 
     @classmethod
     def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor], **more: Any) -> Self:
-        output: Any = part_of(tensors, "output") or Later(functools.partial(_refuse, _UNSAVED))
+        output: Any = part_of(tensors, "output") or Later(functools.partial(refuse, _UNSAVED))
         if isinstance(output, dict) and output.keys() == {""}:
             output = output[""]
         if about.get("ledger") is None:
             account = no_ledger(text(about, "no_ledger"))
         else:
             account = known_ledger(read_ledger(about["ledger"]))
-        unsaved = Later(functools.partial(_refuse, _UNSAVED))
+        unsaved = Later(functools.partial(refuse, _UNSAVED))
         return super()._read(about, tensors, _output=output, _sources=unsaved, _account=account, **more)
 
     def _sum(self, other: Self) -> Self:
@@ -208,7 +216,7 @@ class Attribution(Result):
 
         total = super()._sum(other)
         return replace(
-            total, _sources=Later(both), _account=functools.partial(_joined, self._accounted, other._accounted)
+            total, _sources=Later(both), _account=functools.partial(joined, self._accounted, other._accounted)
         )
 
     def _accounted(self, weights: Tensor | None) -> Ledger:
@@ -218,56 +226,11 @@ class Attribution(Result):
     def __getstate__(self) -> dict[str, Any]:
         """The state for another process: all lazy parts are computed, including the ledger if there is one."""
         try:
-            account: Accounting = functools.partial(_as_computed, self.ledger)
+            account: Accounting = functools.partial(as_computed, self.ledger)
         except LatentError as reason:  # there is no ledger, for this reason
             account = no_ledger(str(reason))
         state = {f.name: getattr(self, f.name) for f in fields(self)}
         return state | {"_output": self.output, "_sources": _now(self._sources), "_account": account}
-
-
-def no_ledger(why: str) -> Accounting:
-    """An account that raises :class:`LatentError` with this reason."""
-    return functools.partial(_refuse, why)
-
-
-def known_ledger(ledger: Ledger) -> Accounting:
-    """The account of a ledger that is already computed."""
-    return functools.partial(_as_computed, ledger)
-
-
-def _refuse(why: str, weights: Tensor | None = None) -> Any:
-    raise LatentError(why)
-
-
-def _as_computed(ledger: Ledger, weights: Tensor | None) -> Ledger:
-    if weights is None:
-        return ledger
-    if bool((weights == weights[0]).all()):
-        return ledger * float(weights[0])
-    raise LatentError(
-        "a result that was copied, saved or stripped of its inputs has one ledger for all its samples: explain the "
-        "samples one by one for a ledger of each"
-    )
-
-
-def _of_rows(account: Accounting, rows: list[int], count: int, weights: Tensor | None) -> Ledger:
-    """The ledger of some samples: that of the batch, with weight 0 for all others."""
-    chosen = torch.ones(len(rows), dtype=torch.float64) if weights is None else weights.double().cpu()
-    return account(torch.zeros(count, dtype=torch.float64).index_add(0, torch.tensor(rows, dtype=torch.long), chosen))
-
-
-def _of_the_sum(account: Accounting, count: int, weights: Tensor | None) -> Ledger:
-    return account(None if weights is None else weights.expand(count))
-
-
-def _scaled(account: Accounting, factors: Tensor, weights: Tensor | None) -> Ledger:
-    if bool((factors == factors[0]).all()):
-        return account(weights) * float(factors[0])
-    return account(factors if weights is None else factors * weights.double().cpu())
-
-
-def _joined(first: Accounting, second: Accounting, weights: Tensor | None) -> Ledger:
-    return first(weights) + second(weights)
 
 
 def _moved(tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

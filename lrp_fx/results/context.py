@@ -44,11 +44,28 @@ class Tokens:
         words = None if self.words is None else self.words[which]
         return Tokens(self.texts[which], self.special[which], self.padding[which], offsets, words, self.text)
 
+    def after(self, prompt: Tokens) -> Tokens:
+        """The same sequence, told which tokens of the prompt that it begins with are none of the text."""
+        return replace(self, special=(*prompt.special, *self.special[len(prompt) :]))
+
     @classmethod
     def plain(cls, texts: Sequence[str]) -> Tokens:
         """Tokens of which nothing is known but what they show."""
         none = (False,) * len(texts)
         return cls(tuple(texts), none, none)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """What was done to the colours of an image: ``value * std + mean`` lies between 0, black, and 1, per channel.
+
+    Attributes:
+        mean: what was subtracted, a number for each channel or one for all.
+        std: what was divided by.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def _unknown() -> str | None:
@@ -66,6 +83,7 @@ class Context:
         answers: for every sample, the name of what is explained ("positive").
         question: the target as it was asked for, in words.
         sampling_rate: of inputs that are sound, in Hz.
+        normalization: name of an input that is an image -> what was done to its colours.
         notes: what was seen before the model ran (a text that was cut off).
         fingerprint: computes a digest of the model that was explained (:mod:`lrp_fx.results.fingerprint`).
     """
@@ -76,6 +94,7 @@ class Context:
     answers: tuple[str, ...] | None = None
     question: str = ""
     sampling_rate: float | None = None
+    normalization: Mapping[str, Normalization] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
     fingerprint: Callable[[], str | None] = field(default=_unknown, repr=False, compare=False)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp_fx.results.context import Context, Known, Tokens
+from lrp_fx.results.context import Context, Known, Normalization, Tokens
 from lrp_fx.results.ledger import Entry, Ledger
 from lrp_fx.results.notes import Note
 from lrp_fx.version import VERSION
@@ -50,6 +50,7 @@ def head(kind: str, rules: str, context: Context) -> dict[str, Any]:
         "labels": context.labels,
         "features": dict(context.features),
         "sampling_rate": context.sampling_rate,
+        "normalization": {name: vars(one) for name, one in context.normalization.items()},
         "tokens": {name: [vars(one) for one in listed] for name, listed in context.tokens.items()},
         "notes": [vars(note) for note in context.notes],
     }
@@ -100,6 +101,7 @@ def read_context(about: Mapping[str, Any]) -> Context:
         answers=_optional(_texts, about.get("answers")),
         question=_text(about.get("target", "")),
         sampling_rate=_optional(_number, rate),
+        normalization={_text(n): _normalization(v) for n, v in _mapping(about.get("normalization", {})).items()},
         notes=tuple(Note(_text(n["name"]), _text(n["text"])) for n in map(_mapping, about.get("notes", []))),
         fingerprint=Known(_optional(_text, model)),
     )
@@ -125,6 +127,12 @@ def count(about: Mapping[str, Any], name: str) -> int:
     if type(about[name]) is not int or about[name] < 0:
         raise ValueError(f"{name} is no count")
     return about[name]
+
+
+def _normalization(data: Any) -> Normalization:
+    fields = _mapping(data)
+    mean, std = (tuple(map(_number, _sequence(fields[name]))) for name in ("mean", "std"))
+    return Normalization(mean, std)
 
 
 def _tokens(data: Any) -> Tokens:

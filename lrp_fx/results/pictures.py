@@ -14,8 +14,10 @@ from lrp_fx.errors import InputError
 from lrp_fx.results import tables
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.context import Tokens
+from lrp_fx.results.latent_rows import in_order, rows_of
 from lrp_fx.results.merging import without_features
 from lrp_fx.viz import amount_plots, array_plots, text_plots
+from lrp_fx.viz.brightness import stretched
 from lrp_fx.viz.words import Word
 
 if TYPE_CHECKING:
@@ -62,6 +64,15 @@ def _channels_first(array: np.ndarray) -> np.ndarray:
     return array if array.shape[0] in (1, 3) else np.moveaxis(array, -1, 0)
 
 
+def colours_of(result: Batch, name: str, image: np.ndarray) -> np.ndarray:
+    """(C, H, W) colours between 0 and 1: as they were before the image was normalized, or stretched to that range."""
+    known = result.context.normalization.get(name)
+    if known is None or not {len(known.mean), len(known.std)} <= {1, len(image)}:
+        return stretched(image)
+    mean, std = (np.asarray(v, float)[:, None, None] for v in (known.mean, known.std))
+    return np.clip(np.nan_to_num(image) * std + mean, 0, 1)
+
+
 def suited(result: Batch, name: str) -> str:
     """The kind of figure that suits an input."""
     if result.target_names is not None:
@@ -90,7 +101,7 @@ def _image(result: Batch, name: str, overlay: bool = False) -> Figure:
         raise InputError(f"'{name}' of shape {relevance.shape} is no image: choose another kind")
     pictured = values is not None and values.ndim == 3 and (values.shape[0] in (1, 3) or values.shape[-1] in (1, 3))
     heat = _channels_first(relevance).sum(0) if pictured else relevance.reshape(-1, *relevance.shape[-2:]).sum(0)
-    image = _channels_first(values) if pictured and values is not None else None
+    image = colours_of(result, name, _channels_first(values)) if pictured and values is not None else None
     if overlay and image is None:
         raise InputError(
             f"the values of '{name}' are not kept, or are no picture: there is nothing to lay the map over"
@@ -161,6 +172,24 @@ def _matrix(result: Batch, name: str) -> Figure:
     return text_plots.draw_matrix(_flat(values), rows, columns, across=name, **style)  # type: ignore
 
 
+def _heads(result: Batch, name: str) -> Figure:
+    """Heads by tokens: latents with an axis for heads, a row for each."""
+    tokens = result.tokens(name)[0]
+    shown = [i for i, padding in enumerate(tokens.padding) if not padding]
+    rows: list[str] = []
+    values: list[Tensor] = []
+    for path, latent in sorted(result.latents.items(), key=lambda item: in_order(item[0])):
+        heads = rows_of(latent.detach().cpu().double(), (len(tokens),))[0]
+        if latent.dim() == 4 and heads.shape[1] == len(tokens):
+            rows += [f"{path} [{number}]" for number in range(len(heads))]
+            values.append(heads[:, shown])
+    if not values or result.target_names is not None:
+        raise InputError('heads by tokens are drawn of one target: explain(at="...self_attn@mixed")')
+    style = {"title": heading_of(result), "notes": _notes(result)}
+    columns = [tokens.texts[i] for i in shown]
+    return text_plots.draw_matrix(torch.cat(values).numpy(), rows, columns, across=name, **style)  # type: ignore
+
+
 def _flat(values: Tensor) -> np.ndarray:
     return values.detach().cpu().double().numpy()
 
@@ -195,7 +224,7 @@ def _notes(result: Batch) -> tuple[str, ...]:
 #: kind -> what draws it: of the only sample (tokens: of all), an input by name
 KINDS: dict[str, Callable[[Batch, str], Figure]] = {
     "tokens": _tokens, "image": _image, "overlay": _overlay, "waveform": _waveform, "spectrogram": _spectrogram,
-    "matrix": _matrix, "bar": _bar, "series": _series, "tabular": _bar,
+    "matrix": _matrix, "heads": _heads, "bar": _bar, "series": _series, "tabular": _bar,
 }  # fmt: skip
 
 

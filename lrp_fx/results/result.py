@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
 from lrp_fx.errors import InputError, MissingExtraError
 from lrp_fx.extras import require
-from lrp_fx.results import document, pictures, storage, tables, viewing, views
+from lrp_fx.results import document, pictures, tables, viewing, views
 from lrp_fx.results.batch import Batch
+from lrp_fx.results.latent_rows import Neurons
 from lrp_fx.results.merging import Grouping, sum_layers, without_features
+from lrp_fx.results.stored import Stored
 from lrp_fx.results.tables import Share
 from lrp_fx.results.to_shap import to_shap
 from lrp_fx.results.words import By
@@ -28,18 +30,8 @@ _NOTEBOOK = 8  #: largest number of samples in a notebook
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Result(Batch):
+class Result(Batch, Stored):
     """A batch of explained samples that can be summed, drawn and saved."""
-
-    #: name of this kind of result in files
-    KIND: ClassVar[str]
-    #: kinds of results by name
-    KINDS: ClassVar[dict[str, type[Result]]] = {}
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "KIND" in vars(cls):
-            Result.KINDS[cls.KIND] = cls
 
     def merge(self, by: By = "words") -> Self:
         """Merge tokens to words or longer parts, with summed relevance. Totals and the ledger do not change.
@@ -155,7 +147,9 @@ class Result(Batch):
         """
         return to_shap(self, input)
 
-    def view(self, path: str | Path = "view.html", *, title: str | None = None, ledger: bool = True) -> Path:
+    def view(
+        self, path: str | Path = "view.html", *, title: str | None = None, ledger: bool = True, neurons: Neurons = 0
+    ) -> Path:
         """Write an interactive page of the result: one HTML file that needs no network (:func:`lrp_fx.view`).
 
         The page is not opened.
@@ -164,11 +158,12 @@ class Result(Batch):
             path: file to write.
             title: heading of the page.
             ledger: whether to include the ledger of every sample, computed by one sweep each if necessary.
+            neurons: which neurons of what ``at=`` collected get a row of their own (:func:`lrp_fx.view`).
 
         Returns:
             ``path``.
         """
-        return viewing.view(self, path=path, title=title, ledger=ledger)
+        return viewing.view(self, path=path, title=title, ledger=ledger, neurons=neurons)
 
     def _category_rows(self) -> list[tables.Row]:
         raise InputError("several targets at once have no ledger: use explain(target=...) with one target")
@@ -178,8 +173,9 @@ class Result(Batch):
 
         Args:
             kind: "tokens", "image" (next to its map), "overlay", "waveform", "spectrogram", "matrix" (targets by
-                tokens, or latents by tokens), "bar", "series", "tabular"; for an :class:`lrp_fx.Attribution` also
-                "waterfall", which ends at the explained value. "auto" chooses by the input.
+                tokens, or latents by tokens), "heads" (heads by tokens: ``at="*@mixed"``), "bar", "series", "tabular";
+                for an :class:`lrp_fx.Attribution` also "waterfall", which ends at the explained value. "auto" chooses
+                by the input.
             input: name of the input to draw; None for the first, inputs of tokens before others.
 
         Raises:
@@ -242,47 +238,12 @@ class Result(Batch):
     def _in_words(self, words: bool) -> Self:
         return self.merge("words") if words and self.token_inputs else self
 
-    def save(self, path: str | Path, *, inputs: bool = True) -> Path:
-        """Write the result to a file for :func:`lrp_fx.load_result` of this and every later version.
-
-        The file also has tokens, names of classes, the rule set, versions, the ledger and a digest of the model. It has
-        no code, no pickles, and no lazily computed parts (:attr:`sources`).
-
-        Args:
-            path: ``*.safetensors``, or ``*.json.gz``, which any language reads.
-            inputs: whether to save the inputs.
-
-        Raises:
-            InputError: for another suffix.
-            MissingExtraError: for ``*.safetensors`` without the package.
-            OSError: where the file cannot be written; an older file stays.
-        """
+    def _document(self, inputs: bool) -> document.Document:
         about, tensors = self._described()
         tensors |= {"target": self.target}
         for part in document.PARTS if inputs else document.PARTS[:-1]:
             tensors |= {f"{part}/{name}": tensor for name, tensor in getattr(self, part).items()}
-        head = document.head(self.KIND, self.ruleset, self.context)
-        return storage.write(document.Document({**head, **about}, tensors), path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a file of :meth:`save`.
-
-        Raises:
-            InputError: for a file that is missing, damaged, of a later schema, or of another kind of result.
-            MissingExtraError: for ``*.safetensors`` without the package.
-        """
-        stored = storage.read(path)
-        try:
-            about = document.check_head(stored.about)
-            kind = Result.KINDS[document.text(about, "kind")]
-            result = kind._read(about, stored.tensors)
-            result._check()
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as reason:
-            raise storage.refused(path, reason) from reason
-        if not isinstance(result, cls):
-            raise InputError(f"{str(path)!r} holds a result of the kind {result.KIND}, not {cls.__name__}")
-        return result
+        return document.Document({**document.head(self.KIND, self.ruleset, self.context), **about}, tensors)
 
     def _described(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Further contents of a file for this kind of result: plain data, and tensors by name."""

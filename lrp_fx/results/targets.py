@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor
 
-from lrp_fx.results.attribution import Attribution, no_ledger
+from lrp_fx.results.accounts import Accounting, Accounts, in_groups, joined, no_ledger, of_rows, of_the_sum, scaled
+from lrp_fx.results.attribution import Attribution
 from lrp_fx.results.context import Tokens
 from lrp_fx.results.document import count, text, texts
 from lrp_fx.results.merging import Grouping, Joined
@@ -16,7 +19,10 @@ from lrp_fx.results.result import Result
 from lrp_fx.results.to_inseq import to_inseq
 from lrp_fx.results.words import By
 
-_NO_LEDGER = "several targets at once have no ledger: use explain(target=...) with one target"
+_NO_LEDGER = (
+    "several targets that were copied, saved or stripped of their inputs have no ledger: use explain(target=...) "
+    "with one target"
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -26,6 +32,8 @@ class Several(Result):
     #: dimension of targets in ``target``, ``relevance`` and ``latents``
     TARGETS: ClassVar[int] = 0
 
+    _accounts: Accounts | None = None
+
     @property
     def count(self) -> int:
         """Number of targets."""
@@ -34,12 +42,16 @@ class Several(Result):
     def of(self, number: int) -> Attribution:
         """The explanation of one target (one new token) of every sample.
 
+        Its ledger is computed at first use, by a sweep for that target.
+
         Raises:
             IndexError: for a target out of range.
         """
         if not -self.count <= number < self.count:
             raise IndexError(f"there is no target {number}: there are {self.count}")
-        return self._single(lambda t: t.select(self.TARGETS, number % self.count), [self.name_of(number % self.count)])
+        number %= self.count
+        name = [self.name_of(number)]
+        return self._single(lambda t: t.select(self.TARGETS, number), name, self._account_of(number))
 
     @property
     def target_names(self) -> tuple[str, ...] | None:
@@ -51,14 +63,63 @@ class Several(Result):
         return (self.of(i) for i in range(self.count))
 
     def summed(self) -> Attribution:
-        """The explanation of the sum of all targets of every sample."""
-        return self._single(lambda t: t.sum(self.TARGETS), None)
+        """The explanation of the sum of all targets of every sample; its ledger takes a sweep for each of them."""
+        account = functools.reduce(
+            lambda first, second: functools.partial(joined, first, second), map(self._account_of, range(self.count))
+        )
+        return self._single(lambda t: t.sum(self.TARGETS), None, account)
 
     def name_of(self, number: int) -> str:
         """Name of a target."""
         return f"target {number}"
 
-    def _single(self, change: Any, name: list[str] | None) -> Attribution:
+    def without_inputs(self) -> Self:
+        """The same numbers without the inputs, and without the ledgers, which would be computed from them."""
+        return replace(super().without_inputs(), _accounts=None)
+
+    def _account_of(self, number: int) -> Accounting:
+        return no_ledger(_NO_LEDGER) if self._accounts is None else self._accounts(number)
+
+    def _accounted(self, change: Callable[[Accounting], Accounting]) -> Accounts | None:
+        """Accounts of all targets, changed alike."""
+        accounts = self._accounts
+        return None if accounts is None else lambda number: change(accounts(number))
+
+    def _of(self, rows: list[int]) -> Self:
+        count = len(self)
+        accounts = self._accounted(lambda account: functools.partial(of_rows, account, rows, count))
+        return replace(super()._of(rows), _accounts=accounts)
+
+    def __mul__(self, factor: float | Tensor) -> Self:
+        factors = torch.as_tensor(factor).double().cpu().expand(len(self))
+        accounts = self._accounted(lambda account: functools.partial(scaled, account, factors))
+        return replace(super().__mul__(factor), _accounts=accounts)
+
+    __rmul__ = __mul__
+
+    def _sum(self, other: Self) -> Self:
+        mine, theirs = self._accounts, other._accounts
+        both = None
+        if mine is not None and theirs is not None:
+
+            def both(number: int) -> Accounting:
+                return functools.partial(joined, mine(number), theirs(number))
+
+        return replace(super()._sum(other), _accounts=both)
+
+    def _of_all_samples(self) -> Self:
+        count = len(self)
+        accounts = self._accounted(lambda account: functools.partial(of_the_sum, account, count))
+        return replace(super()._of_all_samples(), _accounts=accounts)
+
+    def _category_rows(self) -> list[dict[str, Any]]:
+        return [{"target": one.context.answers[0], **row} for one in self.each() for row in one._category_rows()]  # type: ignore[index]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without ledgers, which would take a sweep for each target."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"_accounts": None}
+
+    def _single(self, change: Any, name: list[str] | None, account: Accounting) -> Attribution:
         answers = None if name is None else tuple(name * len(self))
         tensors = self._mapped(change)
         return Attribution(
@@ -67,7 +128,7 @@ class Several(Result):
             inputs=self.inputs,
             context=replace(self.context, answers=answers),
             _sources=tensors["relevance"],
-            _account=no_ledger(_NO_LEDGER),
+            _account=account,
         )
 
 
@@ -158,7 +219,9 @@ class Generation(Several):
         others = {n: Grouping(self.tokens(n), by) for n in self.token_inputs if n != name}
         groupings: dict[str, Any] = {**others, name: both}
         summed = {n: new.sums(r, 0, 1) for n, r in self.relevance.items()}
-        whole = replace(self, relevance=summed, target=new.sums(self.target, 0, 1), latents={})
+        accounts, groups = self._accounts, new.index
+        merged = None if accounts is None else lambda number: functools.partial(in_groups, accounts, groups, number)
+        whole = replace(self, relevance=summed, target=new.sums(self.target, 0, 1), latents={}, _accounts=merged)
         return replace(
             whole._merged(groupings), sequences=self.sequences.new_full((len(self), both.width), -1), start=prompt.width
         )

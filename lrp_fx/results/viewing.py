@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.context import Tokens
+from lrp_fx.results.latent_rows import Neurons, in_order, neuron_rows, rows_of
 from lrp_fx.results.merging import without_features
+from lrp_fx.results.pictures import colours_of
 from lrp_fx.results.words import Group, find_groups, merged
+from lrp_fx.viz.brightness import stretched
 from lrp_fx.viz.pages import write_page
 from lrp_fx.viz.viewer import View, encode, viewer_page
 from lrp_fx.viz.viewer.schema import Input, Matrix, Sample, SoundInput, TokensInput, Words
@@ -26,7 +29,7 @@ _FRAME = 512  #: samples of sound in a column of a spectrogram
 
 def view(
     *results: Batch, path: str | Path = "view.html", title: str | None = None, names: Sequence[str] | None = None,
-    ledger: bool = True,
+    ledger: bool = True, neurons: Neurons = 0,
 ) -> Path:  # fmt: skip
     """Write a page to look at results with, one or several side by side: one html file that needs no network.
 
@@ -38,6 +41,8 @@ def view(
         title: heading of the page.
         names: what each result is called; its rule set where left out.
         ledger: whether the ledger of every sample is in it; it is computed where it was not yet, by a sweep each.
+        neurons: which neurons of what ``at=`` collected get a row of their own beside that of their layer: so many of
+            each layer, those with most relevance, or {"model.layers.*.mlp": [17, 40]}.
 
     Returns:
         ``path``.
@@ -51,23 +56,26 @@ def view(
     names = [result.ruleset for result in results] if names is None else names
     if len(names) != len(results):
         raise InputError(f"{len(names)} names for {len(results)} results")
-    views = [viewer_data(result, name, ledger=ledger) for result, name in zip(results, names, strict=True)]
+    views = [
+        viewer_data(result, name, ledger=ledger, neurons=neurons) for result, name in zip(results, names, strict=True)
+    ]
     return write_page(path, viewer_page(views, title or _title(results)))
 
 
-def viewer_data(result: Batch, name: str, *, ledger: bool = True) -> View:
+def viewer_data(result: Batch, name: str, *, ledger: bool = True, neurons: Neurons = 0) -> View:
     """A result as plain data.
 
     Args:
         result: of any kind.
         name: what it is called.
         ledger: whether ledgers are in it.
+        neurons: as in :func:`view`.
 
     Raises:
         InputError: where samples of a batch share an input: explain them one by one.
     """
     facts = {"rules": result.ruleset, "target": result.context.question}
-    samples = [_sample(one, number, ledger) for number, one in enumerate(result)]
+    samples = [_sample(one, number, ledger, neurons) for number, one in enumerate(result)]
     return {"name": name, "facts": [(n, v) for n, v in facts.items() if v], "samples": samples}
 
 
@@ -76,7 +84,7 @@ def _title(results: Sequence[Batch]) -> str:
     return f"Why {answers.pop()}?" if len(answers) == 1 else "What the answer is made of"
 
 
-def _sample(one: Batch, number: int, ledger: bool) -> Sample:
+def _sample(one: Batch, number: int, ledger: bool, neurons: Neurons) -> Sample:
     values = _targets(one, one.target).tolist()
     answers = one.context.answers
     names = one.target_names or (answers[0] if answers else "explained value",)
@@ -86,7 +94,7 @@ def _sample(one: Batch, number: int, ledger: bool) -> Sample:
         "name": _name(one, number),
         "targets": [{"name": n, "value": encode.finite(v)} for n, v in zip(names, values, strict=True)],
         "inputs": inputs,
-        "matrices": _matrices(one, inputs),
+        "matrices": _matrices(one, inputs, neurons),
         "notes": [str(note) for note in one.notes],
         "ledger": amounts,
         "no_ledger": reason,
@@ -140,12 +148,16 @@ def _input(one: Batch, name: str, values: Tensor) -> Input:
         }
     summed = values if rank == 2 else without_features(values, 1)
     summed = summed.reshape(len(values), -1, *summed.shape[-2:]).sum(1)
-    picture = given is not None and rank == 3 and len(given) in (1, 3)
+    picture = None
+    if given is not None and rank == 3 and len(given) in (1, 3):
+        picture = colours_of(one, name, given.double().numpy())
+    elif given is not None and rank == 2 and rate is not None:  # of sound: its spectrogram
+        picture = stretched(given.double().numpy())
     return {
         "kind": "map",
         "name": name,
         "relevance": encode.pack(summed.numpy()),
-        "picture": encode.image(given.double().numpy()) if picture and given is not None else None,
+        "picture": None if picture is None else encode.image(picture),
         "caption": "" if rank == 2 else f"summed over {'channels' if rank == 3 else 'all other dimensions'}",
     }
 
@@ -206,31 +218,35 @@ def _sound_input(name: str, values: Tensor, given: Tensor | None, rate: float) -
         "rate": rate,
         "seconds": length / rate,
         "player": None if given is None else encode.sound(wave.numpy(), rate),
-        "spectrogram": None if given is None or length < _FRAME else encode.image(_spectrogram(wave).numpy()),
+        "spectrogram": None if given is None or length < _FRAME else encode.image(_spectrogram(wave)),
         "low": encode.pack(ends[0].numpy()),
         "high": encode.pack(ends[1].numpy()),
         "relevance": encode.pack(summed.numpy()),
     }
 
 
-def _spectrogram(wave: Tensor) -> Tensor:
-    """(frequencies, times) loudness in decibels, down to 80 below the largest; low frequencies last."""
+def _spectrogram(wave: Tensor) -> np.ndarray:
+    """(frequencies, times) loudness in decibels, from 80 below the largest, 0, to 1; low frequencies last."""
     window = torch.hann_window(_FRAME, dtype=wave.dtype)
     hop = max(_FRAME // 4, len(wave) // STRETCHES)
     power = torch.stft(wave, _FRAME, hop, window=window, return_complex=True, pad_mode="constant").abs().square()
     loudness = 10 * power.clamp(min=1e-20).log10()
-    return loudness.clamp(min=float(loudness.max()) - 80).flip(0)
+    return stretched(loudness.clamp(min=float(loudness.max()) - 80).flip(0).numpy())
 
 
-def _matrices(one: Batch, inputs: Sequence[Input]) -> list[Matrix]:
+def _matrices(one: Batch, inputs: Sequence[Input], neurons: Neurons) -> list[Matrix]:
     """What ``at=`` collected: latents with a row per token as layers (or heads) by tokens, the others by their sums."""
     shown = {len(i["tokens"]): _shown(i) for i in reversed(inputs) if i["kind"] == "tokens"}
     by_columns: dict[int, tuple[list[str], list[Tensor]]] = {}
-    for name, latent in sorted(one.latents.items(), key=lambda item: _in_order(item[0])):
-        rows = _rows(_targets(one, latent), shown)
+    for name, latent in sorted(one.latents.items(), key=lambda item: in_order(item[0])):
+        whole = _targets(one, latent)
+        rows = rows_of(whole, shown)
         named, values = by_columns.setdefault(rows.shape[-1], ([], []))
         named += [name] if rows.shape[1] == 1 else [f"{name} [{i}]" for i in range(rows.shape[1])]
         values.append(rows)
+        for neuron, row in neuron_rows(name, whole, shown, neurons):
+            named.append(neuron)
+            values.append(row[:, None])
     return [
         _matrix(named, torch.cat(values, 1), shown.get(columns, {0: "all"}))
         for columns, (named, values) in sorted(by_columns.items(), reverse=True)
@@ -252,21 +268,3 @@ def _matrix(rows: list[str], values: Tensor, columns: dict[int, str]) -> Matrix:
         "relevance": encode.pack((values.sum(0, keepdim=True) if summed else values).numpy()),
         "summed": summed,
     }
-
-
-def _rows(values: Tensor, lengths: Collection[int]) -> Tensor:
-    """(T, rows, tokens) of a latent: of (T, S, D) one row, of (T, H, S, D) and (T, S, H, D) a row per head; else
-    (T, 1, 1), its sum."""
-    shape = values.shape[1:]
-    positions = [d for d in range(min(2, len(shape))) if shape[d] in lengths]
-    if not positions or len(shape) > 3:
-        return values.reshape(len(values), -1).sum(1).reshape(-1, 1, 1)
-    if len(shape) < 3:
-        return values.reshape(len(values), shape[0], -1).sum(-1)[:, None] if positions[0] == 0 else values
-    heads = values.sum(-1)
-    return heads if positions[-1] == 1 else heads.transpose(1, 2)
-
-
-def _in_order(name: str) -> list[tuple[int, str]]:
-    """Layers by their numbers: 2 before 10."""
-    return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]

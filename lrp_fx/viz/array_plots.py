@@ -7,20 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lrp_fx.viz import figures
+from lrp_fx.viz.brightness import channels_last
 from lrp_fx.viz.colours import ink
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _BINS = 300  #: most columns that a waveform is drawn with
-
-
-def stretched(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) of one or three channels -> (H, W, 3), its values stretched to the range of colours."""
-    image = np.nan_to_num(image.astype(float))
-    low, high = image.min(initial=np.inf), image.max(initial=-np.inf)
-    shown = (image - low) / max(high - low, 1e-12)
-    return np.broadcast_to(shown.transpose(1, 2, 0), (*shown.shape[1:], 3))
 
 
 def draw_image(
@@ -31,7 +24,7 @@ def draw_image(
 
     Args:
         relevance: (H, W).
-        image: (C, H, W) of one or three channels; None where it is not known.
+        image: (C, H, W) of one or three channels between 0 and 1; None where it is not known.
         overlay: draw the map over the image.
         title: heading.
         notes: what to say below.
@@ -44,7 +37,7 @@ def draw_image(
     scale = figures.scale_of(relevance)
     style = {"cmap": figures.colour_map(), "vmin": -scale, "vmax": scale, "interpolation": "nearest"}
     if image is not None:
-        picture = stretched(image)
+        picture = channels_last(image)
         axes[0].imshow(picture)
         if overlay:
             grey = picture @ [0.299, 0.587, 0.114]

@@ -2,70 +2,132 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lrp_fx.extras import require
-from lrp_fx.viz.colours import background, ink
-from lrp_fx.viz.figures import fractions, literal, new_figure
+from lrp_fx.viz.colours import background, foreground, ink
+from lrp_fx.viz.figures import fractions, literal, new_figure, plain
+from lrp_fx.viz.layers import Layout, Point, layout
 
 if TYPE_CHECKING:
     import networkx
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_WIDTH, _HEIGHT = 0.6, 0.6  #: of a box, where columns and rows are one apart
+_LABELLED = 10  #: edges that say what they carry
 
-def draw_circuit(graph: networkx.DiGraph, *, ax: Axes | None = None, amounts: bool = True) -> Figure:
+
+def draw_circuit(
+    graph: networkx.DiGraph,
+    *,
+    ax: Axes | None = None,
+    amounts: bool = True,
+    names: Callable[[str], str] = str,
+) -> Figure:
     """Draw a graph of :func:`lrp_fx.concepts.relevance_flow`.
 
-    The column of a node is the length of the longest path to it. Red edges carry positive relevance, blue edges
-    negative; their width grows with its magnitude. Nodes have the same colours.
+    A node is a box in the column of its depth in the model; edges run around the boxes between. Red carries relevance
+    for the target, blue against it; edges are the wider the more they carry, and the strongest say how much.
 
     Args:
-        graph: the graph; prune a large one.
-        ax: axes to draw on; None for a new figure.
-        amounts: whether nodes show their relevance below their name.
+        graph: the graph, pruned where it is large.
+        ax: where to draw; a new figure where None.
+        amounts: whether nodes and edges show their relevance.
+        names: what a node is called in its box.
 
     Raises:
-        MissingExtraError: if networkx or matplotlib is not installed.
+        MissingExtraError: when networkx or matplotlib is not installed.
     """
-    nx: Any = require("networkx", "concepts")
-    columns = list(nx.topological_generations(graph))
+    placed = layout(graph)
+    points = [*placed.places.values(), *(point for way in placed.ways.values() for point in way)]
+    columns = 1 + max((x for x, _ in points), default=0)
+    reach = max((abs(y) for _, y in points), default=0.0) + 0.5
     if ax is None:
-        tallest = max(len(column) for column in columns)
-        size = (max(6.0, 1.9 * len(columns)), max(3.5, 0.9 * tallest + 1.5))
-        ax = new_figure(*size, extra="concepts").add_subplot()
-    drawn = nx.DiGraph()
-    for layer, column in enumerate(columns):
-        drawn.add_nodes_from(column, layer=layer)
-    drawn.add_edges_from(graph.edges)
-    positions = nx.multipartite_layout(drawn, subset_key="layer")
-    for index, column in enumerate(columns):  # every other column is shifted, so that labels do not overlap
-        for node in column:
-            positions[node] = positions[node] + [0, 0.08 * (-1) ** index]
-    flows = {(a, b): w for a, b, w in graph.edges(data="weight")}
-    largest_flow = max(map(abs, flows.values()), default=0.0) or 1.0
-    relevances = {n: r for n, r in graph.nodes(data="relevance")}
-    largest = max(map(abs, relevances.values()), default=0.0) or 1.0
-    nx.draw_networkx_nodes(
-        drawn, positions, ax=ax, node_size=320, edgecolors=ink("quiet"),
-        node_color=[_shade(relevances[n] / largest) for n in drawn],
-    )  # fmt: skip
-    nx.draw_networkx_edges(
-        drawn, positions, ax=ax, node_size=320, edgelist=list(flows), connectionstyle="arc3,rad=0.18",
-        edge_color=[_shade(0.25 * (1 if w >= 0 else -1) + 0.75 * w / largest_flow) for w in flows.values()],
-        width=[0.6 + 3.4 * abs(w) / largest_flow for w in flows.values()],
-    )  # fmt: skip
-    for node, (x, y) in positions.items():
-        text = f"{node}\n{relevances[node]:+.3g}" if amounts else node
-        label = ax.annotate(
-            text, (x, y), xytext=(0, -14), textcoords="offset points", ha="center", va="top", fontsize=7, zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6},
-        )  # fmt: skip
-        literal(label)
-    ax.margins(0.12)
+        ax = new_figure(2.0 * columns + 0.2, 1.5 * reach + 0.3, extra="concepts").add_subplot()
+    _draw_nodes(graph, ax, placed, amounts, names)
+    _draw_edges(graph, ax, placed, amounts)
+    ax.set_xlim(-0.4, columns - 0.6)
+    ax.set_ylim(reach, -reach)
     ax.set_axis_off()
     return ax.figure  # type: ignore[return-value]
 
 
-def _shade(share: float) -> tuple[float, ...]:
-    return fractions(background(share))
+def _draw_nodes(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool, names: Callable[[str], str]) -> None:
+    patches: Any = require("matplotlib.patches", "concepts")
+    relevances = dict(graph.nodes(data="relevance"))
+    largest = max(map(abs, relevances.values()), default=0.0) or 1.0
+    for node, (x, y) in placed.places.items():
+        colour = background(0.8 * relevances[node] / largest)  # dark ends leave no room for text
+        box = patches.FancyBboxPatch(
+            (x - _WIDTH / 2, y - _HEIGHT / 2), _WIDTH, _HEIGHT, boxstyle="round,pad=0,rounding_size=0.08", zorder=3,
+            linewidth=0.8, facecolor=fractions(colour), edgecolor=ink("quiet"),
+        )  # fmt: skip
+        ax.add_patch(box)
+        text = plain(names(node), 20, ends=True)
+        told = f"{text}\n{relevances[node]:+.3g}" if amounts else text
+        style: dict[str, Any] = {
+            "ha": "center",
+            "va": "center",
+            "fontsize": 8,
+            "zorder": 4,
+            "color": fractions(foreground(colour)),
+        }
+        literal(ax.text(x, y, told, **style))
+
+
+def _draw_edges(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool) -> None:
+    """Curves from the right side of a box to the left side of another one."""
+    patches: Any = require("matplotlib.patches", "concepts")
+    edges = sorted(graph.edges(data="weight"), key=lambda edge: abs(edge[2]))
+    largest = max((abs(w) for *_, w in edges), default=0.0) or 1.0
+    labelled = {(a, b) for a, b, _ in edges[-_LABELLED:]} if amounts else set()
+    leaves = _ports(placed, graph.nodes, 0, 1)
+    arrives = _ports(placed, graph.nodes, -1, -2)
+    for a, b, weight in edges:
+        way = placed.ways[a, b]
+        start = (way[0][0] + _WIDTH / 2, way[0][1] + leaves[a, b])
+        end = (way[-1][0] - _WIDTH / 2, way[-1][1] + arrives[a, b])
+        colour = fractions(background(0.35 * (1 if weight >= 0 else -1) + 0.55 * weight / largest))
+        width = 0.6 + 3.6 * abs(weight) / largest
+        arrow = patches.FancyArrowPatch(
+            path=_curve([start, *way[1:-1], end]), arrowstyle="-|>", mutation_scale=7 + width, shrinkA=0, shrinkB=0,
+            linewidth=width, color=colour, zorder=2, joinstyle="miter",
+        )  # fmt: skip
+        arrow.set_facecolor("none" if len(way) > 2 else colour)
+        ax.add_patch(arrow)
+        if (a, b) in labelled:
+            x, y = ((p + q) / 2 for p, q in zip(start, [*way[1:-1], end][0], strict=True))
+            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.4}
+            style: dict[str, Any] = {
+                "ha": "center",
+                "va": "center",
+                "fontsize": 6.5,
+                "color": ink("quiet"),
+                "zorder": 5,
+                "bbox": box,
+            }
+            literal(ax.text(x, y, f"{weight:+.2g}", **style))
+
+
+def _ports(placed: Layout, nodes: Iterable[Any], end: int, next_to_it: int) -> dict[tuple[Any, Any], float]:
+    """How far from the middle of a box its edges touch its side: those that come from above touch it above."""
+    ports = {}
+    for node in nodes:
+        own = [edge for edge in placed.ways if edge[end] == node]
+        own.sort(key=lambda edge: placed.ways[edge][next_to_it][1])
+        for number, edge in enumerate(own):
+            ports[edge] = (number - (len(own) - 1) / 2) * min(0.12, 0.8 * _HEIGHT / len(own))
+    return ports
+
+
+def _curve(points: list[Point]) -> Any:
+    """A smooth path that is level at each of its points."""
+    paths: Any = require("matplotlib.path", "concepts")
+    vertices, codes = [points[0]], [paths.Path.MOVETO]
+    for (x, y), (u, v) in pairwise(points):
+        vertices += [((x + u) / 2, y), ((x + u) / 2, v), (u, v)]
+        codes += [paths.Path.CURVE4] * 3
+    return paths.Path(vertices, codes)

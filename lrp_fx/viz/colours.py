@@ -25,10 +25,12 @@ THEMES: dict[str, dict[str, RGB]] = {
     "light": {
         "page": (246, 246, 248), "panel": (255, 255, 255), "ink": (28, 29, 33), "quiet": (96, 99, 108),
         "line": (214, 216, 222), "mark": (10, 92, 54),
+        "note": (122, 75, 0),
     },
     "dark": {
         "page": (20, 21, 25), "panel": (34, 36, 42), "ink": (236, 237, 241), "quiet": (166, 170, 181),
         "line": (74, 77, 87), "mark": (122, 222, 160),
+        "note": (240, 190, 110),
     },
 }  # fmt: skip
 POSITIVE, NEGATIVE = SCALES["light"][-2], SCALES["light"][1]  #: of bars

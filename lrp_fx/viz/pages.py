@@ -72,7 +72,9 @@ def template(name: str, room: str = "lrp_fx.viz") -> Any:
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["colours"] = {name: css(colour) for name, colour in THEMES["light"].items()}
+    themes = {theme: {name: css(colour) for name, colour in inks.items()} for theme, inks in THEMES.items()}
+    stops = {theme: ", ".join(map(css, table(theme, 5))) for theme in THEMES}
+    environment.globals |= {"themes": themes, "colours": themes["light"], "stops": stops}
     return environment.get_template(name)
 
 
@@ -91,20 +93,13 @@ def fragment(panels: Sequence[Panel], more: str = "") -> str:
 
 
 def cells(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """Words as a template shows them."""
+    """Words as a template shows them: of each theme the colours of ground and text."""
     scale = largest(words)
     shown = []
     for word in words:
-        colour = background(word.relevance / scale)
-        shown.append(
-            {
-                "text": word.text or "·",
-                "relevance": word.relevance,
-                "special": word.special,
-                "background": css(colour),
-                "foreground": css(foreground(colour)),
-            }
-        )
+        colours = {theme: background(word.relevance / scale, theme) for theme in THEMES}
+        pairs = {theme: (css(colour), css(foreground(colour))) for theme, colour in colours.items()}
+        shown.append({"text": word.text or "·", "relevance": word.relevance, "special": word.special, **pairs})
     return shown
 
 
@@ -112,10 +107,9 @@ def _shown(panel: Panel) -> dict[str, Any]:
     words = [word for text in panel.texts if not text.folded for word in text.words]
     ranked = [(word.text, word.relevance) for word in most_relevant(words)[:_RANKED]]
     texts = [
-        {"heading": text.heading, "folded": text.folded, "cells": cells(text.words), "scale": largest(text.words),
-         "stops": list(map(css, table("light", 5)))}
+        {"heading": text.heading, "folded": text.folded, "cells": cells(text.words), "scale": largest(text.words)}
         for text in panel.texts
-    ]  # fmt: skip
+    ]
     pictures = [{"caption": caption, "address": _address(figure)} for caption, figure in panel.pictures]
     return {
         "heading": panel.heading, "facts": dict(panel.facts), "texts": texts, "pictures": pictures,

@@ -309,3 +309,28 @@ def test_a_gallery_of_tokens_and_one_of_images(tmp_path):
     assert pictures.count("data:image/png;base64,") == 4
     with pytest.raises(InputError, match="input_ids"):
         gallery(xmodel, found, [0], input="nothing")
+
+
+def test_relevance_of_features_is_kept_shown_and_drawn(tmp_path, capsys):
+    _, x, xmodel = bottleneck()
+    torch.manual_seed(0)
+    found = explain_features(xmodel, Autoencoder(8, 12), x, at="embed", target=2)
+    for name in ("features.safetensors", "features.json.gz"):
+        again = lrp_fx.load_result(found.save(tmp_path / name))
+        assert type(again) is type(found) and again.ruleset == found.ruleset == "attnlrp"
+        assert all(
+            torch.equal(getattr(again, part), getattr(found, part)) for part in ("features", "error", "bias", "target")
+        )
+        with pytest.raises(LatentError, match="explain again"):
+            again.to_inputs(0)
+    rows = found.to_dataframe()
+    assert rows["relevance"].sum() == pytest.approx(float(found.features.sum())) and set(rows["feature"]) <= set(
+        range(12)
+    )
+    assert sum(found.amounts().values()) == pytest.approx(float(found.latent.sum()))
+    (best, amount), *_ = found.top(3)
+    assert abs(amount) == pytest.approx(float(found.features.reshape(-1, 12).sum(0).abs().max())) and len(found) == len(x)
+    found.show(3)
+    printed = capsys.readouterr().out
+    assert f"feature {best}" in printed and "other features" in printed and "error" in printed
+    assert f"latent {float(found.latent.sum()):.4g}" in found.plot(3).axes[0].get_xlabel()

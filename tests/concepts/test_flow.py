@@ -201,7 +201,13 @@ def test_the_drawing_shows_every_node_and_edge():
 
     xmodel, inputs = converted("llama2")
     graph = prune(relevance_flow(xmodel, **inputs, at=["*.mlp", "*.self_attn"]), 0.9)
-    figure = draw_circuit(graph)
+    figure = draw_circuit(graph, names=lambda name: name.removeprefix("model.layers."))
     texts = {t.get_text() for t in figure.axes[0].texts}
-    assert set(graph) <= {t.split("\n")[0] for t in texts}
-    assert len(figure.axes[0].patches) == len(graph.edges)
+    assert {name.removeprefix("model.layers.") for name in graph} <= {t.split("\n")[0] for t in texts}
+    boxes = [p for p in figure.axes[0].patches if hasattr(p, "get_boxstyle")]
+    assert len(boxes) == len(graph) and len(figure.axes[0].patches) == len(graph.edges) + len(graph)
+    figure.canvas.draw()
+    inside = [t.get_window_extent() for t in figure.axes[0].texts if "\n" in t.get_text()]
+    for box, text in zip(boxes, inside, strict=True):
+        assert text.width <= box.get_window_extent().width and text.height <= box.get_window_extent().height
+    assert not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.get_window_extent().overlaps(b.get_window_extent())]

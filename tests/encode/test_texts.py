@@ -9,7 +9,7 @@ import transformers as tf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 import lrp_fx
-from lrp_fx.encode import TextEncoder, are_texts
+from lrp_fx.encode import InputEncoder, are_texts
 from lrp_fx.errors import InputError
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "good", "un", "##be", "##lievable", "film", ".", "bad"]
@@ -236,8 +236,8 @@ def test_what_is_a_text(value, is_text):
 
 
 def test_limits_and_labels_are_found():
-    encoder = TextEncoder.of(classifier(), tokenizer(model_max_length=8))
-    assert encoder.limit == 8 and encoder.answer(1, 2) == "gripping" and encoder.answer(5, len(PIECES)) == "'good'"
-    assert encoder.answer(1, 3) == "output 1" and TextEncoder.of(
-        torch.nn.Linear(1, 1), None, {1: "b", 0: "a"}
-    ).labels == ("a", "b")
+    encoder = InputEncoder.of(classifier(), {"tokenizer": tokenizer(model_max_length=8)})
+    assert encoder.texts.limit == 8 and encoder.answer(1, 2) == "gripping"
+    assert encoder.answer(5, len(PIECES)) == "'good'" and encoder.answer(1, 3) == "output 1"
+    assert InputEncoder.of(torch.nn.Linear(1, 1), {}, {1: "b", 0: "a"}).labels == ("a", "b")
+    assert InputEncoder.of(torch.nn.Linear(1, 1), {}) is None

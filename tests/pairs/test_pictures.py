@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+import lrp_fx
 from lrp_fx.errors import InputError
 from lrp_fx.pairs import PairAttribution, draw_connections, draw_pairs, pairs_page
 from lrp_fx.viz.colours import background
@@ -73,3 +74,30 @@ def test_nothing_to_show_is_shown_as_nothing():
 
 def test_features_without_tokens_have_their_number():
     assert ">2</text>" in pairs_page(attribution(tokens=None)).replace(" ", "").replace("\n", "")
+
+
+def test_a_result_is_kept_shown_and_drawn(tmp_path, capsys):
+    table = torch.arange(24.0).reshape(2, 3, 4) - 9
+    shown = (torch.tensor([[True, True], [True, False]]), torch.ones(2, 3, dtype=torch.bool))
+    tokens = ([["a", "b"], ["c", "[PAD]"]], [["x", "y", "z"]] * 2)
+    found = PairAttribution(table, table.sum((1, 2)), "cosine", "attnlrp", shown, tokens, (None, (1, 3)))
+    for name in ("pairs.safetensors", "pairs.json.gz"):
+        again = lrp_fx.load_result(found.save(tmp_path / name))
+        assert isinstance(again, PairAttribution) and torch.equal(again.table, found.table)
+        assert (again.tokens, again.grids, again.kind, again.ruleset) == (tokens, (None, (1, 3)), "cosine", "attnlrp")
+        assert torch.equal(again.shown[0], shown[0]) and torch.equal(again.similarity, found.similarity)
+    with pytest.raises(lrp_fx.errors.InputError, match="holds a result of the kind PairAttribution"):
+        lrp_fx.Attribution.load(tmp_path / "pairs.json.gz")
+    rows = found.to_dataframe()
+    assert len(rows) == 2 * 3 + 1 * 3 and rows["relevance"].sum() == pytest.approx(
+        float(table[0, :2, :3].sum() + table[1, :1, :3].sum())
+    )
+    found.show()
+    printed = capsys.readouterr().out
+    assert "a - x" in printed and "other pairs" in printed and f"{float(table[0].sum()):+.4f}" in printed
+    assert found.plot(sample=0) is not None and found[0].plot("connections") is not None
+    assert "<table" in found[1].to_html() and found[0].save_html(tmp_path / "page.html").exists()
+    with pytest.raises(lrp_fx.errors.InputError, match="there are 2: give sample="):
+        found.plot()
+    with pytest.raises(lrp_fx.errors.InputError, match="choose one of auto, matrix, connections"):
+        found[0].plot("waterfall")

@@ -119,6 +119,21 @@ def test_a_batch_of_texts_is_one_picture():
     assert "Unbelievable" in shown and "dull" in shown and "good (3)" in shown and "bad (-1)" in shown
 
 
+def test_heads_by_tokens():
+    torch.manual_seed(0)
+    one = result()[0]
+    length = one.relevance["ids"].shape[1]
+    mixed = {f"layers.{i}.attention@mixed": torch.randn(1, length, 3, 4).double() for i in (10, 2)}
+    figure = replace(one, latents={**one.latents, **mixed}).plot("heads")
+    shown = [i for i, padding in enumerate(one.tokens()[0].padding) if not padding]
+    drawn = torch.tensor(figure.axes[0].images[0].get_array())
+    expected = torch.cat([mixed[f"layers.{i}.attention@mixed"].sum(-1)[0].T[:, shown] for i in (2, 10)])
+    assert drawn.shape == (6, len(shown)) and float((drawn - expected).abs().max()) < 1e-9
+    assert "layers.2.attention@mixed [0]" in texts(figure)
+    with pytest.raises(InputError, match=r"self_attn@mixed"):
+        one.plot("heads")
+
+
 def test_latents_by_tokens_and_targets_by_tokens():
     one = result()[0]
     figure = one.merge("words").plot("matrix")

@@ -108,6 +108,21 @@ def test_layers_and_heads_are_rows_without_padding():
     assert rest["rows"] == ["head"] and unpack(rest["relevance"]).tolist() == [[[5.0]]]
 
 
+def test_neurons_that_are_chosen_get_rows():
+    torch.manual_seed(0)
+    latent = torch.randn(1, 8, 5).double()
+    one = text(latents={"layers.1": latent, "layers.2": torch.ones(1, 8, 3)})
+    shown = [i for i, padding in enumerate(one.tokens()[0].padding) if not padding]
+    (matrix,) = viewer_data(one, "r", neurons={"layers.1": [3, -1]})["samples"][0]["matrices"]
+    assert matrix["rows"] == ["layers.1", "layers.1 neuron 3", "layers.1 neuron 4", "layers.2"]
+    values = torch.tensor(unpack(matrix["relevance"]))[0]
+    assert float((values[1:3] - latent[0, shown][:, [3, 4]].T).abs().max()) < 1e-6
+    (matrix,) = viewer_data(one, "r", neurons=1)["samples"][0]["matrices"]
+    assert matrix["rows"][1] == f"layers.1 neuron {int(latent.abs().sum((0, 1)).argmax())}" and len(matrix["rows"]) == 4
+    with pytest.raises(InputError, match=r"layers\.1 has no neuron 5: it has 5"):
+        viewer_data(one, "r", neurons={"layers.1": [5]})
+
+
 def test_what_is_not_a_number_is_none():
     one = text(numbers=[0.1, float("nan"), 0, 0, 0, 0, 0, 0])
     assert sample(one, ledger=False)["targets"][0]["value"] is None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from lrp_fx.capture import Call, Captured
 from lrp_fx.capture.conventions import is_encoder_decoder
 from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain.target_types import OfClass, Target, indices_of, normal
-from lrp_fx.results import Attributions, Generation
+from lrp_fx.results import Accounting, Attributions, Generation
 
 #: new tokens explained from one forward pass, over the longest of their prefixes: what lies behind it is not computed
 _GROUP = 16
@@ -42,21 +43,20 @@ def generate(
         raise InputError(
             f"{type(model).__name__} has no generate(): explain(targets=[(position, token), ...]) explains given tokens"
         )
-    prompt = inputs["input_ids"]
-    cached = {"use_cache": True} if hasattr(model, "generation_config") else {}
-    with torch.no_grad():
-        sequences = model.generate(**inputs, **{"do_sample": False, **cached, **options})  # type: ignore[operator]
     separate = is_encoder_decoder(model)
     name = "decoder_input_ids" if separate else "input_ids"
-    start, total = 1 if separate else prompt.shape[1], sequences.shape[1]
+    sequences, start = _sequences(model, inputs, options, 1 if separate else inputs["input_ids"].shape[1])
+    total = sequences.shape[1]
     if total <= start:
         raise InputError("nothing was generated: the first token ends the sequence")
     whole = dict(inputs) | {name: sequences}
-    mask = inputs.get("attention_mask")
     along = [name]
-    if mask is not None and not separate:
-        whole["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), total - start)], dim=1)
-        along.append("attention_mask")
+    if not separate:  # what is said of every token is said of new ones: they are shown, and of the last one's kind
+        for key, value in inputs.items():
+            if key != name and isinstance(value, Tensor) and value.shape == inputs[name].shape:
+                last = value.new_ones(len(value), 1) if key == "attention_mask" else value[:, -1:]
+                whole[key] = torch.cat([value, last.expand(-1, total - start)], dim=1)
+                along.append(key)
     explained = []
     group = _GROUP if _resizes(capture, whole, name) else total
     for first in range(start, total, group):
@@ -76,8 +76,43 @@ def generate(
         target=torch.cat([f.target.T for f in explained], 1),
         ruleset=explained[0].ruleset,
         context=explained[0].context,
+        _accounts=functools.partial(_account, explained, group),
         inputs={n: v for n, v in whole.items() if isinstance(v, Tensor)},
     )
+
+
+class _FirstStep:
+    """Remembers what a decoder had read before its first new token: a logits processor that changes nothing."""
+
+    def __init__(self) -> None:
+        self.read: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.read = input_ids.clone() if self.read is None else self.read
+        return scores
+
+
+def _sequences(model: Any, inputs: Mapping[str, Any], options: Mapping[str, Any], start: int) -> tuple[Tensor, int]:
+    """What a model generates, behind all that its decoder read before (some leave out the latter in what they return),
+    and how long that was."""
+    first = _FirstStep()
+    library = {"use_cache": True} if hasattr(model, "generation_config") else {}
+    seen = {"logits_processor": [*options.get("logits_processor", ()), first]} if library else {}
+    with torch.no_grad():
+        sequences = model.generate(**inputs, **{"do_sample": False, **library, **options, **seen})
+    if first.read is None:
+        return sequences, start
+    read = first.read[:: max(1, len(first.read) // len(sequences))]  # a row for each beam
+    if sequences.shape[1] < read.shape[1] or not torch.equal(sequences[:, : read.shape[1]], read):
+        sequences = torch.cat([read, sequences], dim=1)
+    return sequences, read.shape[1]
+
+
+def _account(explained: Sequence[Attributions], group: int, number: int) -> Accounting:
+    """What computes the ledger of a new token: that of its target in the forward pass that served it."""
+    accounts = explained[number // group]._accounts
+    assert accounts is not None
+    return accounts(number % group)
 
 
 def _form(target: Target) -> OfClass:

@@ -35,12 +35,10 @@ def image(pixels: Array) -> str:
     """A PNG image as a data: URI.
 
     Args:
-        pixels: (H, W) or (C, H, W), C being 1 or 3; stretched from black, the least, to white, the largest.
+        pixels: (H, W) or (C, H, W), C being 1 or 3, from 0, black, to 1, white.
     """
     channels = pixels[None] if pixels.ndim == 2 else pixels
-    values = np.nan_to_num(channels.astype(np.float64))
-    low, high = float(values.min()), float(values.max())
-    scaled = np.round((values - low) * (255 / ((high - low) or 1.0))).astype(np.uint8).transpose(1, 2, 0)
+    scaled = np.round(np.clip(channels, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
     height, width, count = scaled.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), scaled.reshape(height, -1)], axis=1)
     head = struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[count], 0, 0, 0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lrp_fx.errors import InputError
-from lrp_fx.extras import require
+from lrp_fx.viz.layers import places_of
 from lrp_fx.viz.pages import write_page
 from lrp_fx.viz.viewer import encode
 from lrp_fx.viz.viewer.page import viewer_page
@@ -60,7 +60,7 @@ def circuit_data(graph: networkx.DiGraph, name: str) -> View:
     }
     left = value - sum(amounts.values())
     pruned = {"pruned": left} if abs(left) > _ROUNDING * max(abs(value), *map(abs, amounts.values())) else {}
-    places = _places(graph)
+    places = places_of(graph)
     numbers = {node: number for number, node in enumerate(graph)}
     return {
         "name": name,
@@ -86,17 +86,3 @@ def circuit_data(graph: networkx.DiGraph, name: str) -> View:
             }
         ],
     }
-
-
-def _places(graph: networkx.DiGraph) -> dict[Any, tuple[int, float]]:
-    """(layer, height) of every node: layers by longest paths, heights near those of its predecessors."""
-    nx: Any = require("networkx", "concepts")
-    layers = [list(layer) for layer in nx.topological_generations(graph)]
-    heights: dict[Any, float] = {}
-    places: dict[Any, tuple[int, float]] = {}
-    for number, layer in enumerate(layers):
-        before = {n: [heights[a] for a in graph.predecessors(n)] for n in layer}
-        layer.sort(key=lambda n: sum(before[n]) / len(before[n]) if before[n] else 0.0)
-        heights |= {n: place - (len(layer) - 1) / 2 for place, n in enumerate(layer)}
-        places |= {n: (number, heights[n]) for n in layer}
-    return places

@@ -1,0 +1,164 @@
+"""Sound to model inputs by a feature extractor of Hugging Face's kind."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+import wave
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lrp_fx.errors import InputError
+from lrp_fx.results import Note
+
+_ENDS = 0.05  #: seconds: what is looked at to see whether the end of a sound is read
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One channel of sound.
+
+    Attributes:
+        wave: (T,) in single precision.
+        rate: samples per second.
+    """
+
+    wave: np.ndarray
+    rate: float
+
+
+#: bytes of a sample in a wav file -> its type, and the value that silence has
+_SAMPLES = {1: ("u1", 128), 2: ("<i2", 0), 4: ("<i4", 0)}
+
+
+def open_sound(path: str | Path) -> dict[str, Any]:
+    """The sound in a wav file, its channels averaged: ``{"array": ..., "sampling_rate": ...}``.
+
+    Raises:
+        InputError: for a file that is none, or compressed.
+    """
+    try:
+        with wave.open(str(path)) as file:
+            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+            data = file.readframes(file.getnframes())
+        kind, silence = _SAMPLES[width]
+    except (OSError, wave.Error, EOFError, KeyError) as reason:
+        raise InputError(f"{str(path)!r} is no wav file of 8, 16 or 32 bits that can be read: {reason}") from reason
+    values = (np.frombuffer(data, kind).astype(np.float64) - silence) / 2 ** (8 * width - 1)
+    return {"array": values.reshape(-1, channels).mean(1).astype(np.float32), "sampling_rate": rate}
+
+
+def is_sound(value: Any) -> bool:
+    """Whether a value is a sound: a dict as data sets have them, or an array (T,) of numbers."""
+    if isinstance(value, Mapping):
+        return "sampling_rate" in value and bool({"array", "raw"} & value.keys())
+    return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "fi"
+
+
+def are_sounds(value: Any) -> bool:
+    """Whether a value is a sound, or a list of sounds."""
+    return is_sound(value) or (isinstance(value, list) and bool(value) and all(map(is_sound, value)))
+
+
+@dataclass(frozen=True)
+class SoundEncoder:
+    """A feature extractor.
+
+    Attributes:
+        extractor: called with arrays of sound, it returns tensors by name; ``sampling_rate`` is what the model hears.
+    """
+
+    extractor: Any
+
+    @property
+    def rate(self) -> float:
+        """Samples per second that the model hears."""
+        return float(self.extractor.sampling_rate)
+
+    def encode(self, value: Any, rate: float | None = None) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
+        """Sounds as one batch, of the rate that the model hears; what it does not read is told.
+
+        Args:
+            value: one, or several.
+            rate: samples per second of arrays that do not say theirs.
+
+        Raises:
+            InputError: without a rate, or for a sound that is not of one channel.
+        """
+        sounds = [self._heard(_sound(one, rate)) for one in (value if isinstance(value, list) else [value])]
+        notes: list[Note] = []
+        for number, sound in enumerate(sounds):
+            unread = self._unread(sound)
+            if unread:
+                seconds = len(sound.wave) / sound.rate
+                heard = f"{seconds - unread:.3g} s"
+                cut = f"sound {number} has {seconds:.3g} s, and the model hears {heard}: the rest was cut off"
+                warnings.warn(cut, stacklevel=5)
+                notes.append(Note("cut off", f"{cut}. Explain it in parts."))
+        return self._extracted([sound.wave for sound in sounds]), tuple(notes)
+
+    def waves(self, values: list[Any], rate: float | None) -> list[np.ndarray]:
+        """Sounds as arrays of the rate that the model hears."""
+        return [self._heard(_sound(one, rate)).wave for one in values]
+
+    def _heard(self, sound: Sound) -> Sound:
+        """The sound at the rate of the model: resampled by its spectrum, as ``scipy.signal.resample`` does."""
+        count = round(len(sound.wave) * self.rate / sound.rate)
+        if count == len(sound.wave):
+            return Sound(sound.wave, self.rate)
+        spectrum = torch.fft.rfft(torch.from_numpy(sound.wave).double())
+        kept = torch.zeros(count // 2 + 1, dtype=spectrum.dtype)
+        kept[: len(spectrum)] = spectrum[: len(kept)]
+        heard = torch.fft.irfft(kept, n=count) * (count / len(sound.wave))
+        return Sound(heard.float().numpy(), self.rate)
+
+    def _extracted(self, waves: list[np.ndarray]) -> dict[str, Tensor]:
+        padding = inspect.signature(self.extractor.__call__).parameters.get("padding")
+        uneven = len(set(map(len, waves))) > 1 and padding is not None and padding.default is False
+        made = self.extractor(
+            waves, sampling_rate=int(self.rate), return_tensors="pt", **({"padding": True} if uneven else {})
+        )
+        return {n: v for n, v in made.items() if isinstance(v, Tensor)}
+
+    def _unread(self, sound: Sound) -> float:
+        """Seconds at the end that change nothing of what the extractor returns: looked for by changing them."""
+        length = len(sound.wave)
+        end = min(length, max(length // 100, int(_ENDS * self.rate)))
+        whole = self._extracted([sound.wave])
+
+        def is_read(start: int) -> bool:
+            moved = sound.wave.copy()
+            change = np.resize([0.1, -0.1, -0.1], length - start) * (1 + np.abs(moved).max())
+            moved[start:] += change.astype(moved.dtype)
+            return any(not torch.equal(v, whole[n]) for n, v in self._extracted([moved]).items())
+
+        if is_read(length - end):
+            return 0.0
+        low, high = 0, length - end  # changed from `low` on, it is read; from `high` on, it is not
+        while high - low > max(1, length // 200):
+            middle = (low + high) // 2
+            low, high = (middle, high) if is_read(middle) else (low, middle)
+        return (length - high) / sound.rate
+
+
+def _sound(value: Any, rate: float | None) -> Sound:
+    """A sound of any form.
+
+    Raises:
+        InputError: without a rate, or for one that is not of one channel.
+    """
+    if isinstance(value, Mapping):
+        rate, value = float(value["sampling_rate"]), value["array"] if "array" in value else value["raw"]
+    values = np.asarray(value)
+    if values.ndim != 1 or not len(values):
+        raise InputError(f"a sound of shape {values.shape}: give one channel, (T,)")
+    if rate is None:
+        raise InputError("an array of sound needs its rate: explain(array, sampling_rate=16000)")
+    largest = np.iinfo(values.dtype).max if values.dtype.kind == "i" else 1
+    return Sound((values / largest).astype(np.float32), float(rate))

@@ -1,0 +1,120 @@
+"""``lrp_fx.pipeline``: a task by name, as transformers has them, with an explanation beside every answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lrp_fx.convert import convert
+from lrp_fx.converted import RuleSource
+from lrp_fx.encode.chats import is_chat
+from lrp_fx.errors import InputError
+from lrp_fx.extras import require
+from lrp_fx.module import ExplainableModule
+from lrp_fx.pipelines.explained import Asked, Explained
+from lrp_fx.pipelines.tasks import ALIASES, TASKS, Task
+
+_TOOLS = ("tokenizer", "processor", "image_processor", "feature_extractor")
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Answers, and explains its answers.
+
+    Attributes:
+        task: its name.
+        xmodel: the converted model.
+        pipe: the pipeline of transformers that answers; None for tasks that it does not have.
+    """
+
+    task: str
+    xmodel: ExplainableModule
+    pipe: Any = field(default=None, repr=False)
+
+    def __call__(self, raw: Any, *, rules: RuleSource | None = None, **options: Any) -> Any:
+        """Answer, and say what the answer rests on.
+
+        Args:
+            raw: an input of the task, or a list of them. Where a task's inputs are images or sound, also the name of a
+                file.
+            rules: another rule set than that of the conversion.
+            **options: of transformers' pipeline (``candidate_labels``, ``max_new_tokens``, ``top_k``, ...).
+
+        Returns:
+            An :class:`lrp_fx.Explained`; of a list, a list of them.
+
+        Raises:
+            InputError: for what is no input of the task.
+        """
+        if isinstance(raw, list) and not is_chat(raw):
+            return [self._one(one, options, rules) for one in raw]
+        return self._one(raw, options, rules)
+
+    def _one(self, raw: Any, options: dict[str, Any], rules: RuleSource | None) -> Explained:
+        task = TASKS[self.task]
+        raw = task.read(raw) if task.read is not None and isinstance(raw, str) else raw
+        return task.explain(Asked(self.xmodel, self.pipe, raw, options, rules))
+
+
+def pipeline(
+    task: str | Any, model: Any = None, *, rules: RuleSource = "default", labels: Any = None, **options: Any
+) -> Pipeline:
+    """A pipeline that explains its answers.
+
+    Args:
+        task: the name of a task (:data:`lrp_fx.pipelines.TASKS`), or a pipeline of transformers, which is taken as it
+            is.
+        model: a module, a converted one, the folder of a saved model, or a pipeline of transformers.
+        rules: the rule set.
+        labels: names of classes; None for those of the model's configuration.
+        **options: ``tokenizer``, ``processor``, ``image_processor``, ``feature_extractor``; further ones go to
+            ``transformers.pipeline``.
+
+    Raises:
+        InputError: for a task that is not in the table, and without a model.
+        MissingExtraError: where transformers is needed and not installed.
+    """
+    pipe = next((p for p in (task, model) if hasattr(p, "task") and hasattr(p, "model")), None)
+    named = task if isinstance(task, str) else getattr(pipe, "task", None)
+    name = ALIASES.get(str(named), str(named).partition("_")[0])
+    if name not in TASKS:
+        raise InputError(f"there is no task {named!r}: choose one of {', '.join(TASKS)}")
+    tools: dict[str, Any] = {tool: options.get(tool) for tool in _TOOLS}
+    converted = model if isinstance(model, ExplainableModule) else None
+    module = converted.model if converted is not None else model
+    if pipe is None:
+        if module is None:
+            raise InputError(f"lrp_fx.pipeline({name!r}, model) needs a model")
+        pipe = _theirs(name, module, options) if TASKS[name].theirs else None
+    if pipe is not None:
+        module = pipe.model
+        tools = {tool: value if value is not None else getattr(pipe, tool, None) for tool, value in tools.items()}
+    elif isinstance(module, str):
+        module, tools["tokenizer"] = _loaded(TASKS[name], module, tools["tokenizer"])
+    xmodel = converted if converted is not None else convert(module, rules=rules, labels=labels, **tools)
+    return Pipeline(name, xmodel, pipe)
+
+
+def _theirs(name: str, model: Any, options: dict[str, Any]) -> Any:
+    """The pipeline of transformers, on the device where the model is."""
+    transformers: Any = require("transformers", "transformers")
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, torch.nn.Module):
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        given = {"device": device, **given}
+    return transformers.pipeline(name, model=model, **given)
+
+
+def _loaded(task: Task, folder: str, tokenizer: Any) -> tuple[torch.nn.Module, Any]:
+    """A saved model and its tokenizer.
+
+    Raises:
+        InputError: where models of this task are not saved by transformers.
+    """
+    if task.loads is None:
+        raise InputError("a model of this task is a module: there is no one way to load it from a folder")
+    transformers: Any = require("transformers", "transformers")
+    model = getattr(transformers, task.loads).from_pretrained(folder).eval()
+    return model, transformers.AutoTokenizer.from_pretrained(folder) if tokenizer is None else tokenizer

@@ -1,0 +1,75 @@
+"""Rows of a table, and pairs of texts: tasks that the pipelines of transformers do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrp_fx.errors import InputError
+from lrp_fx.explain.reading import find_logits
+from lrp_fx.pairs import explain_pairs, mean_pooling
+from lrp_fx.pipelines.explained import Asked, Explained
+
+
+def table(asked: Asked) -> Explained:
+    """A row of a table (a dict, a sequence of numbers, a data frame of rows): the class, or the value, of each row.
+
+    Raises:
+        InputError: for what is no row.
+    """
+    values, names = _rows(asked.raw, asked.options.get("features"))
+    parameter = next((p for p in asked.xmodel.model.parameters() if p.is_floating_point()), torch.empty(0))
+    values = values.to(parameter)
+    with torch.no_grad():
+        logits = find_logits(asked.xmodel(values)).detach().double().cpu()
+    made = asked.xmodel.explain(values, rules=asked.rules)
+    made = made.knowing(features={next(iter(made.relevance)): names})
+    answers = [_answer(row, asked) for row in logits.reshape(len(values), -1)]
+    return Explained(answers if len(answers) > 1 else answers[0], made)
+
+
+def _answer(logits: Tensor, asked: Asked) -> dict[str, Any]:
+    """The most probable class of a row, or its value where there is one."""
+    if len(logits) == 1:
+        return {"value": float(logits[0])}
+    best = int(logits.argmax())
+    encoder = asked.xmodel.encoder
+    label = f"class {best}" if encoder is None else encoder.answer(best, len(logits))
+    return {"label": label, "score": float(logits.softmax(0)[best])}
+
+
+def _rows(raw: Any, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
+    """(B, F) numbers, and the names of the features."""
+    if isinstance(raw, Mapping):
+        names, raw = list(raw) if names is None else names, [list(raw.values())]
+    elif hasattr(raw, "columns") and hasattr(raw, "to_numpy"):
+        names, raw = list(map(str, raw.columns)) if names is None else names, raw.to_numpy(dtype=float)
+    try:
+        values = torch.atleast_2d(torch.as_tensor(raw, dtype=torch.float64))
+    except (ValueError, TypeError) as reason:
+        raise InputError(f"a row of a table is a dict, numbers or a data frame of numbers: {reason}") from reason
+    listed = [f"feature {i}" for i in range(values.shape[-1])] if names is None else list(names)
+    if values.dim() != 2 or len(listed) != values.shape[1]:
+        raise InputError(f"{len(listed)} names for rows of shape {tuple(values.shape)}")
+    return values, listed
+
+
+def similarity(asked: Asked) -> Explained:
+    """Two texts, (a, b) or {"source_sentence": a, "sentences": [b, ...]}: the cosine of their embeddings.
+
+    The embedding is the mean of the last hidden states over tokens, unless ``output=`` says otherwise.
+    """
+    raw = asked.raw
+    if isinstance(raw, Mapping):
+        first, second = raw["source_sentence"], list(raw["sentences"])
+    elif isinstance(raw, tuple) and len(raw) == 2:
+        first, second = raw[0], [raw[1]]
+    else:
+        raise InputError('give (a, b), or {"source_sentence": a, "sentences": [b, ...]}')
+    options = {"similarity": "cosine", "output": mean_pooling, **asked.options}
+    made = explain_pairs(asked.xmodel, [first] * len(second), second, rules=asked.rules, **options)
+    values = made.similarity.tolist()
+    return Explained(values[0] if len(values) == 1 and isinstance(raw, tuple) else values, made)
