@@ -38,11 +38,13 @@ def names():
     backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(WORDS)}, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     ids = torch.randint(2, len(WORDS), (2, 6))
+    segmenter = nn.Conv2d(3, 8, 1)
+    segmenter.bias.data[7] = 5.0  # wins at every pixel
     return {
         "lrp_fx": lrp_fx,
         "model": tf.LlamaForCausalLM(config).eval(),
         "tokenizer": tf.PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", pad_token="[PAD]"),
-        "segmenter": lrp_fx.convert(nn.Conv2d(3, 8, 1)),
+        "segmenter": lrp_fx.convert(segmenter),
         "image": torch.rand(1, 3, 12, 12),
         "example_inputs": {"input_ids": ids[:1]},
         "inputs": {"input_ids": ids},

@@ -148,7 +148,7 @@ def test_many_targets_and_their_samples(xmodel):
     close((many * torch.tensor([1.0, 2.0, 3.0])).target[1, 2], 3 * many.target[1, 2])
     assert many.target_names == ("0", "2") and many.context.fingerprint() == model_fingerprint(xmodel.model)
     with pytest.raises(LatentError, match=r"explain\(target"):
-        many.of(0).ledger  # noqa: B018
+        many.without_inputs().of(0).ledger  # noqa: B018
     with pytest.raises(IndexError):
         many.of(2)
     assert not xmodel.explain(ids(), targets=[0, 2], keep_inputs=False).inputs
