@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = [
     "README.md",
-    *[f"docs/{name}.md" for name in ("using", "rules", "measured", "how_it_works", "limits", "results", "pipelines", "cli")],
+    *[
+        f"docs/{name}.md"
+        for name in ("using", "rules", "measured", "how_it_works", "limits", "results", "pipelines", "cli")
+    ],
 ]
 NUMBER = r"-?\d+\.\d+(?:e-?\d+)?"
 

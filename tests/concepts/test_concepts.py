@@ -329,7 +329,9 @@ def test_relevance_of_features_is_kept_shown_and_drawn(tmp_path, capsys):
     )
     assert sum(found.amounts().values()) == pytest.approx(float(found.latent.sum()))
     (best, amount), *_ = found.top(3)
-    assert abs(amount) == pytest.approx(float(found.features.reshape(-1, 12).sum(0).abs().max())) and len(found) == len(x)
+    assert abs(amount) == pytest.approx(float(found.features.reshape(-1, 12).sum(0).abs().max())) and len(found) == len(
+        x
+    )
     found.show(3)
     printed = capsys.readouterr().out
     assert f"feature {best}" in printed and "other features" in printed and "error" in printed

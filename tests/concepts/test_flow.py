@@ -210,4 +210,6 @@ def test_the_drawing_shows_every_node_and_edge():
     inside = [t.get_window_extent() for t in figure.axes[0].texts if "\n" in t.get_text()]
     for box, text in zip(boxes, inside, strict=True):
         assert text.width <= box.get_window_extent().width and text.height <= box.get_window_extent().height
-    assert not [1 for i, a in enumerate(boxes) for b in boxes[:i] if a.get_window_extent().overlaps(b.get_window_extent())]
+    assert not [
+        1 for i, a in enumerate(boxes) for b in boxes[:i] if a.get_window_extent().overlaps(b.get_window_extent())
+    ]

@@ -79,7 +79,7 @@ def test_a_result_is_told_what_it_cannot_know():
     assert {s.text for s in one.top(9)} == {"age", "sex", "income"} and one.context.labels == ("poor", "rich")
     assert any("rich" in t for t in texts(one.plot())) and set(one.to_dataframe()["answer"]) == {"rich"}
     for wrong, message in (
-        ({"rate": 3}, "nothing called rate"),
+        ({"rate": 3}, "no field rate"),
         ({"features": {"y": []}}, "no input is called y: there are x"),
         ({"answers": ["a", "b"]}, "as many answers and tokens as there are samples, 1"),
     ):

@@ -123,7 +123,7 @@ def test_a_word_has_what_its_pieces_have():
 @pytest.mark.parametrize(
     ("by", "message"),
     [("letters", "choose one of words, sentences"), ([(0, 2), (1, 3)], "overlaps"), ([(2, 2)], "0 <= start < end"),
-     ([(0, 20)], "0 <= start < end"), (lambda tokens: [0], "1 groups were named for 9 tokens")],
+     ([(0, 20)], "0 <= start < end"), (lambda tokens: [0], "1 group names for 9 tokens")],
 )  # fmt: skip
 def test_groups_that_do_not_fit_are_refused(by, message):
     with pytest.raises(InputError, match=message):
