@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx, nn
 from torch.fx import Graph, Node
 
+from lrp_fx.analysis.facts import Shift
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.loop import Body, Loop
@@ -261,17 +262,21 @@ def _written(node: Node, places: Mapping[Node, int]) -> tuple[Any, ...]:
     return (node.op, target, arguments, node.meta.get(RUN))
 
 
+def _shifted(shift: Shift | None) -> tuple[Any, ...]:
+    """A constant plus signals, without names of nodes."""
+    if shift is None:
+        return ()
+    signals = tuple((slot, weight) for _, slot, weight in shift.signals)
+    return len(shift.sums), signals, tuple((str(type(c)), weight) for c, weight in shift.constants)
+
+
 def _decided(plan: Plan, node: Node) -> tuple[Any, ...]:
     """What the ledger reads of a decision, whatever the names of nodes."""
     carrying = tuple(plan.facts.operands.get(node, ()))
     decision = plan.decisions.get(node)
     if decision is None:
         return (carrying, plan.stopped.get(node))
-    shifts = [(t.weighs, t.leaf.slot, t.leaf.shift) for t in decision.terms]
-    terms = [
-        (weighs, slot) if s is None else (weighs, slot, s.signal, s.weight, s.constant_weight, str(type(s.constant)))
-        for weighs, slot, s in shifts
-    ]
+    terms = [(t.weighs, t.leaf.slot, _shifted(t.leaf.shift)) for t in decision.terms]
     layer = plan.facts.layers.get(node)
     return (
         carrying, decision.role, decision.rule, tuple(decision.live), decision.factors, decision.softmax_share, terms,
