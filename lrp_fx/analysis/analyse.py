@@ -17,7 +17,7 @@ from lrp_fx.analysis.attention import find_contractions
 from lrp_fx.analysis.facts import Facts, Source
 from lrp_fx.analysis.feedback import find_feedback
 from lrp_fx.analysis.gates import find_gates
-from lrp_fx.analysis.indicators import forget_unread, keeps, signals
+from lrp_fx.analysis.indicators import drop_unread_indicators, keeps_indicators, without_indicators
 from lrp_fx.analysis.layers import find_layers
 from lrp_fx.analysis.masks import find_masks
 from lrp_fx.analysis.products import find_continued
@@ -64,15 +64,15 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
         _check_names(node, spec)
         carrying = {slot: n for slot, n in declared(node, spec).items() if facts.carries(n) and is_float(n)}
         if carrying:
-            if keeps(spec) and all(n in facts.indicators for n in carrying.values()):
+            if keeps_indicators(spec) and all(n in facts.indicators for n in carrying.values()):
                 facts.indicators.add(node)
-            carrying = signals(facts, spec, carrying)
+            carrying = without_indicators(facts, spec, carrying)
             if spec.kind == "lookup":  # of a table that carries relevance: it moves rows
                 spec = replace(spec, kind="movement")
             facts.specs[node] = spec
             facts.operands[node] = carrying
             _locate(facts, node, spec, carrying.values())
-    forget_unread(graph, facts)
+    drop_unread_indicators(graph, facts)
     find_softmaxes(facts)
     find_contractions(facts)
     find_gates(graph, facts)

@@ -14,13 +14,13 @@ from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, OpTable, bind, op_name
 
 
-def keeps(spec: OpSpec) -> bool:
+def keeps_indicators(spec: OpSpec) -> bool:
     """Whether an operator turns indicators into indicators: movement, or a cast, weight or count per entry."""
     entrywise = spec.kind in ("linear", "product", "quotient") and (spec.elementwise or spec.reduces)
     return spec.kind == "movement" or entrywise
 
 
-def begins(node: Node, spec: OpSpec, ops: OpTable) -> bool:
+def creates_indicators(node: Node, spec: OpSpec, ops: OpTable) -> bool:
     """Whether ``node`` creates indicators: a one-hot code, or rows of an identity matrix."""
     named = spec.extra.get("picks")
     if named is None or spec.extra.get("entrywise"):
@@ -35,14 +35,14 @@ def _is_identity(table: Node, ops: OpTable) -> bool:
     return op_name(table) == "aten.eye"
 
 
-def signals(facts: Facts, spec: OpSpec, carrying: dict[Slot, Node]) -> dict[Slot, Node]:
+def without_indicators(facts: Facts, spec: OpSpec, carrying: dict[Slot, Node]) -> dict[Slot, Node]:
     """The carrying operands of a node without indicators that only select from the others."""
     if spec.kind not in ("product", "quotient"):
         return carrying
     return {slot: n for slot, n in carrying.items() if n not in facts.indicators} or carrying
 
 
-def forget_unread(graph: Graph, facts: Facts) -> None:
+def drop_unread_indicators(graph: Graph, facts: Facts) -> None:
     """Drop indicators that only select from signals: they carry no relevance, and are no sources."""
     read = {n for node in graph.find_nodes(op="output") for n in node.all_input_nodes}
     unread: set[Node] = set()

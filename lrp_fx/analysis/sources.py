@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts, Lookup, Source
-from lrp_fx.analysis.indicators import begins, keeps
+from lrp_fx.analysis.indicators import creates_indicators, keeps_indicators
 from lrp_fx.graph.operands import is_float, is_integer, slots, value
 from lrp_fx.operators.table import OpSpec, bind
 
@@ -52,7 +52,7 @@ class Finder:
             self._carries_or_has_input_values(n) for n in slots(node, spec.args).values()
         ):
             picks = [(owner, n) for n in lookup.indices for owner in input_values.get(n, ())]
-            if picks and begins(node, spec, self.facts.ops):
+            if picks and creates_indicators(node, spec, self.facts.ops):
                 self.facts.indicators.add(node)
             if picks and is_float(node):
                 return self._rows(node, lookup, picks)
@@ -77,7 +77,7 @@ class Finder:
         holding = [n for n in operands if n in facts.input_values]
         if not holding or spec.kind not in _KEEPING or spec.extra.get("cumulative"):
             return None  # a running count is the position of an entry, not its value
-        if keeps(spec) and all(n in facts.indicators for n in holding):
+        if keeps_indicators(spec) and all(n in facts.indicators for n in holding):
             facts.indicators.add(node)
         if is_float(node):
             if any(n in self.rows for n in holding) and spec.kind == "movement":

@@ -28,10 +28,10 @@ from lrp_fx.graph.copies import copy_graph, splice
 from lrp_fx.graph.values import Values
 from lrp_fx.lowering.dynamic_shapes import Fakes
 from lrp_fx.lowering.targets.spec import TargetSpec, distinct
-from lrp_fx.passes.collect_early import collect_late, per_source
+from lrp_fx.passes.collect_early import collect_early, per_source
 from lrp_fx.passes.hoist_slices import behind_selection, sizes_from_inputs
 from lrp_fx.passes.packed_sequences import spell_packed
-from lrp_fx.passes.select_logits import choose_rows
+from lrp_fx.passes.select_logits import select_logits
 
 Attributes = Mapping[str, Tensor]
 
@@ -166,11 +166,11 @@ def with_target(sweeper: Sweeper, spec: TargetSpec, names: Sequence[str], fakes:
     plan = sweeper.rewritten.plan
     ops = plan.facts.ops
     behind_selection(graph, ops, pytree.tree_leaves(leaves) if report else ())
-    choose_rows(graph, ops)
+    select_logits(graph, ops)
     depths = tuple(_rows_before_features(s) for s in plan.sources)
     if plan.feeds_zeros:  # a zero can have relevance, which is then not value times cotangent
         depths = (None,) * len(depths)
-    places = collect_late(graph, ops, taps, depths, set(latents))
+    places = collect_early(graph, ops, taps, depths, set(latents))
     (leaves, _, latents, explained) = end.args[0]
     end.args = ((leaves, list(itertools.chain(*places)), latents, explained),)
     graph.eliminate_dead_code()

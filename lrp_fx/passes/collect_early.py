@@ -26,7 +26,7 @@ aten = torch.ops.aten
 _LAYER, _CONSTANT = aten.linear.default, aten.detach.default
 
 
-def collect_late(
+def collect_early(
     graph: fx.Graph, ops: OpTable, taps: Sequence[Node], depths: Sequence[int | None], latents: Container[Node]
 ) -> list[list[Node]]:
     """Detach the embedding rows and collect relevance at the outputs of the first linear layers instead.

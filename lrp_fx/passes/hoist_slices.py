@@ -22,7 +22,7 @@ from lrp_fx.graph.dimensions import same_sizes
 from lrp_fx.graph.operands import Slot, all_slots, replace
 from lrp_fx.operators.schema import has_tag
 from lrp_fx.operators.table import OpSpec, OpTable, bind, set_arg
-from lrp_fx.passes.narrow_queries import ask_chosen
+from lrp_fx.passes.narrow_queries import narrow_queries
 from lrp_fx.rules import functions as rules
 
 aten = torch.ops.aten
@@ -220,7 +220,7 @@ def _move_up(graph: fx.Graph, ops: OpTable, choice: Node, depth: int, reported: 
         edges = [selected for operand, selected in chosen.items() if operand not in region]
         graph.eliminate_dead_code()
         for edge in edges:
-            ask_chosen(graph, ops, edge)
+            narrow_queries(graph, ops, edge)
 
 
 def _alike(a: Node, b: Node) -> bool:

@@ -16,7 +16,7 @@ from lrp_fx.operators.table import OpTable, bind
 aten = torch.ops.aten
 
 
-def ask_chosen(graph: fx.Graph, ops: OpTable, choice: Node) -> None:
+def narrow_queries(graph: fx.Graph, ops: OpTable, choice: Node) -> None:
     """Move a selection of positions from the output of a fused attention to its queries, if possible.
 
     Softmax and the product with the values treat all queries alike.

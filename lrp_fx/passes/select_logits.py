@@ -24,7 +24,7 @@ aten = torch.ops.aten
 _ALIKE = rules.commuting_with(rules.ENTRIES)
 
 
-def choose_rows(graph: fx.Graph, ops: OpTable) -> int:
+def select_logits(graph: fx.Graph, ops: OpTable) -> int:
     """Move every selection of a class from the output of a linear layer to the rows of its weights.
 
     Other readers of the layer (a maximum of its outputs) stay as they are. Nodes need ``meta["val"]``.

@@ -34,7 +34,7 @@ def test_products_of_the_first_layers_with_their_cotangents_are_saved(name, fewe
     xmodel = lrp_fx.convert(model, **inputs, rules="attnlrp")
     late = xmodel.lower(**inputs)
     monkeypatch.setattr(
-        "lrp_fx.lowering.joint_graph.collect_late", lambda graph, ops, taps, depths, held: [[t] for t in taps]
+        "lrp_fx.lowering.joint_graph.collect_early", lambda graph, ops, taps, depths, held: [[t] for t in taps]
     )
     early = xmodel.lower(**inputs)
     assert _products(early) - _products(late) == fewer

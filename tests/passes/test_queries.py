@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import lrp_fx
 from lrp_fx.operators.table import OpTable
 from lrp_fx.passes.hoist_slices import drop_whole_slices
-from lrp_fx.passes.narrow_queries import ask_chosen
+from lrp_fx.passes.narrow_queries import narrow_queries
 
 FUSED = torch.ops.aten.scaled_dot_product_attention.default
 ATTENTION = {
@@ -137,7 +137,7 @@ def test_attention_that_is_held_constant_stays_so(constant):
     graph = graph_module.graph
     drop_whole_slices(graph)
     (choice,) = (n for n in graph.nodes if n.target is torch.ops.aten.slice.Tensor)
-    ask_chosen(graph, OpTable.shipped(), choice)
+    narrow_queries(graph, OpTable.shipped(), choice)
     graph.lint()
     graph_module.recompile()
     (fused,) = (n for n in graph.nodes if n.target is FUSED)
