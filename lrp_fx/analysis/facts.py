@@ -78,9 +78,9 @@ class Shift:
     """A factor that is a constant plus a signal, f = a c + b s, or a sum of several of both.
 
     Attributes:
-        sums: the nodes that add them, the factor first.
-        signals: of each signal s the node that adds it, its slot there, and b.
-        constants: of each constant c, a number or a node without relevance, a.
+        sums: the nested sums, the factor first.
+        signals: (node that adds s, slot of s there, b) of each signal s.
+        constants: (c, a) of each constant c, a number or a node without relevance.
     """
 
     sums: tuple[Node, ...]
@@ -89,7 +89,7 @@ class Shift:
 
     @property
     def number(self) -> float | None:
-        """What the constants add up to, where all of them are numbers."""
+        """The sum of the constants if all are numbers, else None."""
         numbers = [weight * c for c, weight in self.constants if isinstance(c, float)]
         return sum(numbers) if len(numbers) == len(self.constants) else None
 
@@ -135,13 +135,13 @@ class System:
     """A linear system (C + S) Y = B: C a constant diagonal, S a signal in one triangle.
 
     Attributes:
-        reader: the node that reads the matrix C + S: the one that solves the system, or the inverse that is multiplied.
-        matrix: slot of the matrix there.
+        reader: the node that reads C + S: the solver, or the inverse that is multiplied by B.
+        matrix: slot of C + S in that node.
         right: slot of B in the node that returns Y; None for an identity matrix (an inverse).
-        left: whether the matrix stands on the left of Y.
+        left: whether the matrix is on the left of Y.
         upper: whether S is the upper triangle.
-        unit: whether the diagonal is not read, but taken for ones.
-        vector: whether B has one column, and no dimension for it.
+        unit: whether the solver assumes a diagonal of ones.
+        vector: whether B is a vector, without a dimension for its column.
     """
 
     reader: Node

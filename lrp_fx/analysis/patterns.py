@@ -137,7 +137,7 @@ TRIANGULAR_SYSTEM = Pattern(
     "triangular system", "",
     {"solved": (systems.solves_a_system, systems.reads_a_signal, systems.has_a_constant_diagonal),
      "inverse times a signal": (systems.multiplies_matrices, systems.multiplies_an_inverse)},
-    "(C + S) Y = B is Y = (B - S Y) / C, row by row: of each product of S and Y half goes to S, half on to Y.",
+    "(C + S) Y = B is Y = (B - S Y) / C, row by row: each product of S and Y gives half to S and half to Y.",
     f"{_ATTNLRP}, prop. 3.3",
     ("torch.linalg.solve_triangular(x @ x.mT, y, upper=False, unitriangular=True)",
      "torch.linalg.solve(torch.eye(5).to(x) - (x @ x.mT).tril(-1), y)",

@@ -1,4 +1,4 @@
-"""Triangles: between which diagonals the entries of a matrix can be other than 0."""
+"""Bands of matrices: the diagonals between which entries can be other than 0."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Band(NamedTuple):
 
     @property
     def flipped(self) -> Band:
-        """That of the transposed matrix."""
+        """The band of the transposed matrix."""
         return Band(-self.highest, -self.lowest)
 
 
@@ -38,7 +38,7 @@ _ALL, _NONE = Band(), Band(math.inf, -math.inf)
 
 
 def band(facts: Facts, node: object) -> Band:
-    """The band of an operand: of a signal by what its operators do, of a constant by its values."""
+    """The band of an operand: from its operators if it carries relevance, from its values if it is a constant."""
     if isinstance(node, (int, float)):
         return _ALL if node else _NONE
     if not isinstance(node, Node):
@@ -49,38 +49,38 @@ def band(facts: Facts, node: object) -> Band:
 
 
 def bands(facts: Facts, node: Node) -> tuple[Band, Band]:
-    """The band of the signals in a matrix, and that of the constants beside them: what is added, or put in a place."""
+    """(band of the signals, band of the constants) of a matrix that is a sum of both, or composed of both by masks."""
     signals, constants = _NONE, _NONE
-    for part, kept in _parts(facts, node):
-        if part is node:
+    for addend, region in _addends(facts, node):
+        if addend is node:
             signals = signals | band(facts, node)
-        elif isinstance(part, Node) and facts.carries(part):
-            one, other = bands(facts, part)
-            signals, constants = signals | (one & kept), constants | (other & kept)
+        elif isinstance(addend, Node) and facts.carries(addend):
+            one, other = bands(facts, addend)
+            signals, constants = signals | (one & region), constants | (other & region)
         else:
-            constants = constants | (band(facts, part) & kept)
+            constants = constants | (band(facts, addend) & region)
     return signals, constants
 
 
-def _parts(facts: Facts, node: Node) -> list[tuple[object, Band]]:
-    """What a matrix is the sum of, entry by entry, each with where it counts; itself where it is no sum."""
+def _addends(facts: Facts, node: Node) -> list[tuple[object, Band]]:
+    """(addend, band in which it counts) of a matrix that is a sum or a masked choice; else the matrix itself."""
     spec, bound, name = facts.specs.get(node), bind(node), op_name(node)
     if name == "aten.where":
         mask = bound["condition"]
-        parts = [(bound["self"], _masked(mask, node, True)), (bound["other"], _masked(mask, node, False))]
+        addends = [(bound["self"], _masked(mask, node, True)), (bound["other"], _masked(mask, node, False))]
     elif name == "aten.masked_fill":
         mask = bound["mask"]
-        parts = [(bound["self"], _masked(mask, node, False)), (bound["value"], _masked(mask, node, True))]
+        addends = [(bound["self"], _masked(mask, node, False)), (bound["value"], _masked(mask, node, True))]
     elif spec is not None and spec.elementwise and _is_weighed_sum(facts, node):
         operands = spec.args if spec.kind == "linear" else [slot.name for slot in facts.operands[node]]
-        parts = [(bound[name], _ALL) for name in operands if bound.get(name) is not None]
+        addends = [(bound[name], _ALL) for name in operands if bound.get(name) is not None]
     else:
         return [(node, _ALL)]
-    return parts if all(_is_as_large(p, node) for p, _ in parts if isinstance(p, Node)) else [(node, _ALL)]
+    return addends if all(_is_as_large(a, node) for a, _ in addends if isinstance(a, Node)) else [(node, _ALL)]
 
 
 def _is_weighed_sum(facts: Facts, node: Node) -> bool:
-    """Whether a node adds matrices, or is a multiple of one, or the same one in another precision."""
+    """Whether a node is a sum of matrices, a multiple of one, or a copy or cast of one."""
     spec, tensors = facts.specs[node], all_slots(node)
     scaled = spec.kind in ("product", "quotient") and len(tensors) == 1
     scaled &= spec.kind == "product" or Slot(spec.args[0]) in tensors
@@ -102,15 +102,15 @@ def _of_entries(matrix: Tensor) -> Band:
 
 def _triangle(facts: Facts, node: Node) -> Band:
     bound = bind(node)
-    kept = bound["diagonal"]
-    if not isinstance(kept, int):
+    diagonal = bound["diagonal"]
+    if not isinstance(diagonal, int):
         return _ALL
-    side = Band(highest=kept) if op_name(node) == "aten.tril" else Band(lowest=kept)
+    side = Band(highest=diagonal) if op_name(node) == "aten.tril" else Band(lowest=diagonal)
     return band(facts, bound["self"]) & side
 
 
 def _masked(mask: object, node: Node, where: bool) -> Band:
-    """The band of the entries at which a mask is true, or is not."""
+    """The band of the entries at which a mask is ``where``."""
     value = constant_value(mask) if isinstance(mask, Node) else None
     if value is None or value.dim() < 2 or list(value.shape[-2:]) != _last_two(node):
         return _ALL
@@ -118,7 +118,7 @@ def _masked(mask: object, node: Node, where: bool) -> Band:
 
 
 def _factors(facts: Facts, node: Node) -> Band:
-    """What one factor has no entries at, the product has none at; a divisor takes none away."""
+    """An entry of a product is 0 if that of one factor is; divisors do not count."""
     spec = facts.specs[node]
     names = spec.args if spec.kind == "product" else spec.args[:1]
     result = _ALL
@@ -134,7 +134,7 @@ def _sum(facts: Facts, node: Node) -> Band:
 
 
 def _is_as_large(operand: Node, node: Node) -> bool:
-    """Whether the last two dimensions of an operand are those of the result, not spread out."""
+    """Whether the last two dimensions of an operand are those of the result, without broadcasting."""
     sizes = _last_two(operand)
     return len(sizes) == 2 and sizes == _last_two(node)
 
@@ -144,8 +144,8 @@ def _last_two(node: Node) -> list[int]:
     return [example_size(size) for size in value.shape[-2:]] if isinstance(value, Tensor) else []
 
 
-def _kept(facts: Facts, node: Node) -> Band:
-    """A movement that leaves matrices as they are."""
+def _unmoved(facts: Facts, node: Node) -> Band:
+    """The band of a reshape or expansion that keeps the last two dimensions."""
     (operand,) = facts.operands[node].values()
     return band(facts, operand) if _is_as_large(operand, node) else _ALL
 
@@ -164,17 +164,17 @@ def _any(facts: Facts, node: Node) -> Band:
 
 
 def _rule(facts: Facts, node: Node) -> Callable[[Facts, Node], Band]:
-    """By what the op table says of an operator."""
+    """The function that computes the band of a node, by its operator."""
     spec = facts.specs.get(node)
     if spec is None or not isinstance(node.meta.get("val"), Tensor) or node.meta["val"].dim() < 2:
         return _any
     if op_name(node) in ("aten.tril", "aten.triu"):
         return _triangle
-    if [part for part, _ in _parts(facts, node)] != [node]:
+    if [addend for addend, _ in _addends(facts, node)] != [node]:
         return _sum
     form = spec.extra.get("form")
     if form == "permute":
         return _permuted
     if form in ("reshape", "insert") or op_name(node) in ("aten.expand", "aten.expand_as"):
-        return _kept if len(facts.operands[node]) == 1 else _any
+        return _unmoved if len(facts.operands[node]) == 1 else _any
     return _factors if spec.elementwise and spec.kind in ("product", "quotient") else _any

@@ -1,4 +1,4 @@
-"""What a node is that is computed from constants alone: masks, identity matrices, positions."""
+"""Values of nodes that depend on constants alone: masks, identity matrices, positions."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.dimensions import example_size
 from lrp_fx.operators.schema import has_tag, is_mutating
 
-_LARGEST = 1 << 22  #: entries of a tensor that is computed
+_LARGEST = 1 << 22  #: largest number of entries of a tensor to compute
 
 
 def constant_value(node: Node) -> Tensor | None:
-    """The value of a tensor that neither an input nor a parameter goes into, at the sizes of the example.
+    """The value of a tensor that depends on no input and no parameter, at the sizes of the example inputs.
 
-    None for any other, for one that is drawn, and where a tensor on the way has more than four million entries.
+    None for other nodes, for random tensors, and if a tensor in between has more than ``_LARGEST`` entries.
     """
     values: dict[Node, Tensor | int | float] = {}
     needed = _ancestors(node)
@@ -39,7 +39,7 @@ def constant_value(node: Node) -> Tensor | None:
 
 
 def _ancestors(node: Node) -> list[Node] | None:
-    """All that a node is computed from, in order; None where one of them is no small constant."""
+    """The node and everything that it depends on, in order; None if one of these is no small constant."""
     stack, needed = [node], set()
     while stack:
         current = stack.pop()
@@ -48,7 +48,7 @@ def _ancestors(node: Node) -> list[Node] | None:
         if not _is_small_constant(current):
             return None
         needed.add(current)
-        if isinstance(current.meta.get("val"), Tensor):  # a size is known without what it is computed from
+        if isinstance(current.meta.get("val"), Tensor):  # a size needs no operands
             stack += current.all_input_nodes
     return sorted(needed)
 

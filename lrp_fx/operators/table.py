@@ -62,7 +62,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "matrices",  # rows of the first operand times columns of the second
     ),
     "quotient": ("solves",),  # the operand that is the matrix of a linear system
-    "homogeneous": ("degree", "count", "solves"),  # count: of a product along a dimension, what counts its factors
+    "homogeneous": ("degree", "count", "solves"),  # count: the function that counts the factors (rules.factors)
     "nonlinearity": ("slope", "at_zero"),
     "normalization": ("layout", "centred"),
     "softmax": ("distribution",),  # the argument that names the dimension that sums to one

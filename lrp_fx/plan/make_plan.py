@@ -312,9 +312,9 @@ def _distribute(plan: Plan) -> None:
 
 
 def _solve(plan: Plan) -> None:
-    """Triangular systems: products of the triangle and the solution are divided, step by step (``analysis.systems``).
+    """Enter triangular systems, whose products of triangle and solution are divided (``analysis.systems``).
 
-    Where the diagonal is not read, the solution has no degree in the matrix, so that this holds for every rule.
+    With a diagonal of ones the solution has no degree in the matrix, so this form then holds for every rule.
     """
     for node, system in plan.facts.systems.items():
         decision, reader = plan.decisions.get(node), plan.decisions.get(system.reader)

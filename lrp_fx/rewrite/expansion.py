@@ -72,7 +72,7 @@ def _addends(site: Site, term: Term) -> list[_Factor]:
 
 
 def _sum(site: Site, addends: Sequence[tuple[Value, float]], spread: Node | None) -> tuple[Value, float]:
-    """(value, number that multiplies it) of a weighed sum, spread out where a product of matrices reads it."""
+    """(value, its factor) of a weighted sum, expanded to the shape of ``spread`` for a matrix product."""
     (result, weight), *others = addends
     if others:
         result, weight = _times(site, result, weight), 1.0

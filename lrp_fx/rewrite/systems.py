@@ -1,4 +1,4 @@
-"""A triangular system, its relevance as the rows of the system hand it on (:mod:`lrp_fx.analysis.systems`)."""
+"""Triangular systems, with relevance as in a solution row by row (:mod:`lrp_fx.analysis.systems`)."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ aten = torch.ops.aten
 
 
 def solved(site: Site) -> Node:
-    """The solution Y as it is, its relevance through (C + S/2)^-1 (B - S Z).
+    """The solution Y, with relevance through (C + S/2)^-1 (B - S Z) for a detached Z = Y/2.
 
-    Z = Y/2, a constant. Where B is a constant Z = (Y_0 + Y)/2, and the solution is Y_0 + (C + S/2)^-1 (-S Z).
+    If B is a constant, Z = (Y_0 + Y)/2, and relevance goes through Y_0 - (C + S/2)^-1 S Z.
     """
     system = site.decision.system
     assert system is not None
@@ -33,7 +33,7 @@ def solved(site: Site) -> Node:
 
 
 class _Emit:
-    """Appends nodes behind the one that solves a system."""
+    """Emits nodes behind the one that solves a system."""
 
     def __init__(self, site: Site, system: System) -> None:
         self.site, self.system = site, system
@@ -44,7 +44,7 @@ class _Emit:
         return self.site.graph.call_function(target, args, kwargs)
 
     def carrier(self) -> Node:
-        """A function of S, and of B where that is a signal, whose gradient is the rule."""
+        """A function of S, and of B if that is a signal, whose gradient is the rule."""
         system, value = self.system, self.call(aten.detach.default, self.site.node)
         if self.right is not None and system.right in self.site.decision.live:
             product = self._triangle_times(self._column(self.call(aten.mul.Tensor, value, 0.5)))

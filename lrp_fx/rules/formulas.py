@@ -42,12 +42,12 @@ def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> t
 
 
 def without_triangle(matrix: Tensor, right: Tensor | None, left: bool, unit: bool, vector: bool) -> Tensor:
-    """C^-1 B, the solution of a system whose matrix is its diagonal C alone (``analysis.systems``).
+    """C^-1 B, the solution of a triangular system without its triangle S (``analysis.systems``).
 
     Args:
-        matrix: (..., n, n) of which the diagonal is C.
+        matrix: (..., n, n), with diagonal C.
         right: B, (..., n, k), or (..., k, n) on the right; None for an identity matrix.
-        left, unit, vector: as :class:`lrp_fx.analysis.facts.System` has them.
+        left, unit, vector: as in :class:`lrp_fx.analysis.facts.System`.
     """
     if unit:
         assert right is not None

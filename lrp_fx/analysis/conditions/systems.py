@@ -32,7 +32,7 @@ def has_a_constant_diagonal(candidate: Candidate) -> bool:
 
 @condition
 def multiplies_matrices(candidate: Candidate) -> bool:
-    """It multiplies two matrices that relevance can reach, and adds nothing."""
+    """It multiplies two matrices that relevance can reach, without an added term."""
     return bool(candidate.spec.extra.get("matrices")) and not candidate.spec.terms and len(candidate.carrying) == 2
 
 
@@ -69,9 +69,9 @@ def _is_unit(candidate: Candidate) -> bool:
 
 
 def _triangle(candidate: Candidate) -> bool | None:
-    """Whether the signal in the matrix is its upper triangle; None where it is in neither, or C is no diagonal.
+    """Whether the signal in the matrix is its upper triangle; None if it is in neither, or C is not diagonal.
 
-    An operator that is told which triangle to read does not see the other one.
+    An operator with an argument ``upper`` does not read the other triangle.
     """
     signals, constants = bands(candidate.facts, candidate.carrying[_matrix(candidate)])
     read = bind(candidate.node).get("upper")
@@ -90,6 +90,6 @@ def _inverse(candidate: Candidate) -> Slot | None:
 
 
 def _is_vector(right: Node, matrix: Node) -> bool:
-    """Whether ``torch.linalg.solve`` takes the right-hand side for a vector, or a batch of them."""
+    """Whether ``torch.linalg.solve`` treats the right-hand side as a vector or a batch of vectors."""
     one, other = right.meta["val"].shape, matrix.meta["val"].shape
     return len(one) == 1 or (len(one) == len(other) - 1 and [str(n) for n in one] == [str(n) for n in other[:-1]])
