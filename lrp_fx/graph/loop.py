@@ -1,7 +1,7 @@
-"""A loop over the steps of a recurrence in a rewritten graph: one call, a graph for a step, as many steps as there are.
+"""A loop over the steps of a recurrence, as one call in a rewritten graph; each step runs a graph.
 
-The first and the last steps may have graphs of their own: the state is a constant before the first step, and nothing
-follows the last one.
+The first and the last steps may have other graphs than the middle ones: the state before the first step is a constant,
+and no step follows the last one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Body:
 
     Attributes:
         graph_module: (its rows, *state, *constants) -> next state.
-        constants: which of the constants of the loop it reads.
+        constants: its range of the loop's constants.
     """
 
     graph_module: fx.GraphModule
@@ -37,21 +37,21 @@ def _run_body(body: Body, number: int, inputs: tuple[Any, ...]) -> State:
 
 
 def _run_again(body: Body, number: int, inputs: tuple[Any, ...]) -> State:
-    """A step of which only the inputs are remembered (Chen et al. 2016, arXiv:1604.06174)."""
+    """A step under checkpointing: only its inputs are saved (Chen et al. 2016, arXiv:1604.06174)."""
     return checkpoint(body.graph_module.forward, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """Steps one after the other: (x, sizes, *first state, *constants) -> [all h, *last state].
+    """All steps in order: (x, sizes, *first state, *constants) -> [all h, *last state].
 
     Attributes:
         front: graphs of the first steps.
         middle: the graph of all others.
         back: graphs of the last steps.
-        states: how many tensors the state has.
+        states: number of tensors in the state.
         backwards: whether it begins with the last step of x.
-        checkpointed: whether steps are run again on the way back, and only their inputs are remembered.
+        checkpointed: whether steps are recomputed in the backward, from their saved inputs.
     """
 
     front: tuple[Body, ...]
@@ -61,7 +61,7 @@ class Loop:
     backwards: bool
     checkpointed: bool = False
 
-    __name__ = "loop"  # as generated code calls it
+    __name__ = "loop"  # the name in generated code
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -69,7 +69,7 @@ class Loop:
         return (*self.front, self.middle, *self.back)
 
     def body(self, number: int, count: int) -> Body:
-        """The graph of one of so many steps."""
+        """The graph of step ``number`` of ``count``."""
         if number < len(self.front):
             return self.front[number]
         left = count - number
@@ -93,7 +93,7 @@ class Loop:
 
 
 def with_steps(graph: fx.Graph) -> Iterator[Node]:
-    """The nodes of a graph, those of the steps of its loops among them."""
+    """The nodes of a graph, with those of the steps of its loops."""
     for node in graph.nodes:
         for body in node.target.bodies if isinstance(node.target, Loop) else ():
             yield from body.graph_module.graph.nodes

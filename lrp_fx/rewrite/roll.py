@@ -1,8 +1,8 @@
-"""Steps that are written out in a captured graph, as one loop in the rewritten one.
+"""Written-out steps of a captured graph become one loop in the rewritten graph.
 
-The graph is copied with every written-out step in a graph of its own, in which its rules are carried out like those of
-any other node. Steps that came out alike are then one: the loop runs the graph of a middle step as often as the input
-says, between first and last steps that have their own. That those in the middle are alike is looked at, not assumed.
+The captured graph is copied with a separate graph for every written-out step, in which rules are carried out as
+everywhere. The loop then runs the graph of a middle step as often as the input has steps, and other graphs for the first
+and last steps. The written-out middle steps are compared: they must be alike.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class StepGraph:
     """One step.
 
     Attributes:
-        nodes: captured nodes of the step, and those that it reads, to their copies in its graph.
-        graph: its graph.
+        nodes: captured node of the step, or operand of one -> its copy in the graph of the step.
+        graph: the graph of the step.
         own: captured nodes of the step, in order.
-        state: those that are the next state, by their places in it.
-        outside: captured nodes that it reads, besides its row and the state, in order.
+        state: index in the next state -> captured node.
+        outside: captured operands besides the row and the state, in order.
     """
 
     nodes: dict[Node, Node]
@@ -48,14 +48,14 @@ class StepGraph:
 
     @classmethod
     def of(cls, row: Node, state: Sequence[Node]) -> StepGraph:
-        """The graph of a step, still empty, that reads these captured nodes."""
+        """A step without nodes yet, with inputs for its row and its state."""
         step = cls({}, Graph(), [row])
         for node in (row, *state):
             step.reads(node)
         return step
 
     def reads(self, node: Node) -> Node:
-        """An input of the step for a captured node (one that is two tensors of the state has two, and reads one)."""
+        """Add an input of the step for a captured node; the first input counts if the node is in the state twice."""
         inputs = self.graph.find_nodes(op="placeholder")
         with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
             copy = self.graph.placeholder(node.name)
@@ -70,7 +70,7 @@ class StepGraph:
         return self.nodes[node]
 
     def add(self, node: Node, carried: Sequence[int]) -> Node:
-        """A copy of a captured node, with the places that it has in the next state."""
+        """Copy a captured node into the step; ``carried`` are its indices in the next state."""
         self.nodes[node] = self.graph.node_copy(node, self.operand)
         self.own.append(node)
         self.state |= dict.fromkeys(carried, node)
@@ -88,8 +88,8 @@ class Recurrence:
 
     Attributes:
         node: the captured operator.
-        steps: the steps that are written out.
-        loop: the call that stands for it in the copy, once all steps are there.
+        steps: the written-out steps.
+        loop: the call of the loop in the copied graph, after the last step.
     """
 
     node: Node
@@ -108,7 +108,7 @@ class Layout:
     Attributes:
         graph: the copy.
         copies: captured node -> its copy, there or in the graph of a step.
-        fixed: captured nodes that only say where a loop begins and ends: no rule is carried out at them.
+        fixed: captured nodes that only mark the start or the end of a loop, without a rule.
     """
 
     def __init__(self, captured: Graph) -> None:
@@ -125,7 +125,7 @@ class Layout:
                 continue
             if step is None or node.op == "get_attr":
                 self.copies[node] = self.graph.node_copy(node, self.copies.__getitem__)
-            elif step.operator in self._recurrences:  # else nobody reads what it computes
+            elif step.operator in self._recurrences:  # otherwise it has no reader
                 recurrence = self._recurrences[step.operator]
                 ends = node.target is shown
                 self.copies[node] = self._end(recurrence, step) if ends else _step(recurrence, node, step)
@@ -134,13 +134,13 @@ class Layout:
         self.graph._codegen = captured._codegen
 
     def around(self, node: Node) -> Mapping[Node, Node]:
-        """Captured node -> its copy, in the graph that holds the copy of ``node``."""
+        """Captured node -> its copy, for the graph (main or step) that has the copy of ``node``."""
         step: Step | None = node.meta.get(STEP)
         inside = step is not None and step.number >= 0 and node.op != "get_attr"
         return self._recurrences[step.operator].steps[step.number].nodes if inside else self.copies  # type: ignore[union-attr]
 
     def _end(self, recurrence: Recurrence, step: Step) -> Node:
-        """What a recurrence computed, as a result of its loop."""
+        """The result of a recurrence as an item of its loop's results."""
         if recurrence.loop is None:
             bound = bind(recurrence.node)
             operands = [bound["x"], bound["sizes"], *recurrence.first_state]
@@ -153,10 +153,10 @@ class Layout:
         return self.graph.call_function(operator.getitem, (recurrence.loop, step.carried[0]))
 
     def finish(self, plan: Plan, results: dict[Node, Node]) -> None:
-        """Make loops of the steps, once rules are carried out; ``results`` of steps that are alike become one.
+        """Make loops of the steps, after rules are carried out; steps that are alike share copies and ``results``.
 
         Raises:
-            CaptureError: where rules differ from step to step.
+            CaptureError: if rules differ between middle steps.
         """
         for recurrence in self._recurrences.values():
             if recurrence.loop is not None:
@@ -208,10 +208,10 @@ def _body(graph: Graph) -> fx.GraphModule:
 
 
 def _hoisted(step: StepGraph, plan: Plan, around: Mapping[Node, Node], loop: Node) -> list[Node]:
-    """Compute in front of the loop what is the same in every step, as it reads what is, and carries no relevance.
+    """Move computations on constants without relevance, which are the same in every step, in front of the loop.
 
     Returns:
-        What the step reads of it, in the order of the inputs that it has got for that.
+        The moved nodes that the step reads, in the order of its new inputs.
     """
     outside = {step.nodes[n]: copy for n, copy in around.items() if n not in plan.differentiable}
     graph = step.graph
@@ -235,7 +235,7 @@ def _hoisted(step: StepGraph, plan: Plan, around: Mapping[Node, Node], loop: Nod
 
 
 def _alike(steps: Sequence[StepGraph], plan: Plan) -> tuple[int, int]:
-    """The stretch of steps around the middle that are alike: (first, past the last)."""
+    """(first, past the last) of the steps around the middle that are alike."""
     start = len(steps) // 2
     end = start + 1
     while start and _same(steps[start - 1], steps[start], plan):
@@ -246,7 +246,7 @@ def _alike(steps: Sequence[StepGraph], plan: Plan) -> tuple[int, int]:
 
 
 def _same(one: StepGraph, other: StepGraph, plan: Plan) -> bool:
-    """Whether two steps compute, hand back and book the same."""
+    """Whether two steps have the same forward, backward and ledger entries."""
     nodes, twins = list(one.graph.nodes), list(other.graph.nodes)
     if len(nodes) != len(twins) or one.outside != other.outside:
         return False
@@ -271,7 +271,7 @@ def _shifted(shift: Shift | None) -> tuple[Any, ...]:
 
 
 def _decided(plan: Plan, node: Node) -> tuple[Any, ...]:
-    """What the ledger reads of a decision, whatever the names of nodes."""
+    """The parts of a decision that the ledger reads, without names of nodes."""
     carrying = tuple(plan.facts.operands.get(node, ()))
     decision = plan.decisions.get(node)
     if decision is None:
