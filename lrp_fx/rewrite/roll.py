@@ -1,8 +1,8 @@
 """Written-out steps of a captured graph become one loop in the rewritten graph.
 
 The captured graph is copied with a separate graph for every written-out step, in which rules are carried out as
-everywhere. The loop then runs the graph of a middle step as often as the input has steps, and other graphs for the first
-and last steps. The written-out middle steps are compared: they must be alike.
+everywhere. The loop then runs the graph of a middle step as often as the input has steps, and other graphs for the
+first and last steps. The written-out middle steps are compared: they must be alike.
 """
 
 from __future__ import annotations
