@@ -1,7 +1,8 @@
-"""Test adapters against packages whose pins or weight keep them out of the tests' environment: one venv for each.
+"""Test adapters against packages that are too large, or pinned too narrowly, for the tests' environment.
 
-An environment stands on that of the tests (torch, transformers, pytest are lent to it by path) and has its packages,
-pinned and without their dependencies, in front of it. ``tools/test --integrations [NAME ...]`` runs it.
+Each has a venv with pinned packages, installed without their dependencies. Everything else (torch, transformers,
+pytest) is imported from the tests' environment, by a path behind those of the venv. ``tools/test --integrations
+[NAME ...]`` runs the tests.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 HOME = ROOT / ".integrations"
 
-#: folder of tests/integrations -> what its environment has
+#: folder of tests/integrations -> packages of its environment
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "quantus": (
         "quantus==0.6.0", "cachetools==8.0.2", "opencv-python-headless==5.0.0.93", "lazy_loader", "imageio", "tifffile",
@@ -32,18 +33,18 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
 
 
 def python_of(name: str) -> Path:
-    """The interpreter of an environment, made where it is not there or has other packages."""
+    """The interpreter of an environment; the environment is created if it is missing or has other packages."""
     home, packages = HOME / name, ENVIRONMENTS[name]
     python, mark = home / "bin" / "python", home / "packages.txt"
-    wanted = "\n".join(packages)
-    if mark.is_file() and mark.read_text() == wanted:
+    listed = "\n".join(packages)
+    if mark.is_file() and mark.read_text() == listed:
         return python
     venv.create(home, clear=True, with_pip=False)
     site = home / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     (site / "lent.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n")
     install = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--ignore-installed", *packages]
     subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
-    mark.write_text(wanted)
+    mark.write_text(listed)
     return python
 
 
@@ -57,9 +58,9 @@ def main() -> int:
     for name in names:
         start, python = time.perf_counter(), python_of(name)
         command = [python, "-W", "ignore", "-m", "pytest", "-p", "no:cacheprovider", f"tests/integrations/{name}"]
-        done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
-        print(f"{name}: {'passed' if not done.returncode else 'FAILED'} in {time.perf_counter() - start:.0f} s")
-        failed += [name] if done.returncode else []
+        run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+        print(f"{name}: {'passed' if not run.returncode else 'FAILED'} in {time.perf_counter() - start:.0f} s")
+        failed += [name] if run.returncode else []
     return len(failed)
 
 

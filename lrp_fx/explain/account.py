@@ -1,4 +1,4 @@
-"""What is seen at one node during an accounting sweep: what arrives, what leaves, and what it was given."""
+"""Account of one node during an accounting sweep: its arguments, the relevance that arrives and that it passes on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class LayerRun(NamedTuple):
         kwargs: its evaluated keyword arguments.
         share: index of the relevance share that it passes on.
         sign: 1, or -1 for a run whose output is subtracted.
-        input: the argument that has the layer's input.
+        input: slot of the layer's input.
     """
 
     node: Node

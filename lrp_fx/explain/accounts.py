@@ -32,7 +32,7 @@ class Accountant(fx.Interpreter):
 
     Args:
         rewritten: the rewritten graph.
-        graph_module: the graph of a step of a loop in it; None for the whole.
+        graph_module: the graph of a loop's step; None for the rewritten graph itself.
     """
 
     def __init__(self, rewritten: Rewritten, graph_module: fx.GraphModule | None = None) -> None:
@@ -44,7 +44,7 @@ class Accountant(fx.Interpreter):
         self.nonfinite: dict[Node, str] = {}
         self.lost: list[Node] = []
         self.last: Node | None = None
-        self._captured = {copy: node for node, copy in reversed(rewritten.copies.items())}  # the first of alike steps
+        self._captured = {copy: node for node, copy in reversed(rewritten.copies.items())}  # equal steps share copies
         self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.sources}
         self._feeds_zeros = rewritten.plan.feeds_zeros
         self._aliases: dict[tuple[Node, Node], Any] = {}
@@ -64,7 +64,7 @@ class Accountant(fx.Interpreter):
         return result
 
     def _run_loop(self, loop: Loop, *operands: Any) -> Any:
-        """Run the steps of a loop, each with accounts of its own."""
+        """Run the steps of a loop, each with separate accounts."""
         runs = {body: _StepAccountant(self, body) for body in loop.bodies}
         return loop.run(lambda body, _, inputs: runs[body].step(inputs), *operands)
 
@@ -132,7 +132,7 @@ class Accountant(fx.Interpreter):
 
 
 class _StepAccountant(Accountant):
-    """Runs a step of a loop; what is seen at its nodes is kept for the account of all steps."""
+    """Runs a step of a loop and stores the accounts of its nodes for :func:`of_all_steps`."""
 
     def __init__(self, around: Accountant, body: Body) -> None:
         super().__init__(around.rewritten, body.graph_module)
@@ -145,7 +145,7 @@ class _StepAccountant(Accountant):
         state: tuple[Tensor, ...] = self.run(*inputs)
         for owner, account in self.accounts.items():
             self.steps.setdefault(owner, []).append(account)  # type: ignore[arg-type]
-            self.around.accounts.setdefault(owner, account)  # its place in the order
+            self.around.accounts.setdefault(owner, account)  # a placeholder, for the order of nodes
         return state
 
     def _account(self, owner: Node) -> Account:

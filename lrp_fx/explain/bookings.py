@@ -179,7 +179,7 @@ def _distributed(case: Case) -> Amounts:
 
 
 def _solved(case: Case) -> Amounts:
-    """C^-1 B where B is a constant: what the model adds, whatever the signal in the matrix is."""
+    """Constant part of C^-1 B if B is a constant: it does not depend on the signal in the matrix."""
     system = case.decision.system
     assert system is not None
     if system.right in case.decision.live:

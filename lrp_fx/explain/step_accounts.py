@@ -1,8 +1,7 @@
-"""Accounts of the steps of a loop: one for each node of a step's graph, of all the steps that it ran.
+"""Accounts of loops: one account for each node of a step's graph, over all steps.
 
-A step treats samples alike, each a row of its tensors. So what a node was given and what came back to it, step after
-step, is what it would have been given at once for so many more samples: the account of all steps is that of one call
-with their rows below one another, and is booked as such.
+A step treats samples independently, one per row of its tensors. The values and cotangents of T steps therefore equal
+those of one step on T times as many samples: concatenated over their rows, they form one account, booked as usual.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from lrp_fx.explain.account import Account
 
 @dataclass
 class StepAccount(Account):
-    """Everything seen at one node of one step; amounts are left to the account of all steps.
+    """Account of one node in one step, with its tensors in place of amounts.
 
     Attributes:
-        watched: its floating output tensors, by position.
-        arrived_at: the cotangent of each, where one came back.
-        received: operands, and what the rule passed to each.
+        watched: position -> floating output tensor.
+        arrived_at: position -> cotangent, for outputs that got one.
+        received: (operand, cotangent that the rule passed to it).
     """
 
     watched: dict[int, Tensor] = field(default_factory=dict)
@@ -33,33 +32,35 @@ class StepAccount(Account):
     received: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     def watch(self, output: Tensor, position: int) -> None:
-        """Note an output to which something may come back."""
+        """Store an output that may get a cotangent."""
         self.watched[position] = output
 
     def arrive(self, output: Tensor, position: int, cotangent: Tensor | None) -> None:
-        """Record the total cotangent of one output."""
+        """Record the total cotangent of one output; None where it has none."""
         if cotangent is not None:
             self.arrived_at[position] = cotangent.detach()
 
     def receive(self, operand: Tensor, cotangent: Tensor | None) -> None:
-        """Record what the rule passed to one operand."""
+        """Record the cotangent that the rule passed to one operand."""
         if cotangent is not None:
             self.received.append((operand.detach(), cotangent.detach()))
 
 
 def of_all_steps(accounts: Sequence[StepAccount]) -> Account:
-    """The account of a node over the steps that its graph ran."""
+    """The account of a node over all steps of its loop."""
     first = accounts[0]
     result = Account(first.node, feeds_zeros=first.feeds_zeros)
-    result.arguments, result.post, result.shares, runs = _below(
+    result.arguments, result.post, result.shares, runs = _concatenated(
         [(a.arguments, a.post, a.shares, [(run.args, run.kwargs) for run in a.runs]) for a in accounts]
     )
     result.runs = [run._replace(args=args, kwargs=kwargs) for run, (args, kwargs) in zip(first.runs, runs, strict=True)]
     for position in first.watched:
         if any(position in a.arrived_at for a in accounts):
             outputs = [a.watched[position] for a in accounts]
-            back = [a.arrived_at.get(position, torch.zeros_like(y)) for a, y in zip(accounts, outputs, strict=True)]
-            result.arrive(_rows(outputs), position, _rows(back))
+            cotangents = [
+                a.arrived_at.get(position, torch.zeros_like(y)) for a, y in zip(accounts, outputs, strict=True)
+            ]
+            result.arrive(_rows(outputs), position, _rows(cotangents))
     pairs = [pair for a in accounts for pair in a.received]
     if pairs:
         operand, cotangent = (torch.cat([tensor.flatten() for tensor in column]) for column in zip(*pairs, strict=True))
@@ -67,14 +68,14 @@ def of_all_steps(accounts: Sequence[StepAccount]) -> Account:
     return result
 
 
-def _below(trees: Sequence[Any]) -> Any:
-    """Trees of one structure with the rows of their tensors below one another."""
+def _concatenated(trees: Sequence[Any]) -> Any:
+    """Trees of one structure as one tree, with the rows of their tensors concatenated."""
     flat = [pytree.tree_leaves(tree) for tree in trees]
     leaves = [_rows(column) if isinstance(column[0], Tensor) else column[0] for column in zip(*flat, strict=True)]
     return pytree.tree_unflatten(leaves, pytree.tree_structure(trees[0]))
 
 
 def _rows(tensors: Sequence[Tensor]) -> Tensor:
-    """Rows below one another; a tensor that is the same in all steps is that tensor."""
-    places = {(t.data_ptr(), t.shape, t.stride()) for t in tensors}
-    return tensors[0].detach() if len(places) == 1 else torch.cat([t.detach() for t in tensors])
+    """Concatenation over the rows; a tensor shared by all steps (a weight) is returned as it is."""
+    memory = {(t.data_ptr(), t.shape, t.stride()) for t in tensors}
+    return tensors[0].detach() if len(memory) == 1 else torch.cat([t.detach() for t in tensors])

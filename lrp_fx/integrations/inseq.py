@@ -1,7 +1,7 @@
-"""inseq: our relevance as methods that it knows by name, ``inseq.load_model(model, "attnlrp", tokenizer=tokenizer)``.
+"""Attribution methods for inseq, chosen by name: ``inseq.load_model(model, "attnlrp", tokenizer=tokenizer)``.
 
-Importing this module registers "lrp" (the default rules) and "attnlrp". What inseq explains by default is the
-probability of a token; ``attributed_fn="logit"`` or a contrast of its own are others.
+Importing this module registers "lrp" (the default rules) and "attnlrp". inseq explains the probability of a token
+unless ``attributed_fn`` names another value: "logit", or one of inseq's contrasts.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ captum: Any = require("captum.attr", "inseq")
 class LRP(registry.GradientAttributionRegistry):  # type: ignore[misc]
     """Layer-wise relevance propagation under the default rules.
 
-    While the method is hooked, inseq's model is the converted one; its own model is left as it is, and is back for
-    generation and afterwards. Scores are summed over features, so that they add up; where inseq would take norms.
+    While the method is hooked, the converted model replaces the model of inseq, which is not modified and is put back
+    for generation and at the end. Scores are summed over features, for conservation; inseq's default is their norm.
     """
 
     method_name: ClassVar[str] = "lrp"
@@ -37,37 +37,37 @@ class LRP(registry.GradientAttributionRegistry):  # type: ignore[misc]
         Args:
             attribution_model: inseq's model.
             rules: another rule set.
-            **kwargs: of inseq's methods.
+            **kwargs: arguments of inseq's base class.
         """
-        self.own = attribution_model.model
-        self.converted = convert(self.own, rules=self.default_rules if rules is None else rules)
+        self.original = attribution_model.model
+        self.converted = convert(self.original, rules=self.default_rules if rules is None else rules)
         super().__init__(attribution_model, **kwargs)
         self.method = captum.InputXGradient(attribution_model)
 
     @decorators.set_hook
     def hook(self, **kwargs: Any) -> None:
-        """Let the converted model run."""
+        """Put the converted model in place of the original."""
         super().hook(**kwargs)
         self.attribution_model.model = self.converted
 
     @decorators.unset_hook
     def unhook(self, **kwargs: Any) -> None:
-        """Let the model itself run."""
+        """Put the original model back."""
         super().unhook(**kwargs)
-        self.attribution_model.model = self.own
+        self.attribution_model.model = self.original
 
     def attribute_step(self, attribute_fn_main_args: dict[str, Any], attribution_args: dict[str, Any] = {}) -> Any:  # noqa: B006
-        """(B, tokens) relevance of source and target for one step, summed over features."""
-        found = super().attribute_step(attribute_fn_main_args, attribution_args)
+        """Relevance of source and target for one step, (B, tokens), summed over features."""
+        step = super().attribute_step(attribute_fn_main_args, attribution_args)
         return data.CoarseFeatureAttributionStepOutput(
-            source_attributions=_summed(found.source_attributions),
-            target_attributions=_summed(found.target_attributions),
-            step_scores=found.step_scores,
+            source_attributions=_summed(step.source_attributions),
+            target_attributions=_summed(step.target_attributions),
+            step_scores=step.step_scores,
         )
 
 
 class AttnLRP(LRP):
-    """AttnLRP, by its own rule set."""
+    """AttnLRP: the same under the rule set "attnlrp"."""
 
     method_name: ClassVar[str] = "attnlrp"
     default_rules: ClassVar[RuleSource] = "attnlrp"

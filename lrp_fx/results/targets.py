@@ -227,12 +227,12 @@ class Generation(Several):
         )
 
     def to_inseq(self) -> Any:
-        """A ``FeatureAttributionOutput`` of inseq: ``.show()``, ``.save(path)``, its aggregations and comparisons.
+        """A ``FeatureAttributionOutput`` of inseq, with ``.show()``, ``.save(path)``, aggregations and comparisons.
 
-        Explained values are its step score "target".
+        The explained values are the step score "target".
 
         Raises:
-            InputError: where several inputs have tokens besides those that were generated.
+            InputError: for more than one input of tokens besides the generated sequence.
             MissingExtraError: when inseq is not installed.
         """
         return to_inseq(self)

@@ -1,4 +1,4 @@
-"""Generated texts as results of inseq, for its tables, aggregations and files."""
+"""Explained generations as results of inseq, for its tables, aggregations and files."""
 
 from __future__ import annotations
 
@@ -14,37 +14,37 @@ from lrp_fx.version import VERSION
 
 
 def to_inseq(generation: Any) -> Any:
-    """A ``FeatureAttributionOutput`` of inseq, of a :class:`lrp_fx.Generation`, a method of which it is."""
+    """A :class:`lrp_fx.Generation` as inseq's ``FeatureAttributionOutput`` (:meth:`lrp_fx.Generation.to_inseq`)."""
     data: Any = require("inseq.data", "inseq")
     typing: Any = require("inseq.utils.typing", "inseq")
     name, end = generation.generated, generation.start + generation.count
     sources = [n for n in generation.token_inputs if n != name]
     if len(sources) > 1:
-        raise InputError(f"inseq has one source text, and there are several: {', '.join(sources)}")
+        raise InputError(f"inseq takes one source text, and there are {len(sources)}: {', '.join(sources)}")
 
-    def spelled(tokens: Tokens, ids: Tensor) -> list[Any]:
+    def with_ids(tokens: Tokens, ids: Tensor) -> list[Any]:
         texts = zip(tokens.texts, ids.tolist(), tokens.padding, strict=True)
         return [typing.TokenWithId(text, number) for text, number, padding in texts if not padding]
 
     sequences = []
     for sample in range(len(generation)):
         target_tokens = generation.tokens(name)[sample].part(slice(0, end))
-        kept = [i for i in range(end) if not target_tokens.padding[i]]
-        start = sum(i < generation.start for i in kept)
-        columns = [i - generation.start for i in kept if i >= generation.start]
-        target = spelled(target_tokens, generation.sequences[sample])
-        scores = generation.relevance[name][sample][columns][:, kept].T.float().cpu()
-        later = torch.arange(len(kept))[:, None] >= torch.arange(start, len(kept))[None]
-        scores = scores.masked_fill(later, torch.nan)
-        source, of_source = target[:start], None
+        rows = [i for i in range(end) if not target_tokens.padding[i]]
+        start = sum(i < generation.start for i in rows)
+        columns = [i - generation.start for i in rows if i >= generation.start]
+        target = with_ids(target_tokens, generation.sequences[sample])
+        target_scores = generation.relevance[name][sample][columns][:, rows].T.float().cpu()
+        later = torch.arange(len(rows))[:, None] >= torch.arange(start, len(rows))[None]
+        target_scores = target_scores.masked_fill(later, torch.nan)  # inseq's mark of positions from the token on
+        source, source_scores = target[:start], None
         if sources:
             tokens, ids = generation.tokens(sources[0])[sample], generation.inputs[sources[0]][sample]
-            shown = [i for i, padding in enumerate(tokens.padding) if not padding]
-            source = spelled(tokens, ids)
-            of_source = generation.relevance[sources[0]][sample][columns][:, shown].T.float().cpu()
+            unpadded = [i for i, padding in enumerate(tokens.padding) if not padding]
+            source = with_ids(tokens, ids)
+            source_scores = generation.relevance[sources[0]][sample][columns][:, unpadded].T.float().cpu()
         sequences.append(
             data.CoarseFeatureAttributionSequenceOutput(
-                source=source, target=target, source_attributions=of_source, target_attributions=scores,
+                source=source, target=target, source_attributions=source_scores, target_attributions=target_scores,
                 step_scores={"target": generation.target[sample, columns].float().cpu()},
                 attr_pos_start=start, attr_pos_end=len(target),
             )
