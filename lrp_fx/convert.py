@@ -1,4 +1,4 @@
-"""The entry to it all: a model in, a converted module out."""
+"""Entry point: ``convert`` takes a model and returns a converted module."""
 
 from __future__ import annotations
 
@@ -38,35 +38,37 @@ def convert(
     """Convert any ``nn.Module`` into an explainable one.
 
     Args:
-        model: the model; it is not modified. One inside ``nn.DataParallel`` or ``torch.compile`` is taken out; a
-            pipeline object of transformers is taken with its tokenizer and processors.
-        tokenizer: the model's tokenizer, of Hugging Face's kind (a processor that has one will do): ``explain`` and its
-            like then take texts, pairs (a tuple), chats (a list of messages) and lists of them, and results know their
-            tokens and words.
-        processor: of Hugging Face's kind: what a model needs that reads texts beside images or sound.
-        image_processor: of Hugging Face's kind, or any function of an image to a tensor: ``explain`` then takes images.
-        feature_extractor: of Hugging Face's kind: ``explain`` then takes sound, as ``{"array": ..., "sampling_rate":
-            ...}`` or an array with ``sampling_rate=``.
+        model: the model; it is not modified. ``nn.DataParallel`` and ``torch.compile`` around it are removed. A
+            pipeline of transformers stands for its model, tokenizer and processors.
+        tokenizer: the model's tokenizer (Hugging Face), or a processor that has one. ``explain`` and the like then take
+            texts, pairs (a tuple), chats (a list of messages) and lists of them, and results have tokens and words.
+        processor: the processor (Hugging Face) of a model that reads texts together with images or sound.
+        image_processor: the model's image processor (Hugging Face), or any function from an image to a tensor.
+            ``explain`` then takes images.
+        feature_extractor: the model's feature extractor (Hugging Face). ``explain`` then takes sound, as
+            ``{"array": ..., "sampling_rate": ...}`` or as an array with ``sampling_rate=``.
         labels: names of the classes, a sequence or {index: name}; None for those of the model's configuration. A tensor
             is an example input of that name.
         *args: example inputs. With them the model is captured now, without them at the first call.
         rules: a rule set: name, path of a TOML file, dict, or :class:`RuleSet`.
-        dynamic: leave every input dimension free that the model allows (one capture serves any batch and length).
-        ops: further op declarations: path of a TOML file, or a dict of the same form.
-        capture: "export" (one graph for every size and value), "trace" (records a run; serves inputs that lead to the
-            same decisions, and records anew for others), or "auto": trace what export refuses.
-        captures: how many captures are kept: those that were used last.
-        check: "first" holds the first explanation of every capture and rule set to an accounting sweep
-            (``lrp_fx.explain.check``); "always" does so every time, False never.
-        detach: "honour" takes what the model's author held constant (``detach``, ``.data``, ``no_grad``,
-            ``inference_mode``) for a constant, under every rule set, as autograd does; a model all of whose output is
-            without gradients is seen through, and a note says so. "see-through" lets relevance follow the values.
+        dynamic: dynamic shapes where the model allows them (one capture serves any batch and length).
+        ops: further op declarations: path of a TOML file, or a dict of the same structure.
+        capture: "export" (one graph for every size and value), "trace" (records a run; the graph serves inputs that
+            take the same branches, others are recorded anew), or "auto": export, and trace if export fails.
+        captures: size of the capture cache; the least recently used capture is dropped first.
+        check: "first" checks the first explanation of every capture and rule set with an accounting sweep
+            (``lrp_fx.explain.check``); "always" checks every explanation, False none.
+        detach: "honour" treats detached values (``detach``, ``.data``, ``no_grad``, ``inference_mode``) as constants
+            under every rule set, as autograd does; only if no output has a gradient does relevance follow them, and a
+            note says so. "see-through" lets relevance always follow the values.
         **kwargs: example inputs by keyword.
 
     Raises:
-        CaptureError: when the model cannot be captured.
-        UnknownOpError: when relevance reaches an operator that nobody declared.
+        CaptureError: if the model cannot be captured.
+        UnknownOpError: if relevance reaches an operator without a declaration.
         RuleSetError: for a malformed rule set or op table.
+        TypeError: for an object without an ``nn.Module``.
+        ValueError: for another value of ``capture``, ``check`` or ``detach``.
     """
     if capture not in ROUTES:
         raise ValueError(f"capture={capture!r}: choose one of {', '.join(ROUTES)}")
@@ -91,5 +93,5 @@ def convert(
     args, kwargs, _ = module.encoded(args, kwargs)
     if args or kwargs:
         specialization, _ = module.specialization(args, kwargs)
-        specialization.under(module.ruleset)  # so that a rule set which does not fit is an error now
+        specialization.under(module.ruleset)  # raises for a rule set that does not fit the model
     return module

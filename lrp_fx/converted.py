@@ -1,4 +1,4 @@
-"""A model with its rule set and its captures: which specialization serves a call."""
+"""A model with its rule set and its capture cache; lookup of the specialization for a call."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ConvertedModule(StandIn):
     """A model, the rule set it was converted with, and its captures.
 
     Attributes:
-        ruleset: the rule set of every call that names no other.
-        encoder: what makes model inputs of raw ones; None where the model was converted without.
-        captures: one specialization for each way the model is called (``lrp_fx.capture_cache``).
+        ruleset: the default rule set of every call.
+        encoder: encodes raw inputs (texts, images, sounds); None for a model converted without tokenizer and the like.
+        captures: the capture cache (:mod:`lrp_fx.capture_cache`).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ConvertedModule(StandIn):
 
     @property
     def current(self) -> Specialization:
-        """The latest capture and all that was made of it, for what looks inside (concepts, evaluation).
+        """The most recently used specialization.
 
         Raises:
             CaptureError: before the first capture.
@@ -60,7 +60,7 @@ class ConvertedModule(StandIn):
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The rewritten graph of the latest capture, with the model's own call signature.
+        """The rewritten graph of the latest capture, with the model's call signature.
 
         Raises:
             CaptureError: before the first capture.
@@ -68,22 +68,22 @@ class ConvertedModule(StandIn):
         return self.current.under(self.ruleset).graph_module
 
     def specialization(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
-        """The specialization that serves a call, captured now where there is none, and the call, flat."""
+        """The specialization that serves a call, captured on a cache miss, and the flat call."""
         return self.captures.serving(args, kwargs)
 
     def example(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
-        """As :meth:`specialization`; without inputs, the latest capture with the call it was captured with."""
+        """As :meth:`specialization`; without inputs, the latest specialization and its example inputs."""
         return self.specialization(args, kwargs) if args or kwargs else (self.current, self.current.example)
 
     def encoded(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], left: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any], Encoded | None]:
-        """A call whose first arguments are raw (a text, an image, a sound, a list of them), as one of tensors.
+        """Encode a call whose first arguments are raw (texts, images, sounds, lists of them); others are unchanged.
 
-        Other calls stay as they are. What is made lies where the model's parameters lie, in their precision.
+        The tensors get the device of the model's parameters; floating ones get their precision, too.
 
         Raises:
-            InputError: for a raw input where the model was converted without what encodes it, and for two of one kind.
+            InputError: for a raw input that the model was converted without an encoder for, and for two of one kind.
         """
         kinds = list(itertools.takewhile(lambda kind: kind is not None, map(kind_of, args)))
         raw = {kind: value for kind, value in zip(kinds, args, strict=False) if kind is not None}
@@ -92,7 +92,7 @@ class ConvertedModule(StandIn):
         missing = [k for k, v in raw.items() if self.encoder is None or not self.encoder.takes(v, k)]
         if self.encoder is None or missing:
             if any(isinstance(v, (torch.Tensor, np.ndarray)) for v in pytree.tree_leaves((args, kwargs))):
-                return args, kwargs, None  # a constant of the call
+                return args, kwargs, None  # the raw argument is a constant of a call with tensors
             kind = missing[0]
             raise InputError(f"nothing encodes this {kind}: lrp_fx.convert(model, {KINDS[kind].tool}=...)")
         if len(raw) < len(kinds):
@@ -100,15 +100,15 @@ class ConvertedModule(StandIn):
         rate = None if self.encoder.facts.names("sampling_rate") else kwargs.pop("sampling_rate", None)
         encoded = self.encoder.encode(raw, kwargs, left, rate)
         like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
-        placed = {n: _beside(v, like) if n not in kwargs else v for n, v in encoded.inputs.items()}
-        return args[len(kinds) :], placed, encoded
+        tensors = {n: _placed_like(v, like) if n not in kwargs else v for n, v in encoded.inputs.items()}
+        return args[len(kinds) :], tensors, encoded
 
     def rule_set(self, rules: RuleSource | None) -> RuleSet:
-        """The rule set that a call names, or the one of the conversion."""
+        """The rule set of a call; None for the one of the conversion."""
         return self.ruleset if rules is None else RuleSet.load(rules)
 
     def forget(self, rules: RuleSource) -> None:
-        """Drop the graphs that were made for a rule set, where many are tried."""
+        """Drop the graphs of a rule set, to save memory when many rule sets are tried."""
         key = RuleSet.load(rules).key
         for specialization in self.captures:
             specialization.forget(key)
@@ -118,12 +118,12 @@ class ConvertedModule(StandIn):
         return f"model={type(self.model).__name__}, rules={self.ruleset.name!r}, captures={len(self.captures)}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, in this process or another one, has the model and the rule set, and captures anew."""
+        """A copy, or an unpickled one, has the model and the rule set, and an empty capture cache."""
         return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options, self.encoder)
 
 
-def _beside(value: Any, parameter: Tensor) -> Any:
-    """A tensor where a parameter is, in its precision where it is floating."""
+def _placed_like(value: Any, parameter: Tensor) -> Any:
+    """A tensor on the device of a parameter; a floating one in its precision, too."""
     if not isinstance(value, Tensor):
         return value
     return value.to(parameter) if value.is_floating_point() else value.to(parameter.device)

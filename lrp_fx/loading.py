@@ -1,4 +1,4 @@
-"""Reading results of every kind: with this imported, all kinds are known by name."""
+"""Reading results of every kind: the imports register all kinds by name."""
 
 from lrp_fx.concepts.features import FeatureAttribution
 from lrp_fx.pairs.attribution import PairAttribution

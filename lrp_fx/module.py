@@ -1,4 +1,4 @@
-"""The converted module: the methods a user calls."""
+"""The converted module: the methods for users."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from lrp_fx.verify.verify import Verification, verify
 class ExplainableModule(Exporting):
     """A model whose backward is Layer-wise Relevance Propagation.
 
-    Calls return exactly what the model returns, and plain autograd through them yields modified gradients: input times
-    gradient is relevance. Parameters are shared with the model, which is left as it was.
+    Calls return the model's output, and plain autograd through them yields modified gradients: input times gradient is
+    relevance. Parameters are shared with the model, which is not modified.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's own output.
 
         Raises:
-            CaptureError: where it is traced itself (``torch.compile``, ``torch.export``) and has several captures.
+            CaptureError: if it is traced (``torch.compile``, ``torch.export``) and has several captures.
         """
         if is_traced():
             if len(self.captures) > 1:
                 raise CaptureError(
-                    f"{len(self.captures)} captures were made, and a tracer cannot choose among them.\nRemedy: trace "
-                    "the graph_module of a conversion that was called one way only."
+                    f"there are {len(self.captures)} captures, and a tracer cannot choose among them.\nRemedy: trace "
+                    "the graph_module of a conversion with a single capture."
                 )
             return self.graph_module(*args, **kwargs)
         args, kwargs = opened((args, kwargs))
@@ -99,29 +99,30 @@ class ExplainableModule(Exporting):
         """Relevance of every input, and of the tensors inside the model named by ``at``, for one scalar per sample.
 
         Args:
-            *args: the model's inputs. Where the model was converted with what encodes them, also raw ones: a text, a
-                pair of texts as a tuple, a chat, an image, a sound, a list of them, a text beside an image.
+            *args: the model's inputs. If the model was converted with its tokenizer, image processor, ..., also raw
+                inputs: a text, a pair of texts (a tuple), a chat, an image, a sound, a list of them, a text and an
+                image.
             target: None (each sample's largest logit, at the last non-padding position of a sequence of logits), a
                 class or token id, one per sample, "contrast", "log_prob", "probability" or "logit" (of the largest), a
                 :class:`lrp_fx.Contrast`, :class:`lrp_fx.LogProb`, :class:`lrp_fx.Probability` or :class:`lrp_fx.Logit`
                 of a class and a position, a :class:`lrp_fx.Span` of a text's tokens, a tuple index into the output's
                 non-batch dimensions, :class:`lrp_fx.Pixels` of a class where the output has many values per class (a
                 class alone is refused there), or a callable from the output to (B,) scalars.
-            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; what goes in, ``"*.down_proj@input"``;
-                parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; heads apart).
-            condition: ``{"model.layers.3.mlp": neuron_ids}``: count only relevance that flows through these features of
-                these tensors (CRP, arXiv:2206.03208); of parts of attention the features are heads.
-            rules: another rule set than the one the model was converted with.
-            memory: "low" runs the model's repeated blocks a second time on the way back instead of remembering what
-                they computed: a third more time, and a fraction of the memory.
+            at: names or globs: outputs of modules, ``"model.layers.*.mlp"``; their inputs, ``"*.down_proj@input"``;
+                parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; with a
+                dimension for heads).
+            condition: ``{"model.layers.3.mlp": neuron_ids}``: only relevance through these features of these tensors
+                (CRP, arXiv:2206.03208); the features of parts of attention are heads.
+            rules: another rule set than the one of the conversion.
+            memory: "low" checkpoints the model's repeated blocks: a third more time, and a fraction of the memory.
             targets: several targets in place of one: :meth:`explain_targets`.
-            check: "first" holds the first explanation of every capture and rule set to an accounting sweep
-                (``lrp_fx.explain.check``): a forward and a backward pass more, kept in full, and a look at every node.
-                "always" does so every time, False never; None is what ``convert`` was told. Not with
-                ``memory="low"`` nor on the meta device; a compiled graph is not compared, what it was made of is
-                checked; of several targets the first is.
-            keep_inputs: whether the result keeps the inputs. Its ledger and its sources are computed from them when
-                they are asked for, and go with them.
+            check: "first" checks the first explanation of every capture and rule set with an accounting sweep
+                (``lrp_fx.explain.check``): one more forward and backward pass, with all values in memory. "always"
+                checks every explanation, False none; None for the option of ``convert``. Explanations with
+                ``memory="low"`` and on the meta device are not checked; of several targets the first is; for a compiled
+                graph, the eager graph is.
+            keep_inputs: whether the result keeps the inputs. Ledger and sources are computed from them on demand, and
+                are not available without them.
             **kwargs: the model's inputs.
 
         Raises:
@@ -130,10 +131,10 @@ class ExplainableModule(Exporting):
         if memory not in ("normal", "low"):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
         if targets is None:
-            made = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
-            return made if keep_inputs else made.without_inputs()
+            single = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
+            return single if keep_inputs else single.without_inputs()
         if target is not None or condition or memory == "low":
-            raise ValueError("targets= goes with at= and rules=: give each target by itself with what else is asked")
+            raise ValueError('targets= cannot be combined with target=, condition= or memory="low": give one target=')
         several = self.explain_targets(*args, targets=targets, at=at, rules=rules, check=check, **kwargs)
         return several if keep_inputs else several.without_inputs()
 
@@ -163,29 +164,29 @@ class ExplainableModule(Exporting):
         check: str | bool | None = None,
         **kwargs: Any,
     ) -> Attributions:
-        """Relevance for many targets from one forward pass; what :meth:`explain` says of each, one by one.
+        """Relevance for many targets from one forward pass; the same as :meth:`explain` for each target.
 
         Args:
             *args: the model's inputs.
-            targets: each as in :meth:`explain`. Classes, tuples (position, class), logits and contrasts go back all at
-                once, others one after the other.
+            targets: each as in :meth:`explain`. Classes, tuples (position, class), logits and contrasts have one
+                batched backward pass, other targets one each.
             at: as in :meth:`explain`.
             rules: as in :meth:`explain`.
-            chunk: how many backward sweeps run at once: memory grows with it. None: what is fastest.
+            chunk: number of backward sweeps in one batch; memory grows with it. None for the fastest.
             check: as in :meth:`explain`.
             **kwargs: the model's inputs.
 
         Raises:
-            TargetError: for a target out of range, or of a kind that has to be explained by itself.
+            TargetError: for a target out of range, and for a target of one sample among targets of all samples.
         """
         args, kwargs, encoded = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
         when = self.captures.options.when(check)
-        made = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
+        result = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
         listed = normal_targets(targets)
         names = tuple(spoken(t) or "the model's answer" for t in listed)
         accounts = functools.partial(specialization.account_of, self.rule_set(rules), call, listed)
-        return replace(made, context=self._context(made, encoded), names=names, _accounts=accounts)
+        return replace(result, context=self._context(result, encoded), names=names, _accounts=accounts)
 
     def explain_generation(
         self,
@@ -198,25 +199,25 @@ class ExplainableModule(Exporting):
         options: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Generation:
-        """Generate with the model's own ``generate`` and cache, then attribute every new token to all tokens before it.
+        """Generate with the model's ``generate`` and cache, then attribute every new token to all tokens before it.
 
-        One forward pass serves many of them: what a position says depends on its prefix only.
+        One forward pass explains many tokens: the logits at a position depend on its prefix only.
 
         Args:
-            input_ids: (B, S) prompt; where the model was converted with what encodes them, a text, a chat (images
-                among its messages), an image, a sound, or a list of them.
-            *beside: further raw inputs (a text beside an image).
-            max_new_tokens: how many tokens at most.
-            target: what of every new token: None or "logit", "contrast", "log_prob", "probability", or a
+            input_ids: (B, S) prompt; as in :meth:`explain` also a text, a chat (with images in its messages), an image,
+                a sound, or a list of them.
+            *beside: further raw inputs (a text for an image).
+            max_new_tokens: largest number of new tokens.
+            target: target for every new token: None or "logit", "contrast", "log_prob", "probability", or a
                 :class:`lrp_fx.Contrast` with a foil.
             rules: as in :meth:`explain`.
             chunk: as in :meth:`explain_targets`.
-            options: further arguments of ``generate`` (sampling is off unless they say otherwise).
+            options: further arguments of ``generate`` (the default is no sampling).
             **kwargs: further inputs of the model (``attention_mask``, images).
 
         Raises:
-            InputError: when the model has no ``generate``.
-            TargetError: for a target that is not of every token alike.
+            InputError: if the model has no ``generate``, or generates nothing.
+            TargetError: for a target that names a class or a position.
         """
         explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
         how = {"max_new_tokens": max_new_tokens, **(options or {})}
@@ -228,53 +229,54 @@ class ExplainableModule(Exporting):
         _, inputs, encoded = self.encoded((input_ids, *beside), kwargs, left=True)
         if encoded is None:
             inputs = {"input_ids": input_ids, **kwargs}
-        else:  # the decoder's start is the model's own to make
+        else:  # generate makes the decoder's start itself
             inputs.pop("decoder_input_ids", None)
-        made = generate(self.model, explain, capture, inputs, how, target)
+        generation = generate(self.model, explain, capture, inputs, how, target)
         if encoded is None:
-            return made.with_context(self._context(made, None))
-        prompt = encoded.tokens.get(made.generated)  # tokens are those of the whole sequence
-        encoded = replace(encoded, tokens={n: v for n, v in encoded.tokens.items() if n != made.generated})
-        context = self._context(made, encoded)
-        if prompt is not None and made.generated == "input_ids":  # which knows what of it nobody said
+            return generation.with_context(self._context(generation, None))
+        # the prompt's tokens end before the generated ones: the whole sequence is described instead
+        prompt = encoded.tokens.get(generation.generated)
+        encoded = replace(encoded, tokens={n: v for n, v in encoded.tokens.items() if n != generation.generated})
+        context = self._context(generation, encoded)
+        if prompt is not None and generation.generated == "input_ids":  # its special tokens include a chat's template
             whole = tuple(a.after(b) for a, b in zip(context.tokens["input_ids"], prompt, strict=True))
             context = replace(context, tokens={**context.tokens, "input_ids": whole})
-        return made.with_context(context)
+        return generation.with_context(context)
 
-    def _context(self, made: Result, encoded: Encoded | None, question: str = "") -> Context:
-        """What a result of this model knows of it and of its inputs."""
+    def _context(self, result: Result, encoded: Encoded | None, question: str = "") -> Context:
+        """Context of a result: fingerprint of the model, target in words, tokens, notes, class names, ..."""
         fingerprint = functools.partial(model_fingerprint, self.model)
         if self.encoder is None:
-            return replace(made.context, question=question, fingerprint=fingerprint)
+            return replace(result.context, question=question, fingerprint=fingerprint)
         encoder = self.encoder
-        known = {} if encoded is None else encoded.tokens
-        tokens = {n: known[n] if n in known else self._described(made, n) for n in made.token_inputs}
-        notes = made.context.notes if encoded is None else (*encoded.notes, *made.context.notes)
-        context = replace(made.context, question=question, fingerprint=fingerprint)
-        colours = {n: v for n, v in encoder.normalization(made.inputs).items() if n in made.relevance}
+        texts = {} if encoded is None else encoded.tokens
+        tokens = {n: texts[n] if n in texts else self._described(result, n) for n in result.token_inputs}
+        notes = result.context.notes if encoded is None else (*encoded.notes, *result.context.notes)
+        context = replace(result.context, question=question, fingerprint=fingerprint)
+        colours = {n: v for n, v in encoder.normalization(result.inputs).items() if n in result.relevance}
         rate = context.sampling_rate if encoder.sampling_rate is None else encoder.sampling_rate
         return replace(
             context, tokens=tokens, notes=notes, labels=encoder.labels, sampling_rate=rate, normalization=colours
         )
 
-    def _described(self, made: Result, name: str) -> tuple[Tokens, ...]:
-        """The tokens of ids that came without a text."""
-        ids, encoder = made.inputs[name], self.encoder
+    def _described(self, result: Result, name: str) -> tuple[Tokens, ...]:
+        """The tokens of an input of ids, for a call without a text."""
+        ids, encoder = result.inputs[name], self.encoder
         if encoder is None or encoder.texts is None or ids.dim() != 2:
-            return made.tokens(name)
-        masks = padding_masks(made.inputs)
+            return result.tokens(name)
+        masks = padding_masks(result.inputs)
         mask = next(
             (shown(m) for n, m in masks.items() if m.shape == ids.shape and ("decoder" in n) == ("decoder" in name)),
             None,
         )
         return encoder.texts.describe(ids, mask)
 
-    def _answered(self, made: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
-        """Names of what was explained, where they are known without computing anything again."""
-        if self.encoder is None or isinstance(made._output, Later):
+    def _answered(self, result: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
+        """Names of the explained values; None where they would need another forward pass."""
+        if self.encoder is None or isinstance(result._output, Later):
             return None
-        named = answers(target, made.output, padding_masks(made.inputs), reading, self.encoder.answer)
-        return named if named is not None and len(named) == len(made) else None
+        named = answers(target, result.output, padding_masks(result.inputs), reading, self.encoder.answer)
+        return named if named is not None and len(named) == len(result) else None
 
     def _explain(
         self,
@@ -290,15 +292,15 @@ class ExplainableModule(Exporting):
         args, kwargs, encoded = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
         ruleset, places, when = self.rule_set(rules), places_of(at, *conditions), self.captures.options.when(check)
-        made = specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
-        if not made:
+        results = specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
+        if not results:
             return []
-        named = self._answered(made[0], target, specialization.reading)
-        contexts = (replace(self._context(one, encoded, spoken(target)), answers=named) for one in made)
-        return [one.with_context(context) for one, context in zip(made, contexts, strict=True)]
+        named = self._answered(results[0], target, specialization.reading)
+        contexts = (replace(self._context(one, encoded, spoken(target)), answers=named) for one in results)
+        return [one.with_context(context) for one, context in zip(results, contexts, strict=True)]
 
     def report(self) -> Report:
-        """What every node of the latest capture is, and which rule it got."""
+        """Role and rule of every node of the latest capture."""
         return make_report(self.current.captured, self.current.under(self.ruleset).plan)
 
     def verify(
@@ -309,10 +311,10 @@ class ExplainableModule(Exporting):
         show: bool = False,
         **kwargs: Any,
     ) -> Verification:
-        """Hold the conversion to the model on these inputs (:func:`lrp_fx.verify.verify`); ``show`` prints the table.
+        """Verify the conversion on these inputs (:func:`lrp_fx.verify.verify`); ``show`` prints the table.
 
-        Compared are outputs, conservation at every node, the ledger, finiteness, the gradient rules with autograd, and
-        what happens when inputs move.
+        Checks: outputs, conservation at every node, the ledger, finiteness, the gradient rules against autograd, and
+        the response to small changes of the inputs.
         """
         ruleset = self.rule_set(rules)
         args, kwargs, _ = self.encoded(args, kwargs)

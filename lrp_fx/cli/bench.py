@@ -1,4 +1,4 @@
-"""What `lrp-fx bench` measures: explanations beside the model's own forward pass and gradient."""
+"""`lrp-fx bench`: time of explanations beside the model's forward pass and gradient."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from lrp_fx.explain.reading import find_logits
 
 @dataclass(frozen=True)
 class Timing:
-    """What one thing took.
+    """Time of one function.
 
     Attributes:
-        name: what it is.
-        first: seconds of the first call, capture and first check included.
+        name: its name.
+        first: seconds of the first call, with capture and first check.
         fastest: seconds of the fastest later call.
     """
 
@@ -60,15 +60,15 @@ def _timed(name: str, call: Callable[[], Any], repeat: int) -> Timing:
     seconds = []
     for _ in range(repeat + 1):
         start = time.perf_counter()
-        made = call()
-        if any(isinstance(v, torch.Tensor) and v.is_cuda for v in pytree.tree_leaves(made)):
+        result = call()
+        if any(isinstance(v, torch.Tensor) and v.is_cuda for v in pytree.tree_leaves(result)):
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return Timing(name, seconds[0], min(seconds[1:]))
 
 
 def bench_table(timings: Sequence[Timing]) -> Table:
-    """Milliseconds, and how they compare with forward and gradient."""
+    """Milliseconds, and the ratio to forward and gradient."""
     table = Table(box=None, pad_edge=False)
     table.add_column("what", no_wrap=True)
     for heading in ("first, ms", "fastest, ms", "of forward and gradient"):

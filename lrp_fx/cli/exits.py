@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from lrp_fx.errors import LrpError, MissingExtraError
 
-#: exit code -> when
+#: exit code -> its meaning
 EXITS: dict[int, str] = {
     0: "done",
     1: "an error: one message on standard error says what it was and what to do",

@@ -1,4 +1,4 @@
-"""What `lrp-fx explain` does with what it was given."""
+"""`lrp-fx explain`: the explanation, JSON, and files."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lrp_fx.cli.models import Given, Loaded
+from lrp_fx.cli.models import Loaded, RawInputs
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.results import Result, tables
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be explained, and how.
+class ExplainOptions:
+    """Options of an explanation.
 
     Attributes:
-        target: as ``explain`` takes it.
+        target: as in ``explain``.
         rules: the rule set.
         at: latents to collect.
-        generate: how many tokens to generate; None for an answer.
+        generate: number of tokens to generate; None to explain the answer.
     """
 
     target: Any
@@ -30,25 +30,25 @@ class Wanted:
     generate: int | None = None
 
 
-def explained(loaded: Loaded, given: Given, wanted: Wanted) -> Result:
-    """The explanation, its ledger computed where there is one.
+def explained(loaded: Loaded, inputs: RawInputs, options: ExplainOptions) -> Result:
+    """The explanation, with its ledger computed if there is one.
 
     Raises:
-        InputError: where there is nothing to explain, or options do not go together.
+        InputError: without an input, and for options that exclude each other.
     """
-    xmodel, raw = loaded.converted(wanted.rules), given.raw(loaded)
-    if wanted.generate is not None:
-        if wanted.at:
-            raise InputError("--at goes with an answer, not with --generate")
-        return xmodel.explain_generation(*raw, max_new_tokens=wanted.generate, target=wanted.target)
-    made = xmodel.explain(*raw, target=wanted.target, at=wanted.at)
+    xmodel, raw = loaded.converted(options.rules), inputs.raw(loaded)
+    if options.generate is not None:
+        if options.at:
+            raise InputError("--at cannot be combined with --generate")
+        return xmodel.explain_generation(*raw, max_new_tokens=options.generate, target=options.target)
+    attribution = xmodel.explain(*raw, target=options.target, at=options.at)
     with contextlib.suppress(LatentError):
-        made.ledger  # noqa: B018  (computed now, so that its notes are shown)
-    return made
+        attribution.ledger  # noqa: B018  (computed now, so that its notes are shown)
+    return attribution
 
 
 def as_json(result: Result, *, words: bool) -> str:
-    """A result as JSON: what was explained, the share of every word, token or entry, the ledger, notes."""
+    """A result as JSON: target, the share of every word, token or entry, the ledger, notes."""
     shown = result.merge("words") if words and result.token_inputs else result
     try:
         ledger: dict[str, float] | None = dict(result.amounts())
@@ -70,7 +70,7 @@ def as_json(result: Result, *, words: bool) -> str:
 def write(
     result: Result, loaded: Loaded, *, words: bool, html: Path | None, view: Path | None, save: Path | None
 ) -> dict[str, Path]:
-    """Write what was asked for: what it is -> where."""
+    """Write the requested files; returns kind of file -> path."""
     written = {}
     if html is not None:
         facts = {"model": loaded.name}

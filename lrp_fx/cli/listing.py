@@ -1,4 +1,4 @@
-"""What `lrp-fx ops` shows: the op table."""
+"""`lrp-fx ops`: the op table."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.table import Table
 from lrp_fx.errors import InputError
 from lrp_fx.operators.table import OpSpec, OpTable
 
-_FIELDS = ("degree", "slope", "at_zero")  #: declared of some kinds
+_FIELDS = ("degree", "slope", "at_zero")  #: fields of some kinds of operators
 
 
 def ops_table(pattern: str) -> Table:
-    """The operators whose names match, one a row.
+    """The operators with matching names, one per row.
 
     Raises:
-        InputError: where none does.
+        InputError: if no name matches.
     """
     specs = [spec for name, spec in sorted(OpTable.load().specs.items()) if fnmatchcase(name, pattern)]
     if not specs:

@@ -15,9 +15,9 @@ import lrp_fx
 from lrp_fx.cli.bench import bench_table, measured
 from lrp_fx.cli.evaluate import results_table, text_task
 from lrp_fx.cli.exits import EXITS, clear_errors
-from lrp_fx.cli.explaining import Wanted, as_json, explained, write
+from lrp_fx.cli.explaining import ExplainOptions, as_json, explained, write
 from lrp_fx.cli.listing import ops_table
-from lrp_fx.cli.models import Given, load
+from lrp_fx.cli.models import RawInputs, load
 from lrp_fx.cli.report_page import report_page
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
@@ -50,7 +50,7 @@ Precision = Annotated[str, typer.Option(help="float32, float64, bfloat16 or floa
 
 
 class Format(StrEnum):
-    """What `export` writes."""
+    """Formats of `export`."""
 
     graph = "graph"
     package = "package"
@@ -83,8 +83,8 @@ def explain(
     view: Annotated[Path | None, typer.Option(help="write a page to explore (docs/viewer.md)")] = None,
     save: Annotated[Path | None, typer.Option(help="save the result (.safetensors, .json.gz)")] = None,
     json: Annotated[bool, typer.Option("--json", help="print JSON and nothing else")] = False,
-    generate: Annotated[int | None, typer.Option(min=1, help="generate so many tokens, and explain each")] = None,
-    at: Annotated[list[str] | None, typer.Option(help="relevance inside the model, too: a name or a glob")] = None,
+    generate: Annotated[int | None, typer.Option(min=1, help="generate this many tokens, and explain each")] = None,
+    at: Annotated[list[str] | None, typer.Option(help="also relevance inside the model: a name or a glob")] = None,
     target: What = None,
     contrast: Annotated[bool, typer.Option("--contrast", help="as --target contrast: why not another answer")] = False,
     rules: Rules = "default",
@@ -93,17 +93,17 @@ def explain(
     ] = False,
     precision: Precision = "float32",
 ) -> None:
-    """Show what made the model answer as it did: words, pixels, moments."""
+    """Explain the model's answer: relevance of words, pixels, moments."""
     with clear_errors():
         console = Console(quiet=json)
         with console.status("loading the model"):
             loaded = load(model, text, precision)
-        given = Given.read(text, image, sound, file)
+        inputs = RawInputs.read(text, image, sound, file)
         if contrast and target is not None:
             raise InputError("--contrast is a target: leave out --target")
-        wanted = Wanted("contrast" if contrast else _target(target), rules, tuple(at or ()), generate)
+        options = ExplainOptions("contrast" if contrast else _target(target), rules, tuple(at or ()), generate)
         with console.status("capturing and rewriting the graph, then one backward sweep"):
-            result = explained(loaded, given, wanted)
+            result = explained(loaded, inputs, options)
         written = write(result, loaded, words=not pieces, html=html, view=view, save=save)
         if json:
             typer.echo(as_json(result, words=not pieces))
@@ -148,7 +148,7 @@ def report(
     with clear_errors():
         loaded = load(model, text, precision)
         xmodel = loaded.converted(rules)
-        args, inputs, _ = xmodel.encoded(Given(text, image, sound).raw(loaded, example=True), {})
+        args, inputs, _ = xmodel.encoded(RawInputs(text, image, sound).raw(loaded, example=True), {})
         xmodel.specialization(args, inputs)
         summary = xmodel.report()
         (summary if why is None else summary.why(why)).print()
@@ -170,7 +170,7 @@ def verify(
     """Check outputs, conservation at every node and finiteness; exit code 3 if a check fails."""
     with clear_errors():
         loaded = load(model, text, precision)
-        raw = Given(text, image, sound).raw(loaded, example=True)
+        raw = RawInputs(text, image, sound).raw(loaded, example=True)
         result = loaded.converted(rules).verify(*raw, target=_target(target), show=True)
     if not result.passed:
         raise typer.Exit(3)
@@ -183,14 +183,14 @@ def bench(
     image: Image = None,
     sound: Sound = None,
     rules: Annotated[str, typer.Option(help="comma-separated rule sets")] = "default,attnlrp",
-    repeat: Annotated[int, typer.Option(min=1, help="how often each is timed; the fastest counts")] = 5,
-    compile: Annotated[bool, typer.Option("--compile", help="time the compiled graphs, too")] = False,
+    repeat: Annotated[int, typer.Option(min=1, help="number of timed calls; the fastest counts")] = 5,
+    compile: Annotated[bool, typer.Option("--compile", help="also time the compiled graphs")] = False,
     precision: Precision = "float32",
 ) -> None:
-    """Time explanations beside the model's own forward pass and gradient, on these inputs and this machine."""
+    """Time explanations beside the model's forward pass and gradient, on these inputs and this machine."""
     with clear_errors():
         loaded = load(model, text, precision)
-        raw = Given(text, image, sound).raw(loaded, example=True)
+        raw = RawInputs(text, image, sound).raw(loaded, example=True)
         Console().print(bench_table(measured(loaded, raw, rules.split(","), repeat, compile)))
 
 
@@ -208,12 +208,12 @@ def export(
     rules: Rules = "default",
     precision: Precision = "float32",
 ) -> None:
-    """Write the explanation as one graph: a file that runs without this package, and without the model's code."""
+    """Write the explanation as one graph, in a file that runs without the model's code."""
     with clear_errors():
         loaded = load(model, text, precision)
         xmodel = loaded.converted(rules)
-        args, inputs, _ = xmodel.encoded(Given(text, image, sound).raw(loaded, example=True), {})
-        with Console().status("tracing the joint graph, and trying it beside the eager sweep"):
+        args, inputs, _ = xmodel.encoded(RawInputs(text, image, sound).raw(loaded, example=True), {})
+        with Console().status("tracing the joint graph, and comparing it with the eager sweep"):
             lowered = xmodel.lower(*args, target=_target(target), **inputs)
             write_graph: dict[Format, Any] = {
                 Format.graph: lowered.save, Format.package: lowered.package, Format.onnx: lowered.to_onnx
@@ -268,6 +268,6 @@ def rules_command() -> None:
 def ops(
     pattern: Annotated[str, typer.Argument(help="names of operators, with * and ?: aten.*softmax*")] = "*",
 ) -> None:
-    """List operators and what is declared of them: kind, operands that carry relevance, further fields."""
+    """List the declarations of operators: kind, operands that carry relevance, further fields."""
     with clear_errors():
         Console().print(ops_table(pattern))

@@ -1,4 +1,4 @@
-"""Models by name: folders of saved ones, and bundled demos."""
+"""Models by name: folders of saved models, and bundled demos."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lrp_fx.extras import require
 from lrp_fx.module import ExplainableModule
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
-_EXAMPLE = "a b c"  #: a text to capture with, where none is given
-#: argument of convert -> (the class of transformers that loads it, the files of which one is there)
+_EXAMPLE = "a b c"  #: default text for a capture
+#: argument of convert -> (class of transformers that loads it, patterns of its files)
 _TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tokenizer": ("AutoTokenizer", _TOKENIZER_FILES),
     "image_processor": ("AutoImageProcessor", ("preprocessor_config.json",)),
@@ -31,14 +31,14 @@ _TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model with what encodes its inputs and, for a classifier, the label of every class.
+    """A model with its tokenizer or processors and, for a classifier, the label of every class.
 
     Attributes:
-        name: what it is called.
-        model: in evaluation mode.
-        tools: tokenizer, processors, by the names that ``convert`` gives them.
+        name: its name.
+        model: the model, in evaluation mode.
+        tools: tokenizer and processors, by argument of ``convert``.
         labels: names of classes.
-        title: what a page about it is called.
+        title: heading of pages about it.
         text: the text to explain.
     """
 
@@ -54,20 +54,20 @@ class Loaded:
         """Its tokenizer.
 
         Raises:
-            LrpError: where it has none.
+            LrpError: without one.
         """
         if self.tools.get("tokenizer") is None:
             raise LrpError(f"{self.name} has no tokenizer: save it there with tokenizer.save_pretrained(folder)")
         return self.tools["tokenizer"]
 
     def converted(self, rules: RuleSource) -> ExplainableModule:
-        """The model, converted with all that encodes its inputs."""
+        """The model, converted with its tokenizer and processors."""
         return convert(self.model, rules=rules, labels=self.labels, **self.tools)
 
 
 @dataclass(frozen=True)
-class Given:
-    """What is explained: as the command line gives it.
+class RawInputs:
+    """Inputs from the command line.
 
     Attributes:
         text: a text.
@@ -82,11 +82,11 @@ class Given:
     lines: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, text: str | None, image: Path | None, sound: Path | None, file: Path | None) -> Given:
-        """With the lines of a file, or of standard input.
+    def read(cls, text: str | None, image: Path | None, sound: Path | None, file: Path | None) -> RawInputs:
+        """Inputs with the lines of a file, or of standard input.
 
         Raises:
-            InputError: for a text beside a file of texts, and for a file without any.
+            InputError: for both a text and a file of texts, and for a file without texts.
         """
         if file is None:
             return cls(text, image, sound)
@@ -99,24 +99,24 @@ class Given:
         return cls(None, image, sound, lines)
 
     def raw(self, loaded: Loaded, example: bool = False) -> tuple[Any, ...]:
-        """Raw inputs of the model; for ``example`` a text is made up where none is given.
+        """Raw inputs of the model; for ``example`` with a default text.
 
         Raises:
-            InputError: where there is nothing to explain.
+            InputError: without any input.
         """
-        made: list[Any] = []
+        raw: list[Any] = []
         if self.image is not None:
-            made.append(open_image(self.image))
+            raw.append(open_image(self.image))
         if self.sound is not None:
-            made.append(open_sound(self.sound))
-        text = self.text or ("" if made else loaded.text or (_EXAMPLE if example else ""))
+            raw.append(open_sound(self.sound))
+        text = self.text or ("" if raw else loaded.text or (_EXAMPLE if example else ""))
         if self.lines:
-            made.append(list(self.lines) if len(self.lines) > 1 else self.lines[0])
+            raw.append(list(self.lines) if len(self.lines) > 1 else self.lines[0])
         elif text.strip():
-            made.append(text)
-        if not made:
+            raw.append(text)
+        if not raw:
             raise InputError("there is nothing to explain: give a text, --file, --image or --sound")
-        return tuple(made)
+        return tuple(raw)
 
 
 def precision_of(name: str) -> torch.dtype:
@@ -135,7 +135,7 @@ def load(name: str, text: str | None, precision: str) -> Loaded:
     """A demo by name, or a model saved in a local folder.
 
     Raises:
-        LrpError: where there is none.
+        LrpError: for an unknown name.
     """
     dtype = precision_of(precision)
     _quiet()
@@ -170,7 +170,7 @@ def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
 
 
 def _tools(transformers: Any, folder: Path) -> dict[str, Any]:
-    """What encodes inputs, as far as it is saved in a folder."""
+    """Tokenizer and processors saved in a folder."""
     tools, reasons = {}, []
     for name, (loader, patterns) in _TOOLS.items():
         if any(path for pattern in patterns for path in folder.glob(pattern)):
@@ -179,7 +179,7 @@ def _tools(transformers: Any, folder: Path) -> dict[str, Any]:
             except Exception as reason:  # the file may be of another kind of processor
                 reasons.append(f"{name}: {reason}")
     if not tools and reasons:
-        raise LrpError(f"what encodes the inputs of the model in {folder} cannot be loaded: {'; '.join(reasons)}")
+        raise LrpError(f"tokenizer and processors in {folder} cannot be loaded: {'; '.join(reasons)}")
     return tools
 
 

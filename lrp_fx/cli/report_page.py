@@ -1,4 +1,4 @@
-"""What `lrp-fx report --html` writes: every node of the graph, module by module, with its role and rule."""
+"""`lrp-fx report --html`: a page of every node of the graph, by module, with its role and rule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def report_page(report: Report, path: str | Path, model: str) -> Path:
     """Write the page, and return its path.
 
     Raises:
-        MissingExtraError: when jinja2 is not installed.
+        MissingExtraError: if jinja2 is not installed.
     """
     modules: dict[str, list[dict[str, str]]] = {}
     for node in report.nodes_of():

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _PARTS = ("features", "error", "bias", "latent", "activations", "reconstruction", "target")
-_UNSAVED = "this result was read from a file, which holds no model. Remedy: explain again"
+_UNSAVED = "this result was read from a file without the model. Remedy: explain again"
 
 
 class DictionaryError(LrpError, ValueError):
@@ -74,7 +74,7 @@ class FeatureAttribution(Stored):
 
         Raises:
             DictionaryError: for a feature out of range.
-            LatentError: of a result that was read from a file.
+            LatentError: for a result that was read from a file.
         """
         if isinstance(features, Tensor) and (features.is_floating_point() or features.dtype is torch.bool):
             return self._pull(features)
@@ -94,7 +94,7 @@ class FeatureAttribution(Stored):
         return self._pull(None)
 
     def amounts(self) -> dict[str, float]:
-        """Where the relevance of the latent is: features, error, bias."""
+        """Relevance of features, error and bias, summed; together that of the latent."""
         return {name: float(getattr(self, name).double().sum()) for name in ("features", "error", "bias")}
 
     def top(self, k: int = 10) -> list[tuple[int, float]]:
@@ -104,18 +104,18 @@ class FeatureAttribution(Stored):
         return list(zip(order.tolist(), sums[order].tolist(), strict=True))
 
     def plot(self, k: int = 10) -> Figure:
-        """Bars of the k features with the largest magnitude, of what the others have, of error and bias.
+        """Bars of the k features with the largest magnitude, of all others together, of error and bias.
 
         Raises:
-            MissingExtraError: when matplotlib is not installed.
+            MissingExtraError: if matplotlib is not installed.
         """
         return draw_bars(self._ranked(k), total=f"latent {float(self.latent.double().sum()):.4g}")
 
     def _ranked(self, k: int) -> list[tuple[str, float]]:
-        largest, parts = self.top(k), self.amounts()
-        others = parts.pop("features") - sum(amount for _, amount in largest)
+        largest, amounts = self.top(k), self.amounts()
+        others = amounts.pop("features") - sum(amount for _, amount in largest)
         named = [(f"feature {number}", amount) for number, amount in largest]
-        return [*named, ("other features", others), *parts.items()]
+        return [*named, ("other features", others), *amounts.items()]
 
     def show(self, k: int = 10, *, console: Console | None = None) -> None:
         """Print the k features with the largest magnitude, the others together, error and bias."""
@@ -125,7 +125,7 @@ class FeatureAttribution(Stored):
         """A pandas data frame with a row for every feature that is active or has relevance, at every position.
 
         Raises:
-            MissingExtraError: when pandas is not installed.
+            MissingExtraError: if pandas is not installed.
         """
         pandas: Any = require("pandas", "results")
         places = ((self.features != 0) | (self.activations != 0)).nonzero()
@@ -142,14 +142,14 @@ class FeatureAttribution(Stored):
 
     @classmethod
     def _read(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        parts = {name: tensors[name] for name in _PARTS}
-        return cls(**parts, output=None, _pull=partial(_refuse, _UNSAVED), ruleset=document.text(about, "rules"))
+        values = {name: tensors[name] for name in _PARTS}
+        return cls(**values, output=None, _pull=partial(_refuse, _UNSAVED), ruleset=document.text(about, "rules"))
 
     def _check(self) -> None:
         if self.features.shape != self.activations.shape or self.latent.shape != self.reconstruction.shape:
-            raise ValueError("features and latents that do not belong together")
+            raise ValueError("the shapes of features and latents do not fit")
         if not {self.error.shape, self.bias.shape} <= {self.latent.shape}:
-            raise ValueError("relevance that does not have the latent's shape")
+            raise ValueError("relevance of error or bias does not have the latent's shape")
 
 
 def _refuse(why: str, mask: Tensor | None) -> dict[str, Tensor]:

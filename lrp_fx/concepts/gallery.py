@@ -1,4 +1,4 @@
-"""A gallery of neurons: for each, the samples that most use it, with the parts of the input that it sees there."""
+"""A gallery of neurons: the top samples of each, coloured by the relevance that flows through it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lrp_fx.viz.figures import colour_map, scale_of
 from lrp_fx.viz.pages import cells, template, write_page
 from lrp_fx.viz.words import Word
 
-#: ids of one sample -> the text of each
+#: token ids of one sample -> a text for each
 Decode = Callable[[list[int]], list[str]]
 
 
@@ -39,24 +39,24 @@ def gallery(
 ) -> str:
     """A self-contained HTML page.
 
-    Token ids are shown as text, coloured by the relevance that flows through the neuron; images, (C, H, W), beside a
-    heat map of it; other floating inputs as a heat map alone, one row per position. Colours are scaled per sample.
+    Token ids are shown as text, coloured by the relevance that flows through the neuron; images, (C, H, W), next to a
+    heat map; other floating inputs as a heat map alone, one row per position. Colours are scaled per sample.
 
     Args:
         xmodel: the converted model.
-        collection: what :func:`lrp_fx.concepts.collect` found.
-        neurons: features of the one latent collected, or latent -> features.
-        decode: ids of a sample -> texts (``tokenizer.convert_ids_to_tokens``); ids are shown as numbers without it.
-        input: name of the input to show; where None, the first that has relevance.
-        samples: how many per neuron, at most as many as were collected.
+        collection: result of :func:`lrp_fx.concepts.collect`.
+        neurons: features of the only latent, or latent -> features.
+        decode: ids of a sample -> texts (``tokenizer.convert_ids_to_tokens``); without it ids are shown as numbers.
+        input: name of the input to show; None for the first that has relevance.
+        samples: number of samples per neuron, at most those of the collection.
         title: heading of the page.
-        path: where to write the page, too.
-        rules: another rule set than the converted one.
+        path: file to write the page to; None to return it only.
+        rules: another rule set than the one of the conversion.
 
     Raises:
         LatentError: for a latent or neuron that was not collected.
-        InputError: for an input that has no relevance.
-        MissingExtraError: when jinja2, or matplotlib for images, is not installed.
+        InputError: for an input without relevance.
+        MissingExtraError: if jinja2, or matplotlib for images, is not installed.
     """
     by_latent = neurons if isinstance(neurons, Mapping) else {collection.latent(): neurons}
     groups = []
@@ -91,7 +91,7 @@ def _shown(item: Reference, name: str | None, decode: Decode | None) -> dict[str
 
 
 def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
-    """Which token ids of one sample are no padding, by the mask that belongs to them."""
+    """Which token ids of one sample are not padding, by their padding mask."""
     ids = inputs[name]
     for other, mask in padding_masks(inputs).items():
         if mask.shape == ids.shape and ("decoder" in other) == ("decoder" in name):
@@ -100,12 +100,12 @@ def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
 
 
 def _picture(image: Tensor) -> str:
-    """A (C, H, W) image, its values stretched to the range of colours."""
+    """A (C, H, W) image, with values rescaled to the range of colours."""
     return _uri(channels_last(stretched(image.detach().double().cpu().numpy())))
 
 
 def _heat(relevance: Tensor) -> str:
-    """(H, W) relevance: blue against, white none, red for."""
+    """(H, W) relevance as an image: blue for negative, white for zero, red for positive relevance."""
     values = relevance.detach().cpu().numpy()
     largest = scale_of(values)
     return _uri(values, cmap=colour_map(), vmin=-largest, vmax=largest)

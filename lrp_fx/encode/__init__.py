@@ -1,4 +1,4 @@
-"""Raw inputs: texts, chats, images and sound become what a model takes, and what results know of their samples."""
+"""Raw inputs: encodes texts, chats, images and sound as model inputs, with tokens and notes for results."""
 
 from lrp_fx.encode.encoded import Encoded
 from lrp_fx.encode.encoder import KINDS, InputEncoder, Raw, kind_of

@@ -1,4 +1,4 @@
-"""Chats: messages become one text by the tokenizer's template, which knows what of it somebody said."""
+"""Chats: messages become one text by the tokenizer's chat template, with the spans of the messages in it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Chat = Sequence[Message]
 
 @dataclass(frozen=True)
 class Spelled:
-    """A chat as its template spells it.
+    """A chat as text, by its template.
 
     Attributes:
-        text: the whole text, marks of turns among it.
-        said: (start, end) of what the messages say.
+        text: the whole text, including the template's marks.
+        said: (start, end) of the messages' contents.
     """
 
     text: str
     said: tuple[tuple[int, int], ...]
 
     def says(self, start: int, end: int) -> bool:
-        """Whether a stretch of the text is of a message, not of the template."""
+        """Whether a span of the text overlaps with a message; otherwise it belongs to the template."""
         return any(start < e and end > s for s, e in self.said)
 
 
@@ -50,12 +50,12 @@ def chats_of(value: Any) -> list[Chat]:
 
 
 def pictured(chats: Sequence[Chat]) -> bool:
-    """Whether a chat holds more than texts."""
+    """Whether a chat has parts other than text."""
     return any(part.get("type") != "text" for chat in chats for part in _parts(chat))
 
 
 def options_of(chat: Chat) -> dict[str, bool]:
-    """How a template ends: before an answer, or where a last message of the assistant goes on."""
+    """Options for the end of a template: before an answer, or inside a last message of the assistant."""
     answered = chat[-1]["role"] == "assistant"
     return {"continue_final_message": answered, "add_generation_prompt": not answered}
 
@@ -64,11 +64,11 @@ def spelled(tokenizer: Any, chat: Chat) -> Spelled:
     """A chat of texts by the template of a tokenizer.
 
     Raises:
-        InputError: where the tokenizer has no template, or it refuses the messages.
+        InputError: for a tokenizer without a template, and for messages that the template refuses.
     """
     try:
         text = tokenizer.apply_chat_template([dict(m) for m in chat], tokenize=False, **options_of(chat))
-    except Exception as reason:  # templates raise what they like
+    except Exception as reason:  # templates raise any type of error
         raise InputError(
             f"the tokenizer's chat template refuses these messages: {reason}. Remedy: set tokenizer.chat_template, or "
             "give a text"
@@ -76,10 +76,10 @@ def spelled(tokenizer: Any, chat: Chat) -> Spelled:
     said, after = [], 0
     for part in _parts(chat):
         content = str(part.get("text", ""))
-        found = next((c for c in (content, content.strip()) if c and text.find(c, after) >= 0), None)
-        if found is not None:
-            start = text.find(found, after)
-            after = start + len(found)
+        spelling = next((c for c in (content, content.strip()) if c and text.find(c, after) >= 0), None)
+        if spelling is not None:
+            start = text.find(spelling, after)
+            after = start + len(spelling)
             said.append((start, after))
     return Spelled(text, tuple(said) or ((0, len(text)),))
 

@@ -1,4 +1,4 @@
-"""What raw inputs become."""
+"""Encoded raw inputs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Encoded:
 
     Attributes:
         inputs: tensors by name, a row for each sample.
-        tokens: by name of the input, of every text.
-        notes: what was cut off.
+        tokens: name of an input of token ids -> tokens of every sample.
+        notes: notes on inputs that were cut off.
     """
 
     inputs: dict[str, Tensor]

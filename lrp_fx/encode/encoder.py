@@ -1,4 +1,4 @@
-"""Which kind of raw input a value is, and what encodes it."""
+"""Kinds of raw inputs, and the encoder of each kind."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lrp_fx.encode.texts import Text, TextEncoder, are_texts
 from lrp_fx.errors import InputError
 from lrp_fx.results import Normalization
 
-#: what can be explained without making tensors of it: a text, a pair, a chat, an image, a sound, or a list of them
+#: inputs that are not tensors: a text, a pair, a chat, an image, a sound, or a list of them
 Raw = Text | Chat | Any
 
 
@@ -28,7 +28,7 @@ class Kind:
 
     Attributes:
         fits: whether a value is of this kind.
-        tool: what ``convert`` has to be told of to take it.
+        tool: argument of ``convert`` with its encoder.
     """
 
     fits: Callable[[Any], bool]
@@ -41,24 +41,24 @@ KINDS = {
     "image": Kind(are_images, "image_processor"),
     "sound": Kind(are_sounds, "feature_extractor"),
 }
-_DECODER = {"decoder_input_ids", "decoder_inputs_embeds", "labels"}  #: inputs that say what a decoder reads
+_DECODER = {"decoder_input_ids", "decoder_inputs_embeds", "labels"}  #: inputs of a decoder
 
 
 def kind_of(value: Any) -> str | None:
-    """The kind of a raw input; None for what is none."""
+    """The kind of a raw input; None for any other value."""
     return next((name for name, kind in KINDS.items() if kind.fits(value)), None)
 
 
 @dataclass(frozen=True)
 class InputEncoder:
-    """What makes model inputs of raw ones.
+    """Encodes raw inputs as model inputs.
 
     Attributes:
-        facts: of the model.
+        facts: facts about the model.
         texts: encodes texts and chats.
         images: encodes images.
         sounds: encodes sound.
-        processor: encodes texts together with images or sound, and chats that hold some.
+        processor: encodes texts together with images or sound, and chats with images.
     """
 
     facts: ModelFacts
@@ -71,13 +71,13 @@ class InputEncoder:
     def of(
         cls, model: nn.Module, tools: Mapping[str, Any], labels: Sequence[str] | Mapping[int, str] | None = None
     ) -> InputEncoder | None:
-        """The encoder of a model; None where nothing is known.
+        """The encoder of a model; None without tools and labels.
 
         Args:
             model: see :meth:`ModelFacts.of`.
-            tools: "tokenizer", "image_processor", "feature_extractor", "processor"; a processor has some of the others,
-                or is one of them.
-            labels: names of the classes; what the configuration says where None.
+            tools: "tokenizer", "image_processor", "feature_extractor", "processor"; a processor contains some of the
+                others, or is one of them.
+            labels: names of the classes; None for those of the configuration.
         """
         listed = [t for t in tools.values() if t is not None]
         if not listed and labels is None:
@@ -101,43 +101,43 @@ class InputEncoder:
 
     @property
     def sampling_rate(self) -> float | None:
-        """Of the sound that the model hears, in Hz."""
+        """Sampling rate of the model's sound input, in Hz."""
         return None if self.sounds is None else self.sounds.rate
 
     def takes(self, value: Any, kind: str) -> bool:
-        """Whether there is something to encode a raw input with."""
+        """Whether there is an encoder for a raw input of this kind."""
         several = kind == "chat" and pictured(chats_of(value))
         texts = self.processor if several else self.texts
         tools = {"chat": texts, "text": self.texts, "image": self.images, "sound": self.sounds}
         return tools[kind] is not None
 
     def encode(
-        self, raw: Mapping[str, Any], given: Mapping[str, Any], left: bool = False, rate: float | None = None
+        self, raw: Mapping[str, Any], further: Mapping[str, Any], left: bool = False, rate: float | None = None
     ) -> Encoded:
         """Raw inputs as one batch of model inputs.
 
         Args:
-            raw: by kind.
-            given: further inputs, which win over what is made here.
-            left: pad texts on the left, for those that go on.
-            rate: samples per second of arrays of sound that do not say theirs.
+            raw: kind -> raw input.
+            further: further inputs by name; they replace encoded ones.
+            left: pad texts on the left, for generation.
+            rate: samples per second of sounds without a rate of their own.
 
         Raises:
-            InputError: for what cannot be encoded.
+            InputError: for inputs that cannot be encoded.
         """
-        made = self._together(raw, left, rate) if len(raw) > 1 else self._alone(*next(iter(raw.items())), left, rate)
-        inputs, tokens = {n: v for n, v in made.inputs.items() if self.facts.takes(n)}, dict(made.tokens)
-        if self.facts.start is not None and not _DECODER & given.keys():
+        batch = self._together(raw, left, rate) if len(raw) > 1 else self._alone(*next(iter(raw.items())), left, rate)
+        inputs, tokens = {n: v for n, v in batch.inputs.items() if self.facts.takes(n)}, dict(batch.tokens)
+        if self.facts.start is not None and not _DECODER & further.keys():
             count = len(next(iter(inputs.values())))
             inputs["decoder_input_ids"] = torch.full((count, 1), self.facts.start)
             if self.texts is not None:
                 tokens["decoder_input_ids"] = self.texts.describe(inputs["decoder_input_ids"])
-        return replace(made, inputs={**inputs, **given}, tokens=tokens)
+        return replace(batch, inputs={**inputs, **further}, tokens=tokens)
 
     def _alone(self, kind: str, value: Any, left: bool, rate: float | None) -> Encoded:
         if kind == "sound" and self.sounds is not None:
-            made, notes = self.sounds.encode(value, rate)
-            return Encoded(made, notes=notes)
+            tensors, notes = self.sounds.encode(value, rate)
+            return Encoded(tensors, notes=notes)
         if kind == "image" and self.images is not None:
             return Encoded(self.images.encode(value))
         if kind == "chat" and pictured(chats_of(value)):
@@ -150,15 +150,15 @@ class InputEncoder:
         """Chats with images, by the processor's template."""
         side = {"padding": True, "padding_side": "left" if left else "right"} if len(chats) > 1 else {}
         try:
-            made = self.processor.apply_chat_template(
+            batch = self.processor.apply_chat_template(
                 chats, tokenize=True, return_dict=True, return_tensors="pt", **options_of(chats[0]), **side
             )
         except (ValueError, TypeError, KeyError, AttributeError) as reason:
             raise InputError(f"the processor refuses these messages: {reason}") from reason
-        return self._processed(made)
+        return self._processed(batch)
 
     def _together(self, raw: Mapping[str, Any], left: bool, rate: float | None) -> Encoded:
-        """Texts beside images or sound: by the processor, whose texts may have places for them."""
+        """Texts with images or sound, by the processor; the texts may have placeholders."""
         if "chat" in raw:
             raise InputError('put images into the messages: {"type": "image", "image": image} among the content')
         if self.processor is None:
@@ -170,13 +170,13 @@ class InputEncoder:
         several = len(listed.get("text", ())) > 1
         side = {"padding": True, "padding_side": "left" if left else "right"} if several else {}
         try:
-            made = self.processor(**listed, return_tensors="pt", **side)
+            batch = self.processor(**listed, return_tensors="pt", **side)
         except (ValueError, TypeError) as reason:
             raise InputError(f"the processor refuses {' and '.join(raw)}: {reason}") from reason
-        return self._processed(made)
+        return self._processed(batch)
 
-    def _processed(self, made: Mapping[str, Any]) -> Encoded:
-        inputs = {n: v for n, v in made.items() if isinstance(v, Tensor)}
+    def _processed(self, batch: Mapping[str, Any]) -> Encoded:
+        inputs = {n: v for n, v in batch.items() if isinstance(v, Tensor)}
         described = (
             {"input_ids": self.texts.describe(inputs["input_ids"], inputs.get("attention_mask"))}
             if self.texts is not None and "input_ids" in inputs
@@ -185,11 +185,11 @@ class InputEncoder:
         return Encoded(inputs, described)
 
     def normalization(self, inputs: Mapping[str, Tensor]) -> dict[str, Normalization]:
-        """How values of inputs that are images become colours."""
+        """Image input -> its normalization, to show values as colours."""
         return {} if self.images is None else self.images.normalization(inputs)
 
     def answer(self, index: int, classes: int) -> str:
-        """What entry ``index`` of ``classes`` logits is called: a class, a token, else its number."""
+        """Name of entry ``index`` of ``classes`` logits: a class, a token, otherwise its number."""
         if self.labels is not None and len(self.labels) == classes:
             return self.labels[index]
         if self.texts is not None and classes >= self.texts.size > 2:
@@ -198,6 +198,6 @@ class InputEncoder:
 
 
 def _first(tools: Sequence[Any], part: str, mark: str) -> Any:
-    """The tool that has an attribute which marks its kind, or a part of this name of one that has it."""
+    """The first tool, or its ``part``, with the attribute ``mark``; None without one."""
     candidates = [c for tool in tools for c in (getattr(tool, part, None), tool) if c is not None]
     return next((c for c in candidates if hasattr(c, mark)), None)

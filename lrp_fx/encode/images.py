@@ -1,4 +1,4 @@
-"""Images to model inputs by an image processor of Hugging Face's kind, or by any function of an image."""
+"""Images as model inputs, by an image processor (Hugging Face) or any function of an image."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from lrp_fx.results import Normalization
 
 
 def open_image(path: str | Path) -> Any:
-    """The image in a file, by PIL.
+    """Read an image file with PIL.
 
     Raises:
-        InputError: for a file that is none.
-        MissingExtraError: when pillow is not installed.
+        InputError: for a file that cannot be read as an image.
+        MissingExtraError: if pillow is not installed.
     """
     pillow: Any = require("PIL.Image", "images")
     try:
         return pillow.open(path).convert("RGB")
     except OSError as reason:
-        raise InputError(f"{str(path)!r} is no image that can be read: {reason}") from reason
+        raise InputError(f"{str(path)!r} cannot be read as an image: {reason}") from reason
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is an image: one of PIL, or an array (H, W, 3) of bytes."""
+    """Whether a value is an image: a PIL image, or an (H, W, C) array of bytes with 1, 3 or 4 channels."""
     if isinstance(value, np.ndarray):
         return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3, 4)
     return hasattr(value, "getbands") and hasattr(value, "convert")
@@ -44,12 +44,12 @@ def are_images(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class ImageEncoder:
-    """What makes tensors of images.
+    """Encodes images as tensors.
 
     Attributes:
-        processor: called with images, it returns tensors by name (``model_input_names`` says that it does); else it is
-            a function of one image to one tensor, as torchvision's transforms are.
-        first: name of the input for what such a function returns.
+        processor: with an attribute ``model_input_names``, a function from images to tensors by name; otherwise a
+            function from one image to one tensor, such as torchvision's transforms.
+        first: name of the input for the result of such a function.
     """
 
     processor: Any
@@ -59,24 +59,25 @@ class ImageEncoder:
         """Images as one batch.
 
         Raises:
-            InputError: where the processor refuses them.
+            InputError: for images that the processor refuses.
         """
         images = [_coloured(image) for image in (value if isinstance(value, list) else [value])]
         if not hasattr(self.processor, "model_input_names"):
             return {self.first: torch.stack([self.processor(image) for image in images])}
         try:
-            made = self.processor(images=images, return_tensors="pt")
+            batch = self.processor(images=images, return_tensors="pt")
         except (ValueError, TypeError, RuntimeError) as reason:
             raise InputError(f"the image processor refuses the image: {reason}") from reason
-        return {n: v for n, v in made.items() if isinstance(v, Tensor)}
+        return {n: v for n, v in batch.items() if isinstance(v, Tensor)}
 
     def normalization(self, inputs: Mapping[str, Tensor]) -> dict[str, Normalization]:
-        """How values of inputs that are images become colours."""
-        known = self._normalization()
-        if known is None:
+        """Image input -> its normalization, to show values as colours."""
+        normalization = self._normalization()
+        if normalization is None:
             return {}
-        channels = {len(known.mean)} if len(known.mean) > 1 else {1, 3}
-        return {name: known for name, value in inputs.items() if value.dim() == 4 and value.shape[1] in channels}
+        channels = {len(normalization.mean)} if len(normalization.mean) > 1 else {1, 3}
+        images = (name for name, value in inputs.items() if value.dim() == 4 and value.shape[1] in channels)
+        return dict.fromkeys(images, normalization)
 
     def _normalization(self) -> Normalization | None:
         source = next((step for step in (self.processor, *_steps(self.processor)) if _has_mean(step)), None)
@@ -104,5 +105,5 @@ def _listed(value: Any) -> tuple[float, ...]:
 
 
 def _coloured(image: Any) -> Any:
-    """An image with three channels, where it has another number of them (a palette, an alpha channel)."""
+    """A PIL image with another number of channels (a palette, an alpha channel) as RGB."""
     return image.convert("RGB") if hasattr(image, "convert") and image.mode not in ("RGB", "L") else image

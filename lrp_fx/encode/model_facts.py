@@ -1,4 +1,4 @@
-"""What a model says of its inputs and of its answers."""
+"""Facts about a model for the encoding of its inputs: its signature and its configuration."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import nn
 
 from lrp_fx.capture.conventions import is_encoder_decoder
 
-ENDLESS = 10**6  #: lengths from here on say that nobody knows a limit
+ENDLESS = 10**6  #: limits of this length or more mean "no limit"
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known of a model.
+    """Facts about a model.
 
     Attributes:
-        labels: names of the classes, where there are some.
-        accepted: names of inputs that the model takes; None for all.
+        labels: names of the classes, if there are any.
+        accepted: names of its inputs; None if it takes any name.
         first: name of its first input.
-        limit: most tokens that it has positions for; None where nobody says.
-        start: the token with which its decoder begins; None where it has none.
+        limit: number of positions; None if unknown.
+        start: start token of its decoder; None without a decoder.
     """
 
     labels: tuple[str, ...] | None = None
@@ -34,11 +34,11 @@ class ModelFacts:
 
     @classmethod
     def of(cls, model: nn.Module, labels: Sequence[str] | Mapping[int, str] | None = None) -> ModelFacts:
-        """What a model's signature and its configuration say.
+        """Facts from a model's signature and configuration.
 
         Args:
-            model: its ``config``, where it has one, says names of classes, the limit and the start token.
-            labels: names of the classes; what the configuration says where None.
+            model: the model; its ``config``, if it has one, gives names of classes, the limit and the start token.
+            labels: names of the classes; None for those of the configuration.
         """
         config = getattr(model, "config", None)
         named = getattr(config, "id2label", None) if labels is None else labels
@@ -56,7 +56,7 @@ class ModelFacts:
         )
 
     def names(self, name: str) -> bool:
-        """Whether the model's signature names an input."""
+        """Whether the model's signature has an input of this name."""
         return self.accepted is not None and name in self.accepted
 
     def takes(self, name: str) -> bool:

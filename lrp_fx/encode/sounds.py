@@ -1,4 +1,4 @@
-"""Sound to model inputs by a feature extractor of Hugging Face's kind."""
+"""Sound as model inputs, by a feature extractor (Hugging Face)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from lrp_fx.errors import InputError
 from lrp_fx.results import Note
 
-_ENDS = 0.05  #: seconds: what is looked at to see whether the end of a sound is read
+_ENDS = 0.05  #: seconds at the end of a sound that are changed to test whether the extractor reads them
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ class Sound:
     rate: float
 
 
-#: bytes of a sample in a wav file -> its type, and the value that silence has
+#: bytes of a sample in a wav file -> (type, value of silence)
 _SAMPLES = {1: ("u1", 128), 2: ("<i2", 0), 4: ("<i4", 0)}
 
 
 def open_sound(path: str | Path) -> dict[str, Any]:
-    """The sound in a wav file, its channels averaged: ``{"array": ..., "sampling_rate": ...}``.
+    """Read a wav file, averaged over channels: ``{"array": ..., "sampling_rate": ...}``.
 
     Raises:
-        InputError: for a file that is none, or compressed.
+        InputError: for a file of another kind, and for compressed ones.
     """
     try:
         with wave.open(str(path)) as file:
@@ -49,13 +49,13 @@ def open_sound(path: str | Path) -> dict[str, Any]:
             data = file.readframes(file.getnframes())
         kind, silence = _SAMPLES[width]
     except (OSError, wave.Error, EOFError, KeyError) as reason:
-        raise InputError(f"{str(path)!r} is no wav file of 8, 16 or 32 bits that can be read: {reason}") from reason
+        raise InputError(f"{str(path)!r} cannot be read as a wav file of 8, 16 or 32 bits: {reason}") from reason
     values = (np.frombuffer(data, kind).astype(np.float64) - silence) / 2 ** (8 * width - 1)
     return {"array": values.reshape(-1, channels).mean(1).astype(np.float32), "sampling_rate": rate}
 
 
 def is_sound(value: Any) -> bool:
-    """Whether a value is a sound: a dict as data sets have them, or an array (T,) of numbers."""
+    """Whether a value is a sound: a dict as in Hugging Face's data sets, or a (T,) array of numbers."""
     if isinstance(value, Mapping):
         return "sampling_rate" in value and bool({"array", "raw"} & value.keys())
     return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "fi"
@@ -71,25 +71,25 @@ class SoundEncoder:
     """A feature extractor.
 
     Attributes:
-        extractor: called with arrays of sound, it returns tensors by name; ``sampling_rate`` is what the model hears.
+        extractor: a function from arrays of sound to tensors by name; its ``sampling_rate`` is the model's.
     """
 
     extractor: Any
 
     @property
     def rate(self) -> float:
-        """Samples per second that the model hears."""
+        """Sampling rate of the model's input, in Hz."""
         return float(self.extractor.sampling_rate)
 
     def encode(self, value: Any, rate: float | None = None) -> tuple[dict[str, Tensor], tuple[Note, ...]]:
-        """Sounds as one batch, of the rate that the model hears; what it does not read is told.
+        """Sounds as one batch at the model's rate, with a note on an end that the extractor does not read.
 
         Args:
-            value: one, or several.
-            rate: samples per second of arrays that do not say theirs.
+            value: one sound, or several.
+            rate: samples per second of arrays without a rate of their own.
 
         Raises:
-            InputError: without a rate, or for a sound that is not of one channel.
+            InputError: without a rate, and for a sound with several channels.
         """
         sounds = [self._heard(_sound(one, rate)) for one in (value if isinstance(value, list) else [value])]
         notes: list[Note] = []
@@ -104,30 +104,30 @@ class SoundEncoder:
         return self._extracted([sound.wave for sound in sounds]), tuple(notes)
 
     def waves(self, values: list[Any], rate: float | None) -> list[np.ndarray]:
-        """Sounds as arrays of the rate that the model hears."""
+        """Sounds as arrays at the model's rate."""
         return [self._heard(_sound(one, rate)).wave for one in values]
 
     def _heard(self, sound: Sound) -> Sound:
-        """The sound at the rate of the model: resampled by its spectrum, as ``scipy.signal.resample`` does."""
+        """The sound at the model's rate, resampled by its spectrum as in ``scipy.signal.resample``."""
         count = round(len(sound.wave) * self.rate / sound.rate)
         if count == len(sound.wave):
             return Sound(sound.wave, self.rate)
         spectrum = torch.fft.rfft(torch.from_numpy(sound.wave).double())
-        kept = torch.zeros(count // 2 + 1, dtype=spectrum.dtype)
-        kept[: len(spectrum)] = spectrum[: len(kept)]
-        heard = torch.fft.irfft(kept, n=count) * (count / len(sound.wave))
-        return Sound(heard.float().numpy(), self.rate)
+        resampled = torch.zeros(count // 2 + 1, dtype=spectrum.dtype)
+        resampled[: len(spectrum)] = spectrum[: len(resampled)]
+        wave = torch.fft.irfft(resampled, n=count) * (count / len(sound.wave))
+        return Sound(wave.float().numpy(), self.rate)
 
     def _extracted(self, waves: list[np.ndarray]) -> dict[str, Tensor]:
         padding = inspect.signature(self.extractor.__call__).parameters.get("padding")
         uneven = len(set(map(len, waves))) > 1 and padding is not None and padding.default is False
-        made = self.extractor(
+        batch = self.extractor(
             waves, sampling_rate=int(self.rate), return_tensors="pt", **({"padding": True} if uneven else {})
         )
-        return {n: v for n, v in made.items() if isinstance(v, Tensor)}
+        return {n: v for n, v in batch.items() if isinstance(v, Tensor)}
 
     def _unread(self, sound: Sound) -> float:
-        """Seconds at the end that change nothing of what the extractor returns: looked for by changing them."""
+        """Seconds at the end that do not affect the extractor's result, found by bisection on changed sounds."""
         length = len(sound.wave)
         end = min(length, max(length // 100, int(_ENDS * self.rate)))
         whole = self._extracted([sound.wave])
@@ -140,7 +140,7 @@ class SoundEncoder:
 
         if is_read(length - end):
             return 0.0
-        low, high = 0, length - end  # changed from `low` on, it is read; from `high` on, it is not
+        low, high = 0, length - end  # a change from `low` on has an effect; one from `high` on has none
         while high - low > max(1, length // 200):
             middle = (low + high) // 2
             low, high = (middle, high) if is_read(middle) else (low, middle)
@@ -148,10 +148,10 @@ class SoundEncoder:
 
 
 def _sound(value: Any, rate: float | None) -> Sound:
-    """A sound of any form.
+    """A sound from a dict or an array.
 
     Raises:
-        InputError: without a rate, or for one that is not of one channel.
+        InputError: without a rate, and for a sound with several channels.
     """
     if isinstance(value, Mapping):
         rate, value = float(value["sampling_rate"]), value["array"] if "array" in value else value["raw"]

@@ -1,4 +1,4 @@
-"""Texts to model inputs by a tokenizer of Hugging Face's kind: whatever has its methods serves."""
+"""Texts as model inputs, by a tokenizer with the methods of Hugging Face's."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from lrp_fx.encode.model_facts import ENDLESS, ModelFacts
 from lrp_fx.errors import InputError
 from lrp_fx.results import Note, Tokens
 
-_FILLED = {"attention_mask": 0, "token_type_ids": 0}  #: what stands where a text has ended
+_FILLED = {"attention_mask": 0, "token_type_ids": 0}  #: values at padding
 
-#: a text, two that belong together (premise and hypothesis, question and passage), or a chat by its template
+#: a text, a pair (premise and hypothesis, question and passage), or a chat by its template
 Text = str | tuple[str, str] | Spelled
 
 
@@ -33,11 +33,11 @@ def are_texts(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer with what is known of its model.
+    """A tokenizer with facts about its model.
 
     Attributes:
-        tokenizer: called with a text, it returns ``input_ids`` and more; ``convert_ids_to_tokens``, ``decode``.
-        facts: of the model.
+        tokenizer: a function from a text to ``input_ids`` and more, with ``convert_ids_to_tokens`` and ``decode``.
+        facts: facts about the model.
     """
 
     tokenizer: Any
@@ -45,16 +45,16 @@ class TextEncoder:
 
     @property
     def limit(self) -> int | None:
-        """Most tokens that the model reads; None where nobody says."""
+        """Largest number of tokens of the model; None if unknown."""
         limits = (getattr(self.tokenizer, "model_max_length", None), self.facts.limit)
         return next((n for n in limits if isinstance(n, int) and 0 < n < ENDLESS), None)
 
     def encode(self, texts: Text | Sequence[Text], left: bool = False) -> Encoded:
-        """Texts as one batch, padded to the longest; what is too long is cut off, with a warning and a note.
+        """Texts as one batch, padded to the longest; a text that is too long is cut off, with a warning and a note.
 
         Args:
-            texts: one, or several.
-            left: pad on the left, for texts that go on.
+            texts: one text, or several.
+            left: pad on the left, for generation.
 
         Raises:
             InputError: for a text without tokens, and for a chat that is too long.
@@ -65,7 +65,7 @@ class TextEncoder:
             row = self._row(text)
             length = len(row["input_ids"])
             if self.limit is not None and length > self.limit:
-                if isinstance(text, Spelled):  # without its end a chat asks something else
+                if isinstance(text, Spelled):  # a chat without its end has another meaning
                     raise InputError(f"the chat has {length} tokens, and the model reads {self.limit}: shorten it")
                 row = self._row(text, truncation=True, max_length=self.limit)
                 cut = f"text {number} has {length} tokens, and the model reads {self.limit}: the rest was cut off"
@@ -82,7 +82,7 @@ class TextEncoder:
         return Encoded(inputs, {"input_ids": tuple(tokens)}, tuple(notes))
 
     def describe(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tokens, ...]:
-        """Tokens of (B, S) ids, without the texts that they are from; what a mask hides is padding."""
+        """Tokens of (B, S) ids without their text; positions with mask 0 are padding."""
         special = self._special()
         shown = torch.ones_like(ids) if mask is None or mask.shape != ids.shape else mask
         described = []
@@ -93,12 +93,12 @@ class TextEncoder:
 
     @property
     def size(self) -> int:
-        """How many tokens the vocabulary has."""
+        """Size of the vocabulary."""
         sized = hasattr(type(self.tokenizer), "__len__")
         return len(self.tokenizer) if sized else getattr(self.tokenizer, "vocab_size", 0)
 
     def _special(self) -> set[int]:
-        """Ids that stand for no text; an unknown word is one."""
+        """Ids of special tokens, without the unknown token, which stands for text."""
         return set(getattr(self.tokenizer, "all_special_ids", ())) - {getattr(self.tokenizer, "unk_token_id", None)}
 
     def _row(self, text: Text, **options: Any) -> Mapping[str, Any]:
@@ -106,7 +106,7 @@ class TextEncoder:
         options = {"add_special_tokens": False, **options} if isinstance(text, Spelled) else options
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its length, which is looked at here
+            warnings.simplefilter("ignore")  # (the length is checked in encode)
             return self.tokenizer(
                 *parts, return_offsets_mapping=fast, return_special_tokens_mask=True, return_attention_mask=True,
                 **({"verbose": False} | options),
@@ -114,7 +114,7 @@ class TextEncoder:
 
     def _padding(self) -> int:
         named = (getattr(self.tokenizer, n, None) for n in ("pad_token_id", "eos_token_id", "unk_token_id"))
-        return next((i for i in named if i is not None), 0)  # whatever it is, the mask hides it
+        return next((i for i in named if i is not None), 0)  # (any id serves: the mask hides it)
 
     def _tokens(self, text: Text, row: Any, width: int, left: bool) -> Tokens:
         ids = list(row["input_ids"])
@@ -132,7 +132,7 @@ class TextEncoder:
             numbers = row.word_ids(0)
             words = [None if n is None else n + b * ENDLESS for n, b in zip(numbers, begins, strict=True)]
             texts = [p if s else whole[slice(*o)] for p, s, o in zip(pieces, special, offsets, strict=True)]
-            if isinstance(text, Spelled):  # what the template says is none of the messages
+            if isinstance(text, Spelled):  # tokens of the template are special
                 special = [s or not text.says(*o) for s, o in zip(special, offsets, strict=True)]
         else:
             texts = list(map(self._spelled, pieces))
@@ -146,7 +146,7 @@ class TextEncoder:
         )
 
     def _spelled(self, piece: str) -> str:
-        """A piece as text: a space begins a word, ``##`` continues one."""
+        """A piece as text: a leading space begins a word, ``##`` continues one."""
         if piece.startswith("##"):
             return piece
         text = self.tokenizer.convert_tokens_to_string([piece])

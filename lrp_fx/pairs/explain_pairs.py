@@ -80,10 +80,10 @@ def explain_pairs(
     encoded = [xmodel.encoded((side,), {})[2] if kind else None for side, kind in zip((a, b), raw, strict=True)]
     first, second = (
         Side.forward(
-            xmodel, given if made is None else made.inputs, output=output, input=input, grouping=features, rules=rules,
+            xmodel, side if batch is None else batch.inputs, output=output, input=input, grouping=features, rules=rules,
             chunk=chunk, check=check,
         )
-        for given, made in zip((a, b), encoded, strict=True)
+        for side, batch in zip((a, b), encoded, strict=True)
     )  # fmt: skip
     _check_fit(first, second)
     table = _table(first, second, progress) * _scale(first, second, similarity)[:, None, None]
@@ -100,10 +100,10 @@ def explain_pairs(
 
 
 def _spelled(first: Side, second: Side, encoded: Sequence[Encoded | None]) -> Tokens | None:
-    """What the tokens of texts are called; None where a side was no text."""
+    """The texts of the tokens of both sides; None if a side is not a text."""
     sides = []
-    for side, made in zip((first, second), encoded, strict=True):
-        tokens = None if made is None else made.tokens.get(side.features.input)
+    for side, batch in zip((first, second), encoded, strict=True):
+        tokens = None if batch is None else batch.tokens.get(side.features.input)
         if tokens is None:
             return None
         sides.append([list(one.texts) for one in tokens])

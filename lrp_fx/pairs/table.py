@@ -1,4 +1,4 @@
-"""Relevance of pairs as a table that adds up to the similarity."""
+"""Relevance of pairs as a table that sums to the similarity."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class PairTable:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int | slice) -> Self:
-        """Some samples, as a result of their own.
+        """The result of some samples.
 
         Raises:
             IndexError: for a sample out of range.

@@ -1,4 +1,4 @@
-"""Tasks by name: raw input in, the answer and what it rests on out."""
+"""Tasks by name: raw input in, answer and attribution out."""
 
 from lrp_fx.pipelines.explained import Explained
 from lrp_fx.pipelines.pipeline import Pipeline, pipeline

@@ -1,4 +1,4 @@
-"""Tasks whose answer is looked at, and what of it is explained."""
+"""Tasks with an answer of one forward pass: classes, tokens, pixels, passages, and their targets."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from lrp_fx.errors import InputError
 from lrp_fx.explain import Logit, Pixels, Target
 from lrp_fx.pipelines.explained import Asked, Explained
 
-#: what is explained of each of several things that were answered
+#: (name, target) of each of several answers
 Named = list[tuple[str, Target]]
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A task with one answer, which transformers gives.
+    """A task with one answer, from the pipeline of transformers.
 
     Attributes:
         target: the target of an answer, or several by name.
-        encode: raw input -> arguments of ``explain``; the input itself where None.
+        encode: raw input -> arguments of ``explain``; None for the input itself.
     """
 
     target: Callable[[Asked], Target | Named]
@@ -54,7 +54,7 @@ def text_or_pair(asked: Asked) -> tuple[Any, ...]:
 
 
 def best_class(asked: Asked) -> Target:
-    """The class that is answered first."""
+    """The first class of the answer."""
     answer = asked.answer
     while isinstance(answer, list):
         answer = answer[0]
@@ -65,7 +65,7 @@ def best_class(asked: Asked) -> Target:
 
 
 def hypotheses(asked: Asked) -> tuple[Any, ...]:
-    """The text with a hypothesis for each label, in the order of the answer: a batch of pairs."""
+    """A batch of pairs: the text with a hypothesis for each label, in the order of the answer."""
     template = asked.options.get("hypothesis_template", "This example is {}.")
     return ([(asked.raw, template.format(label)) for label in asked.answer["labels"]],)
 
@@ -79,12 +79,12 @@ def entailment(asked: Asked) -> Target:
 
 
 def entities(asked: Asked) -> Named:
-    """The largest logit at every token of each entity, summed: the entity by its word and class."""
+    """For each entity the sum of the largest logits at its tokens, named by word and class."""
     encoded = asked.encoded(asked.raw)
     tokens = encoded.tokens["input_ids"][0]
     if tokens.offsets is None:
-        raise InputError("entities are found by where they stand in the text: give a fast tokenizer")
-    found: Named = []
+        raise InputError("entities need offsets in the text: give a fast tokenizer")
+    named: Named = []
     for entity in asked.answer:
         positions = [
             i
@@ -92,8 +92,8 @@ def entities(asked: Asked) -> Named:
             if not tokens.special[i] and start < entity["end"] and end > entity["start"]
         ]
         name = f"{entity['word']}: {entity.get('entity_group', entity.get('entity'))}"
-        found.append((name, _Largest(tuple(positions)) if len(positions) > 1 else Logit(position=positions[0])))
-    return found
+        named.append((name, _Largest(tuple(positions)) if len(positions) > 1 else Logit(position=positions[0])))
+    return named
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class _Largest:
 
 
 def masked(asked: Asked) -> Target | Named:
-    """The token that is answered first, at each place of the mask token."""
+    """The first token of the answer, at each position of the mask token."""
     ids = asked.encoded(asked.raw).inputs["input_ids"][0]
     positions = (ids == asked.tokenizer.mask_token_id).nonzero()[:, 0].tolist()
     rows = asked.answer if isinstance(asked.answer[0], list) else [asked.answer]
@@ -128,8 +128,8 @@ def segments(asked: Asked) -> Named:
     """
     if any("score" in one and one["score"] is not None for one in asked.answer):
         raise InputError(
-            "this model's masks belong to queries: explain(target=callable) of its mask logits explains one. This task "
-            "explains models with a logit for each class and pixel"
+            "this model's masks belong to queries: use explain(target=callable) with a callable of its mask logits. "
+            "This task explains models with a logit for each class and pixel"
         )
     return [(one["label"], Pixels(asked.class_of(one["label"]))) for one in asked.answer]
 
@@ -141,7 +141,7 @@ def question_and_context(asked: Asked) -> tuple[str, str]:
     """{"question": ..., "context": ...}, or both as a pair.
 
     Raises:
-        InputError: for another form.
+        InputError: for another input.
     """
     raw = asked.raw
     if isinstance(raw, Mapping) and {"question", "context"} <= raw.keys():
@@ -152,16 +152,16 @@ def question_and_context(asked: Asked) -> tuple[str, str]:
 
 
 def passage(asked: Asked) -> Explained:
-    """The most probable passage of the context, explained by the logits of its start and of its end, summed."""
+    """The most probable passage of the context; the target is the sum of its start logit and its end logit."""
     pair = question_and_context(asked)
     encoded = asked.encoded(pair)
     tokens, output = encoded.tokens["input_ids"][0], asked.output(encoded)
     if tokens.offsets is None:
-        raise InputError("the answer is a passage of the text: give a fast tokenizer")
+        raise InputError("a passage needs offsets in the text: give a fast tokenizer")
     begins = len(pair[0]) + 1
     inside = torch.tensor([not s and o[0] >= begins for s, o in zip(tokens.special, tokens.offsets, strict=True)])
     if not bool(inside.any()):
-        raise InputError("nothing is left of the context: the question fills all that the model reads")
+        raise InputError("the question takes up all tokens of the model: the context was cut off")
     first, last = (
         logits[0].detach().cpu().double().masked_fill(~inside, -torch.inf).softmax(0)
         for logits in (output.start_logits, output.end_logits)
@@ -172,13 +172,13 @@ def passage(asked: Asked) -> Explained:
     place = tokens.offsets[start][0] - begins, tokens.offsets[end][1] - begins
     text = pair[1][slice(*place)]
     answer = {"score": float(scores[start, end]), "start": place[0], "end": place[1], "answer": text}
-    made = asked.xmodel.explain(pair, target=_Passage(start, end), rules=asked.rules)
-    return Explained(answer, made.knowing(answers=[text]))
+    attribution = asked.xmodel.explain(pair, target=_Passage(start, end), rules=asked.rules)
+    return Explained(answer, attribution.knowing(answers=[text]))
 
 
 @dataclass(frozen=True)
 class _Passage:
-    """The logit of a start and that of an end, summed."""
+    """The sum of a start logit and an end logit."""
 
     start: int
     end: int

@@ -1,4 +1,4 @@
-"""What a pipeline returns, and what its tasks are told."""
+"""The result of a pipeline, and a call of it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from lrp_fx.results import Attribution, Attributions, Generation
 
 @dataclass(frozen=True)
 class Explained:
-    """An answer, and what it rests on.
+    """An answer with its attribution.
 
     Attributes:
-        answer: what the pipeline of transformers answers; of tasks that it does not have, see docs/pipelines.md.
-        attribution: of one thing that was answered an :class:`lrp_fx.Attribution`, of several
-            :class:`lrp_fx.Attributions`, of a generated text a :class:`lrp_fx.Generation`, of a similarity a
-            :class:`lrp_fx.PairAttribution`; None where the answer is empty.
+        answer: the answer of transformers' pipeline; for tasks that it does not have, see docs/pipelines.md.
+        attribution: an :class:`lrp_fx.Attribution` for one answer, :class:`lrp_fx.Attributions` for several, a
+            :class:`lrp_fx.Generation` for a generated text, a :class:`lrp_fx.PairAttribution` for a similarity; None
+            for an empty answer.
     """
 
     answer: Any
@@ -39,7 +39,7 @@ class Asked:
         xmodel: the converted model.
         pipe: the pipeline of transformers; None for tasks that it does not have.
         raw: the input.
-        options: of this call.
+        options: options of this call.
         rules: the rule set of this call; None for the one of the conversion.
     """
 
@@ -51,14 +51,14 @@ class Asked:
 
     @cached_property
     def answer(self) -> Any:
-        """What the pipeline of transformers answers."""
+        """The answer of the pipeline of transformers."""
         return self.pipe(self.raw, **self.options)
 
     def encoded(self, *args: Any) -> Encoded:
         """Raw inputs as model inputs.
 
         Raises:
-            InputError: for what is no raw input.
+            InputError: for other values.
         """
         encoded = self.xmodel.encoded(args, {})[2]
         if encoded is None:
@@ -66,7 +66,7 @@ class Asked:
         return encoded
 
     def output(self, encoded: Encoded) -> Any:
-        """What the model says to encoded inputs."""
+        """The model's output for encoded inputs."""
         with torch.no_grad():
             return self.xmodel(**encoded.inputs)
 
@@ -75,7 +75,7 @@ class Asked:
         """The tokenizer.
 
         Raises:
-            InputError: where there is none.
+            InputError: without one.
         """
         encoder = self.xmodel.encoder
         if encoder is None or encoder.texts is None:
@@ -86,7 +86,7 @@ class Asked:
         """The number of a class by its name.
 
         Raises:
-            InputError: for a name that no class has.
+            InputError: for an unknown name.
         """
         labels = self.xmodel.encoder.labels if self.xmodel.encoder is not None else None
         if labels is None or label not in labels:

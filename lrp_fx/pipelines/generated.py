@@ -1,4 +1,4 @@
-"""Tasks whose answer is a generated text, every token of which is explained; and letters heard one by one."""
+"""Tasks with a generated text, whose every token is explained; and speech recognition letter by letter."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from lrp_fx.extras import require
 from lrp_fx.pipelines.explained import Asked, Explained
 from lrp_fx.results import Generation
 
-_NEW = 20  #: new tokens, where nobody says how many
+_NEW = 20  #: default number of new tokens
 
 
 def _generated(asked: Asked, raw: tuple[Any, ...], options: Mapping[str, Any]) -> Generation:
-    """The text that a model generates, by its most probable tokens unless options say otherwise, explained."""
+    """Generate and explain a text; greedily, unless options say otherwise."""
     configured = getattr(getattr(asked.pipe, "generation_config", None), "max_new_tokens", None)
     chosen = {k: v for k, v in options.items() if k != "max_new_tokens"}
     new = options.get("max_new_tokens") or configured or _NEW
@@ -27,7 +27,7 @@ def _generated(asked: Asked, raw: tuple[Any, ...], options: Mapping[str, Any]) -
 
 
 def continued(asked: Asked) -> Explained:
-    """A prompt or a chat that goes on, with or without images: {"images": ..., "text": ...}.
+    """The continuation of a prompt or a chat, with or without images: {"images": ..., "text": ...}.
 
     Raises:
         InputError: for several texts at once.
@@ -40,29 +40,30 @@ def continued(asked: Asked) -> Explained:
         if not isinstance(prompt, str):
             raise InputError("give one text: a list of inputs gives a list of answers")
         raw = (images if isinstance(images, list) else [images], prompt)
-    made = _generated(asked, raw, forward.get("generate_kwargs", forward) or {})
-    sequences = made.sequences.cpu()
+    generation = _generated(asked, raw, forward.get("generate_kwargs", forward) or {})
+    sequences = generation.sequences.cpu()
     outputs = {
         "generated_sequence": sequences if asked.pipe.task == "image-text-to-text" else sequences[None],
-        "input_ids": sequences[:, : made.start],
+        "input_ids": sequences[:, : generation.start],
         "prompt_text": _chat(prompt) if is_chat(prompt) else prompt,
     }
-    return Explained(asked.pipe.postprocess(outputs, **post), made)
+    return Explained(asked.pipe.postprocess(outputs, **post), generation)
 
 
 def _chat(messages: Any) -> Any:
-    """Messages as the pipelines of transformers hold them."""
+    """Messages in the type of transformers' pipelines."""
     module: Any = require("transformers.utils.chat_template_utils", "transformers")
     return module.Chat(messages)
 
 
 @dataclass(frozen=True)
 class Written:
-    """A text that becomes another one: a summary, a translation.
+    """A text generated from another one: a summary, a translation.
 
     Attributes:
-        key: what the answer calls it.
-        prefix: what of the model's ``task_specific_params`` says how such a text begins; the first that is there.
+        key: its key in the answer.
+        prefixes: prefixes of keys of the model's ``task_specific_params``; the first matching entry with a "prefix"
+            gives the beginning of the input.
     """
 
     key: str
@@ -70,23 +71,23 @@ class Written:
 
     def __call__(self, asked: Asked) -> Explained:
         """Generate, and explain every token."""
-        known = getattr(getattr(asked.xmodel.model, "config", None), "task_specific_params", None) or {}
-        settings = [v for n, v in known.items() if n.startswith(self.prefixes) and isinstance(v, Mapping)]
+        tasks = getattr(getattr(asked.xmodel.model, "config", None), "task_specific_params", None) or {}
+        settings = [v for n, v in tasks.items() if n.startswith(self.prefixes) and isinstance(v, Mapping)]
         prefix = asked.options.get("prefix") or next((s["prefix"] for s in settings if "prefix" in s), "")
         options = {k: v for k, v in asked.options.items() if k != "prefix"}
-        made = _generated(asked, (prefix + asked.raw,), options)
-        new = made.sequences[0, made.start :]
-        return Explained([{self.key: asked.tokenizer.decode(new, skip_special_tokens=True)}], made)
+        generation = _generated(asked, (prefix + asked.raw,), options)
+        new = generation.sequences[0, generation.start :]
+        return Explained([{self.key: asked.tokenizer.decode(new, skip_special_tokens=True)}], generation)
 
 
 def heard(asked: Asked) -> Explained:
-    """Speech as text: generated token by token, or letter by letter as a connectionist temporal classifier hears it."""
+    """Speech recognition: generated token by token, or letter by letter by a CTC model."""
     if is_encoder_decoder(asked.xmodel.model):
         _, forward, post = asked.pipe._sanitize_parameters(**asked.options)
         options = {k: v for k, v in forward.items() if k in ("max_new_tokens", "num_beams", "do_sample")}
-        made = _generated(asked, (asked.raw,), options)
-        tokens = made.sequences[:, made.start :].cpu()
-        return Explained(asked.pipe.postprocess([{"tokens": tokens, "is_last": True}], **post), made)
+        generation = _generated(asked, (asked.raw,), options)
+        tokens = generation.sequences[:, generation.start :].cpu()
+        return Explained(asked.pipe.postprocess([{"tokens": tokens, "is_last": True}], **post), generation)
     encoded = asked.encoded(asked.raw)
     logits = asked.output(encoded).logits[0].detach()
     letters = _letters(logits, asked.tokenizer)
@@ -98,7 +99,7 @@ def heard(asked: Asked) -> Explained:
 
 
 def _letters(logits: Tensor, tokenizer: Any) -> list[tuple[str, tuple[int, int]]]:
-    """(letter, (step, class)) of every letter that is heard: of its steps, the one with its largest logit."""
+    """(letter, (step, class)) of every recognised letter, at the step of its largest logit."""
     best = logits.argmax(-1).tolist()
     letters: list[tuple[str, tuple[int, int]]] = []
     for step, token in enumerate(best):

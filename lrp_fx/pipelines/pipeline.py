@@ -1,4 +1,4 @@
-"""``lrp_fx.pipeline``: a task by name, as transformers has them, with an explanation beside every answer."""
+"""``lrp_fx.pipeline``: a task by name, as in transformers, with an attribution for every answer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Pipeline:
     """Answers, and explains its answers.
 
     Attributes:
-        task: its name.
+        task: name of the task.
         xmodel: the converted model.
         pipe: the pipeline of transformers that answers; None for tasks that it does not have.
     """
@@ -34,19 +34,18 @@ class Pipeline:
     pipe: Any = field(default=None, repr=False)
 
     def __call__(self, raw: Any, *, rules: RuleSource | None = None, **options: Any) -> Any:
-        """Answer, and say what the answer rests on.
+        """Answer, and explain the answer.
 
         Args:
-            raw: an input of the task, or a list of them. Where a task's inputs are images or sound, also the name of a
-                file.
-            rules: another rule set than that of the conversion.
-            **options: of transformers' pipeline (``candidate_labels``, ``max_new_tokens``, ``top_k``, ...).
+            raw: an input of the task, or a list of inputs. Images and sounds may be given by file name.
+            rules: another rule set than the one of the conversion.
+            **options: options of transformers' pipeline (``candidate_labels``, ``max_new_tokens``, ``top_k``, ...).
 
         Returns:
-            An :class:`lrp_fx.Explained`; of a list, a list of them.
+            An :class:`lrp_fx.Explained`; for a list, a list of them.
 
         Raises:
-            InputError: for what is no input of the task.
+            InputError: for an input of another kind.
         """
         if isinstance(raw, list) and not is_chat(raw):
             return [self._one(one, options, rules) for one in raw]
@@ -64,17 +63,16 @@ def pipeline(
     """A pipeline that explains its answers.
 
     Args:
-        task: the name of a task (:data:`lrp_fx.pipelines.TASKS`), or a pipeline of transformers, which is taken as it
-            is.
-        model: a module, a converted one, the folder of a saved model, or a pipeline of transformers.
+        task: the name of a task (:data:`lrp_fx.pipelines.TASKS`), or a pipeline of transformers.
+        model: a module, a converted module, the folder of a saved model, or a pipeline of transformers.
         rules: the rule set.
         labels: names of classes; None for those of the model's configuration.
-        **options: ``tokenizer``, ``processor``, ``image_processor``, ``feature_extractor``; further ones go to
+        **options: ``tokenizer``, ``processor``, ``image_processor``, ``feature_extractor``; others go to
             ``transformers.pipeline``.
 
     Raises:
         InputError: for a task that is not in the table, and without a model.
-        MissingExtraError: where transformers is needed and not installed.
+        MissingExtraError: if transformers is needed and not installed.
     """
     pipe = next((p for p in (task, model) if hasattr(p, "task") and hasattr(p, "model")), None)
     named = task if isinstance(task, str) else getattr(pipe, "task", None)
@@ -98,23 +96,23 @@ def pipeline(
 
 
 def _theirs(name: str, model: Any, options: dict[str, Any]) -> Any:
-    """The pipeline of transformers, on the device where the model is."""
+    """The pipeline of transformers, on the model's device."""
     transformers: Any = require("transformers", "transformers")
-    given = {name: value for name, value in options.items() if value is not None}
+    arguments = {name: value for name, value in options.items() if value is not None}
     if isinstance(model, torch.nn.Module):
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        given = {"device": device, **given}
-    return transformers.pipeline(name, model=model, **given)
+        arguments = {"device": device, **arguments}
+    return transformers.pipeline(name, model=model, **arguments)
 
 
 def _loaded(task: Task, folder: str, tokenizer: Any) -> tuple[torch.nn.Module, Any]:
     """A saved model and its tokenizer.
 
     Raises:
-        InputError: where models of this task are not saved by transformers.
+        InputError: for a task whose models are not saved by transformers.
     """
     if task.loads is None:
-        raise InputError("a model of this task is a module: there is no one way to load it from a folder")
+        raise InputError("models of this task cannot be loaded from a folder: give a module")
     transformers: Any = require("transformers", "transformers")
     model = getattr(transformers, task.loads).from_pretrained(folder).eval()
     return model, transformers.AutoTokenizer.from_pretrained(folder) if tokenizer is None else tokenizer

@@ -1,4 +1,4 @@
-"""Rows of a table, and pairs of texts: tasks that the pipelines of transformers do not have."""
+"""Rows of a table, and similarity of texts: tasks without a pipeline in transformers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from lrp_fx.pipelines.explained import Asked, Explained
 
 
 def table(asked: Asked) -> Explained:
-    """A row of a table (a dict, a sequence of numbers, a data frame of rows): the class, or the value, of each row.
+    """The class, or the value, of each row of a table (a dict, a sequence of numbers, a data frame of rows).
 
     Raises:
-        InputError: for what is no row.
+        InputError: for other inputs.
     """
     values, names = _rows(asked.raw, asked.options.get("features"))
     parameter = next((p for p in asked.xmodel.model.parameters() if p.is_floating_point()), torch.empty(0))
     values = values.to(parameter)
     with torch.no_grad():
         logits = find_logits(asked.xmodel(values)).detach().double().cpu()
-    made = asked.xmodel.explain(values, rules=asked.rules)
-    made = made.knowing(features={next(iter(made.relevance)): names})
+    attribution = asked.xmodel.explain(values, rules=asked.rules)
+    attribution = attribution.knowing(features={next(iter(attribution.relevance)): names})
     answers = [_answer(row, asked) for row in logits.reshape(len(values), -1)]
-    return Explained(answers if len(answers) > 1 else answers[0], made)
+    return Explained(answers if len(answers) > 1 else answers[0], attribution)
 
 
 def _answer(logits: Tensor, asked: Asked) -> dict[str, Any]:
-    """The most probable class of a row, or its value where there is one."""
+    """The most probable class of a row; its value for a model with one output."""
     if len(logits) == 1:
         return {"value": float(logits[0])}
     best = int(logits.argmax())
@@ -42,7 +42,7 @@ def _answer(logits: Tensor, asked: Asked) -> dict[str, Any]:
 
 
 def _rows(raw: Any, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
-    """(B, F) numbers, and the names of the features."""
+    """(B, F) numbers, and names of the features."""
     if isinstance(raw, Mapping):
         names, raw = list(raw) if names is None else names, [list(raw.values())]
     elif hasattr(raw, "columns") and hasattr(raw, "to_numpy"):
@@ -58,9 +58,9 @@ def _rows(raw: Any, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
 
 
 def similarity(asked: Asked) -> Explained:
-    """Two texts, (a, b) or {"source_sentence": a, "sentences": [b, ...]}: the cosine of their embeddings.
+    """The cosine of the embeddings of two texts, (a, b) or {"source_sentence": a, "sentences": [b, ...]}.
 
-    The embedding is the mean of the last hidden states over tokens, unless ``output=`` says otherwise.
+    The embedding is the mean of the last hidden states over tokens; ``output=`` chooses another one.
     """
     raw = asked.raw
     if isinstance(raw, Mapping):
@@ -70,6 +70,6 @@ def similarity(asked: Asked) -> Explained:
     else:
         raise InputError('give (a, b), or {"source_sentence": a, "sentences": [b, ...]}')
     options = {"similarity": "cosine", "output": mean_pooling, **asked.options}
-    made = explain_pairs(asked.xmodel, [first] * len(second), second, rules=asked.rules, **options)
-    values = made.similarity.tolist()
-    return Explained(values[0] if len(values) == 1 and isinstance(raw, tuple) else values, made)
+    attribution = explain_pairs(asked.xmodel, [first] * len(second), second, rules=asked.rules, **options)
+    values = attribution.similarity.tolist()
+    return Explained(values[0] if len(values) == 1 and isinstance(raw, tuple) else values, attribution)

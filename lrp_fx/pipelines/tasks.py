@@ -1,4 +1,4 @@
-"""The table of tasks: how an input is encoded, what the answer is, and what of it is explained."""
+"""The table of tasks: encoding of the input, answer, and targets."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Task:
     Attributes:
         explain: answers and explains.
         theirs: whether transformers has a pipeline of this name.
-        read: what makes a raw input of the name of a file, where the input is no text.
-        loads: the class of transformers that loads a model from a folder, where it has no pipeline that does.
+        read: reads a raw input from a file, for inputs other than text.
+        loads: class of transformers that loads a model from a folder, for tasks without a pipeline.
     """
 
     explain: Callable[[Asked], Explained]

@@ -1,4 +1,4 @@
-"""What an explanation returns: numbers that know what they are about. Pictures, tables and files are made of them."""
+"""Results of explanations: relevance with context, ledger and notes; tables, figures and files of them."""
 
 from lrp_fx.results.accounts import Accounting, known_ledger, no_ledger
 from lrp_fx.results.attribution import Attribution, Later
@@ -10,7 +10,7 @@ from lrp_fx.results.stored import Stored
 from lrp_fx.results.targets import Attributions, Generation
 from lrp_fx.results.viewing import view, viewer_data
 
-#: read what ``save`` of any result wrote
+#: read a file written by ``save`` of any result
 load_result = Stored.load
 
 __all__ = [

@@ -80,12 +80,12 @@ def in_groups(accounts: Accounts, groups: Tensor, number: int, weights: Tensor |
     """The ledger of a sum over some of several targets.
 
     Args:
-        accounts: of the targets.
-        groups: (B, T) the number of the group of each sample's targets.
-        number: of the group.
-        weights: (B,); None for 1.
+        accounts: accounts of the targets.
+        groups: (B, T) group of each sample's targets.
+        number: the group.
+        weights: (B,) weights of samples; None for 1.
     """
     of_each = torch.ones(len(groups), dtype=torch.float64) if weights is None else weights.double().cpu()
     shares = (groups == number).double() * of_each[:, None]
-    parts = [accounts(t)(shares[:, t]) for t in range(groups.shape[1]) if bool(shares[:, t].any())]
-    return reduce(lambda a, b: a + b, parts)
+    ledgers = [accounts(t)(shares[:, t]) for t in range(groups.shape[1]) if bool(shares[:, t].any())]
+    return reduce(lambda a, b: a + b, ledgers)

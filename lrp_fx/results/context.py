@@ -1,4 +1,4 @@
-"""What a result knows of its samples besides numbers: tokens, texts, names of classes and features, the model."""
+"""Context of a result besides its numbers: tokens, texts, names of classes and features, the model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Tokens:
     """One sequence of tokens; every field but ``text`` has an entry per position.
 
     Attributes:
-        texts: what each token shows.
-        special: whether a token is none of the text (start, separator, end).
-        padding: whether a position is padding, and not shown.
-        offsets: (start, end) of each token in ``text``; None where there is no text.
-        words: number of the word that each token belongs to, None for special tokens; None where nobody counted them.
-        text: the whole text; of a pair both, the second on a new line.
+        texts: text of each token.
+        special: whether a token is a special token outside the text (start, separator, end).
+        padding: whether a position is padding, which is not shown.
+        offsets: (start, end) of each token in ``text``; None without a text.
+        words: number of each token's word, None for special tokens; None if words were not counted.
+        text: the whole text; for a pair both texts, the second on a new line.
     """
 
     texts: tuple[str, ...]
@@ -33,35 +33,35 @@ class Tokens:
     def __post_init__(self) -> None:
         columns = [self.special, self.padding, *(c for c in (self.offsets, self.words) if c is not None)]
         if any(len(column) != len(self.texts) for column in columns):
-            raise InputError(f"{len(self.texts)} tokens, but {sorted(map(len, columns))} of what is said of each")
+            raise InputError(f"{len(self.texts)} tokens, but their fields have {sorted(map(len, columns))} entries")
 
     def __len__(self) -> int:
         return len(self.texts)
 
     def part(self, which: slice) -> Tokens:
-        """Some of them."""
+        """The tokens of a slice."""
         offsets = None if self.offsets is None else self.offsets[which]
         words = None if self.words is None else self.words[which]
         return Tokens(self.texts[which], self.special[which], self.padding[which], offsets, words, self.text)
 
     def after(self, prompt: Tokens) -> Tokens:
-        """The same sequence, told which tokens of the prompt that it begins with are none of the text."""
+        """The same sequence with the special tokens of ``prompt``, its beginning, marked as such."""
         return replace(self, special=(*prompt.special, *self.special[len(prompt) :]))
 
     @classmethod
     def plain(cls, texts: Sequence[str]) -> Tokens:
-        """Tokens of which nothing is known but what they show."""
+        """Tokens with texts alone: none special, none padding."""
         none = (False,) * len(texts)
         return cls(tuple(texts), none, none)
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What was done to the colours of an image: ``value * std + mean`` lies between 0, black, and 1, per channel.
+    """Normalization of an image's colours: ``value * std + mean`` is between 0 (black) and 1, per channel.
 
     Attributes:
-        mean: what was subtracted, a number for each channel or one for all.
-        std: what was divided by.
+        mean: the mean that was subtracted: one number per channel, or one for all.
+        std: the divisor, alike.
     """
 
     mean: tuple[float, ...]
@@ -74,18 +74,18 @@ def _unknown() -> str | None:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of the samples of a result.
+    """Context of the samples of a result.
 
     Attributes:
-        tokens: name of an input of token ids -> the tokens of every sample.
-        features: name of another input -> names of the entries of its last dimension.
-        labels: name of every class.
-        answers: for every sample, the name of what is explained ("positive").
-        question: the target as it was asked for, in words.
-        sampling_rate: of inputs that are sound, in Hz.
-        normalization: name of an input that is an image -> what was done to its colours.
-        notes: what was seen before the model ran (a text that was cut off).
-        fingerprint: computes a digest of the model that was explained (:mod:`lrp_fx.results.fingerprint`).
+        tokens: name of an input of token ids -> the tokens of each sample.
+        features: name of any other input -> names of the entries of its last dimension.
+        labels: name of each class.
+        answers: name of each sample's target ("positive").
+        question: the target of the call, in words.
+        sampling_rate: sampling rate of sound inputs in Hz.
+        normalization: name of an image input -> normalization of its colours.
+        notes: notes from before the model ran (a truncated text).
+        fingerprint: computes a digest of the explained model (:mod:`lrp_fx.results.fingerprint`).
     """
 
     tokens: Mapping[str, tuple[Tokens, ...]] = field(default_factory=dict)
@@ -105,18 +105,18 @@ class Context:
         return replace(self, tokens=tokens, answers=answers)
 
     def label(self, index: int) -> str:
-        """The name of a class, its number where it has none."""
+        """The name of a class, or its number without one."""
         named = self.labels is not None and 0 <= index < len(self.labels)
         return self.labels[index] if named and self.labels is not None else f"class {index}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: the digest, computed."""
+        """State for another process, with the computed digest in place of the function."""
         return vars(self) | {"fingerprint": Known(self.fingerprint())}
 
 
 @dataclass(frozen=True)
 class Known:
-    """A digest that was computed before."""
+    """A digest that is already computed."""
 
     digest: str | None
 

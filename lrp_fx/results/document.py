@@ -1,7 +1,7 @@
-"""Results as plain data: a document that says what a result is of, and its tensors by name.
+"""Results as plain data: a JSON document of facts, and tensors by name.
 
-The document is schema 1. Whatever is added later has a default here, so that a file of today is read for ever; what
-changes its meaning gets another number, and this reader stays.
+The document has schema 1. Fields added later get a default here, so that old files stay readable. A change of meaning
+gets a new schema number, and this reader stays.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lrp_fx.results.notes import Note
 from lrp_fx.version import VERSION
 
 FORMAT, SCHEMA = "lrp_fx result", 1
-#: parts of a result whose tensors have names of their own
+#: fields of a result that map names to tensors
 PARTS = ("relevance", "latents", "inputs")
 
 
@@ -28,7 +28,7 @@ class Document:
     """A result as plain data.
 
     Attributes:
-        about: what JSON can say.
+        about: all fields but tensors, for JSON.
         tensors: name ("relevance/input_ids") -> tensor.
     """
 
@@ -37,7 +37,7 @@ class Document:
 
 
 def head(kind: str, rules: str, context: Context) -> dict[str, Any]:
-    """What a document says of every result."""
+    """The fields of a document that every result has."""
     return {
         "format": FORMAT,
         "schema": SCHEMA,
@@ -63,7 +63,7 @@ def ledger_data(ledger: Ledger) -> dict[str, Any]:
 
 
 def read_ledger(data: Any) -> Ledger:
-    """What :func:`ledger_data` wrote."""
+    """Read the output of :func:`ledger_data`."""
     fields = _mapping(data)
     entries = [_sequence(entry) for entry in _sequence(fields["entries"])]
     return Ledger(tuple(map(_entry, entries)), _number(fields["target"]))
@@ -78,11 +78,11 @@ def check_head(about: Any) -> dict[str, Any]:
     """The document, if this version can read it.
 
     Raises:
-        ValueError: if it is none, or of a later schema.
+        ValueError: for anything else, and for a later schema.
     """
     fields = _mapping(about)
     if fields.get("format") != FORMAT:
-        raise ValueError("it does not say that it is one")
+        raise ValueError(f"its field 'format' is not {FORMAT!r}")
     if type(fields.get("schema")) is not int or fields["schema"] < 1:
         raise ValueError("its schema is no number")
     if fields["schema"] > SCHEMA:
@@ -91,7 +91,7 @@ def check_head(about: Any) -> dict[str, Any]:
 
 
 def read_context(about: Mapping[str, Any]) -> Context:
-    """What a document says of the samples."""
+    """Read the context of the samples from a document."""
     rate = about.get("sampling_rate")
     model = about.get("model")
     return Context(
@@ -108,22 +108,26 @@ def read_context(about: Mapping[str, Any]) -> Context:
 
 
 def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The tensors of one part, by their own names."""
+    """The tensors of one part, without its prefix in their names."""
     return {name.removeprefix(f"{part}/"): t for name, t in tensors.items() if name.startswith(f"{part}/")}
 
 
 def texts(about: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    """A field of texts; none where it is left out."""
+    """A field of texts; none if it is missing."""
     return _texts(about.get(name, []))
 
 
 def text(about: Mapping[str, Any], name: str) -> str:
-    """A field that is a text."""
+    """A text field."""
     return _text(about[name])
 
 
 def count(about: Mapping[str, Any], name: str) -> int:
-    """A field that is a number of something."""
+    """A field with a count.
+
+    Raises:
+        ValueError: for anything but an integer from 0 on.
+    """
     if type(about[name]) is not int or about[name] < 0:
         raise ValueError(f"{name} is no count")
     return about[name]

@@ -1,4 +1,4 @@
-"""Which picture a result has: kinds of figures by name, and the one that suits."""
+"""Figures of a result: the kinds by name, and the choice of one for an input."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from lrp_fx.viz.words import Word
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHOWN = 12  #: bars of a bar chart
-_SOUND = 256  #: entries of a row of numbers from which it is drawn as a sound, not as a table
-_FEW = 8  #: rows of a plane up to which they are drawn as series, not as a spectrogram
+_SHOWN = 12  #: most bars of a bar chart
+_SOUND = 256  #: a row of at least this many numbers is drawn as a sound, a shorter one as a table
+_FEW = 8  #: a plane of at most this many rows is drawn as series, a larger one as a spectrogram
 
 
 def words_of(tokens: Tokens, relevance: Tensor) -> list[Word]:
@@ -38,11 +38,11 @@ def words_of(tokens: Tokens, relevance: Tensor) -> list[Word]:
 
 
 def heading_of(result: Batch, sample: int = 0) -> str:
-    """What is explained of a sample: its name and value."""
+    """Name and value of a sample's target."""
     answers, rank = result.context.answers, result.target.dim()
     value = f"{float(result.target[sample]):.4g}" if rank == 1 else ""
-    asked = answers[sample] if answers else result.context.question
-    return " ".join(part for part in (asked, f"({value})" if asked and value else value) if part)
+    target = answers[sample] if answers else result.context.question
+    return " ".join(part for part in (target, f"({value})" if target and value else value) if part)
 
 
 def named_arrays(result: Batch, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -60,16 +60,16 @@ def _array(tensor: Tensor, batched: bool) -> np.ndarray:
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:
-    """An image with its channels in front, wherever they stand."""
+    """An image with its channels in the first dimension; they may be in the last one."""
     return array if array.shape[0] in (1, 3) else np.moveaxis(array, -1, 0)
 
 
 def colours_of(result: Batch, name: str, image: np.ndarray) -> np.ndarray:
-    """(C, H, W) colours between 0 and 1: as they were before the image was normalized, or stretched to that range."""
-    known = result.context.normalization.get(name)
-    if known is None or not {len(known.mean), len(known.std)} <= {1, len(image)}:
+    """Colours (C, H, W) between 0 and 1: normalization undone if it is known, otherwise stretched to that range."""
+    colours = result.context.normalization.get(name)
+    if colours is None or not {len(colours.mean), len(colours.std)} <= {1, len(image)}:
         return stretched(image)
-    mean, std = (np.asarray(v, float)[:, None, None] for v in (known.mean, known.std))
+    mean, std = (np.asarray(v, float)[:, None, None] for v in (colours.mean, colours.std))
     return np.clip(np.nan_to_num(image) * std + mean, 0, 1)
 
 
@@ -103,9 +103,7 @@ def _image(result: Batch, name: str, overlay: bool = False) -> Figure:
     heat = _channels_first(relevance).sum(0) if pictured else relevance.reshape(-1, *relevance.shape[-2:]).sum(0)
     image = colours_of(result, name, _channels_first(values)) if pictured and values is not None else None
     if overlay and image is None:
-        raise InputError(
-            f"the values of '{name}' are not kept, or are no picture: there is nothing to lay the map over"
-        )
+        raise InputError(f"the result has no values of '{name}', or they are no image: an overlay needs an image")
     return array_plots.draw_image(heat, image, overlay=overlay, title=heading_of(result), notes=_notes(result))
 
 
@@ -149,7 +147,7 @@ def _series(result: Batch, name: str) -> Figure:
 
 
 def _matrix(result: Batch, name: str) -> Figure:
-    """Targets by tokens where there are several, else latents by tokens."""
+    """Targets by tokens for several targets, otherwise latents by tokens."""
     tokens = result.tokens(name)[0]
     style = {"title": "" if result.target_names else heading_of(result), "notes": _notes(result)}
     shown = [i for i, padding in enumerate(tokens.padding) if not padding]
@@ -173,7 +171,7 @@ def _matrix(result: Batch, name: str) -> Figure:
 
 
 def _heads(result: Batch, name: str) -> Figure:
-    """Heads by tokens: latents with an axis for heads, a row for each."""
+    """Heads by tokens: one row for each head of each latent with a dimension for heads."""
     tokens = result.tokens(name)[0]
     shown = [i for i, padding in enumerate(tokens.padding) if not padding]
     rows: list[str] = []
@@ -184,7 +182,7 @@ def _heads(result: Batch, name: str) -> Figure:
             rows += [f"{path} [{number}]" for number in range(len(heads))]
             values.append(heads[:, shown])
     if not values or result.target_names is not None:
-        raise InputError('heads by tokens are drawn of one target: explain(at="...self_attn@mixed")')
+        raise InputError('heads by tokens need one target, and latents with heads: explain(at="...self_attn@mixed")')
     style = {"title": heading_of(result), "notes": _notes(result)}
     columns = [tokens.texts[i] for i in shown]
     return text_plots.draw_matrix(torch.cat(values).numpy(), rows, columns, across=name, **style)  # type: ignore
@@ -195,19 +193,19 @@ def _flat(values: Tensor) -> np.ndarray:
 
 
 def largest_shares(shares: Iterable[tuple[str, float]], count: int) -> list[tuple[str, float]]:
-    """The largest by magnitude, and what all others have together, so that the sum stays."""
+    """The largest shares by magnitude, and the sum of all others: the total does not change."""
     ranked = sorted(shares, key=lambda share: -abs(share[1]))
     rest = ranked[count:]
     return [*ranked[:count], *([(f"{len(rest)} others", sum(amount for _, amount in rest))] if rest else [])]
 
 
 def _valued(result: Batch, name: str) -> Iterator[tuple[str, float]]:
-    """The shares of an input of the only sample, by name; of features with their values."""
+    """(name, relevance) of the entries of an input of the only sample; names of features include their values."""
     values = result.inputs.get(name) if name in result.context.features else None
     for share in tables.shares(result):
         if share.input == name:
-            told = values is not None and values.dim() == 2 and isinstance(share.position, int)
-            value = f" = {float(values[0, share.position]):.4g}" if told and values is not None else ""  # type: ignore
+            valued = values is not None and values.dim() == 2 and isinstance(share.position, int)
+            value = f" = {float(values[0, share.position]):.4g}" if valued and values is not None else ""  # type: ignore
             yield share.text + value, share.relevance
 
 
@@ -221,7 +219,7 @@ def _notes(result: Batch) -> tuple[str, ...]:
     return tuple(map(str, result.notes))
 
 
-#: kind -> what draws it: of the only sample (tokens: of all), an input by name
+#: kind -> function that draws an input, by name, of the only sample ("tokens": of all samples)
 KINDS: dict[str, Callable[[Batch, str], Figure]] = {
     "tokens": _tokens, "image": _image, "overlay": _overlay, "waveform": _waveform, "spectrogram": _spectrogram,
     "matrix": _matrix, "heads": _heads, "bar": _bar, "series": _series, "tabular": _bar,
@@ -229,10 +227,10 @@ KINDS: dict[str, Callable[[Batch, str], Figure]] = {
 
 
 def draw(result: Batch, kind: str, name: str | None) -> Figure:
-    """The figure of a kind, "auto" for the one that suits.
+    """The figure of a kind; "auto" chooses the kind by the input.
 
     Raises:
-        InputError: for a kind or an input that is not there, and for several samples where one is drawn.
+        InputError: for an unknown kind or input, and for several samples under any kind but "tokens".
     """
     names = list(result.relevance)
     name = next(iter([*result.token_inputs, *names]), None) if name is None else name
@@ -249,5 +247,5 @@ def draw(result: Batch, kind: str, name: str | None) -> Figure:
 
 
 def waterfall_parts(result: Batch, count: int = 8) -> list[tuple[str, float]]:
-    """The largest shares of all inputs of the only sample, and what the others have together."""
+    """The largest shares over all inputs of the only sample, and the sum of all others."""
     return largest_shares(((s.text, s.relevance) for s in tables.shares(result)), count)

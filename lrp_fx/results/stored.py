@@ -1,4 +1,4 @@
-"""Results in files: kinds by name, one way to write and to read all of them."""
+"""Results in files: kinds by name, with one way to write and to read all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lrp_fx.results import document, storage
 class Stored:
     """A result that can be saved.
 
-    Each kind has a name (``KIND``), turns into a document (``_document``), and is made of one (``_read``).
+    Each kind has a name (``KIND``), and is converted to a document (``_document``) and back (``_read``).
     """
 
     #: name of this kind of result in files

@@ -1,4 +1,4 @@
-"""Batchs as what the viewer shows (:mod:`lrp_fx.viz.viewer.schema`): one function, and the pages made of it."""
+"""Results as data for the viewer (:mod:`lrp_fx.viz.viewer.schema`), and its pages."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lrp_fx.viz.pages import write_page
 from lrp_fx.viz.viewer import View, encode, viewer_page
 from lrp_fx.viz.viewer.schema import Input, Matrix, Sample, SoundInput, TokensInput, Words
 
-LARGEST = 1 << 22  #: numbers of one array; larger ones are summed over targets, or over features
-STRETCHES = 2048  #: parts of a waveform
+LARGEST = 1 << 22  #: most numbers of one array; larger arrays are summed over targets, or over features
+STRETCHES = 2048  #: most columns of a waveform
 _FRAME = 512  #: samples of sound in a column of a spectrogram
 
 
@@ -31,28 +31,28 @@ def view(
     *results: Batch, path: str | Path = "view.html", title: str | None = None, names: Sequence[str] | None = None,
     ledger: bool = True, neurons: Neurons = 0,
 ) -> Path:  # fmt: skip
-    """Write a page to look at results with, one or several side by side: one html file that needs no network.
+    """Write a viewer page for results, one or several side by side: one html file that needs no network.
 
-    Nothing is opened. Words or pieces of words, their numbers, a ledger that follows what is chosen; a generated text
-    in which every token shows what made it; images, sound, layers and heads (``at=``).
+    The page shows words or tokens with their relevance, a ledger for the selection, images, sound, layers and heads
+    (``at=``); in a generated text, each token shows its explanation. The page is not opened.
 
     Args:
-        path: where to write.
+        path: path of the file.
         title: heading of the page.
-        names: what each result is called; its rule set where left out.
-        ledger: whether the ledger of every sample is in it; it is computed where it was not yet, by a sweep each.
-        neurons: which neurons of what ``at=`` collected get a row of their own beside that of their layer: so many of
-            each layer, those with most relevance, or {"model.layers.*.mlp": [17, 40]}.
+        names: name of each result; None for the names of the rule sets.
+        ledger: whether to include each sample's ledger; it takes a sweep unless it is computed already.
+        neurons: neurons of latents (``at=``) with rows of their own beside their layer's row: a number per layer, for
+            those with most relevance, or {"model.layers.*.mlp": [17, 40]}.
 
     Returns:
         ``path``.
 
     Raises:
-        InputError: without results, for as many names as there are not results, and where samples share an input.
+        InputError: without results, with more or fewer names than results, and for samples that share an input.
         MissingExtraError: when jinja2 is not installed.
     """
     if not results:
-        raise InputError("there is nothing to view: give a result or more")
+        raise InputError("there is nothing to view: give at least one result")
     names = [result.ruleset for result in results] if names is None else names
     if len(names) != len(results):
         raise InputError(f"{len(names)} names for {len(results)} results")
@@ -63,16 +63,16 @@ def view(
 
 
 def viewer_data(result: Batch, name: str, *, ledger: bool = True, neurons: Neurons = 0) -> View:
-    """A result as plain data.
+    """A result as plain data for the viewer.
 
     Args:
-        result: of any kind.
-        name: what it is called.
-        ledger: whether ledgers are in it.
+        result: a result of any kind.
+        name: its name on the page.
+        ledger: whether to include ledgers.
         neurons: as in :func:`view`.
 
     Raises:
-        InputError: where samples of a batch share an input: explain them one by one.
+        InputError: for samples that share an input: explain them one by one.
     """
     facts = {"rules": result.ruleset, "target": result.context.question}
     samples = [_sample(one, number, ledger, neurons) for number, one in enumerate(result)]
@@ -102,15 +102,16 @@ def _sample(one: Batch, number: int, ledger: bool, neurons: Neurons) -> Sample:
 
 
 def _name(one: Batch, number: int) -> str:
-    """What tells a sample from the others of a batch: its number, its answer, the beginning of its text."""
+    """Name of a sample within its batch: its number, its answer, the beginning of its text."""
     text = one.tokens()[0].text if one.token_inputs else None
     answers = one.context.answers
-    told = [answers[0] if answers else "", " ".join((text or "").split())[:60]]
-    return " · ".join([str(number + 1), *(t for t in told if t)])
+    name = [str(number + 1), answers[0] if answers else "", " ".join((text or "").split())[:60]]
+    return " · ".join(part for part in name if part)
 
 
-def _ledger(one: Batch, wanted: bool) -> tuple[list[tuple[str, float]] | None, str]:
-    if not wanted:
+def _ledger(one: Batch, include: bool) -> tuple[list[tuple[str, float]] | None, str]:
+    """(amounts, "") or (None, the reason why there are none)."""
+    if not include:
         return None, "this page was written without ledgers (ledger=False)"
     try:
         return list(one.amounts().items()), ""
@@ -119,7 +120,7 @@ def _ledger(one: Batch, wanted: bool) -> tuple[list[tuple[str, float]] | None, s
 
 
 def _targets(one: Batch, values: Tensor) -> Tensor:
-    """(T, ...) of a tensor of a result of one sample, in double precision; T is 1 where there is one target."""
+    """A tensor (T, ...) of a result of one sample, in double precision; T targets."""
     values = values.detach().cpu().double()
     shared = values.dim() <= one.SAMPLES or values.shape[one.SAMPLES] != 1
     values = values if shared else values.select(one.SAMPLES, 0)
@@ -128,17 +129,17 @@ def _targets(one: Batch, values: Tensor) -> Tensor:
 
 def _input(one: Batch, name: str, values: Tensor) -> Input:
     rank = values.dim() - 1
-    given = one.inputs.get(name)
-    given = given[0].detach().cpu() if given is not None and given.dim() == rank + 1 else None
+    data = one.inputs.get(name)
+    data = data[0].detach().cpu() if data is not None and data.dim() == rank + 1 else None
     rate = one.context.sampling_rate
     if name in one.token_inputs:
         return _tokens_input(one, name, values)
     if rank == 1 and rate is not None:
-        return _sound_input(name, values, given, rate)
+        return _sound_input(name, values, data, rate)
     if rank < 2 or (rank == 2 and values.numel() > LARGEST):
         values = values.reshape(len(values), -1) if rank < 2 else values.sum(-1)
         names = one.context.features.get(name, ())
-        entries = given.double().flatten() if given is not None and rank < 2 else None
+        entries = data.double().flatten() if data is not None and rank < 2 else None
         return {
             "kind": "values",
             "name": name,
@@ -149,10 +150,10 @@ def _input(one: Batch, name: str, values: Tensor) -> Input:
     summed = values if rank == 2 else without_features(values, 1)
     summed = summed.reshape(len(values), -1, *summed.shape[-2:]).sum(1)
     picture = None
-    if given is not None and rank == 3 and len(given) in (1, 3):
-        picture = colours_of(one, name, given.double().numpy())
-    elif given is not None and rank == 2 and rate is not None:  # of sound: its spectrogram
-        picture = stretched(given.double().numpy())
+    if data is not None and rank == 3 and len(data) in (1, 3):
+        picture = colours_of(one, name, data.double().numpy())
+    elif data is not None and rank == 2 and rate is not None:  # a spectrogram
+        picture = stretched(data.double().numpy())
     return {
         "kind": "map",
         "name": name,
@@ -166,14 +167,14 @@ def _tokens_input(one: Batch, name: str, values: Tensor) -> TokensInput:
     tokens = one.tokens(name)[0]
     start = one.start_of(name)
     ends = [0, len(tokens)] if start is None else [0, start, start + len(values), len(tokens)]
-    groups: list[Group] = []  # no word reaches over the beginning of what was generated
+    groups: list[Group] = []  # no word contains both tokens of the prompt and generated ones
     shown: list[Tokens] = []
     for begin, end in pairwise(ends):
         piece = tokens.part(slice(begin, end))
-        found = find_groups(piece, "words")
-        shown.append(merged(piece, found))
-        groups += [[position + begin for position in group] for group in found]
-    made: TokensInput = {
+        words = find_groups(piece, "words")
+        shown.append(merged(piece, words))
+        groups += [[position + begin for position in group] for group in words]
+    data: TokensInput = {
         "kind": "tokens",
         "name": name,
         "tokens": list(tokens.texts),
@@ -182,7 +183,7 @@ def _tokens_input(one: Batch, name: str, values: Tensor) -> TokensInput:
         "words": _words(tokens, groups, shown),
         "relevance": encode.pack(values.numpy()),
     }
-    return made if start is None else {**made, "start": start}
+    return data if start is None else {**data, "start": start}
 
 
 def _words(tokens: Tokens, groups: list[Group], shown: list[Tokens]) -> Words:
@@ -205,20 +206,20 @@ def _line_before(tokens: Tokens, position: int) -> bool:
     return "\n" in tokens.text[tokens.offsets[position - 1][1] : tokens.offsets[position][0]]
 
 
-def _sound_input(name: str, values: Tensor, given: Tensor | None, rate: float) -> SoundInput:
+def _sound_input(name: str, values: Tensor, data: Tensor | None, rate: float) -> SoundInput:
     length = values.shape[1]
     count = max(1, min(STRETCHES, length))
     number = torch.arange(length) * count // max(length, 1)
     summed = values.new_zeros(len(values), count).index_add_(1, number, values)
-    wave = torch.zeros(length, dtype=torch.float64) if given is None else given.double()
+    wave = torch.zeros(length, dtype=torch.float64) if data is None else data.double()
     ends = [wave.new_zeros(count).scatter_reduce(0, number, wave, how, include_self=False) for how in ("amin", "amax")]
     return {
         "kind": "sound",
         "name": name,
         "rate": rate,
         "seconds": length / rate,
-        "player": None if given is None else encode.sound(wave.numpy(), rate),
-        "spectrogram": None if given is None or length < _FRAME else encode.image(_spectrogram(wave)),
+        "player": None if data is None else encode.sound(wave.numpy(), rate),
+        "spectrogram": None if data is None or length < _FRAME else encode.image(_spectrogram(wave)),
         "low": encode.pack(ends[0].numpy()),
         "high": encode.pack(ends[1].numpy()),
         "relevance": encode.pack(summed.numpy()),
@@ -226,7 +227,10 @@ def _sound_input(name: str, values: Tensor, given: Tensor | None, rate: float) -
 
 
 def _spectrogram(wave: Tensor) -> np.ndarray:
-    """(frequencies, times) loudness in decibels, from 80 below the largest, 0, to 1; low frequencies last."""
+    """Loudness (frequencies, times) in decibels, scaled so that 80 dB below the maximum is 0 and the maximum is 1.
+
+    Low frequencies come last.
+    """
     window = torch.hann_window(_FRAME, dtype=wave.dtype)
     hop = max(_FRAME // 4, len(wave) // STRETCHES)
     power = torch.stft(wave, _FRAME, hop, window=window, return_complex=True, pad_mode="constant").abs().square()
@@ -235,7 +239,7 @@ def _spectrogram(wave: Tensor) -> np.ndarray:
 
 
 def _matrices(one: Batch, inputs: Sequence[Input], neurons: Neurons) -> list[Matrix]:
-    """What ``at=`` collected: latents with a row per token as layers (or heads) by tokens, the others by their sums."""
+    """Latents with a position per token as matrices of layers (or heads) by tokens, other latents by their sums."""
     shown = {len(i["tokens"]): _shown(i) for i in reversed(inputs) if i["kind"] == "tokens"}
     by_columns: dict[int, tuple[list[str], list[Tensor]]] = {}
     for name, latent in sorted(one.latents.items(), key=lambda item: in_order(item[0])):
@@ -254,7 +258,7 @@ def _matrices(one: Batch, inputs: Sequence[Input], neurons: Neurons) -> list[Mat
 
 
 def _shown(text: TokensInput) -> dict[int, str]:
-    """Position -> token, of those that are not padding."""
+    """Position -> token, without padding."""
     return {i: token for i, token in enumerate(text["tokens"]) if text["words"]["of"][i] >= 0}
 
 

@@ -13,21 +13,21 @@ from lrp_fx.viz.colours import ink
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_BINS = 300  #: most columns that a waveform is drawn with
+_BINS = 300  #: most columns of a waveform
 
 
 def draw_image(
     relevance: np.ndarray, image: np.ndarray | None, *, overlay: bool = False, title: str = "",
     notes: tuple[str, ...] = (),
 ) -> Figure:  # fmt: skip
-    """A heat map of an image, beside the image, or over a grey copy of it.
+    """A heat map of an image, beside the image or over a grey copy of it.
 
     Args:
         relevance: (H, W).
-        image: (C, H, W) of one or three channels between 0 and 1; None where it is not known.
+        image: (C, H, W), one or three channels between 0 and 1; None if unknown.
         overlay: draw the map over the image.
         title: heading.
-        notes: what to say below.
+        notes: remarks below the figure.
     """
     count = 2 if image is not None else 1
     high, wide = relevance.shape
@@ -58,14 +58,14 @@ def draw_waveform(
     signal: np.ndarray | None, relevance: np.ndarray, *, rate: float | None = None, title: str = "",
     notes: tuple[str, ...] = (),
 ) -> Figure:  # fmt: skip
-    """A sound over its relevance, both in columns that stand for equal times: sums of relevance, extremes of the sound.
+    """A sound over its relevance. A column of equal duration shows summed relevance and the extremes of the sound.
 
     Args:
-        signal: (T,) the sound; None where it is not known.
+        signal: (T,) the sound; None if unknown.
         relevance: (T,).
-        rate: samples per second; None counts samples.
+        rate: samples per second; None labels the axis with sample numbers.
         title: heading.
-        notes: what to say below.
+        notes: remarks below the figure.
     """
     length = len(relevance)
     edges = np.unique(np.linspace(0, length, min(_BINS, length) + 1).astype(int))
@@ -94,13 +94,13 @@ def draw_waveform(
 def draw_spectrogram(
     relevance: np.ndarray, values: np.ndarray | None, *, title: str = "", notes: tuple[str, ...] = ()
 ) -> Figure:
-    """A plane of frequencies over time, above the relevance of each point; the lowest band at the bottom.
+    """A spectrogram above a heat map of its relevance, the lowest band at the bottom.
 
     Args:
         relevance: (F, T).
-        values: (F, T); None where they are not known.
+        values: (F, T); None if unknown.
         title: heading.
-        notes: what to say below.
+        notes: remarks below the figure.
     """
     count = 2 if values is not None else 1
     figure = figures.new_figure(9, 2.6 * count + 0.5)
@@ -128,10 +128,10 @@ def draw_series(
 
     Args:
         relevance: (F, T).
-        values: (F, T); None where they are not known.
-        names: of the F series.
+        values: (F, T); None if unknown.
+        names: names of the F series.
         title: heading.
-        notes: what to say below.
+        notes: remarks below the figure.
     """
     count, length = relevance.shape
     figure = figures.new_figure(9, 0.9 + 1.1 * count)

@@ -116,10 +116,10 @@ def _ports(placed: Layout, nodes: Iterable[Any], end: int, next_to_it: int) -> d
     """How far from the middle of a box its edges touch its side: those that come from above touch it above."""
     ports = {}
     for node in nodes:
-        own = [edge for edge in placed.ways if edge[end] == node]
-        own.sort(key=lambda edge: placed.ways[edge][next_to_it][1])
-        for number, edge in enumerate(own):
-            ports[edge] = (number - (len(own) - 1) / 2) * min(0.12, 0.8 * _HEIGHT / len(own))
+        edges = [edge for edge in placed.ways if edge[end] == node]
+        edges.sort(key=lambda edge: placed.ways[edge][next_to_it][1])
+        for number, edge in enumerate(edges):
+            ports[edge] = (number - (len(edges) - 1) / 2) * min(0.12, 0.8 * _HEIGHT / len(edges))
     return ports
 
 

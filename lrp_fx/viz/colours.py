@@ -1,7 +1,7 @@
-"""The one palette of all views: a diverging scale, blue for negative relevance and red for positive; inks of themes.
+"""The palette of all views: a diverging scale, blue for negative relevance and red for positive, and the themes.
 
-The scale on light ground is matplotlib's ``RdBu_r`` (ColorBrewer's, safe for colour-blind readers), written down so
-that a terminal and a page need no matplotlib; :func:`lrp_fx.viz.figures.colour_map` makes matplotlib's own of it.
+The scale of the light theme is matplotlib's ``RdBu_r`` (ColorBrewer's, safe for colour-blind readers). It is copied
+here so that terminals and pages need no matplotlib; :func:`lrp_fx.viz.figures.colour_map` returns it for matplotlib.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCALES: dict[str, tuple[RGB, ...]] = {
     ),
     "dark": ((86, 160, 233), (34, 36, 42), (240, 90, 92)),
 }  # fmt: skip
-#: theme -> what is not relevance: pages, panels, text, lines, the mark of what has the focus or is chosen
+#: theme -> all colours but those of relevance: page, panel, text, lines, the mark of focus and selection
 THEMES: dict[str, dict[str, RGB]] = {
     "light": {
         "page": (246, 246, 248), "panel": (255, 255, 255), "ink": (28, 29, 33), "quiet": (96, 99, 108),
@@ -37,12 +37,12 @@ POSITIVE, NEGATIVE = SCALES["light"][-2], SCALES["light"][1]  #: of bars
 
 
 def largest(words: Sequence[Word]) -> float:
-    """The magnitude that gets the full colour, among words that are coloured; 1 where there is no relevance at all."""
+    """The magnitude with the full colour: the largest among words that are not special; 1 if all are 0."""
     return max((abs(w.relevance) for w in words if not w.special), default=0.0) or 1.0
 
 
 def background(share: float, theme: str = "light") -> RGB:
-    """Colour of a relevance given as a share of the largest magnitude, from -1 to 1."""
+    """Colour of a relevance, which is a share of the largest magnitude, from -1 to 1."""
     stops = SCALES[theme]
     place = (min(max(share, -1.0), 1.0) + 1) / 2 * (len(stops) - 1)
     below = min(int(place), len(stops) - 2)
@@ -52,7 +52,7 @@ def background(share: float, theme: str = "light") -> RGB:
 
 
 def table(theme: str, steps: int = 20) -> list[RGB]:
-    """The diverging scale as 2 * steps + 1 colours: from -1 over 0, in the middle, to 1."""
+    """The diverging scale from -1 to 1 as 2 * steps + 1 colours, evenly spaced."""
     return [background(step / steps, theme) for step in range(-steps, steps + 1)]
 
 
@@ -74,7 +74,7 @@ def contrast(first: RGB, second: RGB) -> float:
 
 
 def ink(name: str, theme: str = "light") -> str:
-    """A colour of a theme as matplotlib takes it: ``#rrggbb``."""
+    """A colour of a theme as ``#rrggbb``, for matplotlib."""
     return "#{:02x}{:02x}{:02x}".format(*THEMES[theme][name])
 
 
@@ -84,5 +84,5 @@ def css(colour: RGB) -> str:
 
 
 def bar_colour(amount: float) -> RGB:
-    """The colour of a bar: its sign."""
+    """The colour of a bar, by its sign."""
     return POSITIVE if amount >= 0 else NEGATIVE

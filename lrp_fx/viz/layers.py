@@ -1,4 +1,4 @@
-"""Where nodes of a graph without cycles stand, and how its edges run: in layers, near to what leads there."""
+"""Layered layout of an acyclic graph: places of nodes, and ways of edges."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import networkx
 
 Point = tuple[float, float]
-_SWEEPS = 12  #: how often layers are sorted by their neighbours
-_GAP = 0.4  #: what an edge takes of a layer that it passes, where a node takes 1
+_SWEEPS = 12  #: number of times that layers are sorted by their neighbours
+_GAP = 0.4  #: height of an edge in a layer that it passes; a node has height 1
 
 
 def places_of(graph: networkx.DiGraph) -> dict[Any, tuple[int, float]]:
     """(layer, height) of every node: layers by longest paths, heights near those of its predecessors.
 
     Raises:
-        MissingExtraError: when networkx is not installed.
+        MissingExtraError: if networkx is not installed.
     """
     nx: Any = require("networkx", "concepts")
     layers = [list(layer) for layer in nx.topological_generations(graph)]
@@ -41,7 +41,7 @@ class Layout:
 
     Attributes:
         places: (layer, height) of every node.
-        ways: what an edge passes: a point in each layer from its first node to its last.
+        ways: edge -> a point in each layer from its first node to its last.
     """
 
     places: dict[Any, tuple[int, float]]
@@ -49,12 +49,12 @@ class Layout:
 
 
 def layout(graph: networkx.DiGraph) -> Layout:
-    """Layers as in Sugiyama's method: edges over several layers get a place in each, so that they run around nodes.
+    """Layout by Sugiyama's method: edges over several layers have a place in each, so that they run around nodes.
 
-    Layers are the nodes' attribute ``depth`` where all have it, else by longest paths.
+    Layers are the nodes' attribute ``depth`` if all have it, otherwise the lengths of longest paths.
 
     Raises:
-        MissingExtraError: when networkx is not installed.
+        MissingExtraError: if networkx is not installed.
     """
     columns = _columns(graph)
     chains: dict[tuple[Any, Any], list[Hashable]] = {}
@@ -83,7 +83,7 @@ def _columns(graph: networkx.DiGraph) -> dict[Any, int]:
 def _heights(
     members: list[list[Hashable]], links: list[tuple[Hashable, Hashable]], sizes: dict[Hashable, float]
 ) -> dict[Hashable, float]:
-    """Heights, every layer sorted by the mean height of its neighbours on one side, then on the other, by turns."""
+    """Heights of points: layers are sorted by the mean height of their neighbours, on either side by turns."""
     before: dict[Hashable, list[Hashable]] = {}
     behind: dict[Hashable, list[Hashable]] = {}
     for a, b in links:
@@ -103,7 +103,7 @@ def _heights(
 
 
 def _stacked(listed: list[Hashable], sizes: dict[Hashable, float]) -> dict[Hashable, float]:
-    """Heights of what stands in a layer, one behind the other, around 0."""
+    """Heights of the points of a layer, stacked in order and centred at 0."""
     height, heights = -sum(sizes[p] for p in listed) / 2, {}
     for point in listed:
         heights[point] = height + sizes[point] / 2

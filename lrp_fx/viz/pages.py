@@ -18,7 +18,7 @@ from lrp_fx.viz.words import Word, most_relevant
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_RANKED = 10  #: words in the table of most relevant ones
+_RANKED = 10  #: most words in the table of the most relevant words
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Text:
 
     Attributes:
         words: its words.
-        heading: what to say above it.
-        folded: whether only its heading is seen until it is clicked.
+        heading: its heading.
+        folded: whether its words are hidden until a click on the heading.
     """
 
     words: Sequence[Word]
@@ -42,11 +42,11 @@ class Panel:
 
     Attributes:
         heading: its heading.
-        facts: what to say above it ("model", "answer", "rules", ...).
+        facts: facts below the heading: "model", "answer", "rules", ...
         texts: its texts.
-        pictures: (caption, figure) of what is drawn.
-        ledger: amounts by category; they add up to the explained value. Left out where empty.
-        notes: what should be known before the picture is trusted.
+        pictures: (caption, figure).
+        ledger: amounts by category, which sum to the explained value; an empty one is not shown.
+        notes: caveats about the explanation.
     """
 
     heading: str = ""
@@ -58,7 +58,7 @@ class Panel:
 
 
 def template(name: str, room: str = "lrp_fx.viz") -> Any:
-    """A template that lies in a room of the package, or in this one; it knows the colours of the package.
+    """A template from ``room`` or from lrp_fx.viz, with the colours of all themes.
 
     Raises:
         MissingExtraError: when jinja2 is not installed.
@@ -88,12 +88,12 @@ def page(panels: Sequence[Panel], title: str) -> str:
 
 
 def fragment(panels: Sequence[Panel], more: str = "") -> str:
-    """A part of a page, for notebooks; ``more`` is said below."""
+    """A part of a page, for notebooks, with the text ``more`` below it."""
     return str(template("fragment.html.jinja").render(panels=list(map(_shown, panels)), more=more))
 
 
 def cells(words: Sequence[Word]) -> list[dict[str, Any]]:
-    """Words as a template shows them: of each theme the colours of ground and text."""
+    """Words for a template, with their colours of background and text under each theme."""
     scale = largest(words)
     shown = []
     for word in words:
@@ -133,7 +133,7 @@ def _address(figure: Figure) -> str:
 
 
 def write_page(path: str | Path, page: str) -> Path:
-    """Write a page, creating its folder where needed, and return its path."""
+    """Write a page, create its folder if necessary, and return its path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     return write_text(path, page)

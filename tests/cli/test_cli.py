@@ -118,7 +118,7 @@ def test_explain_an_image_in_a_file(seeing, tmp_path):
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["answers"][0] in ("cat", "dog")
     result = runner.invoke(app, ["explain", str(seeing), "--image", str(tmp_path / "none.png")])
-    assert result.exit_code == 1 and "no image that can be read" in " ".join(result.output.split())
+    assert result.exit_code == 1 and "cannot be read as an image" in " ".join(result.output.split())
     result = runner.invoke(app, ["explain", str(seeing), "a text"])
     assert result.exit_code == 1 and "nothing encodes this text" in " ".join(result.output.split())
 

@@ -216,7 +216,7 @@ def test_image_classification(tmp_path):
     assert explained.attribution.context.answers == (explained.answer[0]["label"],)
     photo().save(tmp_path / "photo.png")
     assert pipe(str(tmp_path / "photo.png")).answer == explained.answer
-    with pytest.raises(InputError, match="no image that can be read"):
+    with pytest.raises(InputError, match="cannot be read as an image"):
         pipe("nowhere.png")
 
 

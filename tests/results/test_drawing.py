@@ -89,7 +89,7 @@ def test_a_result_is_told_what_it_cannot_know():
 
 def test_overlays_need_the_picture():
     assert len(made((3, 8, 9)).plot("overlay").axes) == 3
-    with pytest.raises(InputError, match="nothing to lay the map over"):
+    with pytest.raises(InputError, match="an overlay needs an image"):
         made((3, 8, 9), keep=False).plot("overlay")
 
 
@@ -221,7 +221,7 @@ def test_html_has_pictures_ledgers_and_every_target(tmp_path):
     assert image.count("data:image/png;base64,") == 1
     page = closed().to_html(facts={"model": "m"})
     assert "softmax" in page and "+3" in page and re.search("explained value</td><td[^>]*>\\+3<", page)
-    assert "Where all of it went" not in closed()._repr_html_()  # it was not computed
+    assert "<h3>Ledger</h3>" not in closed()._repr_html_()  # it was not computed
     generation = Generation(
         sequences=torch.arange(5)[None], start=3, relevance={"ids": torch.randn(1, 2, 5)}, latents={}, generated="ids",
         target=torch.randn(1, 2), ruleset="r", context=Context(tokens={"ids": (Tokens.plain([" a", " b", " c", " d", " e"]),)}),

@@ -1,4 +1,4 @@
-"""Generated text, every new token attributed to all tokens before it."""
+"""Generated text: every new token attributed to all tokens before it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrp_fx.errors import InputError, TargetError
 from lrp_fx.explain.target_types import OfClass, Target, indices_of, normal
 from lrp_fx.results import Accounting, Attributions, Generation
 
-#: new tokens explained from one forward pass, over the longest of their prefixes: what lies behind it is not computed
+#: new tokens explained by one forward pass, over the longest of their prefixes
 _GROUP = 16
 
 
@@ -30,13 +30,21 @@ def generate(
 ) -> Generation:
     """Generate from ``inputs`` and explain every new token.
 
-    The logits at a position depend on nothing after it, so those of the final sequence are those that were seen while
-    generating, and one forward pass serves many new tokens. Where the captured graph leaves the length free, it goes no
-    further than the last of them; otherwise the whole sequence serves all.
+    Causal logits depend on no later position. The logits of the final sequence therefore equal those seen during
+    generation, and one forward pass explains many new tokens: _GROUP of them on their longest prefix if the captured
+    graph has a dynamic length, otherwise all on the whole sequence.
+
+    Args:
+        model: the model, with a method ``generate``.
+        explain: explains several targets of one call.
+        capture: captures the model for a call.
+        inputs: the prompt, by name.
+        options: arguments of ``generate``.
+        target: what is explained of every token.
 
     Raises:
         InputError: when the model has no ``generate``, or generates nothing.
-        TargetError: for a target that is not one of every token alike.
+        TargetError: for a target that names a class or a position.
     """
     form = _form(target)
     if not hasattr(model, "generate"):
@@ -51,7 +59,7 @@ def generate(
         raise InputError("nothing was generated: the first token ends the sequence")
     whole = dict(inputs) | {name: sequences}
     along = [name]
-    if not separate:  # what is said of every token is said of new ones: they are shown, and of the last one's kind
+    if not separate:  # inputs per token grow, too: the mask shows new tokens, others repeat their last value
         for key, value in inputs.items():
             if key != name and isinstance(value, Tensor) and value.shape == inputs[name].shape:
                 last = value.new_ones(len(value), 1) if key == "attention_mask" else value[:, -1:]
@@ -82,62 +90,64 @@ def generate(
 
 
 class _FirstStep:
-    """Remembers what a decoder had read before its first new token: a logits processor that changes nothing."""
+    """Logits processor that stores the decoder's tokens before the first new token, and does not change the logits."""
 
     def __init__(self) -> None:
-        self.read: Tensor | None = None
+        self.tokens: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.read = input_ids.clone() if self.read is None else self.read
+        self.tokens = input_ids.clone() if self.tokens is None else self.tokens
         return scores
 
 
 def _sequences(model: Any, inputs: Mapping[str, Any], options: Mapping[str, Any], start: int) -> tuple[Tensor, int]:
-    """What a model generates, behind all that its decoder read before (some leave out the latter in what they return),
-    and how long that was."""
+    """(sequences of the decoder's start and the generated tokens, length of that start).
+
+    The ``generate`` of some models leaves the start out of its result: it is added.
+    """
     first = _FirstStep()
     library = {"use_cache": True} if hasattr(model, "generation_config") else {}
-    seen = {"logits_processor": [*options.get("logits_processor", ()), first]} if library else {}
+    processors = {"logits_processor": [*options.get("logits_processor", ()), first]} if library else {}
     with torch.no_grad():
-        sequences = model.generate(**inputs, **{"do_sample": False, **library, **options, **seen})
-    if first.read is None:
+        sequences = model.generate(**inputs, **{"do_sample": False, **library, **options, **processors})
+    if first.tokens is None:
         return sequences, start
-    read = first.read[:: max(1, len(first.read) // len(sequences))]  # a row for each beam
-    if sequences.shape[1] < read.shape[1] or not torch.equal(sequences[:, : read.shape[1]], read):
-        sequences = torch.cat([read, sequences], dim=1)
-    return sequences, read.shape[1]
+    prefix = first.tokens[:: max(1, len(first.tokens) // len(sequences))]  # beams repeat the rows
+    if sequences.shape[1] < prefix.shape[1] or not torch.equal(sequences[:, : prefix.shape[1]], prefix):
+        sequences = torch.cat([prefix, sequences], dim=1)
+    return sequences, prefix.shape[1]
 
 
 def _account(explained: Sequence[Attributions], group: int, number: int) -> Accounting:
-    """What computes the ledger of a new token: that of its target in the forward pass that served it."""
+    """The accounting of a new token: that of its target in its forward pass."""
     accounts = explained[number // group]._accounts
     assert accounts is not None
     return accounts(number % group)
 
 
 def _form(target: Target) -> OfClass:
-    """What is explained of every token.
+    """The target of every token, without class and position.
 
     Raises:
-        TargetError: for a target that names a class or a position, or no class at all.
+        TargetError: for a target that names a class or a position, or is no target of a class.
     """
     form = normal("logit" if target is None else target)
     if not isinstance(form, OfClass) or indices_of(form).keys() - {"foil"}:
         raise TargetError(
-            f"target={target!r}: the tokens and their positions are those that are generated. Give 'logit', "
-            "'contrast', 'log_prob', 'probability', or lrp_fx.Contrast(foil=...)"
+            f"target={target!r}: the generated tokens are explained, each at its position. Give 'logit', 'contrast', "
+            "'log_prob', 'probability', or lrp_fx.Contrast(foil=...)"
         )
     return form
 
 
 def _resizes(capture: Callable[..., tuple[Captured, Call]], inputs: dict[str, Any], name: str) -> bool:
-    """Whether a captured graph leaves the length of an input free."""
+    """Whether the length of an input is dynamic in the captured graph."""
     captured, call = capture((), inputs)
     dims = dict(zip(call.tensors, captured.shapes.dims, strict=True))
     return isinstance(dims[name][1], str)
 
 
 def _padded(relevance: Tensor, length: int | None) -> Tensor:
-    """(T, B, n) -> (B, T, length): nothing lies behind a prefix."""
+    """(T, B, n) -> (B, T, length), with zeros behind the prefix."""
     relevance = relevance.transpose(0, 1)
     return relevance if length is None else torch.nn.functional.pad(relevance, (0, length - relevance.shape[2]))

@@ -15,7 +15,7 @@ export function createLedger(panel) {
   function draw() {
     const rows = entries(panel);
     caption.textContent = panel.sample.caption ? panel.sample.caption : panel.sample.ledger
-      ? "The ledger: every entry is computed on its own; together they are the explained value."
+      ? "The ledger: every entry is computed on its own; all entries sum to the explained value."
       : `No ledger: ${panel.sample.no_ledger}. The first entry is the rest beside the inputs.`;
     let sum = 0;
     const bars = rows.map(({ amount }) => [sum, (sum += amount)]);
