@@ -92,8 +92,8 @@ def relevance_flow(
         **kwargs: its inputs by keyword.
 
     Returns:
-        A DAG. Nodes: ``relevance``, ``absorbed``, ``kind`` ("input", "latent", "target"), ``depth`` (nodes on the
-        longest path that leads there). Edges: ``weight``.
+        A DAG. Nodes: ``relevance``, ``absorbed``, ``kind`` ("input", "latent", "target"), ``depth`` (length of the
+        longest path to the node). Edges: ``weight``.
 
     Raises:
         LatentError: for a name that matches nothing, or a split that does not fit.

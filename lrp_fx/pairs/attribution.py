@@ -1,4 +1,4 @@
-"""The result of :func:`lrp_fx.explain_pairs`: a table of pairs that can be kept, drawn and shown."""
+"""The result of :func:`lrp_fx.explain_pairs`: a table of pairs with methods to save, draw and print it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.console import Console
 
-#: kind of figure -> what draws it
+#: kind of figure -> function that draws it
 _KINDS = {"matrix": draw_pairs, "connections": draw_connections}
-_SHOWN = 10  #: pairs of a sample that a terminal shows
+_SHOWN = 10  #: most printed pairs per sample
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -40,21 +40,21 @@ class PairAttribution(PairTable, Stored):
         Args:
             kind: "matrix" (:func:`lrp_fx.pairs.draw_pairs`) or "connections"
                 (:func:`lrp_fx.pairs.draw_connections`); "auto" is the matrix.
-            sample: which one; None where there is one only.
-            **options: of the function that draws it (``images=``, ``lines=``, ``ax=``).
+            sample: index of the sample; None for the only one.
+            **options: arguments of that function (``images=``, ``lines=``, ``ax=``).
 
         Raises:
-            InputError: for another kind, and for several samples where none is named.
-            MissingExtraError: when matplotlib is not installed.
+            InputError: for another kind, and for several samples without ``sample``.
+            MissingExtraError: if matplotlib is not installed.
         """
         if kind not in (*_KINDS, "auto"):
             raise InputError(f"kind={kind!r}: choose one of auto, {', '.join(_KINDS)}")
         return _KINDS["matrix" if kind == "auto" else kind](self, self._only(sample), **options)
 
     def show(self, *, console: Console | None = None) -> None:
-        """Print every sample: the strongest pairs, what no pair holds, and that they add up; notes."""
-        parts: list[Any] = [self._shown(number) for number in range(len(self))]
-        printed(*parts, *(f"note: {note}" for note in self.notes), console=console)
+        """Print each sample's strongest pairs, the sum of the others, the rest and the similarity; and the notes."""
+        samples = [self._shown(number) for number in range(len(self))]
+        printed(*samples, *(f"note: {note}" for note in self.notes), console=console)
 
     def _shown(self, sample: int) -> Table:
         similarity, rest = float(self.similarity[sample]), float(self.remainder[sample])
@@ -78,10 +78,10 @@ class PairAttribution(PairTable, Stored):
         return write_page(path, self.to_html(**options))
 
     def to_dataframe(self) -> Any:
-        """A pandas data frame with a row for every pair of features that are no padding.
+        """A pandas data frame with a row for each pair of features without padding.
 
         Raises:
-            MissingExtraError: when pandas is not installed.
+            MissingExtraError: if pandas is not installed.
         """
         pandas: Any = require("pandas", "results")
         count = self.relevance.shape[1] * self.relevance.shape[2]
@@ -120,7 +120,7 @@ class PairAttribution(PairTable, Stored):
     def _check(self) -> None:
         shapes = [(len(self.table), size - 1) for size in self.table.shape[1:]]
         if self.table.dim() != 3 or [tuple(s.shape) for s in self.shown] != shapes:
-            raise ValueError(f"a table of shape {tuple(self.table.shape)} that does not fit its features")
+            raise ValueError(f"a table of shape {tuple(self.table.shape)} does not fit its features")
         if self.similarity.shape != (len(self.table),):
             raise ValueError(f"similarities of shape {tuple(self.similarity.shape)}")
         if not torch.is_floating_point(self.table):

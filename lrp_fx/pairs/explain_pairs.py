@@ -51,8 +51,8 @@ def explain_pairs(
 
     Args:
         xmodel: the converted model, for both sides.
-        a: inputs of the first side: a mapping by name, a tuple, or one tensor; B samples. Where the model was converted
-            with what encodes them, a text, an image, a list of them.
+        a: inputs of the first side: a mapping by name, a tuple, or one tensor; B samples. As in ``explain`` also a
+            text, an image, or a list of them.
         b: inputs of the second side, B samples; their lengths may differ from those of ``a``.
         similarity: "dot" or "cosine".
         output: the (B, D) embedding: None (the only tensor of the output), a path in the output ("pooler_output"),

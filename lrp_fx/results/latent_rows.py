@@ -10,17 +10,18 @@ from torch import Tensor
 
 from lrp_fx.errors import InputError
 
-#: which neurons get a row of their own: so many of each latent, or glob -> their numbers
+#: neurons with rows of their own: a number per latent, or glob -> indices
 Neurons = int | Mapping[str, Sequence[int]]
 
 
 def rows_of(values: Tensor, lengths: Collection[int]) -> Tensor:
-    """(T, rows, tokens) of a latent: of (T, S, D) one row, of (T, H, S, D) and (T, S, H, D) a row per head; else
-    (T, 1, 1), its sum.
+    """A latent as (T, rows, tokens): one row for (T, S, D), a row per head for (T, H, S, D) and (T, S, H, D).
+
+    Any other latent is summed to (T, 1, 1).
 
     Args:
-        values: relevance of one sample, targets first.
-        lengths: how many tokens inputs have.
+        values: relevance of one sample for T targets.
+        lengths: numbers of tokens of the inputs.
     """
     shape = values.shape[1:]
     positions = [d for d in range(min(2, len(shape))) if shape[d] in lengths]
@@ -33,11 +34,10 @@ def rows_of(values: Tensor, lengths: Collection[int]) -> Tensor:
 
 
 def neuron_rows(name: str, values: Tensor, lengths: Collection[int], neurons: Neurons) -> Iterator[tuple[str, Tensor]]:
-    """(name, (T, tokens)) of the neurons of a latent (T, S, D) that are asked for: by number, or those with the largest
-    magnitudes of relevance.
+    """(name, (T, tokens)) of selected neurons of a latent (T, S, D): by index, or the most relevant by magnitude.
 
     Raises:
-        InputError: for a neuron that the latent does not have.
+        InputError: for an index out of range.
     """
     if values.dim() != 3 or values.shape[1] not in lengths:
         return
@@ -53,5 +53,5 @@ def neuron_rows(name: str, values: Tensor, lengths: Collection[int], neurons: Ne
 
 
 def in_order(name: str) -> list[tuple[int, str]]:
-    """Layers by their numbers: 2 before 10."""
+    """Sort key of a module path that orders layers by number: 2 before 10."""
     return [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", name)]

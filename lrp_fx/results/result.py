@@ -158,7 +158,7 @@ class Result(Batch, Stored):
             path: file to write.
             title: heading of the page.
             ledger: whether to include the ledger of every sample, computed by one sweep each if necessary.
-            neurons: which neurons of what ``at=`` collected get a row of their own (:func:`lrp_fx.view`).
+            neurons: neurons of latents (``at=``) with rows of their own (:func:`lrp_fx.view`).
 
         Returns:
             ``path``.

@@ -42,7 +42,7 @@ class Several(Result):
     def of(self, number: int) -> Attribution:
         """The explanation of one target (one new token) of every sample.
 
-        Its ledger is computed at first use, by a sweep for that target.
+        Its ledger is computed on demand, by a sweep for that target.
 
         Raises:
             IndexError: for a target out of range.
@@ -74,14 +74,14 @@ class Several(Result):
         return f"target {number}"
 
     def without_inputs(self) -> Self:
-        """The same numbers without the inputs, and without the ledgers, which would be computed from them."""
+        """The same result without the inputs, and without the ledgers, which need them."""
         return replace(super().without_inputs(), _accounts=None)
 
     def _account_of(self, number: int) -> Accounting:
         return no_ledger(_NO_LEDGER) if self._accounts is None else self._accounts(number)
 
     def _accounted(self, change: Callable[[Accounting], Accounting]) -> Accounts | None:
-        """Accounts of all targets, changed alike."""
+        """The accounts of all targets, each changed by ``change``."""
         accounts = self._accounts
         return None if accounts is None else lambda number: change(accounts(number))
 
@@ -116,7 +116,7 @@ class Several(Result):
         return [{"target": one.context.answers[0], **row} for one in self.each() for row in one._category_rows()]  # type: ignore[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: without ledgers, which would take a sweep for each target."""
+        """State for another process, without ledgers, which would take a sweep for each target."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"_accounts": None}
 
     def _single(self, change: Any, name: list[str] | None, account: Accounting) -> Attribution:

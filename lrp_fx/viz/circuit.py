@@ -1,4 +1,4 @@
-"""A relevance flow graph as a picture: inputs on the left, the target on the right."""
+"""Figure of a relevance flow graph: inputs on the left, the target on the right."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _HEIGHT = 0.6, 0.6  #: of a box, where columns and rows are one apart
-_LABELLED = 10  #: edges that say what they carry
+_WIDTH, _HEIGHT = 0.6, 0.6  #: size of a box; columns and rows have a distance of 1
+_LABELLED = 10  #: most edges with labels
 
 
 def draw_circuit(
@@ -29,17 +29,17 @@ def draw_circuit(
 ) -> Figure:
     """Draw a graph of :func:`lrp_fx.concepts.relevance_flow`.
 
-    A node is a box in the column of its depth in the model; edges run around the boxes between. Red carries relevance
-    for the target, blue against it; edges are the wider the more they carry, and the strongest say how much.
+    A node is a box in the column of its depth in the graph; edges run around the boxes between. Red is positive, blue
+    negative relevance. The width of an edge shows its magnitude; the strongest edges have labels.
 
     Args:
-        graph: the graph, pruned where it is large.
-        ax: where to draw; a new figure where None.
-        amounts: whether nodes and edges show their relevance.
-        names: what a node is called in its box.
+        graph: the graph; prune a large one first.
+        ax: axes to draw on; None for a new figure.
+        amounts: whether to label nodes and edges with their relevance.
+        names: name of a node -> label of its box.
 
     Raises:
-        MissingExtraError: when networkx or matplotlib is not installed.
+        MissingExtraError: if networkx or matplotlib is not installed.
     """
     placed = layout(graph)
     points = [*placed.places.values(), *(point for way in placed.ways.values() for point in way)]
@@ -60,14 +60,14 @@ def _draw_nodes(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool
     relevances = dict(graph.nodes(data="relevance"))
     largest = max(map(abs, relevances.values()), default=0.0) or 1.0
     for node, (x, y) in placed.places.items():
-        colour = background(0.8 * relevances[node] / largest)  # dark ends leave no room for text
+        colour = background(0.8 * relevances[node] / largest)  # text needs contrast: no colours of the dark ends
         box = patches.FancyBboxPatch(
             (x - _WIDTH / 2, y - _HEIGHT / 2), _WIDTH, _HEIGHT, boxstyle="round,pad=0,rounding_size=0.08", zorder=3,
             linewidth=0.8, facecolor=fractions(colour), edgecolor=ink("quiet"),
         )  # fmt: skip
         ax.add_patch(box)
         text = plain(names(node), 20, ends=True)
-        told = f"{text}\n{relevances[node]:+.3g}" if amounts else text
+        label = f"{text}\n{relevances[node]:+.3g}" if amounts else text
         style: dict[str, Any] = {
             "ha": "center",
             "va": "center",
@@ -75,7 +75,7 @@ def _draw_nodes(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool
             "zorder": 4,
             "color": fractions(foreground(colour)),
         }
-        literal(ax.text(x, y, told, **style))
+        literal(ax.text(x, y, label, **style))
 
 
 def _draw_edges(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool) -> None:
@@ -113,7 +113,7 @@ def _draw_edges(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool
 
 
 def _ports(placed: Layout, nodes: Iterable[Any], end: int, next_to_it: int) -> dict[tuple[Any, Any], float]:
-    """How far from the middle of a box its edges touch its side: those that come from above touch it above."""
+    """Edge -> offset from the middle of a box's side where it ends, ordered by the height of its other end."""
     ports = {}
     for node in nodes:
         edges = [edge for edge in placed.ways if edge[end] == node]
@@ -124,7 +124,7 @@ def _ports(placed: Layout, nodes: Iterable[Any], end: int, next_to_it: int) -> d
 
 
 def _curve(points: list[Point]) -> Any:
-    """A smooth path that is level at each of its points."""
+    """A smooth path through points, horizontal at each of them."""
     paths: Any = require("matplotlib.path", "concepts")
     vertices, codes = [points[0]], [paths.Path.MOVETO]
     for (x, y), (u, v) in pairwise(points):
