@@ -6,7 +6,7 @@ arrays) and knows nothing of models, so that ``results``, which explanations ret
 errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
 rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent -> specialization ->
 capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
-loading -> pipelines -> evaluate -> tuning -> testing -> integrations -> cli
+loading -> pipelines -> evaluate -> tuning -> testing -> integrations -> runs -> cli
 """
 
 import importlib
@@ -25,6 +25,7 @@ from lrp_fx.version import VERSION
 #: what is imported at its first use: name -> (module, name in it; none for the module itself)
 _ON_DEMAND = {
     "Explained": ("lrp_fx.pipelines", "Explained"),
+    "Explainer": ("lrp_fx.runs", "Explainer"),
     "PairAttribution": ("lrp_fx.pairs", "PairAttribution"),
     "Tuned": ("lrp_fx.tuning", "Tuned"),
     "concepts": ("lrp_fx.concepts", None),
@@ -34,6 +35,7 @@ _ON_DEMAND = {
     "load_result": ("lrp_fx.loading", "load_result"),
     "pairs": ("lrp_fx.pairs", None),
     "pipeline": ("lrp_fx.pipelines", "pipeline"),
+    "run": ("lrp_fx.runs", "run"),
     "testing": ("lrp_fx.testing", None),
     "tune": ("lrp_fx.tuning", "tune"),
 }
@@ -44,6 +46,7 @@ __all__ = [
     "Contrast",
     "ExplainableModule",
     "Explained",
+    "Explainer",
     "Generation",
     "Ledger",
     "LogProb",
@@ -68,6 +71,7 @@ __all__ = [
     "pipeline",
     "register_op",
     "register_rule",
+    "run",
     "testing",
     "tune",
     "view",

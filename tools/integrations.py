@@ -21,6 +21,7 @@ HOME = ROOT / ".integrations"
 
 #: folder of tests/integrations -> packages of its environment
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
+    "data": ("pyarrow==26.0.1",),
     "quantus": (
         "quantus==0.6.0", "cachetools==8.0.2", "opencv-python-headless==5.0.0.93", "lazy_loader", "imageio", "tifffile",
     ),

@@ -24,6 +24,7 @@ from lrp_fx.evaluate import METHODS, evaluate, find_methods
 from lrp_fx.explain.target_types import NAMED
 from lrp_fx.files import replacing
 from lrp_fx.rules.ruleset import available
+from lrp_fx.runs import Explainer
 
 _CODES = "  \n".join(f"{code}: {when}" for code, when in EXITS.items())
 app = typer.Typer(
@@ -253,6 +254,38 @@ def eval_command(
         if plot is not None:
             with replacing(plot) as beside:
                 results.plot().savefig(beside)
+
+
+@app.command("run")
+def run_command(
+    model: Model,
+    data: Annotated[
+        Path, typer.Argument(help="a file (.txt, .csv, .tsv, .jsonl, .parquet, .arrow), or a folder of such files")
+    ],
+    out: Annotated[Path, typer.Option(help="folder for the shards and the manifest")],
+    column: Annotated[
+        list[str] | None, typer.Option(help="column of the texts; twice for pairs (default text)")
+    ] = None,
+    target: What = None,
+    rules: Rules = "default",
+    ledger: Annotated[bool, typer.Option("--ledger", help="a ledger for each row: a sweep more for every row")] = False,
+    precision: Precision = "float32",
+    half: Annotated[bool, typer.Option("--half", help="keep relevance in float16")] = False,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of a shard")] = 1024,
+) -> None:
+    """Explain a whole data set: Parquet shards in a folder. Repeat the command to resume a run that was killed."""
+    with clear_errors():
+        loaded = load(model, None, precision)
+        columns = tuple(column or ["text"])
+        if len(columns) > 2:
+            raise InputError("texts are in one column, or pairs in two")
+        explainer = Explainer(
+            loaded.model, tokenizer=loaded.tokenizer, labels=loaded.labels, rules=rules, target=_target(target),
+            text=columns[0] if len(columns) == 1 else (columns[0], columns[1]), ledger=ledger,
+        )  # fmt: skip
+        kept = "float16" if half else "float32"
+        made = lrp_fx.run(explainer, data, out=out, precision=kept, rows_per_shard=rows_per_shard)
+        Console().print(str(made), highlight=False, soft_wrap=True)
 
 
 @app.command("rules")

@@ -81,6 +81,10 @@ class TextEncoder:
         tokens = [self._tokens(text, row, width, left) for text, row in zip(listed, rows, strict=True)]
         return Encoded(inputs, {"input_ids": tuple(tokens)}, tuple(notes))
 
+    def length(self, text: Text) -> int:
+        """Number of tokens of a text, those that would be cut off counted."""
+        return len(self._row(text)["input_ids"])
+
     def describe(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tokens, ...]:
         """Tokens of (B, S) ids without their text; positions with mask 0 are padding."""
         special = self._special()

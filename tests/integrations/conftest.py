@@ -5,6 +5,7 @@ import importlib.util
 #: folder -> the package that its tests are about
 PACKAGES = {
     "captum": "captum",
+    "data": "pyarrow",
     "inseq": "inseq",
     "quantus": "quantus",
     "shap": "shap",
