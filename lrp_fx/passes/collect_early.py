@@ -3,7 +3,8 @@
 The relevance of a token is the sum over the features of its embedding row, x . g. Operators that multiply the row by
 constants (a norm with a constant statistic, a linear layer without bias) preserve this sum: for y = A x it is
 x . (A^T g) = y . g. So the sum is taken at y and the backward pass stops there, without the transposed products of the
-first queries, keys and values.
+first queries, keys and values. A function of degree 1 of each entry preserves it, too: x f'(x) = f(x). The generalised
+gamma rule has two such layers, A x and |A| |x|.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx import Node
 
+from lrp_fx.analysis.products import degree
 from lrp_fx.graph.operands import Slot, all_slots, is_float
 from lrp_fx.operators.table import OpTable, bind
 from lrp_fx.passes.hoist_slices import positional
@@ -120,5 +122,7 @@ class _Reach:
         spec = self.ops.get(user)
         if spec is None or spec.terms:
             return False
+        if spec.kind == "homogeneous" and spec.elementwise:  # magnitudes: x f'(x) = f(x) (Euler)
+            return degree(user, spec) == 1
         multiplied = spec.kind == "product" or (spec.kind == "quotient" and matching[0].name == spec.args[0])
         return (multiplied and spec.elementwise) or spec.extra.get("form") in ("copy", "cast")

@@ -14,13 +14,14 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lrp_fx.graph.dimensions import same_sizes
 from lrp_fx.graph.writer import NodeWriter
 from lrp_fx.operators.table import OpTable, bind
 from lrp_fx.rules import functions as rules
 
 aten = torch.ops.aten
 
-#: rule functions with one operand that treat every entry alike
+#: rule functions that treat every entry alike
 _ALIKE = rules.commuting_with(rules.ENTRIES)
 
 
@@ -32,18 +33,17 @@ def select_logits(graph: fx.Graph, ops: OpTable) -> int:
     Returns:
         The number of selections that were moved.
     """
-    _squeeze_first(graph)
+    _squeeze_first(graph, ops)
     count = 0
     for choice in list(graph.nodes):
         picked = _picked(choice)
         if picked is None:
             continue
         values, position, index = picked
-        between, layer = _layer_behind(values, ops)
-        if layer is None:
+        if not _behind_layers(values, ops):
             continue
         with graph.inserting_before(choice):
-            result = _Rows(graph, choice).chosen(layer, position, index, between)
+            result = _Rows(graph, choice, ops, position, index).of(values)
         choice.replace_all_uses_with(result)
         graph.erase_node(choice)
         count += 1
@@ -51,23 +51,21 @@ def select_logits(graph: fx.Graph, ops: OpTable) -> int:
     return count
 
 
-def _squeeze_first(graph: fx.Graph) -> None:
-    """Squeeze the dimension of one position in front of a layer, so that the selection of a class follows the layer."""
+def _squeeze_first(graph: fx.Graph, ops: OpTable) -> None:
+    """Squeeze the dimension of one position in front of layers, so that the selection of a class follows them."""
     for node in list(graph.find_nodes(op="call_function", target=aten.squeeze.dim)):
-        layer, dim = node.args
-        if layer.target is not aten.linear.default or len(layer.users) != 1:  # type: ignore[union-attr]
-            continue
-        rank = layer.meta["val"].dim()  # type: ignore[union-attr]
+        values, dim = node.args
+        rank = values.meta["val"].dim()  # type: ignore[union-attr]
         if dim % rank == rank - 1:  # type: ignore[operator]
             continue
-        bound = bind(layer)  # type: ignore[arg-type]
-        with graph.inserting_before(layer):  # type: ignore[arg-type]
-            writer = NodeWriter(graph, node)
-            x = writer.call(aten.squeeze.dim, bound["input"], dim % rank)  # type: ignore[operator]
-            new = writer.call(aten.linear.default, x, bound["weight"], bound.get("bias"))
+        inside = _behind_layers(values, ops)  # type: ignore[arg-type]
+        if not inside or any(user not in inside and user is not node for n in inside for user in n.users):
+            continue
+        with graph.inserting_before(node):
+            new = _Squeezed(graph, node, dim % rank).of(values)  # type: ignore[arg-type, operator]
         node.replace_all_uses_with(new)
         graph.erase_node(node)
-        graph.erase_node(layer)  # type: ignore[arg-type]
+    graph.eliminate_dead_code()
 
 
 def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:
@@ -92,40 +90,100 @@ def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:
     return None
 
 
-def _layer_behind(values: Node, ops: OpTable) -> tuple[list[Node], Node | None]:
-    """(operators between the layer and ``values``, last first; the linear layer, or None)."""
-    between: list[Node] = []
-    while values.target in _ALIKE or (ops.form(values) in ("copy", "cast") and len(values.all_input_nodes) == 1):
-        between.append(values)
-        values = values.args[0]  # type: ignore[assignment]
-    if values.target is not aten.linear.default or is_traceable_wrapper_subclass(bind(values)["weight"].meta["val"]):
-        return between, None
-    return between, values
+def _behind_layers(values: Node, ops: OpTable) -> set[Node]:
+    """The linear layers that a node is computed from entry by entry, and all in between; empty if it is not."""
+    if values.target is aten.linear.default:
+        return set() if is_traceable_wrapper_subclass(bind(values)["weight"].meta["val"]) else {values}
+    inside = {values}
+    for operand in _entrywise(values, ops):
+        if not (further := _behind_layers(operand, ops)):
+            return set()
+        inside |= further
+    return inside if len(inside) > 1 else set()
 
 
-class _Rows(NodeWriter):
-    """Emits a linear layer at selected outputs."""
+def _entrywise(node: Node, ops: OpTable) -> list[Node]:
+    """The operands of a node that treats every entry alike; none for any other node."""
+    spec = ops.get(node) if node.op == "call_function" else None
+    sums = spec is not None and spec.kind == "linear" and spec.elementwise
+    copies = ops.form(node) in ("copy", "cast", "detach") and len(node.all_input_nodes) == 1
+    operands = node.all_input_nodes if node.target in _ALIKE or sums or copies else []
+    return operands if all(_same_shape(operand, node) for operand in operands) else []
 
-    def chosen(self, layer: Node, position: list[Node] | None, index: Node, between: list[Node]) -> Node:
+
+def _same_shape(one: Node, other: Node) -> bool:
+    values = (one.meta.get("val"), other.meta.get("val"))
+    return all(isinstance(v, Tensor) for v in values) and same_sizes(*(v.shape for v in values))  # type: ignore[union-attr]
+
+
+class _Behind(NodeWriter):
+    """Emits what is computed entry by entry from linear layers, from other layers in their place."""
+
+    def __init__(self, graph: fx.Graph, origin: Node) -> None:
+        super().__init__(graph, origin)
+        self.results: dict[Node, Node] = {}
+
+    def of(self, values: Node) -> Node:
+        """What takes the place of ``values``."""
+        if values not in self.results:
+            if values.target is aten.linear.default:
+                self.results[values] = self.layer(values)
+            else:
+                args, kwargs = fx.map_arg((values.args, dict(values.kwargs)), self.of)  # type: ignore[misc]
+                self.results[values] = self.call(values.target, *args, **kwargs)
+        return self.results[values]
+
+    def layer(self, layer: Node) -> Node:
+        """What takes the place of a linear layer."""
+        raise NotImplementedError
+
+
+class _Squeezed(_Behind):
+    """Linear layers at the one position of a dimension, without that dimension."""
+
+    def __init__(self, graph: fx.Graph, origin: Node, dim: int) -> None:
+        super().__init__(graph, origin)
+        self.dim = dim
+
+    def layer(self, layer: Node) -> Node:
+        """The layer of what is squeezed."""
+        bound = bind(layer)
+        x = self.call(aten.squeeze.dim, bound["input"], self.dim)
+        return self.call(aten.linear.default, x, bound["weight"], bound.get("bias"))
+
+
+class _Rows(_Behind):
+    """Linear layers at selected outputs.
+
+    Attributes:
+        position: indices of the dimensions in front of the classes; None for all.
+        index: index of the class.
+    """
+
+    def __init__(self, graph: fx.Graph, origin: Node, ops: OpTable, position: list[Node] | None, index: Node) -> None:
+        super().__init__(graph, origin)
+        self.ops, self.position = ops, position
+        self.index = index if position is not None else self.call(aten.squeeze.dim, index, -1)
+
+    def layer(self, layer: Node) -> Node:
         """x . W[index] + b[index], of the shape of the selection."""
         bound: dict[str, Any] = bind(layer)
         x, weight, bias = bound["input"], bound["weight"], bound.get("bias")
-        if position is not None:
-            x = self.call(aten.index.Tensor, x, position)
-        else:
-            index = self.call(aten.squeeze.dim, index, -1)
-        rows = self.call(aten.index.Tensor, weight, [index])
+        if self.position is not None:
+            x = self.call(aten.index.Tensor, x, self.position)
+        rows = self._rows_of(weight)
         product = self.call(aten.matmul.default, self._unsqueezed(x, -2), self._unsqueezed(rows, -1))
         result = self.call(aten.squeeze.dim, product, -1)
         if bias is not None:
-            result = self.call(
-                aten.add.Tensor, result, self._unsqueezed(self.call(aten.index.Tensor, bias, [index]), -1)
-            )
-        if position is not None:
-            result = self.call(aten.squeeze.dim, result, -1)
-        for node in reversed(between):
-            result = self.call(node.target, result, *node.args[1:], **node.kwargs)
-        return result
+            result = self.call(aten.add.Tensor, result, self._unsqueezed(self._rows_of(bias), -1))
+        return result if self.position is None else self.call(aten.squeeze.dim, result, -1)
+
+    def _rows_of(self, weight: Node) -> Node:
+        """The selected rows of weights; magnitudes and parts are taken of these rows alone."""
+        spec = self.ops.get(weight) if weight.op == "call_function" else None
+        if spec is not None and spec.elementwise and weight.all_input_nodes == [weight.args[0]]:
+            return self.call(weight.target, self._rows_of(weight.args[0]), *weight.args[1:], **weight.kwargs)
+        return self.call(aten.index.Tensor, weight, [self.index])
 
     def _unsqueezed(self, x: Node, dim: int) -> Node:
         return self.call(aten.unsqueeze.default, x, dim)

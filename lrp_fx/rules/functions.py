@@ -335,8 +335,8 @@ TRAITS: dict[Any, frozenset[str]] = {
     rectified_rule: EVERYTHING,
     identity_rule: frozenset({POSITIONS}),
     closed_identity_rule: frozenset({POSITIONS}),
-    share_relevance: frozenset({POSITIONS}),
-    favour_sign: frozenset({POSITIONS}),
+    share_relevance: EVERYTHING,
+    favour_sign: EVERYTHING,
     normalization_rule: frozenset(),
 }
 

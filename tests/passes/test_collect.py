@@ -90,11 +90,36 @@ def test_only_products_with_constants_are_passed():
     )
 
 
+def test_products_of_a_gamma_layer_with_its_cotangents_are_saved(monkeypatch):
+    """Its two products, with weights and with their magnitudes, are each of degree 1 in the rows."""
+    monkeypatch.delenv("LRP_FX_CACHE")
+    torch.manual_seed(0)
+    first, head = nn.Linear(6, 8, bias=False), nn.Linear(8, 3)
+    model = nn.Sequential(nn.Embedding(20, 6), first, nn.Tanh(), nn.Flatten(), nn.Linear(40, 8), head).double()
+    ids = torch.randint(0, 20, (2, 5))
+    xmodel = lrp_fx.convert(model, ids)
+    late = xmodel.lower(ids)
+    monkeypatch.setattr(
+        "lrp_fx.lowering.joint_graph.collect_late", lambda graph, ops, taps, depths, held: [[t] for t in taps]
+    )
+    early = xmodel.lower(ids)
+    assert _products(early) - _products(late) == 2
+    _agree(late(ids).relevance, early(ids).relevance)
+    _agree(late(ids).relevance, xmodel.explain(ids).relevance)
+
+
+#: a rule set with two products forward and back for every layer, the head, too; and one with three
+GAMMAS = ["default", {"base": "attnlrp", "rules": {"dense": {"rule": "alpha-beta", "alpha": 2.0, "beta": 1.0}}}]
+
+
+@pytest.mark.parametrize("rules", ["attnlrp", *GAMMAS], ids=["attnlrp", "default", "alpha-beta"])
 @pytest.mark.parametrize("target", [None, 7, (3, 7), lrp_fx.Contrast(3, 4)])
-def test_of_a_head_one_row_is_multiplied_on_the_way_back(target):
+def test_of_a_head_one_row_is_multiplied_on_the_way_back(target, rules):
     """The way forward computes all logits where the largest is looked for, and one of them where it is given."""
     model, inputs = build("llama2")
-    lowered = lrp_fx.convert(model, **inputs, rules="attnlrp").lower(**inputs, target=target)
+    xmodel = lrp_fx.convert(model, **inputs, rules=rules)
+    lowered = xmodel.lower(**inputs, target=target)
+    _agree(lowered(**inputs).relevance, xmodel.explain(**inputs, target=target).relevance)
     heads = [
         node
         for node in lowered.graph_module.graph.nodes
@@ -102,3 +127,5 @@ def test_of_a_head_one_row_is_multiplied_on_the_way_back(target):
         and any(100 in getattr(n.meta.get("val"), "shape", ()) for n in node.all_input_nodes)
     ]
     assert len(heads) == (1 if target is None else 0)
+    magnitudes = [n for n in lowered.graph_module.graph.nodes if str(n.target) == "aten.abs.default"]
+    assert not [n for n in magnitudes if n.meta["val"].dim() == 2 and n.meta["val"].shape[0] == 100]  # nor their sizes
