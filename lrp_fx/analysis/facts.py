@@ -192,7 +192,7 @@ class Facts:
         reduced_from: the tensor of which the node is a *statistic*, as it depends on it only through a reduction.
         manual_softmax: the nodes of written-out softmaxes (exp, and the division by its sum) and their logarithms.
         softmaxes: last node of a written-out softmax -> its exponential.
-        log_sum_exp: last node of the logarithm of a total of exponentials -> the exponential.
+        log_sum_exp: last node of the logarithm of a total of exponentials -> the exponentials.
         log_softmax: last nodes of the logarithm of a softmax.
         mixing: product or division of a running softmax that values pass -> the softmax.
         positive: tensors without sign changes (all entries positive, or all negative), which can only weigh a signal:
@@ -237,7 +237,7 @@ class Facts:
     reduced_from: dict[Node, Node] = field(default_factory=dict)
     manual_softmax: set[Node] = field(default_factory=set)
     softmaxes: dict[Node, Node] = field(default_factory=dict)
-    log_sum_exp: dict[Node, Node] = field(default_factory=dict)
+    log_sum_exp: dict[Node, frozenset[Node]] = field(default_factory=dict)
     log_softmax: set[Node] = field(default_factory=set)
     mixing: dict[Node, Mixing] = field(default_factory=dict)
     positive: set[Node] = field(default_factory=set)

@@ -54,6 +54,7 @@ SOFTMAX_WRITTEN_OUT = Pattern(
      "(e := x.exp()) / torch.zeros(2, 3, 6).to(e).index_add(1, i := torch.tensor([0, 1, 0, 2, 1]), e)[:, i]",
      "(e := torch.exp(x @ y.mT)) @ z / e.sum(-1, keepdim=True)", "x.exp().sum(-1).log()",
      "(m := x.amax(-1)) + (x - m[..., None]).exp().sum(-1).log()",
+     "(e := x.exp()) / (e + y.exp())", "(x.exp() + y.exp()).log()", "x - torch.logaddexp(x, y)",
      "torch.softmax(x, -1).log()", "x - torch.logsumexp(x, -1, keepdim=True)", "torch.log_softmax(x, -1).exp()"),
     "(e := x.exp()) / e.sum(-1, keepdim=True) + e", softmax.is_the_only_reader,
 )  # fmt: skip

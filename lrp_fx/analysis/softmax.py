@@ -10,6 +10,7 @@ from lrp_fx.analysis.conditions.softmax import (
     fraction,
     is_exponential,
     region,
+    subtrahends,
     unmoved,
 )
 from lrp_fx.analysis.facts import Facts
@@ -35,7 +36,7 @@ def _enter(candidate: Candidate, variant: str) -> None:
     if variant == "exponential over its total":
         numerator, _, _ = fraction(candidate)  # type: ignore[misc]
         combination = combination_of_exponentials(facts, numerator)
-        (facts.softmaxes[node],) = combination.exponentials  # type: ignore[union-attr]
+        facts.softmaxes[node] = max(combination.exponentials)  # type: ignore[union-attr]
     elif variant == "mixture over its total":
         mixing = find_mixture(candidate)
         assert mixing is not None
@@ -48,20 +49,24 @@ def _enter(candidate: Candidate, variant: str) -> None:
         facts.mixing |= dict.fromkeys((*chain, node), mixing)
     elif variant == "logarithm of a total":
         combination = combination_of_exponentials(facts, candidate.first)
-        (facts.log_sum_exp[node],) = combination.exponentials  # type: ignore[union-attr]
+        facts.log_sum_exp[node] = frozenset(combination.exponentials)  # type: ignore[union-attr]
     elif variant == "subtrahend added back":
-        exponentials = (facts.log_sum_exp.get(unmoved(facts, n)) for n in candidate.carrying.values())
-        facts.log_sum_exp[node] = next(n for n in exponentials if n is not None)
+        logarithms = (facts.log_sum_exp.get(unmoved(facts, n)) for n in candidate.carrying.values())
+        facts.log_sum_exp[node] = next(total for total in logarithms if total is not None)
     elif variant in ("logarithm of a softmax", "less its log-sum-exp"):
         facts.log_softmax.add(node)
     facts.manual_softmax |= {n for n in within if facts.specs[n].kind != "movement"}
-    facts.manual_softmax |= {shift for n in within if (shift := _shift(facts, n)) is not None}
+    exponentials = [n for n in within if is_exponential(facts, n)]
+    common = set.intersection(*(subtrahends(facts, n) for n in exponentials)) if len(exponentials) > 1 else set()
+    facts.manual_softmax |= {shift for n in exponentials if (shift := _shift(facts, n, bool(common))) is not None}
 
 
-def _shift(facts: Facts, exponential: Node) -> Node | None:
-    """The subtraction of a maximum, or of another statistic, whose only reader is ``exponential``; None for others."""
-    if not is_exponential(facts, exponential):
-        return None
+def _shift(facts: Facts, exponential: Node, common: bool) -> Node | None:
+    """The subtraction of a maximum, or of another statistic, whose only reader is ``exponential``; None for others.
+
+    Args:
+        common: whether the same tensor is subtracted from the arguments of several exponentials.
+    """
     (argument,) = facts.operands[exponential].values()
     spec, operands = facts.specs.get(argument), list(facts.operands[argument].values())
     if spec is None or spec.kind != "linear" or not spec.elementwise or set(argument.users) != {exponential}:
@@ -70,4 +75,4 @@ def _shift(facts: Facts, exponential: Node) -> Node | None:
         facts.ops.form(unmoved(facts, n)) == "detach" for n in argument.all_input_nodes
     )
     statistic = len(operands) == 2 and facts.is_statistic_of(operands[1], operands[0])
-    return argument if detached or statistic else None
+    return argument if detached or statistic or (common and len(operands) == 2) else None

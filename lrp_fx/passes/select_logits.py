@@ -182,7 +182,8 @@ class _Rows(_Behind):
         """The selected rows of weights; magnitudes and parts are taken of these rows alone."""
         spec = self.ops.get(weight) if weight.op == "call_function" else None
         if spec is not None and spec.elementwise and weight.all_input_nodes == [weight.args[0]]:
-            return self.call(weight.target, self._rows_of(weight.args[0]), *weight.args[1:], **weight.kwargs)
+            rows = self._rows_of(weight.all_input_nodes[0])
+            return self.call(weight.target, rows, *weight.args[1:], **weight.kwargs)
         return self.call(aten.index.Tensor, weight, [self.index])
 
     def _unsqueezed(self, x: Node, dim: int) -> Node:

@@ -1,5 +1,6 @@
 """Relevance does not depend on how the author spelled a function (the critique of arXiv:2510.18810)."""
 
+import functools
 import math
 
 import pytest
@@ -69,23 +70,28 @@ def edges(a):
     return a.flatten(0, 1)[:, :4].repeat(2, 1)[:15], torch.arange(15) % 4
 
 
-def segments(total):
-    """Softmax over segments of edges, as graph attention spells it, in sums of ``total``."""
+def segments(total, weigh=lambda z, e, s: e / s):
+    """Softmax over segments of edges, as graph attention spells it, in sums of ``total``; ``weigh`` divides by them."""
 
     def function(a, b, w):
         logits, index = edges(a)
-        e = (logits - logits.amax()).exp()
-        return ((e / total(e, index)[index]) * edges(b)[0]).sum(1)[:10].view(2, 5, 1).expand(2, 5, D)
+        e = (z := logits - logits.amax()).exp()
+        return (weigh(z, e, total(e, index)[index]) * edges(b)[0]).sum(1)[:10].view(2, 5, 1).expand(2, 5, D)
 
     return function
 
 
-def one_hot_segments(a, b, w):
+def one_hot_segments(a, b, w, normalise=F.softmax):
     """The same by a table with a row for every node and a softmax over edges."""
     logits, index = edges(a)
     table = torch.where(F.one_hot(index, 4)[..., None].bool(), logits[:, None], -torch.inf)
-    weights = F.softmax(table, 0)[torch.arange(15), index]
+    weights = normalise(table, 0)[torch.arange(15), index]
     return (weights * edges(b)[0]).sum(1)[:10].view(2, 5, 1).expand(2, 5, D)
+
+
+def apart(one, other):
+    """Shares of two tensors, put to use."""
+    return one * torch.linspace(-1, 1, D).to(one) + other.flip(-1).tanh()
 
 
 def running(chunk):
@@ -111,6 +117,11 @@ def late(a, b, w):
     q, k, v = heads(a), heads(b), heads(a + b)
     e = torch.exp(q @ k.mT * 0.5)
     return merge((e @ v) * (1 / (e @ torch.ones(5, 1, dtype=q.dtype))))
+
+
+def beside(function):
+    """The function with a path beside it, for rules that stop a softmax."""
+    return lambda a, b, w: function(a, b, w) + b
 
 
 def grouped(x):
@@ -153,6 +164,39 @@ SPELLINGS = {
         segments(lambda e, i: torch.zeros(4, 4).to(e).scatter_add(0, i[:, None].expand_as(e), e)),
         segments(lambda e, i: torch.zeros(4, 4).to(e).scatter_reduce(0, i[:, None].expand_as(e), e, "sum")),
         segments(lambda e, i: F.one_hot(i, 4).T.to(e) @ e),
+    ],
+    "softmax over separate tensors": list(map(beside, (
+        lambda a, b, w: apart(*F.softmax(torch.stack([a, b]), 0)),
+        lambda a, b, w: apart((e := a.exp()) / (s := e + (f := b.exp())), f / s),
+        lambda a, b, w: apart(*((e := torch.stack([a.exp(), b.exp()])) / e.sum(0))),
+        lambda a, b, w: apart((e := a.exp()) * (r := (e + (f := b.exp())).reciprocal()), f * r),
+        lambda a, b, w: apart(
+            (e := (a - (m := torch.maximum(a, b))).exp()) / (s := e + (f := (b - m).exp())), f / s
+        ),
+        lambda a, b, w: apart((e := a.exp()).flip(1).flip(1) / (s := e + (f := b.exp())), f.reshape(2, 5, D) / s),
+        lambda a, b, w: apart(torch.exp(a - (t := torch.logaddexp(a, b))), torch.exp(b - t)),
+        lambda a, b, w: apart(torch.exp(a - (t := (a.exp() + b.exp()).log())), torch.exp(b - t)),
+    ))),
+    "softmax over two groups": [
+        lambda a, b, w: F.softmax(torch.cat([a, b], -1), -1)[..., :D] * a,
+        lambda a, b, w: (e := a.exp()) / (e.sum(-1, keepdim=True) + b.exp().sum(-1, keepdim=True)) * a,
+    ],
+    "log-softmax over separate tensors": list(map(beside, (
+        lambda a, b, w: F.log_softmax(torch.stack([a, b]), 0)[0] * w,
+        lambda a, b, w: (a - torch.logaddexp(a, b)) * w,
+        lambda a, b, w: (a - (a.exp() + b.exp()).log()) * w,
+        lambda a, b, w: ((e := a.exp()) / (e + b.exp())).log() * w,
+        lambda a, b, w: (a - ((m := torch.maximum(a, b)) + ((a - m).exp() + (b - m).exp()).log())) * w,
+    ))),
+    "log-softmax over segments": [
+        functools.partial(one_hot_segments, normalise=F.log_softmax),
+        segments(lambda e, i: torch.zeros(4, 4).to(e).index_add(0, i, e), lambda z, e, s: (e / s).log()),
+        segments(lambda e, i: torch.zeros(4, 4).to(e).index_add(0, i, e), lambda z, e, s: z - s.log()),
+        segments(lambda e, i: F.one_hot(i, 4).T.to(e) @ e, lambda z, e, s: z - s.log()),
+        segments(
+            lambda e, i: torch.zeros(4, 4).to(e).scatter_reduce(0, i[:, None].expand_as(e), e, "sum").log(),
+            lambda z, e, s: z - s,
+        ),
     ],
     "log-softmax": [
         lambda a, b, w: F.log_softmax(a, -1) + b,

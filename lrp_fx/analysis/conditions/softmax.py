@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts, Mixing
-from lrp_fx.analysis.matching import Candidate, condition
+from lrp_fx.analysis.matching import Candidate, before_rules, condition
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import bind, coefficients, op_name
 
-_LOGARITHMS, _LOG_SUM_EXP = ("aten.log",), ("aten.logsumexp",)
+_LOGARITHMS, _LOG_SUM_EXP = ("aten.log",), ("aten.logsumexp", "aten.logaddexp")
 _LOG_SOFTMAX = ("aten.log_softmax", "aten._log_softmax")
 
 
@@ -29,11 +29,17 @@ class Combination:
         exponentials: the exponentials.
         inside: all nodes from the exponentials to this node.
         sums: whether entries are summed.
+        adds: whether tensors are added.
     """
 
     exponentials: set[Node] = field(default_factory=set)
     inside: set[Node] = field(default_factory=set)
     sums: bool = False
+    adds: bool = False
+
+    def is_total(self, facts: Facts) -> bool:
+        """Whether it adds up entries, or exponentials of several tensors."""
+        return self.sums or (self.adds and len({facts.origin[n] for n in self.exponentials}) > 1)
 
 
 def combination_of_exponentials(facts: Facts, node: Node) -> Combination | None:
@@ -56,6 +62,7 @@ def combination_of_exponentials(facts: Facts, node: Node) -> Combination | None:
         if spec.kind == "product" and len(operands) > 1 and not spec.elementwise:
             return None
         combination.sums |= not (spec.elementwise or spec.kind == "movement")
+        combination.adds |= spec.kind == "linear" and len(operands) > 1
         stack += operands
     return combination if combination.exponentials else None
 
@@ -112,15 +119,13 @@ def has_an_exponential(candidate: Candidate) -> bool:
     """Its numerator is an exponential, also moved and scaled."""
     numerator, _, _ = fraction(candidate)  # type: ignore[misc]
     combination = combination_of_exponentials(candidate.facts, numerator)
-    return combination is not None and len(combination.exponentials) == 1 and not combination.sums
+    return combination is not None and not (combination.sums or combination.adds)
 
 
 @condition
 def divides_by_its_sum(candidate: Candidate) -> bool:
-    """Its denominator is a total of the same exponential, over a dimension or over segments."""
-    numerator, denominator, _ = fraction(candidate)  # type: ignore[misc]
-    combination, total = (combination_of_exponentials(candidate.facts, n) for n in (numerator, denominator))
-    return total is not None and total.sums and total.exponentials == combination.exponentials  # type: ignore[union-attr]
+    """Its denominator is a total of that exponential: over a dimension, over segments, or with other exponentials."""
+    return _total(candidate.facts, candidate.node) is not None
 
 
 @condition
@@ -150,10 +155,29 @@ def is_the_only_reader_of_the_sum(candidate: Candidate) -> bool:
 
 
 def _only_inside(candidate: Candidate, selects: Callable[[Facts, Node], bool]) -> bool:
-    """Whether all readers of the selected nodes of the softmax belong to the softmax."""
-    inside = {*region(candidate), candidate.node}
-    selected = [node for node in inside - {candidate.node} if selects(candidate.facts, node)]
-    return all(reader in inside for node in selected for reader in _readers(candidate.facts, node))
+    """Whether all readers of the selected nodes of the softmax belong to the softmax, or divide by the same total."""
+    facts, inside = candidate.facts, {*region(candidate), candidate.node}
+    selected = [node for node in inside - {candidate.node} if selects(facts, node)]
+    total = _total(facts, candidate.node)
+
+    def belongs(reader: Node) -> bool:
+        if reader in inside or (total is not None and _total(facts, reader) == total):
+            return True
+        moved = total is not None and reader in facts.specs and facts.specs[reader].kind == "movement"
+        return moved and all(belongs(further) for further in _readers(facts, reader))
+
+    return all(belongs(reader) for node in selected for reader in _readers(facts, node))
+
+
+def _total(facts: Facts, node: Node) -> frozenset[Node] | None:
+    """The exponentials in the denominator of a part of a softmax; None if the node is no such division."""
+    division = fraction(before_rules(facts, node)) if node in facts.specs else None
+    if division is None:
+        return None
+    part, total = (combination_of_exponentials(facts, n) for n in division[:2])
+    if part is None or total is None or part.sums or part.adds or not total.is_total(facts):
+        return None
+    return frozenset(total.exponentials) if part.exponentials <= total.exponentials else None
 
 
 def _readers(facts: Facts, node: Node) -> list[Node]:
@@ -171,7 +195,7 @@ def is_a_logarithm(candidate: Candidate) -> bool:
 def reads_a_total(candidate: Candidate) -> bool:
     """Its operand is a total of exponentials."""
     combination = combination_of_exponentials(candidate.facts, candidate.first)
-    return combination is not None and combination.sums and len(combination.exponentials) == 1
+    return combination is not None and combination.is_total(candidate.facts)
 
 
 @condition
@@ -202,8 +226,10 @@ def subtracts(candidate: Candidate) -> bool:
 @condition
 def less_its_log_sum_exp(candidate: Candidate) -> bool:
     """It subtracts the logarithm of a total of exponentials of the other."""
-    logits, subtrahend = _difference(candidate)
-    return _is_log_sum_exp(candidate.facts, subtrahend) and candidate.facts.is_statistic_of(subtrahend, logits)
+    facts, (logits, subtrahend) = candidate.facts, _difference(candidate)
+    normalised = _normalised(facts, unmoved(facts, subtrahend))
+    same = any(_moved_from(facts, n) is _moved_from(facts, logits) for n in normalised)
+    return same or (bool(normalised) and facts.is_statistic_of(subtrahend, logits))
 
 
 @condition
@@ -231,9 +257,12 @@ def _is_softmax(facts: Facts, node: Node) -> bool:
     return fused or node in facts.softmaxes
 
 
-def _is_log_sum_exp(facts: Facts, node: Node) -> bool:
-    node = unmoved(facts, node)
-    return op_name(node) in _LOG_SUM_EXP or node in facts.log_sum_exp
+def _normalised(facts: Facts, node: Node) -> list[Node]:
+    """What a logarithm of a total of exponentials is the total of, with and without what is subtracted first."""
+    if op_name(node) in _LOG_SUM_EXP:
+        return list(facts.operands[node].values())
+    arguments = [n for e in facts.log_sum_exp.get(node, ()) for n in facts.operands[e].values()]
+    return arguments + [n for argument in arguments for n in facts.operands.get(argument, {}).values()]
 
 
 def _weights(candidate: Candidate) -> list[float]:
@@ -244,15 +273,18 @@ def _weights(candidate: Candidate) -> list[float]:
 
 
 def _was_subtracted(facts: Facts, logarithm: Node, other: Node) -> bool:
-    exponential = facts.log_sum_exp.get(unmoved(facts, logarithm))
-    if exponential is None:
-        return False
+    exponentials = facts.log_sum_exp.get(unmoved(facts, logarithm))
+    return bool(exponentials) and all(_moved_from(facts, other) in subtrahends(facts, e) for e in exponentials or ())
+
+
+def subtrahends(facts: Facts, exponential: Node) -> set[Node]:
+    """What is subtracted from the argument of an exponential, before it was moved."""
     (argument,) = facts.operands[exponential].values()
     spec, bound = facts.specs.get(argument), bind(argument)
     if spec is None or spec.kind != "linear" or not spec.elementwise:
-        return False
-    subtrahends = [bound[name] for name, weight in coefficients(argument, spec).items() if weight == -1]
-    return any(isinstance(n, Node) and _moved_from(facts, n) is _moved_from(facts, other) for n in subtrahends)
+        return set()
+    subtracted = (bound[name] for name, weight in coefficients(argument, spec).items() if weight == -1)
+    return {_moved_from(facts, n) for n in subtracted if isinstance(n, Node)}
 
 
 def _moved_from(facts: Facts, node: Node) -> Node:
