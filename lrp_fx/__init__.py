@@ -6,7 +6,7 @@ arrays) and knows nothing of models, so that ``results``, which explanations ret
 errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
 rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent -> specialization ->
 capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
-loading -> pipelines -> evaluate -> tuning -> testing -> integrations -> runs -> cli
+loading -> pipelines -> evaluate -> tuning -> testing -> integrations -> hub -> runs -> cli
 """
 
 import importlib
@@ -31,6 +31,8 @@ _ON_DEMAND = {
     "concepts": ("lrp_fx.concepts", None),
     "evaluate": ("lrp_fx.evaluate", None),
     "explain_pairs": ("lrp_fx.pairs", "explain_pairs"),
+    "from_pretrained": ("lrp_fx.hub", "from_pretrained"),
+    "hub": ("lrp_fx.hub", None),
     "integrations": ("lrp_fx.integrations", None),
     "load_result": ("lrp_fx.loading", "load_result"),
     "pairs": ("lrp_fx.pairs", None),
@@ -64,6 +66,8 @@ __all__ = [
     "errors",
     "evaluate",
     "explain_pairs",
+    "from_pretrained",
+    "hub",
     "integrations",
     "load",
     "load_result",

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lrp_fx.capture import TRACING, read_call
 from lrp_fx.converted import ConvertedModule, RuleSource
+from lrp_fx.errors import InputError
 from lrp_fx.explain import Condition, Target
 from lrp_fx.explain.conditions import places_of
+from lrp_fx.files import write_text
 from lrp_fx.lowering import Lowered, lower
 from lrp_fx.lowering.distributed.pipeline import Pipeline
+from lrp_fx.version import VERSION
+
+EXPLAIN_JSON = "explain.json"  #: what says how a saved model is explained, beside its config.json
+EXPLAIN_SCHEMA = 1
 
 
 class Exporting(ConvertedModule):
@@ -74,6 +83,38 @@ class Exporting(ConvertedModule):
     def save(self, path: str | Path, *args: Any, weights: str = "inside", **kwargs: Any) -> None:
         """:meth:`lower`, saved for :func:`lrp_fx.load`; with ``weights="reference"`` without the model's weights."""
         self.lower(*args, **kwargs).save(path, weights, self.model)
+
+    def save_pretrained(self, folder: str | Path, *, check: Any = None, **options: Any) -> Path:
+        """Save the model, what encodes its inputs, and how it is explained, for :func:`lrp_fx.from_pretrained`.
+
+        Besides the files of transformers there is ``explain.json``: the whole rule set, options of ``convert``,
+        versions, and a check. Operators of your own (``convert(ops=...)``) are not in it.
+
+        Args:
+            folder: where to.
+            check: what :func:`lrp_fx.testing.check` found, to be kept with the model.
+            **options: of the model's own ``save_pretrained``.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: for a model, or a tokenizer or processor, without ``save_pretrained``.
+        """
+        parts = [self.model, *([] if self.encoder is None else self.encoder.tools)]
+        if missing := [part for part in parts if not hasattr(part, "save_pretrained")]:
+            raise InputError(f"{type(missing[0]).__name__} has no save_pretrained: save(path) writes a graph instead")
+        parts[0].save_pretrained(folder, **options)
+        for tool in parts[1:]:
+            tool.save_pretrained(folder)
+        how = self.captures.options
+        document = {
+            "schema": EXPLAIN_SCHEMA, "versions": {"lrp_fx": VERSION, "torch": torch.__version__},
+            "rules": self.ruleset.document(), "options": {"detach": how.detach, "capture": how.route},
+            "check": None if check is None else check.to_dict(),
+        }  # fmt: skip
+        write_text(Path(folder) / EXPLAIN_JSON, json.dumps(document, indent=1) + "\n")
+        return Path(folder)
 
     def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
         """:meth:`lower`, compiled ahead of time (AOTInductor) to a package that runs from C++, or with torch alone."""

@@ -16,17 +16,10 @@ from lrp_fx.converted import RuleSource
 from lrp_fx.encode import open_image, open_sound
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.extras import require
+from lrp_fx.hub.folder import load_folder
 from lrp_fx.module import ExplainableModule
 
-_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
 _EXAMPLE = "a b c"  #: default text for a capture
-#: argument of convert -> (class of transformers that loads it, patterns of its files)
-_TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "tokenizer": ("AutoTokenizer", _TOKENIZER_FILES),
-    "image_processor": ("AutoImageProcessor", ("preprocessor_config.json",)),
-    "feature_extractor": ("AutoFeatureExtractor", ("preprocessor_config.json",)),
-    "processor": ("AutoProcessor", ("processor_config.json",)),
-}
 
 
 @dataclass(frozen=True)
@@ -152,35 +145,10 @@ def load(name: str, text: str | None, precision: str) -> Loaded:
 
 
 def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
-    transformers: Any = require("transformers", "transformers")
-    tools = _tools(transformers, folder)
-    if not tools:  # (transformers would return a tokenizer without a vocabulary)
-        raise LrpError(
-            f"there is no tokenizer or processor in {folder}: save it there with tokenizer.save_pretrained(folder)"
-        )
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        cls = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        model = cls.from_pretrained(folder).eval().to(dtype)
-    except Exception as error:  # errors of several libraries
-        raise LrpError(f"the model in {folder} cannot be loaded: {error}") from error
-    classes: dict[int, str] = getattr(model.config, "id2label", None) or {}
-    labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in cls.__name__ else None
+    model, tools = load_folder(folder, dtype)
+    classes: dict[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
+    labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in type(model).__name__ else None
     return Loaded(folder.name, model, tools, labels, f"What did {folder.name} base its answer on?", text)
-
-
-def _tools(transformers: Any, folder: Path) -> dict[str, Any]:
-    """Tokenizer and processors saved in a folder."""
-    tools, reasons = {}, []
-    for name, (loader, patterns) in _TOOLS.items():
-        if any(path for pattern in patterns for path in folder.glob(pattern)):
-            try:
-                tools[name] = getattr(transformers, loader).from_pretrained(folder)
-            except Exception as reason:  # the file may be of another kind of processor
-                reasons.append(f"{name}: {reason}")
-    if not tools and reasons:
-        raise LrpError(f"tokenizer and processors in {folder} cannot be loaded: {'; '.join(reasons)}")
-    return tools
 
 
 def _quiet() -> None:

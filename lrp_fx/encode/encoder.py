@@ -104,6 +104,16 @@ class InputEncoder:
         """Sampling rate of the model's sound input, in Hz."""
         return None if self.sounds is None else self.sounds.rate
 
+    @property
+    def tools(self) -> list[Any]:
+        """What it was made of, each once; a processor in place of its parts."""
+        parts = [
+            None if self.texts is None else self.texts.tokenizer,
+            None if self.images is None else self.images.processor,
+            None if self.sounds is None else self.sounds.extractor,
+        ]
+        return [self.processor] if self.processor is not None else [part for part in parts if part is not None]
+
     def takes(self, value: Any, kind: str) -> bool:
         """Whether there is an encoder for a raw input of this kind."""
         several = kind == "chat" and pictured(chats_of(value))

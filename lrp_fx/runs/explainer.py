@@ -15,10 +15,10 @@ from lrp_fx.converted import RuleSource
 from lrp_fx.encode import TextEncoder
 from lrp_fx.errors import InputError, type_and_line
 from lrp_fx.explain import Target
+from lrp_fx.hub.folder import load_folder
 from lrp_fx.module import ExplainableModule
 from lrp_fx.results import Attribution
 from lrp_fx.results.notes import find_notes
-from lrp_fx.runs.folder import load_folder
 
 #: column of a row of explanations -> what it holds; all but "error" are null where a row failed
 COLUMNS: Mapping[str, str] = {
@@ -83,11 +83,12 @@ class Explainer:
         self.rules, self.target, self.text, self.ledger = rules, target, text, ledger
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Any, Any]:
+    def _loaded(self) -> tuple[Any, dict[str, Any]]:
+        own = {} if self._tokenizer is None else {"tokenizer": self._tokenizer}
         if not isinstance(self._source, (str, Path)):
-            return self._source, self._tokenizer
-        model, tokenizer = load_folder(self._source, self._dtype)
-        return model, tokenizer if self._tokenizer is None else self._tokenizer
+            return self._source, own
+        model, tools = load_folder(self._source, self._dtype)
+        return model, {**tools, **own}
 
     @functools.cached_property
     def xmodel(self) -> ExplainableModule:
@@ -96,8 +97,8 @@ class Explainer:
         Raises:
             InputError: for a folder that cannot be read.
         """
-        model, tokenizer = self._loaded
-        return convert(model, tokenizer=tokenizer, labels=self._labels, rules=self.rules)
+        model, tools = self._loaded
+        return convert(model, labels=self._labels, rules=self.rules, **tools)
 
     @functools.cached_property
     def encoder(self) -> TextEncoder:
