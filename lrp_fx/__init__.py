@@ -3,10 +3,10 @@
 The rooms, from the ground up; each imports only what stands before it. ``viz`` draws plain data (words, numbers,
 arrays) and knows nothing of models, so that ``results``, which explanations return, can draw themselves:
 
-errors, extras, files, version -> operators -> graph -> rules -> capture -> cache -> analysis -> plan -> passes ->
-rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent -> specialization ->
-capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts -> pairs ->
-loading -> pipelines -> evaluate -> tuning -> testing -> integrations -> hub -> runs -> cli
+errors, extras, files, version, status -> operators -> graph -> rules -> capture -> cache -> analysis -> plan ->
+passes -> rewrite -> contracts -> viz -> results -> encode -> explain -> verify -> lowering -> recent ->
+specialization -> capture_cache -> report -> stand_in -> converted -> exporting -> module -> convert -> concepts ->
+pairs -> loading -> pipelines -> evaluate -> tuning -> testing -> integrations -> hub -> runs -> cli
 """
 
 import importlib

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import re
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,11 +30,15 @@ from lrp_fx.capture.equivalence import covers
 from lrp_fx.capture.model_state import switches
 from lrp_fx.capture.passes.decompose import decompose
 from lrp_fx.capture.passes.show_steps import show_steps
+from lrp_fx.capture.record import CaptureRecord, Captures
 from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import CaptureError, LrpError, RecaptureWarning
 from lrp_fx.explain.check import WHEN
 from lrp_fx.operators.table import OpTable
 from lrp_fx.specialization import Specialization
+from lrp_fx.status import converting, stage
+
+_log = logging.getLogger("lrp_fx.captures")
 
 MANY = 16  #: number of captures from which on a warning names the most frequent reason
 
@@ -113,8 +119,13 @@ class CaptureCache:
         self.reasons: list[str] = []
         self.ops = ops
         self._entries: tuple[Entry, ...] = ()
+        self._records: list[CaptureRecord] = []
         self._constant: set[tuple[Any, ...]] = set()  # keys of calls whose floats cannot be tensor inputs
         self._order = threading.Lock()
+
+    def __call__(self) -> Captures:
+        """What was captured, for which sizes, how long it took, and why."""
+        return Captures(self._records)
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -201,7 +212,17 @@ class CaptureCache:
         return None
 
     def _capture(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], route: str) -> Entry:
-        reason = self._why(call)
+        start, reason = time.perf_counter(), self._why(call)
+        with converting(type(self.model).__name__):
+            entry = self._make(call, args, kwargs, route, reason)
+        record = CaptureRecord(reason, time.perf_counter() - start, entry.specialization.captured)
+        self._records.append(record)
+        self.reasons.append(reason)
+        _log.info("%s, capture %d: %s", type(self.model).__name__, len(self._records), record)
+        self._warn()
+        return entry
+
+    def _make(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], route: str, reason: str) -> Entry:
         state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
         stand_in = state.stand_in()
         before = ModelState(stand_in.module)
@@ -221,8 +242,6 @@ class CaptureCache:
         replaced = self._merge([entry, *further], call)
         with self._order:
             self._entries = tuple(e for e in (*self._entries, *further) if e not in replaced)
-        self.reasons.append(reason)
-        self._warn()
         while entry in replaced:
             entry = replaced[entry]
         return entry
@@ -252,6 +271,7 @@ class CaptureCache:
     def _entry(self, captured: Captured, example: Call, state: ModelState, reason: str) -> Entry:
         for place in example.numbers:
             captured.placeholders[place].meta["number"] = True  # a float parameter is no source of relevance
+        stage("analysis")
         show_steps(captured.graph_module)
         decompose(captured.graph_module, self.ops)
         check_stage("capture", Stage(captured.graph_module, self.ops))

@@ -27,6 +27,7 @@ from lrp_fx.recent import Recent
 from lrp_fx.results import Accounting, Attribution, Attributions
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.rules.ruleset import RuleSet
+from lrp_fx.status import converting, stage
 
 _GRAPHS = 16  #: cache size of each kind of graph
 
@@ -143,13 +144,16 @@ class Specialization:
 
         def make() -> Rewritten:
             graph_module, ops = self.captured.graph_module, self.facts.ops
+            stage("plan")
             plan = make_plan(graph_module.graph, self.facts, ruleset)
             check_stage("plan", Stage(graph_module, ops, self.facts, plan))
+            stage("rewrite")
             rewritten = rewrite(self.captured, plan)
             check_stage("rewrite", Stage(rewritten.graph_module, ops, self.facts, plan, rewritten))
             return rewritten
 
-        return self.rewritten.recall(ruleset.key, make)
+        with converting("the model"):
+            return self.rewritten.recall(ruleset.key, make)
 
     def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The rewritten graph with tap points at its sources and at ``at``."""

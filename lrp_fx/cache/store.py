@@ -33,6 +33,7 @@ from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.model_state import ModelState
 from lrp_fx.capture.signature import Call
 from lrp_fx.errors import UnsafeFileError
+from lrp_fx.graph.lazy_module import lazy_module
 
 
 def capture_or_load(
@@ -124,7 +125,7 @@ def read_graph(
 ) -> fx.GraphModule:
     """The graph that :func:`write_graph` wrote, with the tensors of the current model."""
     attributes = {path: named[name_in_model] for path, name_in_model in plain["names"].items()} | dict(tensors)
-    return fx.GraphModule(attributes, reader.graph(plain["nodes"]), class_name=name)
+    return lazy_module(attributes, reader.graph(plain["nodes"]), name)
 
 
 def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:

@@ -36,8 +36,10 @@ from lrp_fx.capture.signature import Call, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError, type_and_line
 from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.module_calls import settle
 from lrp_fx.operators.schema import is_mutating
+from lrp_fx.status import stage
 
 ROUTES = ("auto", "export", "trace")
 
@@ -97,6 +99,7 @@ def capture(
             break
         if holds_vmap(program.graph_module):
             return _by_trace(model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap")
+        stage("passes")
         graph_module, spec = plain(program), program.call_spec
         if holds_control(graph_module):
             recording = _recorded(model, _unrolled(graph_module), call, dynamic)
@@ -113,6 +116,7 @@ def capture(
             others = (*others, *_for_its_example(model, captured, program))
             continue
         try:
+            stage("comparison with the model")
             difference = disagreement(model, graph_module, args, kwargs)
             if difference <= TOLERANCE:
                 return replace(captured, others=others)
@@ -157,6 +161,7 @@ def _by_trace(
         return model(*positional, **keyword)
 
     try:
+        stage("recording of a run")
         recording = _recorded(model, run, call, dynamic)
     except CaptureError:
         raise
@@ -192,7 +197,7 @@ def _captured(
     end.args = ([n for nodes in decisive for n in nodes],)  # type: ignore[union-attr]
     decided, _ = copy_graph(graph_module.graph)
     decided.eliminate_dead_code()
-    decisions = fx.GraphModule(graph_module, decided, class_name="Decisions")
+    decisions = lazy_module(graph_module, decided, "Decisions")
     tensors = iter(outputs)  # type: ignore[arg-type]
     with graph_module.graph.inserting_before(end):
         end.args = ([_leaf(graph_module, i, leaf, tensors) for i, leaf in enumerate(recording.leaves)],)

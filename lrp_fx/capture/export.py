@@ -29,9 +29,12 @@ from lrp_fx.capture.passes import normalize as normalise
 from lrp_fx.capture.passes.detached import InferenceMode, see_through_written
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.unroll_rnn import written_out
+from lrp_fx.capture.source_lines import SourceLines, without_stacks
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.attribute_paths import module_of
+from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.module_calls import noting_calls
+from lrp_fx.status import stage
 
 #: files of PyTorch that compute shapes and strides of the results of operators, below the traced level
 _OPERATORS = tuple(
@@ -67,8 +70,11 @@ def exports(
                 torch.enable_grad(),
                 written_out(model, dynamic),
                 InferenceMode(),
+                SourceLines(),
+                without_stacks(),
                 noting_calls(model),
             ):
+                stage("export")
                 program = _export(model, *example, dynamic, oblivious=oblivious)
         except CaptureError:
             raise
@@ -139,8 +145,14 @@ def _export(
         contextlib.redirect_stderr(io.StringIO()),
         _use_lazy_graph_module(not strict),  # the strict mode reads code that a lazy graph has not generated
         symbolic_config.patch(backed_size_oblivious=oblivious),  # type: ignore[attr-defined]
+        torch._dynamo.config.patch(fake_tensor_cache_enabled=not _any_free(free)),
     ):
         return torch.export.export(model, args, kwargs, strict=strict, dynamic_shapes=spec or None)
+
+
+def _any_free(free: Any) -> bool:
+    """Whether any size is left free."""
+    return any(dim is torch.export.Dim.AUTO for dim in pytree.tree_leaves(free))
 
 
 def _free_dims(tensor: torch.Tensor, dynamic: bool, oblivious: bool) -> dict[int, Any]:
@@ -326,7 +338,7 @@ def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
 
 def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
     module = module_of(program)
-    plain = fx.GraphModule(module, module.graph, class_name="CapturedModule")
+    plain = lazy_module(module, module.graph, "CapturedModule")
     for name, buffer in module.named_buffers():  # the copy misses non-persistent buffers
         if not hasattr(plain, name.split(".")[0]):
             plain.register_buffer(name, buffer, persistent=False)

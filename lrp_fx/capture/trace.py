@@ -33,7 +33,9 @@ from lrp_fx.capture.passes.control_flow import CarriedOut
 from lrp_fx.capture.passes.detached import InferenceMode, detach_results, is_written, see_through_written, switched_off
 from lrp_fx.capture.passes.normalize import see_through
 from lrp_fx.capture.read_values import Reads, Transforms
+from lrp_fx.capture.source_lines import SourceLines
 from lrp_fx.graph.attribute_paths import attribute, readable
+from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.module_calls import hand_on, noting_calls
 from lrp_fx.operators.schema import has_tag
 
@@ -154,14 +156,15 @@ def _record(
         filled = list(leaves)
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
-        with reads, answers, InferenceMode(), _uncompiled():  # the last mode is called first; Reads sees all calls
+        # the last mode is called first; Reads sees all calls
+        with reads, answers, InferenceMode(), SourceLines(), _uncompiled():
             output = call(*filled)
         outputs["leaves"], outputs["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in outputs["leaves"] if isinstance(leaf, Tensor)]
 
-    options: dict[str, Any] = {"record_stack_traces": True}
+    options: dict[str, Any] = {}
     if within:
-        options |= {"pre_dispatch": False, "decomposition_table": _BACKWARD}
+        options = {"pre_dispatch": False, "decomposition_table": _BACKWARD}
     with _without_history(model, within), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
         inputs = [leaves[place].detach().clone() for place in places]
         traced = _trace(run, inputs, model, **options)
@@ -229,7 +232,7 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
     detach_results(graph, switched_off(graph))
     see_through_written(graph)
     _complete_placeholders(graph, leaves, places)
-    return fx.GraphModule(attributes, graph, class_name="RecordedModule")
+    return lazy_module(attributes, graph, "RecordedModule")
 
 
 def _complete_placeholders(graph: fx.Graph, leaves: Any, places: list[int]) -> None:

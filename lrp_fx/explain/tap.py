@@ -11,6 +11,7 @@ from torch.fx import Node
 from torch.fx.graph import CodeGen
 
 from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.operators.table import OpTable
 from lrp_fx.passes.hoist_slices import behind_selection, drop_whole_slices, may_move
 from lrp_fx.passes.unrepeat_kv import share_heads
@@ -41,7 +42,7 @@ def tap(rewritten: Rewritten, latents: Iterable[Node]) -> fx.GraphModule:
     end.args = ((end.args[0], points, inside),)
     share_heads(graph, rewritten.plan.facts.ops)
     drop_whole_slices(graph)
-    return fx.GraphModule(rewritten.graph_module, graph, class_name="TappedGraph")
+    return lazy_module(rewritten.graph_module, graph, "TappedGraph")
 
 
 def at_chosen_positions(tapped: fx.GraphModule, ops: OpTable) -> fx.GraphModule:
@@ -51,4 +52,4 @@ def at_chosen_positions(tapped: fx.GraphModule, ops: OpTable) -> fx.GraphModule:
     graph, _ = copy_graph(tapped.graph)
     graph.owning_module = tapped  # (dead-code elimination needs the submodules)
     behind_selection(graph, ops)
-    return fx.GraphModule(tapped, graph, class_name="SweptGraph")
+    return lazy_module(tapped, graph, "SweptGraph")

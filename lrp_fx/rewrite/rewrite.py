@@ -10,6 +10,7 @@ from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
 from lrp_fx.graph.attribute_paths import attribute
+from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.operands import all_slots, is_float
 from lrp_fx.operators.table import bind, set_arg
 from lrp_fx.plan import Plan
@@ -62,7 +63,7 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
     graph.eliminate_dead_code()
     own_derivatives(graph)
     graph.lint()
-    module = fx.GraphModule(captured.graph_module, graph, class_name="ExplainableGraph")
+    module = lazy_module(captured.graph_module, graph, "ExplainableGraph")
     return Rewritten(module, copies, results, plan)
 
 

@@ -46,7 +46,8 @@ def shorten_masks(graph: fx.Graph) -> None:
             node.args = (bound["query"], bound["key"], bound["value"])
             keywords = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
             node.kwargs = keywords | ({"is_causal": True} if kinds[mask] == "causal" else {})
-    graph.eliminate_dead_code()
+    if any(kind is not None for kind in kinds.values()):
+        graph.eliminate_dead_code()
 
 
 def _kind(mask: Node) -> str | None:

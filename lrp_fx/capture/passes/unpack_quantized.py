@@ -110,7 +110,8 @@ def unpack(graph_module: fx.GraphModule) -> None:
                 if packed is not None and linearity is not Linearity.NONE:
                     rounded += [result] * (linearity is Linearity.ROUNDED)
                     _replace(graph_module, result, packed, next(numbers))
-    graph.eliminate_dead_code()
+    if next(numbers):
+        graph.eliminate_dead_code()
     if rounded:
         warnings.warn(
             f"Products with packed weights round their operand as well ({len(rounded)}, the first in module "

@@ -44,7 +44,8 @@ def widen_islands(graph: fx.Graph) -> None:
     for node in [n for n in end.all_input_nodes if n in twins and dtype(n) is torch.float32]:
         joined = _join(graph, end.prev, node, twins[node])
         node.replace_all_uses_with(joined, delete_user_cb=functools.partial(operator.is_, end))
-    graph.eliminate_dead_code()
+    if twins:
+        graph.eliminate_dead_code()
 
 
 def _join(graph: fx.Graph, after: Node, node: Node, wide: Node) -> Node:

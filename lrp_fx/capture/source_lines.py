@@ -1,0 +1,76 @@
+"""The source line of every node, noted while a graph is recorded.
+
+PyTorch formats the whole Python stack of every node, which takes a quarter of the time of an export, and
+``lrp_fx.graph.location`` reads one line of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.fx.experimental.symbolic_shapes import uninteresting_files
+from torch.overrides import TorchFunctionMode
+
+from lrp_fx.status import traced
+
+
+class SourceLines(TorchFunctionMode):
+    """Within: a node recorded by a call of PyTorch gets the line of the innermost ``forward`` that made the call."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answer one call."""
+        mode = get_proxy_mode()
+        if mode is None:
+            return func(*args, **(kwargs or {}))
+        nodes = mode.tracer.graph.nodes
+        last = next(reversed(nodes), None)
+        result = func(*args, **(kwargs or {}))
+        traced(len(nodes))
+        line = None
+        for node in reversed(nodes):
+            if node is last:
+                break
+            line = _line(sys._getframe(1)) if line is None else line
+            if line:
+                node.meta.setdefault("stack_trace", line)
+        return result
+
+
+@contextmanager
+def without_stacks() -> Iterator[None]:
+    """Within: PyTorch's tracers record no stacks."""
+    before = torch.fx.config.do_not_emit_stack_traces
+    torch.fx.config.do_not_emit_stack_traces = True
+    try:
+        yield
+    finally:
+        torch.fx.config.do_not_emit_stack_traces = before
+
+
+def _line(frame: FrameType | None) -> str:
+    """The innermost frame of a ``forward``, formatted as in a traceback; "" without one."""
+    plumbing = _plumbing()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "forward" and code.co_filename not in plumbing:
+            return _text(code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return ""
+
+
+@functools.lru_cache(4096)
+def _text(file: str, line: int) -> str:
+    return f'File "{file}", line {line}, in forward\n    {linecache.getline(file, line).strip()}'
+
+
+@functools.cache
+def _plumbing() -> frozenset[str]:
+    return frozenset(uninteresting_files())
