@@ -14,7 +14,7 @@ from lrp_fx.converted import RuleSource
 from lrp_fx.encode import Encoded, Raw
 from lrp_fx.errors import CaptureError
 from lrp_fx.explain import Condition, Target
-from lrp_fx.explain.answers import answers
+from lrp_fx.explain.answers import answers, answers_at
 from lrp_fx.explain.conditions import places_of
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.target import padding_masks, shown
@@ -273,9 +273,13 @@ class ExplainableModule(Exporting):
 
     def _answered(self, result: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
         """Names of the explained values; None where they would need another forward pass."""
-        if self.encoder is None or isinstance(result._output, Later):
+        output = result._output
+        if self.encoder is None:
             return None
-        named = answers(target, result.output, padding_masks(result.inputs), reading, self.encoder.answer)
+        if isinstance(output, Later):
+            named = None if output.logits is None else answers_at(target, output.logits, self.encoder.answer)
+        else:
+            named = answers(target, output, padding_masks(result.inputs), reading, self.encoder.answer)
         return named if named is not None and len(named) == len(result) else None
 
     def _explain(

@@ -45,8 +45,16 @@ def answers(
         form = Logit(target) if target is None or isinstance(target, (int, Tensor)) else target
         if not isinstance(form, OfClass) or reading.kind(logits) not in ("classes", "sequence"):
             return None
-        logits = by_class(logits, masks, reading, form.position)
+        return answers_at(form, by_class(logits, masks, reading, form.position), named)
     except TargetError:
+        return None
+
+
+def answers_at(target: Target, logits: Tensor, named: Named) -> tuple[str, ...] | None:
+    """The same, of the (B, classes) logits at the position of the target."""
+    target = normal(target)
+    form = Logit(target) if target is None or isinstance(target, (int, Tensor)) else target
+    if not isinstance(form, OfClass):
         return None
     count, classes = logits.shape
     chosen = _names(logits.argmax(-1) if form.chosen is None else form.chosen, count, classes, named)

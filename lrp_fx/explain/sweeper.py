@@ -24,13 +24,15 @@ from lrp_fx.explain.inputs import Inputs, shares
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import make_ledger
 from lrp_fx.explain.reading import Reading, read_output
+from lrp_fx.explain.rows import Rows
 from lrp_fx.explain.sweep import Relevance, TapPoints, sweep
 from lrp_fx.explain.tap import at_chosen_positions, tap
-from lrp_fx.explain.target import beside, select
-from lrp_fx.explain.target_types import Target
+from lrp_fx.explain.target import beside, of_form, one_position, select
+from lrp_fx.explain.target_types import OfClass, Target
 from lrp_fx.explain.unreached import unreached
-from lrp_fx.results import Attribution, Ledger, no_ledger
+from lrp_fx.results import Attribution, Later, Ledger, no_ledger
 from lrp_fx.rewrite import Rewritten
+from lrp_fx.status import converting, stage
 
 Choose = Callable[[Any], Tensor]  #: output of the model -> (B,) explained values
 
@@ -38,6 +40,21 @@ _CONDITIONAL = (
     "a conditional explanation has no ledger: its condition cuts relevance off at a layer. Explain without "
     "condition= for a ledger."
 )
+
+
+@dataclass(frozen=True)
+class Forward:
+    """One forward pass.
+
+    Attributes:
+        points: where relevance is collected.
+        explained: target -> (B,) explained values.
+        output: the model's output, detached, or what computes it.
+    """
+
+    points: TapPoints
+    explained: Callable[[Target], Tensor]
+    output: Any
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,11 @@ class Sweeper:
     def swept(self) -> fx.GraphModule:
         """The tapped graph, computed only at the positions which the model itself selects (a class token)."""
         return at_chosen_positions(self.tapped, self.rewritten.plan.facts.ops)
+
+    @traced_property
+    def rows(self) -> Rows | None:
+        """The tapped graph at one position of a sequence of logits; None where they are none, or nothing is saved."""
+        return Rows.of(self.captured, self.tapped, self.reading, self.rewritten.plan.facts.ops)
 
     def explain(self, call: Call, target: Target) -> Attribution:
         """Explain one call.
@@ -126,17 +148,37 @@ class Sweeper:
         self.inputs.check()
         leaves, results = usable(call.leaves), []
         with torch.enable_grad():
-            flat, sources, latents = self.swept(*leaves)
-            output, points = self.output(flat), self.points(sources, latents)
+            forward = self._forward(call, leaves, [target for target, _ in questions])
             for target, condition in questions:
-                choose = self.choose(call, target)
-                explained = choose(output)
-                relevance = self._sweep(leaves, choose, points, explained, condition, len(questions) > 1)
+                choose, explained = self.choose(call, target), forward.explained(target)
+                relevance = self._sweep(leaves, choose, forward.points, explained, condition, len(questions) > 1)
                 results.append((choose, explained, relevance, bool(condition)))
         if checking:
             choose, explained, relevance, conditional = results[0]
             self._check(leaves, choose, None if conditional else (explained.detach(), relevance.sources))
-        return [self._attribution(call, leaves, output, *result) for result in results]
+        return [self._attribution(call, leaves, forward.output, *result) for result in results]
+
+    def _forward(self, call: Call, leaves: tuple[Any, ...], targets: Sequence[Target]) -> Forward:
+        """The forward pass: where all targets are one, and it reads one position, the head runs at that one alone."""
+        one = self._one_position(call, leaves, targets[0]) if targets and len(set(map(id, targets))) == 1 else None
+        if one is None or self.rows is None:
+            flat, sources, latents = self.swept(*leaves)
+            output = self.output(flat)
+            kept = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output)
+            return Forward(self.points(sources, latents), lambda target: self.choose(call, target)(output), kept)
+        form, positions = one
+        logits, sources, latents = self.rows.run(leaves, positions)
+        later = Later(lambda: self._output(leaves), logits.detach())
+        return Forward(self.points(sources, latents), lambda target: of_form(form, logits), later)
+
+    def _one_position(self, call: Call, leaves: tuple[Any, ...], target: Target) -> tuple[OfClass, Tensor] | None:
+        shape = None if self.rows is None else self.rows.shape(leaves)
+        return None if shape is None else one_position(target, shape, beside(call.tensors), self.reading)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _output(self, leaves: tuple[Any, ...]) -> Any:
+        return self.output(self.swept(*leaves)[0])
 
     def choose(self, call: Call, target: Target) -> Choose:
         """The function from an output to the explained values of a target."""
@@ -189,7 +231,7 @@ class Sweeper:
             ruleset=plan.ruleset.name,
             context=context_of(plan.facts),
             inputs={name: tensor.detach() for name, tensor in call.tensors.items()},
-            _output=pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output),
+            _output=output,
             _sources=self.inputs.by_source(plan.sources, collected),
             _account=no_ledger(_CONDITIONAL) if conditional else account,
         )
@@ -208,9 +250,11 @@ class Sweeper:
     ) -> None:
         if any(isinstance(v, Tensor) and v.is_meta for v in leaves):
             return
-        accounted = self.account(leaves, choose)
-        self._check_finite(accounted.target, [] if explained is None else explained[1], lambda: accounted)
-        check.check(self.captured, self.rewritten, leaves, accounted, explained)
+        with converting("the model"):
+            stage("check of the first explanation")
+            accounted = self.account(leaves, choose)
+            self._check_finite(accounted.target, [] if explained is None else explained[1], lambda: accounted)
+            check.check(self.captured, self.rewritten, leaves, accounted, explained)
 
     def _check_finite(self, explained: Tensor, relevance: Sequence[Tensor], account: Callable[[], Sweep]) -> None:
         check.check_finite(self.captured, self.rewritten, explained, relevance, account)

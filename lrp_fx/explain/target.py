@@ -120,9 +120,45 @@ def select(output: Any, target: Target, inputs: Mapping[str, Tensor], reading: R
             return largest(logits.flatten(1))
     if form.position is not None and reading.kind(logits) == "sequence":
         check_range(form.position, logits.shape[0], logits.shape[1], "position")
-    logits = by_class(logits, inputs, reading, form.position)
+    return of_form(form, by_class(logits, inputs, reading, form.position))
+
+
+def of_form(form: OfClass, logits: Tensor) -> Tensor:
+    """(B,) explained values, out of the (B, classes) logits at the position of a target."""
     foil = getattr(form, "foil", None)
     return of_class(type(form), logits, _classes(logits, form.chosen), None if foil is None else _classes(logits, foil))
+
+
+def one_position(
+    target: Target, shape: tuple[int, int], inputs: Mapping[str, Tensor], reading: Reading
+) -> tuple[OfClass, Tensor] | None:
+    """(what of a class, its (B,) positions), where a target reads one position of a sequence of logits; else None.
+
+    Args:
+        target: as in :func:`select`.
+        shape: batch and length of the logits.
+        inputs: as in :func:`select`.
+        reading: how the output is read.
+
+    Raises:
+        TargetError: as :func:`select`.
+    """
+    target = resolved(target, reading)
+    if isinstance(target, (Pixels, Span, tuple)) or (callable(target) and not isinstance(target, (Tensor, OfClass))):
+        return None
+    form: OfClass = target if isinstance(target, OfClass) else Logit(target)  # type: ignore[arg-type]
+    batch, length = shape
+    if form.position is not None:
+        check_range(form.position, batch, length, "position")
+    return form, _positions(form.position, shape, inputs)
+
+
+def _positions(position: int | Tensor | None, shape: tuple[int, int], inputs: Mapping[str, Tensor]) -> Tensor:
+    """(B,) positions in a sequence: those given, or the last that are not padding."""
+    batch, length = shape
+    if position is None:
+        return last_positions(length, batch, inputs)
+    return (torch.as_tensor(position) % length).expand(batch)
 
 
 def largest(logits: Tensor) -> Tensor:
@@ -145,11 +181,7 @@ def by_class(
     if position is not None and kind != "sequence":
         raise TargetError(f"the output of shape {tuple(logits.shape)} has no positions to choose from: leave it out")
     if kind == "sequence":
-        batch, length = logits.shape[:2]
-        if position is None:
-            positions = last_positions(length, batch, inputs)
-        else:
-            positions = (torch.as_tensor(position) % length).expand(batch)
+        positions = _positions(position, (logits.shape[0], logits.shape[1]), inputs)
         return at_positions(logits, positions.to(logits.device)[:, None]).squeeze(1)
     if kind != "classes":
         raise TargetError(_many_values(logits, reading))

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lrp_fx.graph.exportable import exportable
+from lrp_fx.graph.signed_function import SignedFunction
 
 
-class _ExactValue(Function):
+class _ExactValue(SignedFunction):
     """The value of one tensor; its cotangent goes to another one that equals it up to rounding."""
 
     generate_vmap_rule = True

@@ -109,7 +109,7 @@ class Plan:
         decisions = self.decisions.values()
         return not any(d.rule.own or RECTIFIED in d.entry.forms.values() for d in decisions)
 
-    @property
+    @functools.cached_property
     def feeds_zeros(self) -> bool:
         """Whether an input of 0 can have relevance."""
         return any(

@@ -40,9 +40,15 @@ _DROPPED = "this is computed from the inputs, which were dropped (keep_inputs=Fa
 
 @dataclass(frozen=True)
 class Later:
-    """A part of an attribution that is computed on demand."""
+    """A part of an attribution that is computed on demand.
+
+    Attributes:
+        make: computes it.
+        logits: of an output, the (B, classes) logits that the explanation computed: those at the explained positions.
+    """
 
     make: Callable[[], Any]
+    logits: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -63,8 +69,8 @@ class Attribution(Result):
 
     @cached_property
     def output(self) -> Any:
-        """The model's output in its own type, detached. After an explanation by a compiled graph without outputs, it
-        takes a second sweep on the same inputs and weights."""
+        """The model's output in its own type, detached. An explanation of one position of a sequence of logits, and a
+        compiled graph without outputs, do not compute it: it is computed on demand, on the same inputs and weights."""
         return _now(self._output)
 
     @cached_property

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.autograd import Function
 
 from lrp_fx.graph.exportable import exportable
+from lrp_fx.graph.signed_function import SignedFunction
 from lrp_fx.rules.formulas import wide
 
 aten = torch.ops.aten
@@ -74,7 +74,7 @@ def _by_channel(value: Tensor, like: Tensor) -> Tensor:
     return value if value.dim() == like.dim() else value.reshape([1, -1] + [1] * (like.dim() - 2))
 
 
-class _Normalized(Function):
+class _Normalized(SignedFunction):
     """y, with the gradient of y = (x - mean) * rstd * weight + bias as a formula."""
 
     generate_vmap_rule = True

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from lrp_fx.graph.exportable import exportable
+from lrp_fx.graph.signed_function import SignedFunction
 from lrp_fx.rules.formulas import favoured, inverse_deviation, normalization_cotangent, shared, stabilised
 from lrp_fx.rules.registry import own_backward
 from lrp_fx.rules.slopes import closed_slope
@@ -46,7 +46,7 @@ def relevance_of(value: Tensor, cotangent: Tensor | None, feeds_zeros: bool = Fa
     return torch.where(cotangent == 0, none, value * cotangent)
 
 
-class _Scale(Function):
+class _Scale(SignedFunction):
     """Uniform rule (AttnLRP eq. 7, prop. 3.3) and degree-k identity: cotangent times a constant."""
 
     generate_vmap_rule = True
@@ -64,7 +64,7 @@ class _Scale(Function):
         return g * ctx.factor, None
 
 
-class _Identity(Function):
+class _Identity(SignedFunction):
     """Identity rule (AttnLRP eq. 9) on y = f(x): cotangent times the slope f(x)/x, so that x g_x = y g_y."""
 
     generate_vmap_rule = True
@@ -84,7 +84,7 @@ class _Identity(Function):
         return None, (g * slope).to(ctx.dtype), None
 
 
-class _ClosedIdentity(Function):
+class _ClosedIdentity(SignedFunction):
     """The identity rule with a slope in closed form, computed from x in the backward."""
 
     generate_vmap_rule = True
@@ -104,7 +104,7 @@ class _ClosedIdentity(Function):
         return None, (g * closed_slope(ctx.slope, x.detach())).to(x.dtype), None
 
 
-class _Epsilon(Function):
+class _Epsilon(SignedFunction):
     """Epsilon rule (AttnLRP eq. 8) at the output z of a linear map: cotangent times z / (z + epsilon sign z)."""
 
     generate_vmap_rule = True
@@ -124,7 +124,7 @@ class _Epsilon(Function):
         return (g * (z / stabilised(z, ctx.epsilon))).to(g.dtype), None
 
 
-class _Share(Function):
+class _Share(SignedFunction):
     """A share of the relevance of a layer's output goes to the runs that ``total`` sums: :func:`shared`."""
 
     generate_vmap_rule = True
@@ -144,7 +144,7 @@ class _Share(Function):
         return g, shared(y, g, total, ctx.coefficient, ctx.sign, ctx.epsilon), None, None, None
 
 
-class _Favoured(Function):
+class _Favoured(SignedFunction):
     """The generalised gamma rule at the output z of a linear map; ``a``: its output on magnitudes :func:`favoured`."""
 
     generate_vmap_rule = True
@@ -164,7 +164,7 @@ class _Favoured(Function):
         return None, *favoured(z, a, g, ctx.gamma, ctx.epsilon), None, None
 
 
-class _Rectified(Function):
+class _Rectified(SignedFunction):
     """Only positive cotangents pass (DeconvNet, guided backpropagation)."""
 
     generate_vmap_rule = True
@@ -182,7 +182,7 @@ class _Rectified(Function):
         return g.clamp(min=0)
 
 
-class _Own(Function):
+class _Own(SignedFunction):
     """A registered rule at an output y: cotangent backward(g, y, **parameters)."""
 
     @staticmethod
@@ -200,7 +200,7 @@ class _Own(Function):
         return own_backward(ctx.name)(g, y, **dict(zip(ctx.keys, ctx.values, strict=True))), None, None, None
 
 
-class _Normalization(Function):
+class _Normalization(SignedFunction):
     """Identity rule on a fused normalization y = (x - mean) * rstd * weight + bias, rstd constant (AttnLRP 3.3.2).
 
     ``weight`` broadcasts against x; ``width`` tells which entries share a statistic (``formulas._rows``). The
@@ -225,7 +225,7 @@ class _Normalization(Function):
         return g, normalization_cotangent(g, rstd, weight, ctx.width, ctx.centred), None, None, None, None
 
 
-class _Product(Function):
+class _Product(SignedFunction):
     """A product with constant matrices: the cotangent of the rows is the product with the transposed matrices."""
 
     @staticmethod
