@@ -1,4 +1,4 @@
-"""What was captured, for which sizes, how long it took, and why."""
+"""Records of captures: their sizes, duration and reason."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ class CaptureRecord:
 
     @property
     def sizes(self) -> dict[str, tuple[int | str, ...]]:
-        """Input -> its sizes: a number if fixed, a name if free."""
+        """Input -> its sizes: a number if specialized, a name if dynamic."""
         shapes = self.captured.shapes
         return dict(zip(shapes.inputs, shapes.dims, strict=False))
 
     @property
     def conditions(self) -> list[str]:
-        """What the model asked about free sizes, and where: the capture serves sizes for which all of it holds."""
+        """The guards on dynamic sizes, each with its line of code."""
         return self.captured.shapes.relied
 
     @property
     def nodes(self) -> int:
-        """Nodes of the captured graph."""
+        """Number of nodes of the captured graph."""
         return len(self.captured.graph_module.graph.nodes)
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class CaptureRecord:
 
 
 class Captures(tuple[CaptureRecord, ...]):
-    """All captures of a model, in order; one line each as text."""
+    """All captures of a model, in order; as text, one line each."""
 
     __slots__ = ()
 

@@ -1,4 +1,4 @@
-"""The source line of every node, noted while a graph is recorded.
+"""The source line of every node, recorded while a graph is traced.
 
 PyTorch formats the whole Python stack of every node, which takes a quarter of the time of an export, and
 ``lrp_fx.graph.location`` reads one line of it.
@@ -23,7 +23,7 @@ from lrp_fx.status import traced
 
 
 class SourceLines(TorchFunctionMode):
-    """Within: a node recorded by a call of PyTorch gets the line of the innermost ``forward`` that made the call."""
+    """In this context every traced node gets the line of the innermost ``forward`` on the Python stack."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
@@ -46,7 +46,7 @@ class SourceLines(TorchFunctionMode):
 
 @contextmanager
 def without_stacks() -> Iterator[None]:
-    """Within: PyTorch's tracers record no stacks."""
+    """In this context PyTorch's tracers record no stacks."""
     before = torch.fx.config.do_not_emit_stack_traces
     torch.fx.config.do_not_emit_stack_traces = True
     try:

@@ -1,4 +1,4 @@
-"""Graph modules that generate their Python code at the first call: most graphs are only analysed or copied."""
+"""Graph modules that generate their Python code at the first call, as most graphs are only analysed or copied."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.fx._lazy_graph_module import _LazyGraphModule
 
 
 def lazy_module(owner: Any, graph: fx.Graph, class_name: str) -> fx.GraphModule:
-    """A graph with the attributes of ``owner``, a module or a dict of them by path."""
+    """A graph module with the attributes of ``owner``: a module, or a dict of attributes by path."""
     return _LazyGraphModule(owner, graph, class_name)
 
 

@@ -91,7 +91,7 @@ def _picked(node: Node) -> tuple[Node, list[Node] | None, Node] | None:
 
 
 def _behind_layers(values: Node, ops: OpTable) -> set[Node]:
-    """The linear layers that a node is computed from entry by entry, and all in between; empty if it is not."""
+    """The node, the linear layers of which it is a function of each entry, and the nodes in between; else empty."""
     if values.target is aten.linear.default:
         return set() if is_traceable_wrapper_subclass(bind(values)["weight"].meta["val"]) else {values}
     inside = {values}
@@ -103,7 +103,7 @@ def _behind_layers(values: Node, ops: OpTable) -> set[Node]:
 
 
 def _entrywise(node: Node, ops: OpTable) -> list[Node]:
-    """The operands of a node that treats every entry alike; none for any other node."""
+    """The operands of a node that treats every entry alike; [] for other nodes."""
     spec = ops.get(node) if node.op == "call_function" else None
     sums = spec is not None and spec.kind == "linear" and spec.elementwise
     copies = ops.form(node) in ("copy", "cast", "detach") and len(node.all_input_nodes) == 1
@@ -117,14 +117,14 @@ def _same_shape(one: Node, other: Node) -> bool:
 
 
 class _Behind(NodeWriter):
-    """Emits what is computed entry by entry from linear layers, from other layers in their place."""
+    """Emits a function of the entries of linear layers, with replacements for these layers."""
 
     def __init__(self, graph: fx.Graph, origin: Node) -> None:
         super().__init__(graph, origin)
         self.results: dict[Node, Node] = {}
 
     def of(self, values: Node) -> Node:
-        """What takes the place of ``values``."""
+        """The replacement of ``values``."""
         if values not in self.results:
             if values.target is aten.linear.default:
                 self.results[values] = self.layer(values)
@@ -134,7 +134,7 @@ class _Behind(NodeWriter):
         return self.results[values]
 
     def layer(self, layer: Node) -> Node:
-        """What takes the place of a linear layer."""
+        """The replacement of a linear layer."""
         raise NotImplementedError
 
 
@@ -146,7 +146,7 @@ class _Squeezed(_Behind):
         self.dim = dim
 
     def layer(self, layer: Node) -> Node:
-        """The layer of what is squeezed."""
+        """The layer on its squeezed input."""
         bound = bind(layer)
         x = self.call(aten.squeeze.dim, bound["input"], self.dim)
         return self.call(aten.linear.default, x, bound["weight"], bound.get("bias"))
@@ -179,7 +179,7 @@ class _Rows(_Behind):
         return result if self.position is None else self.call(aten.squeeze.dim, result, -1)
 
     def _rows_of(self, weight: Node) -> Node:
-        """The selected rows of weights; magnitudes and parts are taken of these rows alone."""
+        """The selected rows of weights; elementwise functions of weights are computed for these rows alone."""
         spec = self.ops.get(weight) if weight.op == "call_function" else None
         if spec is not None and spec.elementwise and weight.all_input_nodes == [weight.args[0]]:
             rows = self._rows_of(weight.all_input_nodes[0])

@@ -258,7 +258,7 @@ def _is_softmax(facts: Facts, node: Node) -> bool:
 
 
 def _normalised(facts: Facts, node: Node) -> list[Node]:
-    """What a logarithm of a total of exponentials is the total of, with and without what is subtracted first."""
+    """The arguments of the exponentials in a log-sum-exp, with and without the subtraction in them."""
     if op_name(node) in _LOG_SUM_EXP:
         return list(facts.operands[node].values())
     arguments = [n for e in facts.log_sum_exp.get(node, ()) for n in facts.operands[e].values()]
@@ -278,7 +278,7 @@ def _was_subtracted(facts: Facts, logarithm: Node, other: Node) -> bool:
 
 
 def subtrahends(facts: Facts, exponential: Node) -> set[Node]:
-    """What is subtracted from the argument of an exponential, before it was moved."""
+    """The tensors that are subtracted in the argument of an exponential, before they were moved."""
     (argument,) = facts.operands[exponential].values()
     spec, bound = facts.specs.get(argument), bind(argument)
     if spec is None or spec.kind != "linear" or not spec.elementwise:

@@ -45,7 +45,10 @@ def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:
             continue
         position = _REGIONS[name]
         if name == "wrap_with_autocast" and node.args[2]:
-            raise CaptureError(f"an enabled autocast region inside the model: {locate(node)}; cast the model instead")
+            raise CaptureError(
+                f"an enabled autocast region inside the model: {locate(node)}.\n"
+                "Remedy: convert(..., capture='trace') records a run with it; or cast the model instead."
+            )
         body = graph_module.get_submodule(str(node.args[position].target))
         assert isinstance(body, fx.GraphModule)
         inner = _inline(body, not node.args[0] if name == _GRADIENTS else off)
@@ -57,7 +60,9 @@ def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:
 
 def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: list[Any]) -> dict[Node, Node]:
     for inner in body.graph.find_nodes(op="get_attr"):
-        raise CaptureError(f"a constant inside a nested region: {locate(inner)}")
+        raise CaptureError(
+            f"a constant inside a nested region: {locate(inner)}.\nRemedy: convert(..., capture='trace') records a run."
+        )
     result, copies = splice(owner, body, arguments, call)
     for user in list(call.users):
         user.replace_all_uses_with(result[user.args[1]])
