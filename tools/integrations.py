@@ -30,7 +30,12 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
         "inseq==0.7.1", "jaxtyping==0.3.11", "typeguard==2.13.3", "treescope==0.1.10", "sentencepiece==0.2.3",
     ),
     "circuits": ("circuit-tracer==0.5.0",),
+    "nnsight": ("nnsight==0.8.1",),
+    "sae_lens": ("sae-lens==6.54.0", "transformer-lens==3.9.0"),
+    "transformer_lens": ("transformer-lens==3.9.0",),
 }  # fmt: skip
+#: environments whose packages bring their dependencies
+WITH_DEPENDENCIES = ("nnsight", "sae_lens", "transformer_lens")
 
 
 def python_of(name: str) -> Path:
@@ -43,7 +48,8 @@ def python_of(name: str) -> Path:
     venv.create(home, clear=True, with_pip=False)
     site = home / f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
     (site / "lent.pth").write_text(f"import sys; sys.path.append({sysconfig.get_path('purelib')!r})\n")
-    install = ["install", "--quiet", "--disable-pip-version-check", "--no-deps", "--ignore-installed", *packages]
+    alone = [] if name in WITH_DEPENDENCIES else ["--no-deps", "--ignore-installed"]
+    install = ["install", "--quiet", "--disable-pip-version-check", *alone, *packages]
     subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *install], check=True)
     mark.write_text(listed)
     return python

@@ -7,8 +7,11 @@ PACKAGES = {
     "captum": "captum",
     "data": "pyarrow",
     "inseq": "inseq",
+    "nnsight": "nnsight",
     "quantus": "quantus",
+    "sae_lens": "sae_lens",
     "shap": "shap",
+    "transformer_lens": "transformer_lens",
     "zennit": "zennit",
     "sklearn": "sklearn",
 }
