@@ -185,8 +185,12 @@ class ExplainableModule(Exporting):
         result = specialization.explain_targets(self.rule_set(rules), places_of(at), call, targets, chunk, when)
         listed = normal_targets(targets)
         names = tuple(spoken(t) or "the model's answer" for t in listed)
-        accounts = functools.partial(specialization.account_of, self.rule_set(rules), call, listed)
-        return replace(result, context=self._context(result, encoded), names=names, _accounts=accounts)
+        ruleset = self.rule_set(rules)
+        accounts = functools.partial(specialization.account_of, ruleset, call, listed)
+        context = self._context(result, encoded)
+        notes = specialization.notes_on_gradient(self._stand_in, ruleset, call, args, kwargs, listed[0], when)
+        context = replace(context, notes=(*context.notes, *notes))
+        return replace(result, context=context, names=names, _accounts=accounts)
 
     def explain_generation(
         self,
@@ -300,8 +304,16 @@ class ExplainableModule(Exporting):
         if not results:
             return []
         named = self._answered(results[0], target, specialization.reading)
-        contexts = (replace(self._context(one, encoded, spoken(target)), answers=named) for one in results)
-        return [one.with_context(context) for one, context in zip(results, contexts, strict=True)]
+        notes = specialization.notes_on_gradient(self._stand_in, ruleset, call, args, kwargs, target, when)
+        contexts = (self._context(one, encoded, spoken(target)) for one in results)
+        return [
+            one.with_context(replace(context, answers=named, notes=(*context.notes, *notes)))
+            for one, context in zip(results, contexts, strict=True)
+        ]
+
+    def _stand_in(self) -> torch.nn.Module:
+        """The model with modules and parameters of its own over the same memory, to be run beside it."""
+        return ModelState(self.model).stand_in().module
 
     def report(self) -> Report:
         """Role and rule of every node of the latest capture."""
@@ -325,7 +337,7 @@ class ExplainableModule(Exporting):
         specialization, call = self.specialization(args, kwargs)
         sweeper, plain = (specialization.sweeper(r, ()) for r in (ruleset, RuleSet.load("gradient")))
         with specialization.named_failures(call):
-            result = verify(ModelState(self.model).stand_in().module, sweeper, plain, call, args, kwargs, target)
+            result = verify(self._stand_in(), sweeper, plain, call, args, kwargs, target)
         if show:
             result.print()
         return result

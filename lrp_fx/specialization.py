@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
+
+import torch
 
 from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import TRACING, Call, Captured, failing_node
@@ -25,9 +27,11 @@ from lrp_fx.lowering import low_memory as with_checkpoints
 from lrp_fx.plan import make_plan
 from lrp_fx.recent import Recent
 from lrp_fx.results import Accounting, Attribution, Attributions
+from lrp_fx.results.notes import Note
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.status import converting, stage
+from lrp_fx.verify.own_backward import own_backward_note
 
 _GRAPHS = 16  #: cache size of each kind of graph
 
@@ -53,6 +57,7 @@ class Specialization:
         batched: tapped graphs for many seeds of one tensor, by rule set and latents.
         compiled: compiled graphs without a condition, by rule set and latents, the latest first.
         checked: (rule set, whether fused attention was decomposed) of explanations that passed their first check.
+        gradient_notes: what the first explanation under the gradient rules had to say of the model's own gradient.
     """
 
     captured: Captured
@@ -65,6 +70,7 @@ class Specialization:
     batched: Recent[Key, Sweeper] = field(default_factory=_recent)
     compiled: Recent[Key, tuple[Lowered, ...]] = field(default_factory=_recent)
     checked: set[tuple[str, bool]] = field(default_factory=set)
+    gradient_notes: tuple[Note, ...] | None = None
 
     def explain(
         self,
@@ -118,6 +124,27 @@ class Specialization:
                 self._check(ruleset, at, call, targets[0])
             many = functools.partial(self.many_targets, ruleset, at, call)
             return explain_targets(sweeper, many, call, targets, chunk)
+
+    def notes_on_gradient(
+        self,
+        model: Callable[[], torch.nn.Module],
+        ruleset: RuleSet,
+        call: Call,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        target: Target,
+        when: str | bool,
+    ) -> tuple[Note, ...]:
+        """Notes on explanations under the gradient rules (``lrp_fx.verify.own_backward``): of one call for later ones.
+
+        Empty under other rule sets, and where nothing is checked.
+        """
+        if not when or ruleset.key != RuleSet.load("gradient").key:
+            return ()
+        if self.gradient_notes is None or when == "always":
+            note = own_backward_note(model(), self.sweeper(ruleset, ()), call, args, kwargs, target)
+            self.gradient_notes = () if note is None else (note,)
+        return self.gradient_notes
 
     def account_of(self, ruleset: RuleSet, call: Call, targets: Sequence[Target], number: int) -> Accounting:
         """What computes the ledger of one of several targets of a call: a sweep for it alone."""
