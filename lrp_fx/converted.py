@@ -100,7 +100,9 @@ class ConvertedModule(StandIn):
             raise InputError(f"{len(kinds)} raw inputs of the kinds {', '.join(raw)}: give several as a list")
         rate = None if self.encoder.facts.names("sampling_rate") else kwargs.pop("sampling_rate", None)
         encoded = self.encoder.encode(raw, kwargs, left, rate)
-        like = next((p for p in self.model.parameters() if p.is_floating_point()), torch.empty(0))
+        floating = (p for p in self.model.parameters() if p.is_floating_point())
+        like = next(floating, torch.empty(0))
+        like = torch.empty(0, dtype=like.dtype) if like.is_meta else like  # (offloaded weights)
         tensors = {n: _placed_like(v, like) if n not in kwargs else v for n, v in encoded.inputs.items()}
         return args[len(kinds) :], tensors, encoded
 

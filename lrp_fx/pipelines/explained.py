@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +29,10 @@ class Explained:
 
     answer: Any
     attribution: Attribution | Attributions | Generation | PairAttribution | None
+
+    def __iter__(self) -> Iterator[Any]:
+        """``answer, attribution = pipe("a text")``."""
+        return iter((self.answer, self.attribution))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import warnings
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers as tf
@@ -107,6 +108,17 @@ def test_what_is_cut_off_is_told(xmodel):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         xmodel.explain("good " * 10, target=0)
+
+
+def test_inputs_lie_where_the_weights_lie():
+    half = lrp_fx.convert(vision().bfloat16(), image_processor=lambda image: torch.ones(3, 4, 4))
+    assert half.explain(np.zeros((4, 4, 3), np.uint8)).inputs["input"].dtype is torch.bfloat16
+    away = lrp_fx.convert(vision().to("meta"), image_processor=lambda image: torch.ones(3, 4, 4))
+    assert away.encoded((np.zeros((4, 4, 3), np.uint8),), {})[1]["input"].device.type == "cpu"
+
+
+def vision():
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 2))
 
 
 def test_names_of_what_is_explained(xmodel):

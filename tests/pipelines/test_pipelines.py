@@ -86,6 +86,8 @@ def test_text_classification_as_the_pipeline_answers():
     assert explained.answer == pipe.pipe("a good film")
     assert explained.attribution.context.answers == (explained.answer[0]["label"],)
     assert float(explained.attribution.target) == pytest.approx(float(explained.attribution.output.logits.max()))
+    answer, attribution = pipe("a good film")
+    assert answer == explained.answer and float(attribution.target) == float(explained.attribution.target)
     both = pipe(["a good film", {"text": "a bad film", "text_pair": "is it"}])
     assert [type(one).__name__ for one in both] == ["Explained"] * 2
     assert both[1].attribution.tokens()[0].text == "a bad film\nis it"

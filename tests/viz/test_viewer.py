@@ -80,7 +80,7 @@ def test_contrast_is_enough_in_every_theme(theme):
     for colour in table(theme):
         assert contrast(colour, foreground(colour)) >= 4.5
     for back in ("page", "panel"):
-        assert min(contrast(inks[back], inks[ink]) for ink in ("ink", "quiet")) >= 4.5
+        assert min(contrast(inks[back], inks[ink]) for ink in ("ink", "quiet", "note")) >= 4.5
         assert contrast(inks[back], inks["mark"]) >= 3
 
 
