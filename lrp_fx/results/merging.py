@@ -59,7 +59,7 @@ def _filled(tokens: Tokens, width: int) -> Tokens:
     offsets = None if tokens.offsets is None else (*tokens.offsets, *[(0, 0)] * more)
     return Tokens(
         (*tokens.texts, *[""] * more), (*tokens.special, *[True] * more), (*tokens.padding, *[True] * more), offsets,
-        None, tokens.text,
+        None if tokens.words is None else (*tokens.words, *[None] * more), tokens.text,
     )  # fmt: skip
 
 
@@ -73,7 +73,10 @@ class Joined(Grouping):
 
 def _behind(a: Tokens, b: Tokens) -> Tokens:
     offsets = None if a.offsets is None or b.offsets is None else a.offsets + b.offsets
-    return Tokens(a.texts + b.texts, a.special + b.special, a.padding + b.padding, offsets, None, a.text)
+    words = None
+    if a.words is not None and b.words is not None:
+        words = a.words + tuple(None if w is None else w + len(a) for w in b.words)
+    return Tokens(a.texts + b.texts, a.special + b.special, a.padding + b.padding, offsets, words, a.text)
 
 
 def without_features(values: Tensor, leading: int) -> Tensor:

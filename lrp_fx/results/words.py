@@ -53,7 +53,8 @@ def merged(tokens: Tokens, groups: Sequence[Group]) -> Tokens:
             for group, piece, whole in zip(groups, pieces, inside, strict=True)
         ]
     special = tuple(all(tokens.special[i] for i in group) for group in groups)
-    return Tokens(tuple(texts), special, (False,) * len(groups), spans, None, tokens.text)
+    words = None if tokens.words is None else tuple(range(len(groups)))  # merged again, they stay what they are
+    return Tokens(tuple(texts), special, (False,) * len(groups), spans, words, tokens.text)
 
 
 def _adjacent(group: Group) -> bool:

@@ -53,6 +53,7 @@ def test_a_text_is_explained_as_its_tensors_are(xmodel):
     close(found.relevance["input_ids"], xmodel.explain(**encoding).relevance["input_ids"])
     assert found.tokens()[0].texts == ("[CLS]", "a", "un", "be", "lievable", "film", ".", "[SEP]")
     assert found.merge("words").tokens()[0].texts == ("[CLS]", "a", "unbelievable", "film", ".", "[SEP]")
+    assert found.merge("words").merge("words").tokens()[0].texts == found.merge("words").tokens()[0].texts
     label = ["boring", "gripping"][int(found.output.logits.argmax())]
     assert found.context.answers == (label,) and found.context.labels == ("boring", "gripping")
     assert {s.text for s in found.top(9)} == {"a", "unbelievable", "film", "."}
