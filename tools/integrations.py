@@ -21,7 +21,7 @@ HOME = ROOT / ".integrations"
 
 #: folder of tests/integrations -> packages of its environment
 ENVIRONMENTS: dict[str, tuple[str, ...]] = {
-    "data": ("pyarrow==26.0.1",),
+    "data": ("pyarrow==26.0.1", "datasets==5.2.0"),
     "quantus": (
         "quantus==0.6.0", "cachetools==8.0.2", "opencv-python-headless==5.0.0.93", "lazy_loader", "imageio", "tifffile",
     ),
@@ -35,7 +35,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "transformer_lens": ("transformer-lens==3.9.0",),
 }  # fmt: skip
 #: environments whose packages bring their dependencies
-WITH_DEPENDENCIES = ("nnsight", "sae_lens", "transformer_lens")
+WITH_DEPENDENCIES = ("data", "nnsight", "sae_lens", "transformer_lens")
 
 
 def python_of(name: str) -> Path:

@@ -7,8 +7,9 @@ is made anew: a run that was killed goes on without a lost or doubled row.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import importlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from lrp_fx.files import replacing, write_text
 from lrp_fx.runs.explainer import COLUMNS
 
 MANIFEST = "manifest.json"
+_LOCKS: Any = importlib.import_module("fcntl") if os.name == "posix" else None  #: elsewhere folders are not locked
 PRECISIONS = {"float16": np.float16, "float32": np.float32}
 
 
@@ -69,7 +71,8 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _LOCKS is not None:
+                    _LOCKS.flock(file, _LOCKS.LOCK_EX | _LOCKS.LOCK_NB)
             except OSError as error:
                 raise InputError(f"another run writes to {self.path}: give each a folder of its own") from error
             for left_over in self.path.glob(".part-*.parquet"):  # of a run that was killed while it wrote

@@ -25,3 +25,4 @@ def installed(package):
 
 collect_ignore = [folder for folder, package in PACKAGES.items() if not installed(package)]
 collect_ignore += [] if installed("circuit_tracer") else ["circuits/test_circuit_tracer.py"]
+collect_ignore += [] if installed("datasets") else ["data/test_datasets.py"]
