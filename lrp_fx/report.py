@@ -38,10 +38,10 @@ class NodeRow:
     Attributes:
         name: its name.
         op: its operator.
-        module: path of the module that it is in.
-        role: what it is.
-        rule: the rule that it got; "stop" or "constant" where relevance ends.
-        takes: names of the nodes that it reads.
+        module: path of its module.
+        role: its role.
+        rule: its rule; "stop" or "constant" where relevance ends.
+        takes: names of its operands.
     """
 
     name: str

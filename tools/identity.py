@@ -51,7 +51,7 @@ class Identity:
 
     @classmethod
     def of(cls, task: Task, seed: int) -> Identity:
-        """Of a task, whose samples were drawn with a seed."""
+        """The identity of a task with samples drawn under a seed."""
         target = task.target if isinstance(task.target, tuple) else (task.target,)
         labels = {"eligible": task.eligible, "annotated": task.annotated, "blank": task.blank}
         samples = [*sorted(task.inputs.items()), *((f"target {i}", t) for i, t in enumerate(target)), *labels.items()]

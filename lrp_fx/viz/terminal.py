@@ -48,7 +48,7 @@ def top_table(words: Sequence[Word], count: int = 5) -> Table:
 
 def ledger_table(amounts: Mapping[str, float]) -> Table:
     """The ledger by category, with its sum, the explained value."""
-    table = amounts_table("where all of it went", list(amounts.items()))
+    table = amounts_table("ledger", list(amounts.items()))
     table.add_row("explained value", f"{sum(amounts.values()):+.4f}", style="bold")
     return table
 

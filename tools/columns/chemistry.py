@@ -11,7 +11,7 @@ from torch import Tensor
 from columns import weights
 from lrp_fx.evaluate.task import Task, Tokens
 
-# a substituent as a SMILES begins with it, and as it stands in brackets behind its atom
+# (substituent at the beginning of a SMILES, the same in brackets behind its atom)
 SUBSTITUENTS = [
     ("C", "C"), ("CC", "CC"), ("CO", "OC"), ("F", "F"), ("N#C", "C#N"), ("CC(C)", "C(C)C"), ("FC(F)(F)", "C(F)(F)F"),
     ("CN(C)", "N(C)C"), ("CC(=O)", "C(C)=O"),

@@ -22,7 +22,7 @@ MORE = ("china.jpg", "flower.jpg")  #: of scikit-learn
 
 def photographs() -> list[Tensor]:
     """(1, 3, H, W) pixels from 0 to 255 of the photographs that scikit-image and scikit-learn carry."""
-    package = find_spec("skimage")  # not imported: its files are all that is asked for
+    package = find_spec("skimage")  # not imported: only its files are needed
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the photographs come with scikit-image: tools/faithfulness installs it")
     folder = Path(package.origin).parent / "data"

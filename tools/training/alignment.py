@@ -57,7 +57,7 @@ def learn(words: Sequence[Word], rounds: int = 8) -> dict[Piece, float]:
 
 
 def align(word: Word, chance: Mapping[Piece, float]) -> list[set[int]] | None:
-    """For every phoneme the letters that it comes from, by the most probable chain; None where there is no chain."""
+    """The letters of each phoneme in the most probable chain; None without a chain."""
     best: dict[tuple[int, int], tuple[float, list[set[int]]]] = {(0, 0): (1.0, [])}
     for i, j in _places(word):
         if (i, j) not in best:

@@ -74,7 +74,7 @@ def learn_questions(steps: int, report: Report, size: int = 32) -> Trained:
         data = questions.batch(size, rng, False, int(rng.integers(2, questions.SENTENCES + 1)))
         return F.cross_entropy(answers(data).flatten(0, 1), data["answer"].flatten())
 
-    # positions have far to go; words stay as they are drawn, so that one never seen is as good as any
+    # positions need a high rate; word embeddings keep their random values, so that unseen words are as good as others
     rates = {"relative_attention_bias": 2e-2, "shared": 0.0}
     seconds = train(model, error, steps=steps, rate=1e-3, rates=rates, report=report)
     data = questions.batch(1000, rng, True)
@@ -149,7 +149,7 @@ def learn_phonemes(kind: type[nn.RNNBase], steps: int, report: Report, size: int
 def learn_words(steps: int, report: Report, size: int = 32) -> Trained:
     """A text recogniser on rendered words of random letters; held out are fonts.
 
-    The loss is that of CTC, and at first that of the letter over each step, too, so that letters are read where they stand.
+    The loss is CTC; early in training the cross-entropy of the letter at each step is added, which aligns steps and letters.
     """
     torch.manual_seed(0)
     generator = networks.seeded()

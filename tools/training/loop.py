@@ -22,13 +22,13 @@ def train(
 ) -> float:
     """Minimise ``loss(progress)``, progress running from 0 to 1, by AdamW under a one-cycle schedule; (CPU) seconds.
 
-    Parameters whose name has a key of ``rates`` in it take that rate rather than ``rate``. The model ends in evaluation mode. ``report`` is called with the number of steps done and a running mean of the loss.
+    ``rates`` maps parts of parameter names to learning rates; all other parameters have ``rate``. The model ends in evaluation mode. ``report`` is called with the number of steps done and a running mean of the loss.
     """
     start = time.process_time()
-    own = {n: next((r for key, r in rates.items() if key in n), rate) for n, _ in model.named_parameters()}
-    groups = [{"params": [p], "lr": own[n]} for n, p in model.named_parameters()]
+    by_name = {n: next((r for key, r in rates.items() if key in n), rate) for n, _ in model.named_parameters()}
+    groups = [{"params": [p], "lr": by_name[n]} for n, p in model.named_parameters()]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, list(own.values()), total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, list(by_name.values()), total_steps=steps, pct_start=0.1)
     model.train()
     mean = None
     for step in range(steps):

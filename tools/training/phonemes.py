@@ -76,7 +76,7 @@ def encode(chosen: list[Word]) -> Spoken:
 
 
 def by_length(held_out: bool) -> dict[int, Spoken]:
-    """All words to learn from, or all that are held out, by their length."""
+    """All training words, or all held-out words, by length."""
     chosen = [word for word in words() if word.held_out == held_out]
     return {length: encode([w for w in chosen if len(w.letters) == length]) for length in LENGTHS}
 

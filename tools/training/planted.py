@@ -1,4 +1,4 @@
-"""Sequences whose answers depend on known tokens, and which small models learn perfectly.
+"""Sequences with answers that depend on known tokens; small models learn them perfectly.
 
 In training, each sequence has questions at several positions; ``Sequences.cut`` gives samples with one question, the last
 token.
@@ -49,8 +49,8 @@ def _empty(ids: Tensor) -> tuple[Tensor, Tensor]:
 def recall(count: int, generator: torch.Generator, fewest: int = PAIRS) -> Sequences:
     """Associative recall: ``k v k v ... k``, answered by the value that followed that key; then further keys, each a question.
 
-    There are ``fewest`` to eight pairs; where fewer, ask tokens stand for the first ones. Truth: that value and the key
-    before it. Vocabulary: start, ask, keys, values.
+    There are ``fewest`` to eight pairs; ask tokens replace the missing ones, which come first. Truth: that value and the
+    key before it. Vocabulary: start, ask, keys, values.
     """
     first = torch.randint(PAIRS - fewest + 1, (count, 1), generator=generator)
     keys = torch.rand(count, KEYS, generator=generator).argsort(-1)[:, :PAIRS] + 2

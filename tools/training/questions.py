@@ -1,8 +1,8 @@
 """Extractive question answering over the tables of pycountry, set in prose.
 
 A context has a few sentences about countries, currencies and languages; a question asks for one code, which is one token
-of one sentence. A model learns from tables whose codes are shuffled, so that it has to read them, and answers about
-entities that it has never seen, with their real codes. It repeats what is asked for, and then says the code.
+of one sentence. In training the codes are shuffled, so that a model has to read them. It is tested on unseen entities with
+their real codes. The answer repeats relation and entity, and ends with the code.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def vocabulary() -> dict[str, int]:
 
 
 def _fact(entity: Entity, relation: str, values: dict[str, str], rng: np.random.Generator) -> tuple[list[str], int]:
-    """A sentence that states it, and where the value stands in it."""
+    """(words of a sentence that states a fact, position of the value)."""
     template = _one(STATEMENTS, rng)
     words: list[str] = []
     where = -1
@@ -119,7 +119,7 @@ def _codes(entity: Entity, real: bool, rng: np.random.Generator) -> dict[str, st
 def sample(
     rng: np.random.Generator, real: bool, sentences: int = SENTENCES, same: float = 0.5
 ) -> tuple[list[str], list[str], int]:
-    """A question with its context as words, the answer, which ends with the value, and where that stands.
+    """(words of question and context, words of the answer, which ends with the value, position of the value).
 
     The other sentences are about other entities, most of them with the same kind of code; with probability ``same`` one
     of them is about the same entity with another code.

@@ -31,7 +31,7 @@ class GradientRow:
         gradient: largest difference of relevance under rules="gradient" to autograd's input x gradient.
         inputs: number of compared inputs.
         detached: number of places where the model detaches a signal.
-        seen_through: number of those that are seen through, since otherwise nothing would be left to explain.
+        seen_through: number of these places that relevance passes, since otherwise no output would have a gradient.
     """
 
     verdict: str

@@ -236,7 +236,7 @@ def _extractor() -> Built:
 
 
 def cases() -> list[Case]:
-    """All of them but MAE, SimMIM, MPP, MP3, Dino, EsViT and the JEPA trainers, whose forward is a random loss."""
+    """All models except MAE, SimMIM, MPP, MP3, Dino, EsViT and the JEPA trainers: their output is a random loss."""
     found: list[Case] = []
 
     def add(name: str, build: Callable[..., Built], *args: Any) -> None:

@@ -195,7 +195,7 @@ def _wrapper(options: dict[str, Any], target: Callable[[Any], Tensor] | None) ->
     torch.manual_seed(0)
     kind = "Encoder" if "use_cls_token" in options else "Decoder"  # a class token comes first: causally it sees nothing
     model = TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack(kind), **options)
-    # Recycling draws its number of steps unless it is told.
+    # without recycle_steps, the number of steps is random
     return ready(model, _ids(), inputs={"recycle_steps": 2} if "recycling" in options else {}, target=target)
 
 

@@ -44,8 +44,8 @@ def randomise_constants(model: nn.Module) -> None:
 def calibrate(model: nn.Module, run: Callable[[], Any]) -> None:
     """Set every batch norm's running statistics to its input's in one pass.
 
-    With those of a fresh model deep nets vanish or explode. A frozen batch norm (torchvision's) is none of torch's
-    classes, so they are known by their buffers; in evaluation mode, as there is nothing to train in those.
+    With a fresh model's statistics, the signal of deep nets vanishes or explodes. Norms are recognised by their buffers,
+    since torchvision's frozen batch norm is not a class of torch. The model is in evaluation mode.
     """
 
     def measure(norm: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -139,7 +139,7 @@ def _enliven(model: nn.Module) -> None:
 
 
 def _settle(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Takes these inputs' statistics: with those of a fresh norm the signal of a deep network fades out."""
+    """Set a norm's statistics to those of these inputs: the statistics of a fresh norm make deep signals vanish."""
     places = [d for d in range(args[0].ndim) if d != 1]
     variance = args[0].var(places, unbiased=False)
     norm.running_mean.copy_(args[0].mean(places))

@@ -40,7 +40,7 @@ def generate(
         capture: captures the model for a call.
         inputs: the prompt, by name.
         options: arguments of ``generate``.
-        target: what is explained of every token.
+        target: the target of every token.
 
     Raises:
         InputError: when the model has no ``generate``, or generates nothing.
