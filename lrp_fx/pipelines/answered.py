@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lrp_fx.errors import InputError
 from lrp_fx.explain import Logit, Pixels, Target
-from lrp_fx.pipelines.explained import Asked, Explained
+from lrp_fx.pipelines.explained import Explained, Request
 
 #: (name, target) of each of several answers
 Named = list[tuple[str, Target]]
@@ -26,66 +26,66 @@ class Answered:
         encode: raw input -> arguments of ``explain``; None for the input itself.
     """
 
-    target: Callable[[Asked], Target | Named]
-    encode: Callable[[Asked], tuple[Any, ...]] | None = None
+    target: Callable[[Request], Target | Named]
+    encode: Callable[[Request], tuple[Any, ...]] | None = None
 
-    def __call__(self, asked: Asked) -> Explained:
+    def __call__(self, request: Request) -> Explained:
         """Answer, then explain."""
-        args = (asked.raw,) if self.encode is None else self.encode(asked)
-        target = self.target(asked)
+        args = (request.raw,) if self.encode is None else self.encode(request)
+        target = self.target(request)
         if not isinstance(target, list):
-            return Explained(asked.answer, asked.xmodel.explain(*args, target=target, rules=asked.rules))
+            return Explained(request.answer, request.xmodel.explain(*args, target=target, rules=request.rules))
         if not target:
-            return Explained(asked.answer, None)
+            return Explained(request.answer, None)
         targets = [one for _, one in target]
-        several = asked.xmodel.explain_targets(*args, targets=targets, rules=asked.rules)
-        return Explained(asked.answer, replace(several, names=tuple(name for name, _ in target)))
+        several = request.xmodel.explain_targets(*args, targets=targets, rules=request.rules)
+        return Explained(request.answer, replace(several, names=tuple(name for name, _ in target)))
 
 
 # -- classes of texts, images, sounds
 
 
-def text_or_pair(asked: Asked) -> tuple[Any, ...]:
+def text_or_pair(request: Request) -> tuple[Any, ...]:
     """A text, or {"text": ..., "text_pair": ...}."""
-    raw = asked.raw
+    raw = request.raw
     if isinstance(raw, Mapping):
         return ((raw["text"], raw["text_pair"]),) if raw.get("text_pair") is not None else (raw["text"],)
     return (raw,)
 
 
-def best_class(asked: Asked) -> Target:
+def best_class(request: Request) -> Target:
     """The first class of the answer."""
-    answer = asked.answer
+    answer = request.answer
     while isinstance(answer, list):
         answer = answer[0]
-    return asked.class_of(answer["label"])
+    return request.class_of(answer["label"])
 
 
 # -- hypotheses
 
 
-def hypotheses(asked: Asked) -> tuple[Any, ...]:
+def hypotheses(request: Request) -> tuple[Any, ...]:
     """A batch of pairs: the text with a hypothesis for each label, in the order of the answer."""
-    template = asked.options.get("hypothesis_template", "This example is {}.")
-    return ([(asked.raw, template.format(label)) for label in asked.answer["labels"]],)
+    template = request.options.get("hypothesis_template", "This example is {}.")
+    return ([(request.raw, template.format(label)) for label in request.answer["labels"]],)
 
 
-def entailment(asked: Asked) -> Target:
+def entailment(request: Request) -> Target:
     """The logit by which the pipeline ranks hypotheses."""
-    return int(asked.pipe.entailment_id)
+    return int(request.pipe.entailment_id)
 
 
 # -- tokens
 
 
-def entities(asked: Asked) -> Named:
+def entities(request: Request) -> Named:
     """For each entity the sum of the largest logits at its tokens, named by word and class."""
-    encoded = asked.encoded(asked.raw)
+    encoded = request.encoded(request.raw)
     tokens = encoded.tokens["input_ids"][0]
     if tokens.offsets is None:
         raise InputError("entities need offsets in the text: give a fast tokenizer")
     named: Named = []
-    for entity in asked.answer:
+    for entity in request.answer:
         positions = [
             i
             for i, (start, end) in enumerate(tokens.offsets)
@@ -106,11 +106,11 @@ class _Largest:
         return output.logits[:, list(self.positions)].amax(-1).sum(-1)
 
 
-def masked(asked: Asked) -> Target | Named:
+def masked(request: Request) -> Target | Named:
     """The first token of the answer, at each position of the mask token."""
-    ids = asked.encoded(asked.raw).inputs["input_ids"][0]
-    positions = (ids == asked.tokenizer.mask_token_id).nonzero()[:, 0].tolist()
-    rows = asked.answer if isinstance(asked.answer[0], list) else [asked.answer]
+    ids = request.encoded(request.raw).inputs["input_ids"][0]
+    positions = (ids == request.tokenizer.mask_token_id).nonzero()[:, 0].tolist()
+    rows = request.answer if isinstance(request.answer[0], list) else [request.answer]
     first = [row[0] for row in rows]
     targets = [Logit(one["token"], position) for one, position in zip(first, positions, strict=True)]
     named: Named = [(one["token_str"], target) for one, target in zip(first, targets, strict=True)]
@@ -120,30 +120,30 @@ def masked(asked: Asked) -> Target | Named:
 # -- pixels
 
 
-def segments(asked: Asked) -> Named:
+def segments(request: Request) -> Named:
     """The logits of each segment's class over the pixels where it wins.
 
     Raises:
         InputError: for a model whose masks belong to queries, not to classes.
     """
-    if any("score" in one and one["score"] is not None for one in asked.answer):
+    if any("score" in one and one["score"] is not None for one in request.answer):
         raise InputError(
             "this model's masks belong to queries: use explain(target=callable) with a callable of its mask logits. "
             "This task explains models with a logit for each class and pixel"
         )
-    return [(one["label"], Pixels(asked.class_of(one["label"]))) for one in asked.answer]
+    return [(one["label"], Pixels(request.class_of(one["label"]))) for one in request.answer]
 
 
 # -- passages
 
 
-def question_and_context(asked: Asked) -> tuple[str, str]:
+def question_and_context(request: Request) -> tuple[str, str]:
     """{"question": ..., "context": ...}, or both as a pair.
 
     Raises:
         InputError: for another input.
     """
-    raw = asked.raw
+    raw = request.raw
     if isinstance(raw, Mapping) and {"question", "context"} <= raw.keys():
         return raw["question"], raw["context"]
     if isinstance(raw, tuple) and len(raw) == 2:
@@ -151,11 +151,11 @@ def question_and_context(asked: Asked) -> tuple[str, str]:
     raise InputError('give {"question": ..., "context": ...}, or (question, context)')
 
 
-def passage(asked: Asked) -> Explained:
+def passage(request: Request) -> Explained:
     """The most probable passage of the context; the target is the sum of its start logit and its end logit."""
-    pair = question_and_context(asked)
-    encoded = asked.encoded(pair)
-    tokens, output = encoded.tokens["input_ids"][0], asked.output(encoded)
+    pair = question_and_context(request)
+    encoded = request.encoded(pair)
+    tokens, output = encoded.tokens["input_ids"][0], request.output(encoded)
     if tokens.offsets is None:
         raise InputError("a passage needs offsets in the text: give a fast tokenizer")
     begins = len(pair[0]) + 1
@@ -166,13 +166,13 @@ def passage(asked: Asked) -> Explained:
         logits[0].detach().cpu().double().masked_fill(~inside, -torch.inf).softmax(0)
         for logits in (output.start_logits, output.end_logits)
     )
-    longest = asked.options.get("max_answer_len", 15)
+    longest = request.options.get("max_answer_len", 15)
     scores = (first[:, None] * last).triu().tril(longest - 1)
     start, end = divmod(int(scores.argmax()), scores.shape[1])
     place = tokens.offsets[start][0] - begins, tokens.offsets[end][1] - begins
     text = pair[1][slice(*place)]
     answer = {"score": float(scores[start, end]), "start": place[0], "end": place[1], "answer": text}
-    attribution = asked.xmodel.explain(pair, target=_Passage(start, end), rules=asked.rules)
+    attribution = request.xmodel.explain(pair, target=_Passage(start, end), rules=request.rules)
     return Explained(answer, attribution.knowing(answers=[text]))
 
 

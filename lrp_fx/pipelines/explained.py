@@ -36,7 +36,7 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """One call of a pipeline.
 
     Attributes:

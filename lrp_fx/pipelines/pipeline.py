@@ -13,7 +13,7 @@ from lrp_fx.encode.chats import is_chat
 from lrp_fx.errors import InputError
 from lrp_fx.extras import require
 from lrp_fx.module import ExplainableModule
-from lrp_fx.pipelines.explained import Asked, Explained
+from lrp_fx.pipelines.explained import Explained, Request
 from lrp_fx.pipelines.tasks import ALIASES, TASKS, Task
 
 _TOOLS = ("tokenizer", "processor", "image_processor", "feature_extractor")
@@ -54,7 +54,7 @@ class Pipeline:
     def _one(self, raw: Any, options: dict[str, Any], rules: RuleSource | None) -> Explained:
         task = TASKS[self.task]
         raw = task.read(raw) if task.read is not None and isinstance(raw, str) else raw
-        return task.explain(Asked(self.xmodel, self.pipe, raw, options, rules))
+        return task.explain(Request(self.xmodel, self.pipe, raw, options, rules))
 
 
 def pipeline(

@@ -11,32 +11,32 @@ from torch import Tensor
 from lrp_fx.errors import InputError
 from lrp_fx.explain.reading import find_logits
 from lrp_fx.pairs import explain_pairs, mean_pooling
-from lrp_fx.pipelines.explained import Asked, Explained
+from lrp_fx.pipelines.explained import Explained, Request
 
 
-def table(asked: Asked) -> Explained:
+def table(request: Request) -> Explained:
     """The class, or the value, of each row of a table (a dict, a sequence of numbers, a data frame of rows).
 
     Raises:
         InputError: for other inputs.
     """
-    values, names = _rows(asked.raw, asked.options.get("features"))
-    parameter = next((p for p in asked.xmodel.model.parameters() if p.is_floating_point()), torch.empty(0))
+    values, names = _rows(request.raw, request.options.get("features"))
+    parameter = next((p for p in request.xmodel.model.parameters() if p.is_floating_point()), torch.empty(0))
     values = values.to(parameter)
     with torch.no_grad():
-        logits = find_logits(asked.xmodel(values)).detach().double().cpu()
-    attribution = asked.xmodel.explain(values, rules=asked.rules)
+        logits = find_logits(request.xmodel(values)).detach().double().cpu()
+    attribution = request.xmodel.explain(values, rules=request.rules)
     attribution = attribution.knowing(features={next(iter(attribution.relevance)): names})
-    answers = [_answer(row, asked) for row in logits.reshape(len(values), -1)]
+    answers = [_answer(row, request) for row in logits.reshape(len(values), -1)]
     return Explained(answers if len(answers) > 1 else answers[0], attribution)
 
 
-def _answer(logits: Tensor, asked: Asked) -> dict[str, Any]:
+def _answer(logits: Tensor, request: Request) -> dict[str, Any]:
     """The most probable class of a row; its value for a model with one output."""
     if len(logits) == 1:
         return {"value": float(logits[0])}
     best = int(logits.argmax())
-    encoder = asked.xmodel.encoder
+    encoder = request.xmodel.encoder
     label = f"class {best}" if encoder is None else encoder.answer(best, len(logits))
     return {"label": label, "score": float(logits.softmax(0)[best])}
 
@@ -57,19 +57,19 @@ def _rows(raw: Any, names: Sequence[str] | None) -> tuple[Tensor, list[str]]:
     return values, listed
 
 
-def similarity(asked: Asked) -> Explained:
+def similarity(request: Request) -> Explained:
     """The cosine of the embeddings of two texts, (a, b) or {"source_sentence": a, "sentences": [b, ...]}.
 
     The embedding is the mean of the last hidden states over tokens; ``output=`` chooses another one.
     """
-    raw = asked.raw
+    raw = request.raw
     if isinstance(raw, Mapping):
         first, second = raw["source_sentence"], list(raw["sentences"])
     elif isinstance(raw, tuple) and len(raw) == 2:
         first, second = raw[0], [raw[1]]
     else:
         raise InputError('give (a, b), or {"source_sentence": a, "sentences": [b, ...]}')
-    options = {"similarity": "cosine", "output": mean_pooling, **asked.options}
-    attribution = explain_pairs(asked.xmodel, [first] * len(second), second, rules=asked.rules, **options)
+    options = {"similarity": "cosine", "output": mean_pooling, **request.options}
+    attribution = explain_pairs(request.xmodel, [first] * len(second), second, rules=request.rules, **options)
     values = attribution.similarity.tolist()
     return Explained(values[0] if len(values) == 1 and isinstance(raw, tuple) else values, attribution)

@@ -18,7 +18,7 @@ from lrp_fx.pipelines.answered import (
     segments,
     text_or_pair,
 )
-from lrp_fx.pipelines.explained import Asked, Explained
+from lrp_fx.pipelines.explained import Explained, Request
 from lrp_fx.pipelines.generated import Written, continued, heard
 from lrp_fx.pipelines.tables import similarity, table
 
@@ -34,7 +34,7 @@ class Task:
         loads: class of transformers that loads a model from a folder, for tasks without a pipeline.
     """
 
-    explain: Callable[[Asked], Explained]
+    explain: Callable[[Request], Explained]
     theirs: bool = True
     read: Callable[[str], Any] | None = None
     loads: str | None = None

@@ -20,7 +20,7 @@ export function createGraph(panel, input) {
   const legend = createLegend(panel);
   const at = input.nodes.map(({ x, y }) => [x * ACROSS, y * DOWN]);
   const edges = input.edges.map(([from, to, weight]) => ({ from, to, weight, line: drawing("path", { d: curve(at[from], at[to]), fill: "none" }) }));
-  const nodes = input.nodes.map((node, number) => drawing("g", { role: "option", tabindex: number ? -1 : 0, "aria-selected": false, "aria-label": told(number) },
+  const nodes = input.nodes.map((node, number) => drawing("g", { role: "option", tabindex: number ? -1 : 0, "aria-selected": false, "aria-label": describe(number) },
     drawing("circle", { cx: at[number][0], cy: at[number][1], r: RADIUS, "stroke-width": 1 }),
     drawing("text", { x: at[number][0], y: at[number][1] + RADIUS + 12, "text-anchor": "middle", "font-size": 10, "font-family": "sans-serif" }, node.name)));
   const svg = drawing("svg", { role: "listbox", "aria-label": `${input.name}: arrow keys follow the strongest edges, plus and minus zoom` },
@@ -30,7 +30,7 @@ export function createGraph(panel, input) {
   let here = 0;
   show(all);
 
-  function told(number) {
+  function describe(number) {
     return `${input.nodes[number].name}: ${signed(relevance[number])}`;
   }
 
@@ -76,7 +76,7 @@ export function createGraph(panel, input) {
 
   function look(number) {
     const sum = (chosen) => signed(edges.filter(chosen).reduce((total, edge) => total + edge.weight, 0));
-    readout(`${told(number)}  \u00b7  ${percent(relevance[number], panel.value())}  \u00b7  in ${sum((e) => e.to === number)}, out ${sum((e) => e.from === number)}`);
+    readout(`${describe(number)}  \u00b7  ${percent(relevance[number], panel.value())}  \u00b7  in ${sum((e) => e.to === number)}, out ${sum((e) => e.from === number)}`);
   }
 
   function arrive(number) {

@@ -3,8 +3,8 @@
 import { element, readout, say } from "./dom.js";
 import { isShown, step } from "./scale.js";
 
-// name: label; told(x, y): text of a cell; look(x, y): called at a cell; choose(): called when cells are chosen.
-export function createGrid({ name, told, look = () => {}, choose = null }) {
+// name: label; describe(x, y): text of a cell; look(x, y): called at a cell; choose(): called when cells are chosen.
+export function createGrid({ name, describe, look = () => {}, choose = null }) {
   const canvas = element("canvas", { width: 1, height: 1 });
   const cursor = element("div", { class: "cursor", hidden: true });
   const frame = element("div", { class: "box", hidden: true });
@@ -44,7 +44,7 @@ export function createGrid({ name, told, look = () => {}, choose = null }) {
 
   function go(cell) {
     at = cell;
-    readout(told(at.x, at.y));
+    readout(describe(at.x, at.y));
     look(at.x, at.y);
   }
 
@@ -104,7 +104,7 @@ export function createGrid({ name, told, look = () => {}, choose = null }) {
     if (anchor) {
       chooseTo(at);
       choose();
-    } else say(told(at.x, at.y));
+    } else say(describe(at.x, at.y));
   });
   return grid;
 }

@@ -17,10 +17,10 @@ export function createMatrix(panel, matrix) {
   let values = [];
   let largest = 1;
   let scaledFor = null; // the targets of `largest`
-  const told = (x, y) => rows.length
+  const describe = (x, y) => rows.length
     ? `${matrix.rows[rows[y]]}, ${matrix.columns[x].trim() || "\u00b7"}: ${signed(values[y * columns + x])}  \u00b7  the row: ${signed(rowSum(y))}`
     : "";
-  const grid = createGrid({ name: `${matrix.name}: arrow keys move`, told });
+  const grid = createGrid({ name: `${matrix.name}: arrow keys move`, describe });
 
   function rowSum(y) {
     let sum = 0;

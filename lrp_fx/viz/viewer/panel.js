@@ -60,7 +60,7 @@ export function createPanel(page, view, settings) {
     panel.pictures = inputs.map((input) => PICTURES[input.kind](panel, input));
     panel.matrices = matrices.map((matrix) => createMatrix(panel, matrix));
     panel.ledger = createLedger(panel);
-    panel.told = element("dd");
+    panel.explained = element("dd");
     node.replaceChildren(
       heading, facts(panel), ...targetChoice(panel),
       ...(notes.length ? [element("ul", { class: "notes", "aria-label": "notes" }, ...notes.map((n) => element("li", {}, n)))] : []),
@@ -72,7 +72,7 @@ export function createPanel(page, view, settings) {
 
   function colour() {
     if (!panel.sample) return;
-    panel.told.textContent = `${targetName(panel)} (${signed(panel.value())})`;
+    panel.explained.textContent = `${targetName(panel)} (${signed(panel.value())})`;
     for (const part of [...panel.pictures, ...panel.matrices]) part.colour();
     panel.ledger.draw();
   }
@@ -89,8 +89,8 @@ function targetName({ sample, rows, settings }) {
   return (unit < 0 ? rows().map((row) => sample.targets[row].name).join(" ") : units.texts[unit]).trim() || "\u00b7";
 }
 
-function facts({ view, told }) {
-  const all = [["explained", told], ...view.facts.map(([name, value]) => [name, element("dd", {}, value)])];
+function facts({ view, explained }) {
+  const all = [["explained", explained], ...view.facts.map(([name, value]) => [name, element("dd", {}, value)])];
   return element("dl", {}, ...all.map(([name, value]) => element("div", {}, element("dt", {}, name), value)));
 }
 
@@ -98,7 +98,7 @@ function facts({ view, told }) {
 function targetChoice(panel) {
   const { inputs, targets } = panel.sample;
   if (inputs.some((input) => input.start !== undefined)) {
-    const hint = "Point at a new token, or go to it with the arrow keys, to see what made it; click or Enter keeps it.";
+    const hint = "Point at a new token, or go to it with the arrow keys, to see its explanation; click or Enter keeps it.";
     return [element("p", { class: "hint" }, hint)];
   }
   if (targets.length < 2) return [];

@@ -18,15 +18,15 @@ export function createSettings(form, page, { rebuild, recolour }) {
   const scales = [["own", "per sample"], ["shared", "shared by all"]];
   const signs = [["both", "for and against"], ["for", "for"], ["against", "against"]];
   const floor = element("input", { type: "range", min: 0, max: 100, value: 0 });
-  const told = element("output", {}, "0%");
+  const percentage = element("output", {}, "0%");
   floor.addEventListener("input", () => {
-    told.textContent = `${floor.value}%`;
+    percentage.textContent = `${floor.value}%`;
     set("floor", recolour)(floor.value / 100);
   });
   form.append(
     labelled("Scale", choice(scales, "own", set("scale", recolour))),
     labelled("Show", choice(signs, "both", set("sign", recolour))),
-    labelled("From this share of the largest on", floor), told,
+    labelled("From this share of the largest on", floor), percentage,
   );
   return settings;
 }

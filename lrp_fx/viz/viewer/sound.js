@@ -14,9 +14,9 @@ export function createSound(panel, input) {
   const wave = element("canvas", { class: "wave", width: count, height: HEIGHT });
   let values = [];
   const seconds = (x) => (input.seconds * x) / count;
-  const told = (x) => `${seconds(x).toFixed(3)} to ${seconds(x + 1).toFixed(3)} s: ${signed(values[x])}  \u00b7  ${percent(values[x], panel.value())}`;
+  const describe = (x) => `${seconds(x).toFixed(3)} to ${seconds(x + 1).toFixed(3)} s: ${signed(values[x])}  \u00b7  ${percent(values[x], panel.value())}`;
   const name = `relevance of ${input.name} in time: arrow keys move, shift and arrow keys choose`;
-  const grid = createGrid({ name, told, choose: panel.choose });
+  const grid = createGrid({ name, describe, choose: panel.choose });
   grid.node.append(wave);
   grid.node.addEventListener("dblclick", (event) => {
     const { left, width } = grid.canvas.getBoundingClientRect();

@@ -59,7 +59,7 @@ export function createText(panel, input) {
     legend.draw(largest, false);
   }
 
-  function told(number) {
+  function describe(number) {
     const text = units.texts[number].trim() || "a blank";
     return `${text}: ${signed(values[number])}`;
   }
@@ -67,7 +67,7 @@ export function createText(panel, input) {
   function look(number) {
     if (units.rows[number].length) panel.show(units.rows[number]);
     const part = percent(values[number], panel.value());
-    readout(`${told(number)}  \u00b7  ${part}  \u00b7  ${number + 1} of ${chips.length}`);
+    readout(`${describe(number)}  \u00b7  ${part}  \u00b7  ${number + 1} of ${chips.length}`);
   }
 
   function go(number) {
@@ -79,7 +79,7 @@ export function createText(panel, input) {
     at = number;
     chips[at].tabIndex = 0;
     look(at);
-    chips[at].setAttribute("aria-label", told(at));
+    chips[at].setAttribute("aria-label", describe(at));
   }
 
   function choose(numbers, on) {
