@@ -21,7 +21,7 @@ from lrp_fx.lowering import Lowered, lower
 from lrp_fx.lowering.distributed.pipeline import Pipeline
 from lrp_fx.version import VERSION
 
-EXPLAIN_JSON = "explain.json"  #: what says how a saved model is explained, beside its config.json
+EXPLAIN_JSON = "explain.json"  #: file with rule set and options of a saved model, next to its config.json
 EXPLAIN_SCHEMA = 1
 
 
@@ -85,15 +85,16 @@ class Exporting(ConvertedModule):
         self.lower(*args, **kwargs).save(path, weights, self.model)
 
     def save_pretrained(self, folder: str | Path, *, check: Any = None, **options: Any) -> Path:
-        """Save the model, what encodes its inputs, and how it is explained, for :func:`lrp_fx.from_pretrained`.
+        """Save the model, its tokenizer or processors, and its rule set for :func:`lrp_fx.from_pretrained`.
 
-        Besides the files of transformers there is ``explain.json``: the whole rule set, options of ``convert``,
-        versions, and a check. Operators of your own (``convert(ops=...)``) are not in it.
+        ``explain.json`` next to the files of transformers has the whole rule set, the options ``detach`` and
+        ``capture`` of ``convert``, versions, and the check. It does not have declarations of operators
+        (``convert(ops=...)``).
 
         Args:
-            folder: where to.
-            check: what :func:`lrp_fx.testing.check` found, to be kept with the model.
-            **options: of the model's own ``save_pretrained``.
+            folder: folder to write to.
+            check: result of :func:`lrp_fx.testing.check` to save with the model; None for none.
+            **options: arguments of the model's ``save_pretrained``.
 
         Returns:
             The folder.

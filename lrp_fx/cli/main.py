@@ -283,9 +283,9 @@ def run_command(
             loaded.model, tokenizer=loaded.tokenizer, labels=loaded.labels, rules=rules, target=_target(target),
             text=columns[0] if len(columns) == 1 else (columns[0], columns[1]), ledger=ledger,
         )  # fmt: skip
-        kept = "float16" if half else "float32"
-        made = lrp_fx.run(explainer, data, out=out, precision=kept, rows_per_shard=rows_per_shard)
-        Console().print(str(made), highlight=False, soft_wrap=True)
+        stored = "float16" if half else "float32"
+        summary = lrp_fx.run(explainer, data, out=out, precision=stored, rows_per_shard=rows_per_shard)
+        Console().print(str(summary), highlight=False, soft_wrap=True)
 
 
 @app.command("rules")

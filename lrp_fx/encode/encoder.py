@@ -106,7 +106,7 @@ class InputEncoder:
 
     @property
     def tools(self) -> list[Any]:
-        """What it was made of, each once; a processor in place of its parts."""
+        """Tokenizer, image processor and feature extractor of this encoder, or the processor that contains them."""
         parts = [
             None if self.texts is None else self.texts.tokenizer,
             None if self.images is None else self.images.processor,

@@ -82,7 +82,7 @@ class TextEncoder:
         return Encoded(inputs, {"input_ids": tuple(tokens)}, tuple(notes))
 
     def length(self, text: Text) -> int:
-        """Number of tokens of a text, those that would be cut off counted."""
+        """Number of tokens of a text before truncation."""
         return len(self._row(text)["input_ids"])
 
     def describe(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tokens, ...]:

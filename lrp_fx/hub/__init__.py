@@ -1,4 +1,4 @@
-"""Models with their explanations in folders and on hubs: load what ``xmodel.save_pretrained`` wrote, model cards."""
+"""Models saved with their rule sets (``xmodel.save_pretrained``): loading, and sections of model cards."""
 
 from lrp_fx.hub.card import card_section
 from lrp_fx.hub.folder import load_folder

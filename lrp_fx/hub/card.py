@@ -1,4 +1,4 @@
-"""A section of a model card: how to explain the model, and what was checked."""
+"""A section of a model card: how to explain the model, and the checks that passed or failed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def card_section(
     """The section "Explanations" of a model card, in Markdown.
 
     Args:
-        check: of :func:`lrp_fx.testing.check`.
+        check: result of :func:`lrp_fx.testing.check`.
         results: rule set -> metric -> value, measured on the model.
-        name: of the model, for the code that loads it.
-        example: arguments of ``explain`` in that code.
+        name: name of the model in the example code.
+        example: arguments of ``explain`` in the example code.
     """
     lines = [
         "## Explanations",

@@ -1,4 +1,4 @@
-"""Models saved in a folder, with all that encodes their inputs."""
+"""Models saved in a folder, with their tokenizers and processors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lrp_fx.errors import InputError
 from lrp_fx.extras import require
 
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model")
-#: argument of convert -> (the class of transformers that loads it, the files of which one is there)
+#: argument of convert -> (class of transformers that loads it, patterns of its files)
 _TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
     "tokenizer": ("AutoTokenizer", _TOKENIZER_FILES),
     "image_processor": ("AutoImageProcessor", ("preprocessor_config.json",)),
@@ -21,17 +21,17 @@ _TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def load_folder(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[torch.nn.Module, dict[str, Any]]:
-    """(model in evaluation mode, tools by the names that ``convert`` gives them) of a saved Hugging Face model.
+    """(model in evaluation mode, argument of ``convert`` -> tokenizer or processor) of a saved Hugging Face model.
 
-    Nothing is looked up on a network.
+    Needs no network.
 
     Args:
-        folder: with a ``config.json``, weights, and a tokenizer or processor.
-        dtype: precision of the model; None for its own.
+        folder: folder with a ``config.json``, weights, and a tokenizer or processor.
+        dtype: precision of the model; None for the saved one.
 
     Raises:
-        InputError: for a folder without a model or without tools, or one that cannot be read.
-        MissingExtraError: when transformers is not installed.
+        InputError: for a folder without a model or without a tokenizer or processor, and if one cannot be read.
+        MissingExtraError: if transformers is not installed.
     """
     folder = Path(folder).resolve()
     if not (folder / "config.json").is_file():
@@ -52,7 +52,11 @@ def load_folder(folder: str | Path, dtype: torch.dtype | None = None) -> tuple[t
 
 
 def _tools(transformers: Any, folder: Path) -> dict[str, Any]:
-    """What encodes inputs, as far as it is saved in a folder."""
+    """The tokenizer and processors in a folder.
+
+    Raises:
+        InputError: if there are files of some, but none can be read.
+    """
     tools, reasons = {}, []
     for name, (loader, patterns) in _TOOLS.items():
         if any(path for pattern in patterns for path in folder.glob(pattern)):
@@ -61,5 +65,5 @@ def _tools(transformers: Any, folder: Path) -> dict[str, Any]:
             except Exception as reason:  # the file may be of another kind of processor
                 reasons.append(f"{name}: {reason}")
     if not tools and reasons:
-        raise InputError(f"what encodes the inputs of the model in {folder} cannot be loaded: {'; '.join(reasons)}")
+        raise InputError(f"tokenizer and processors in {folder} cannot be loaded: {'; '.join(reasons)}")
     return tools

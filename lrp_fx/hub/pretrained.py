@@ -1,4 +1,4 @@
-"""A saved model with the rules that explain it."""
+"""Loading of a saved model with its rule set."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from lrp_fx.module import ExplainableModule
 def from_pretrained(
     folder: str | Path, *, rules: RuleSource | None = None, dtype: torch.dtype | None = None, **options: Any
 ) -> ExplainableModule:
-    """Load and convert what :meth:`lrp_fx.ExplainableModule.save_pretrained` wrote, or any saved Hugging Face model.
+    """Load and convert a model saved by :meth:`lrp_fx.ExplainableModule.save_pretrained`, or any Hugging Face model.
 
     Args:
         folder: the folder.
-        rules: another rule set than the one it was saved with ("default" where none was saved).
-        dtype: precision of the model; None for its own.
-        **options: of :func:`lrp_fx.convert`; they replace what was saved.
+        rules: another rule set than the saved one; None for the saved one, or "default" without one.
+        dtype: precision of the model; None for the saved one.
+        **options: of :func:`lrp_fx.convert`; they replace saved options.
 
     Raises:
-        InputError: for a folder that cannot be read, or that a later version wrote.
+        InputError: for a folder that cannot be read, or was written by a later version.
         RuleSetError: for rules that this version does not have.
-        MissingExtraError: when transformers is not installed.
+        MissingExtraError: if transformers is not installed.
     """
     model, tools = load_folder(folder, dtype)
     saved = _saved(Path(folder) / EXPLAIN_JSON)
@@ -39,7 +39,7 @@ def from_pretrained(
 
 
 def _saved(path: Path) -> dict[str, Any]:
-    """What a model was saved with; empty where nobody said.
+    """The document ``explain.json`` of a folder; empty without one.
 
     Raises:
         InputError: for a file that cannot be read.

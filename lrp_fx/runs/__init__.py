@@ -1,4 +1,4 @@
-"""Whole data sets: rows in, Parquet shards of explanations out, in batches of texts of one length."""
+"""Whole data sets: rows in, Parquet shards of explanations out, in batches of texts of similar length."""
 
 from lrp_fx.runs.explainer import COLUMNS, Explainer
 from lrp_fx.runs.run import Run, run

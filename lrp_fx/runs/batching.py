@@ -1,38 +1,36 @@
-"""Batches of rows of nearly one length, so that little of them is padding."""
+"""Batches of rows of similar length, with little padding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-PADDING = 0.1  #: most of a batch that may be padding
-ROWS, TOKENS = 64, 4096  #: most rows, and tokens with padding, of a batch
+PADDING = 0.1  #: largest share of padding in a batch
+ROWS, TOKENS = 64, 4096  #: most rows and most tokens (with padding) of a batch
 
 
 def batches(
     lengths: Sequence[int], rows: int = ROWS, tokens: int = TOKENS, padding: float = PADDING
 ) -> list[list[int]]:
-    """Numbers of rows, the shortest first, cut where a batch would hold too much padding or grow too large.
-
-    Of equal rows the earlier comes first: the same lengths give the same batches.
+    """Indices of rows in batches, ordered by length. The result depends on the arguments only.
 
     Args:
-        lengths: of every row.
+        lengths: number of tokens of each row.
         rows: most rows of a batch.
-        tokens: most tokens of a batch, padding counted; a longer row is a batch of its own.
-        padding: most of a batch that may be padding.
+        tokens: most tokens of a batch, with padding; a longer row becomes a batch by itself.
+        padding: largest share of padding in a batch.
     """
-    made: list[list[int]] = []
+    result: list[list[int]] = []
     total = 0
     for number in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         length = lengths[number]
-        size = (len(made[-1]) + 1) * length if made else 0
-        fits = bool(made) and len(made[-1]) < rows and size <= tokens and size - total - length <= padding * size
+        size = (len(result[-1]) + 1) * length if result else 0
+        fits = bool(result) and len(result[-1]) < rows and size <= tokens and size - total - length <= padding * size
         if not fits:
-            made.append([])
+            result.append([])
             total = 0
-        made[-1].append(number)
+        result[-1].append(number)
         total += length
-    return made
+    return result
 
 
 def padding_of(batch: Sequence[int], lengths: Sequence[int]) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Rows of texts in, rows of explanations out: for runs, ``datasets.map(batched=True)`` and loaders of batches."""
+"""Rows of texts in, rows of explanations out: for runs, ``datasets.map(batched=True)`` and data loaders."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from lrp_fx.module import ExplainableModule
 from lrp_fx.results import Attribution
 from lrp_fx.results.notes import find_notes
 
-#: column of a row of explanations -> what it holds; all but "error" are null where a row failed
+#: column -> its meaning; in a row that failed, all columns but "error" are null
 COLUMNS: Mapping[str, str] = {
-    "tokens": "what each token shows, padding left out",
-    "special": "whether each token is none of the text (start, separator, end)",
+    "tokens": "text of each token, without padding",
+    "special": "whether each token is a special token outside the text (start, separator, end)",
     "relevance": "relevance of each token",
     "target": "the explained value",
-    "prediction": "name of what was explained, null where it has none",
-    "absorbed": "the explained value less the relevance of all tokens: biases, softmax and what else the ledger has",
-    "ledger": "where the explained value went, by category; null unless it was asked for",
-    "notes": 'names of signs that the map is weak (lrp_fx.results.notes), and "cut off" for a text that was too long',
-    "error": "why the row could not be explained; null where it could",
+    "prediction": "name of the target; null without a name",
+    "absorbed": "the explained value less the relevance of all tokens: biases, softmax and other ledger entries",
+    "ledger": "the ledger by category; null unless ledgers are computed",
+    "notes": 'names of notes that the map is weak (lrp_fx.results.notes), and "cut off" for a truncated text',
+    "error": "the error of a row that could not be explained, otherwise null",
 }
 
 Row = dict[str, Any]
@@ -40,14 +40,14 @@ Text = str | tuple[str, str]
 class Explainer:
     """Explains batches of texts: a mapping of columns in, a dict of lists out (:data:`COLUMNS`).
 
-    A row that fails has its error in the column "error", and the others are explained. Where the model is a folder, a
-    copy in another process loads it there.
+    The error of a row is stored in its column "error"; the other rows are explained. For a model given by its folder,
+    copies in other processes load the model there.
 
     Attributes:
-        text: name of the column with texts, or of two columns that belong together.
+        text: name of the column with texts, or names of two columns with pairs.
         rules: the rule set.
-        target: what is explained, as in ``explain``.
-        ledger: whether each row has a ledger of its own.
+        target: the target, as in ``explain``.
+        ledger: whether to compute a ledger for each row.
     """
 
     def __init__(
@@ -62,33 +62,33 @@ class Explainer:
         ledger: bool = False,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Say what explains; nothing is loaded before the first batch.
+        """Store the arguments; the model is loaded and converted at the first batch.
 
         Args:
-            model: a module, a pipeline object of transformers, or the folder of a saved Hugging Face model.
-            tokenizer: the model's tokenizer; None for that of the folder or the pipeline.
+            model: a module, a pipeline of transformers, or the folder of a saved Hugging Face model.
+            tokenizer: the model's tokenizer; None for the one in the folder or the pipeline.
             labels: names of the classes, as in :func:`lrp_fx.convert`.
             rules: the rule set.
-            target: of every row: None, a class, or a form of target (a tensor of one entry per row is refused).
+            target: the target of every row, as in ``explain``, but no tensor with one entry per row.
             text: column of the texts, or a pair of columns.
-            ledger: compute a ledger for each row: a forward and a backward pass more for every row.
-            dtype: precision of a model that is loaded from a folder; None for its own.
+            ledger: compute a ledger for each row, with one more forward and backward pass per row.
+            dtype: precision of a model from a folder; None for the saved one.
 
         Raises:
-            InputError: for a target per sample.
+            InputError: for a tensor of targets.
         """
         if isinstance(target, torch.Tensor) and target.dim():
-            raise InputError("a tensor of targets belongs to one batch: give a target that every row has")
+            raise InputError("a tensor of targets fits one batch only: give one target for every row")
         self._source, self._tokenizer, self._labels, self._dtype = model, tokenizer, labels, dtype
         self.rules, self.target, self.text, self.ledger = rules, target, text, ledger
 
     @functools.cached_property
     def _loaded(self) -> tuple[Any, dict[str, Any]]:
-        own = {} if self._tokenizer is None else {"tokenizer": self._tokenizer}
+        tokenizer = {} if self._tokenizer is None else {"tokenizer": self._tokenizer}
         if not isinstance(self._source, (str, Path)):
-            return self._source, own
+            return self._source, tokenizer
         model, tools = load_folder(self._source, self._dtype)
-        return model, {**tools, **own}
+        return model, {**tools, **tokenizer}
 
     @functools.cached_property
     def xmodel(self) -> ExplainableModule:
@@ -102,7 +102,7 @@ class Explainer:
 
     @functools.cached_property
     def encoder(self) -> TextEncoder:
-        """What makes inputs of texts.
+        """The encoder of texts.
 
         Raises:
             InputError: without a tokenizer.
@@ -116,7 +116,7 @@ class Explainer:
         """The texts of a batch, one per row, pairs as tuples.
 
         Raises:
-            InputError: where a column is missing.
+            InputError: for a missing column.
         """
         names = (self.text,) if isinstance(self.text, str) else self.text
         if missing := [name for name in names if name not in batch]:
@@ -125,7 +125,7 @@ class Explainer:
         return columns[0] if len(columns) == 1 else list(zip(*columns, strict=True))
 
     def length(self, text: Any) -> int:
-        """Number of tokens that the model reads of a text; 0 of what cannot be read, which ``explain`` says why."""
+        """Number of tokens of a text after truncation; 0 for a value that cannot be encoded."""
         if not _is_text(text):
             return 0
         encoder = self.encoder
@@ -139,7 +139,7 @@ class Explainer:
         """Explain a batch.
 
         Raises:
-            InputError: where the column of texts is missing.
+            InputError: for a missing column of texts.
         """
         rows = self.explain(self.texts(batch))
         return {name: [row.get(name) for row in rows] for name in COLUMNS}
@@ -151,15 +151,15 @@ class Explainer:
         return rows
 
     def _fill(self, rows: list[Row], texts: Sequence[Text], which: list[int]) -> None:
-        """Explain some rows together; where that fails, each half of them by itself."""
+        """Explain some rows as one batch; if that fails, each half of them separately."""
         if not which:
             return
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="text .* the rest was cut off")  # a note of the row says so
                 result = self.xmodel.explain([texts[i] for i in which], target=self.target)
-                made = [self._row(result, n, texts[i]) for n, i in enumerate(which)]
-        except Exception as error:  # of whichever library: it is the row's, and the run goes on
+                explained = [self._row(result, n, texts[i]) for n, i in enumerate(which)]
+        except Exception as error:  # an error of any library is stored in its row, and the run goes on
             if len(which) == 1:
                 rows[which[0]] = {"error": type_and_line(error)}
                 return
@@ -167,34 +167,34 @@ class Explainer:
             self._fill(rows, texts, which[:middle])
             self._fill(rows, texts, which[middle:])
             return
-        for i, row in zip(which, made, strict=True):
+        for i, row in zip(which, explained, strict=True):
             rows[i] = row
 
     def _row(self, result: Attribution, sample: int, text: Text) -> Row:
         name = result.token_inputs[0]
         tokens = result.tokens(name)[sample]
-        kept = [i for i, padding in enumerate(tokens.padding) if not padding]
-        own = {n: r[sample : sample + 1] for n, r in result.relevance.items()}
+        positions = [i for i, padding in enumerate(tokens.padding) if not padding]
+        relevance = {n: r[sample : sample + 1] for n, r in result.relevance.items()}
         value = result.target[sample : sample + 1]
         ledger = dict(result[sample].amounts()) if self.ledger else None
-        notes = [note.name for note in find_notes(own, value, ledger)]
+        notes = [note.name for note in find_notes(relevance, value, ledger)]
         limit = self.encoder.limit
-        too_long = limit is not None and len(kept) >= limit and self.encoder.length(text) > limit
+        too_long = limit is not None and len(positions) >= limit and self.encoder.length(text) > limit
         answers = result.context.answers
         return {
-            "tokens": [tokens.texts[i] for i in kept],
-            "special": [tokens.special[i] for i in kept],
-            "relevance": own[name][0, kept].float().cpu().numpy(),
+            "tokens": [tokens.texts[i] for i in positions],
+            "special": [tokens.special[i] for i in positions],
+            "relevance": relevance[name][0, positions].float().cpu().numpy(),
             "target": float(value),
             "prediction": None if answers is None else answers[sample],
-            "absorbed": float(value) - float(sum(r.double().sum() for r in own.values())),
+            "absorbed": float(value) - float(sum(r.double().sum() for r in relevance.values())),
             "ledger": ledger,
             "notes": [*notes, *(["cut off"] if too_long else [])],
             "error": None,
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process, which loads and converts for itself."""
+        """State for another process, without the loaded and converted model."""
         return {n: v for n, v in vars(self).items() if n not in ("_loaded", "xmodel", "encoder")}
 
 

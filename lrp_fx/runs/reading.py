@@ -1,4 +1,4 @@
-"""Rows of a data set, one by one, whatever it is kept in: nothing is read as a whole."""
+"""Rows of a data set, read one by one from files of several formats or from an iterable."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from lrp_fx.errors import InputError
 from lrp_fx.extras import require
 
-#: values by column; of a row that cannot be read, what is wrong under the name :data:`BROKEN`
+#: column -> value; for a row that cannot be read, :data:`BROKEN` -> the reason
 Values = Mapping[str, Any]
 BROKEN = "\0error"
 
@@ -26,8 +26,8 @@ def _separated(path: Path, delimiter: str) -> Iterator[Values]:
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         for row in csv.DictReader(file, delimiter=delimiter):
-            more = row.pop(None, None)  # type: ignore[call-overload]
-            yield row if more is None else {BROKEN: f"{len(more)} fields more than columns"}
+            extra = row.pop(None, None)  # type: ignore[call-overload]
+            yield row if extra is None else {BROKEN: f"{len(extra)} fields more than columns"}
 
 
 def _json_lines(path: Path) -> Iterator[Values]:
@@ -48,7 +48,7 @@ def _parquet(path: Path) -> Iterator[Values]:
 
 
 def _arrow(path: Path) -> Iterator[Values]:
-    """As a data set of Hugging Face that was saved to disk has it."""
+    """An Arrow stream, as in a Hugging Face data set saved to disk."""
     pyarrow: Any = require("pyarrow", "data")
     ipc: Any = require("pyarrow.ipc", "data")
     with pyarrow.memory_map(str(path)) as file:
@@ -68,16 +68,16 @@ READERS: Mapping[str, Callable[[Path], Iterator[Values]]] = {
 
 
 def files_of(path: str | Path) -> list[Path]:
-    """The files of a data set: itself, or those in a folder that can be read, by name.
+    """The file itself, or the readable files in a folder and its subfolders, sorted by path.
 
     Raises:
-        InputError: where there is none.
+        InputError: if there is none.
     """
     path = Path(path)
-    found = sorted(p for p in path.rglob("*") if p.suffix in READERS) if path.is_dir() else [path]
-    if not found or not found[0].is_file() or found[0].suffix not in READERS:
+    files = sorted(p for p in path.rglob("*") if p.suffix in READERS) if path.is_dir() else [path]
+    if not files or not files[0].is_file() or files[0].suffix not in READERS:
         raise InputError(f"no data at {path}: give a file {', '.join(READERS)}, or a folder of such files")
-    return found
+    return files
 
 
 def read_rows(data: str | Path | Iterable[Any]) -> Iterator[Values]:
@@ -98,7 +98,7 @@ def read_rows(data: str | Path | Iterable[Any]) -> Iterator[Values]:
 
 
 def described(data: Any) -> Any:
-    """What tells a data set from another one: names, sizes and times of its files; None of an iterable."""
+    """Identity of a data set: names, sizes and modification times of its files; None for an iterable."""
     if not isinstance(data, (str, Path)):
         return None
-    return [[str(path), (seen := path.stat()).st_size, seen.st_mtime_ns] for path in files_of(data)]
+    return [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in files_of(data)]

@@ -1,4 +1,4 @@
-"""Explain a data set, shard by shard: what is there already is not made again."""
+"""Explain a data set, shard by shard; existing shards are not computed again."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from lrp_fx.version import VERSION
 
 @dataclass(frozen=True)
 class Run:
-    """What a run made.
+    """Summary of a run.
 
     Attributes:
         out: the folder.
         counts: rows, failures and tokens of all shards.
-        made: rows that this call explained; the others were there.
-        seconds: what it took.
+        made: number of rows explained by this call, not by an earlier one.
+        seconds: duration of this call.
     """
 
     out: Path
@@ -43,19 +43,19 @@ class Run:
 
     @property
     def padding(self) -> float:
-        """Share of padding in what the model read."""
+        """Share of padding in the model's inputs."""
         return self.counts.padding / self.counts.tokens if self.counts.tokens else 0.0
 
     @property
     def rate(self) -> float:
-        """Rows a second."""
+        """Rows per second of this call."""
         return self.made / self.seconds if self.seconds else 0.0
 
     def __str__(self) -> str:
         counts = self.counts
         return (
             f"{counts.rows} rows in {self.out}, {counts.failures} failed; {self.made} explained now, in "
-            f"{self.seconds:.1f} s ({self.rate:.1f} a second); {self.padding:.1%} of what the model read was padding"
+            f"{self.seconds:.1f} s ({self.rate:.1f} a second); {self.padding:.1%} of the model's inputs were padding"
         )
 
 
@@ -71,17 +71,17 @@ def run(
 ) -> Run:
     """Explain every row of a data set, and write Parquet shards to a folder.
 
-    A call that is killed is repeated: shards that are there stay, and the others are made, as if nothing had happened.
-    A row that fails is kept, with its error. Rows are batched by length within a shard.
+    Repeat a call that was killed: existing shards stay, and the missing ones are computed. The error of a row that
+    fails is stored in the row. Rows are batched by length within a shard.
 
     Args:
-        model: an :class:`Explainer`, or what its first argument may be.
+        model: an :class:`Explainer`, or its first argument.
         data: a file (``.txt`` with a text per line, ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow``), a folder
             of such files (a data set of Hugging Face that was saved to disk), a data frame, or an iterable of texts or
             rows, which must come in the same order when the call is repeated.
-        out: the folder. ``manifest.json`` says what it is of, and what the columns hold.
-        precision: of relevance in the shards: "float32" or "float16".
-        rows_per_shard: rows of a shard: what is lost at most where a run is killed.
+        out: the folder. ``manifest.json`` has the settings of the run and the meaning of the columns.
+        precision: precision of relevance in the shards: "float32" or "float16".
+        rows_per_shard: number of rows in a shard. A run that is killed loses the work on one shard at most.
         progress: show a progress bar on standard error.
         **options: of :class:`Explainer`, where ``model`` is none.
 
@@ -123,31 +123,31 @@ def _is_path(data: Any) -> bool:
 
 def _shard(explainer: Explainer, folder: Folder, number: int, first: int, rows: list[Values]) -> Counts:
     texts: list[Any] = [None] * len(rows)
-    made: list[Row] = [{} for _ in rows]
+    explained: list[Row] = [{} for _ in rows]
     readable = []
     for i, row in enumerate(rows):
         if BROKEN in row:
-            made[i] = {"error": f"InputError: {row[BROKEN]}"}
+            explained[i] = {"error": f"InputError: {row[BROKEN]}"}
             continue
         try:
             (texts[i],) = explainer.texts({name: [value] for name, value in row.items()})
             readable.append(i)
         except InputError as error:
-            if first == i == 0:  # the first row of all: a name that was mistaken
+            if first == i == 0:  # an error in the very first row: the column name is wrong
                 raise
-            made[i] = {"error": type_and_line(error)}
+            explained[i] = {"error": type_and_line(error)}
     lengths = [explainer.length(text) for text in texts]
     counts = Counts()
     for batch in batches([lengths[i] for i in readable]):
         which = [readable[i] for i in batch]
         for i, row in zip(which, explainer.explain([texts[i] for i in which]), strict=True):
-            made[i] = row
+            explained[i] = row
         padding, tokens = padding_of(which, lengths)
         counts += Counts(padding=padding, tokens=tokens)
-    counts += Counts(rows=len(rows), failures=sum(row["error"] is not None for row in made))
+    counts += Counts(rows=len(rows), failures=sum(row["error"] is not None for row in explained))
     several = isinstance(explainer.text, tuple)
     shown = [(None, None) if several and text is None else text for text in texts]
-    folder.write(number, first, shown, made, counts)
+    folder.write(number, first, shown, explained, counts)
     return counts
 
 
@@ -159,7 +159,7 @@ def _chunks(rows: Iterator[Values], size: int) -> Iterator[list[Values]]:
 
 
 def _settings(explainer: Explainer, data: Any, precision: str, rows_per_shard: int) -> dict[str, Any]:
-    """What must be the same for a run to go on."""
+    """The settings that must be equal for a run to be resumed."""
     rules = RuleSet.load(explainer.rules)
     return {
         "version": VERSION,

@@ -1,7 +1,7 @@
-"""The folder of a run: Parquet shards, each written whole or not at all, and a manifest that says what they are of.
+"""The folder of a run: Parquet shards, each written atomically, and a manifest with the settings of the run.
 
-Shard n holds rows n * size to (n + 1) * size of the data set, so a shard that is there is done, and one that is not
-is made anew: a run that was killed goes on without a lost or doubled row.
+Shard n has the rows n * size to (n + 1) * size of the data set. An existing shard is complete and a missing one is
+computed again, so a resumed run neither loses nor repeats a row.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PRECISIONS = {"float16": np.float16, "float32": np.float32}
 
 @dataclass(frozen=True)
 class Counts:
-    """What a shard, or a run, holds.
+    """Counts of a shard or a run.
 
     Attributes:
-        rows: rows.
-        failures: those with an error.
-        padding: tokens of padding that the model read.
-        tokens: all tokens that it read.
+        rows: number of rows.
+        failures: number of rows with an error.
+        padding: number of padding tokens in the model's inputs.
+        tokens: number of all tokens in the model's inputs.
     """
 
     rows: int = 0
@@ -52,8 +52,8 @@ class Folder:
     """The folder of a run.
 
     Attributes:
-        path: where it is.
-        precision: of relevance: "float16" or "float32".
+        path: its path.
+        precision: precision of relevance: "float16" or "float32".
         texts: names of the columns of texts.
     """
 
@@ -63,10 +63,10 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Within, no other run writes here; a run that was killed holds nothing.
+        """A lock against other runs in this folder; it ends with the process.
 
         Raises:
-            InputError: where another run is at work.
+            InputError: if another run has the lock.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
@@ -75,46 +75,46 @@ class Folder:
                     _LOCKS.flock(file, _LOCKS.LOCK_EX | _LOCKS.LOCK_NB)
             except OSError as error:
                 raise InputError(f"another run writes to {self.path}: give each a folder of its own") from error
-            for left_over in self.path.glob(".part-*.parquet"):  # of a run that was killed while it wrote
+            for left_over in self.path.glob(".part-*.parquet"):  # a run was killed while writing
                 left_over.unlink()
             yield
 
     def manifest(self) -> dict[str, Any]:
-        """What the folder is of; empty before the first run."""
+        """The manifest; empty before the first run."""
         file = self.path / MANIFEST
         return json.loads(file.read_text()) if file.is_file() else {}
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Note what the shards will be of.
+        """Write the settings to the manifest.
 
         Raises:
-            InputError: where there are shards of something else.
+            InputError: if the folder has a run with other settings.
         """
-        there = self.manifest().get("settings")
+        earlier = self.manifest().get("settings")
         plain = json.loads(json.dumps(settings))
-        if there is not None and there != plain:
-            names = [n for n in plain if there.get(n) != plain[n]]
+        if earlier is not None and earlier != plain:
+            names = [n for n in plain if earlier.get(n) != plain[n]]
             raise InputError(
                 f"{self.path} holds a run with another {', '.join(names) or 'version'}. Remedy: give another folder, "
                 "or remove this one."
             )
-        if there is None:
+        if earlier is None:
             columns = {"row": "number of the row in the data set", **dict.fromkeys(self.texts, "the text"), **COLUMNS}
             self._write({"settings": plain, "columns": columns, "finished": False})
 
     def finish(self, report: Mapping[str, Any]) -> None:
-        """Note that all shards are there."""
+        """Mark the run as finished in the manifest, with its totals."""
         self._write({**self.manifest(), "finished": True, **report})
 
     def _write(self, document: Mapping[str, Any]) -> None:
         write_text(self.path / MANIFEST, json.dumps(document, indent=1) + "\n")
 
     def shard(self, number: int) -> Path:
-        """Where a shard is."""
+        """Path of a shard."""
         return self.path / f"part-{number:05d}.parquet"
 
     def counts(self, number: int) -> Counts | None:
-        """What a shard holds; None where it is not there."""
+        """Counts of a shard; None for a missing one."""
         if not self.shard(number).is_file():
             return None
         parquet: Any = require("pyarrow.parquet", "data")
@@ -126,14 +126,14 @@ class Folder:
         """Write a shard.
 
         Args:
-            number: of the shard.
-            first: number of its first row in the data set.
-            texts: of its rows.
-            rows: explanations.
-            counts: what it holds.
+            number: number of the shard.
+            first: index of its first row in the data set.
+            texts: texts of its rows.
+            rows: explanations of its rows.
+            counts: its counts.
 
         Raises:
-            OSError: where it cannot be written; nothing is there then.
+            OSError: if it cannot be written; no part of it is left then.
         """
         arrow: Any = require("pyarrow", "data")
         parquet: Any = require("pyarrow.parquet", "data")
@@ -144,8 +144,8 @@ class Folder:
         for name, kind in self._types(arrow).items():
             columns[name] = arrow.array([self._value(name, row.get(name)) for row in rows], kind)
         table = arrow.table(columns).replace_schema_metadata({"lrp_fx": json.dumps(vars(counts))})
-        with replacing(self.shard(number)) as beside:
-            parquet.write_table(table, beside, compression="zstd")
+        with replacing(self.shard(number)) as temporary:
+            parquet.write_table(table, temporary, compression="zstd")
 
     def _value(self, name: str, value: Any) -> Any:
         if value is None:
