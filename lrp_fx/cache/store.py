@@ -31,6 +31,7 @@ from lrp_fx.capture.containers import structures
 from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.model_state import ModelState
+from lrp_fx.capture.packed import decided_by_lengths
 from lrp_fx.capture.signature import Call
 from lrp_fx.errors import UnsafeFileError
 from lrp_fx.graph.lazy_module import lazy_module
@@ -166,6 +167,8 @@ def load(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> 
     for file in place.files():
         try:
             captured = _captured(file.document, file.tensors, model, pytree.tree_structure((args, kwargs)))
+            decisions = decided_by_lengths(captured.graph_module, call.leaves)
+            captured = dataclasses.replace(captured, decisions=decisions)
             fits = captured.names == call.names and captured.serves(call.leaves)
             if fits and disagreement(model, captured.graph_module, args, kwargs) <= tolerance(model):
                 file.touch()

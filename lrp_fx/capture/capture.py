@@ -21,6 +21,7 @@ from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.export import exports, plain, shapes_of
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.offload import without_hooks
+from lrp_fx.capture.packed import decided_by_lengths, unlike_rows
 from lrp_fx.capture.passes import normalize as normalise
 from lrp_fx.capture.passes.causal_masks import shorten_masks
 from lrp_fx.capture.passes.conditional_norms import free_of_inputs
@@ -37,6 +38,7 @@ from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError, type_and_line
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.lazy_module import lazy_module
+from lrp_fx.graph.location import locate
 from lrp_fx.graph.module_calls import settle
 from lrp_fx.operators.schema import is_mutating
 from lrp_fx.status import stage
@@ -108,8 +110,15 @@ def capture(
         if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other random numbers
             refusal = "it draws random numbers, which an exported graph would draw anew at every run"
             break
+        if (unlike := unlike_rows(graph_module.graph)) is not None:
+            refusal = f"it reads the rows of a packed sequence by their number: {locate(unlike)}"
+            break
+        decisions = decided_by_lengths(graph_module, call.leaves)
+        if decisions is not None and not all(map(bool, decisions.values)):
+            refusal = "a packed sequence is shorter than its padding"
+            break
         shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)
-        captured = Captured(graph_module, call.names, spec.out_spec, shapes, _since(start))
+        captured = Captured(graph_module, call.names, spec.out_spec, shapes, _since(start), decisions=decisions)
         reason = captured.refuses_sizes(call.leaves)
         if reason is not None:  # the model takes another branch at the size of the generalised example
             refusal = f"the exported graph does not serve this call: {reason}"

@@ -48,6 +48,8 @@ def covers(general: Captured, special: Captured, owned: Collection[int], leaves:
         owned: ids of the model's tensors. These may change, so they are not identified by equal values.
         leaves: flat inputs that ``special`` serves; both graphs are run on them as a further check.
     """
+    if general.decisions or special.decisions:
+        return False
     if not general.route == special.route == "export" or not _varies(general.shapes, special.shapes):
         return False
     one, other = ((c.names, c.out_spec, _operators(c.graph_module.graph)) for c in (general, special))

@@ -25,6 +25,7 @@ from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.guards import Guard, Shapes
+from lrp_fx.capture.packed import PackedSequences
 from lrp_fx.capture.passes import normalize as normalise
 from lrp_fx.capture.passes.detached import InferenceMode, see_through_written
 from lrp_fx.capture.passes.functionalize import functionalise
@@ -68,7 +69,7 @@ def exports(
                 torch.inference_mode(False),  # the caller's; inference mode inside of the model is noted
                 traceable(model),
                 torch.enable_grad(),
-                written_out(model, dynamic),
+                written_out(model, dynamic, PackedSequences()),
                 InferenceMode(),
                 SourceLines(),
                 without_stacks(),

@@ -85,8 +85,7 @@ def _like(
     kind: str, x: Tensor, sizes: Tensor | None, state: Sequence[Tensor], weight: Tensor, bias: Tensor | None,
     projection: Tensor | None, backwards: bool,
 ) -> list[Tensor]:  # fmt: skip
-    row = step_of(x, 0, None if sizes is None else state[0])
-    new = advance(kind, row, tuple(state), weight, bias, projection)
+    new = advance(kind, step_of(x, 0), tuple(state), weight, bias, projection)
     return [new[0].new_empty(*x.shape[:-1], new[0].shape[-1]), *map(torch.empty_like, new)]
 
 

@@ -223,9 +223,14 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
     graph = traced.graph
     names = {id(tensor): name for name, tensor in reversed(owned.items())}
     attributes: dict[str, Any] = {}
+    first: dict[int, fx.Node] = {}  # a weight that is used again is one node, as in an exported graph
     for node in list(graph.nodes):
         if node.op == "get_attr":
             tensor = attribute(traced, node)
+            if (earlier := first.setdefault(id(tensor), node)) is not node:
+                node.replace_all_uses_with(earlier)
+                graph.erase_node(node)
+                continue
             node.target = readable(names.get(id(tensor), str(node.target)))
             attributes[str(node.target)] = tensor
             node.meta.setdefault("val", tensor)

@@ -7,7 +7,7 @@ gets what the operator computed; whoever looks at it sees a model of so many ste
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -34,15 +34,9 @@ class Step(NamedTuple):
     carried: tuple[int, ...] = ()
 
 
-def step_of(x: Tensor, number: int, like: Tensor | None = None) -> Tensor:
-    """What one step reads.
-
-    Args:
-        x: (T, B, F) padded steps, or (N, F) rows of a packed sequence.
-        number: of the step; from behind, where it is negative.
-        like: of a packed sequence, a tensor with a row for each sample: as many rows stand for the step.
-    """
-    return x.select(0, number) if like is None else x.narrow(0, 0, like.shape[0])
+def step_of(x: Tensor, number: int) -> Tensor:
+    """What one step reads of (T, B, F) steps; from behind, where the number is negative."""
+    return x.select(0, number)
 
 
 def shown(value: Tensor, steps: list[Tensor]) -> Tensor:
@@ -55,39 +49,32 @@ def run_steps(
 ) -> tuple[Tensor, State]:
     """All steps, one after the other.
 
-    Rows of a packed sequence may become fewer from step to step (samples end), backwards more (samples begin).
-
     Args:
-        x: (T, B, F), or (N, F) rows of a packed sequence, those of a step together, longest samples first.
-        sizes: (T,) rows of each step of a packed sequence; None for padded steps.
+        x: (T, B, F).
+        sizes: (T,) how many samples, the first of them, have a step; None where all have. The state of others stays as
+            it is, and their outputs are 0.
         state: the first state, a row for each sample.
         advance: (number of the step in the order of the run, its rows, state) -> next state.
         backwards: begin with the last step.
 
     Returns:
-        The first tensor of every state, in the layout of x; the last state of every sample.
+        (T, B, H) the first tensor of every state; the last state.
     """
-    rows = list(x.unbind(0) if sizes is None else x.split(sizes.tolist()))
+    rows = x.unbind(0)
     order = range(len(rows) - 1, -1, -1) if backwards else range(len(rows))
-    active = state[0].shape[0] if sizes is None else rows[order[0]].shape[0]
-    current = state if sizes is None else tuple(s[:active] for s in state)
+    there = None if sizes is None else present(sizes, x.shape[1], x.device).unsqueeze(-1).unbind(0)
     outputs: list[Tensor] = []
-    finished: list[State] = []
     for number, place in enumerate(order):
-        row = rows[place]
-        size = active if sizes is None else row.shape[0]
-        if size < active:
-            finished.append(tuple(s[size:] for s in current))
-            current = tuple(s[:size] for s in current)
-        elif size > active:
-            current = tuple(torch.cat([s, first[active:size]]) for s, first in zip(current, state, strict=True))
-        active = size
-        current = advance(number, row, current)
-        outputs.append(current[0])
-    last = tuple(torch.cat([s, *(f[k] for f in reversed(finished))]) if finished else s for k, s in enumerate(current))
-    return joined(outputs[::-1] if backwards else outputs, sizes), last
+        new = advance(number, rows[place], state)
+        if there is None:
+            state = new
+            outputs.append(new[0])
+        else:
+            state = tuple(torch.where(there[place], after, before) for after, before in zip(new, state, strict=True))
+            outputs.append(torch.where(there[place], new[0], 0.0))
+    return torch.stack(outputs[::-1] if backwards else outputs), state
 
 
-def joined(outputs: Sequence[Tensor], sizes: Tensor | None) -> Tensor:
-    """Steps in the layout that they were read in."""
-    return torch.stack(list(outputs)) if sizes is None else torch.cat(list(outputs))
+def present(sizes: Tensor, samples: int, device: torch.device) -> Tensor:
+    """(T, B) whether a sample has a step; ``sizes`` say of each step how many do."""
+    return (torch.arange(samples, device=sizes.device) < sizes[:, None]).to(device)

@@ -94,7 +94,8 @@ def has_a_recurrent_weight(candidate: Candidate) -> bool:
 def reads_tensors_side_by_side(candidate: Candidate) -> bool:
     """Its input is a concatenation of several tensors that carry relevance."""
     spec = candidate.facts.specs.get(candidate.first)
-    return spec is not None and spec.kind == "movement" and len(candidate.facts.operands[candidate.first]) > 1
+    side_by_side = spec is not None and spec.kind == "movement" and not spec.elementwise  # not one or the other
+    return side_by_side and len(candidate.facts.operands[candidate.first]) > 1
 
 
 def _weights(candidate: Candidate) -> list[Node]:

@@ -37,12 +37,11 @@ def _show(owner: fx.GraphModule, node: Node) -> None:
     bound, origin = bind(node), {k: v for k, v in node.meta.items() if k in _ORIGIN}
     names = [name for name in ("weight", "bias", "projection") if isinstance(bound[name], Node)]
     state, constants = list(bound["state"]), [bound[name] for name in names]
-    like = None if bound["sizes"] is None else state[0]
-    body = _traced(owner, bound, like, state, names, constants)
+    body = _traced(owner, bound, state, names, constants)
     states: list[list[Node]] = []
     for number in range(SHOWN):
         with owner.graph.inserting_before(node):
-            row = owner.graph.call_function(step_of, (bound["x"], number, *([] if like is None else [like])))
+            row = owner.graph.call_function(step_of, (bound["x"], number))
         (read, *_) = body.graph.find_nodes(op="placeholder")
         row.meta = {**origin, "val": read.meta["val"], STEP: Step(node.name, number)}
         state, copies = splice(owner, body, [row, *state, *constants], node)
@@ -62,7 +61,7 @@ def _show(owner: fx.GraphModule, node: Node) -> None:
 
 
 def _traced(
-    owner: fx.GraphModule, bound: dict[str, Any], like: Node | None, state: list[Node], names: list[str],
+    owner: fx.GraphModule, bound: dict[str, Any], state: list[Node], names: list[str],
     constants: list[Node],
 ) -> fx.GraphModule:  # fmt: skip
     """One step as a graph: (its rows, *state, *constants) -> next state."""
@@ -78,5 +77,5 @@ def _traced(
 
     with torch.no_grad(), mode or nullcontext():
         values = [v.detach() for v in values]  # nodes of a graph that was read may share a value
-        row = step_of(values[0], 0, None if like is None else values[1])
+        row = step_of(values[0], 0)
         return make_fx(step, pre_dispatch=True)(row, *values[1:])

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
+from lrp_fx.capture.packed import ROWS, STEPS, PackedSequences, gathered, spread
 from lrp_fx.capture.recurrence import EQUATIONS, RECURRENCE, advance
 from lrp_fx.graph.steps import SHOWN, State, run_steps
 
@@ -37,7 +38,7 @@ def _direction(
     """
     weighted, (hidden, *projected) = linear(x, weights[0], biases[0]), weights[1:]
     projection = projected[0] if projected else None
-    if free and (x if sizes is None else sizes).shape[0] >= SHOWN:
+    if free and x.shape[0] >= SHOWN:
         y, *last = RECURRENCE(kind, weighted, sizes, list(state), hidden, biases[1], projection, backwards)
         return y, tuple(last)
 
@@ -70,17 +71,19 @@ def _stack(
     return x, tuple(torch.stack([f[k] for f in finals]) for k in range(len(hx)))
 
 
-def _layer(kind: str, args: tuple[Any, ...], free: bool) -> tuple[Tensor, ...]:
+def _layer(kind: str, args: tuple[Any, ...], free: bool, packed: PackedSequences | None) -> tuple[Tensor, ...]:
     """A call of a fused recurrent operator, on a padded or a packed sequence."""
     if isinstance(args[3], bool):
         x, hx, flat, bias, layers, _, _, both, batch_first = args
-        x, sizes = x.transpose(0, 1) if batch_first else x, None
-    else:
-        x, sizes, hx, flat, bias, layers, _, _, both = args
-        batch_first = False
+        states = tuple(hx) if kind == "lstm" else (hx,)
+        y, last = _stack(kind, x.transpose(0, 1) if batch_first else x, None, states, flat, bias, layers, both, free)
+        return (y.transpose(0, 1) if batch_first else y, *last)
+    rows, sizes, hx, flat, bias, layers, _, _, both = args
     states = tuple(hx) if kind == "lstm" else (hx,)
+    made = packed.of(sizes) if packed is not None else None
+    x = spread(rows, sizes, states[0].shape[1]) if made is None else STEPS(rows, made[0])
     y, last = _stack(kind, x, sizes, states, flat, bias, layers, both, free)
-    return (y.transpose(0, 1) if batch_first else y, *last)
+    return (gathered(y, sizes, rows.shape[0]) if made is None else ROWS(y), *last)
 
 
 def _cell(kind: str, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Any:
@@ -89,27 +92,38 @@ def _cell(kind: str, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any =
     return new if kind == "lstm" else new[0]
 
 
-def written_out(model: torch.nn.Module, free: bool = True) -> AbstractContextManager[Any]:
+def written_out(
+    model: torch.nn.Module, free: bool = True, packed: PackedSequences | None = None
+) -> AbstractContextManager[Any]:
     """Within: calls of fused recurrent operators are answered by equations, in a model that has any.
 
     Args:
         model: the model.
         free: leave the number of steps free; else every step is written out.
+        packed: leaves the lengths of packed sequences free.
     """
     recurrent = any(isinstance(m, (torch.nn.RNNBase, torch.nn.RNNCellBase)) for m in model.modules())
-    return _WrittenOut(free) if recurrent else nullcontext()  # a mode more that higher-order operators would trace
+    return _WrittenOut(free, packed) if recurrent else nullcontext()  # a mode more for higher-order operators to trace
 
 
 class _WrittenOut(TorchFunctionMode):
-    def __init__(self, free: bool) -> None:
+    def __init__(self, free: bool, packed: PackedSequences | None) -> None:
         super().__init__()
-        self._free = free
+        self._free, self._packed = free, packed if free else None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
         name = getattr(func, "__name__", "")
         if name in EQUATIONS and not kwargs:
-            return _layer(name, args, self._free)
+            return _layer(name, args, self._free, self._packed)
         if name.removesuffix("_cell") in EQUATIONS and name.endswith("_cell"):
             return _cell(name.removesuffix("_cell"), *args, **(kwargs or {}))
+        if self._packed is not None and not kwargs:
+            if name == "_pack_padded_sequence":
+                return self._packed.pack(*args)
+            made = self._packed.of(args[1] if name == "_pad_packed_sequence" else args[0] if args else None)
+            if made is not None and name == "_pad_packed_sequence":
+                return self._packed.pad(*args)
+            if made is not None and name == "__getitem__" and args[1] == 0:
+                return made[1]  # every sample has a first step
         return func(*args, **(kwargs or {}))
