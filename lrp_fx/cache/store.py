@@ -167,7 +167,7 @@ def load(place: Entry, model: nn.Module, call: Call, args: Any, kwargs: Any) -> 
     for file in place.files():
         try:
             captured = _captured(file.document, file.tensors, model, pytree.tree_structure((args, kwargs)))
-            decisions = decided_by_lengths(captured.graph_module, call.leaves)
+            decisions = decided_by_lengths(captured.graph_module)
             captured = dataclasses.replace(captured, decisions=decisions)
             fits = captured.names == call.names and captured.serves(call.leaves)
             if fits and disagreement(model, captured.graph_module, args, kwargs) <= tolerance(model):

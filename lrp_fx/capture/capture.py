@@ -113,8 +113,8 @@ def capture(
         if (unlike := unlike_rows(graph_module.graph)) is not None:
             refusal = f"it reads the rows of a packed sequence by their number: {locate(unlike)}"
             break
-        decisions = decided_by_lengths(graph_module, call.leaves)
-        if decisions is not None and not all(map(bool, decisions.values)):
+        decisions = decided_by_lengths(graph_module)
+        if decisions is not None and not decisions.hold_for(call.leaves):
             refusal = "a packed sequence is shorter than its padding"
             break
         shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)

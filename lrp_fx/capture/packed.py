@@ -11,7 +11,6 @@ and read again, ``packed_whole`` where its longest sample has to be as long as t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -136,7 +135,7 @@ def _treats_rows_alike(node: Node, rows: set[Node]) -> bool:
     return alone and constant
 
 
-def decided_by_lengths(graph_module: fx.GraphModule, leaves: Sequence[Any]) -> Decisions | None:
+def decided_by_lengths(graph_module: fx.GraphModule) -> Decisions | None:
     """What lengths have to be for an exported graph to be the model's; None where it packs nothing."""
     graph, _ = copy_graph(graph_module.graph)
     decisive: list[Node] = []
@@ -157,4 +156,4 @@ def decided_by_lengths(graph_module: fx.GraphModule, leaves: Sequence[Any]) -> D
     graph._codegen = CodeGen()
     graph.eliminate_dead_code()
     decided = fx.GraphModule(graph_module, graph, class_name="Decisions")
-    return Decisions.of(decided, leaves, [False] * len(decisive))
+    return Decisions(decided, (torch.tensor(True),) * len(decisive))

@@ -195,8 +195,11 @@ def test_packed_sequences(first, dynamic, tmp_path):
     many = xmodel.explain_targets(x, lengths, targets=[0, 1])
     assert torch.allclose(many.relevance["x"][1], wanted.relevance["x"], rtol=0, atol=1e-12)
     assert float(wanted.relevance["x"].abs().max()) > 1e-3
+    others = torch.tensor([4, 4, 2])
+    expected = xmodel.explain(x, others, target=1).relevance["x"]
+    assert torch.allclose(lowered(x, others, target=1).relevance["x"], expected, rtol=0, atol=1e-12)
     with pytest.raises(InputError, match="other branches"):
-        lowered(x, torch.tensor([4, 4, 2]), target=1)
+        lowered(x, torch.tensor([4, 0, 2]), target=1)
 
 
 class Scaled(nn.Module):
