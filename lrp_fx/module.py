@@ -312,7 +312,7 @@ class ExplainableModule(Exporting):
         ]
 
     def _stand_in(self) -> torch.nn.Module:
-        """The model with modules and parameters of its own over the same memory, to be run beside it."""
+        """A copy of the model that shares memory with it, but not its modules and parameters."""
         return ModelState(self.model).stand_in().module
 
     def report(self) -> Report:

@@ -57,7 +57,7 @@ class Specialization:
         batched: tapped graphs for many seeds of one tensor, by rule set and latents.
         compiled: compiled graphs without a condition, by rule set and latents, the latest first.
         checked: (rule set, whether fused attention was decomposed) of explanations that passed their first check.
-        gradient_notes: what the first explanation under the gradient rules had to say of the model's own gradient.
+        gradient_notes: notes of the first explanation under the gradient rules; None before it.
     """
 
     captured: Captured
@@ -135,9 +135,10 @@ class Specialization:
         target: Target,
         when: str | bool,
     ) -> tuple[Note, ...]:
-        """Notes on explanations under the gradient rules (``lrp_fx.verify.own_backward``): of one call for later ones.
+        """Notes on explanations under the gradient rules (:mod:`lrp_fx.verify.own_backward`).
 
-        Empty under other rule sets, and where nothing is checked.
+        They are computed at the first explanation, or at each if ``when`` is "always". Empty under other rule sets, and
+        if ``when`` is False.
         """
         if not when or ruleset.key != RuleSet.load("gradient").key:
             return ()

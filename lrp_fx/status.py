@@ -33,7 +33,7 @@ class Conversion:
     """One conversion in progress.
 
     Args:
-        name: of what is converted.
+        name: name of the model's class.
 
     Attributes:
         stage: the current stage.
@@ -84,7 +84,7 @@ _CURRENT: ContextVar[Conversion | None] = ContextVar("conversion", default=None)
 
 @contextlib.contextmanager
 def converting(name: str) -> Iterator[None]:
-    """Within: a conversion, the one around it where there is one."""
+    """Show the block as a conversion; inside of another conversion, as a part of it."""
     if _CURRENT.get() is not None:
         yield
         return
@@ -104,13 +104,13 @@ def converting(name: str) -> Iterator[None]:
 
 
 def stage(name: str) -> None:
-    """Say which stage begins."""
+    """Enter a stage of the current conversion, if there is one."""
     if (conversion := _CURRENT.get()) is not None:
         conversion.begin(name)
 
 
 def traced(count: int) -> None:
-    """Say how many operators are traced."""
+    """Set the number of traced operators of the current conversion, if there is one."""
     if (conversion := _CURRENT.get()) is not None:
         conversion.count = count
 

@@ -51,7 +51,7 @@ def answers(
 
 
 def answers_at(target: Target, logits: Tensor, named: Named) -> tuple[str, ...] | None:
-    """The same, of the (B, classes) logits at the position of the target."""
+    """The same, from the logits (B, classes) at the target's position."""
     target = normal(target)
     form = Logit(target) if target is None or isinstance(target, (int, Tensor)) else target
     if not isinstance(form, OfClass):

@@ -30,8 +30,8 @@ class Rows:
 
     Attributes:
         graph_module: (flat inputs, (B, 1) samples, (B, 1) positions) -> ((B, 1, C) logits, sources, latents).
-        captured: the capture it serves.
-        sizes: batch and length of all the logits, as formulas of the inputs' sizes.
+        captured: the capture.
+        sizes: batch and length of the full logits, as formulas in the sizes of the inputs.
     """
 
     graph_module: fx.GraphModule
@@ -61,14 +61,17 @@ class Rows:
             return None
 
     def run(self, leaves: Sequence[Any], positions: Tensor) -> tuple[Tensor, Any, Any]:
-        """((B, C) logits at (B,) positions, sources, latents)."""
+        """(logits (B, C) at the positions (B,), sources, latents)."""
         samples = torch.arange(len(positions), device=positions.device)[:, None]
         (logits,), sources, latents = self.graph_module(*leaves, samples, positions[:, None])
         return logits.squeeze(1), sources, latents
 
 
 def _at_positions(tapped: fx.GraphModule, ops: OpTable, leaf: int) -> fx.GraphModule | None:
-    """A tapped graph with a choice of positions at its output, moved up as far as operators treat positions alike."""
+    """A tapped graph that selects positions, as far up as operators are independent of position.
+
+    None if the selection cannot move above the operator that computes the logits.
+    """
     graph, _ = copy_graph(tapped.graph)
     graph.owning_module = tapped  # for the purity of called modules
     end: Any = graph.output_node()

@@ -47,9 +47,9 @@ class Forward:
     """One forward pass.
 
     Attributes:
-        points: where relevance is collected.
+        points: tensors at which relevance is collected.
         explained: target -> (B,) explained values.
-        output: the model's output, detached, or what computes it.
+        output: the model's output, detached; or a ``Later`` that computes it.
     """
 
     points: TapPoints
@@ -98,7 +98,7 @@ class Sweeper:
 
     @traced_property
     def rows(self) -> Rows | None:
-        """The tapped graph at one position of a sequence of logits; None where they are none, or nothing is saved."""
+        """The tapped graph for one position of a sequence of logits; None for other outputs, or if it saves nothing."""
         return Rows.of(self.captured, self.tapped, self.reading, self.rewritten.plan.facts.ops)
 
     def explain(self, call: Call, target: Target) -> Attribution:
@@ -159,13 +159,13 @@ class Sweeper:
         return [self._attribution(call, leaves, forward.output, *result) for result in results]
 
     def _forward(self, call: Call, leaves: tuple[Any, ...], targets: Sequence[Target]) -> Forward:
-        """The forward pass: where all targets are one, and it reads one position, the head runs at that one alone."""
+        """The forward pass. If all targets are the same object and it reads one position, the head runs there only."""
         one = self._one_position(call, leaves, targets[0]) if targets and len(set(map(id, targets))) == 1 else None
         if one is None or self.rows is None:
             flat, sources, latents = self.swept(*leaves)
             output = self.output(flat)
-            kept = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output)
-            return Forward(self.points(sources, latents), lambda target: self.choose(call, target)(output), kept)
+            detached = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, output)
+            return Forward(self.points(sources, latents), lambda target: self.choose(call, target)(output), detached)
         form, positions = one
         logits, sources, latents = self.rows.run(leaves, positions)
         later = Later(lambda: self._output(leaves), logits.detach())

@@ -124,7 +124,7 @@ def select(output: Any, target: Target, inputs: Mapping[str, Tensor], reading: R
 
 
 def of_form(form: OfClass, logits: Tensor) -> Tensor:
-    """(B,) explained values, out of the (B, classes) logits at the position of a target."""
+    """Explained values (B,) from the logits (B, classes) at the target's position."""
     foil = getattr(form, "foil", None)
     return of_class(type(form), logits, _classes(logits, form.chosen), None if foil is None else _classes(logits, foil))
 
@@ -132,13 +132,13 @@ def of_form(form: OfClass, logits: Tensor) -> Tensor:
 def one_position(
     target: Target, shape: tuple[int, int], inputs: Mapping[str, Tensor], reading: Reading
 ) -> tuple[OfClass, Tensor] | None:
-    """(what of a class, its (B,) positions), where a target reads one position of a sequence of logits; else None.
+    """(target, its positions (B,)) if a target reads one position per sample of a sequence of logits; else None.
 
     Args:
         target: as in :func:`select`.
         shape: batch and length of the logits.
         inputs: as in :func:`select`.
-        reading: how the output is read.
+        reading: the meaning of the output.
 
     Raises:
         TargetError: as :func:`select`.
@@ -154,7 +154,7 @@ def one_position(
 
 
 def _positions(position: int | Tensor | None, shape: tuple[int, int], inputs: Mapping[str, Tensor]) -> Tensor:
-    """(B,) positions in a sequence: those given, or the last that are not padding."""
+    """Positions (B,) in a sequence: ``position``, or without it the last one that is not padding."""
     batch, length = shape
     if position is None:
         return last_positions(length, batch, inputs)

@@ -43,8 +43,8 @@ class Later:
     """A part of an attribution that is computed on demand.
 
     Attributes:
-        make: computes it.
-        logits: of an output, the (B, classes) logits that the explanation computed: those at the explained positions.
+        make: function that computes it.
+        logits: for an output, the logits (B, classes) at the explained positions, which the explanation computed.
     """
 
     make: Callable[[], Any]
@@ -69,8 +69,11 @@ class Attribution(Result):
 
     @cached_property
     def output(self) -> Any:
-        """The model's output in its own type, detached. An explanation of one position of a sequence of logits, and a
-        compiled graph without outputs, do not compute it: it is computed on demand, on the same inputs and weights."""
+        """The model's output in its own type, detached.
+
+        It is computed on demand, from the same inputs and the current weights, after explanations that do not need it:
+        those of one position of a sequence of logits, and those by a compiled graph without outputs.
+        """
         return _now(self._output)
 
     @cached_property

@@ -1,8 +1,8 @@
-"""Whether a model's gradient is that of its captured operators.
+"""Comparison of a model's gradient with the gradient of its captured operators.
 
-A ``torch.autograd.Function`` can have any backward: a straight-through estimator, a reversed gradient. Capture sees the
-operators of its forward pass alone, and rules are rules for operators. Under the gradient rules, whose result is known
-as the model's input times gradient, a note says where the two differ.
+A ``torch.autograd.Function`` can define any backward: a straight-through estimator, a reversed gradient. Capture sees
+only the operators of its forward pass, to which rules apply. The result under the gradient rules should be the model's
+input times gradient; a note tells if it is not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lrp_fx.graph.operands import dtype
 from lrp_fx.results.notes import Note
 from lrp_fx.verify.gradients import of_graph, of_model
 
-_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}  #: of whole maps, relative
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}  #: sum of absolute differences relative to that of the map
 
 
 def own_backward_note(
@@ -36,10 +36,10 @@ def own_backward_note(
     Args:
         model: the model.
         sweeper: its graph under the gradient rules.
-        call: the call.
-        args: the same call, as the model takes it.
-        kwargs: its keyword arguments.
-        target: what is differentiated.
+        call: the flat call.
+        args: positional arguments of the same call.
+        kwargs: keyword arguments of the same call.
+        target: the value to differentiate.
     """
     leaves, choose = usable(call.leaves), sweeper.choose(call, target)
     nodes = dict(zip(call.names, sweeper.captured.placeholders, strict=True))
