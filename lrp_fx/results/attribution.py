@@ -78,8 +78,11 @@ class Attribution(Result):
 
     @cached_property
     def ledger(self) -> Ledger:
-        """All entries of the explanation (:class:`lrp_fx.Ledger`). Computed at first use, by a second sweep on the same
-        inputs and weights; for some samples of a batch by a third sweep, for their targets alone."""
+        """All entries of the explanation (:class:`lrp_fx.Ledger`).
+
+        Computed at first use, by a second sweep on the same inputs, with the model's weights at that time; for some
+        samples of a batch by a third sweep, for their targets alone.
+        """
         return self._account(None)
 
     def amounts(self) -> Mapping[str, float]:
