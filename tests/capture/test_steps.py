@@ -1,5 +1,7 @@
 """One step of a recurrence is captured and runs as often as the input says: relevance is that of all steps written out."""
 
+import random
+
 import pytest
 import torch
 from models import few
@@ -66,7 +68,7 @@ def agree(model, *inputs, rules="default", xmodel=None, other=None):
     """Hold an explanation to that of the model with every step written out; returns the converted model."""
     xmodel = xmodel or lrp_fx.convert(model, rules=rules)
     target = 1 if model(*inputs).dim() > 1 else lambda y: y[None, 1]
-    loops = xmodel.explain(*inputs, target=target)
+    loops = xmodel.explain(*inputs, target=target, rules=rules)
     expected = lrp_fx.convert(other or model, rules=rules, dynamic=False).explain(*inputs, target=target)
     torch.testing.assert_close(xmodel(*inputs), model(*inputs), rtol=1e-12, atol=1e-12)
     for name, relevance in expected.relevance.items():
@@ -118,6 +120,20 @@ def test_every_form(form):
     xmodel = agree(model, turned(given(6)))
     agree(model, turned(given(8)), xmodel=xmodel)
     assert len(xmodel.captures) == 1 and loops_of(xmodel)
+
+
+def test_random_layers(drawn):
+    """Recurrent models that are drawn, under rules that are drawn, against every step written out in float64."""
+    draw = random.Random(drawn)
+    kind, layers = draw.choice(KINDS), draw.choice([1, 1, 2])
+    options = {"num_layers": layers, "bidirectional": draw.random() < 0.4, "bias": draw.random() < 0.7}
+    if kind is nn.LSTM and draw.random() < 0.4:
+        options["proj_size"] = 3
+    if kind is nn.RNN:
+        options["nonlinearity"] = draw.choice(["tanh", "relu"])
+    model = made(kind, draw.choice(["outputs", "state"]), **options)
+    xmodel = lrp_fx.convert(model, given(draw.randint(SHOWN, 9), draw.randint(2, 3)))
+    agree(model, given(draw.randint(SHOWN, 9), draw.randint(1, 3)), rules=draw.choice(available()), xmodel=xmodel)
 
 
 def test_without_a_batch():
