@@ -31,11 +31,12 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     ),
     "circuits": ("circuit-tracer==0.5.0",),
     "nnsight": ("nnsight==0.8.1",),
+    "ray": ("ray[data]==2.60.0", "pyarrow==26.0.1"),
     "sae_lens": ("sae-lens==6.54.0", "transformer-lens==3.9.0"),
     "transformer_lens": ("transformer-lens==3.9.0",),
 }  # fmt: skip
 #: environments whose packages bring their dependencies
-WITH_DEPENDENCIES = ("data", "nnsight", "sae_lens", "transformer_lens")
+WITH_DEPENDENCIES = ("data", "nnsight", "ray", "sae_lens", "transformer_lens")
 
 
 def python_of(name: str) -> Path:

@@ -135,14 +135,14 @@ class Explainer:
             return 0
         return count if self.encoder.limit is None else min(count, self.encoder.limit)
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-        """Explain a batch.
+    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        """The columns of a batch, and :data:`COLUMNS`; one of the same name is replaced.
 
         Raises:
             InputError: for a missing column of texts.
         """
         rows = self.explain(self.texts(batch))
-        return {name: [row.get(name) for row in rows] for name in COLUMNS}
+        return {**batch, **{name: [row.get(name) for row in rows] for name in COLUMNS}}
 
     def explain(self, texts: Sequence[Any]) -> list[Row]:
         """A row of explanations for each text."""

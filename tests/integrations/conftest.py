@@ -9,6 +9,7 @@ PACKAGES = {
     "inseq": "inseq",
     "nnsight": "nnsight",
     "quantus": "quantus",
+    "ray": "ray",
     "sae_lens": "sae_lens",
     "shap": "shap",
     "transformer_lens": "transformer_lens",

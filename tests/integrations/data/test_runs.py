@@ -218,6 +218,7 @@ def test_an_explainer_serves_batches_of_columns_and_other_processes(tmp_path):
 
     explainer = pickle.loads(pickle.dumps(lrp_fx.Explainer(saved, rules="attnlrp")))
     columns = explainer({"text": np.array(["w1 w2", "w3"], dtype=object)})
+    assert list(columns["text"]) == ["w1 w2", "w3"]
     assert columns["tokens"] == [["[CLS]", "w1", "w2", "[SEP]"], ["[CLS]", "w3", "[SEP]"]]
     assert columns["prediction"][0] in ("bad", "good") and columns["error"] == [None, None]
     assert "xmodel" not in pickle.loads(pickle.dumps(explainer)).__dict__
