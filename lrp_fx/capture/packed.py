@@ -1,12 +1,12 @@
-"""Packed sequences, the samples of a batch with a step each in as many rows as are that long, without their lengths.
+"""Packed sequences in an exported graph, with dynamic lengths.
 
-How many rows there are depends on values, which an exported graph would have to fix. While a model is exported, a
-packed sequence therefore keeps a row for every sample at every step, and says by its sizes which of them count. That is
-the same to whatever treats rows alike, and to recurrent layers; that nothing else reads them is looked at afterwards
-(:func:`unlike_rows`), and what lengths have to be is a decision of the capture (:func:`decided_by_lengths`).
+The number of rows of a packed sequence is data-dependent, so an export would fix it. During an export a packed sequence
+therefore has a row for every sample at every step, and its sizes tell which rows count. Operators that treat rows
+alike, and recurrent layers, compute the same. :func:`unlike_rows` checks that there are no other readers;
+the conditions on lengths are decisions of the capture (:func:`decided_by_lengths`).
 
-Operators mark the places: ``lrp_fx::packed_sizes``, ``packed_rows`` and ``packed_steps`` are where a sequence is packed
-and read again, ``packed_whole`` where its longest sample has to be as long as the padding.
+Operators mark the places: ``lrp_fx::packed_sizes``, ``packed_rows`` and ``packed_steps`` where a sequence is packed and
+padded again, ``packed_whole`` where the longest sample must be as long as the padding.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ for _schema in (
 
 
 def _sizes(lengths: Tensor, steps: int) -> Tensor:
-    """(T,) how many samples have each step."""
+    """(T,): the number of samples with each step."""
     return (lengths > torch.arange(steps, device=lengths.device)[:, None]).sum(1)
 
 
 def _fits(lengths: Tensor, steps: int) -> Tensor:
-    """Whether lengths are those of a packed sequence: descending, none of 0, none longer than the padding."""
+    """Whether lengths are valid for a packed sequence: descending, positive, at most the padded length."""
     return (lengths[-1] > 0) & (lengths[0] <= steps) & (lengths[:-1] >= lengths[1:]).all()
 
 
@@ -67,35 +67,35 @@ SIZES, FITS, WHOLE, ROWS, STEPS = (
 
 
 class PackedSequences:
-    """The packed sequences of a model while it is exported."""
+    """The packed sequences of a model during its export."""
 
     def __init__(self) -> None:
-        self._made: list[tuple[Tensor, int, int]] = []
+        self._sequences: list[tuple[Tensor, int, int]] = []
 
     def of(self, sizes: Any) -> tuple[int, int] | None:
-        """(steps, samples) of a packed sequence with these sizes, if it was made here."""
-        return next(((steps, samples) for made, steps, samples in self._made if made is sizes), None)
+        """(steps, samples) of the packed sequence with this tensor of sizes; None if it was not packed here."""
+        return next(((steps, samples) for own_sizes, steps, samples in self._sequences if own_sizes is sizes), None)
 
     def pack(self, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """(rows, sizes) of a padded sequence."""
         x = x.transpose(0, 1) if batch_first else x
         sizes = SIZES(lengths, x.shape[0])
-        self._made.append((sizes, x.shape[0], x.shape[1]))
+        self._sequences.append((sizes, x.shape[0], x.shape[1]))
         return ROWS(x), sizes
 
     def pad(self, rows: Tensor, sizes: Tensor, batch_first: bool, padding: Any, total: int) -> tuple[Tensor, Tensor]:
         """(padded sequence, lengths) of rows."""
         steps, samples = self.of(sizes) or (0, 0)
-        there = present(WHOLE(sizes) if total == steps else sizes, samples, rows.device)
+        valid = present(WHOLE(sizes) if total == steps else sizes, samples, rows.device)
         y = STEPS(rows, steps)
-        y = torch.where(there.reshape(steps, samples, *[1] * (y.dim() - 2)), y, padding)
+        y = torch.where(valid.reshape(steps, samples, *[1] * (y.dim() - 2)), y, padding)
         if total != steps:
             y = torch.cat([y, y.new_full((total - steps, *y.shape[1:]), padding)])
-        return y.transpose(0, 1) if batch_first else y, there.sum(0)
+        return y.transpose(0, 1) if batch_first else y, valid.sum(0)
 
 
 def spread(rows: Tensor, sizes: Tensor, samples: int) -> Tensor:
-    """Rows of a packed sequence -> (T, B, F); rows that do not count are those of others."""
+    """Rows of a packed sequence -> (T, B, F); rows beyond a sample's length have arbitrary values."""
     first = sizes.cumsum(0) - sizes
     places = first[:, None] + torch.arange(samples, device=sizes.device)
     return rows[places.clamp(max=rows.shape[0] - 1).to(rows.device)]
@@ -103,13 +103,13 @@ def spread(rows: Tensor, sizes: Tensor, samples: int) -> Tensor:
 
 def gathered(y: Tensor, sizes: Tensor, count: int) -> Tensor:
     """(T, B, H) -> the rows of a packed sequence."""
-    there = present(sizes, y.shape[1], y.device).flatten()
-    places = torch.arange(there.numel(), device=y.device)
-    return y.flatten(0, 1)[torch.where(there, places, there.numel()).sort().values[:count]]
+    valid = present(sizes, y.shape[1], y.device).flatten()
+    places = torch.arange(valid.numel(), device=y.device)
+    return y.flatten(0, 1)[torch.where(valid, places, valid.numel()).sort().values[:count]]
 
 
 def unlike_rows(graph: fx.Graph) -> Node | None:
-    """The first node that does not treat the rows of a packed sequence alike; None where all do."""
+    """The first node that does not treat the rows of a packed sequence alike; None if all do."""
     rows = set()
     for node in graph.nodes:
         if node.target is ROWS:
@@ -136,7 +136,7 @@ def _treats_rows_alike(node: Node, rows: set[Node]) -> bool:
 
 
 def decided_by_lengths(graph_module: fx.GraphModule) -> Decisions | None:
-    """What lengths have to be for an exported graph to be the model's; None where it packs nothing."""
+    """The conditions on lengths under which the model runs this graph; None if it packs nothing."""
     graph, _ = copy_graph(graph_module.graph)
     decisive: list[Node] = []
     for node in list(graph.nodes):

@@ -1,8 +1,8 @@
 """A recurrent layer in one direction as one operator, ``lrp_fx::recurrence``, whatever the number of its steps.
 
-``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` are a kernel each that hides its steps, and whose length a capture would freeze.
-This operator has the equations in their documentation; what it takes is already weighted, W_ih x + b_ih. A graph that
-holds it is written, read and run like any other (:mod:`lrp_fx.capture.passes.show_steps` says what it does).
+The kernels of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` hide their steps, and a capture would fix the number of steps.
+This operator has the equations in their documentation; its input is W_ih x + b_ih. A graph with it is written, read and
+run like any other. :mod:`lrp_fx.capture.passes.show_steps` writes out its first steps for analysis.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def advance(
     Args:
         kind: a key of :data:`EQUATIONS`.
         row: (B, G) W_ih x + b_ih.
-        state: the state before it.
+        state: the previous state.
         weight: W_hh.
         bias: b_hh.
         projection: W_hr of a projected LSTM.
@@ -97,7 +97,7 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _back(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Gradients, by the steps run again."""
+    """Gradients, from a second run of the steps."""
     leaves, grads = list(ctx.others), [None] * len(ctx.others)
     for place, tensor in zip(ctx.tensors, ctx.saved_tensors, strict=True):
         leaves[place] = tensor.detach().requires_grad_(tensor.is_floating_point())

@@ -1,8 +1,8 @@
-"""Steps of a recurrence: how they run one after the other, and how the first of them are shown in a captured graph.
+"""Steps of a recurrence: a loop over all of them, and the first of them written out in a captured graph.
 
-A captured graph holds a recurrence as one operator, of any number of steps. What a step is, is shown beside it: the
-first :data:`SHOWN` steps are written out, and :func:`shown` stands for what all of them compute. Whoever runs the graph
-gets what the operator computed; whoever looks at it sees a model of so many steps.
+A captured graph has one operator for a recurrence of any number of steps. Beside it the first :data:`SHOWN` steps are
+written out, and :func:`shown` joins both: its value is the result of the operator, and analysis sees a recurrence of
+that many steps.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 State = tuple[Tensor, ...]  #: of a layer: (h,) or (h, c)
 
-#: how many steps are written out: those at the ends may differ from those in between, which have to be alike
+#: number of written-out steps: the first and the last may differ, those in between must be alike
 SHOWN = 4
-STEP = "lrp_step"  #: meta key of a node of a step that is written out: a :class:`Step`
+STEP = "lrp_step"  #: meta key of a node of a written-out step: a :class:`Step`
 
 
 class Step(NamedTuple):
-    """Where a node of a written-out step belongs.
+    """The place of a node in a written-out step.
 
     Attributes:
-        operator: name of the node whose steps are shown.
-        number: of the step, from 0, in the order in which they run.
-        carried: which tensors of the next state the node is.
+        operator: name of the recurrence's node.
+        number: number of the step in the order of the run, from 0.
+        carried: indices of the node in the next state.
     """
 
     operator: str
@@ -35,24 +35,24 @@ class Step(NamedTuple):
 
 
 def step_of(x: Tensor, number: int) -> Tensor:
-    """What one step reads of (T, B, F) steps; from behind, where the number is negative."""
+    """The rows of one step of (T, B, F) steps; a negative number counts from the last step."""
     return x.select(0, number)
 
 
 def shown(value: Tensor, steps: list[Tensor]) -> Tensor:
-    """``value``, which all steps together computed, of which ``steps`` are written out."""
+    """``value``, the result of all steps; ``steps`` are the results of the written-out ones."""
     return value
 
 
 def run_steps(
     x: Tensor, sizes: Tensor | None, state: State, advance: Callable[[int, Tensor, State], State], backwards: bool
 ) -> tuple[Tensor, State]:
-    """All steps, one after the other.
+    """Run all steps in order.
 
     Args:
         x: (T, B, F).
-        sizes: (T,) how many samples, the first of them, have a step; None where all have. The state of others stays as
-            it is, and their outputs are 0.
+        sizes: (T,) number of samples with each step, which are the first ones; None if all samples have all steps. The
+            state of other samples does not change, and their outputs are 0.
         state: the first state, a row for each sample.
         advance: (number of the step in the order of the run, its rows, state) -> next state.
         backwards: begin with the last step.
@@ -76,5 +76,5 @@ def run_steps(
 
 
 def present(sizes: Tensor, samples: int, device: torch.device) -> Tensor:
-    """(T, B) whether a sample has a step; ``sizes`` say of each step how many do."""
+    """(T, B): whether a sample has a step, given the number of samples with each step."""
     return (torch.arange(samples, device=sizes.device) < sizes[:, None]).to(device)

@@ -1,4 +1,4 @@
-"""What a step of a recurrence is, shown in the graph: the first steps of every recurrence, written out beside it."""
+"""The first steps of every recurrence, written out beside its operator in the captured graph."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
 
 
 def show_steps(graph_module: fx.GraphModule) -> None:
-    """Write out the first steps of every recurrence; what reads it reads :func:`lrp_fx.graph.steps.shown`."""
+    """Write out the first steps of every recurrence; its users read :func:`lrp_fx.graph.steps.shown` instead."""
     recurrences = graph_module.graph.find_nodes(op="call_function", target=RECURRENCE)
     for node in recurrences:
         _show(graph_module, node)

@@ -1,9 +1,9 @@
 """Fused recurrent layers while a model is captured: one operator for each layer and direction, or step by step.
 
-``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` (and their cells) are one opaque kernel each, of which nobody can say what its
-steps are. For the duration of a capture their calls are answered by the equations in their documentation: of a sequence
-that is long enough by an operator for any number of steps (:mod:`lrp_fx.capture.recurrence`), of a short one, and of
-cells, by what these compute.
+``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` (and their cells) are opaque kernels without visible steps. During a capture
+their calls are replaced by the equations in their documentation. A sequence of at least ``SHOWN`` steps becomes one
+operator for any number of steps (:mod:`lrp_fx.capture.recurrence`); a shorter sequence and a cell become plain
+operators.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def _layer(kind: str, args: tuple[Any, ...], free: bool, packed: PackedSequences
         return (y.transpose(0, 1) if batch_first else y, *last)
     rows, sizes, hx, flat, bias, layers, _, _, both = args
     states = tuple(hx) if kind == "lstm" else (hx,)
-    made = packed.of(sizes) if packed is not None else None
-    x = spread(rows, sizes, states[0].shape[1]) if made is None else STEPS(rows, made[0])
+    layout = packed.of(sizes) if packed is not None else None
+    x = spread(rows, sizes, states[0].shape[1]) if layout is None else STEPS(rows, layout[0])
     y, last = _stack(kind, x, sizes, states, flat, bias, layers, both, free)
-    return (gathered(y, sizes, rows.shape[0]) if made is None else ROWS(y), *last)
+    return (gathered(y, sizes, rows.shape[0]) if layout is None else ROWS(y), *last)
 
 
 def _cell(kind: str, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Any:
@@ -95,12 +95,12 @@ def _cell(kind: str, x: Tensor, hx: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any =
 def written_out(
     model: torch.nn.Module, free: bool = True, packed: PackedSequences | None = None
 ) -> AbstractContextManager[Any]:
-    """Within: calls of fused recurrent operators are answered by equations, in a model that has any.
+    """In this context calls of fused recurrent operators are replaced by equations, if the model has such layers.
 
     Args:
         model: the model.
-        free: leave the number of steps free; else every step is written out.
-        packed: leaves the lengths of packed sequences free.
+        free: whether the number of steps is dynamic; otherwise every step is written out.
+        packed: the packed sequences of the capture, whose lengths are then dynamic.
     """
     recurrent = any(isinstance(m, (torch.nn.RNNBase, torch.nn.RNNCellBase)) for m in model.modules())
     return _WrittenOut(free, packed) if recurrent else nullcontext()  # a mode more for higher-order operators to trace
@@ -121,9 +121,9 @@ class _WrittenOut(TorchFunctionMode):
         if self._packed is not None and not kwargs:
             if name == "_pack_padded_sequence":
                 return self._packed.pack(*args)
-            made = self._packed.of(args[1] if name == "_pad_packed_sequence" else args[0] if args else None)
-            if made is not None and name == "_pad_packed_sequence":
+            layout = self._packed.of(args[1] if name == "_pad_packed_sequence" else args[0] if args else None)
+            if layout is not None and name == "_pad_packed_sequence":
                 return self._packed.pad(*args)
-            if made is not None and name == "__getitem__" and args[1] == 0:
-                return made[1]  # every sample has a first step
+            if layout is not None and name == "__getitem__" and args[1] == 0:
+                return layout[1]  # every sample has a first step
         return func(*args, **(kwargs or {}))
