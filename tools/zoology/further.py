@@ -38,6 +38,7 @@ class FurtherRow:
         half_sum: difference of the sum of relevance in bfloat16 to that in float64, of the sum of magnitudes.
         half_correlation: of the relevance of all inputs in bfloat16 with that in float64.
         half_gradient: that correlation of input x gradient, for comparison.
+        half_default: that correlation under the default rules, which have no pole where a sigmoid's argument is 0.
         sizes: what "longer" and "longest" were.
         untried: column -> why it was not tried.
         captures: number of captures for the three sizes.
@@ -52,6 +53,7 @@ class FurtherRow:
     half_sum: float | None = None
     half_correlation: float | None = None
     half_gradient: float | None = None
+    half_default: float | None = None
     sizes: list[str] = field(default_factory=list)
     untried: dict[str, str] = field(default_factory=dict)
     captures: int = 0
@@ -206,13 +208,14 @@ def _in_half(
         return float((a.sum() - b.sum()).abs() / b.abs().sum().clamp(min=1e-300)), _correlation(a, b)
 
     row.half_sum, row.half_correlation = compared("attnlrp")
-    row.half_gradient = compared("gradient")[1]
+    row.half_gradient, row.half_default = compared("gradient")[1], compared("default")[1]
     if row.half_correlation >= CORRELATION and row.half_sum <= SUM:
         return ""
     if row.half_gradient < row.half_correlation + 0.05:  # a router or a maximum that decides otherwise
         row.untried["half"] = "in bfloat16 the model's own gradient differs as much"
         return ""
-    return f"in bfloat16 sums differ by {row.half_sum:.0%}, correlation {row.half_correlation:.3f} ({row.half_gradient:.3f} of the gradient)"
+    others = f"{row.half_gradient:.3f} of the gradient, {row.half_default:.4f} under the default rules"
+    return f"in bfloat16 sums differ by {row.half_sum:.0%}, correlation {row.half_correlation:.3f} ({others})"
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

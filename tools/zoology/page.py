@@ -90,7 +90,7 @@ By `tools/zoo --further`, with weights that bfloat16 holds. *One sample*: in flo
 the outputs against the model's own and relevance against a fresh conversion's, to 1e-6. *Longer*: the same at 70 tokens, or at an image
 or a sound that is half as large again; *longest*: at 130 tokens, or a wider image. *Gradient*: relevance under `rules="gradient"` against
 autograd's input x gradient, to {gradient:g} (models that compute norms in float32 differ by that much from their double-precision
-twin), or to what float32 rounds away of the explained value. *Half*: relevance in bfloat16 against float64, correlation at least {correlation} and sums within {sum:.0%} of the sum of magnitudes;
+twin), or to what float32 rounds away of the explained value. *Half*: relevance under `attnlrp` in bfloat16 against float64, correlation at least {correlation} and sums within {sum:.0%} of the sum of magnitudes;
 where the model's own gradient differs as much (a router that decides otherwise), it says so. How many were tried, and how many hold:
 """
 
