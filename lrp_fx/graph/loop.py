@@ -98,3 +98,8 @@ def with_steps(graph: fx.Graph) -> Iterator[Node]:
         for body in node.target.bodies if isinstance(node.target, Loop) else ():
             yield from body.graph_module.graph.nodes
         yield node
+
+
+def has_loops(graph: fx.Graph) -> bool:
+    """Whether a graph runs steps in a loop."""
+    return any(isinstance(node.target, Loop) for node in graph.nodes)

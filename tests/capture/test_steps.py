@@ -167,6 +167,9 @@ def test_what_is_asked_of_a_loop():
     torch.testing.assert_close(sum(unit), expected.relevance["x"], **CLOSE)
     several = xmodel.explain(x, targets=[0, 2]).relevance["x"]
     torch.testing.assert_close(several[1], expected.relevance["x"], **CLOSE)
+    assert not xmodel.current.many  # few targets need no graph with all steps written out
+    batched = xmodel.explain(x, targets=[0, 1, 2] * 11).relevance["x"]
+    torch.testing.assert_close(batched[2], expected.relevance["x"], **CLOSE)
     low = xmodel.explain(x, target=2, memory="low").relevance["x"]
     torch.testing.assert_close(low, expected.relevance["x"], **CLOSE)
     lowered = xmodel.lower(x, target=2)

@@ -31,6 +31,7 @@ from lrp_fx.explain.sweep import sweep_each
 from lrp_fx.explain.target import at_positions, last_positions, resolved, weighed_others
 from lrp_fx.explain.target_types import Contrast, Logit, check_range
 from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.loop import has_loops
 from lrp_fx.graph.values import Values
 from lrp_fx.lowering.dynamic_shapes import ShapeGuards, dynamic_if_possible, fake_inputs
 from lrp_fx.lowering.joint_graph import Targeted, check_finite, with_target
@@ -129,10 +130,17 @@ class ManyTargets:
         return inputs.per_input(inputs.facts.sources, self.targeted.per_source(relevance), values)
 
 
+#: up to so many targets, backward sweeps through a loop run one after the other: a batch of them has a graph that is
+#: traced, with its steps written out, for every length
+_FEW = 32
+
+
 def explain_targets(
     sweeper: Sweeper, many: Callable[[bool], ManyTargets], call: Call, targets: Sequence[Target], chunk: int | None
 ) -> Attributions:
     """Explain several targets: batched where all are positions and classes, otherwise one after the other.
+
+    A few targets behind a loop are explained one after the other, too.
 
     Args:
         sweeper: the tapped graph.
@@ -146,7 +154,7 @@ def explain_targets(
         NumericalError: when a relevance is not finite.
     """
     targets = [resolved(target, sweeper.reading) for target in targets]
-    if _are_picks(sweeper, targets):
+    if _are_picks(sweeper, targets) and not (len(targets) <= _FEW and has_loops(sweeper.tapped.graph)):
         return many(any(isinstance(t, Contrast) for t in targets)).explain(call, targets, chunk)
     explained = sweeper.explain_each(call, targets)
     if len({one.target.shape for one in explained}) > 1:
