@@ -43,8 +43,12 @@ def words() -> Any:
 
 
 def _sentence() -> lrp_fx.Attribution:
+    return _classifier().explain(SENTENCE)
+
+
+def _classifier() -> lrp_fx.ExplainableModule:
     model, tokenizer, labels = load_demo("sentiment")
-    return lrp_fx.convert(model, tokenizer=tokenizer, labels=labels).explain(SENTENCE)
+    return lrp_fx.convert(model, tokenizer=tokenizer, labels=labels)
 
 
 def prompt() -> Any:
@@ -83,22 +87,20 @@ def question() -> Any:
 
 
 def circuit() -> Any:
-    """Associative recall in two layers of four heads: which head feeds which, from the tokens to the answer."""
-    task = COLUMNS["recall"](8)
-    part = task.batch(slice(0, 1))
-    graph = concepts.relevance_flow(
-        lrp_fx.convert(task.model), at=["model.layers.*.self_attn@mixed", "model.layers.*.mlp"], split={"*@mixed": 1},
-        target=part.target, **part.inputs,
-    )  # fmt: skip
-    return draw_circuit(concepts.prune(graph, 0.8), names=_short)
+    """Heads and MLPs under the movie sentence: the strongest paths, which carry 8% of what flows from tokens to answer."""
+    xmodel = _classifier()
+    _, inputs, _ = xmodel.encoded((SENTENCE,), {})
+    at = ["encoder.encoder.layer.*.attention.self@mixed", "encoder.encoder.layer.*.intermediate"]
+    graph = concepts.relevance_flow(xmodel, at=at, split={"*@mixed": 1}, **inputs)
+    return draw_circuit(concepts.prune(graph, 0.08), names=_short)
 
 
 def _short(name: str) -> str:
     """A head or an MLP by its layer."""
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(?:self_attn@mixed\[(\d+)\]|mlp)", name)
-    if found is None:
+    place = re.fullmatch(r".*layer\.(\d+)\.(?:attention\.self@mixed\[(\d+)\]|intermediate)", name)
+    if place is None:
         return "tokens" if name == "input_ids" else name
-    layer, head = found.groups()
+    layer, head = place.groups()
     return f"layer {layer}, MLP" if head is None else f"layer {layer}, head {head}"
 
 
