@@ -100,7 +100,7 @@ def test_products_of_a_gamma_layer_with_its_cotangents_are_saved(monkeypatch):
     xmodel = lrp_fx.convert(model, ids)
     late = xmodel.lower(ids)
     monkeypatch.setattr(
-        "lrp_fx.lowering.joint_graph.collect_late", lambda graph, ops, taps, depths, held: [[t] for t in taps]
+        "lrp_fx.lowering.joint_graph.collect_early", lambda graph, ops, taps, depths, held: [[t] for t in taps]
     )
     early = xmodel.lower(ids)
     assert _products(early) - _products(late) == 2
