@@ -113,7 +113,7 @@ class Plan:
     def feeds_zeros(self) -> bool:
         """Whether an input of 0 can have relevance."""
         return any(
-            decision.entry.feeds_zeros or (decision.entry.parameters is not None and node in self.facts.thresholds)
+            decision.entry.feeds_zeros or (decision.entry.on_parts and node in self.facts.thresholds)
             for node, decision in self.decisions.items()
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import tomllib
 from collections.abc import Mapping
@@ -73,21 +74,27 @@ def _rule(role: str, value: Any, where: str) -> Rule:
     name = fields.pop("rule", None)
     registered = REGISTERED.get(str(name))
     if registered is not None and registered.base in ROLES[role]:
+        _check_own(str(name), registered, fields, f"{where}: role {role!r}")
         return Rule(registered.base, fields, str(name))
     if name not in ROLES[role]:
         raise RuleSetError(
             f"{where}: role {role!r} has no rule {name!r}; choose one of {', '.join(ROLES[role])}, "
             "or declare it with lrp_fx.register_rule"
         )
-    if entry(role, name).parameters is not None:
-        try:
-            return Rule(name, parameters(entry(role, name), fields))
-        except (ValueError, TypeError) as error:
-            raise RuleSetError(f"{where}: role {role!r}: {error}") from error
-    bad = {k: v for k, v in fields.items() if not isinstance(v, (int, float)) or v < 0}
-    if bad:
-        raise RuleSetError(f"{where}: parameters of {role!r} must be numbers >= 0, not {bad}")
-    return Rule(name, fields)
+    try:
+        return Rule(name, parameters(entry(role, name), fields))
+    except (ValueError, TypeError) as error:
+        raise RuleSetError(f"{where}: role {role!r}: {error}") from error
+
+
+def _check_own(name: str, registered: OwnRule, fields: Mapping[str, Any], where: str) -> None:
+    """Reject parameters that the function of a registered rule does not take, or that are no numbers."""
+    try:
+        inspect.signature(registered.backward).bind(None, None, **fields)
+    except TypeError as error:
+        raise RuleSetError(f"{where}: {name}: {error}") from error
+    if other := {k: v for k, v in fields.items() if not isinstance(v, (int, float))}:
+        raise RuleSetError(f"{where}: {name}: parameters are numbers, not {other}")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ and roles. A new rule is an entry here, and a line in a TOML file to use it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lrp_fx.rules import functions, layer_rules
@@ -114,7 +114,7 @@ class Entry:
         equation: relevance of input i.
         source: the paper that proposed it.
         books: ledger categories of relevance that it does not pass on, besides that of added constants.
-        parameters: its parameters with their defaults; None if parameters are not checked.
+        parameters: its parameters with their defaults.
         shares: for rules on parts of a layer: the shares of relevance and their runs.
         window: for selections: the function of the window's positive part that is the divisor.
         natural: for rules that cut negative cotangents: whether the others are multiplied by the gradient.
@@ -129,12 +129,17 @@ class Entry:
     equation: str
     source: str
     books: tuple[str, ...] = ()
-    parameters: Parameters | None = None
+    parameters: Parameters = field(default_factory=dict)
     shares: Callable[[Parameters], tuple[Share, ...]] | None = None
     window: str = ""
     natural: bool = False
     feeds_zeros: bool = False
     chosen: bool = True
+
+    @property
+    def on_parts(self) -> bool:
+        """Whether it runs a layer again on parts of its input and weights."""
+        return self.forms.get("") in (RUNS, FAVOURED)
 
     def form(self, kind: str) -> Form:
         """Its form at an operator of ``kind``."""
@@ -160,7 +165,7 @@ RULES: tuple[Entry, ...] = (
     Entry(
         "epsilon", LINEAR, BY_DEGREE, {"": STABILISED},
         "R_i = sum_j x_i w_ij / (z_j + epsilon sign z_j) R_j", f"{_ATTNLRP}, eq. 8; Bach et al. 2015",
-        books=("stabiliser",),
+        books=("stabiliser",), parameters={"epsilon": 0.0},
     ),
     _layer("gamma", layer_rules.gamma, "R_i = sum_j x_i (w_ij + gamma w_ij+) / sum(...) R_j", _MONTAVON, gamma=0.25),
     Entry(
@@ -284,9 +289,10 @@ def parameters(entry: Entry, values: Parameters) -> dict[str, float]:
     Raises:
         ValueError: if the rule has no such parameter, or a value is out of range.
     """
-    rule, defaults = entry.rule, entry.parameters or {}
+    rule, defaults = entry.rule, entry.parameters
     if unknown := set(values) - set(defaults):
-        raise ValueError(f"{rule} has the parameters {', '.join(defaults)}, not {', '.join(sorted(unknown))}")
+        known = f"the parameters {', '.join(defaults)}" if defaults else "no parameters"
+        raise ValueError(f"{rule} has {known}, not {', '.join(sorted(unknown))}")
     chosen = {**defaults, **values}
     if negative := [k for k, v in chosen.items() if v < 0 and k not in ("low", "high")]:
         raise ValueError(f"{rule}: {', '.join(negative)} must not be negative")

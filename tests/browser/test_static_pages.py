@@ -17,7 +17,9 @@ def test_a_page_follows_the_system(browser, tmp_path, axe, make, scheme):
     assert page.evaluate(colour, "body") == css(THEMES[scheme]["page"])
     assert page.evaluate(colour, "main section") == css(THEMES[scheme]["panel"])
     page.evaluate(axe)
-    found = page.evaluate("() => axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})")["violations"]
+    found = page.evaluate("() => axe.run(document, {runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})")[
+        "violations"
+    ]
     told = [(v["id"], v["impact"], [n["html"][:160] for n in v["nodes"][:2]]) for v in found]
     assert not [t for t in told if t[1] in ("serious", "critical", "moderate")], told
     page.screenshot(path=tmp_path / "page.png")

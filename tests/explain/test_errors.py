@@ -113,7 +113,12 @@ def test_not_a_module():
             {"base": "attnlrp", "rules": {"linear": "epsilonn"}},
             "role 'linear' has no rule 'epsilonn'; choose one of epsilon",
         ),
-        ({"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": -1}}}, "must be numbers >= 0"),
+        ({"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilon": -1}}}, "epsilon must not be negative"),
+        (
+            {"base": "attnlrp", "rules": {"linear": {"rule": "epsilon", "epsilom": 0.1}}},
+            "parameters epsilon, not epsilom",
+        ),
+        ({"base": "attnlrp", "rules": {"bilinear": {"rule": "uniform", "gamma": 1}}}, "uniform has no parameters"),
         ({"rules": {"linear": "epsilon"}}, r"no rule for role\(s\) selection"),
         ({"base": "attnlrp", "rule": {}}, r"unknown keys \['rule'\]"),
     ],

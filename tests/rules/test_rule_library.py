@@ -100,3 +100,10 @@ def test_every_rule_set_closes_its_ledger(name, model):
     found = lrp_fx.convert(net, **inputs, rules=name).explain(**inputs)
     assert found.ledger.balance < 1e-9
     assert all(bool(r.isfinite().all()) for r in found.relevance.values())
+
+
+def test_parameters_of_a_registered_rule_are_those_of_its_function():
+    lrp_fx.register_rule("damped, checked", base="epsilon", backward=lambda g, y, strength: g * (1 - strength))
+    for parameters, message in (({"strength": 1, "x": 2}, "'x'"), ({}, "strength"), ({"strength": "much"}, "numbers")):
+        with pytest.raises(lrp_fx.errors.RuleSetError, match=message):
+            lrp_fx.RuleSet.load({"base": "attnlrp", "rules": {"linear": {"rule": "damped, checked", **parameters}}})
