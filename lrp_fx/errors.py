@@ -65,6 +65,10 @@ class NumericalError(LrpError, ArithmeticError):
     """A forward value or a relevance is NaN or infinite."""
 
 
+class StaleResultError(LrpError, RuntimeError):
+    """A part of a result is computed on demand, but the inputs or weights of its explanation were changed."""
+
+
 class RecaptureWarning(UserWarning):
     """A model is captured again and again, because the model or its calls keep changing."""
 

@@ -29,6 +29,7 @@ from lrp_fx.explain.sweep import Relevance, TapPoints, sweep
 from lrp_fx.explain.tap import at_chosen_positions, tap
 from lrp_fx.explain.target import beside, of_form, one_position, select
 from lrp_fx.explain.target_types import OfClass, Target
+from lrp_fx.explain.unchanged import changes_of
 from lrp_fx.explain.unreached import unreached
 from lrp_fx.results import Attribution, Later, Ledger, no_ledger
 from lrp_fx.rewrite import Rewritten
@@ -101,6 +102,15 @@ class Sweeper:
         """The tapped graph for one position of a sequence of logits; None for other outputs, or if it saves nothing."""
         return Rows.of(self.captured, self.tapped, self.reading, self.rewritten.plan.facts.ops)
 
+    @functools.cached_property
+    def weights(self) -> list[Tensor]:
+        """Parameters and buffers of the graph."""
+        return [*self.tapped.parameters(), *self.tapped.buffers()]
+
+    def changes(self, leaves: Sequence[Any]) -> Callable[[str], None]:
+        """A check that inputs and weights are as they are now (:func:`lrp_fx.explain.unchanged.changes_of`)."""
+        return changes_of([*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *self.weights])
+
     def explain(self, call: Call, target: Target) -> Attribution:
         """Explain one call.
 
@@ -168,7 +178,7 @@ class Sweeper:
             return Forward(self.points(sources, latents), lambda target: self.choose(call, target)(output), detached)
         form, positions = one
         logits, sources, latents = self.rows.run(leaves, positions)
-        later = Later(lambda: self._output(leaves), logits.detach())
+        later = Later(functools.partial(self._output, leaves, self.changes(leaves)), logits.detach())
         return Forward(self.points(sources, latents), lambda target: of_form(form, logits), later)
 
     def _one_position(self, call: Call, leaves: tuple[Any, ...], target: Target) -> tuple[OfClass, Tensor] | None:
@@ -177,7 +187,8 @@ class Sweeper:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _output(self, leaves: tuple[Any, ...]) -> Any:
+    def _output(self, leaves: tuple[Any, ...], check_unchanged: Callable[[str], None]) -> Any:
+        check_unchanged("output")
         return self.output(self.swept(*leaves)[0])
 
     def choose(self, call: Call, target: Target) -> Choose:
@@ -219,7 +230,10 @@ class Sweeper:
         parts = self.inputs.parts(plan.facts.sources, collected, self.inputs.values(leaves))
         of_inputs = shares(parts)
 
+        check_unchanged = self.changes(leaves)
+
         def account(weights: Tensor | None) -> Ledger:
+            check_unchanged("ledger")
             if weights is None:
                 return make_ledger(plan, self.account(leaves, choose), of_inputs)
             return self.explain(call, lambda output: _weighed(choose(output), weights)).ledger

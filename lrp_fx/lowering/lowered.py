@@ -282,8 +282,11 @@ class Lowered:
     def _attribution(self, call: Call, results: dict[str, Any], target: Target) -> Attribution:
         sweeper = self.sweeper
 
+        check_unchanged = sweeper.changes(call.leaves)
+
         @functools.cache
         def eager() -> Attribution:
+            check_unchanged("ledger")
             return sweeper.explain_under(call, target, [self.condition])[0]
 
         output: Any = Later(lambda: eager().output)

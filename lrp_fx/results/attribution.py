@@ -71,8 +71,11 @@ class Attribution(Result):
     def output(self) -> Any:
         """The model's output in its own type, detached.
 
-        It is computed on demand, from the same inputs and the current weights, after explanations that do not need it:
-        those of one position of a sequence of logits, and those by a compiled graph without outputs.
+        It is computed on demand after explanations that do not need it: those of one position of a sequence of logits,
+        and those by a compiled graph without outputs.
+
+        Raises:
+            StaleResultError: if inputs or weights were changed in place since the explanation.
         """
         return _now(self._output)
 
@@ -80,8 +83,10 @@ class Attribution(Result):
     def ledger(self) -> Ledger:
         """All entries of the explanation (:class:`lrp_fx.Ledger`).
 
-        Computed at first use, by a second sweep on the same inputs, with the model's weights at that time; for some
-        samples of a batch by a third sweep, for their targets alone.
+        Computed at first use, by a second sweep; for some samples of a batch by a third sweep, for their targets alone.
+
+        Raises:
+            StaleResultError: if inputs or weights were changed in place since the explanation.
         """
         return self._account(None)
 
