@@ -14,6 +14,7 @@ from lrp_fx.rules.functions import relevance_of
 DERIVATIVES = {
     "analysis.advice", "concepts.dictionary", "explain.rerun", "explain.tokens", "lowering.targets.batched_attention",
     "rules.slopes", "capture.passes.unpack_quantized", "capture.recurrence",
+    "cli.bench",  # the model's own gradient, which explanations are timed beside
 }  # fmt: skip
 
 
