@@ -16,7 +16,6 @@ from lrp_fx.capture import Call
 from lrp_fx.capture_cache import CaptureCache, Options
 from lrp_fx.encode import KINDS, Encoded, InputEncoder, kind_of
 from lrp_fx.errors import CaptureError, InputError
-from lrp_fx.graph.lazy_module import with_code
 from lrp_fx.operators.table import OpTable
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.specialization import Specialization
@@ -66,7 +65,7 @@ class ConvertedModule(StandIn):
         Raises:
             CaptureError: before the first capture.
         """
-        return with_code(self.current.under(self.ruleset).graph_module)
+        return self.current.under(self.ruleset).graph_module
 
     def specialization(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Specialization, Call]:
         """The specialization that serves a call, captured on a cache miss, and the flat call."""

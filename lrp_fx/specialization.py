@@ -20,6 +20,7 @@ from lrp_fx.explain import Condition, Sweeper, Target
 from lrp_fx.explain.latents import looks_inside
 from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.explain.target_types import normal_targets
+from lrp_fx.graph.lazy_module import with_code
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.unfuse_attention import write_out_attention
 from lrp_fx.lowering import Lowered, ManyTargets, batched_sweeper, explain_targets
@@ -178,8 +179,11 @@ class Specialization:
             stage("rewrite")
             rewritten = rewrite(self.captured, plan)
             check_stage("rewrite", Stage(rewritten.graph_module, ops, self.facts, plan, rewritten))
+            with_code(rewritten.graph_module)
             return rewritten
 
+        if ruleset.key in self.rewritten:  # no status line, which torch.compile could not trace
+            return self.rewritten.recall(ruleset.key, make)
         with converting("the model"):
             return self.rewritten.recall(ruleset.key, make)
 

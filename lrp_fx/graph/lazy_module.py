@@ -14,6 +14,6 @@ def lazy_module(owner: Any, graph: fx.Graph, class_name: str) -> fx.GraphModule:
 
 
 def with_code(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same module with its code generated, for callers that inspect its signature."""
+    """The same module with its code generated, for callers that inspect its signature or trace it."""
     _LazyGraphModule.force_recompile(graph_module)
     return graph_module

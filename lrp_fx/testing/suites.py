@@ -60,7 +60,7 @@ def explain_test(
 ) -> Callable[..., None]:
     """A pytest test over names of models; assign it to a name that pytest collects::
 
-        test_explain = explain_test(timm.list_models("*vit*"), timm.create_model, images)
+        test_explain = explain_test(timm.list_models(), timm.create_model, images)
 
     Args:
         names: names of the models.

@@ -346,7 +346,7 @@ def test_texts_become_a_task(saved):
     with torch.no_grad():
         assert torch.equal(task.target, model(**task.inputs).logits.argmax(-1))
     assert text_task("tiny", model, tokenizer, ["film"], target=1).target.tolist() == [1]
-    with pytest.raises(InputError, match="text 2 has no token"):
+    with pytest.raises(InputError, match="text 2 has special tokens only"):
         text_task("tiny", model, tokenizer, ["film", "[MASK]"])
 
 

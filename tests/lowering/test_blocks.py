@@ -64,7 +64,8 @@ def test_low_memory_gives_the_same_relevance_and_remembers_less(case):
     normal, expected = saved(lambda: xmodel.explain(**inputs, at=at))
     low, found = saved(lambda: xmodel.explain(**inputs, at=at, memory="low"))
     for key, value in expected.relevance.items():
-        assert torch.equal(found.relevance[key], value)
+        # the head runs at one position in the one and at all in the other: products differ in their last bits
+        torch.testing.assert_close(found.relevance[key], value, rtol=1e-12, atol=1e-15)
     assert found.latents.keys() == expected.latents.keys()
     for key, value in expected.latents.items():
         assert torch.equal(found.latents[key], value)

@@ -264,7 +264,7 @@ def test_limits_are_bytes_or_have_a_unit(text, monkeypatch):
 @pytest.mark.parametrize("text", ["much", "-1", "4 GiB", "1e9", "GB"])
 def test_a_limit_that_is_no_size_is_a_warning(text, monkeypatch):
     monkeypatch.setenv("LRP_FX_CACHE_LIMIT", text)
-    with pytest.warns(UserWarning, match="LRP_FX_CACHE_LIMIT=.* is no size .* it is 4GB"):
+    with pytest.warns(UserWarning, match="LRP_FX_CACHE_LIMIT=.* is no size .* the limit is 4GB"):
         assert files.limit() == 4e9
 
 

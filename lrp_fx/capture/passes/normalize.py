@@ -148,6 +148,8 @@ def in_one_mode(graph: fx.Graph) -> None:
 def whole_batch_norms(graph: fx.Graph) -> None:
     """The functionalised ``batch_norm``, which also returns statistics -> ``batch_norm``: the same kernel."""
     for node in graph.find_nodes(op="call_function", target=aten._native_batch_norm_legit_no_training.default):
+        for user in [user for user in node.users if not user.users]:  # statistics that nobody reads
+            graph.erase_node(user)
         if any(user.target is not operator.getitem or user.args[1] != 0 for user in node.users):
             continue
         *operands, momentum, eps = bind(node).values()
