@@ -175,7 +175,7 @@ def test_exit_codes_are_those_of_the_page(saved, monkeypatch):
     ).exit_code in (0, 3)
     monkeypatch.setenv("LRP_FX_MODELS", "/nowhere")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    missing = runner.invoke(app, ["explain", "llama", "a text"])
+    missing = runner.invoke(app, ["explain", "prompt", "a text"])
     assert missing.exit_code == 4 and "pip install" in " ".join(missing.output.split())
     assert all(
         f"lrp-fx {name}" in page

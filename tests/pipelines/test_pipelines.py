@@ -360,7 +360,8 @@ def test_rows_of_a_table():
         "score": pytest.approx(float(logits.softmax(0).max())),
     }
     assert {s.text for s in explained.attribution.top(3)} == {"age", "income", "debt"}
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     frame = pandas.DataFrame({"age": [40, 20], "income": [2.5, 1], "debt": [1, 3]})
     assert pipe(frame).answer[0] == explained.answer and len(pipe(frame).attribution) == 2
     value = lrp_fx.pipeline("tabular", torch.nn.Linear(3, 1).double())(np.array([1.0, 2.0, 3.0]))
