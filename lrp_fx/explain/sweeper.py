@@ -157,8 +157,9 @@ class Sweeper:
     def _explain(self, call: Call, questions: Sequence[tuple[Target, Condition]], checking: bool) -> list[Attribution]:
         self.inputs.check()
         leaves, results = usable(call.leaves), []
+        unchanged = self.changes(leaves)
         with torch.enable_grad():
-            forward = self._forward(call, leaves, [target for target, _ in questions])
+            forward = self._forward(call, leaves, [target for target, _ in questions], unchanged)
             for target, condition in questions:
                 choose, explained = self.choose(call, target), forward.explained(target)
                 relevance = self._sweep(leaves, choose, forward.points, explained, condition, len(questions) > 1)
@@ -166,9 +167,11 @@ class Sweeper:
         if checking:
             choose, explained, relevance, conditional = results[0]
             self._check(leaves, choose, None if conditional else (explained.detach(), relevance.sources))
-        return [self._attribution(call, leaves, forward.output, *result) for result in results]
+        return [self._attribution(call, leaves, unchanged, forward.output, *result) for result in results]
 
-    def _forward(self, call: Call, leaves: tuple[Any, ...], targets: Sequence[Target]) -> Forward:
+    def _forward(
+        self, call: Call, leaves: tuple[Any, ...], targets: Sequence[Target], unchanged: Callable[[str], None]
+    ) -> Forward:
         """The forward pass. If all targets are the same object and it reads one position, the head runs there only."""
         one = self._one_position(call, leaves, targets[0]) if targets and len(set(map(id, targets))) == 1 else None
         if one is None or self.rows is None:
@@ -178,7 +181,7 @@ class Sweeper:
             return Forward(self.points(sources, latents), lambda target: self.choose(call, target)(output), detached)
         form, positions = one
         logits, sources, latents = self.rows.run(leaves, positions)
-        later = Later(functools.partial(self._output, leaves, self.changes(leaves)), logits.detach())
+        later = Later(functools.partial(self._output, leaves, unchanged), logits.detach())
         return Forward(self.points(sources, latents), lambda target: of_form(form, logits), later)
 
     def _one_position(self, call: Call, leaves: tuple[Any, ...], target: Target) -> tuple[OfClass, Tensor] | None:
@@ -187,8 +190,8 @@ class Sweeper:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _output(self, leaves: tuple[Any, ...], check_unchanged: Callable[[str], None]) -> Any:
-        check_unchanged("output")
+    def _output(self, leaves: tuple[Any, ...], unchanged: Callable[[str], None]) -> Any:
+        unchanged("output")
         return self.output(self.swept(*leaves)[0])
 
     def choose(self, call: Call, target: Target) -> Choose:
@@ -219,6 +222,7 @@ class Sweeper:
         self,
         call: Call,
         leaves: tuple[Any, ...],
+        unchanged: Callable[[str], None],
         output: Any,
         choose: Choose,
         explained: Tensor,
@@ -230,10 +234,8 @@ class Sweeper:
         parts = self.inputs.parts(plan.facts.sources, collected, self.inputs.values(leaves))
         of_inputs = shares(parts)
 
-        check_unchanged = self.changes(leaves)
-
         def account(weights: Tensor | None) -> Ledger:
-            check_unchanged("ledger")
+            unchanged("ledger")
             if weights is None:
                 return make_ledger(plan, self.account(leaves, choose), of_inputs)
             return self.explain(call, lambda output: _weighed(choose(output), weights)).ledger
