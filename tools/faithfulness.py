@@ -12,6 +12,7 @@ import dataclasses
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import identity
@@ -30,6 +31,7 @@ CONVOLUTIONAL = ("cnn", "photos", "digits", "crnn")
 LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")
 STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
+METRICS = ("abpc", "deletion", "insertion", "localisation", "shares", "loo", "completeness")
 CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised
 
 
@@ -48,7 +50,16 @@ def by_length(task: Task) -> Task:
     return dataclasses.replace(task.part(mask.sum(1).argsort(stable=True)), features=features)
 
 
-def column(name: str, names: list[str], samples: int, batch: int, steps: int, results: Path, console: Console) -> None:
+def column(
+    name: str,
+    names: list[str],
+    samples: int,
+    batch: int,
+    steps: int,
+    results: Path,
+    console: Console,
+    metrics: Sequence[str] = METRICS,
+) -> None:
     """Evaluate the missing methods on one column, one after another, and save after each."""
     more = (samples,) if name in EXTENSIBLE and samples > SAMPLES else ()
     task = by_length(COLUMNS[name](*more).part(slice(0, samples), name))
@@ -63,7 +74,6 @@ def column(name: str, names: list[str], samples: int, batch: int, steps: int, re
     console.print(
         f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )
-    metrics = ("abpc", "deletion", "insertion", "localisation", "shares", "loo", "completeness")
     known: list[Results] = [] if done is None else [done]
     try:
         known.append(evaluate(task, left, metrics, batch=batch, steps=steps))
@@ -90,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--columns", default=",".join(COLUMNS), help="comma-separated")
     parser.add_argument("--methods", help="comma-separated (default: rule sets that fit the column, and all baselines)")
+    parser.add_argument("--metrics", default=",".join(METRICS), help="loo takes a forward pass for every feature")
     parser.add_argument("--samples", type=int, default=200, help="of every column")
     parser.add_argument("--steps", type=int, help="of the perturbation curves (default: 10, 5 for the large models)")
     parser.add_argument("--batch", type=int, default=25)
@@ -108,7 +119,8 @@ def main() -> None:
             shutil.rmtree(folder)
         names = options.methods.split(",") if options.methods else default_methods(name)
         steps = options.steps or STEPS.get(name, 10)
-        column(name, names, options.samples, options.batch, steps, options.results, console)
+        metrics = options.metrics.split(",")
+        column(name, names, options.samples, options.batch, steps, options.results, console, metrics)
     found = {name: folder for name in COLUMNS if (folder := identity.latest(options.results, name)) is not None}
     records = {name: identity.read(folder) for name, folder in found.items()}
     write_report(Results.concat([Results.load(f) for f in found.values()]), records, options.report)
