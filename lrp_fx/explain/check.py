@@ -24,6 +24,7 @@ from lrp_fx.explain.sweep import UNREACHED
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import is_float
+from lrp_fx.plan import Plan
 from lrp_fx.results import Entry, Ledger
 from lrp_fx.rewrite import Rewritten
 from lrp_fx.rules.functions import relevance_of
@@ -108,7 +109,7 @@ def check(
     if bad:
         raise NumericalError(
             f"relevance is lost or invented, by {bad[-1].size:.1e} of the largest, under the {bad[-1].role} rule of "
-            f"{locate(bad[-1].node)}. Remedy: correct the rule or the declaration of that operator, or report it."
+            f"{locate(bad[-1].node)}. {_remedy(rewritten.plan, sweep.accounts[bad[-1].node])}"
         )
     ledger = make_ledger(rewritten.plan, sweep, stays=stays)
     if not imbalance(ledger, sweep) <= sums:
@@ -118,6 +119,22 @@ def check(
         )
     if explained is not None:
         _compare(rewritten, sweep, explained, sums, maps)
+
+
+def _remedy(plan: Plan, account: Account) -> str:
+    """What to do about a node that loses relevance: outputs of 0 have nothing to hand it to."""
+    if any(bool(((y == 0) & (g != 0)).any()) for y, g in account.outputs):
+        order = {node: index for index, node in enumerate(account.node.graph.nodes)}
+        behind = [n for n, d in plan.decisions.items() if d.entry.feeds_zeros and order[n] > order[account.node]]
+        if behind:
+            layer = min(behind, key=order.__getitem__)
+            return (
+                f"Rule {plan.decisions[layer].rule.name!r} of {locate(layer)} gives relevance to zeros, and here zeros "
+                "come from an operator that passes nothing on where its output is 0, as a ReLU. Remedy: keep flat, "
+                'w-square and z-box for layers that read the inputs of the model (role "first-layer"), and use z-plus '
+                "or generalised-gamma in other layers."
+            )
+    return "Remedy: correct the rule or the declaration of that operator, or report it."
 
 
 def no_derivative(node: Node) -> str:

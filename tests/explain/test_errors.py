@@ -268,3 +268,15 @@ def test_logits_that_the_model_returns_beside_its_loss_are_named_as_an_output():
         xmodel.explain(x, target=lambda output: output["loss"])
     found = xmodel.explain(x, target=lambda output: output["logits"][:, 1])
     assert found.ledger.balance < 1e-12
+
+
+@pytest.mark.parametrize("rule", ["flat", "w-square"])
+def test_a_rule_that_gives_relevance_to_zeros_behind_a_relu_names_the_layer_and_another_rule(rule):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    xmodel = lrp_fx.convert(model, rules={"base": "attnlrp", "rules": {"dense": rule}})
+    with pytest.raises(errors.NumericalError) as caught:
+        xmodel.explain(torch.randn(2, 6, dtype=torch.float64), target=1)
+    message = str(caught.value)
+    assert f"Rule '{rule}' of node" in message and "module '2'" in message
+    assert "z-plus" in message and "module '1'" in message
