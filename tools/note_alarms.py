@@ -46,8 +46,7 @@ def signs(attribution: lrp_fx.Attribution) -> dict[str, Any]:
         "notes": [note.name for note in attribution.notes],
         "inputs": float((found.inputs * found.target.sign()).sum() / value),
         "magnitude": float(found.magnitude.sum() / value),
-        "stabiliser and constant": found.share("stabiliser", "constant"),
-        "softmax": found.share("softmax"),
+        "amounts": {category: float(f"{amount:.4g}") for category, amount in attribution.amounts().items()},
     }
 
 

@@ -99,7 +99,7 @@ class Attribution(Result):
         """Signs of a weak map, each with a remedy (:mod:`lrp_fx.results.notes`); signs in the ledger appear after its
         computation."""
         amounts = self.ledger.by("category") if "ledger" in self.__dict__ else None
-        return (*self.context.notes, *find_notes(self.relevance, self.target, amounts))
+        return (*self.context.notes, *find_notes(self.relevance, self.target, amounts, self.ruleset))
 
     @cached_property
     def sources(self) -> dict[str, Tensor]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 SMALL = 0.1  #: a note appears if inputs have less than this share of the explained value
 CANCELLING = 30  #: ... if magnitudes of relevance sum to more than this multiple of it
-TAKEN = 0.05  #: ... if stabilisers and constants absorb more than this share of it
-MOST = 0.5  #: ... if softmax absorbs more than this share of it
+TAKEN = 0.05  #: ... if stabilisers absorb more than this share of it
+MOST = 0.5  #: ... if constants, or softmax, absorb more than this share of it
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Signs:
         relevance: input -> its relevance.
         target: (B,) explained values.
         amounts: the ledger by category; None if it was not computed.
+        ruleset: name of the rule set; a note does not recommend it.
     """
 
     relevance: Mapping[str, Tensor]
     target: Tensor
     amounts: Mapping[str, float] | None
+    ruleset: str = ""
 
     @property
     def inputs(self) -> Tensor:
@@ -75,6 +77,11 @@ class Signs:
         target = abs(float(self.target.sum()))
         return absorbed / target if target else 0.0
 
+    def other_rules(self, *names: str) -> str:
+        """The rule sets among ``names`` that are not in use, as text: 'rules="default" or "epsilon_plus"'."""
+        others = [f'"{name}"' for name in names if name != self.ruleset]
+        return f"rules={' or '.join(others)}" if others else ""
+
     def count(self, samples: Tensor) -> str:
         """In how many samples the sign appears, in words; "" for all."""
         total, several = len(samples), int(samples.sum())
@@ -96,9 +103,10 @@ def _little(signs: Signs) -> str | None:
         return None
     share = float((signs.inputs / signs.target)[few].median())
     amount = f"hold {share:.0%} of the explained value" if share >= 0 else "add up to the opposite sign of the value"
+    rules = signs.other_rules("default")
     return (
         f"the inputs {amount}{signs.count(few)}: biases, positions or softmax hold the rest (see .ledger). Try "
-        'target=lrp_fx.Contrast(...), which removes the part common to all classes, or rules="default".'
+        f"target=lrp_fx.Contrast(...), which removes the part common to all classes{rules and ', or ' + rules}."
     )
 
 
@@ -121,17 +129,27 @@ def _cancelling(signs: Signs) -> str | None:
     times = f"{ratio:.0f} times" if math.isfinite(ratio) else "far above"
     return (
         f"magnitudes of relevance add up to {times} the explained value{signs.count(large)}: large parts cancel, and "
-        'the picture shows the parts. Try rules="default" or "epsilon_plus", or a target of larger value.'
+        f"the picture shows the parts. Try {signs.other_rules('default', 'epsilon_plus')}, or a target of larger value."
     )
 
 
 def _stabilised(signs: Signs) -> str | None:
-    share = signs.share("stabiliser", "constant")
+    share = signs.share("stabiliser")
     if share <= TAKEN:
         return None
     return (
-        f"stabilisers and constants took {share:.0%} of the explained value. Try a smaller epsilon in the rule set; "
+        f"stabilisers took {share:.0%} of the explained value. Try a smaller epsilon in the rule set; "
         "print(ledger.by('module')) says where."
+    )
+
+
+def _constants(signs: Signs) -> str | None:
+    share = signs.share("constant")
+    if share <= MOST:
+        return None
+    return (
+        f"constants took {share:.0%} of the explained value: numbers in the model's code, nonlinearities at 0. Try "
+        "target=lrp_fx.Contrast(...), which removes the part common to all classes."
     )
 
 
@@ -162,17 +180,18 @@ SIGNS: dict[str, Callable[[Signs], str | None]] = {
     "small share": _little,
     "cancelling": _cancelling,
     "stabilised": _stabilised,
+    "constants": _constants,
     "softmax": _softmax,
     "no relevance": _unmoved,
 }
 
 
 def find_notes(
-    relevance: Mapping[str, Tensor], target: Tensor, amounts: Mapping[str, float] | None
+    relevance: Mapping[str, Tensor], target: Tensor, amounts: Mapping[str, float] | None, ruleset: str = ""
 ) -> tuple[Note, ...]:
     """The notes on one explanation; none for a good map, and none on the meta device."""
     if target.is_meta:
         return ()
-    signs = Signs(relevance, target.detach().double().reshape(-1), amounts)
+    signs = Signs(relevance, target.detach().double().reshape(-1), amounts, ruleset)
     texts = ((name, describe(signs)) for name, describe in SIGNS.items())
     return tuple(Note(name, text) for name, text in texts if text is not None)

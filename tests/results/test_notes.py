@@ -15,7 +15,8 @@ WEAK = {
     "nothing": ({"x": torch.zeros(1, 3)}, TARGET, None),
     "small share": ({"x": torch.tensor([[0.05, 0.01]])}, TARGET, None),
     "cancelling": ({"x": torch.tensor([[20.0, -19.1]])}, TARGET, None),
-    "stabilised": (GOOD, TARGET, {"input": 0.8, "constant": 0.06, "stabiliser": 0.04}),
+    "stabilised": (GOOD, TARGET, {"input": 0.8, "constant": 0.04, "stabiliser": 0.06}),
+    "constants": (GOOD, TARGET, {"input": 0.3, "constant": 0.6}),
     "softmax": (GOOD, TARGET, {"input": 0.3, "softmax": 0.6}),
     "no relevance": ({**GOOD, "y": torch.zeros(1, 3)}, TARGET, None),
 }
@@ -32,8 +33,14 @@ def test_inputs_of_the_opposite_sign_are_a_small_share():
     assert note.name == "small share" and "opposite sign" in str(note)
 
 
+@pytest.mark.parametrize("sign", ["small share", "cancelling"])
+def test_a_note_does_not_recommend_the_rule_set_in_use(sign):
+    (note,) = find_notes(*WEAK[sign], ruleset="default")
+    assert "rules=" in str(find_notes(*WEAK[sign], ruleset="attnlrp")[0]) and '"default"' not in str(note)
+
+
 def test_a_good_map_has_no_note():
-    amounts = {"input": 0.8, "bias": 0.06, "softmax": 0.04}
+    amounts = {"input": 0.6, "bias": 0.06, "softmax": 0.04, "constant": 0.2}
     assert find_notes(GOOD, TARGET, amounts) == find_notes(GOOD, TARGET, None) == ()
 
 
