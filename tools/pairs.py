@@ -43,7 +43,7 @@ def main() -> None:
         options = {"output": mean_pooling, "decode": tokenizer.convert_ids_to_tokens, "similarity": "cosine"}
         found, seconds = timed(xmodel, *inputs, **options)
         best = ", ".join(f"{' – '.join(p.tokens or ())} {p.relevance:.3f}" for p in found.top(3))
-        pairs = float(found.relevance.sum())
+        pairs = float(found.pairs.sum())
         print(f"| {a} | {b} | {float(found.similarity):.3f} | {pairs:.3f} | {best} | {seconds:.2f} |", flush=True)
         if number == 0:
             draw_connections(found, ax=top)

@@ -13,6 +13,7 @@ the same way, for gradients.)
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +26,10 @@ from lrp_fx.convert import convert
 from lrp_fx.converted import RuleSource
 from lrp_fx.errors import LatentError
 from lrp_fx.explain import Target
+from lrp_fx.explain.target_types import spoken
 from lrp_fx.module import ExplainableModule
+from lrp_fx.results import Context
+from lrp_fx.results.fingerprint import model_fingerprint
 from lrp_fx.rules.functions import relevance_of
 
 
@@ -76,6 +80,7 @@ class FeatureExplainer:
         self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any
     ) -> FeatureAttribution:
         """Relevance of every feature; see :func:`explain_features`."""
+        args, kwargs, _ = self.xmodel.encoded(args, kwargs)
         run = cut_forward(self.xmodel, args, kwargs, (self.at,), target, rules)
         places = [cut for cut in run.cuts if cut.kind == "latent"]
         if len(places) != 1:
@@ -94,9 +99,16 @@ class FeatureExplainer:
 
         error, bias, whole = (relevance_of(part, g) for part in (x - decoded, offset, x))
         output = pytree.tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, run.output)
-        features = relevance_of(f, back)
-        name = run.sweeper.rewritten.plan.ruleset.name
-        return FeatureAttribution(features, error, bias, whole, f, decoded, run.chosen.detach(), output, pull, name)
+        return FeatureAttribution(
+            relevance={"features": relevance_of(f, back), "error": error, "bias": bias},
+            latents={places[0].name: whole},
+            target=run.chosen.detach(),
+            ruleset=run.sweeper.rewritten.plan.ruleset.name,
+            inputs={"features": f, "reconstruction": decoded},
+            context=Context(question=spoken(target), fingerprint=partial(model_fingerprint, self.xmodel.model)),
+            output=output,
+            _pull=pull,
+        )
 
 
 def explain_features(

@@ -8,7 +8,9 @@ one side instead of one for each coordinate of the other. The cheaper way is cho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -23,7 +25,9 @@ from lrp_fx.pairs.embedding import Output
 from lrp_fx.pairs.features import Grouping
 from lrp_fx.pairs.progress import Progress
 from lrp_fx.pairs.side import Side
-from lrp_fx.pairs.table import Tokens
+from lrp_fx.pairs.table import SIDES
+from lrp_fx.results import Context, Tokens
+from lrp_fx.results.fingerprint import model_fingerprint
 
 Similarity = Literal["dot", "cosine"]
 Decode = Callable[[list[int]], list[str]]  #: token ids of one sample -> a text for each
@@ -88,26 +92,32 @@ def explain_pairs(
     _check_fit(first, second)
     table = _table(first, second, progress) * _scale(first, second, similarity)[:, None, None]
     products = first.embedding.detach().to(table.dtype) * second.embedding.detach().to(table.dtype)
-    return PairAttribution(
-        table,
-        products.sum(-1) * _scale(first, second, similarity),
-        similarity,
-        first.sweeper.rewritten.plan.ruleset.name,
-        (first.shown, second.shown),
-        _spelled(first, second, encoded) if decode is None else _tokens(first, second, decode),
-        (first.grid, second.grid),
+    sides = (first, second)
+    tokens = [_tokens(side, batch, decode) for side, batch in zip(sides, encoded, strict=True)]
+    context = Context(
+        tokens={side: listed for side, listed in zip(SIDES, tokens, strict=True) if listed is not None},
+        question=similarity,
+        notes=tuple(note for batch in encoded if batch is not None for note in batch.notes),
+        fingerprint=partial(model_fingerprint, xmodel.model),
     )
+    return PairAttribution.of_table(
+        table, products.sum(-1) * _scale(first, second, similarity), similarity,
+        first.sweeper.rewritten.plan.ruleset.name, masks=(first.shown, second.shown), grids=(first.grid, second.grid),
+        inputs={name: side.explained for name, side in zip(SIDES, sides, strict=True) if side.has_entries},
+        context=context,
+    )  # fmt: skip
 
 
-def _spelled(first: Side, second: Side, encoded: Sequence[Encoded | None]) -> Tokens | None:
-    """The texts of the tokens of both sides; None if a side is not a text."""
-    sides = []
-    for side, batch in zip((first, second), encoded, strict=True):
-        tokens = None if batch is None else batch.tokens.get(side.features.input)
-        if tokens is None:
-            return None
-        sides.append([list(one.texts) for one in tokens])
-    return sides[0], sides[1]
+def _tokens(side: Side, encoded: Encoded | None, decode: Decode | None) -> tuple[Tokens, ...] | None:
+    """The tokens of one side; None where features are not tokens."""
+    if decode is None:
+        tokens = None if encoded is None else encoded.tokens.get(side.features.input)
+        return tokens if tokens is not None and {len(one) for one in tokens} == {side.shown.shape[1]} else None
+    ids = side.explained
+    if ids.is_floating_point() or ids.dim() != 2:
+        raise InputError(f"decode= takes token ids (B, S); '{side.features.input}' is {ids.dtype} {tuple(ids.shape)}")
+    rows = zip(ids.tolist(), side.shown.tolist(), strict=True)
+    return tuple(replace(Tokens.plain(decode(row)), padding=tuple(not s for s in shown)) for row, shown in rows)
 
 
 def _check_fit(first: Side, second: Side) -> None:
@@ -176,15 +186,3 @@ def _by_features(first: Side, second: Side, shown: bool | None) -> Tensor:
 
 def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _tokens(first: Side, second: Side, decode: Decode) -> Tokens:
-    sides = []
-    for side in (first, second):
-        ids = side.tensors[side.features.input]
-        if ids.is_floating_point() or ids.dim() != 2:
-            raise InputError(
-                f"decode= takes token ids (B, S); '{side.features.input}' is {ids.dtype} {tuple(ids.shape)}"
-            )
-        sides.append([list(decode(row)) for row in ids.tolist()])
-    return sides[0], sides[1]

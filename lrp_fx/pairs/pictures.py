@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lrp_fx.errors import InputError
-from lrp_fx.pairs.table import PairTable
+from lrp_fx.pairs.table import SIDES, PairTable
 from lrp_fx.viz.colours import background, css, foreground
 from lrp_fx.viz.figures import new_figure
 from lrp_fx.viz.pages import template
@@ -40,24 +40,27 @@ class _Shown:
 
     @classmethod
     def of(cls, attribution: PairTable, sample: int, lines: int) -> _Shown:
-        places = [shown[sample].nonzero()[:, 0] for shown in attribution.shown]
-        rows, columns = (
-            torch.cat([p, p.new_full((1,), s.shape[1])]) for p, s in zip(places, attribution.shown, strict=True)
-        )
-        table = attribution.table[sample][rows][:, columns].double().cpu()
-        tokens = attribution.tokens
-        texts = [
-            [t[sample][i] for i in p.tolist()] if (t := tokens and tokens[side]) else [str(i) for i in p.tolist()]
-            for side, p in enumerate(places)
-        ]
-        back = [{int(i): n for n, i in enumerate(p.tolist())} for p in places]
-        pairs = [(back[0][p.first], back[1][p.second], p.relevance) for p in attribution.top(lines, sample)]
-        return cls(table, (texts[0], texts[1]), pairs[::-1])
+        labels, table = sides_of(attribution, sample)
+        back = [{int(i): n for n, i in enumerate(mask[sample].nonzero()[:, 0].tolist())} for mask in attribution.shown]
+        pairs = [(back[0][p.first], back[1][p.second], p.relevance) for p in attribution.ranked(sample)[:lines]]
+        return cls(table, (labels[0][:-1], labels[1][:-1]), pairs[::-1])
 
     @property
     def largest(self) -> float:
         """The magnitude of the strongest pair, which has the full colour."""
         return max((abs(amount) for *_, amount in self.pairs), default=0.0) or 1.0
+
+
+def sides_of(attribution: PairTable, sample: int = 0) -> tuple[tuple[list[str], list[str]], Tensor]:
+    """Names of the features of both sides, without padding and with the rest last, and the table of their pairs."""
+    places = [mask[sample].nonzero()[:, 0].cpu() for mask in attribution.shown]
+    labels = [
+        [texts[i] if (texts := attribution.texts(side, sample)) else str(i) for i in listed.tolist()] + [REST]
+        for side, listed in enumerate(places)
+    ]
+    rows, columns = (torch.cat([listed, listed.new_full((1,), -1)]) for listed in places)
+    table = attribution.table[sample].detach().double().cpu()[rows][:, columns]
+    return (labels[0], labels[1]), table
 
 
 def draw_pairs(attribution: PairTable, sample: int = 0, *, ax: Axes | None = None) -> Figure:
@@ -103,7 +106,7 @@ def draw_connections(
     Args:
         attribution: result of :func:`lrp_fx.explain_pairs`.
         sample: index of the sample.
-        images: the two images, (C, H, W), for features that are patches.
+        images: the two images, (C, H, W), for features that are patches; None for those of the result, if it has them.
         lines: number of pairs with a line.
         ax: axes to draw on; None for a new figure.
 
@@ -112,6 +115,7 @@ def draw_connections(
         MissingExtraError: if matplotlib is not installed.
     """
     shown = _Shown.of(attribution, sample, lines)
+    images = _images_of(attribution, sample) if images is None else images
     if images is None:
         size = (max(4.0, 0.75 * max(map(len, shown.labels))), 2.6)
         ax, places = _axes(ax, size), _place_words(shown.labels)
@@ -139,27 +143,33 @@ def draw_connections(
 
 def pairs_page(
     attribution: PairTable,
-    sample: int = 0,
     *,
     title: str = "Why these two are alike",
     facts: Mapping[str, str] | None = None,
     lines: int = LINES,
+    amounts: bool = True,
 ) -> str:
-    """A self-contained page: the two texts with lines between them, the strongest pairs, and the whole matrix.
+    """A self-contained page: of every sample two texts with lines between them, the strongest pairs, the whole matrix.
 
     Args:
         attribution: result of :func:`lrp_fx.explain_pairs`.
-        sample: index of the sample.
         title: heading.
-        facts: further names and values below the heading.
+        facts: further names and values of every sample.
         lines: number of pairs with a line.
+        amounts: show the similarity and its parts.
 
     Raises:
         MissingExtraError: if jinja2 is not installed.
     """
-    shown = _Shown.of(attribution, sample, lines)
-    similarity, rest = float(attribution.similarity[sample]), float(attribution.remainder[sample])
-    amounts = {attribution.kind: f"{similarity:.4g}", "pairs": f"{similarity - rest:.4g}", REST: f"{rest:.4g}"}
+    samples = [_section(one, facts or {}, lines, amounts) for one in attribution]
+    return str(template("pairs.html.jinja", "lrp_fx.pairs").render(title=title, samples=samples))
+
+
+def _section(one: PairTable, facts: Mapping[str, str], lines: int, amounts: bool) -> dict[str, Any]:
+    """One sample for the template."""
+    shown = _Shown.of(one, 0, lines)
+    similarity, rest = float(one.similarity[0]), float(one.remainder[0])
+    parts = {one.kind: f"{similarity:.4g}", "pairs": f"{similarity - rest:.4g}", REST: f"{rest:.4g}"} if amounts else {}
     rows = [
         {"label": label, "cells": [_cell(v, shown.largest) for v in row]}
         for label, row in zip([*shown.labels[0], REST], shown.table.tolist(), strict=True)
@@ -168,12 +178,10 @@ def pairs_page(
         {"first": shown.labels[0][i], "second": shown.labels[1][j], **_cell(v, shown.largest)}
         for i, j, v in reversed(shown.pairs)
     ]
-    return str(
-        template("pairs.html.jinja", "lrp_fx.pairs").render(
-            title=title, facts=amounts | dict(facts or {}), drawing=_drawing(shown), rows=rows, ranked=ranked,
-            columns=[*shown.labels[1], REST], notes=[str(n) for n in attribution.notes],
-        )
-    )  # fmt: skip
+    return {
+        "facts": parts | dict(facts), "drawing": _drawing(shown), "rows": rows, "ranked": ranked,
+        "columns": [*shown.labels[1], REST], "notes": [str(note) for note in one.notes],
+    }  # fmt: skip
 
 
 def _cell(amount: float, largest: float) -> dict[str, Any]:
@@ -220,6 +228,14 @@ def _drawing(shown: _Shown, letter: float = 8.4, gap: float = 12.0, height: floa
         for i, j, v in shown.pairs
     ]  # fmt: skip
     return {"sides": sides, "lines": lines, "width": whole, "height": height}
+
+
+def _images_of(attribution: PairTable, sample: int) -> list[Tensor] | None:
+    """The images of a sample whose patches are its features, if the result has its inputs."""
+    values = [attribution.inputs.get(side) for side in SIDES]
+    if None in attribution.grids or any(value is None or value.dim() != 4 for value in values):
+        return None
+    return [value[sample] for value in values if value is not None]
 
 
 def _place_words(labels: tuple[list[str], list[str]]) -> list[list[tuple[float, float]]]:

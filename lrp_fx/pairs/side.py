@@ -99,6 +99,16 @@ class Side:
         return self.features.shown(self.tensors)
 
     @property
+    def explained(self) -> Tensor:
+        """The input with the features, detached."""
+        return self.tensors[self.features.input].detach()
+
+    @property
+    def has_entries(self) -> bool:
+        """Whether the input is worth keeping: features are its ids, or it is floating (an image, vectors)."""
+        return self.explained.is_floating_point() or self.explained.shape == self.shown.shape
+
+    @property
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of the patches of an image; None for other features."""
         return self.features.grid(self.tensors[self.features.input].shape)

@@ -14,6 +14,7 @@ from torch import Tensor
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.results.context import Context, Tokens
 from lrp_fx.results.notes import Note
+from lrp_fx.viz.viewer.schema import Input, Matrix
 
 #: one sample, or some of a batch
 Index = int | slice | Sequence[int] | Tensor
@@ -235,6 +236,10 @@ class Batch:
 
     def start_of(self, name: str) -> int | None:
         """Index of the first generated token in an input; None without one."""
+        return None
+
+    def viewer_parts(self) -> tuple[list[Input], list[Matrix]] | None:
+        """What the viewer's page shows of the only sample; None for inputs and latents by their shapes."""
         return None
 
     @property

@@ -192,7 +192,7 @@ class Result(Batch, Stored):
             ledger: show the ledger, computed if necessary.
             console: a rich console; None for standard output.
         """
-        samples = views.samples_of(self._in_words(words), ledger)
+        samples = self._in_words(words)._samples(ledger)
         printed(*map(views.rendered, samples), console=console)
 
     def to_html(
@@ -214,7 +214,7 @@ class Result(Batch, Stored):
         Raises:
             MissingExtraError: if jinja2 (for images and sound, matplotlib) is not installed.
         """
-        samples = views.samples_of(self._in_words(words), ledger)
+        samples = self._in_words(words)._samples(ledger)
         return page([views.panel(sample, facts or {}) for sample in samples], title)
 
     def save_html(self, path: str | Path, **options: Any) -> Path:
@@ -224,7 +224,7 @@ class Result(Batch, Stored):
     def _repr_html_(self) -> str | None:
         """For notebooks: the first samples, with the ledger if it was computed. None without jinja2 (or matplotlib)."""
         try:
-            samples = views.samples_of(self[:_NOTEBOOK]._in_words(True), None)
+            samples = self[:_NOTEBOOK]._in_words(True)._samples(None)
             more = len(self) - len(samples)
             return fragment([views.panel(s, {}) for s in samples], f"{more} more samples" if more else "")
         except MissingExtraError:
@@ -234,6 +234,17 @@ class Result(Batch, Stored):
         """For notebooks: HTML, and plain text where HTML cannot be shown."""
         html = self._repr_html_()
         return {"text/plain": repr(self), **({"text/html": html} if html is not None else {})}
+
+    def _samples(self, ledger: bool | None) -> list[views.Sample]:
+        """The samples to show, with their numbers if there are several."""
+        samples = [one._sample(ledger) for one in self]
+        if len(samples) == 1:
+            return samples
+        return [replace(one, heading=f"sample {number}: {one.heading}") for number, one in enumerate(samples)]
+
+    def _sample(self, ledger: bool | None) -> views.Sample:
+        """The parts of the only sample to show; for None, the ledger only if it was computed."""
+        return views.sample_of(self, ledger)
 
     def _in_words(self, words: bool) -> Self:
         return self.merge("words") if words and self.token_inputs else self

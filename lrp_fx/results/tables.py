@@ -83,17 +83,27 @@ def _entries(result: Batch, name: str, values: Tensor, sample: int, target: str 
         yield Share(text, amount, name, index[0] if len(index) == 1 else index, sample, target)
 
 
-def top(result: Batch, k: int, sign: str | int, special: bool) -> list[Share]:
-    """The k largest shares by magnitude of every sample and target, the largest first.
+def with_sign(sign: str | int) -> Callable[[float], bool]:
+    """Whether an amount has a sign: "positive", "negative" or "both"; also 1, -1, 0.
 
     Raises:
         InputError: for an unknown sign.
     """
     if sign not in SIGNS:
         raise InputError(f'sign={sign!r}: choose "positive" (1), "negative" (-1) or "both" (0)')
+    return SIGNS[sign]
+
+
+def top(result: Batch, k: int, sign: str | int, special: bool) -> list[Share]:
+    """The k largest shares by magnitude of every sample and target, the largest first.
+
+    Raises:
+        InputError: for an unknown sign.
+    """
+    has_sign = with_sign(sign)
     groups: dict[tuple[int, str | None], list[Share]] = {}
     for share in shares(result, special):
-        if SIGNS[sign](share.relevance):
+        if has_sign(share.relevance):
             groups.setdefault((share.sample, share.target), []).append(share)
     return [s for group in groups.values() for s in sorted(group, key=lambda s: -abs(s.relevance))[:k]]
 

@@ -89,16 +89,21 @@ def _sample(one: Batch, number: int, ledger: bool, neurons: Neurons) -> Sample:
     answers = one.context.answers
     names = one.target_names or (answers[0] if answers else "explained value",)
     amounts, reason = _ledger(one, ledger)
-    inputs = [_input(one, n, _targets(one, r)) for n, r in one.relevance.items()]
+    inputs, matrices = one.viewer_parts() or _parts(one, neurons)
     return {
         "name": _name(one, number),
         "targets": [{"name": n, "value": encode.finite(v)} for n, v in zip(names, values, strict=True)],
         "inputs": inputs,
-        "matrices": _matrices(one, inputs, neurons),
+        "matrices": matrices,
         "notes": [str(note) for note in one.notes],
         "ledger": amounts,
         "no_ledger": reason,
     }
+
+
+def _parts(one: Batch, neurons: Neurons) -> tuple[list[Input], list[Matrix]]:
+    inputs = [_input(one, n, _targets(one, r)) for n, r in one.relevance.items()]
+    return inputs, _matrices(one, inputs, neurons)
 
 
 def _name(one: Batch, number: int) -> str:

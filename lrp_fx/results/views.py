@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,9 +14,8 @@ from lrp_fx.viz import Panel, Text, Word
 from lrp_fx.viz.terminal import ledger_table, render_sample, top_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import RenderableType
-
-_MOST = 12  #: number of shares of other inputs than text in a terminal
 
 
 @dataclass(frozen=True)
@@ -24,39 +23,33 @@ class Sample:
     """The parts of one explained sample to show.
 
     Attributes:
-        result: the result of this sample alone.
         texts: words of each input of tokens, and of each target if there are several.
-        others: inputs other than text.
+        shares: lists all shares, for the table of the largest.
+        pictures: (caption, function that draws it), for a page.
         ledger: amounts by category; empty without a ledger.
         notes: notes, and the reason of a missing ledger.
         heading: the explained value.
         facts: further names and values.
+        ranked: what a page ranks by relevance; None for the words of the texts.
     """
 
-    result: Batch
-    texts: list[Text]
-    others: list[str]
+    texts: Sequence[Text]
+    shares: Callable[[], list[Word]]
+    pictures: Sequence[tuple[str, Callable[[], Figure]]]
     ledger: Mapping[str, float]
-    notes: list[str]
+    notes: Sequence[str]
     heading: str
     facts: Mapping[str, str] = field(default_factory=dict)
+    ranked: Sequence[Word] | None = None
 
 
-def samples_of(result: Batch, ledger: bool | None, title: str = "") -> list[Sample]:
-    """The samples of a result.
+def sample_of(one: Batch, ledger: bool | None) -> Sample:
+    """The parts of a result of one sample: its words, pictures of its other inputs, its ledger.
 
     Args:
-        result: the result, with tokens merged or not.
-        ledger: whether to show (and compute) the ledger of each sample; None: only if it was computed.
-        title: a word before the number of each sample of a batch.
+        one: the result, with tokens merged or not.
+        ledger: whether to show (and compute) the ledger; None: only if it was computed.
     """
-    one_of = len(result) > 1
-    return [
-        _sample(one, ledger, f"{title or 'sample'} {i}: " if one_of else "") for i, one in enumerate(result)
-    ]  # fmt: skip
-
-
-def _sample(one: Batch, ledger: bool | None, prefix: str) -> Sample:
     names = one.token_inputs
     texts = [text for name in names for text in _texts(one, name, name if len(names) > 1 else "")]
     notes, amounts = [], {}
@@ -66,8 +59,16 @@ def _sample(one: Batch, ledger: bool | None, prefix: str) -> Sample:
         except LatentError as reason:
             notes.append(f"no ledger: {reason}")
     others = [name for name in one.relevance if name not in names]
-    heading = prefix + heading_of(one)
-    return Sample(one, texts, others, amounts, [*map(str, one.notes), *notes], heading, {"rules": one.ruleset})
+    drawn = others if one.target_names is None else []
+    return Sample(
+        texts,
+        lambda: _shares(one, texts, others),
+        [(name, lambda name=name: draw(one, "auto", name)) for name in drawn],  # type: ignore[misc]
+        amounts,
+        [*map(str, one.notes), *notes],
+        heading_of(one),
+        {"rules": one.ruleset},
+    )
 
 
 def _texts(one: Batch, name: str, heading: str) -> list[Text]:
@@ -81,18 +82,20 @@ def _texts(one: Batch, name: str, heading: str) -> list[Text]:
     return [whole, *each]
 
 
+def _shares(one: Batch, texts: Sequence[Text], others: Sequence[str]) -> list[Word]:
+    words = [word for text in texts if not text.folded for word in text.words]
+    return words + [Word(share.text, share.relevance) for share in tables.shares(one) if share.input in others]
+
+
 def panel(sample: Sample, facts: Mapping[str, str]) -> Panel:
     """A sample on a page, with further ``facts``."""
-    kind = "matrix" if sample.result.target_names is not None else "auto"
-    pictures = [(name, draw(sample.result, kind, name)) for name in sample.others] if kind == "auto" else []
-    return Panel(sample.heading, {**sample.facts, **facts}, sample.texts, pictures, sample.ledger, sample.notes)
+    pictures = [(caption, draw_it()) for caption, draw_it in sample.pictures]
+    facts = {**sample.facts, **facts}
+    return Panel(sample.heading, facts, sample.texts, pictures, sample.ledger, sample.notes, sample.ranked)
 
 
 def rendered(sample: Sample) -> RenderableType:
     """A sample in a terminal; images and sounds by their largest shares."""
     texts = [(text.heading, text.words) for text in sample.texts]
-    words = [word for text in sample.texts if not text.folded for word in text.words]
-    shares = [s for s in tables.shares(sample.result) if s.input in sample.others]
-    words += [Word(s.text, s.relevance) for s in sorted(shares, key=lambda s: -abs(s.relevance))[:_MOST]]
-    shown = [top_table(words), *([ledger_table(sample.ledger)] if sample.ledger else [])]
+    shown = [top_table(sample.shares()), *([ledger_table(sample.ledger)] if sample.ledger else [])]
     return render_sample(sample.heading, texts, shown, sample.notes)

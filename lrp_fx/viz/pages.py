@@ -47,6 +47,7 @@ class Panel:
         pictures: (caption, figure).
         ledger: amounts by category, which sum to the explained value; an empty one is not shown.
         notes: caveats about the explanation.
+        ranked: what the table of the most relevant parts ranks; None for the words of the texts.
     """
 
     heading: str = ""
@@ -55,6 +56,7 @@ class Panel:
     pictures: Sequence[tuple[str, Figure]] = ()
     ledger: Mapping[str, float] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    ranked: Sequence[Word] | None = None
 
 
 def template(name: str, room: str = "lrp_fx.viz") -> Any:
@@ -105,7 +107,8 @@ def cells(words: Sequence[Word]) -> list[dict[str, Any]]:
 
 def _shown(panel: Panel) -> dict[str, Any]:
     words = [word for text in panel.texts if not text.folded for word in text.words]
-    ranked = [(word.text, word.relevance) for word in most_relevant(words)[:_RANKED]]
+    most = most_relevant(words if panel.ranked is None else panel.ranked)[:_RANKED]
+    ranked = [(word.text, word.relevance) for word in most]
     texts = [
         {"heading": text.heading, "folded": text.folded, "cells": cells(text.words), "scale": largest(text.words)}
         for text in panel.texts

@@ -1,6 +1,7 @@
 """Relevance maximisation against brute force; dictionaries against their definition; the gallery."""
 
 import functools
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -311,28 +312,66 @@ def test_a_gallery_of_tokens_and_one_of_images(tmp_path):
         gallery(xmodel, found, [0], input="nothing")
 
 
-def test_relevance_of_features_is_kept_shown_and_drawn(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def embedded():
     _, x, xmodel = bottleneck()
     torch.manual_seed(0)
-    found = explain_features(xmodel, Autoencoder(8, 12), x, at="embed", target=2)
+    return explain_features(xmodel, Autoencoder(8, 12), x, at="embed", target=2)
+
+
+def test_relevance_of_features_is_kept_shown_and_drawn(embedded, tmp_path, capsys):
     for name in ("features.safetensors", "features.json.gz"):
-        again = lrp_fx.load_result(found.save(tmp_path / name))
-        assert type(again) is type(found) and again.ruleset == found.ruleset == "attnlrp"
-        assert all(
-            torch.equal(getattr(again, part), getattr(found, part)) for part in ("features", "error", "bias", "target")
-        )
+        again = lrp_fx.load_result(embedded.save(tmp_path / name))
+        assert type(again) is type(embedded) and again.ruleset == embedded.ruleset == "attnlrp"
+        for part in ("features", "error", "bias", "target", "latent", "activations", "reconstruction"):
+            assert torch.equal(getattr(again, part), getattr(embedded, part))
         with pytest.raises(LatentError, match="explain again"):
             again.to_inputs(0)
-    rows = found.to_dataframe()
-    assert rows["relevance"].sum() == pytest.approx(float(found.features.sum())) and set(rows["feature"]) <= set(
-        range(12)
-    )
-    assert sum(found.amounts().values()) == pytest.approx(float(found.latent.sum()))
-    (best, amount), *_ = found.top(3)
-    assert abs(amount) == pytest.approx(float(found.features.reshape(-1, 12).sum(0).abs().max())) and len(found) == len(
-        x
-    )
-    found.show(3)
+    best = embedded[0].top(1)[0]
+    embedded.show()
     printed = capsys.readouterr().out
-    assert f"feature {best}" in printed and "other features" in printed and "error" in printed
-    assert f"latent {float(found.latent.sum()):.4g}" in found.plot(3).axes[0].get_xlabel()
+    assert best.text == f"feature {best.position}" in printed and "beside the latent" in printed and "error" in printed
+    assert f"latent {float(embedded.latent.sum()):.4g}" in embedded.plot(k=3).axes[0].get_xlabel()
+    assert embedded[0].plot("waterfall") is not None and "sample 1" in embedded._repr_html_()
+    assert "features by position" in embedded.view(tmp_path / "view.html").read_text()
+    with pytest.raises(InputError, match="auto, bar, waterfall"):
+        embedded.plot("image")
+
+
+def test_files_of_the_first_version_have_flat_names(embedded, tmp_path):
+    from lrp_fx.results import document, storage
+
+    names = ("features", "error", "bias", "latent", "activations", "reconstruction", "target")
+    tensors = {name: getattr(embedded, name) for name in names}
+    storage.write(document.Document(embedded._document(True).about, tensors), tmp_path / "old.json.gz")
+    again = lrp_fx.load_result(tmp_path / "old.json.gz")
+    assert all(torch.equal(getattr(again, name), tensors[name]) for name in names)
+
+
+def test_features_are_a_result(embedded):
+    """What every result can do; the totals stay, and relevance at the inputs follows."""
+    assert isinstance(embedded, lrp_fx.results.Result)
+    rows = embedded.to_dataframe()
+    assert rows["relevance"].sum() == pytest.approx(float(embedded.features.sum()))
+    assert set(rows["feature"]) <= set(range(12))
+    assert sum(embedded.amounts().values()) == pytest.approx(float(embedded.target.sum()))
+    assert embedded.to_dataframe("category")["amount"].sum() == pytest.approx(float(embedded.target.sum()))
+    largest = embedded[0].features.reshape(-1, 12).sum(0).abs().max()
+    assert abs(embedded.top(1)[0].relevance) == pytest.approx(float(largest))
+    assert [share.sample for share in embedded.top(1)] == list(range(len(embedded)))
+    named = embedded.knowing(features={"features": [f"idea {i}" for i in range(12)]})
+    assert named.top(1)[0].text.startswith("idea ")
+    whole = embedded.to_inputs(3)["x"]
+    torch.testing.assert_close(embedded[1:2].to_inputs(3)["x"], whole[1:2])
+    torch.testing.assert_close(embedded[1:].to_inputs(embedded[1:].features > 0)["x"], embedded.to_inputs(
+        (embedded.features > 0) & (torch.arange(len(embedded)) > 0).reshape(-1, *[1] * (embedded.features.dim() - 1))
+    )["x"][1:])  # fmt: skip
+    torch.testing.assert_close((embedded * 3 - embedded).to_inputs(3)["x"], 2 * whole)
+    torch.testing.assert_close(embedded.aggregate("samples").to_inputs(3)["x"], whole.sum(0, keepdim=True))
+    assert embedded.to(torch.float32).to_inputs(3)["x"].dtype is torch.float32
+    torch.testing.assert_close(pickle.loads(pickle.dumps(embedded)).features, embedded.features)
+    for wrong in (lambda: embedded.aggregate("layers"), lambda: embedded.merge("words")):
+        with pytest.raises(InputError):
+            wrong()
+    with pytest.raises(LatentError, match="dropped"):
+        embedded.without_inputs().activations  # noqa: B018

@@ -38,10 +38,10 @@ export function entries(panel) {
   const inputs = total(panel.sample.inputs.map((input) => total(sumOfRows(input.relevance, panel.rows()))));
   const value = panel.value();
   const base = ledger ? ledger.filter(([name]) => name !== "input") : [["all else", value - inputs]];
-  const booked = ledger ? total(ledger.filter(([name]) => name === "input").map((entry) => entry[1])) : inputs;
+  const booked = ledger ? ledger.filter(([name]) => name === "input").map((entry) => entry[1]) : [inputs];
   const rows = base.map(([name, part]) => ({ name, amount: part, kind: "base" }));
   if (count) rows.push({ name: `inputs: ${count} chosen`, amount, kind: "chosen" });
-  rows.push({ name: count ? "inputs: the others" : "inputs", amount: booked - amount, kind: "inputs" });
+  if (booked.length) rows.push({ name: count ? "inputs: the others" : "inputs", amount: total(booked) - amount, kind: "inputs" });
   const left = value - total(rows.map((row) => row.amount));
   const size = Math.max(Math.abs(value), ...rows.map((row) => Math.abs(row.amount)));
   if (Math.abs(left) > ROUNDING * size) rows.push({ name: "not accounted for", amount: left, kind: "base" });
