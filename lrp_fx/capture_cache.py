@@ -9,6 +9,7 @@ captured call; PyTorch's switches (default precision, autocast) are the same; th
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import logging
 import re
@@ -34,6 +35,7 @@ from lrp_fx.capture.record import CaptureRecord, Captures
 from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import CaptureError, LrpError, RecaptureWarning
 from lrp_fx.explain.check import WHEN
+from lrp_fx.graph.module_calls import paths_of_attribute
 from lrp_fx.operators.table import OpTable
 from lrp_fx.specialization import Specialization
 from lrp_fx.status import converting, stage
@@ -277,7 +279,9 @@ class CaptureCache:
         check_stage("capture", Stage(captured.graph_module, self.ops))
         facts = analyse_detached(captured.graph_module, self.ops, self.options.detach)
         check_stage("analysis", Stage(captured.graph_module, self.ops, facts))
-        return Entry((*example.key, *switches()), state, Specialization(captured, facts, example.sizes_only()), reason)
+        aliases = functools.partial(paths_of_attribute, self.model)
+        specialization = Specialization(captured, facts, example.sizes_only(), aliases=aliases)
+        return Entry((*example.key, *switches()), state, specialization, reason)
 
     def _to_front(self, entry: Entry) -> None:
         entries = self._entries

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, fx
-from torch.utils import _pytree as pytree
+from torch import fx
 
 from lrp_fx.capture import Call
 from lrp_fx.capture_cache import CaptureCache, Options
-from lrp_fx.encode import KINDS, Encoded, InputEncoder, kind_of
-from lrp_fx.errors import CaptureError, InputError
+from lrp_fx.encode import Encoded, InputEncoder, encoded_call
+from lrp_fx.errors import CaptureError
 from lrp_fx.operators.table import OpTable
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.specialization import Specialization
@@ -85,25 +82,13 @@ class ConvertedModule(StandIn):
         Raises:
             InputError: for a raw input that the model was converted without an encoder for, and for two of one kind.
         """
-        kinds = list(itertools.takewhile(lambda kind: kind is not None, map(kind_of, args)))
-        raw = {kind: value for kind, value in zip(kinds, args, strict=False) if kind is not None}
-        if not raw:
-            return args, kwargs, None
-        missing = [k for k, v in raw.items() if self.encoder is None or not self.encoder.takes(v, k)]
-        if self.encoder is None or missing:
-            if any(isinstance(v, (torch.Tensor, np.ndarray)) for v in pytree.tree_leaves((args, kwargs))):
-                return args, kwargs, None  # the raw argument is a constant of a call with tensors
-            kind = missing[0]
-            raise InputError(f"nothing encodes this {kind}: lrp_fx.convert(model, {KINDS[kind].tool}=...)")
-        if len(raw) < len(kinds):
-            raise InputError(f"{len(kinds)} raw inputs of the kinds {', '.join(raw)}: give several as a list")
-        rate = None if self.encoder.facts.names("sampling_rate") else kwargs.pop("sampling_rate", None)
-        encoded = self.encoder.encode(raw, kwargs, left, rate)
+        return encoded_call(self.encoder, self._floating, args, kwargs, left)
+
+    def _floating(self) -> torch.Tensor:
+        """A tensor with device and precision of the model's parameters."""
         floating = (p for p in self.model.parameters() if p.is_floating_point())
         like = next(floating, torch.empty(0))
-        like = torch.empty(0, dtype=like.dtype) if like.is_meta else like  # (offloaded weights)
-        tensors = {n: _placed_like(v, like) if n not in kwargs else v for n, v in encoded.inputs.items()}
-        return args[len(kinds) :], tensors, encoded
+        return torch.empty(0, dtype=like.dtype) if like.is_meta else like  # (offloaded weights)
 
     def rule_set(self, rules: RuleSource | None) -> RuleSet:
         """The rule set of a call; None for the one of the conversion."""
@@ -122,10 +107,3 @@ class ConvertedModule(StandIn):
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy, or an unpickled one, has the model and the rule set, and an empty capture cache."""
         return type(self), (self.model, self.ruleset, self.captures.ops, self.captures.options, self.encoder)
-
-
-def _placed_like(value: Any, parameter: Tensor) -> Any:
-    """A tensor on the device of a parameter; a floating one in its precision, too."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(parameter) if value.is_floating_point() else value.to(parameter.device)

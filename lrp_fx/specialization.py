@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -59,6 +59,7 @@ class Specialization:
         compiled: compiled graphs without a condition, by rule set and latents, the latest first.
         checked: (rule set, whether fused attention was decomposed) of explanations that passed their first check.
         gradient_notes: notes of the first explanation under the gradient rules; None before it.
+        aliases: name of a latent that is no path in the model -> paths of the module that it means.
     """
 
     captured: Captured
@@ -72,6 +73,7 @@ class Specialization:
     compiled: Recent[Key, tuple[Lowered, ...]] = field(default_factory=_recent)
     checked: set[tuple[str, bool]] = field(default_factory=set)
     gradient_notes: tuple[Note, ...] | None = None
+    aliases: Callable[[str], Iterable[str]] = field(default=lambda name: (), repr=False)
 
     def explain(
         self,
@@ -192,7 +194,8 @@ class Specialization:
         return (self.written_out if looks_inside(at) else self)._tapped(ruleset, at)
 
     def _tapped(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
-        return self.sweepers.recall((ruleset.key, at), lambda: Sweeper.build(self.captured, self.under(ruleset), at))
+        build = functools.partial(Sweeper.build, self.captured, aliases=self.aliases)
+        return self.sweepers.recall((ruleset.key, at), lambda: build(self.under(ruleset), at))
 
     def forget(self, key: str) -> None:
         """Drop all graphs of a rule set."""
@@ -213,7 +216,7 @@ class Specialization:
         facts = analyse(captured.graph_module.graph, self.facts.ops)
         facts.seen_through = self.facts.seen_through
         check_stage("analysis", Stage(captured.graph_module, self.facts.ops, facts))
-        return Specialization(captured, facts, self.example)
+        return Specialization(captured, facts, self.example, aliases=self.aliases)
 
     def checkpointed_sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:
         """The tapped graph with its repeated blocks checkpointed."""

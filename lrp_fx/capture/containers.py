@@ -159,16 +159,24 @@ def _nodes(tree: Any) -> list[Any]:
     return pytree.tree_leaves(tree, is_leaf=lambda node: isinstance(node, Opened))
 
 
+_LISTS = ("named_parameters", "named_buffers")  #: methods by which export names a model's tensors
+
+
 def standing_in(model: nn.Module, tree: Any) -> nn.Module:
-    """The model; if ``tree`` has :class:`Opened` objects, a stand-in with the same state that puts them together."""
-    if not structures(tree):
-        return model
+    """The model, or a stand-in with the same state: if ``tree`` has :class:`Opened` objects, it puts them together; if
+    the model lists its parameters or buffers under names of its own, it lists them under their paths, as export does.
+    """
     kind = type(model)
+    methods = {name: own for name in _LISTS if getattr(kind, name) is not (own := getattr(nn.Module, name))}
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return kind.__call__(self, *closed(args), **closed(kwargs))
 
-    twin: nn.Module = object.__new__(type(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__}))
+    if structures(tree):
+        methods["__call__"] = call
+    if not methods:
+        return model
+    twin: nn.Module = object.__new__(type(kind.__name__, (kind,), {**methods, "__module__": kind.__module__}))
     object.__setattr__(twin, "__dict__", vars(model))
     return twin
 

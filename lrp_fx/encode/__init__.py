@@ -1,5 +1,6 @@
 """Raw inputs: encodes texts, chats, images and sound as model inputs, with tokens and notes for results."""
 
+from lrp_fx.encode.calls import encoded_call
 from lrp_fx.encode.encoded import Encoded
 from lrp_fx.encode.encoder import KINDS, InputEncoder, Raw, kind_of
 from lrp_fx.encode.images import open_image
@@ -14,6 +15,7 @@ __all__ = [
     "Text",
     "TextEncoder",
     "are_texts",
+    "encoded_call",
     "kind_of",
     "open_image",
     "open_sound",

@@ -7,7 +7,7 @@ neurons of the layer), ``model.layers.3.self_attn@mixed`` a part of its attentio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
@@ -86,8 +86,16 @@ def looks_inside(patterns: Iterable[str]) -> bool:
     return any(pattern.rpartition("@")[2] in INSIDE for pattern in patterns if "@" in pattern)
 
 
-def find_latents(graph: Graph, facts: Facts, patterns: Iterable[str]) -> dict[str, Node]:
+def find_latents(
+    graph: Graph, facts: Facts, patterns: Iterable[str], aliases: Callable[[str], Iterable[str]] = lambda name: ()
+) -> dict[str, Node]:
     """Nodes whose names match one of ``patterns``; a pattern without "@" means outputs of modules.
+
+    Args:
+        graph: the captured graph.
+        facts: its facts.
+        patterns: names and globs.
+        aliases: pattern that matches nothing -> other names of what it means.
 
     Raises:
         LatentError: for a pattern that matches nothing in the graph.
@@ -104,6 +112,9 @@ def find_latents(graph: Graph, facts: Facts, patterns: Iterable[str]) -> dict[st
             for name, node in named.items()
             if node is not None and ("@" in name) == ("@" in pattern) and fnmatchcase(name, pattern)
         }
+        if not matches:
+            alias = next((named[name] for name in aliases(pattern) if name in named), None)
+            matches = {} if alias is None else {pattern: alias}
         if not matches:
             near = get_close_matches(pattern, named, n=3, cutoff=0.3)
             raise LatentError(

@@ -75,9 +75,15 @@ class Sweeper:
     latents: dict[str, Node]
 
     @classmethod
-    def build(cls, captured: Captured, rewritten: Rewritten, at: Iterable[str]) -> Sweeper:
-        """Tap the rewritten graph at its sources and at the modules named by ``at``."""
-        latents = find_latents(captured.graph_module.graph, rewritten.plan.facts, at)
+    def build(
+        cls,
+        captured: Captured,
+        rewritten: Rewritten,
+        at: Iterable[str],
+        aliases: Callable[[str], Iterable[str]] = lambda name: (),
+    ) -> Sweeper:
+        """Tap the rewritten graph at its sources and at the latents ``at``; ``aliases`` as in :func:`find_latents`."""
+        latents = find_latents(captured.graph_module.graph, rewritten.plan.facts, at, aliases)
         tapped, plan = tap(rewritten, latents.values()), rewritten.plan
         check_stage("taps", Stage(tapped, plan.facts.ops, plan=plan))
         return cls(captured, rewritten, tapped, latents)

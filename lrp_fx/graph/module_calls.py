@@ -6,6 +6,7 @@ every module call write the place to the metadata of the traced nodes; they do n
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -40,6 +41,23 @@ class Place(NamedTuple):
 def places(node: Node) -> list[Place]:
     """The module inputs and outputs that ``node`` computes."""
     return [Place(*place) for place in node.meta.get(CALLS, ())]
+
+
+def paths_of_attribute(model: torch.nn.Module, name: str) -> list[str]:
+    """Paths of the module that ``name`` reads as an attribute: a library may give a module other names than its path.
+
+    Args:
+        model: the model.
+        name: names of attributes, separated by dots; what follows "@" is kept at the paths.
+    """
+    dotted, at, part = name.partition("@")
+    try:
+        module = operator.attrgetter(dotted)(model)
+    except Exception:  # attributes may be computed by any code
+        return []
+    if not isinstance(module, torch.nn.Module):
+        return []
+    return [path + at + part for path, other in model.named_modules(remove_duplicate=False) if other is module]
 
 
 @contextmanager

@@ -64,7 +64,8 @@ def pipeline(
 
     Args:
         task: the name of a task (:data:`lrp_fx.pipelines.TASKS`), or a pipeline of transformers.
-        model: a module, a converted module, the folder of a saved model, or a pipeline of transformers.
+        model: a module, a converted module, the folder of a saved model, a pipeline of transformers, or an export
+            (:class:`lrp_fx.integrations.transformers.ExportedModule`).
         rules: the rule set.
         labels: names of classes; None for those of the model's configuration.
         **options: ``tokenizer``, ``processor``, ``image_processor``, ``feature_extractor``; others go to
@@ -91,6 +92,9 @@ def pipeline(
         tools = {tool: value if value is not None else getattr(pipe, tool, None) for tool, value in tools.items()}
     elif isinstance(module, str):
         module, tools["tokenizer"] = _loaded(TASKS[name], module, tools["tokenizer"])
+    export: Any = module if converted is None and hasattr(module, "explain") else None  # explains under its own rules
+    if export is not None:
+        return Pipeline(name, export, pipe)
     xmodel = converted if converted is not None else convert(module, rules=rules, labels=labels, **tools)
     return Pipeline(name, xmodel, pipe)
 

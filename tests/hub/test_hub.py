@@ -1,9 +1,12 @@
 """Models saved with their rules, and model cards."""
 
+import dataclasses
 import json
 
+import huggingface_hub as hf
 import pytest
 import torch
+import yaml
 from saved_words import model, tokenizer
 from torch import nn
 
@@ -55,3 +58,47 @@ def test_a_section_of_a_model_card():
     assert page.endswith(
         "| rules | deletion | pointing |\n|---|---|---|\n| default | 0.5 | 1 |\n| attnlrp | 0.25 |  |\n"
     )
+
+
+def test_evaluation_entries_are_what_the_hub_reads_back():
+    check = testing.check(nn.Linear(4, 3), torch.randn(2, 4))
+    results = {"default": {"deletion": 0.5, "pointing": 1.0}, "attnlrp": {"deletion": 0.25}}
+    data = hf.ModelCardData(
+        model_name="words", eval_results=hub.eval_results(results, task="text-classification", dataset="owner/words")
+    )
+    again = hf.ModelCardData(**yaml.safe_load(data.to_yaml()))
+    assert again.eval_results == data.eval_results and len(again.eval_results) == 3
+    read = {(r.metric_args["rules"], r.metric_type): r.metric_value for r in again.eval_results}
+    assert read["default", "pointing"] == 1.0 and read["attnlrp", "deletion"] == 0.25
+    entries = hub.eval_entries(results, dataset="owner/words", check=check, date="2026-11-26")
+    assert hf.parse_eval_result_entries(yaml.safe_load(yaml.dump(entries)))[2].value == 0.25
+    assert entries[0]["dataset"] == {"id": "owner/words", "task_id": "deletion"}
+    assert entries[0]["notes"].endswith("rules default; explanations checked")
+    failed = dataclasses.replace(check, failures=(testing.Failure("outputs", "outputs differ"),))
+    with pytest.raises(InputError, match="explanations of Linear do not hold: outputs"):
+        hub.eval_entries(results, dataset="owner/words", check=failed)
+
+
+HUBCONF = """
+dependencies = ["torch", "lrp_fx"]
+import torch
+from lrp_fx import hub
+
+def small_net(classes=3):
+    "A small net."
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(), torch.nn.ReLU(), torch.nn.Linear(8, classes))
+
+small_net_explained = hub.explainable(small_net, rules="attnlrp")
+"""
+
+
+def test_an_entry_point_of_torch_hub(tmp_path):
+    (tmp_path / "hubconf.py").write_text(HUBCONF)
+    model = torch.hub.load(tmp_path, "small_net", source="local", classes=5).eval()
+    xmodel = torch.hub.load(tmp_path, "small_net_explained", source="local", classes=5)
+    x = torch.randn(2, 4)
+    found, expected = xmodel.explain(x, target=4), lrp_fx.convert(model, rules="attnlrp").explain(x, target=4)
+    assert torch.equal(found.relevance["input"], expected.relevance["input"]) and found.ruleset == "attnlrp"
+    other = torch.hub.load(tmp_path, "small_net_explained", source="local", explain_rules="cp_lrp")
+    assert other.ruleset.name == "cp_lrp"

@@ -7,14 +7,21 @@ PACKAGES = {
     "captum": "captum",
     "data": "pyarrow",
     "inseq": "inseq",
+    "model_explorer": "model_explorer",
+    "netron": "netron",
     "nnsight": "nnsight",
     "quantus": "quantus",
     "ray": "ray",
     "sae_lens": "sae_lens",
     "shap": "shap",
-    "transformer_lens": "transformer_lens",
-    "zennit": "zennit",
     "sklearn": "sklearn",
+    "skorch": "skorch",
+    "timm": "timm",
+    "transformer_lens": "transformer_lens",
+    "transformer_lens_4": "transformer_lens",
+    "transformers": "transformers",
+    "zennit": "zennit",
+    "zennit_crp": "crp",
 }
 
 
