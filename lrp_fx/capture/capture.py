@@ -23,6 +23,7 @@ from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.offload import without_hooks
 from lrp_fx.capture.packed import decided_by_lengths, unlike_rows
 from lrp_fx.capture.passes import normalize as normalise
+from lrp_fx.capture.passes.autocast import mark_recorded, write_casts
 from lrp_fx.capture.passes.causal_masks import shorten_masks
 from lrp_fx.capture.passes.conditional_norms import free_of_inputs
 from lrp_fx.capture.passes.control_flow import Unrolled, drop_block_masks, holds_control, holds_vmap
@@ -102,7 +103,12 @@ def capture(
         if holds_vmap(program.graph_module):
             return _by_trace(model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap")
         stage("passes")
-        graph_module, spec = plain(program), program.call_spec
+        try:
+            graph_module, spec = plain(program), program.call_spec
+        except CaptureError as error:
+            if route == "export":
+                raise
+            return _by_trace(model, call, args, kwargs, start, dynamic, str(error).splitlines()[0])
         if holds_control(graph_module):
             recording = _recorded(model, _unrolled(graph_module), call, dynamic)
             return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
@@ -194,13 +200,16 @@ def _captured(
 ) -> Captured:
     """A recorded run as a capture: a graph with the model's signature, and a separate graph of its decisions."""
     graph_module = recording.graph_module
+    normalise.in_one_mode(graph_module.graph)
+    mark_recorded(graph_module.graph)
+    write_casts(graph_module)
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
     drop_unread_writes(graph_module.graph)
     if any(is_mutating(n) for n in graph_module.graph.nodes):
         graph_module = functional(graph_module, call.leaves)
         normalise.mend(graph_module.graph)
-    normalise.in_one_mode(graph_module.graph)
+        normalise.in_one_mode(graph_module.graph)
     end: Any = graph_module.graph.output_node()
     outputs, *decisive = end.args[0]  # type: ignore[misc]
     end.args = ([n for nodes in decisive for n in nodes],)  # type: ignore[union-attr]

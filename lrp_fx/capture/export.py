@@ -27,8 +27,9 @@ from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.packed import PackedSequences
 from lrp_fx.capture.passes import normalize as normalise
-from lrp_fx.capture.passes.detached import InferenceMode, see_through_written
+from lrp_fx.capture.passes.detached import GradientModes, see_through_written
 from lrp_fx.capture.passes.functionalize import functionalise
+from lrp_fx.capture.passes.regions import inline_regions
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.source_lines import SourceLines, without_stacks
 from lrp_fx.errors import CaptureError
@@ -70,7 +71,7 @@ def exports(
                 traceable(model),
                 torch.enable_grad(),
                 written_out(model, dynamic, PackedSequences()),
-                InferenceMode(),
+                GradientModes(),
                 SourceLines(),
                 without_stacks(),
                 noting_calls(model),
@@ -323,13 +324,13 @@ def _reasons(environment: Any) -> dict[tuple[str, int], str]:
 def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The exported program as a functional GraphModule that shares the model's parameters."""
     graph_module = _unlifted(program)
-    normalise.inline_regions(graph_module)
+    inline_regions(graph_module)
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
     see_through_written(graph_module.graph)
     if not functionalise(graph_module):
         graph_module = _unlifted(program.run_decompositions({}))
-        normalise.inline_regions(graph_module)
+        inline_regions(graph_module)
         normalise.drop_assertions(graph_module.graph)
         see_through_written(graph_module.graph)
         functionalise(graph_module)

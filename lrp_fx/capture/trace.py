@@ -30,7 +30,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import returned
 from lrp_fx.capture.passes.control_flow import CarriedOut
-from lrp_fx.capture.passes.detached import InferenceMode, detach_results, is_written, see_through_written, switched_off
+from lrp_fx.capture.passes.detached import GradientModes, detach_results, is_written, see_through_written, switched_off
 from lrp_fx.capture.passes.normalize import see_through
 from lrp_fx.capture.read_values import Reads, Transforms
 from lrp_fx.capture.source_lines import SourceLines
@@ -157,7 +157,7 @@ def _record(
         for place, tensor in zip(places, tensors, strict=True):
             filled[place] = tensor
         # the last mode is called first; Reads sees all calls
-        with reads, answers, InferenceMode(), SourceLines(), _uncompiled():
+        with reads, answers, GradientModes(), SourceLines(), _uncompiled():
             output = call(*filled)
         outputs["leaves"], outputs["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in outputs["leaves"] if isinstance(leaf, Tensor)]

@@ -100,15 +100,24 @@ def _nodes(value: Any) -> list[Node | None]:
     return [None if slot is None else slot.proxy.node for slot in slots]
 
 
+def note(node: Node, key: str, value: Any) -> None:
+    """Note a plain value in metadata that PyTorch's passes carry along."""
+    node.meta[_CARRIED] = {**node.meta.get(_CARRIED, {}), key: value}
+
+
+def noted(node: Node, key: str) -> Any:
+    """The value that was noted under a key; None without one."""
+    return node.meta.get(_CARRIED, {}).get(key)
+
+
 def _note(node: Node, further: list[Any]) -> None:
-    custom = node.meta.get(_CARRIED, {})
-    node.meta[_CARRIED] = {**custom, CALLS: [*custom.get(CALLS, ()), *map(list, further)]}
+    note(node, CALLS, [*(noted(node, CALLS) or ()), *map(list, further)])
 
 
 def hand_on(node: Node, to: Node) -> None:
     """Copy the places of ``node`` to its replacement."""
-    if noted := node.meta.get(_CARRIED, {}).get(CALLS):
-        _note(to, noted)
+    if calls := noted(node, CALLS):
+        _note(to, calls)
 
 
 def unnoted(meta: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def _written_out(graph_module: fx.GraphModule, ops: OpTable, depth: int) -> bool
         if _is_undeclared(node, ops, reached) and depth:
             decomposed = _decomposed(graph_module, node, ops, depth)
             if decomposed is not None:
-                reached |= _put_in_place(graph_module, node, decomposed)
+                reached |= put_in_place(graph_module, node, decomposed)
                 changed = True
     return changed
 
@@ -83,7 +83,7 @@ def _decomposed(graph_module: fx.GraphModule, node: Node, ops: OpTable, depth: i
         return None
     for function in _decompositions(node.target):
         try:
-            traced = _traced(graph_module, node, function)
+            traced = traced_call(graph_module, node, function)
         except Exception:  # a kernel that reads values, or that knows no symbolic sizes
             continue
         _written_out(traced, ops, depth - 1)
@@ -98,20 +98,30 @@ def _decompositions(target: Any) -> Iterator[Callable[..., Any]]:
     if target in SPELLINGS:
         yield SPELLINGS[target]
     if target._can_decompose():
-        yield functools.partial(_composite, target)
+        yield functools.partial(composite, target)
     if target in decomposition_table:
         yield decomposition_table[target]
 
 
-def _composite(target: Any, *args: Any, **kwargs: Any) -> Any:
+def composite(target: Any, *args: Any, **kwargs: Any) -> Any:
     """One level of a composite operator, without function modes, which would return the operator itself."""
     with torch._C.DisableTorchFunction():
         return target.decompose(*args, **kwargs)
 
 
-def _traced(graph_module: fx.GraphModule, node: Node, function: Callable[..., Any]) -> fx.GraphModule:
+def traced_call(
+    graph_module: fx.GraphModule,
+    node: Node,
+    function: Callable[..., Any],
+    context: AbstractContextManager[Any] | None = None,
+) -> fx.GraphModule:
+    """The graph of a function of the arguments of ``node``, traced in a context; its inputs are the node's operands.
+
+    Raises:
+        Exception: if it reads values, or sizes that are symbolic.
+    """
     operands = node.all_input_nodes
-    values = [_value(graph_module, n) for n in operands]
+    values = [value_of(graph_module, n) for n in operands]
     mode = detect_fake_mode(values)
     if mode is not None:
         values = [mode.from_tensor(v, static_shapes=True) if _is_real(v) else v for v in values]
@@ -119,9 +129,10 @@ def _traced(graph_module: fx.GraphModule, node: Node, function: Callable[..., An
     def run(*tensors: Any) -> Any:
         at = dict(zip(operands, tensors, strict=True))
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
-        return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        return tuple(result) if isinstance(result, tuple) else result  # a named tuple would be a call in the graph
 
-    with torch.no_grad(), mode or nullcontext():
+    with torch.no_grad(), mode or nullcontext(), context or nullcontext():
         values = [v.detach() if isinstance(v, Tensor) else v for v in values]  # nodes that were read may share a value
         traced = make_fx(run, pre_dispatch=True)(*values)
     drop_assertions(traced.graph)
@@ -141,7 +152,8 @@ def _name_views(graph: fx.Graph) -> None:
             node.target = getattr(twin, node.target._overloadname, None) or twin.int
 
 
-def _value(graph_module: fx.GraphModule, node: Node) -> Any:
+def value_of(graph_module: fx.GraphModule, node: Node) -> Any:
+    """The captured value of a node."""
     if "val" in node.meta:
         return node.meta["val"]
     if node.op != "get_attr":
@@ -158,7 +170,7 @@ def _has_undeclared(traced: fx.GraphModule, ops: OpTable) -> bool:
     return any(_is_undeclared(node, ops, reached) for node in traced.graph.nodes)
 
 
-def _put_in_place(owner: fx.GraphModule, node: Node, body: fx.GraphModule) -> set[Node]:
+def put_in_place(owner: fx.GraphModule, node: Node, body: fx.GraphModule) -> set[Node]:
     """Inline a traced graph in place of ``node``; returns the new nodes."""
     result, copies = splice(owner, body, node.all_input_nodes, node)
     meta = {k: v for k, v in node.meta.items() if k in _KEPT}

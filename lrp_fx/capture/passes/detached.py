@@ -8,6 +8,7 @@ tensor has, compute nothing: the tensor keeps the gradient that it had. ``lrp_fx
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Set
 from typing import Any
 
@@ -15,26 +16,41 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lrp_fx.graph.dimensions import example_size
-from lrp_fx.graph.module_calls import unnoted
+from lrp_fx.graph.module_calls import note, noted, unnoted
 from lrp_fx.graph.operands import is_float
 from lrp_fx.operators.schema import is_composite, is_mutating, shares
 from lrp_fx.operators.table import OpTable
 
 aten = torch.ops.aten
 
+_OFF = "lrp_without_gradients"  #: note on a node
 GRAD_MODE = "_set_grad_enabled"  #: name of the recorded call that switches gradients on or off
 
 
-class InferenceMode(TorchFunctionMode):
-    """In this context results under ``torch.inference_mode`` are detached, as tracers do not record that mode."""
+class GradientModes(TorchFunctionMode):
+    """Notes what a traced model computes without gradients, where PyTorch's tracers lose it.
+
+    Results under ``torch.inference_mode``, which no tracer records, are detached. Nodes under ``no_grad`` are noted in
+    their metadata: export drops such a region inside of one under autocast.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = torch.is_grad_enabled()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
+        mode = get_proxy_mode() if self._enabled and not torch.is_grad_enabled() else None
+        nodes = mode.tracer.graph.nodes if mode is not None else ()
+        last = next(reversed(nodes), None)
         result = func(*args, **(kwargs or {}))
+        for node in itertools.takewhile(lambda n: n is not last, reversed(nodes)):
+            note(node, _OFF, True)
         if not torch.is_inference_mode_enabled():
             return result
         operands = {id(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -44,6 +60,11 @@ class InferenceMode(TorchFunctionMode):
             return leaf.detach() if new else leaf
 
         return pytree.tree_map(detached, result)
+
+
+def noted_off(graph: fx.Graph) -> set[Node]:
+    """Nodes that were noted as computed without gradients (:class:`GradientModes`)."""
+    return {node for node in graph.nodes if noted(node, _OFF)}
 
 
 def switched_off(graph: fx.Graph) -> set[Node]:

@@ -1,4 +1,4 @@
-"""Small normalizations of a captured graph: regions inlined, assertions dropped, operators spelled alike."""
+"""Small normalizations of a captured graph: assertions dropped, operators spelled alike."""
 
 from __future__ import annotations
 
@@ -8,67 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.passes.detached import detach_results
-from lrp_fx.errors import CaptureError
-from lrp_fx.graph.copies import splice
-from lrp_fx.graph.location import locate
 from lrp_fx.graph.module_calls import hand_on
 from lrp_fx.operators.schema import is_assertion
 from lrp_fx.operators.table import OpTable, bind
 
 aten = torch.ops.aten
-
-_GRADIENTS = "wrap_with_set_grad_enabled"
-_REGIONS = {_GRADIENTS: 1, "wrap_with_autocast": 4}  #: higher-order op -> position of its submodule
-
-
-def inline_regions(graph_module: fx.GraphModule) -> None:
-    """Inline the bodies of no-grad and disabled-autocast regions.
-
-    Results of a region without gradients are detached (``passes.detached``).
-    """
-    off = _inline(graph_module, False)
-    detach_results(graph_module.graph, off)
-    graph_module.graph.eliminate_dead_code()
-
-
-def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:
-    """Inline all regions; returns the nodes without gradients. ``off``: whether the graph itself has none."""
-    without = {n for n in graph_module.graph.nodes if off and n.op == "call_function"}
-    for node in list(graph_module.graph.nodes):
-        name = node.target.name() if isinstance(node.target, torch._ops.HigherOrderOperator) else None
-        if name not in _REGIONS:
-            continue
-        position = _REGIONS[name]
-        if name == "wrap_with_autocast" and node.args[2]:
-            raise CaptureError(
-                f"an enabled autocast region inside the model: {locate(node)}.\n"
-                "Remedy: convert(..., capture='trace') records a run with it; or cast the model instead."
-            )
-        body = graph_module.get_submodule(str(node.args[position].target))
-        assert isinstance(body, fx.GraphModule)
-        inner = _inline(body, not node.args[0] if name == _GRADIENTS else off)
-        without -= {node, *node.users}
-        copies = _splice(graph_module, node, body, list(node.args[position + 1 :]))
-        without |= {copies[n] for n in inner if n in copies}
-    return without
-
-
-def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: list[Any]) -> dict[Node, Node]:
-    for inner in body.graph.find_nodes(op="get_attr"):
-        raise CaptureError(
-            f"a constant inside a nested region: {locate(inner)}.\nRemedy: convert(..., capture='trace') records a run."
-        )
-    result, copies = splice(owner, body, arguments, call)
-    for user in list(call.users):
-        user.replace_all_uses_with(result[user.args[1]])
-        owner.graph.erase_node(user)
-    owner.graph.erase_node(call)
-    return copies
 
 
 def drop_assertions(graph: fx.Graph) -> None:
