@@ -12,9 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +38,7 @@ from lrp_fx.results.notes import SIGNS, Signs
 
 RULES = ("default", "attnlrp")
 EVERY = 5  #: of a column's 200 samples
-MEASURES = ("abpc", "top1", "inside")
+MEASURES = ("abpc", "top1", "inside", "blank")
 
 
 def signs(attribution: lrp_fx.Attribution) -> dict[str, Any]:
@@ -89,46 +92,79 @@ def zoo(count: int, known: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, A
 
 
 def good(row: Mapping[str, Any], median: float) -> bool:
-    """Whether the map of a sample is good: above its column's median by perturbation, or with the truth on top."""
-    return row["abpc"] > median or row.get("top1") == 1.0 or row.get("inside", 0.0) > 0.5
+    """Whether the map of a sample is good: by the place of the truth, by the token of the truth, or by perturbation."""
+    if "inside" in row:
+        return row["inside"] > 0.5 and row["blank"] < 0.5
+    return row["top1"] == 1.0 if "top1" in row else row["abpc"] > median
 
 
 def report(kept: Mapping[str, Any]) -> str:
     """docs/notes.md."""
+    columns = {name: [Judged.of(rows, rules) for rules in RULES] for name, rows in kept["columns"].items()}
     lines = [*_HEAD.format(**kept["made"]).splitlines(), ""]
     lines += [
-        "| column | rules | samples | good maps | "
-        + " | ".join(f"{n}: good, others" for n in SIGNS)
-        + " | ABPC without, with a note |",
-        "|---|---|--:|--:|" + "--:|" * len(SIGNS) + "--:|",
+        "| column | rules | samples | good maps | notes on good maps | notes on others | ABPC without, with a note |",
+        "|---|---|--:|--:|---|---|--:|",
     ]
-    everywhere: dict[str, list[bool]] = {rules: [] for rules in RULES}
-    for name, rows in kept["columns"].items():
-        areas = sorted(r["abpc"] for r in rows if r["rules"] == "default")
-        median = areas[len(areas) // 2]
-        for rules in RULES:
-            chosen = [r for r in rows if r["rules"] == rules]
-            fine, others = ([r for r in chosen if good(r, median) is wanted] for wanted in (True, False))
-            cells = [f"{_count(fine, n)}, {_count(others, n)}" for n in SIGNS]
-            with_, without = ([r["abpc"] for r in chosen if bool(r["notes"]) is wanted] for wanted in (True, False))
-            lines.append(
-                f"| {name} | {rules} | {len(chosen)} | {len(fine)} | {' | '.join(cells)} | {_mean(without)}, {_mean(with_)} |"
-            )
-            everywhere[rules] += [bool(r["notes"]) for r in fine]
+    lines += [judged.line(name) for name, both in columns.items() for judged in both]
     lines.append("")
-    for rules, noted in everywhere.items():
-        lines.append(f"- `{rules}`: a note on {sum(noted)} of {len(noted)} good maps.")
+    for rules, everywhere in zip(RULES, zip(*columns.values(), strict=True), strict=True):
+        noted = sum(bool(_seen(row)) for judged in everywhere for row in judged.good)
+        lines.append(f"- `{rules}`: a note on {noted} of {sum(len(judged.good) for judged in everywhere)} good maps.")
+    softmax = [both[0].softmax(name) for name, both in columns.items()]
+    if any(softmax):
+        lines += [*_SOFTMAX.splitlines(), *filter(None, softmax)]
     models = {key: row for key, row in kept["zoo"].items() if "failed" not in row}
     if models:
         lines += ["", "## Tiny models with random weights", ""]
-        counts = ", ".join(f"{n} {sum(n in row['notes'] for row in models.values())}" for n in SIGNS)
-        none = sum(not row["notes"] for row in models.values())
-        lines.append(f"{len(models)} classes of transformers under the default rules: no note {none}; {counts}.")
+        counts = ", ".join(f"*{n}* on {c}" for n in SIGNS if (c := sum(n in row["notes"] for row in models.values())))
+        none = sum(not _seen(row) for row in models.values())
+        lines.append(f"{len(models)} classes of transformers under the default rules: no note on {none}, {counts}.")
     return "\n".join(lines) + "\n"
 
 
-def _count(rows: list[dict[str, Any]], name: str) -> int:
-    return sum(name in row["notes"] for row in rows)
+@dataclass(frozen=True)
+class Judged:
+    """The samples of a column under one rule set, divided into good maps and others."""
+
+    rules: str
+    good: list[dict[str, Any]]
+    others: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, rows: list[dict[str, Any]], rules: str) -> Judged:
+        """The rows under ``rules``; the median is the default's."""
+        median = statistics.median(row["abpc"] for row in rows if row["rules"] == "default")
+        chosen = [row for row in rows if row["rules"] == rules]
+        fine = [good(row, median) for row in chosen]
+        divided = [
+            [row for row, is_good in zip(chosen, fine, strict=True) if is_good is wanted] for wanted in (True, False)
+        ]
+        return cls(rules, *divided)
+
+    def line(self, name: str) -> str:
+        """A line of the table."""
+        rows = [*self.good, *self.others]
+        areas = [_mean([row["abpc"] for row in rows if bool(_seen(row)) is noted]) for noted in (False, True)]
+        cells = [name, f"`{self.rules}`", str(len(rows)), str(len(self.good)), _counts(self.good), _counts(self.others)]
+        return f"| {' | '.join(cells)} | {', '.join(areas)} |"
+
+    def softmax(self, name: str) -> str:
+        """A line for a column where softmax took more than half of the value of some samples; empty for others."""
+        rows = [*self.good, *self.others]
+        shares = [abs(row["amounts"].get("softmax", 0.0)) / abs(sum(row["amounts"].values())) for row in rows]
+        most = [row["abpc"] for row, share in zip(rows, shares, strict=True) if share > 0.5]
+        rest = [row["abpc"] for row, share in zip(rows, shares, strict=True) if share <= 0.5]
+        return f"| {name} | {len(most)} of {len(rows)} | {_mean(most)} | {_mean(rest)} |" if most else ""
+
+
+def _seen(row: Mapping[str, Any]) -> list[str]:
+    return [name for name in row["notes"] if name in SIGNS]
+
+
+def _counts(rows: list[dict[str, Any]]) -> str:
+    counted = Counter(name for row in rows for name in _seen(row))
+    return ", ".join(f"*{name}* {count}" for name, count in counted.items()) or "none"
 
 
 def _mean(values: list[float]) -> str:
@@ -139,10 +175,20 @@ _HEAD = """# Notes on good maps
 
 Made by `tools/note_alarms` on {date} (torch {torch}, transformers {transformers}; float32); the numbers behind every note are in
 [notes.json](notes.json). A note warns of a weak map ([using.md](using.md)). Here one sample in five of each column of
-[faithfulness.md](faithfulness.md) is explained alone, with its ledger. A map is *good* if its area between perturbation curves is above the
-column's median under the default rules, or if annotated truth is on top, or has more than half of all positive relevance. Each cell counts the notes on
-good maps, then on the others.
+[faithfulness.md](faithfulness.md) is explained alone, with its ledger. A map is *good* if most
+positive relevance lies where the answer is and less than half of it where there is nothing (crnn, speech), if the most relevant token is annotated
+(phonemes), or if its area between perturbation curves is above the column's median under the default rules (all others, so half of the default's
+maps count as good).
 """
+
+_SOFTMAX = """
+## What softmax took is no sign
+
+Samples where softmax took more than half of the explained value, under the default rules, have maps that are as good as others or better. There was a note on
+them until it was measured here.
+
+| column | samples | ABPC of these | ABPC of all others |
+|---|--:|--:|--:|"""
 
 
 def main() -> None:

@@ -1,13 +1,14 @@
 """Notes on weak maps: signs that the picture of an explanation should not be trusted.
 
 Sums are exact for every map and cannot tell. These signs can: the inputs have little of the explained value, large
-parts cancel, or softmax or stabilisers absorb much of it. Each note names a remedy.
+parts cancel, or stabilisers absorb much of it. Each note names a remedy. What softmax and constants absorb is no sign:
+where the inputs have the rest, maps are as good as others (docs/notes.md).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,6 @@ from torch import Tensor
 SMALL = 0.1  #: a note appears if inputs have less than this share of the explained value
 CANCELLING = 30  #: ... if magnitudes of relevance sum to more than this multiple of it
 TAKEN = 0.05  #: ... if stabilisers absorb more than this share of it
-MOST = 0.5  #: ... if constants, or softmax, absorb more than this share of it
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Signs:
         target = abs(float(self.target.sum()))
         return absorbed / target if target else 0.0
 
+    def largest(self, categories: Iterable[str]) -> str | None:
+        """The category of the ledger with the largest amount; None without a ledger."""
+        amounts = self.amounts or {}
+        return max((c for c in categories if amounts.get(c)), key=lambda c: abs(amounts[c]), default=None)
+
     def other_rules(self, *names: str) -> str:
         """The rule sets among ``names`` that are not in use, as text: 'rules="default" or "epsilon_plus"'."""
         others = [f'"{name}"' for name in names if name != self.ruleset]
@@ -103,11 +108,32 @@ def _little(signs: Signs) -> str | None:
         return None
     share = float((signs.inputs / signs.target)[few].median())
     amount = f"hold {share:.0%} of the explained value" if share >= 0 else "add up to the opposite sign of the value"
+    category = signs.largest(HOLDERS)
+    if category is None:
+        return (
+            f"the inputs {amount}{signs.count(few)}: biases, positions or softmax hold the rest (see .ledger). "
+            f"{_contrast(signs)}"
+        )
+    name, remedy = HOLDERS[category]
+    return f"the inputs {amount}{signs.count(few)}, {name} {signs.share(category):.0%} of it. {remedy(signs)}"
+
+
+def _contrast(signs: Signs) -> str:
     rules = signs.other_rules("default")
-    return (
-        f"the inputs {amount}{signs.count(few)}: biases, positions or softmax hold the rest (see .ledger). Try "
-        f"target=lrp_fx.Contrast(...), which removes the part common to all classes{rules and ', or ' + rules}."
-    )
+    return f"Try target=lrp_fx.Contrast(...), which removes the part common to all classes{rules and ', or ' + rules}."
+
+
+def _without_softmax(_: Signs) -> str:
+    return 'Try rules="cp_lrp", which holds attention weights constant.'
+
+
+#: category of the ledger that can hold most of a value -> its name in a note, and the remedy
+HOLDERS: dict[str, tuple[str, Callable[[Signs], str]]] = {
+    "bias": ("biases", _contrast),
+    "constant": ("constants (numbers in the code, nonlinearities at 0)", _contrast),
+    "source": ("positions and other parameters", _contrast),
+    "softmax": ("softmax (the remainder of its expansion)", _without_softmax),
+}
 
 
 def _nothing(signs: Signs) -> str | None:
@@ -143,26 +169,6 @@ def _stabilised(signs: Signs) -> str | None:
     )
 
 
-def _constants(signs: Signs) -> str | None:
-    share = signs.share("constant")
-    if share <= MOST:
-        return None
-    return (
-        f"constants took {share:.0%} of the explained value: numbers in the model's code, nonlinearities at 0. Try "
-        "target=lrp_fx.Contrast(...), which removes the part common to all classes."
-    )
-
-
-def _softmax(signs: Signs) -> str | None:
-    share = signs.share("softmax")
-    if share <= MOST:
-        return None
-    return (
-        f"softmax took {share:.0%} of the explained value, as the remainder of its Taylor expansion. Try "
-        'rules="cp_lrp", which holds attention weights constant.'
-    )
-
-
 def _unmoved(signs: Signs) -> str | None:
     zero = [name for name, r in signs.relevance.items() if r.is_floating_point() and not bool(r.any())]
     if not zero or len(zero) == len(signs.relevance):
@@ -180,8 +186,6 @@ SIGNS: dict[str, Callable[[Signs], str | None]] = {
     "small share": _little,
     "cancelling": _cancelling,
     "stabilised": _stabilised,
-    "constants": _constants,
-    "softmax": _softmax,
     "no relevance": _unmoved,
 }
 

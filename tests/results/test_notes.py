@@ -16,8 +16,6 @@ WEAK = {
     "small share": ({"x": torch.tensor([[0.05, 0.01]])}, TARGET, None),
     "cancelling": ({"x": torch.tensor([[20.0, -19.1]])}, TARGET, None),
     "stabilised": (GOOD, TARGET, {"input": 0.8, "constant": 0.04, "stabiliser": 0.06}),
-    "constants": (GOOD, TARGET, {"input": 0.3, "constant": 0.6}),
-    "softmax": (GOOD, TARGET, {"input": 0.3, "softmax": 0.6}),
     "no relevance": ({**GOOD, "y": torch.zeros(1, 3)}, TARGET, None),
 }
 
@@ -33,6 +31,17 @@ def test_inputs_of_the_opposite_sign_are_a_small_share():
     assert note.name == "small share" and "opposite sign" in str(note)
 
 
+@pytest.mark.parametrize(
+    ("category", "name", "remedy"),
+    [("softmax", "softmax", "cp_lrp"), ("constant", "constants", "Contrast"), ("bias", "biases", "Contrast")],
+)
+def test_with_a_ledger_the_note_on_a_small_share_says_what_holds_most(category, name, remedy):
+    relevance, target, _ = WEAK["small share"]
+    amounts = {"input": 0.06, "bias": 0.1, "constant": 0.1, "softmax": 0.1, category: 0.64}
+    (note,) = find_notes(relevance, target, amounts)
+    assert name in str(note) and "71%" in str(note) and remedy in str(note)
+
+
 @pytest.mark.parametrize("sign", ["small share", "cancelling"])
 def test_a_note_does_not_recommend_the_rule_set_in_use(sign):
     (note,) = find_notes(*WEAK[sign], ruleset="default")
@@ -40,7 +49,7 @@ def test_a_note_does_not_recommend_the_rule_set_in_use(sign):
 
 
 def test_a_good_map_has_no_note():
-    amounts = {"input": 0.6, "bias": 0.06, "softmax": 0.04, "constant": 0.2}
+    amounts = {"input": 0.3, "bias": 0.06, "softmax": 0.54, "constant": 0.2}
     assert find_notes(GOOD, TARGET, amounts) == find_notes(GOOD, TARGET, None) == ()
 
 
