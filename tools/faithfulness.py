@@ -32,7 +32,7 @@ CONVOLUTIONAL = ("cnn", "photos", "digits", "crnn")
 LARGE = ("lm", "moe", "qa", "sentiment", "reactions", "mapper", "microbes", "photos")
 STEPS = dict.fromkeys(LARGE, 5)  # a forward pass takes ten times as long
 RANDOMISED = 16  # samples of the randomisation test: it explains each five times
-METRICS = ("abpc", "deletion", "insertion", "localisation", "shares", "loo", "completeness")
+METRICS = ("abpc", "deletion", "insertion", "localisation", "shares", "loo", "completeness", "randomisation")
 CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integrated_gradients")  # are not randomised
 
 
@@ -75,17 +75,18 @@ def column(
     console.print(
         f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )
+    on_all = [m for m in metrics if m != "randomisation"]
     known: list[Results] = [] if done is None else [done]
     try:
-        known.append(evaluate(task, left, metrics, batch=batch, steps=steps))
+        known.append(evaluate(task, left, on_all, batch=batch, steps=steps))
     except LrpError as error:
         console.print(f"[red]{name}: one by one, after {type(error).__name__}[/]: {error}")
         for method in left:
             try:
-                known.append(evaluate(task, [method], metrics, batch=batch, steps=steps))
+                known.append(evaluate(task, [method], on_all, batch=batch, steps=steps))
             except LrpError as failure:
                 console.print(f"[red]{name}: {method.name}[/]: {failure}")
-    for method in left:
+    for method in left if "randomisation" in metrics else ():
         if method.name not in CHEAP and any((k.cost["method"] == method.name).any() for k in known):
             known.append(_randomised(task.part(slice(0, RANDOMISED)), method, batch))
     identity.save(Results.concat(known), key, folder)
@@ -101,7 +102,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--columns", default=",".join(COLUMNS), help="comma-separated")
     parser.add_argument("--methods", help="comma-separated (default: rule sets that fit the column, and all baselines)")
-    parser.add_argument("--metrics", default=",".join(METRICS), help="loo takes a forward pass for every feature")
+    parser.add_argument(
+        "--metrics",
+        default=",".join(METRICS),
+        help="loo takes a forward pass for every feature, randomisation five conversions",
+    )
     parser.add_argument("--samples", type=int, default=200, help="of every column")
     parser.add_argument("--steps", type=int, help="of the perturbation curves (default: 10, 5 for the large models)")
     parser.add_argument("--batch", type=int, default=25)
