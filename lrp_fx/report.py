@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console, Group
@@ -15,9 +16,11 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
-from lrp_fx.graph.location import module_path
+from lrp_fx.graph.location import module_path, source_line
 from lrp_fx.operators.table import op_name
 from lrp_fx.plan import NodeReason, Plan, why
+from lrp_fx.viz import write_page
+from lrp_fx.viz.viewer.structure import StructureNode, structure_page
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class NodeRow:
         role: its role.
         rule: its rule; "stop" or "constant" where relevance ends.
         takes: names of its operands.
+        source: the line of the model's code, ``file:line: code``.
+        collects: whether relevance of an input is collected here.
     """
 
     name: str
@@ -50,6 +55,15 @@ class NodeRow:
     role: str
     rule: str
     takes: tuple[str, ...]
+    source: str = ""
+    collects: bool = False
+
+    @property
+    def kind(self) -> str:
+        """ "source", "rule", "stop" or "constant", for a drawing."""
+        if self.collects:
+            return "source"
+        return self.rule if self.rule in ("stop", "constant") else "rule" if self.rule else "constant"
 
 
 @dataclass(frozen=True)
@@ -152,14 +166,39 @@ class Report:
         Console().print(self.table())
 
     def nodes_of(self) -> list[NodeRow]:
-        """Every node that computes something of relevance, in the graph's order."""
+        """Every node that computes something of relevance, and the inputs they read, in the graph's order."""
         rows = []
+        collecting = {source.node for source in self._plan.facts.sources}
         for node in self._graph.nodes:
             decided = _decided(node, self._plan)
+            if decided is None and (node.op == "placeholder" or node in collecting):
+                decided = ("input" if node.op == "placeholder" else "embedding", "")
             if decided is not None:
                 takes = tuple(n.name for n in node.all_input_nodes)
-                rows.append(NodeRow(node.name, op_name(node), module_path(node) or "<root>", *decided, takes))
+                line = source_line(node) if node.op == "call_function" else ""
+                place = (node.name, op_name(node), module_path(node) or "<root>")
+                rows.append(NodeRow(*place, *decided, takes, line, node in collecting))
         return rows
+
+    def to_html(self, title: str = "Roles and rules") -> str:
+        """A self-contained page: the graph with the role and rule of every node, to zoom, walk through and search; and
+        tables of all nodes.
+
+        Raises:
+            MissingExtraError: if jinja2 is not installed.
+        """
+        rows = self.nodes_of()
+        nodes: list[StructureNode] = [
+            {"name": r.name, "op": r.op, "module": r.module, "role": r.role, "rule": r.rule, "kind": r.kind,
+             "source": r.source, "takes": r.takes}
+            for r in rows
+        ]  # fmt: skip
+        caption = f"{len(rows)} of {self.nodes} nodes, rules {self.ruleset}; relevance is collected at"
+        return structure_page(nodes, title, f"{caption} {', '.join(self.sources)}.", self.rows, self.specialised)
+
+    def save_html(self, path: str | Path, title: str = "Roles and rules") -> Path:
+        """Write :meth:`to_html` to a file, and return its path."""
+        return write_page(path, self.to_html(title))
 
     def why(self, where: str) -> Reasons:
         """The pattern that nodes match, and for every other pattern the condition that fails.

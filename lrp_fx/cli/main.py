@@ -18,7 +18,6 @@ from lrp_fx.cli.exits import EXITS, clear_errors
 from lrp_fx.cli.explaining import ExplainOptions, as_json, explained, write
 from lrp_fx.cli.listing import ops_table
 from lrp_fx.cli.models import RawInputs, load
-from lrp_fx.cli.report_page import report_page
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
 from lrp_fx.explain.target_types import NAMED
@@ -34,7 +33,10 @@ app = typer.Typer(
     epilog=f"Exit codes:  \n{_CODES}",
 )
 
-Model = Annotated[str, typer.Argument(help="folder of a saved Hugging Face model, or the name of a bundled demo")]
+Model = Annotated[
+    str,
+    typer.Argument(help="folder of a saved Hugging Face model, GGUF file, id of a model on the Hub, or name of a demo"),
+]
 Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
 Image = Annotated[Path | None, typer.Option(help="an image file, for a model that sees")]
 Sound = Annotated[Path | None, typer.Option(help="a wav file, for a model that hears")]
@@ -143,7 +145,7 @@ def report(
     rules: Rules = "default",
     precision: Precision = "float32",
     why: Why = None,
-    html: Annotated[Path | None, typer.Option(help="write every node, by module, to this HTML file")] = None,
+    html: Annotated[Path | None, typer.Option(help="write the graph, to zoom and search, to this HTML file")] = None,
 ) -> None:
     """Show role and rule of every node of the model's graph; with --why, the patterns and conditions of some nodes."""
     with clear_errors():
@@ -154,7 +156,7 @@ def report(
         summary = xmodel.report()
         (summary if why is None else summary.why(why)).print()
         if html is not None:
-            place = report_page(summary, html, loaded.name)
+            place = summary.save_html(html, f"{loaded.name} under the rules {summary.ruleset}")
             Console().print(f"page: {place.resolve()}", highlight=False, soft_wrap=True)
 
 

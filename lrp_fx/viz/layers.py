@@ -48,10 +48,14 @@ class Layout:
     ways: dict[tuple[Any, Any], list[Point]]
 
 
-def layout(graph: networkx.DiGraph) -> Layout:
+def layout(graph: networkx.DiGraph, span: int | None = None) -> Layout:
     """Layout by Sugiyama's method: edges over several layers have a place in each, so that they run around nodes.
 
     Layers are the nodes' attribute ``depth`` if all have it, otherwise the lengths of longest paths.
+
+    Args:
+        graph: the graph.
+        span: an edge over more layers than this has no places of its own between its ends; None for all edges.
 
     Raises:
         MissingExtraError: if networkx is not installed.
@@ -62,7 +66,8 @@ def layout(graph: networkx.DiGraph) -> Layout:
     for node, column in columns.items():
         members[column].append(node)
     for a, b in graph.edges:
-        passed: list[Hashable] = [("passed", a, b, c) for c in range(columns[a] + 1, columns[b])]
+        between = range(columns[a] + 1, columns[b]) if span is None or columns[b] - columns[a] <= span else ()
+        passed: list[Hashable] = [("passed", a, b, c) for c in between]
         for column, point in enumerate(passed, columns[a] + 1):
             members[column].append(point)
         chains[a, b] = [a, *passed, b]

@@ -123,11 +123,15 @@ def test_explain_an_image_in_a_file(seeing, tmp_path):
     assert result.exit_code == 1 and "nothing encodes this text" in " ".join(result.output.split())
 
 
-def test_report_writes_every_node_to_a_page(saved, tmp_path):
+def test_report_draws_every_node(saved, tmp_path):
     result = runner.invoke(app, ["report", saved, "--html", str(tmp_path / "graph.html")])
     assert result.exit_code == 0, result.output
     page = (tmp_path / "graph.html").read_text()
-    assert "bert.encoder.layer.0.attention" in page and "normalization" in page and "<script" not in page
+    assert (
+        "bert.encoder.layer.0.attention" in page
+        and '"role":"normalization"' in page
+        and "under the rules default" in page
+    )
 
 
 def test_bench_and_ops(saved):
@@ -214,6 +218,8 @@ def test_rules_lists_every_rule_set():
     ("arguments", "message"),
     [
         (["explain", "no/such/model", "text"], "one of the demos: sentiment"),
+        (["explain", "somebody/a-model", "text"], "HF_HUB_OFFLINE is set"),
+        (["explain", "{saved}/none.gguf", "text"], "a GGUF file, the id of a model on the Hub"),
         (["explain", "{saved}", "a film", "--rules", "nonsense"], "no rule set 'nonsense'"),
         (["explain", "{saved}", "a film", "--target", "9"], "target 9 is out of range"),
         (["explain", "{saved}", "a film", "--target", "contarst"], "did you mean 'contrast'"),

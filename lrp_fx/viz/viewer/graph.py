@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lrp_fx.errors import InputError
-from lrp_fx.viz.layers import places_of
+from lrp_fx.viz.layers import layout
 from lrp_fx.viz.pages import write_page
 from lrp_fx.viz.viewer import encode
 from lrp_fx.viz.viewer.page import viewer_page
@@ -60,7 +60,8 @@ def circuit_data(graph: networkx.DiGraph, name: str) -> View:
     }
     left = value - sum(amounts.values())
     pruned = {"pruned": left} if abs(left) > _ROUNDING * max(abs(value), *map(abs, amounts.values())) else {}
-    places = places_of(graph)
+    placed = layout(graph)
+    places = placed.places
     numbers = {node: number for number, node in enumerate(graph)}
     return {
         "name": name,
@@ -75,6 +76,7 @@ def circuit_data(graph: networkx.DiGraph, name: str) -> View:
                         "name": "relevance flow",
                         "nodes": [{"name": str(n), "x": places[n][0], "y": places[n][1]} for n in graph],
                         "edges": [(numbers[a], numbers[b], float(w)) for a, b, w in graph.edges(data="weight")],
+                        "ways": [placed.ways[edge] for edge in graph.edges],
                         "relevance": encode.pack(np.array([[facts[n]["relevance"] for n in graph]])),
                     }
                 ],

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from importlib.resources import files
+from typing import Any
 
 from lrp_fx.viz.colours import THEMES, css, foreground, table
 from lrp_fx.viz.pages import template
@@ -26,16 +27,27 @@ def viewer_page(views: Sequence[View], title: str) -> str:
     """
     colours = {theme: table(theme) for theme in THEMES}
     page: Page = {"schema": SCHEMA, "title": title, "colours": colours, "views": list(views)}
-    style, program = _style(), bundle()
-    return template("viewer.html.jinja", _ROOM).render(
-        title=title, style=style, program=program, style_digest=_digest(style), program_digest=_digest(program),
-        data=_inside_script(page),
+    return whole_page("viewer.html.jinja", _FIRST, page, title=title)
+
+
+def whole_page(name: str, first: str, data: Any, **shown: Any) -> str:
+    """A page of a template, with the data and the program that begins with the module ``first``.
+
+    Raises:
+        MissingExtraError: when jinja2 is not installed.
+    """
+    style, program = _style(), bundle(first)
+    return template(name, _ROOM).render(
+        style=style, program=program, style_digest=_digest(style), program_digest=_digest(program),
+        data=_inside_script(data), **shown,
     )  # fmt: skip
 
 
-def bundle() -> str:
-    """All modules as one script, imported modules first. Top-level names are distinct in all modules, so no renaming is
-    necessary."""
+def bundle(first: str = _FIRST) -> str:
+    """A module and all that it imports as one script, imported modules first.
+
+    Top-level names are distinct in all modules of a page, so no renaming is necessary.
+    """
     order: dict[str, str] = {}
 
     def visit(name: str) -> None:
@@ -48,7 +60,7 @@ def bundle() -> str:
         order.pop(name)
         order[name] = re.sub(r"^export ", "", _IMPORT.sub("", source), flags=re.MULTILINE)
 
-    visit(_FIRST)
+    visit(first)
     return "\n" + "\n".join(order.values())
 
 
@@ -69,6 +81,6 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _inside_script(page: Page) -> str:
+def _inside_script(data: Any) -> str:
     """JSON that is safe inside a script element, for any text."""
-    return json.dumps(page, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

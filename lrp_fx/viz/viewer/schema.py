@@ -98,12 +98,16 @@ class Node(TypedDict):
 
 
 class GraphInput(TypedDict):
-    """A graph of relevance flow; ``edges`` are (from, to, relevance), with indices of nodes."""
+    """A graph of relevance flow.
+
+    ``edges`` are (from, to, relevance), with indices of nodes, ``ways`` the points (x, y) of each, from end to end.
+    """
 
     kind: Literal["graph"]
     name: str
     nodes: list[Node]
     edges: list[tuple[int, int, float]]
+    ways: list[list[tuple[float, float]]]
     relevance: Packed  # (1, N)
 
 
