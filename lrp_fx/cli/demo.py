@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lrp_fx.errors import MissingExtraError
+from lrp_fx.errors import InputError, MissingExtraError, type_and_line
 from lrp_fx.extras import require
 
 
@@ -117,8 +117,16 @@ def load_gguf(folder: Path, file: str) -> tuple[nn.Module, Any]:
 
     Raises:
         MissingExtraError: without the package gguf.
+        InputError: for a file that transformers cannot read.
     """
     transformers: Any = require("transformers", "transformers")
     require("gguf", "gguf")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
-    return model.eval(), transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    except Exception as error:  # errors of several libraries
+        raise InputError(
+            f"the GGUF file {folder / file} cannot be read: {type_and_line(error)}. Remedy: give a language model of "
+            "an architecture that transformers reads from GGUF, or the folder of the model it was made of"
+        ) from error
+    return model.eval(), tokenizer

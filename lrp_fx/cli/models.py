@@ -1,8 +1,10 @@
-"""Models by name: folders of saved models, and bundled demos."""
+"""Models by name: bundled demos, folders of saved models, GGUF files, ids on the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +12,18 @@ from typing import Any
 
 import torch
 
-from lrp_fx.cli.demo import demos, load_demo
+from lrp_fx.cli.demo import demos, load_demo, load_gguf
 from lrp_fx.convert import convert
 from lrp_fx.converted import RuleSource
 from lrp_fx.encode import open_image, open_sound
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.extras import require
+from lrp_fx.hub.download import download
 from lrp_fx.hub.folder import load_folder
 from lrp_fx.module import ExplainableModule
 
 _EXAMPLE = "a b c"  #: default text for a capture
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  #: organisation/name, or organisation/name@revision
 
 
 @dataclass(frozen=True)
@@ -125,30 +129,50 @@ def precision_of(name: str) -> torch.dtype:
 
 
 def load(name: str, text: str | None, precision: str) -> Loaded:
-    """A demo by name, or a model saved in a local folder.
+    """A model: a demo by its name, a folder, a GGUF file, or the id of a model on the Hugging Face Hub.
 
     Raises:
-        LrpError: for an unknown name.
+        LrpError: for a name that is none of these, and for a model that cannot be read or reached.
     """
     dtype = precision_of(precision)
-    _quiet()
+    path = Path(name)
     if name in demos():
+        _local()
         demo = demos()[name]
         model, tokenizer, labels = load_demo(name)
         return Loaded(name, model.to(dtype), {"tokenizer": tokenizer}, labels, demo.title, text or demo.text)
-    if not (Path(name) / "config.json").is_file():
-        raise LrpError(
-            f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), "
-            f"or one of the demos: {', '.join(f'{d.name} ({d.install})' for d in demos().values())}"
-        )
-    return _load_folder(Path(name).resolve(), text or "", dtype)
+    if path.suffix == ".gguf" and path.is_file():
+        _local()
+        model, tokenizer = load_gguf(path.parent.resolve(), path.name)
+        return Loaded(path.stem, model.to(dtype), {"tokenizer": tokenizer}, None, _title(path.stem), text or "")
+    if (path / "config.json").is_file():
+        _local()
+        return _load_folder(path.resolve(), path.resolve().name, text or "", dtype)
+    if _HUB_ID.fullmatch(name) and not path.exists():
+        _quiet()
+        return _load_folder(download(name), name, text or "", dtype)
+    offered = ", ".join(f"{demo.name} ({demo.install})" for demo in demos().values())
+    raise LrpError(
+        f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), a GGUF file, the id of a "
+        f"model on the Hub (organisation/name), or one of the demos: {offered}"
+    )
 
 
-def _load_folder(folder: Path, text: str, dtype: torch.dtype) -> Loaded:
+def _title(name: str) -> str:
+    return f"What did {name} base its answer on?"
+
+
+def _load_folder(folder: Path, name: str, text: str, dtype: torch.dtype) -> Loaded:
     model, tools = load_folder(folder, dtype)
     classes: dict[int, str] = getattr(getattr(model, "config", None), "id2label", None) or {}
     labels = [str(classes[i]) for i in sorted(classes)] if "Classification" in type(model).__name__ else None
-    return Loaded(folder.name, model, tools, labels, f"What did {folder.name} base its answer on?", text)
+    return Loaded(name, model, tools, labels, _title(name), text)
+
+
+def _local() -> None:
+    """Keep transformers from asking the network about a model that is on this machine."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    _quiet()
 
 
 def _quiet() -> None:
