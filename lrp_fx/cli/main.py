@@ -24,6 +24,7 @@ from lrp_fx.explain.target_types import NAMED
 from lrp_fx.files import replacing
 from lrp_fx.rules.ruleset import available
 from lrp_fx.runs import Explainer
+from lrp_fx.runs.reading import kind_of_data
 
 _CODES = "  \n".join(f"{code}: {when}" for code, when in EXITS.items())
 app = typer.Typer(
@@ -262,11 +263,19 @@ def eval_command(
 def run_command(
     model: Model,
     data: Annotated[
-        Path, typer.Argument(help="a file (.txt, .csv, .tsv, .jsonl, .parquet, .arrow), or a folder of such files")
+        Path,
+        typer.Argument(
+            help="a file (.txt, .csv, .tsv, .jsonl, .parquet, .arrow), a folder of such files, of images or wav files"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="folder for the shards and the manifest")],
     column: Annotated[
         list[str] | None, typer.Option(help="column of the texts; twice for pairs (default text)")
+    ] = None,
+    image: Annotated[str | None, typer.Option(help="column of images, in place of texts")] = None,
+    sound: Annotated[str | None, typer.Option(help="column of sounds, in place of texts")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option(help="relevance by neuron or head inside the model: a name or a glob")
     ] = None,
     target: What = None,
     rules: Rules = "default",
@@ -274,19 +283,28 @@ def run_command(
     precision: Precision = "float32",
     half: Annotated[bool, typer.Option("--half", help="keep relevance in float16")] = False,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of a shard")] = 1024,
+    ray: Annotated[str | None, typer.Option(help="address of a Ray cluster; local starts one on this machine")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="workers on the cluster (default: half its CPUs)")] = None,
 ) -> None:
     """Explain a whole data set: Parquet shards in a folder. Repeat the command to resume a run that was killed."""
     with clear_errors():
         loaded = load(model, None, precision)
-        columns = tuple(column or ["text"])
-        if len(columns) > 2:
+        if len(column or ()) > 2:
             raise InputError("texts are in one column, or pairs in two")
+        text: Any = None if not column else column[0] if len(column) == 1 else tuple(column)
+        named = {"text": text, "image": image, "sound": sound}
+        if not any(named.values()):
+            kind = kind_of_data(data)
+            named[kind] = kind
+        encoders = ("tokenizer", "image_processor", "feature_extractor")
         explainer = Explainer(
-            loaded.model, tokenizer=loaded.tokenizer, labels=loaded.labels, rules=rules, target=_target(target),
-            text=columns[0] if len(columns) == 1 else (columns[0], columns[1]), ledger=ledger,
+            loaded.model, labels=loaded.labels, rules=rules, target=_target(target), at=at or (), ledger=ledger,
+            **named, **{name: loaded.tools[name] for name in encoders if name in loaded.tools},
         )  # fmt: skip
-        stored = "float16" if half else "float32"
-        summary = lrp_fx.run(explainer, data, out=out, precision=stored, rows_per_shard=rows_per_shard)
+        summary = lrp_fx.run(
+            explainer, data, out=out, precision="float16" if half else "float32", rows_per_shard=rows_per_shard,
+            ray=ray, workers=workers,
+        )  # fmt: skip
         Console().print(str(summary), highlight=False, soft_wrap=True)
 
 

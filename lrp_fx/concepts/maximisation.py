@@ -22,6 +22,7 @@ from lrp_fx.explain import Target
 from lrp_fx.explain.conditions import condition_mask
 from lrp_fx.explain.target import shown
 from lrp_fx.module import ExplainableModule
+from lrp_fx.results.latent_rows import by_feature
 
 By = Literal["relevance", "activation"]
 Pool = Literal["sum", "max"]
@@ -245,9 +246,7 @@ def _values(
 def _pooled(values: Tensor, pool: Pool, inputs: Mapping[str, Any]) -> Tensor:
     """(B, S, F), (B, F, H, W) or (B, F) -> (B, F)."""
     counted = _counted(values, inputs)
-    rows = torch.where(counted == 0, 0.0 if pool == "sum" else -torch.inf, values)
-    rows = rows.movedim(1, -1) if rows.dim() > 3 else rows
-    rows = rows.reshape(rows.shape[0], -1, rows.shape[-1])
+    rows = by_feature(torch.where(counted == 0, 0.0 if pool == "sum" else -torch.inf, values))
     return rows.sum(1) if pool == "sum" else rows.amax(1)
 
 

@@ -5,7 +5,7 @@ from lrp_fx.encode.encoded import Encoded
 from lrp_fx.encode.encoder import KINDS, InputEncoder, Raw, kind_of
 from lrp_fx.encode.images import open_image
 from lrp_fx.encode.sounds import open_sound
-from lrp_fx.encode.texts import Text, TextEncoder, are_texts
+from lrp_fx.encode.texts import Text, TextEncoder, Tokenized, are_texts
 
 __all__ = [
     "KINDS",
@@ -14,6 +14,7 @@ __all__ = [
     "Raw",
     "Text",
     "TextEncoder",
+    "Tokenized",
     "are_texts",
     "encoded_call",
     "kind_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from lrp_fx.extras import require
 from lrp_fx.results import Normalization
 
 
-def open_image(path: str | Path) -> Any:
-    """Read an image file with PIL.
+def open_image(source: str | Path | bytes) -> Any:
+    """Read an image file, or its bytes, with PIL.
 
     Raises:
         InputError: for a file that cannot be read as an image.
@@ -25,9 +26,10 @@ def open_image(path: str | Path) -> Any:
     """
     pillow: Any = require("PIL.Image", "images")
     try:
-        return pillow.open(path).convert("RGB")
+        return pillow.open(io.BytesIO(source) if isinstance(source, bytes) else source).convert("RGB")
     except OSError as reason:
-        raise InputError(f"{str(path)!r} cannot be read as an image: {reason}") from reason
+        name = "the content" if isinstance(source, bytes) else repr(str(source))
+        raise InputError(f"{name} cannot be read as an image: {reason}") from reason
 
 
 def is_image(value: Any) -> bool:

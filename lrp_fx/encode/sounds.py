@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import warnings
 import wave
 from collections.abc import Mapping
@@ -37,19 +38,20 @@ class Sound:
 _SAMPLES = {1: ("u1", 128), 2: ("<i2", 0), 4: ("<i4", 0)}
 
 
-def open_sound(path: str | Path) -> dict[str, Any]:
-    """Read a wav file, averaged over channels: ``{"array": ..., "sampling_rate": ...}``.
+def open_sound(source: str | Path | bytes) -> dict[str, Any]:
+    """Read a wav file, or its bytes, averaged over channels: ``{"array": ..., "sampling_rate": ...}``.
 
     Raises:
         InputError: for a file of another kind, and for compressed ones.
     """
     try:
-        with wave.open(str(path)) as file:
+        with wave.open(io.BytesIO(source) if isinstance(source, bytes) else str(source)) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             data = file.readframes(file.getnframes())
         kind, silence = _SAMPLES[width]
     except (OSError, wave.Error, EOFError, KeyError) as reason:
-        raise InputError(f"{str(path)!r} cannot be read as a wav file of 8, 16 or 32 bits: {reason}") from reason
+        name = "the content" if isinstance(source, bytes) else repr(str(source))
+        raise InputError(f"{name} cannot be read as a wav file of 8, 16 or 32 bits: {reason}") from reason
     values = (np.frombuffer(data, kind).astype(np.float64) - silence) / 2 ** (8 * width - 1)
     return {"array": values.reshape(-1, channels).mean(1).astype(np.float32), "sampling_rate": rate}
 

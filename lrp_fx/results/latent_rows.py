@@ -33,6 +33,16 @@ def rows_of(values: Tensor, lengths: Collection[int]) -> Tensor:
     return heads if positions[-1] == 1 else heads.transpose(1, 2)
 
 
+def by_feature(values: Tensor) -> Tensor:
+    """A latent as (B, positions, features): features are dimension 1 of images and of parts of attention (heads).
+
+    Args:
+        values: (B, F), (B, S, F), (B, F, H, W), or (B, heads, S, ...).
+    """
+    rows = values.movedim(1, -1) if values.dim() > 3 else values
+    return rows.reshape(rows.shape[0], -1, rows.shape[-1])
+
+
 def neuron_rows(name: str, values: Tensor, lengths: Collection[int], neurons: Neurons) -> Iterator[tuple[str, Tensor]]:
     """(name, (T, tokens)) of selected neurons of a latent (T, S, D): by index, or the most relevant by magnitude.
 

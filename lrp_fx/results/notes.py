@@ -102,8 +102,16 @@ class Signs:
         return total
 
 
+#: name of a sign that every sample has or has not -> (B,) bool
+_IN_SAMPLES: dict[str, Callable[[Signs], Tensor]] = {
+    "nothing": lambda signs: signs.magnitude == 0,
+    "small share": lambda signs: signs.little & (signs.magnitude > 0),
+    "cancelling": lambda signs: signs.cancelling,
+}
+
+
 def _little(signs: Signs) -> str | None:
-    few = signs.little & (signs.magnitude > 0)
+    few = _IN_SAMPLES["small share"](signs)
     if not few.any():
         return None
     share = float((signs.inputs / signs.target)[few].median())
@@ -137,7 +145,7 @@ HOLDERS: dict[str, tuple[str, Callable[[Signs], str]]] = {
 
 
 def _nothing(signs: Signs) -> str | None:
-    still = signs.magnitude == 0
+    still = _IN_SAMPLES["nothing"](signs)
     if not still.any():
         return None
     return (
@@ -148,7 +156,7 @@ def _nothing(signs: Signs) -> str | None:
 
 
 def _cancelling(signs: Signs) -> str | None:
-    large = signs.cancelling
+    large = _IN_SAMPLES["cancelling"](signs)
     if not large.any():
         return None
     ratio = float((signs.magnitude / signs.target.abs())[large].median())
@@ -199,3 +207,19 @@ def find_notes(
     signs = Signs(relevance, target.detach().double().reshape(-1), amounts, ruleset)
     texts = ((name, describe(signs)) for name, describe in SIGNS.items())
     return tuple(Note(name, text) for name, text in texts if text is not None)
+
+
+def names_by_sample(relevance: Mapping[str, Tensor], target: Tensor) -> list[list[str]]:
+    """Names of the notes on each sample of a batch, as if it had been explained alone; ledgers are not considered.
+
+    Args:
+        relevance: input -> its relevance, a row for each sample.
+        target: (B,) explained values.
+    """
+    signs = Signs(relevance, target.detach().double().reshape(-1), None)
+    masks = {name: of_samples(signs) for name, of_samples in _IN_SAMPLES.items()}
+    if len(relevance) > 1:
+        zero = torch.stack([r.reshape(len(r), -1).abs().amax(1) == 0 for r in relevance.values()])
+        masks["no relevance"] = zero.any(0) & ~zero.all(0)
+    listed = {name: mask.tolist() for name, mask in masks.items()}
+    return [[name for name, present in listed.items() if present[i]] for i in range(len(signs.target))]

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-PADDING = 0.1  #: largest share of padding in a batch
-ROWS, TOKENS = 64, 4096  #: most rows and most tokens (with padding) of a batch
+from dataclasses import dataclass
 
 
-def batches(
-    lengths: Sequence[int], rows: int = ROWS, tokens: int = TOKENS, padding: float = PADDING
-) -> list[list[int]]:
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a batch.
+
+    Attributes:
+        rows: most rows.
+        size: most tokens (samples of sound, images), with padding; a longer row becomes a batch by itself.
+        padding: largest share of padding.
+    """
+
+    rows: int = 64
+    size: int = 4096
+    padding: float = 0.0
+
+
+def batches(lengths: Sequence[int], limits: Limits) -> list[list[int]]:
     """Indices of rows in batches, ordered by length. The result depends on the arguments only.
 
     Args:
         lengths: number of tokens of each row.
-        rows: most rows of a batch.
-        tokens: most tokens of a batch, with padding; a longer row becomes a batch by itself.
-        padding: largest share of padding in a batch.
+        limits: limits of a batch.
     """
     result: list[list[int]] = []
     total = 0
     for number in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         length = lengths[number]
         size = (len(result[-1]) + 1) * length if result else 0
-        fits = bool(result) and len(result[-1]) < rows and size <= tokens and size - total - length <= padding * size
-        if not fits:
+        fits = bool(result) and len(result[-1]) < limits.rows and size <= limits.size
+        if not fits or size - total - length > limits.padding * size:
             result.append([])
             total = 0
         result[-1].append(number)

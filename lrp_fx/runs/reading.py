@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from lrp_fx.errors import InputError
 from lrp_fx.extras import require
+from lrp_fx.runs.columns import KINDS
 
 #: column -> value; for a row that cannot be read, :data:`BROKEN` -> the reason
 Values = Mapping[str, Any]
@@ -65,23 +67,46 @@ READERS: Mapping[str, Callable[[Path], Iterator[Values]]] = {
     ".parquet": _parquet,
     ".arrow": _arrow,
 }
+#: suffix -> kind of the only value in such a file
+_SINGLE = {suffix: name for name, kind in KINDS.items() for suffix in kind.suffixes}
+_LISTED = 20  #: most files that a manifest lists one by one
 
 
 def files_of(path: str | Path) -> list[Path]:
     """The file itself, or the readable files in a folder and its subfolders, sorted by path.
 
+    Of a folder of images or sounds, tables (which describe them) are left out.
+
     Raises:
         InputError: if there is none.
     """
     path = Path(path)
-    files = sorted(p for p in path.rglob("*") if p.suffix in READERS) if path.is_dir() else [path]
-    if not files or not files[0].is_file() or files[0].suffix not in READERS:
-        raise InputError(f"no data at {path}: give a file {', '.join(READERS)}, or a folder of such files")
+    listed = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    files = [p for p in listed if _suffix(p) in _SINGLE] or [p for p in listed if _suffix(p) in READERS]
+    if not files:
+        known = ", ".join([*READERS, *_SINGLE])
+        raise InputError(f"no data at {path}: give a file {known}, or a folder of such files")
     return files
 
 
-def read_rows(data: str | Path | Iterable[Any]) -> Iterator[Values]:
-    """The rows of a file, of all files in a folder, or of an iterable of texts or rows.
+def kind_of_data(data: Any) -> str:
+    """The kind of column in a data set: "image" or "sound" for files of such, otherwise "text".
+
+    Raises:
+        InputError: for a path without data.
+    """
+    return _SINGLE.get(_suffix(files_of(data)[0]), "text") if isinstance(data, (str, Path)) else "text"
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
+
+
+def read_rows(data: str | Path | Iterable[Any], column: str = "text") -> Iterator[Values]:
+    """The rows of a file, of all files in a folder, or of an iterable of values or rows.
+
+    A file of an image or sound is a row with its path in the column "image" or "sound"; values of an iterable are in
+    ``column``.
 
     Raises:
         InputError: for a path without data.
@@ -89,16 +114,21 @@ def read_rows(data: str | Path | Iterable[Any]) -> Iterator[Values]:
     """
     if isinstance(data, (str, Path)):
         for path in files_of(data):
-            yield from READERS[path.suffix](path)
+            kind = _SINGLE.get(_suffix(path))
+            yield from READERS[_suffix(path)](path) if kind is None else [{kind: str(path)}]
         return
     table: Any = data
     rows = table.to_dict("records") if hasattr(table, "to_dict") and hasattr(table, "columns") else table
     for row in rows:
-        yield row if isinstance(row, Mapping) else {"text": row}
+        is_row = isinstance(row, Mapping) and not ("sampling_rate" in row and {"array", "raw"} & row.keys())
+        yield row if is_row else {column: row}
 
 
 def described(data: Any) -> Any:
     """Identity of a data set: names, sizes and modification times of its files; None for an iterable."""
     if not isinstance(data, (str, Path)):
         return None
-    return [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in files_of(data)]
+    listed = [[str(path), (status := path.stat()).st_size, status.st_mtime_ns] for path in files_of(data)]
+    if len(listed) <= _LISTED:
+        return listed
+    return {"files": len(listed), "digest": hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16]}

@@ -6,23 +6,26 @@ import hashlib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lrp_fx.errors import InputError, type_and_line
+from lrp_fx.errors import InputError
 from lrp_fx.explain.target_types import normal, spoken
 from lrp_fx.extras import require
 from lrp_fx.results.fingerprint import model_fingerprint
 from lrp_fx.rules.ruleset import RuleSet
-from lrp_fx.runs.batching import batches, padding_of
-from lrp_fx.runs.explainer import Explainer, Row
-from lrp_fx.runs.reading import BROKEN, Values, described, read_rows
+from lrp_fx.runs.explainer import Explainer
+from lrp_fx.runs.reading import Values, described, kind_of_data, read_rows
+from lrp_fx.runs.shard import Shard, Task, explain_shard
 from lrp_fx.runs.shards import PRECISIONS, Counts, Folder
+from lrp_fx.runs.workers import explain_by_workers
 from lrp_fx.version import VERSION
+
+_REASONS = 5  #: most errors that a report lists
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Run:
 
     Attributes:
         out: the folder.
-        counts: rows, failures and tokens of all shards.
+        counts: rows, failures, errors and tokens of all shards.
         made: number of rows explained by this call, not by an earlier one.
         seconds: duration of this call.
     """
@@ -51,12 +54,22 @@ class Run:
         """Rows per second of this call."""
         return self.made / self.seconds if self.seconds else 0.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """The totals, as in the manifest."""
+        counts = self.counts
+        return {
+            "rows": counts.rows, "failures": counts.failures, "errors": dict(counts.errors.most_common(_REASONS)),
+            "padding": self.padding, "rows of the last call": self.made, "seconds of the last call": self.seconds,
+        }  # fmt: skip
+
     def __str__(self) -> str:
         counts = self.counts
-        return (
+        lines = [
             f"{counts.rows} rows in {self.out}, {counts.failures} failed; {self.made} explained now, in "
             f"{self.seconds:.1f} s ({self.rate:.1f} a second); {self.padding:.1%} of the model's inputs were padding"
-        )
+        ]
+        lines += [f"  {number} x {error}" for error, number in counts.errors.most_common(_REASONS)]
+        return "\n".join(lines)
 
 
 def run(
@@ -66,6 +79,8 @@ def run(
     out: str | Path,
     precision: str = "float32",
     rows_per_shard: int = 1024,
+    ray: str | None = None,
+    workers: int | None = None,
     progress: bool = True,
     **options: Any,
 ) -> Run:
@@ -77,85 +92,78 @@ def run(
     Args:
         model: an :class:`Explainer`, or its first argument.
         data: a file (``.txt`` with a text per line, ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow``), a folder
-            of such files (a data set of Hugging Face that was saved to disk), a data frame, or an iterable of texts or
-            rows, which must come in the same order when the call is repeated.
+            of such files (a data set of Hugging Face that was saved to disk), a folder of images or of wav files, a
+            data frame, or an iterable of values or rows, which must come in the same order when the call is repeated.
         out: the folder. ``manifest.json`` has the settings of the run and the meaning of the columns.
         precision: precision of relevance in the shards: "float32" or "float16".
         rows_per_shard: number of rows in a shard. A run that is killed loses the work on one shard at most.
+        ray: address of a Ray cluster whose workers explain the shards, which this process writes; "local" starts one on
+            this machine.
+        workers: number of workers on the cluster; None for one for every two processors.
         progress: show a progress bar on standard error.
         **options: of :class:`Explainer`, where ``model`` is none.
 
     Raises:
         InputError: for data that is not there, a folder of another run or one that another process writes to, and a
             column that is missing.
-        MissingExtraError: when pyarrow is not installed.
+        MissingExtraError: when pyarrow, or ray for a cluster, is not installed.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
     if isinstance(model, Explainer) and options:
         raise ValueError(f"{', '.join(options)}: give them to Explainer(...)")
     require("pyarrow.parquet", "data")
+    if not isinstance(model, Explainer) and not {"text", "image", "sound"} & options.keys():
+        kind = kind_of_data(data)
+        options[kind] = kind
     explainer = model if isinstance(model, Explainer) else Explainer(model, **options)
-    texts = (explainer.text,) if isinstance(explainer.text, str) else explainer.text
-    start, folder = time.perf_counter(), Folder(Path(out), precision, texts)
+    start, folder = time.perf_counter(), Folder(Path(out), precision, explainer.columns)
     with folder.locked():
         folder.begin(_settings(explainer, data, precision, rows_per_shard))
-        total, made = Counts(), 0
         with _progress(progress) as bar:
-            task = bar.add_task(
-                "explaining", total=len(data) if isinstance(data, Sized) and not _is_path(data) else None
-            )
-            for number, rows in enumerate(_chunks(read_rows(data), rows_per_shard)):
-                counts = folder.counts(number)
-                if counts is None:
-                    counts = _shard(explainer, folder, number, number * rows_per_shard, rows)
-                    made += counts.rows
-                total += counts
-                bar.update(task, advance=counts.rows)
-        result = Run(Path(out), total, made, time.perf_counter() - start)
-        folder.finish({"rows": total.rows, "failures": total.failures, "padding": result.padding})
+            total = len(data) if isinstance(data, Sized) and not isinstance(data, (str, Path)) else None
+            count = _Count(bar, bar.add_task("explaining", total=total))
+            tasks = _tasks(explainer, folder, read_rows(data, explainer.columns[0]), rows_per_shard, count)
+            for shard in _explained(explainer, tasks, ray, workers):
+                folder.write(shard.number, shard.first, shard.inputs, shard.rows, shard.counts)
+                count.add(shard.counts, shard.counts.rows)
+        result = Run(Path(out), count.counts, count.made, time.perf_counter() - start)
+        folder.finish(result.to_dict())
     return result
 
 
-def _is_path(data: Any) -> bool:
-    return isinstance(data, (str, Path))
+@dataclass
+class _Count:
+    """Counts of the shards so far, and their progress bar."""
+
+    bar: Progress
+    task: Any
+    counts: Counts = field(default_factory=Counts)
+    made: int = 0
+
+    def add(self, counts: Counts, made: int = 0) -> None:
+        self.counts += counts
+        self.made += made
+        self.bar.update(self.task, advance=counts.rows)
 
 
-def _shard(explainer: Explainer, folder: Folder, number: int, first: int, rows: list[Values]) -> Counts:
-    texts: list[Any] = [None] * len(rows)
-    explained: list[Row] = [{} for _ in rows]
-    readable = []
-    for i, row in enumerate(rows):
-        if BROKEN in row:
-            explained[i] = {"error": f"InputError: {row[BROKEN]}"}
-            continue
-        try:
-            (texts[i],) = explainer.texts({name: [value] for name, value in row.items()})
-            readable.append(i)
-        except InputError as error:
-            if first == i == 0:  # an error in the very first row: the column name is wrong
-                raise
-            explained[i] = {"error": type_and_line(error)}
-    lengths = [explainer.length(text) for text in texts]
-    counts = Counts()
-    for batch in batches([lengths[i] for i in readable]):
-        which = [readable[i] for i in batch]
-        for i, row in zip(which, explainer.explain([texts[i] for i in which]), strict=True):
-            explained[i] = row
-        padding, tokens = padding_of(which, lengths)
-        counts += Counts(padding=padding, tokens=tokens)
-    counts += Counts(rows=len(rows), failures=sum(row["error"] is not None for row in explained))
-    several = isinstance(explainer.text, tuple)
-    shown = [(None, None) if several and text is None else text for text in texts]
-    folder.write(number, first, shown, explained, counts)
-    return counts
+def _explained(explainer: Explainer, tasks: Iterator[Task], ray: str | None, workers: int | None) -> Iterator[Shard]:
+    if ray is not None:
+        return explain_by_workers(explainer, tasks, ray, workers)
+    return (explain_shard(explainer, task) for task in tasks)
 
 
-def _chunks(rows: Iterator[Values], size: int) -> Iterator[list[Values]]:
+def _tasks(explainer: Explainer, folder: Folder, rows: Iterator[Values], size: int, count: _Count) -> Iterator[Task]:
+    """Tasks of the shards that are missing; those that exist are counted."""
     if size < 1:
         raise InputError(f"rows_per_shard={size}: give at least 1")
-    while chunk := list(itertools.islice(rows, size)):
-        yield chunk
+    for number in itertools.count():
+        if not (chunk := list(itertools.islice(rows, size))):
+            return
+        if (earlier := folder.counts(number)) is None:
+            yield Task.of(number, size, chunk, explainer.columns)
+        else:
+            count.add(earlier)
 
 
 def _settings(explainer: Explainer, data: Any, precision: str, rows_per_shard: int) -> dict[str, Any]:
@@ -168,7 +176,9 @@ def _settings(explainer: Explainer, data: Any, precision: str, rows_per_shard: i
         "rules": rules.name,
         "rules digest": hashlib.sha256(rules.key.encode()).hexdigest()[:16],
         "target": spoken(normal(explainer.target)),
-        "text column": explainer.text,
+        "kind": explainer.kind,
+        "columns": list(explainer.columns),
+        "latents": list(explainer.at),
         "ledger": explainer.ledger,
         "data": described(data),
         "precision": precision,

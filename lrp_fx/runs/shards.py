@@ -10,8 +10,9 @@ import contextlib
 import importlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ import numpy as np
 from lrp_fx.errors import InputError
 from lrp_fx.extras import require
 from lrp_fx.files import replacing, write_text
-from lrp_fx.runs.explainer import COLUMNS
+from lrp_fx.runs.rows import COLUMNS
 
 MANIFEST = "manifest.json"
+_INPUT = "the text; the path of an image or a sound"
 _LOCKS: Any = importlib.import_module("fcntl") if os.name == "posix" else None  #: elsewhere folders are not locked
 PRECISIONS = {"float16": np.float16, "float32": np.float32}
 
@@ -36,12 +38,14 @@ class Counts:
         failures: number of rows with an error.
         padding: number of padding tokens in the model's inputs.
         tokens: number of all tokens in the model's inputs.
+        errors: error of a row -> number of rows with it.
     """
 
     rows: int = 0
     failures: int = 0
     padding: int = 0
     tokens: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -54,12 +58,12 @@ class Folder:
     Attributes:
         path: its path.
         precision: precision of relevance: "float16" or "float32".
-        texts: names of the columns of texts.
+        inputs: names of the columns that are explained.
     """
 
     path: Path
     precision: str
-    texts: tuple[str, ...]
+    inputs: tuple[str, ...]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -99,7 +103,7 @@ class Folder:
                 "or remove this one."
             )
         if earlier is None:
-            columns = {"row": "number of the row in the data set", **dict.fromkeys(self.texts, "the text"), **COLUMNS}
+            columns = {"row": "number of the row in the data set", **dict.fromkeys(self.inputs, _INPUT), **COLUMNS}
             self._write({"settings": plain, "columns": columns, "finished": False})
 
     def finish(self, report: Mapping[str, Any]) -> None:
@@ -118,17 +122,23 @@ class Folder:
         if not self.shard(number).is_file():
             return None
         parquet: Any = require("pyarrow.parquet", "data")
-        return Counts(**json.loads(parquet.read_schema(self.shard(number)).metadata[b"lrp_fx"]))
+        counts = json.loads(parquet.read_schema(self.shard(number)).metadata[b"lrp_fx"])
+        return Counts(**{**counts, "errors": Counter(counts["errors"])})
 
     def write(
-        self, number: int, first: int, texts: Sequence[Any], rows: Sequence[Mapping[str, Any]], counts: Counts
+        self,
+        number: int,
+        first: int,
+        inputs: Sequence[Sequence[str | None]],
+        rows: Sequence[Mapping[str, Any]],
+        counts: Counts,
     ) -> None:
         """Write a shard.
 
         Args:
             number: number of the shard.
             first: index of its first row in the data set.
-            texts: texts of its rows.
+            inputs: for each row the text or path in every column of inputs; None without one.
             rows: explanations of its rows.
             counts: its counts.
 
@@ -138,9 +148,8 @@ class Folder:
         arrow: Any = require("pyarrow", "data")
         parquet: Any = require("pyarrow.parquet", "data")
         columns: dict[str, Any] = {"row": arrow.array(range(first, first + len(rows)), arrow.int64())}
-        for place, name in enumerate(self.texts):
-            column = [text if len(self.texts) == 1 else text[place] for text in texts]
-            columns[name] = arrow.array([t if isinstance(t, str) else None for t in column], arrow.string())
+        for place, name in enumerate(self.inputs):
+            columns[name] = arrow.array([values[place] for values in inputs], arrow.string())
         for name, kind in self._types(arrow).items():
             columns[name] = arrow.array([self._value(name, row.get(name)) for row in rows], kind)
         table = arrow.table(columns).replace_schema_metadata({"lrp_fx": json.dumps(vars(counts))})
@@ -152,13 +161,15 @@ class Folder:
             return None
         if name == "relevance":
             return np.asarray(value, dtype=PRECISIONS[self.precision])
-        return list(value.items()) if name == "ledger" else value
+        return list(value.items()) if name in ("ledger", "latents") else value
 
     def _types(self, arrow: Any) -> dict[str, Any]:
         number = arrow.float16() if self.precision == "float16" else arrow.float32()
+        text, words, real = arrow.string(), arrow.list_(arrow.string()), arrow.float64()
         return {
-            "tokens": arrow.list_(arrow.string()), "special": arrow.list_(arrow.bool_()),
-            "relevance": arrow.list_(number), "target": arrow.float64(), "prediction": arrow.string(),
-            "absorbed": arrow.float64(), "ledger": arrow.map_(arrow.string(), arrow.float64()),
-            "notes": arrow.list_(arrow.string()), "error": arrow.string(),
+            "tokens": words, "special": arrow.list_(arrow.bool_()), "words": arrow.list_(arrow.int32()),
+            "relevance": arrow.list_(number), "shape": arrow.list_(arrow.int32()),
+            "target": real, "prediction": text, "absorbed": real,
+            "latents": arrow.map_(text, arrow.list_(arrow.float32())), "ledger": arrow.map_(text, real),
+            "notes": words, "error": text,
         }  # fmt: skip

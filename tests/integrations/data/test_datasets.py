@@ -3,9 +3,16 @@
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import nn
 from words import model, texts, tokenizer
 
 import lrp_fx
+
+
+def pixels(image):
+    return torch.tensor(np.array(image), dtype=torch.float32).permute(2, 0, 1) / 255
 
 
 def test_an_explainer_maps_a_data_set():
@@ -25,3 +32,18 @@ def test_a_saved_data_set_is_data(tmp_path):
     )
     (path,) = (tmp_path / "out").glob("*.parquet")
     assert pq.read_table(path).column("text").to_pylist() == texts(20)
+
+
+def test_a_saved_data_set_of_images_is_data(tmp_path):
+    images = [Image.fromarray(np.full((4, 4, 3), shade, np.uint8)) for shade in (0, 90, 200)]
+    rows = datasets.Dataset.from_dict({"picture": images}, features=datasets.Features({"picture": datasets.Image()}))
+    rows.save_to_disk(tmp_path / "saved")
+    net = nn.Sequential(nn.Conv2d(3, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 2)).eval()
+    explainer = lrp_fx.Explainer(net, image_processor=pixels, image="picture")
+    lrp_fx.run(explainer, tmp_path / "saved", out=tmp_path / "out", progress=False)
+    (path,) = (tmp_path / "out").glob("*.parquet")
+    saved = pq.read_table(path).to_pylist()
+    mapped = rows.map(explainer, batched=True, remove_columns=["picture"])
+    for row, other in zip(saved, mapped, strict=True):
+        assert row["error"] is None and row["shape"] == other["shape"] == [4, 4]
+        np.testing.assert_allclose(row["relevance"], other["relevance"], rtol=1e-5)

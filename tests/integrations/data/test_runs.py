@@ -18,8 +18,9 @@ from words import model, texts, tokenizer
 
 import lrp_fx
 from lrp_fx.errors import InputError
-from lrp_fx.runs.batching import PADDING, batches, padding_of
+from lrp_fx.runs.batching import Limits, batches, padding_of
 
+PADDING = 0.1
 QUIET = {"progress": False, "rows_per_shard": 16}
 
 
@@ -141,7 +142,7 @@ def test_rows_that_fail_are_kept_with_their_errors(explainer, tmp_path):
 
                 @staticmethod
                 def explain(texts, **options):
-                    if any("w7" in text.split() for text in texts):
+                    if any("w7" in text.text.split() for text in texts):
                         raise RuntimeError("seven")
                     return real.explain(texts, **options)
 
@@ -155,7 +156,7 @@ def test_rows_that_fail_are_kept_with_their_errors(explainer, tmp_path):
     for row in rows[:33]:
         failed = "w7" in row["text"].split()
         assert (row["error"] == "RuntimeError: seven") is failed and (row["relevance"] is None) is failed
-    assert rows[33]["error"] == "no text: None" and "no column 'text'" in rows[34]["error"]
+    assert rows[33]["error"] == "InputError: no text: None" and "no column 'text'" in rows[34]["error"]
     assert made.counts.failures == sum(row["error"] is not None for row in rows) >= 4
 
 
@@ -205,7 +206,7 @@ def test_folders_data_frames_and_pairs(explainer, tmp_path):
     lrp_fx.run(pairs, frame, out=tmp_path / "pairs", **QUIET)
     good, bad = rows_of(tmp_path / "pairs")
     assert good["tokens"] == ["[CLS]", "w1", "w2", "[SEP]", "w4", "[SEP]"] and good["claim"] == "w4"
-    assert bad["error"].startswith("no text") and bad["premise"] == "w3" and bad["claim"] is None
+    assert bad["error"].startswith("InputError: no text") and bad["premise"] == "w3" and bad["claim"] is None
     with pytest.raises(InputError, match="no data at"):
         lrp_fx.run(explainer, tmp_path / "nothing.txt", out=tmp_path / "n", **QUIET)
 
@@ -244,7 +245,7 @@ def test_the_command_line(tmp_path):
 def test_batches_hold_every_row_once_and_little_padding(seed):
     generator = np.random.default_rng(seed)
     lengths = generator.geometric(0.05, size=500).tolist()
-    made = batches(lengths, rows=32, tokens=1000)
+    made = batches(lengths, Limits(32, 1000, PADDING))
     assert sorted(i for batch in made for i in batch) == list(range(500))
     for batch in made:
         padding, size = padding_of(batch, lengths)

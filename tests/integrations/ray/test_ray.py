@@ -1,15 +1,16 @@
-"""Ray Data 2.60: an Explainer is what its actors are made of."""
+"""Ray 2.60: an Explainer is what actors of Ray Data are made of, and workers explain the shards of a run."""
 
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 
-from words import model, texts, tokenizer
+from words import Dying, model, texts, tokenizer
 
 import lrp_fx
 
@@ -39,3 +40,22 @@ def test_two_actors_explain_what_one_process_does(cluster, tmp_path):
         (expected,) = here.explain([text])
         assert list(found[text]["tokens"]) == expected["tokens"] and found[text]["error"] == expected["error"]
         np.testing.assert_allclose(found[text]["relevance"], expected["relevance"], rtol=1e-3, atol=1e-6)
+
+
+def rows_of(folder):
+    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def test_a_run_by_two_workers_one_of_which_is_killed(cluster, tmp_path):
+    data = [*texts(40), None]
+    dying = Dying(model(), tokenizer=tokenizer())
+    dying.mark = str(tmp_path / "killed")
+    options = {"rows_per_shard": 8, "progress": False}
+    made = lrp_fx.run(dying, data, out=tmp_path / "workers", ray="auto", workers=2, **options)
+    assert (tmp_path / "killed").exists() and made.made == 41 and made.counts.failures == 1
+    here = lrp_fx.Explainer(model(), tokenizer=tokenizer())
+    alone = lrp_fx.run(here, data, out=tmp_path / "alone", **options)
+    assert rows_of(tmp_path / "workers") == rows_of(tmp_path / "alone") and made.counts == alone.counts
+    (tmp_path / "workers" / "part-00002.parquet").unlink()
+    again = lrp_fx.run(here, data, out=tmp_path / "workers", **options)
+    assert again.made == 8 and rows_of(tmp_path / "workers") == rows_of(tmp_path / "alone")
