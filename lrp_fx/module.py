@@ -315,9 +315,22 @@ class ExplainableModule(Exporting):
         """A copy of the model that shares memory with it, but not its modules and parameters."""
         return ModelState(self.model).stand_in().module
 
-    def report(self) -> Report:
-        """Role and rule of every node of the latest capture."""
-        return make_report(self.current.captured, self.current.under(self.ruleset).plan)
+    def report(self, *args: Any, target: Target = None, **kwargs: Any) -> Report:
+        """Role and rule of every node of the latest capture; with inputs, of the one that serves them, with relevance.
+
+        Args:
+            *args: the model's inputs, as in :meth:`explain`, or none.
+            target: as in :meth:`explain`.
+            **kwargs: the model's inputs.
+        """
+        if not args and not kwargs:
+            return make_report(self.current.captured, self.current.under(self.ruleset).plan)
+        args, kwargs, _ = self.encoded(args, kwargs)
+        specialization, call = self.specialization(args, kwargs)
+        sweeper = specialization.sweeper(self.ruleset, ())
+        with specialization.named_failures(call):
+            relevance = sweeper.relevance_of_nodes(call, target)
+        return make_report(sweeper.captured, sweeper.rewritten.plan, relevance)
 
     def verify(
         self,

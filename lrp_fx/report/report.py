@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
 from lrp_fx.graph.location import module_path, source_line
 from lrp_fx.operators.table import op_name
-from lrp_fx.plan import NodeReason, Plan, why
+from lrp_fx.plan import Plan, why
+from lrp_fx.report.node_data import write_node_data
+from lrp_fx.report.rows import NodeRow
+from lrp_fx.report.why import Reasons, as_text
 from lrp_fx.viz import write_page
 from lrp_fx.viz.viewer.structure import StructureNode, structure_page
 
@@ -32,79 +33,6 @@ class Row:
     op: str
     count: int
     modules: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class NodeRow:
-    """One node of the graph.
-
-    Attributes:
-        name: its name.
-        op: its operator.
-        module: path of its module.
-        role: its role.
-        rule: its rule; "stop" or "constant" where relevance ends.
-        takes: names of its operands.
-        source: the line of the model's code, ``file:line: code``.
-        collects: whether relevance of an input is collected here.
-    """
-
-    name: str
-    op: str
-    module: str
-    role: str
-    rule: str
-    takes: tuple[str, ...]
-    source: str = ""
-    collects: bool = False
-
-    @property
-    def kind(self) -> str:
-        """ "source", "rule", "stop" or "constant", for a drawing."""
-        if self.collects:
-            return "source"
-        return self.rule if self.rule in ("stop", "constant") else "rule" if self.rule else "constant"
-
-
-@dataclass(frozen=True)
-class Reasons:
-    """Why nodes have their roles.
-
-    Attributes:
-        nodes: one reason for each node, in graph order.
-    """
-
-    nodes: tuple[NodeReason, ...]
-
-    def tables(self) -> Group:
-        """For rich: of each node its location, a table of patterns, and the law of the pattern that decides."""
-        return Group(*(part for reason in self.nodes for part in _shown(reason)))
-
-    def __str__(self) -> str:
-        return _as_text(self.tables())
-
-    def print(self) -> None:
-        """Print the tables to the terminal."""
-        Console().print(self.tables())
-
-
-def _shown(reason: NodeReason) -> Iterator[Text | Table]:
-    what = f"{reason.role}, rule {reason.rule}" if reason.rule else reason.role or "no relevance"
-    yield Text(f"{reason.node} ({reason.op}) in {reason.module}: {what}", style="bold")
-    if reason.verdicts:
-        table = Table("pattern", "matches", "why", box=None, pad_edge=False)
-        for verdict in reason.verdicts:
-            name = f"{verdict.pattern} ({verdict.variant})" if verdict.matches else verdict.pattern
-            matches = "decides" if verdict.decides else "yes" if verdict.matches else "no"
-            table.add_row(name, matches, " ".join(verdict.holds) if verdict.matches else f"Not so: {verdict.fails}")
-        yield table
-    yield Text("\n".join([*filter(None, [reason.remark, reason.law, reason.source]), ""]))
-
-
-def _as_text(shown: Table | Group) -> str:
-    text = io.StringIO()
-    Console(width=140, file=text).print(shown)
-    return text.getvalue()
 
 
 @dataclass(frozen=True)
@@ -134,6 +62,7 @@ class Report:
     seconds: float
     _graph: Graph = field(repr=False, compare=False)
     _plan: Plan = field(repr=False, compare=False)
+    _relevance: Mapping[str, float] | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """The state without the graph: a pickled report has no :meth:`why`."""
@@ -159,7 +88,7 @@ class Report:
         return table
 
     def __str__(self) -> str:
-        return _as_text(self.table())
+        return as_text(self.table())
 
     def print(self) -> None:
         """Print the table to the terminal."""
@@ -177,7 +106,8 @@ class Report:
                 takes = tuple(n.name for n in node.all_input_nodes)
                 line = source_line(node) if node.op == "call_function" else ""
                 place = (node.name, op_name(node), module_path(node) or "<root>")
-                rows.append(NodeRow(*place, *decided, takes, line, node in collecting))
+                relevance = None if self._relevance is None else self._relevance.get(node.name)
+                rows.append(NodeRow(*place, *decided, takes, line, node in collecting, relevance))
         return rows
 
     def to_html(self, title: str = "Roles and rules") -> str:
@@ -200,6 +130,19 @@ class Report:
         """Write :meth:`to_html` to a file, and return its path."""
         return write_page(path, self.to_html(title))
 
+    def to_node_data(self, folder: str | Path) -> list[Path]:
+        """Write role, rule and relevance of every node for Model Explorer (github.com/google-ai-edge/model-explorer).
+
+        ``graph.json`` is the captured graph, to be opened as a model; ``role.json``, ``rule.json`` and
+        ``relevance.json`` are node data to be loaded on it. Node ids are those of the captured graph, so that node data
+        also fits an exported program of the model with the same names. Relevance is there if the report was made for
+        inputs: ``xmodel.report(*inputs)``.
+
+        Returns:
+            The files.
+        """
+        return write_node_data(self._graph, self.nodes_of(), self.ruleset, Path(folder))
+
     def why(self, where: str) -> Reasons:
         """The pattern that nodes match, and for every other pattern the condition that fails.
 
@@ -212,8 +155,8 @@ class Report:
         return Reasons(tuple(why(self._graph, self._plan, where)))
 
 
-def make_report(captured: Captured, plan: Plan) -> Report:
-    """Group the decisions of a plan by role, rule and operator."""
+def make_report(captured: Captured, plan: Plan, relevance: Mapping[str, float] | None = None) -> Report:
+    """Group the decisions of a plan by role, rule and operator; ``relevance``: name of a node -> its relevance."""
     counts: Counter[tuple[str, str, str]] = Counter()
     modules: dict[tuple[str, str, str], dict[str, None]] = {}
     for node in captured.graph_module.graph.nodes:
@@ -231,7 +174,7 @@ def make_report(captured: Captured, plan: Plan) -> Report:
     route = f"{captured.route} ({captured.refusal})" if captured.refusal else captured.route
     return Report(
         rows, plan.ruleset.name, sources, len(graph.nodes), 0, captured.shapes.dims, specialised, route,
-        captured.seconds, graph, plan,
+        captured.seconds, graph, plan, relevance,
     )  # fmt: skip
 
 
