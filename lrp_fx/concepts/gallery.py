@@ -64,11 +64,29 @@ def gallery(
         for neuron in ids:
             shown = reference(xmodel, collection, neuron, at=latent, top=samples, rules=rules)
             groups.append(
-                {"latent": latent, "neuron": neuron, "samples": [_shown(item, input, decode) for item in shown]}
+                {
+                    "heading": latent,
+                    "detail": f"neuron {neuron}",
+                    "samples": [_shown(item, input, decode) for item in shown],
+                }
             )
-    page = str(
-        template("gallery.html.jinja", "lrp_fx.concepts").render(groups=groups, title=title, collection=collection)
+    intro = (
+        f"The samples that rank highest at each neuron by {collection.by} ({collection.pool} over positions), out of "
+        f"{collection.count}. Red is positive and blue negative relevance through this neuron, scaled per sample."
     )
+    return render_gallery(groups, title, intro, path)
+
+
+def render_gallery(groups: list[dict[str, Any]], title: str, intro: str, path: str | Path | None = None) -> str:
+    """A page of groups of samples.
+
+    Args:
+        groups: heading, detail, and samples, each with number, score, and cells of words or addresses of pictures.
+        title: heading of the page.
+        intro: what the page shows.
+        path: file to write the page to; None to return it only.
+    """
+    page = str(template("gallery.html.jinja", "lrp_fx.concepts").render(groups=groups, title=title, intro=intro))
     if path is not None:
         write_page(path, page)
     return page
@@ -86,8 +104,8 @@ def _shown(item: Reference, name: str | None, decode: Decode | None) -> dict[str
         pairs = zip(texts, relevance.flatten().tolist(), _real(item.hit.sample.inputs, name), strict=True)
         return facts | {"cells": cells([Word(text.strip("Ġ▁ "), amount) for text, amount, real in pairs if real])}
     if value.dim() == 3 and value.shape[0] in (1, 3):
-        return facts | {"pictures": [_picture(value), _heat(relevance.sum(0))]}
-    return facts | {"pictures": [_heat(relevance.reshape(-1, relevance.shape[-1]))]}
+        return facts | {"pictures": [_picture(value), heat_picture(relevance.sum(0))]}
+    return facts | {"pictures": [heat_picture(relevance.reshape(-1, relevance.shape[-1]))]}
 
 
 def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
@@ -101,17 +119,18 @@ def _real(inputs: Mapping[str, Any], name: str) -> list[bool]:
 
 def _picture(image: Tensor) -> str:
     """A (C, H, W) image, with values rescaled to the range of colours."""
-    return _uri(channels_last(stretched(image.detach().double().cpu().numpy())))
+    return picture_address(channels_last(stretched(image.detach().double().cpu().numpy())))
 
 
-def _heat(relevance: Tensor) -> str:
+def heat_picture(relevance: Tensor) -> str:
     """(H, W) relevance as an image: blue for negative, white for zero, red for positive relevance."""
     values = relevance.detach().cpu().numpy()
     largest = scale_of(values)
-    return _uri(values, cmap=colour_map(), vmin=-largest, vmax=largest)
+    return picture_address(values, cmap=colour_map(), vmin=-largest, vmax=largest)
 
 
-def _uri(pixels: Any, **style: Any) -> str:
+def picture_address(pixels: Any, **style: Any) -> str:
+    """(H, W) or (H, W, C) numbers as a picture inside a page; ``style`` is that of matplotlib's ``imsave``."""
     images: Any = require("matplotlib.image", "concepts")
     buffer = io.BytesIO()
     images.imsave(buffer, pixels, format="png", **style)
