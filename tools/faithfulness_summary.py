@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import identity
+
 from lrp_fx.evaluate import Results
 from lrp_fx.files import write_text
 
@@ -37,13 +39,22 @@ def write(columns: Mapping[str, Column], path: Path) -> None:
 
 
 def merged(old: Column | None, results: Results, record: Mapping[str, Any]) -> Column:
-    """A column with the methods in ``results``; rows of other samples or weights, as far as hashes tell, are dropped."""
+    """A column with the methods in ``results``.
+
+    Rows of other samples, weights or rules are dropped, as far as hashes tell. Metrics that were not measured again stay.
+    """
     if old is not None and any(old["record"].get(key) not in (None, record[key]) for key in HASHES):
         old = None
-    methods = {} if old is None else dict(old["methods"])
-    measured = {m: row for m, row in summarised(results, record["measured"]).items()}
-    kept = {key: value for key, value in record.items() if key not in ("rules", "measured")}
-    return {"record": kept, "methods": {**methods, **measured}}
+    rows = {} if old is None else _of_these_rules(old["methods"])
+    for method, row in summarised(results, record["measured"]).items():
+        metrics = {**rows.get(method, {}).get("metrics", {}), **row["metrics"]}
+        rows[method] = {**row, "metrics": metrics, "rules": record["rules"].get(method)}
+    return {"record": {key: v for key, v in record.items() if key not in ("rules", "measured")}, "methods": rows}
+
+
+def _of_these_rules(rows: Mapping[str, Any]) -> dict[str, Any]:
+    keys = identity.rule_keys(rows)
+    return {method: row for method, row in rows.items() if row.get("rules") in (None, keys.get(method))}
 
 
 def summarised(results: Results, date: str) -> dict[str, dict[str, Any]]:
