@@ -124,7 +124,7 @@ class Space:
             kind = _NEAREST.get(rule.name, rule.name)
             values[group.key] = kind if kind in group.kinds else KINDS[0]
             for key, (low, high, usual) in PARAMETERS.items():
-                values[f"{group.key} {key}"] = min(max(rule.get(key, usual), low), high)
+                values[f"{group.key} {key}"] = min(max(rule.parameters.get(key, usual), low), high)
         return values
 
 

@@ -1,3 +1,4 @@
+import gc
 import importlib
 import os
 import subprocess
@@ -18,6 +19,15 @@ ANYHOW = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("lrp", max_examples=12, derandomize=True, **ANYHOW)
 settings.register_profile("thorough", max_examples=60, print_blob=True, **ANYHOW)  # (tools/test --thorough)
 settings.load_profile("lrp")
+
+
+gc.set_threshold(50_000, 20, 10)  # looking for cycles took an eighth of the tests' time
+
+
+def pytest_collection_finish(session):
+    """What was imported is no garbage: it is not looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_generate_tests(metafunc):

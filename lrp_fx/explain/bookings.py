@@ -112,7 +112,7 @@ def _stabilised(case: Case) -> Amounts:
     """The part absorbed by the divisor y + epsilon sign y, and addends."""
     yield from _undivided(case)
     passed: Tensor | float = 1.0
-    if epsilon := case.decision.rule.get("epsilon", 0.0):
+    if epsilon := case.decision.rule.get("epsilon"):
         (y, g) = case.account.outputs[0]
         yield Amount("stabiliser", case.op, safe_dot(y - y * y / stabilised(y, epsilon), g))
         passed = y / stabilised(y, epsilon)
@@ -224,7 +224,7 @@ def _favoured(case: Case) -> Amounts:
     account, rule = case.account, case.decision.rule
     g = case.cotangent
     z, total, a = (plain(t) for t in account.post[:3])
-    of_z, of_a = favoured(z, a, g, rule.get("gamma", 0.0), rule.get("epsilon", 0.0))
+    of_z, of_a = favoured(z, a, g, rule.get("gamma"), rule.get("epsilon"))
     yield Amount("stabiliser", case.op, account.arrived - safe_dot(total, of_z) - safe_dot(a, of_a))
     bias = 0.0
     for run in account.runs:
@@ -239,7 +239,7 @@ def _summed(case: Case) -> Amounts:
     """The generalised gamma rule on a sum: shares of constant addends, and the part absorbed by the divisor."""
     account, rule = case.account, case.decision.rule
     z, _, a = (plain(t) for t in account.post[:3])
-    of_z, of_a = favoured(z, a, case.cotangent, rule.get("gamma", 0.0), rule.get("epsilon", 0.0))
+    of_z, of_a = favoured(z, a, case.cotangent, rule.get("gamma"), rule.get("epsilon"))
     yield Amount("stabiliser", case.op, account.arrived - safe_dot(z, of_z) - safe_dot(a, of_a))
     for slot, weight in addends(account.node, case.spec).items():
         added = value_of(account, slot)

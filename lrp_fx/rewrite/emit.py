@@ -66,7 +66,7 @@ def _scaled(site: Site) -> Node:
 
 def _stabilised(site: Site) -> Node:
     """y / (y + epsilon sign y) behind the layer; nothing if epsilon is 0."""
-    result, epsilon = _scaled(site), site.decision.rule.get("epsilon", 0.0)
+    result, epsilon = _scaled(site), site.decision.rule.get("epsilon")
     return insert_after(site.graph, result, epsilon_rule, epsilon) if epsilon else result
 
 
@@ -142,7 +142,7 @@ def _summed(site: Site) -> Node:
         sizes = [magnitude(slot, weight) for slot, weight in addends(site.captured, site.spec).items()]
         total = functools.reduce(lambda one, other: graph.call_function(aten.add.Tensor, (one, other)), sizes)
         value = graph.call_function(aten.detach.default, (site.node,))
-        gamma, epsilon = rule.get("gamma", 0.25), rule.get("epsilon", 0.0)
+        gamma, epsilon = rule.get("gamma"), rule.get("epsilon")
         new = graph.call_function(favour_sign, (value, site.node, total, gamma, epsilon))
     return site.take_over(anchor, new)
 

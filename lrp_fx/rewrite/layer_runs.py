@@ -59,7 +59,7 @@ def run_parts(
             one = emit.copied(cache[run], (index, run.sign, emit.slot))
             operator = aten.add.Tensor if run.sign > 0 else aten.sub.Tensor
             total = one if total is None else emit.call(operator, total, one)
-        result = emit.call(share_relevance, result, total, share.coefficient, share.sign, rule.get("epsilon", 0.0))
+        result = emit.call(share_relevance, result, total, share.coefficient, share.sign, rule.get("epsilon"))
     return result
 
 
@@ -79,7 +79,7 @@ def run_favoured(
     total = node if threshold is None else emit.copied(emit.run(Run("all", "all")), (0, 1, emit.slot))
     magnitudes = emit.copied(emit.run(Run("magnitude", "magnitude")), (1, 1, emit.slot))
     value = emit.call(aten.detach.default, node)
-    return emit.call(favour_sign, value, total, magnitudes, rule.get("gamma", 0.25), rule.get("epsilon", 0.0))
+    return emit.call(favour_sign, value, total, magnitudes, rule.get("gamma"), rule.get("epsilon"))
 
 
 class _Emit:
@@ -145,8 +145,8 @@ class _Emit:
             "negative": lambda: self.call(aten.clamp.default, self.value, None, 0),
             "magnitude": lambda: self.call(aten.abs.default, self.value),
             "ones": lambda: self.call(aten.ones_like.default, self.value),
-            "low": lambda: self.call(aten.full_like.default, self.value, self.rule.get("low", 0.0)),
-            "high": lambda: self.call(aten.full_like.default, self.value, self.rule.get("high", 1.0)),
+            "low": lambda: self.call(aten.full_like.default, self.value, self.rule.get("low")),
+            "high": lambda: self.call(aten.full_like.default, self.value, self.rule.get("high")),
         }[part]()
         slope = self.call(aten.div.Tensor, part_of_input, self.call(nonzero, self.constant_x))
         return self.call(identity_rule, part_of_input, self.x, slope)
@@ -165,7 +165,7 @@ class _Emit:
         positive = self.call(aten.clamp.default, weight, 0)
         if part == "positive":
             return positive
-        return self.call(aten.add.Tensor, weight, positive, alpha=self.rule.get("gamma", 0.25))  # favour-positive
+        return self.call(aten.add.Tensor, weight, positive, alpha=self.rule.get("gamma"))  # favour-positive
 
     def _scale_and_shift(self, norm: Node) -> tuple[Node, Node]:
         """a and b of y = (z - mean) / sqrt(var + eps) * weight + bias = a z + b."""

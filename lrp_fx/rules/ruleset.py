@@ -57,9 +57,9 @@ class Rule:
     parameters: Mapping[str, float] = field(default_factory=dict)
     own: str = ""
 
-    def get(self, key: str, default: float) -> float:
-        """Parameter ``key``."""
-        return float(self.parameters.get(key, default))
+    def get(self, key: str) -> float:
+        """Parameter ``key``; 0 without it. Rules of a rule set have all (:func:`lrp_fx.rules.table.parameters`)."""
+        return float(self.parameters.get(key, 0.0))
 
     def __str__(self) -> str:
         shown = ", ".join(f"{k}={v:g}" for k, v in self.parameters.items() if v)

@@ -49,6 +49,7 @@ def agree(xmodel, model, call, rules="default"):
     assert found.ledger.balance < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_other_lengths_need_no_capture(kind):
     model = Packed(kind, num_layers=2, bidirectional=True).double().eval()
@@ -71,6 +72,7 @@ def test_what_does_not_read_the_longest_length(read):
     assert len(xmodel.captures) == 1 and xmodel.current.captured.route == "export"
 
 
+@pytest.mark.slow
 def test_a_padding_that_is_longer_than_every_sample_is_another_graph():
     model = Packed().double().eval()
     for first in (5, 8):

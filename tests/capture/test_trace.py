@@ -89,6 +89,7 @@ def test_a_recorded_run_explains_exactly(kind, shape):
     assert xmodel.verify(x, target=first).passed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, shape", few([(Decides, (3, 4)), (Experts, (5, 6))], (Decides, (3, 4))))
 def test_other_decisions_are_recorded_anew(kind, shape):
     torch.manual_seed(1)

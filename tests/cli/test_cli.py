@@ -143,6 +143,7 @@ def test_bench_and_ops(saved):
     assert runner.invoke(app, ["ops", "nonsense.*"]).exit_code == 1
 
 
+@pytest.mark.slow
 def test_export_writes_a_graph_that_explains(saved, tmp_path):
     import lrp_fx
 

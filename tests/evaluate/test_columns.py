@@ -56,6 +56,7 @@ def test_addition_is_decided_by_the_truth_alone(column):
     assert (truth.sum(-1) == (4 if column else 2)).all()
 
 
+@pytest.mark.slow
 def test_answers_to_questions_stand_where_it_is_said_and_are_real():
     data = questions.batch(200, np.random.default_rng(0), True)
     words = list(questions.vocabulary())

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models import build, ids
+from models import build, few, ids
 from torch import nn
 
 import lrp_fx
@@ -82,7 +82,7 @@ def test_a_name_is_the_target_of_that_kind(llama, name):
     assert abs(xmodel.explain(**inputs, target=form(each)).ledger.balance) < 1e-10
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, "contrast"))
 def test_a_name_in_a_lowered_graph(llama, name):
     _, inputs, xmodel = llama
     form = NAMES[name]
@@ -191,6 +191,7 @@ def test_padding_in_a_span_counts_nothing(llama, mask):
     same(wanted.relevance["input_ids"][1:, alone], single.relevance["input_ids"], 1e-8)
 
 
+@pytest.mark.slow
 def test_spans_of_an_encoder_decoder_are_the_decoders():
     model, inputs = build("flan-t5")
     xmodel = lrp_fx.convert(model, **inputs)
@@ -319,6 +320,7 @@ def test_half_precision_is_near_double(dtype):
         same(found.relevance["input_ids"].double(), wanted.relevance["input_ids"], 0.1)
 
 
+@pytest.mark.slow
 def test_saved_graphs_take_named_targets(llama, tmp_path):
     _, inputs, xmodel = llama
     xmodel.save(tmp_path / "named.pt2", **inputs, target=Contrast(3))

@@ -142,6 +142,7 @@ def test_padding_moves_the_explained_position():
     same(lowered(**other), xmodel.explain(**other))
 
 
+@pytest.mark.slow
 def test_latents_and_conditions_are_part_of_the_graph():
     xmodel, inputs = case("llama")
     other = resized(inputs, 3, 6)

@@ -187,6 +187,7 @@ class Writes(nn.Module):
         return y.sum((1, 2)) + y[:, 1].prod(-1)
 
 
+@pytest.mark.slow
 def test_writes_through_views_of_every_form_are_functional():
     xmodel = lrp_fx.convert(Writes(), x=X, check=False)
     assert torch.equal(xmodel(X), Writes()(X)) and torch.equal(xmodel(X[:1]), Writes()(X[:1]))

@@ -175,6 +175,7 @@ def test_text_generation_explains_the_text_that_is_answered():
     assert explained.answer[0]["generated_text"] == "is it a" + new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "key"), [("summarization", "summary_text"), ("translation_en_to_de", "translation_text")]
 )
@@ -324,6 +325,7 @@ def test_speech_is_explained_token_by_token():
     assert written.relevance["input_features"].shape == (1, written.count, 8, 100)
 
 
+@pytest.mark.slow
 def test_what_a_decoder_read_before_its_first_token_is_found_out():
     """Some models return new tokens alone: what stands before them decides what their logits are."""
     torch.manual_seed(0)
