@@ -1,6 +1,8 @@
 """The zoo's further columns: inputs of other sizes, and that a column fails where it should."""
 
+import re
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "zoology"))
 
 from case import Built
 from further import FurtherRow, _at, check_further
+from page import search_page
 from sizes import longer, one_sample
 
 import lrp_fx
@@ -79,3 +82,20 @@ def test_a_column_that_fails(fault):
     row = FurtherRow("fail")
     told = _at(row, "one_sample", other, [one_sample((torch.randn(2, 4, dtype=torch.float64),), {})], Built(model))
     assert fault in told and row.one_sample > 1e-3
+
+
+def test_the_page_to_search_has_every_class_and_needs_no_network(tmp_path):
+    rows = {
+        "timm/resnet/resnet10t (ResNet)": {"verdict": "pass", "reason": "", "forward": 2e-7, "conservation": 0.0, "role_defect": 1e-12},
+        "pypi/x-transformers/odd <b> (Odd)": {"verdict": "fail", "reason": "a node loses & relevance", "forward": None, "conservation": None, "role_defect": None},
+        "timm/vit/old (Old)": {"verdict": "not buildable", "reason": "no size", "forward": None, "conservation": None, "role_defect": None},
+    }  # fmt: skip
+    page = search_page({"rows": rows})
+    cells = [
+        [unescape(cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", row)]
+        for row in re.findall(r"<tr><td>.*?</tr>", page)
+    ]
+    assert len(cells) == 3 and ["resnet10t (ResNet)", "resnet", "timm", "pass", "2e-07", "0", "1e-12", ""] in cells
+    assert ["odd <b> (Odd)", "x-transformers", "pypi", "fail", "", "", "", "a node loses & relevance"] in cells
+    assert "timm: 1 of 1 pass" in page and "pypi: 0 of 1 pass" in page
+    assert "default-src 'none'; script-src 'unsafe-inline'" in page and not re.search(r"(src|href)=|https?://", page)

@@ -1,7 +1,12 @@
-"""The zoo's results as a page."""
+"""The zoo's results as pages: docs/zoo.md, and docs/zoo.html to search for a class.
+
+``python tools/zoology/page.py`` makes both from docs/zoo.json.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +16,7 @@ from further import CORRELATION, SUM
 from gradient import GRADIENT
 
 from lrp_fx.files import write_text
+from lrp_fx.viz.pages import template, write_page
 
 _HEAD = """# The zoo
 
@@ -19,11 +25,46 @@ its outputs in float32 (at most 1e-5 off, relative); under `cp_lrp` in float64 w
 inputs and sources (positions, class tokens) is the explained value to 1e-6, where the explained value is a random
 projection of the whole output; under `attnlrp`, that no node loses relevance unaccounted.
 
+To find a class: search this page for its name or its model type, or open [zoo.html](zoo.html), which searches as you type. A class that is not here: `lrp_fx.testing.check`
+runs the same check on yours ([integrations.md](integrations.md)).
+
 Made by `tools/zoo` ({versions}).
 """
+_TEMPLATE = Path(__file__).with_name("zoo.html.jinja")
 
 
-def write_page(document: dict[str, Any], path: Path) -> None:
+def write_pages(results: Path, document: dict[str, Any] | None = None) -> None:
+    """Write ``docs/zoo.md`` and ``docs/zoo.html`` beside ``docs/zoo.json``; ``document`` are its contents, if read."""
+    document = json.loads(results.read_text()) if document is None else document
+    _write_tables(document, results.with_suffix(".md"))
+    write_page(results.with_suffix(".html"), search_page(document))
+
+
+def search_page(document: dict[str, Any]) -> str:
+    """A page with a row for every class and a field to search them; it needs no network."""
+    rows: dict[str, dict[str, Any]] = document["rows"]
+    suites = [
+        {"name": name, **{key: sum(r["verdict"] in verdicts for k, r in rows.items() if k.startswith(f"{name}/"))
+                          for key, verdicts in (("passed", ("pass",)), ("built", ("pass", "fail")))}}
+        for name in sorted({key.split("/")[0] for key in rows})
+    ]  # fmt: skip
+    environment = template("base.html.jinja").environment
+    page = environment.from_string(_TEMPLATE.read_text())
+    return page.render(
+        title="Does it work for my model?", suites=suites, rows=[_found(*item) for item in sorted(rows.items())]
+    )
+
+
+def _found(key: str, row: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a class."""
+    suite, group, name = key.split("/", 2)
+    numbers = [row[column] for column in ("forward", "conservation", "role_defect")]
+    remark = "; ".join(filter(None, [row["reason"], row.get("note", "")]))
+    shown = ["" if number is None else f"{number:.0e}" if number else "0" for number in numbers]
+    return {"suite": suite, "group": group, "name": name, "verdict": row["verdict"], "numbers": shown, "remark": remark}
+
+
+def _write_tables(document: dict[str, Any], path: Path) -> None:
     """Write ``docs/zoo.md`` from the contents of ``docs/zoo.json``."""
     rows: dict[str, dict[str, Any]] = document["rows"]
     versions = "; ".join(
@@ -219,3 +260,7 @@ def _table(rows: dict[str, dict[str, Any]], further: dict[str, dict[str, Any]], 
             f"| {' | '.join(shown)} | {roles} |"
         )
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/zoo.json"))

@@ -22,7 +22,7 @@ from check import Row, check
 from further import check_further
 from gradient import check_gradient
 from lowered import check_lowered
-from page import write_page
+from page import write_pages
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from lrp_fx.files import write_text
@@ -183,12 +183,12 @@ def main() -> None:
 
         results.document["broken"] = run_broken()
         results.save()
-        write_page(results.document, options.results.with_suffix(".md"))
+        write_pages(options.results, results.document)
         return
     cases = [case for suite in options.suites for case in importlib.import_module(f"suite_{suite}").cases()]
     run(wanted(cases, results.rows, options), results, options.jobs, options.limit, options.quiet)
     results.save()
-    write_page(results.document, options.results.with_suffix(".md"))
+    write_pages(options.results, results.document)
 
 
 if __name__ == "__main__":
