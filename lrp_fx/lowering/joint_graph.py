@@ -27,6 +27,7 @@ from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import copy_graph, splice
 from lrp_fx.graph.values import Values
 from lrp_fx.lowering.dynamic_shapes import Fakes
+from lrp_fx.lowering.origins import Origins
 from lrp_fx.lowering.targets.spec import TargetSpec, distinct
 from lrp_fx.passes.collect_early import collect_early, per_source
 from lrp_fx.passes.hoist_slices import behind_selection, sizes_from_inputs
@@ -59,6 +60,23 @@ class Lifted(fx.Interpreter):
         """The node's value, in its recorded shape if it has one."""
         result = super().run_node(n)
         return _at_sizes(result, n.meta[_RECORDED]) if _RECORDED in n.meta else result
+
+
+class _Noting(Lifted):
+    """Notes which node is being computed, for :class:`Origins`."""
+
+    def __init__(self, graph_module: fx.GraphModule, attributes: Attributes, origins: Origins) -> None:
+        super().__init__(graph_module, attributes)
+        self.origins = origins
+
+    def run_node(self, n: Node) -> Any:
+        """The node's value."""
+        if n.op != "call_function":
+            return super().run_node(n)
+        self.origins.enter(self.origins.of(n, "forward"))
+        result = super().run_node(n)
+        self.origins.follow(n, result)
+        return result
 
 
 def _note_sizes(graph: fx.Graph) -> None:
@@ -253,11 +271,14 @@ def relevance_function(
     def run(
         attributes: dict[str, Tensor], leaves: Sequence[Any], targets: Sequence[Tensor], seed: Tensor
     ) -> dict[str, Any]:
-        tapped = Lifted(targeted.graph_module, attributes)
+        origins = Origins(plan)
+        tapped = _Noting(targeted.graph_module, attributes, origins)
         outputs, sources, latents, explained = tapped.run(*leaves, *targets, enable_io_processing=False)
+        origins.enter(None)
         lifted = {path: attributes[mask_name(path)] for path in masks}
         start = seed.to(explained.dtype).expand_as(explained)
         collected = sweep(sweeper.points(sources, latents), explained, seed=start, masks=lifted)
+        origins.enter(None)
         values = Values(dict(zip(captured.placeholders, leaves, strict=True)), attributes.__getitem__)
         relevance = sweeper.inputs.per_input(plan.facts.sources, targeted.per_source(collected.sources), values)
         return {

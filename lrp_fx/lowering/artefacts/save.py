@@ -32,6 +32,7 @@ from lrp_fx.graph.dimensions import example_size
 from lrp_fx.lowering.accepts import Accepts, ran
 from lrp_fx.lowering.artefacts.archive import ABOUT, Archive
 from lrp_fx.lowering.artefacts.portable import spell_grouped_products
+from lrp_fx.lowering.artefacts.viewable import viewable
 from lrp_fx.lowering.artefacts.weights import Weights, fill, placeholder, references
 from lrp_fx.lowering.dynamic_shapes import ShapeGuards
 from lrp_fx.lowering.inductor import inductor_options
@@ -95,7 +96,7 @@ def save(
         OSError: where the file cannot be written; an older file stays.
     """
     graph_module = portable(graph_module)
-    program = exported(graph_module)
+    program = exported(viewable(graph_module))
     graph = _plain_graph(graph_module)
     names = {at: _held_as(at, program, graph_module) for at in graph.pop("paths")}
     referred = {} if without is None else references(graph_module, without)
@@ -162,7 +163,7 @@ def to_onnx(graph_module: fx.GraphModule, path: str | Path, about: Mapping[str, 
     require("onnx", "onnx")
     require("onnxscript", "onnx")
     program: Any = torch.onnx.export(
-        exported(portable(graph_module, plain=True)),
+        exported(viewable(portable(graph_module, plain=True))),
         dynamo=True,
         input_names=list(about["inputs"]),
         output_names=list(about["outputs"]),
