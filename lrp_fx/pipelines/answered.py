@@ -12,6 +12,7 @@ from torch import Tensor
 from lrp_fx.errors import InputError
 from lrp_fx.explain import Logit, Pixels, Target
 from lrp_fx.pipelines.explained import Explained, Request
+from lrp_fx.pipelines.query_masks import Queries
 
 #: (name, target) of each of several answers
 Named = list[tuple[str, Target]]
@@ -121,17 +122,14 @@ def masked(request: Request) -> Target | Named:
 
 
 def segments(request: Request) -> Named:
-    """The logits of each segment's class over the pixels where it wins.
-
-    Raises:
-        InputError: for a model whose masks belong to queries, not to classes.
-    """
-    if any("score" in one and one["score"] is not None for one in request.answer):
-        raise InputError(
-            "this model's masks belong to queries: use explain(target=callable) with a callable of its mask logits. "
-            "This task explains models with a logit for each class and pixel"
-        )
-    return [(one["label"], Pixels(request.class_of(one["label"]))) for one in request.answer]
+    """Each segment: the logits of its class over the pixels where it wins, or the logits of its query."""
+    labels = request.xmodel.encoder.labels if request.xmodel.encoder is not None else None
+    queries = Queries.of(request.output(request.encoded(request.raw)), len(labels or ()))
+    named: Named = []
+    for one in request.answer:
+        label = request.class_of(one["label"])
+        named.append((one["label"], Pixels(label) if queries is None else queries.target_of(label, one["mask"])))
+    return named
 
 
 # -- passages

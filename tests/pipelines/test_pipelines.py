@@ -9,6 +9,7 @@ import transformers as tf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.maskformer.image_processing_pil_maskformer import MaskFormerImageProcessorPil
 from transformers.models.segformer.image_processing_pil_segformer import SegformerImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -245,6 +246,39 @@ def test_image_segmentation_explains_each_segment():
         )
 
 
+def test_masks_of_queries_explain_the_query_of_each_segment():
+    torch.manual_seed(0)
+    backbone = tf.SwinConfig(
+        image_size=32, embed_dim=4, depths=[1] * 4, num_heads=[1] * 4, window_size=2, patch_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    decoder = tf.DetrConfig(
+        d_model=8, decoder_layers=1, decoder_ffn_dim=8, decoder_attention_heads=1, num_queries=4,
+        backbone_config=tf.ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], out_features=["stage1"]),
+    )  # fmt: skip
+    config = tf.MaskFormerConfig(
+        fpn_feature_size=32, mask_feature_size=8, backbone_config=backbone, decoder_config=decoder,
+        id2label={0: "sky", 1: "sea", 2: "sand"},
+    )  # fmt: skip
+    model = tf.MaskFormerForInstanceSegmentation(config).eval()
+    with torch.no_grad():
+        model.class_predictor.weight.mul_(20)
+        model.class_predictor.bias[-1] -= 1000  # always an object
+    processor = MaskFormerImageProcessorPil(size={"height": 32, "width": 32}, size_divisor=1)
+    pipe = lrp_fx.pipeline("image-segmentation", model, image_processor=processor)
+    answer, attribution = pipe(photo(32), threshold=0.0, mask_threshold=0.0, overlap_mask_area_threshold=0.0)
+    assert answer and [one["label"] for one in answer] == list(attribution.names)
+    output = pipe.xmodel(attribution.inputs["pixel_values"], attribution.inputs.get("pixel_mask"))
+    for number, one in enumerate(answer):
+        label = ["sky", "sea", "sand"].index(one["label"])
+        inside = torch.as_tensor(np.asarray(one["mask"]) != 0, dtype=torch.float32)[None, None]
+        inside = torch.nn.functional.interpolate(inside, output.masks_queries_logits.shape[-2:], mode="area")[0, 0]
+        inside = inside > (0.5 if bool((inside > 0.5).any()) else 0)
+        values = output.class_queries_logits[0, :, label] + output.masks_queries_logits[0][:, inside].mean(1)
+        assert float((values - attribution.target[number, 0]).abs().min()) < 1e-4
+        assert float(attribution.relevance["pixel_values"][number].abs().sum()) > 0
+
+
 def test_an_image_and_a_text_that_goes_on():
     torch.manual_seed(0)
     vision = tf.CLIPVisionConfig(**(SMALL | {"num_hidden_layers": 2}), image_size=8, patch_size=4, projection_dim=16)
@@ -378,3 +412,60 @@ def test_errors_name_the_tasks():
     with pytest.raises(InputError, match="needs a model"):
         lrp_fx.pipeline("fill-mask")
     assert set(TASKS) >= {"text-classification", "tabular"}
+
+
+MINE = """
+import torch
+from torch import nn
+
+
+class Attention(nn.Module):
+    def __init__(self, width, heads):
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        return self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Transformer(nn.Module):
+    def __init__(self, words=30, width=16, heads=2, classes=3):
+        super().__init__()
+        self.words, self.places = nn.Embedding(words, width), nn.Parameter(torch.randn(10, width))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attention = Attention(width, heads)
+        self.up, self.down, self.head = nn.Linear(width, 32), nn.Linear(32, width), nn.Linear(width, classes)
+
+    def forward(self, ids):
+        x = self.words(ids) + self.places[: ids.shape[1]]
+        x = x + self.attention(self.norms[0](x))
+        x = x + self.down(nn.functional.gelu(self.up(self.norms[1](x))))
+        return self.head(x.mean(1))
+"""
+OF_ONES_OWN = """
+import torch, lrp_fx
+from mine import Transformer
+model = Transformer().eval()
+attribution = lrp_fx.convert(model).explain(torch.tensor([[5, 17, 4, 8]]))
+attribution.plot().savefig("own.png")
+"""
+OF_A_PIPELINE = """
+import lrp_fx
+answer, attribution = lrp_fx.pipeline(pipe)("a good film")
+attribution.plot().savefig("pipe.svg")
+"""
+
+
+def test_a_picture_takes_a_newcomer_five_lines_and_with_a_pipeline_three(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    assert len(MINE.strip().splitlines()) <= 32
+    assert [len(code.strip().splitlines()) for code in (OF_ONES_OWN, OF_A_PIPELINE)] == [5, 3]
+    exec(compile(OF_ONES_OWN, "own", "exec"), {})
+    exec(compile(OF_A_PIPELINE, "pipe", "exec"), {"pipe": tf.pipeline(
+        "text-classification", model=bert(tf.BertForSequenceClassification), tokenizer=tokenizer()
+    )})  # fmt: skip
+    assert (tmp_path / "own.png").stat().st_size > 3000 and "film" in (tmp_path / "pipe.svg").read_text()
