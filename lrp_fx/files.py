@@ -35,7 +35,10 @@ def replacing(path: str | Path, mode: int = 0o666) -> Iterator[Path]:
         yield place
         return
     beside = place.with_name(f".{place.stem[:80]}.{secrets.token_hex(6)}{place.suffix}")
-    file = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    try:
+        file = os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
+    except OSError as reason:  # (which names the temporary file)
+        raise type(reason)(f"{str(path)!r} cannot be written: {reason.strerror}") from reason
     try:
         try:
             yield beside

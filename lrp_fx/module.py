@@ -121,8 +121,9 @@ class ExplainableModule(Exporting):
                 checks every explanation, False none; None for the option of ``convert``. Explanations with
                 ``memory="low"`` and on the meta device are not checked; of several targets the first is; for a compiled
                 graph, the eager graph is.
-            keep_inputs: whether the result keeps the inputs. Ledger and sources are computed from them on demand, and
-                are not available without them.
+            keep_inputs: whether the result keeps the inputs. Ledger, sources, and the output of an explanation that ran
+                the head at one position only, are computed from them on demand, and are not available without them. To
+                have one of them without the inputs: read it, then ``result.without_inputs()``.
             **kwargs: the model's inputs.
 
         Raises:

@@ -58,8 +58,8 @@ def test_a_link_stays_a_link(tmp_path):
 def test_a_folder_is_no_place_for_a_file(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_text(tmp_path, "")
-    with pytest.raises(FileNotFoundError):
-        write_text(tmp_path / "missing" / "x", "")
+    with pytest.raises(FileNotFoundError, match=r"missing/x' cannot be written: No such file or directory$"):
+        write_text(tmp_path / "missing" / "x", "")  # the file that was asked for is named, not the temporary one
 
 
 def test_a_full_device_is_an_error():

@@ -117,7 +117,7 @@ def _short(name: str) -> str:
     if place is None:
         return "tokens" if name == "input_ids" else name
     layer, head = place.groups()
-    return f"layer {layer}, MLP" if head is None else f"layer {layer}, head {head}"
+    return f"L{layer} MLP" if head is None else f"L{layer} head {head}"
 
 
 def _tokenizer(vocabulary: dict[str, int], unknown: str, split: Any, *ends: str) -> Any:
@@ -207,7 +207,7 @@ def main(names: Sequence[str], folder: Path) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     for file, draw in track([p for p in PICTURES.items() if not names or p[0].split(".")[0] in names], "drawing"):
-        draw().savefig(folder / file, dpi=90)
+        draw().savefig(folder / file, dpi=90, bbox_inches="tight", pad_inches=0.08)
 
 
 if __name__ == "__main__":

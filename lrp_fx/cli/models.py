@@ -89,6 +89,8 @@ class RawInputs:
             return cls(text, image, sound)
         if text is not None:
             raise InputError("give a text, or --file, not both")
+        if str(file) != "-" and not file.is_file():
+            raise InputError(f"there is no file {str(file)!r}: give one with a text per line, or - for standard input")
         read = sys.stdin.read() if str(file) == "-" else file.read_text()
         lines = tuple(line for line in read.splitlines() if line.strip())
         if not lines:
@@ -151,10 +153,10 @@ def load(name: str, text: str | None, precision: str) -> Loaded:
     if _HUB_ID.fullmatch(name) and not path.exists():
         _quiet()
         return _load_folder(download(name), name, text or "", dtype)
-    offered = ", ".join(f"{demo.name} ({demo.install})" for demo in demos().values())
+    listed = ", ".join(f"{demo.name} ({demo.install})" for demo in demos().values())
     raise LrpError(
-        f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), a GGUF file, the id of a "
-        f"model on the Hub (organisation/name), or one of the demos: {offered}"
+        f"no model '{name}': give the folder of a saved Hugging Face model (with a config.json), a GGUF file, the id "
+        f"of a model on the Hub (organisation/name), or one of the demos: {listed}"
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrp_fx.errors import InputError
+from lrp_fx.errors import InputError, type_and_line
 from lrp_fx.results import Note
 
 _ENDS = 0.05  #: seconds at the end of a sound that are changed to test whether the extractor reads them
@@ -51,7 +51,9 @@ def open_sound(source: str | Path | bytes) -> dict[str, Any]:
         kind, silence = _SAMPLES[width]
     except (OSError, wave.Error, EOFError, KeyError) as reason:
         name = "the content" if isinstance(source, bytes) else repr(str(source))
-        raise InputError(f"{name} cannot be read as a wav file of 8, 16 or 32 bits: {reason}") from reason
+        raise InputError(
+            f"{name} cannot be read as a wav file of 8, 16 or 32 bits ({type_and_line(reason)})"
+        ) from reason
     values = (np.frombuffer(data, kind).astype(np.float64) - silence) / 2 ** (8 * width - 1)
     return {"array": values.reshape(-1, channels).mean(1).astype(np.float32), "sampling_rate": rate}
 

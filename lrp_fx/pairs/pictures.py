@@ -127,8 +127,10 @@ def draw_connections(
     else:
         ax = _axes(ax, (7.0, 3.6))
         places = _place_images(ax, attribution, images)
+    gap = 0.06 if images is None else 0.0  # between a line and the words it joins
     for first, second, amount in shown.pairs:
         (x, y), (u, v) = places[0][first], places[1][second]
+        y, v = y - gap, v + gap
         share = amount / shown.largest
         ax.plot(
             [x, u],

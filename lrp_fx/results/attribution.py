@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _UNSAVED = "this result was read from a file without this part. Remedy: explain again"
-_DROPPED = "this is computed from the inputs, which were dropped (keep_inputs=False). Remedy: compute it before"
+_DROPPED = (
+    "this is computed on demand from the inputs, which were dropped (keep_inputs=False). Remedy: explain with "
+    "keep_inputs=True, read it, then result.without_inputs()"
+)
 
 
 @dataclass(frozen=True)
@@ -241,18 +244,27 @@ class Attribution(Result):
         return self.ledger if weights is None or bool((weights == 1).all()) else self._account(weights)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state for another process: all lazy parts are computed, including the ledger if there is one."""
+        """The state for another process: all lazy parts are computed, including the ledger; those that cannot be (their
+        inputs were dropped) keep the reason."""
         try:
             account: Accounting = functools.partial(as_computed, self.ledger)
         except LatentError as reason:  # there is no ledger, for this reason
             account = no_ledger(str(reason))
         state = {f.name: getattr(self, f.name) for f in fields(self)}
-        return state | {"_output": self.output, "_sources": _now(self._sources), "_account": account}
+        parts = {"_output": lambda: self.output, "_sources": lambda: _now(self._sources)}
+        return state | {name: _final(make) for name, make in parts.items()} | {"_account": account}
 
 
 def _moved(tensor: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     moved = tensor.to(*args, **kwargs)
     return moved if tensor.is_floating_point() else moved.to(tensor.dtype)
+
+
+def _final(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except LatentError as reason:
+        return Later(functools.partial(refuse, str(reason)))
 
 
 def _now(value: Any) -> Any:

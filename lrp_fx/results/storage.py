@@ -30,7 +30,7 @@ _DTYPES = {
 
 
 def write(document: Document, path: str | Path) -> Path:
-    """Write a document in the format of the file's suffix.
+    """Write a document in the format of the file's suffix, and create its folder if necessary.
 
     Raises:
         InputError: for another suffix, and for tensors of other types (complex ones).
@@ -42,6 +42,7 @@ def write(document: Document, path: str | Path) -> Path:
     if wrong:
         raise InputError(f"tensors of these types cannot be saved: {', '.join(f'{n} ({d})' for n, d in wrong.items())}")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in document.tensors.items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as beside:
         writer(Document(document.about, tensors), beside)
     return Path(path)

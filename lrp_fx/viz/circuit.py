@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_WIDTH, _HEIGHT = 0.6, 0.6  #: size of a box; columns and rows have a distance of 1
+_WIDTH, _HEIGHT = 0.66, 0.6  #: size of a box; columns and rows have a distance of 1
+_LETTERS = 20  #: most letters of a box
 _LABELLED = 10  #: most edges with labels
+_LABEL = (0.3, 0.16)  #: size of such a label
 
 
 def draw_circuit(
@@ -46,7 +48,8 @@ def draw_circuit(
     columns = 1 + max((x for x, _ in points), default=0)
     reach = max((abs(y) for _, y in points), default=0.0) + 0.5
     if ax is None:
-        ax = new_figure(2.0 * columns + 0.2, 1.5 * reach + 0.3, extra="concepts").add_subplot()
+        longest = max((len(plain(names(node), _LETTERS, ends=True)) for node in graph), default=0)
+        ax = new_figure((0.9 + 0.055 * longest) * columns + 0.2, 1.5 * reach + 0.3, extra="concepts").add_subplot()
     _draw_nodes(graph, ax, placed, amounts, names)
     _draw_edges(graph, ax, placed, amounts)
     ax.set_xlim(-0.4, columns - 0.6)
@@ -66,7 +69,7 @@ def _draw_nodes(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool
             linewidth=0.8, facecolor=fractions(colour), edgecolor=ink("quiet"),
         )  # fmt: skip
         ax.add_patch(box)
-        text = plain(names(node), 20, ends=True)
+        text = plain(names(node), _LETTERS, ends=True)
         label = f"{text}\n{relevances[node]:+.3g}" if amounts else text
         style: dict[str, Any] = {
             "ha": "center",
@@ -83,7 +86,6 @@ def _draw_edges(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool
     patches: Any = require("matplotlib.patches", "concepts")
     edges = sorted(graph.edges(data="weight"), key=lambda edge: abs(edge[2]))
     largest = max((abs(w) for *_, w in edges), default=0.0) or 1.0
-    labelled = {(a, b) for a, b, _ in edges[-_LABELLED:]} if amounts else set()
     leaves = _ports(placed, graph.nodes, 0, 1)
     arrives = _ports(placed, graph.nodes, -1, -2)
     for a, b, weight in edges:
@@ -98,18 +100,26 @@ def _draw_edges(graph: networkx.DiGraph, ax: Axes, placed: Layout, amounts: bool
         )  # fmt: skip
         arrow.set_facecolor("none" if len(way) > 2 else colour)
         ax.add_patch(arrow)
-        if (a, b) in labelled:
-            x, y = ((p + q) / 2 for p, q in zip(start, [*way[1:-1], end][0], strict=True))
-            box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.4}
-            style: dict[str, Any] = {
-                "ha": "center",
-                "va": "center",
-                "fontsize": 6.5,
-                "color": ink("quiet"),
-                "zorder": 5,
-                "bbox": box,
-            }
-            literal(ax.text(x, y, f"{weight:+.2g}", **style))
+    if amounts:
+        _label_edges(ax, placed, edges[: -_LABELLED - 1 : -1], leaves, arrives)
+
+
+def _label_edges(
+    ax: Axes, placed: Layout, edges: list[tuple[Any, Any, float]], leaves: dict[Any, float], arrives: dict[Any, float]
+) -> None:
+    """Amounts of edges, the strongest first, where none covers another: beside a box on the way, or halfway."""
+    taken: list[Point] = []
+    for a, b, weight in edges:
+        way = placed.ways[a, b]
+        x, y = way[1] if len(way) > 2 else (
+            (way[0][0] + way[1][0]) / 2, (way[0][1] + leaves[a, b] + way[1][1] + arrives[a, b]) / 2
+        )  # fmt: skip
+        if any(abs(x - u) < _LABEL[0] and abs(y - v) < _LABEL[1] for u, v in taken):
+            continue
+        taken.append((x, y))
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.4}
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": ink("quiet"), "zorder": 5}
+        literal(ax.text(x, y, f"{weight:+.2g}", bbox=box, **style))
 
 
 def _ports(placed: Layout, nodes: Iterable[Any], end: int, next_to_it: int) -> dict[tuple[Any, Any], float]:
@@ -124,10 +134,14 @@ def _ports(placed: Layout, nodes: Iterable[Any], end: int, next_to_it: int) -> d
 
 
 def _curve(points: list[Point]) -> Any:
-    """A smooth path through points, horizontal at each of them."""
+    """A smooth path from one end to another, which bends between columns only and passes boxes on a straight line."""
     paths: Any = require("matplotlib.path", "concepts")
+    beside = [(x + side * _WIDTH / 2, y) for x, y in points[1:-1] for side in (-1, 1)]
     vertices, codes = [points[0]], [paths.Path.MOVETO]
-    for (x, y), (u, v) in pairwise(points):
+    for number, ((x, y), (u, v)) in enumerate(pairwise([points[0], *beside, points[-1]])):
+        if number % 2:
+            vertices, codes = [*vertices, (u, v)], [*codes, paths.Path.LINETO]
+            continue
         vertices += [((x + u) / 2, y), ((x + u) / 2, v), (u, v)]
         codes += [paths.Path.CURVE4] * 3
     return paths.Path(vertices, codes)

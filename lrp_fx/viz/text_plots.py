@@ -28,10 +28,11 @@ def draw_tokens(texts: Sequence[tuple[str, Sequence[Word]]], notes: tuple[str, .
         notes: lines below the figure.
     """
     fonts: Any = require("matplotlib.font_manager", "results")
-    font = fonts.FontProperties(size=_SIZE)
+    sizes = {special: fonts.FontProperties(size=_size(special)) for special in (False, True)}
     renderer: Any = figures.new_figure(_WIDTH, 1, None).canvas.get_renderer()  # type: ignore[attr-defined]
 
-    def width(text: str) -> float:
+    def width(word: Word) -> float:
+        text, font = figures.plain(word.text, 60), sizes[word.special]
         return renderer.get_text_width_height_descent(text, font, False)[0] / renderer.dpi
 
     blocks = [(heading, _lines(words, width)) for heading, words in texts]
@@ -63,7 +64,7 @@ def _lines(words: Sequence[Word], width: Any) -> list[list[tuple[Word, float]]]:
     lines: list[list[tuple[Word, float]]] = [[]]
     x = _MARGIN
     for word in words:
-        wide = width(figures.plain(word.text, 60)) + 0.16
+        wide = width(word) + 0.16
         if x + wide > _WIDTH - _MARGIN and lines[-1]:
             lines.append([])
             x = _MARGIN
@@ -72,12 +73,16 @@ def _lines(words: Sequence[Word], width: Any) -> list[list[tuple[Word, float]]]:
     return lines
 
 
+def _size(special: bool) -> float:
+    return 8.0 if special else _SIZE
+
+
 def _draw_word(figure: Figure, word: Word, x: float, y: float, scale: float) -> None:
     colour = background(word.relevance / scale)
     shade = {"facecolor": figures.fractions(colour), "edgecolor": "none", "boxstyle": "round,pad=0.2"}
     letters: Any = ink("quiet") if word.special else figures.fractions(foreground(colour))
     figure.text(
-        x, y, figures.plain(word.text, 60), fontsize=8 if word.special else _SIZE, color=letters, va="center_baseline",
+        x, y, figures.plain(word.text, 60), fontsize=_size(word.special), color=letters, va="center_baseline",
         parse_math=False, bbox=None if word.special else shade,
     )  # type: ignore[arg-type]  # fmt: skip
 

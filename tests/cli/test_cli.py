@@ -225,6 +225,10 @@ def test_rules_lists_every_rule_set():
         (["explain", "{saved}", "a film", "--target", "9"], "target 9 is out of range"),
         (["explain", "{saved}", "a film", "--target", "contarst"], "did you mean 'contrast'"),
         (["explain", "{saved}"], "there is nothing to explain"),
+        (
+            ["explain", "{saved}", "--file", "{saved}/none.txt"],
+            "give one with a text per line, or - for standard input",
+        ),
         (["explain", "{saved}", "a film", "--precision", "int8"], "unknown precision 'int8'"),
     ],
 )
