@@ -95,6 +95,10 @@ class Entry:
         """Whether both have the same model state and the same key."""
         return self.state is other.state and self.key == other.key
 
+    def agrees(self, leaves: Sequence[Any]) -> bool:
+        """Whether the capture's loops over time agree with the model at these sizes."""
+        return self.specialization.captured.agrees(lambda: self.state.stand_in().module, leaves)
+
     def covers(self, other: Entry, leaves: Sequence[Any]) -> bool:
         """Whether this graph equals the other one at all sizes of the other; both run on one example."""
         owned = frozenset(map(id, self.state.tensors.values()))
@@ -209,7 +213,10 @@ class CaptureCache:
             state = entry.state
             if id(state) not in unchanged:
                 unchanged[id(state)] = state.unchanged()
-            if unchanged[id(state)] and entry.specialization.captured.why_not(call.leaves) is None:
+            captured = entry.specialization.captured
+            if not unchanged[id(state)] or captured.why_not(call.leaves) is not None:
+                continue
+            if entry.agrees(call.leaves):
                 return entry
         return None
 
@@ -230,6 +237,7 @@ class CaptureCache:
         before = ModelState(stand_in.module)
         key = (*call.key, *switches())
         captures = [e.specialization.captured for e in self._entries if e.key == key and e.state is state]
+        captures = [c for c in captures if not c.over_time]  # those may serve sizes at which they differ from the model
         with preserved(stand_in.module):
             captured = capture_or_load(
                 stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route, refusing=captures
@@ -301,7 +309,10 @@ class CaptureCache:
         key = (*call.key, *switches())
         same = [e for e in alike if e.key == key]
         if same:
-            return same[0].specialization.captured.why_not(call.leaves) or "another thread"
+            captured = same[0].specialization.captured
+            refusal = captured.why_not(call.leaves)
+            differs = refusal is None and not same[0].agrees(call.leaves)
+            return refusal or ("its loop over time differs at this length" if differs else "another thread")
         return _difference(alike[0], call)
 
     def _warn(self) -> None:

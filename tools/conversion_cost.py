@@ -28,7 +28,7 @@ class Loop(nn.Module):
         self.cell, self.out = nn.GRUCell(4, 8), nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        state = torch.zeros(x.shape[0], 8)
+        state = x.new_zeros(x.shape[0], 8)
         for step in range(x.shape[1]):
             state = self.cell(x[:, step], state)
         return self.out(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,11 +16,13 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.agreement import TOLERANCE, disagreement
+from lrp_fx.capture.as_run import OverTime
 from lrp_fx.capture.captured import Captured, Decisions
 from lrp_fx.capture.containers import closed, closing, opened, standing_in
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.export import exports, plain, shapes_of
 from lrp_fx.capture.guards import Shapes
+from lrp_fx.capture.loops.capture import grown_as, restricted, rolled, time_axes
 from lrp_fx.capture.offload import without_hooks
 from lrp_fx.capture.packed import decided_by_lengths, unlike_rows
 from lrp_fx.capture.passes import normalize as normalise
@@ -85,7 +88,7 @@ def capture(
     model = without_hooks(model)
     if route == "trace":
         return _by_trace(model, call, args, kwargs, start, dynamic)
-    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing)
+    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing, over_time=True)
     refusal = ""
     others: tuple[tuple[Captured, Call], ...] = ()
     while True:
@@ -93,6 +96,11 @@ def capture(
             program, oblivious = next(programs, (None, False))
         except CaptureError:
             raise
+        except OverTime as seen:
+            if (captured := _over_time(model, call, (args, kwargs), seen, start)) is not None:
+                return captured
+            programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing, kinds=seen.kinds)
+            continue
         except Exception as error:
             refusal = type_and_line(error)
             if route == "export":
@@ -141,6 +149,35 @@ def capture(
     if route == "export":
         raise _refused(model, refusal)
     return _by_trace(model, call, args, kwargs, start, dynamic, refusal)
+
+
+def _over_time(
+    model: torch.nn.Module, call: Call, inputs: tuple[Any, Any], seen: OverTime, start: float
+) -> Captured | None:
+    """A capture with loops for any number of steps; None if the model does not allow it."""
+
+    def captured_at(short: Any) -> Iterator[tuple[fx.GraphModule, Shapes, Any]]:
+        args, kwargs = short
+        for program, oblivious in exports(standing_in(model, short), args, kwargs, True, kinds=seen.kinds):
+            if holds_vmap(program.graph_module) or holds_control(program.graph_module):
+                return
+            graph_module = _finished(plain(program))
+            if drawing(graph_module.graph):
+                return
+            shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)
+            yield graph_module, shapes, functools.partial(grown_as, short, program.example_inputs)
+
+    for length in seen.lengths:
+        time = time_axes(call.leaves, length)
+        with contextlib.suppress(Exception):  # each means that the length is no length, or that the steps differ
+            for made in rolled(captured_at, inputs, time) if time else ():
+                shapes = restricted(shapes_of(made.graph_module.graph, tuple(call.tensors), True), made)
+                out_spec = made.graph_module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+                captured = Captured(made.graph_module, call.names, out_spec, shapes, _since(start), over_time=True)
+                stage("comparison with the model")
+                if captured.refuses_sizes(call.leaves) is None and captured.agrees(lambda: model, call.leaves):
+                    return captured
+    return None
 
 
 def _unrolled(graph_module: fx.GraphModule) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.agreement import TOLERANCE, disagreement
+from lrp_fx.capture.conventions import preserved
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.signature import Call
 from lrp_fx.capture.size_one import unproven
@@ -65,6 +67,7 @@ class Captured:
         decisions: the decisions that another call must share; None for an exported model.
         refusal: why export failed, if it did.
         key: key of its cache entry on disk, if it has one (``lrp_fx.cache.store``).
+        over_time: whether it has loops over time, which are compared with the model at every length.
         others: captures for calls of other sizes that export produced as well, each with such a call.
     """
 
@@ -77,8 +80,10 @@ class Captured:
     decisions: Decisions | None = None
     refusal: str = field(default="", repr=False)
     key: str | None = field(default=None, repr=False)
+    over_time: bool = False
     others: tuple[tuple[Captured, Call], ...] = field(default=(), repr=False, compare=False)
     _shown: dict[tuple[Any, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _agreed: dict[tuple[Any, ...], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def placeholders(self) -> list[Node]:
@@ -114,6 +119,22 @@ class Captured:
         if unsure and unsure not in self._shown:
             self._shown[unsure] = unproven(self.graph_module, leaves, self.shapes.bound(tensors))
         return self._shown[unsure] if unsure else None
+
+    def agrees(self, model: Callable[[], torch.nn.Module], leaves: Sequence[Any]) -> bool:
+        """Whether the loops over time, if there are any, agree with the model at these sizes.
+
+        Args:
+            model: makes a copy of the model's modules, which runs once for all calls of these sizes.
+            leaves: flat inputs.
+        """
+        if not self.over_time:
+            return True
+        sizes = tuple(leaf.shape for leaf in leaves if isinstance(leaf, Tensor))
+        if sizes not in self._agreed:
+            args, kwargs = pytree.tree_unflatten(list(leaves), self.in_spec)
+            with preserved(modules := model()):
+                self._agreed[sizes] = disagreement(modules, self.graph_module, args, kwargs) <= TOLERANCE
+        return self._agreed[sizes]
 
     def decides(self, leaves: Sequence[Any]) -> bool:
         """Whether inputs of a size that it serves lead to the recorded decisions; True for an exported model."""

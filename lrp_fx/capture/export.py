@@ -8,6 +8,7 @@ import io
 import re
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import sympy
@@ -20,6 +21,7 @@ from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental import _config as symbolic_config
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.as_run import OverTime, Watch
 from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
@@ -36,6 +38,7 @@ from lrp_fx.errors import CaptureError
 from lrp_fx.graph.attribute_paths import module_of
 from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.module_calls import noting_calls
+from lrp_fx.operators import fake_kernels  # noqa: F401  # registers its shape functions
 from lrp_fx.status import stage
 
 #: files of PyTorch that compute shapes and strides of the results of operators, below the traced level
@@ -51,13 +54,25 @@ def exports(
     kwargs: Any,
     dynamic: bool,
     refusing: Sequence[Captured] = (),
+    over_time: bool = False,
+    kinds: frozenset[type] = frozenset(),
 ) -> Iterator[tuple[torch.export.ExportedProgram, bool]]:
     """Exported programs of a model, from the most general form of its example inputs to the example itself.
 
     Each comes with a flag: whether export was oblivious to sizes of one, where operators are then not proven to hold.
     Examples that one of the ``refusing`` captures serves are left out, as their program would refuse the call, too.
 
+    Args:
+        model: the model.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        dynamic: whether dimensions may be dynamic.
+        refusing: captures whose programs would refuse the call.
+        over_time: whether to stop at loops over time.
+        kinds: classes of modules that are exported as they run otherwise.
+
     Raises:
+        OverTime: at a loop over time, if asked to stop there.
         Exception: the error of export for the most general form, if all forms fail.
     """
     failure: Exception | None = None
@@ -66,19 +81,9 @@ def exports(
         if any(captured.serves(pytree.tree_leaves(example)) for captured in refusing):
             continue
         try:
-            with (
-                torch.inference_mode(False),  # the caller's; inference mode inside of the model is noted
-                traceable(model),
-                torch.enable_grad(),
-                written_out(model, dynamic, PackedSequences()),
-                GradientModes(),
-                SourceLines(),
-                without_stacks(),
-                noting_calls(model),
-            ):
-                stage("export")
-                program = _export(model, *example, dynamic, oblivious=oblivious)
-        except CaptureError:
+            watch = Watch(kinds, over_time and dynamic)
+            program = _export_as_run(model, example, dynamic, oblivious, watch)
+        except (CaptureError, OverTime):
             raise
         except Exception as error:  # export raises many types; each means "not this example"
             failure, refused = failure or error, True
@@ -95,6 +100,34 @@ def exports(
             yield _export(model, args, kwargs, dynamic, strict=True), False
         return
     raise failure
+
+
+def _export_as_run(
+    model: torch.nn.Module, example: tuple[Any, Any], dynamic: bool, oblivious: bool, watch: Watch | None
+) -> torch.export.ExportedProgram:
+    """Export; modules that run a loop only because they are exported run as usual (:mod:`lrp_fx.capture.as_run`)."""
+    while True:
+        try:
+            with (
+                torch.inference_mode(False),  # the caller's; inference mode inside of the model is noted
+                traceable(model),
+                torch.enable_grad(),
+                written_out(model, dynamic, PackedSequences()),
+                GradientModes(),
+                SourceLines(watch),
+                without_stacks(),
+                noting_calls(model),
+                nullcontext() if watch is None else watch.modules(),
+            ):
+                stage("export")
+                return _export(model, *example, dynamic, oblivious=oblivious)
+        except OverTime:
+            raise
+        except Exception:
+            if watch is None or not (watch.seen or watch.kinds):
+                raise
+            # without a loop seen, the modules cannot be exported as they run
+            watch = Watch(watch.kinds | {watch.seen}, watch.over_time) if watch.seen else None
 
 
 def _in_control_flow(error: BaseException) -> bool:
@@ -196,7 +229,7 @@ def shapes_of(graph: fx.Graph, inputs: Sequence[str], oblivious: bool) -> Shapes
     if environment is None:
         sizes = tuple(tuple(_size(d) for d in n.meta["val"].shape) for n in placeholders)
         return Shapes(sizes, {}, inputs=tuple(inputs))
-    noted = _Noted(environment, [list(n.meta["val"].shape) for n in placeholders])
+    noted = _Noted(environment, [list(n.meta["val"].shape) for n in placeholders], oblivious)
     for guard in environment.guards:
         noted.relied(guard.expr, _line(guard.sloc), oblivious and _by_operator(guard.sloc))
     derived = noted.all_sizes(graph) if oblivious else ()
@@ -228,12 +261,13 @@ class _Noted:
     """The guards of a shape environment, as plain formulas of the sizes of inputs.
 
     Attributes:
+        oblivious: whether export was oblivious to sizes of one.
         dims: sizes of the inputs; a size that is a formula of unknown symbols has its value in the example inputs.
         guards: text of the condition -> guard.
     """
 
-    def __init__(self, environment: Any, dims: list[list[Any]]) -> None:
-        self.environment = environment
+    def __init__(self, environment: Any, dims: list[list[Any]], oblivious: bool) -> None:
+        self.environment, self.oblivious = environment, oblivious
         self.hints = environment.backed_var_to_val
         self.free = {
             d.node.expr for sizes in dims for d in sizes if isinstance(d, torch.SymInt) and d.node.expr.is_Symbol
@@ -277,11 +311,15 @@ class _Noted:
             self.guards.setdefault(f"{symbol} fixed", Guard([EQUAL, symbol.name, int(self.hints[symbol])], place))
 
     def limits(self) -> dict[str, tuple[int, int]]:
-        """Smallest and largest value of each symbol; at least 1."""
+        """Smallest and largest value of each symbol; at least 1.
+
+        An export that is oblivious to sizes of one has a guard for every smallest value (:meth:`relied`).
+        """
         bounds = {}
         for symbol in sorted(self.free, key=str):
             limits = self.environment.var_to_range[symbol]
-            low, high = max(limits.lower, 1), min(limits.upper, 2**63)  # int_oo compares with integers
+            low = 1 if self.oblivious else max(limits.lower, 1)
+            high = min(limits.upper, 2**63)  # int_oo compares with integers
             bounds[str(symbol)] = (int(low), int(high))
         return bounds
 

@@ -74,11 +74,11 @@ def _run(
     kind: str, x: Tensor, sizes: Tensor | None, state: Sequence[Tensor], weight: Tensor, bias: Tensor | None,
     projection: Tensor | None, backwards: bool,
 ) -> list[Tensor]:  # fmt: skip
-    def step(_: int, row: Tensor, current: State) -> State:
-        return advance(kind, row, current, weight, bias, projection)
+    def step(_: int, rows: tuple[Tensor, ...], current: State) -> State:
+        return advance(kind, rows[0], current, weight, bias, projection)
 
-    y, last = run_steps(x, sizes, tuple(state), step, backwards)
-    return [y, *last]
+    ys, last = run_steps([x], sizes, tuple(state), step, backwards)
+    return [*ys, *last]
 
 
 def _like(

@@ -19,11 +19,20 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import uninteresting_files
 from torch.overrides import TorchFunctionMode
 
+from lrp_fx.capture.as_run import Watch
 from lrp_fx.status import traced
 
 
 class SourceLines(TorchFunctionMode):
-    """In this context every traced node gets the line of the innermost ``forward`` on the Python stack."""
+    """In this context every traced node gets the line of the innermost ``forward`` on the Python stack.
+
+    Args:
+        watch: is told of every traced call.
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        super().__init__()
+        self.watch = watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
@@ -34,6 +43,8 @@ class SourceLines(TorchFunctionMode):
         last = next(reversed(nodes), None)
         result = func(*args, **(kwargs or {}))
         traced(len(nodes))
+        if self.watch is not None and next(reversed(nodes), None) is not last:
+            self.watch.step(sys._getframe(1))
         line = None
         for node in reversed(nodes):
             if node is last:

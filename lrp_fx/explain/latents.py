@@ -19,6 +19,7 @@ from lrp_fx.analysis.attention import PARTS, find_attention
 from lrp_fx.errors import LatentError
 from lrp_fx.graph.module_calls import places
 from lrp_fx.graph.operands import is_float
+from lrp_fx.graph.steps import STEP
 
 INSIDE = ("scores", "weights")  #: parts of attention that a fused kernel does not return
 
@@ -31,6 +32,8 @@ def module_outputs(graph: Graph, facts: Facts) -> dict[str, Node]:
     outputs: dict[str, Node] = {}
     for node in graph.nodes:
         if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor) or not is_float(node):
+            continue
+        if _in_a_step(node):
             continue
         for path in _paths(node):
             if path and any(path not in _paths(user) for user in node.users):
@@ -55,6 +58,11 @@ def _noted(graph: Graph, facts: Facts, returned: bool) -> dict[str, Node]:
     return {path: node for path, (_, node) in best.items()}
 
 
+def _in_a_step(node: Node) -> bool:
+    """Whether a node belongs to one step of a loop: a rewritten graph has no value of it for all steps."""
+    return STEP in node.meta and node.meta[STEP].number >= 0
+
+
 def _paths(node: Node) -> set[str]:
     return {path for path, _ in (node.meta.get("nn_module_stack") or {}).values()}
 
@@ -63,6 +71,8 @@ def module_inputs(graph: Graph, facts: Facts) -> dict[str, Node]:
     """Module path -> the first tensor from outside that carries relevance into the module."""
     inputs: dict[str, Node] = {}
     for node in graph.nodes:
+        if _in_a_step(node):
+            continue
         for operand in facts.operands.get(node, {}).values():
             for path in _paths(node) - _paths(operand):
                 inputs.setdefault(path, operand)

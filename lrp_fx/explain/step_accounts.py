@@ -60,7 +60,7 @@ def of_all_steps(accounts: Sequence[StepAccount]) -> Account:
             cotangents = [
                 a.arrived_at.get(position, torch.zeros_like(y)) for a, y in zip(accounts, outputs, strict=True)
             ]
-            result.arrive(_rows(outputs), position, _rows(cotangents))
+            result.arrive(torch.cat(outputs), position, torch.cat(cotangents))  # steps may share one cotangent
     pairs = [pair for a in accounts for pair in a.received]
     if pairs:
         operand, cotangent = (torch.cat([tensor.flatten() for tensor in column]) for column in zip(*pairs, strict=True))

@@ -6,7 +6,7 @@ and no step follows the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Body:
     """A step as a graph.
 
     Attributes:
-        graph_module: (its rows, *state, *constants) -> next state.
+        graph_module: (*its rows, *state, *constants) -> next state.
         constants: its range of the loop's constants.
     """
 
@@ -43,7 +43,7 @@ def _run_again(body: Body, number: int, inputs: tuple[Any, ...]) -> State:
 
 @dataclass(frozen=True, eq=False)
 class Loop:
-    """All steps in order: (x, sizes, *first state, *constants) -> [all h, *last state].
+    """All steps in order: (*xs, sizes, *first state, *constants) -> [*outputs of all steps, *last state].
 
     Attributes:
         front: graphs of the first steps.
@@ -51,6 +51,8 @@ class Loop:
         back: graphs of the last steps.
         states: number of tensors in the state.
         backwards: whether it begins with the last step of x.
+        inputs: number of tensors with a row for each step.
+        outputs: number of tensors of the state that are returned for every step, the first ones.
         checkpointed: whether steps are recomputed in the backward, from their saved inputs.
     """
 
@@ -59,6 +61,8 @@ class Loop:
     back: tuple[Body, ...]
     states: int
     backwards: bool
+    inputs: int = 1
+    outputs: int = 1
     checkpointed: bool = False
 
     __name__ = "loop"  # the name in generated code
@@ -75,21 +79,50 @@ class Loop:
         left = count - number
         return self.back[-left] if left <= len(self.back) else self.middle
 
-    def __call__(self, x: Tensor, sizes: Tensor | None, *operands: Tensor) -> list[Tensor]:
+    def __call__(self, *operands: Any) -> list[Tensor]:
         """Run all steps."""
-        return self.run(_run_again if self.checkpointed else _run_body, x, sizes, *operands)
+        return self.run(_run_again if self.checkpointed else _run_body, *operands)
 
-    def run(self, run: Run, x: Tensor, sizes: Tensor | None, *operands: Tensor) -> list[Tensor]:
+    def run(self, run: Run, *operands: Any) -> list[Tensor]:
         """Run all steps, each by ``run``."""
-        state, constants = operands[: self.states], operands[self.states :]
-        count = (x if sizes is None else sizes).shape[0]
+        xs, sizes, rest = operands[: self.inputs], operands[self.inputs], operands[self.inputs + 1 :]
+        state, constants = rest[: self.states], rest[self.states :]
+        count = (xs[0] if sizes is None else sizes).shape[0]
 
-        def advance(number: int, row: Tensor, current: State) -> State:
+        def advance(number: int, rows: tuple[Tensor, ...], current: State) -> State:
             body = self.body(number, count)
-            return tuple(run(body, number, (row, *current, *constants[body.constants])))
+            return tuple(run(body, number, (*rows, *current, *constants[body.constants])))
 
-        y, last = run_steps(x, sizes, state, advance, self.backwards)
-        return [y, *last]
+        ys, last = run_steps(xs, sizes, state, advance, self.backwards, self.outputs)
+        return [*ys, *last]
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedLoop:
+    """A loop of the model, in a captured graph: (x, state, constants) -> [*outputs of all steps, *last state].
+
+    Its arguments are lists, passed by name. A node that calls it also has ``sizes=None``.
+
+    Attributes:
+        body: the graph of a step: (*its rows, *state, *constants) -> next state.
+        outputs: number of tensors of the state that are returned for every step, the first ones.
+    """
+
+    body: fx.GraphModule
+    outputs: int
+
+    __name__ = "captured_loop"
+
+    def __call__(
+        self, *, x: Sequence[Tensor], state: Sequence[Tensor], constants: Sequence[Any], sizes: None = None
+    ) -> list[Tensor]:
+        """Run all steps."""
+
+        def advance(_: int, rows: tuple[Tensor, ...], current: State) -> State:
+            return tuple(self.body.forward(*rows, *current, *constants))
+
+        ys, last = run_steps(x, sizes, tuple(state), advance, False, self.outputs)
+        return [*ys, *last]
 
 
 def with_steps(graph: fx.Graph) -> Iterator[Node]:

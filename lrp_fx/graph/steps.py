@@ -7,7 +7,7 @@ that many steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,34 +45,40 @@ def shown(value: Tensor, steps: list[Tensor]) -> Tensor:
 
 
 def run_steps(
-    x: Tensor, sizes: Tensor | None, state: State, advance: Callable[[int, Tensor, State], State], backwards: bool
-) -> tuple[Tensor, State]:
+    xs: Sequence[Tensor],
+    sizes: Tensor | None,
+    state: State,
+    advance: Callable[[int, tuple[Tensor, ...], State], State],
+    backwards: bool,
+    outputs: int = 1,
+) -> tuple[list[Tensor], State]:
     """Run all steps in order.
 
     Args:
-        x: (T, B, F).
+        xs: tensors of (T, ...).
         sizes: (T,) number of samples with each step, which are the first ones; None if all samples have all steps. The
             state of other samples does not change, and their outputs are 0.
         state: the first state, a row for each sample.
         advance: (number of the step in the order of the run, its rows, state) -> next state.
         backwards: begin with the last step.
+        outputs: number of tensors of the state that are returned for every step, the first ones.
 
     Returns:
-        (T, B, H) the first tensor of every state; the last state.
+        (T, ...) the first tensors of every state; the last state.
     """
-    rows = x.unbind(0)
+    rows = list(zip(*(x.unbind(0) for x in xs), strict=True))
     order = range(len(rows) - 1, -1, -1) if backwards else range(len(rows))
-    there = None if sizes is None else present(sizes, x.shape[1], x.device).unsqueeze(-1).unbind(0)
-    outputs: list[Tensor] = []
+    there = None if sizes is None else present(sizes, xs[0].shape[1], xs[0].device).unsqueeze(-1).unbind(0)
+    results: list[State] = []
     for number, place in enumerate(order):
         new = advance(number, rows[place], state)
         if there is None:
             state = new
-            outputs.append(new[0])
+            results.append(new[:outputs])
         else:
             state = tuple(torch.where(there[place], after, before) for after, before in zip(new, state, strict=True))
-            outputs.append(torch.where(there[place], new[0], 0.0))
-    return torch.stack(outputs[::-1] if backwards else outputs), state
+            results.append(tuple(torch.where(there[place], y, 0.0) for y in new[:outputs]))
+    return [torch.stack(ys) for ys in zip(*(results[::-1] if backwards else results), strict=True)], state
 
 
 def present(sizes: Tensor, samples: int, device: torch.device) -> Tensor:

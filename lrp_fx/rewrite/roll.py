@@ -19,7 +19,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis.facts import Shift
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.location import locate
-from lrp_fx.graph.loop import Body, Loop
+from lrp_fx.graph.loop import Body, CapturedLoop, Loop
 from lrp_fx.graph.steps import STEP, Step, shown, step_of
 from lrp_fx.operators.table import bind
 from lrp_fx.plan import Plan
@@ -37,7 +37,8 @@ class StepGraph:
         graph: the graph of the step.
         own: captured nodes of the step, in order.
         state: index in the next state -> captured node.
-        outside: captured operands besides the row and the state, in order.
+        outside: captured operands besides the rows and the state, in order.
+        before: inputs for the state.
     """
 
     nodes: dict[Node, Node]
@@ -45,22 +46,27 @@ class StepGraph:
     own: list[Node] = field(default_factory=list)
     state: dict[int, Node] = field(default_factory=dict)
     outside: list[Node] = field(default_factory=list)
+    before: list[Node] = field(default_factory=list)
 
     @classmethod
-    def of(cls, row: Node, state: Sequence[Node]) -> StepGraph:
-        """A step without nodes yet, with inputs for its row and its state."""
-        step = cls({}, Graph(), [row])
-        for node in (row, *state):
+    def of(cls, rows: Sequence[Node | None], state: Sequence[Node | None]) -> StepGraph:
+        """A step without nodes yet, with inputs for its rows and its state; None is an input that nobody reads."""
+        step = cls({}, Graph(), [row for row in rows if row is not None])
+        for node in rows:
             step.reads(node)
+        step.before = [step.reads(node) for node in state]
         return step
 
-    def reads(self, node: Node) -> Node:
+    def reads(self, node: Node | None) -> Node:
         """Add an input of the step for a captured node; the first input counts if the node is in the state twice."""
         inputs = self.graph.find_nodes(op="placeholder")
         with self.graph.inserting_after(inputs[-1]) if inputs else nullcontext():
-            copy = self.graph.placeholder(node.name)
-        copy.meta = {k: v for k, v in node.meta.items() if k == "val"}
-        return self.nodes.setdefault(node, copy)
+            fresh = node is not None and node not in self.nodes
+            copy = self.graph.placeholder(node.name if fresh else f"input_{len(inputs)}")  # type: ignore[union-attr]
+        if node is not None:
+            copy.meta = {k: v for k, v in node.meta.items() if k == "val"}
+            self.nodes.setdefault(node, copy)
+        return copy
 
     def operand(self, node: Node) -> Node:
         """The copy of an operand."""
@@ -77,9 +83,14 @@ class StepGraph:
         return self.nodes[node]
 
     @property
-    def next_state(self) -> list[Node]:
-        """Captured nodes of the next state."""
-        return [self.state[place] for place in sorted(self.state)]
+    def next_state(self) -> list[Node | None]:
+        """Captured nodes of the next state; None where nobody reads it."""
+        return [self.state.get(place) for place in range(len(self.before))]
+
+    def finish(self) -> None:
+        """Add the output: the next state; a tensor that nobody reads stays as it was."""
+        pairs = zip(self.next_state, self.before, strict=True)
+        self.graph.output(tuple(before if node is None else self.nodes[node] for node, before in pairs))
 
 
 @dataclass
@@ -100,6 +111,21 @@ class Recurrence:
     def first_state(self) -> list[Node]:
         """The captured state before the first step."""
         return list(bind(self.node)["state"])
+
+    @property
+    def inputs(self) -> list[Node]:
+        """The captured tensors with a row for each step."""
+        x = bind(self.node)["x"]
+        return [x] if isinstance(x, Node) else list(x)
+
+    def rows(self, number: int) -> list[Node | None]:
+        """The captured rows of a written-out step; None where nobody reads them."""
+        read = {n.args[0]: n for x in self.inputs for n in x.users if n.target is step_of and self._reads(n, number)}
+        return [read.get(x) for x in self.inputs]
+
+    def _reads(self, row: Node, number: int) -> bool:
+        step: Step = row.meta[STEP]
+        return (step.operator, step.number) == (self.node.name, number)
 
 
 class Layout:
@@ -143,9 +169,9 @@ class Layout:
         """The result of a recurrence as an item of its loop's results."""
         if recurrence.loop is None:
             bound = bind(recurrence.node)
-            operands = [bound["x"], bound["sizes"], *recurrence.first_state]
+            operands = [*recurrence.inputs, bound["sizes"], *recurrence.first_state]
             for one in recurrence.steps:
-                one.graph.output(tuple(one.nodes[n] for n in one.next_state))
+                one.finish()
                 operands += one.outside
             copies = [n if n is None else self.copies[n] for n in operands]
             recurrence.loop = self.graph.call_function(Loop, tuple(copies))
@@ -176,9 +202,9 @@ class Layout:
         for step in steps[start + 1 : end]:
             for node, twin in zip(step.own, steps[start].own, strict=True):
                 self.copies[node], results[node] = self.copies[twin], results[twin]
-        states = len(recurrence.first_state)
+        states, inputs = len(recurrence.first_state), len(recurrence.inputs)
         arguments: list[Any] = list(loop.args)
-        first, constants = arguments[: 2 + states], arguments[2 + states :]
+        first, constants = arguments[: inputs + 1 + states], arguments[inputs + 1 + states :]
         places = [sum(len(s.outside) for s in steps[:i]) for i in range(len(steps))]
         read: list[Node] = []
         bodies: dict[int, Body] = {}
@@ -188,16 +214,19 @@ class Layout:
             read += [*reads, *_hoisted(step, plan, dict(zip(step.outside, reads, strict=True)), loop)]
             bodies[index] = Body(_body(step.graph), slice(begin, len(read)))
         front, back = (tuple(bodies[i] for i in bodies if i < start), tuple(bodies[i] for i in bodies if i >= end))
-        loop.target = Loop(front, bodies[start], back, states, bool(bind(recurrence.node)["backwards"]))
+        outputs = recurrence.node.target.outputs if isinstance(recurrence.node.target, CapturedLoop) else 1
+        backwards = bool(bind(recurrence.node).get("backwards"))
+        loop.target = Loop(front, bodies[start], back, states, backwards, inputs, outputs)
         loop.args = (*first, *read)
 
 
 def _step(recurrence: Recurrence, node: Node, step: Step) -> Node:
     """A node of a step, in the graph of that step."""
-    if node.target is step_of:
+    if step.number == len(recurrence.steps):
         state = recurrence.steps[-1].next_state if recurrence.steps else recurrence.first_state
-        recurrence.steps.append(StepGraph.of(node, state))
-        return recurrence.steps[-1].nodes[node]
+        recurrence.steps.append(StepGraph.of(recurrence.rows(step.number), state))
+    if node.target is step_of:
+        return recurrence.steps[step.number].nodes[node]
     return recurrence.steps[step.number].add(node, step.carried)
 
 

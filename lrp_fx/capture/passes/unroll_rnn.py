@@ -42,10 +42,11 @@ def _direction(
         y, *last = RECURRENCE(kind, weighted, sizes, list(state), hidden, biases[1], projection, backwards)
         return y, tuple(last)
 
-    def step(_: int, row: Tensor, current: State) -> State:
-        return advance(kind, row, current, hidden, biases[1], projection)
+    def step(_: int, rows: tuple[Tensor, ...], current: State) -> State:
+        return advance(kind, rows[0], current, hidden, biases[1], projection)
 
-    return run_steps(weighted, sizes, state, step, backwards)
+    (y,), last = run_steps([weighted], sizes, state, step, backwards)
+    return y, last
 
 
 def _stack(
