@@ -46,7 +46,7 @@ class GradientModes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
         mode = get_proxy_mode() if self._enabled and not torch.is_grad_enabled() else None
-        nodes = mode.tracer.graph.nodes if mode is not None else ()
+        nodes: Any = mode.tracer.graph.nodes if mode is not None else ()
         last = next(reversed(nodes), None)
         result = func(*args, **(kwargs or {}))
         for node in itertools.takewhile(lambda n: n is not last, reversed(nodes)):
