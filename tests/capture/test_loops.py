@@ -65,6 +65,18 @@ class Backwards(Written):
         return self.head(torch.cat(results[::-1], 1).sum(1))
 
 
+class Scan(Written):
+    """A state space model: what is read out of a state is a column of a product with one column."""
+
+    def forward(self, x):
+        gate, value = torch.sigmoid(self.gate(x)).unsqueeze(-1), self.value(x).unsqueeze(-1)
+        state, results = torch.zeros_like(value[:, 0] * x[:, :1]), []
+        for t in range(x.shape[1]):
+            state = gate[:, t] * state + value[:, t] * x[:, t, None]
+            results.append((state @ x[:, t].unsqueeze(-1))[:, :, 0])
+        return self.head(torch.stack(results, -1).sum(-1))
+
+
 class Limited(Written):
     """Has another way for long inputs, which no short one shows."""
 
@@ -73,7 +85,13 @@ class Limited(Written):
         return y * 2 if x.shape[1] > LONG + 4 else y
 
 
-MODELS = {"cell": Cell, "lstm cell": lambda: Cell(nn.LSTMCell), "written": Written, "backwards": Backwards}
+MODELS = {
+    "cell": Cell,
+    "lstm cell": lambda: Cell(nn.LSTMCell),
+    "written": Written,
+    "backwards": Backwards,
+    "scan": Scan,
+}
 
 
 @pytest.fixture(scope="module", params=MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -28,9 +29,14 @@ def tidy(graph: fx.Graph) -> None:
             _from_scatter(node)
         elif node.target in (aten.expand_as.default, aten.type_as.default):
             _plain(graph, node)
-    for node in graph.find_nodes(op="call_function", target=aten.select.int):
+    reads = graph.find_nodes(op="call_function", target=aten.select.int)
+    indices: dict[tuple[Any, Any], set[Any]] = {}
+    for node in reads:
         _count_from_the_front(node)
-        _read_where_used(graph, node)
+        indices.setdefault(node.args[:2], set()).add(node.args[2])
+    for node in reads:
+        if len(indices[node.args[:2]]) > 1:  # one row alone is a part of a result, not a step of a sequence
+            _read_where_used(graph, node)
     graph.eliminate_dead_code()
 
 
