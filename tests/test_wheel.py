@@ -42,7 +42,7 @@ def test_the_wheel_carries_rules_templates_and_demos(wheel):
         "viz/look.css.jinja",
         "concepts/gallery.html.jinja",
         "cli/demos.toml",
-        "cli/report.html.jinja",
+        "viz/viewer/structure.html.jinja",
         "cli/sentiment_head.json",
     ):
         assert f"lrp_fx/{needed}" in names

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_KINDS = {"stop": "stop", "constant": "constant", "": "constant"}  #: rule -> kind of a node, for a drawing
+
 
 @dataclass(frozen=True)
 class NodeRow:
@@ -37,4 +39,4 @@ class NodeRow:
         """ "source", "rule", "stop" or "constant", for a drawing."""
         if self.collects:
             return "source"
-        return self.rule if self.rule in ("stop", "constant") else "rule" if self.rule else "constant"
+        return _KINDS.get(self.rule, "rule")

@@ -203,7 +203,7 @@ def test_sentences_that_are_alike():
     explained = pipe(("a good film", "a bad film"))
     assert explained.answer == pytest.approx(float(explained.attribution.similarity)) and -1 <= explained.answer <= 1
     assert float(explained.attribution.table.sum()) == pytest.approx(explained.answer, rel=1e-3)
-    assert explained.attribution.tokens[0] == [["[CLS]", "a", "good", "film", "[SEP]"]]
+    assert explained.attribution.tokens()[0].texts == ("[CLS]", "a", "good", "film", "[SEP]")
     several = pipe({"source_sentence": "a good film", "sentences": ["a bad film", "it"]})
     assert several.answer[0] == pytest.approx(explained.answer, rel=1e-4) and len(several.answer) == 2
 
