@@ -7,8 +7,8 @@ import huggingface_hub as hf
 import pytest
 import torch
 import yaml
-from saved_words import model, tokenizer
 from torch import nn
+from words import model, tokenizer
 
 import lrp_fx
 from lrp_fx import hub, testing

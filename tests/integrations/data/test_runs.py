@@ -88,7 +88,7 @@ def test_a_run_that_was_killed_twice_goes_on_without_a_lost_or_doubled_row(tmp_p
     data = tmp_path / "texts.txt"
     data.write_text("\n".join(texts(70)) + "\n")
     script = tmp_path / "run.py"
-    script.write_text(KILLED.format(here=str(Path(__file__).parent), data=str(data)))
+    script.write_text(KILLED.format(here=str(Path(__file__).parents[2]), data=str(data)))
 
     def started(out, dies_at):
         command = [sys.executable, "-W", "ignore", str(script), str(out), str(dies_at)]

@@ -1,15 +1,11 @@
 """Ray 2.60: an Explainer is what actors of Ray Data are made of, and workers explain the shards of a run."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
-
 from words import Dying, model, texts, tokenizer
 
 import lrp_fx
