@@ -47,6 +47,7 @@ def test_the_captures_that_were_used_last_are_kept():
     assert len(xmodel.captures.reasons) == 5
 
 
+@pytest.mark.slow
 def test_many_captures_are_told_once_with_what_keeps_changing():
     x = torch.randn(2, 4)
     xmodel = lrp_fx.convert(Scaled(), captures=2)
@@ -69,6 +70,7 @@ def test_reasons_say_what_changed():
     assert first == "the first call" and "decisions" in decision and "torch.float64" in change
 
 
+@pytest.mark.slow
 def test_graphs_of_one_capture_are_bounded():
     x = torch.randn(2, 4)
     xmodel = lrp_fx.convert(Scaled(), x)

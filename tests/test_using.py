@@ -57,6 +57,7 @@ def names():
     }
 
 
+@pytest.mark.slow
 def test_every_block_of_the_page_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -50,6 +50,7 @@ def close(a, b, tolerance=1e-12):
 CHAT = [{"role": "user", "content": "is it good"}]
 
 
+@pytest.mark.slow
 def test_a_chat_goes_through_the_template_and_knows_what_was_said():
     torch.manual_seed(0)
     xmodel = lrp_fx.convert(tf.LlamaForCausalLM(text_config()).double().eval(), tokenizer=tokenizer())

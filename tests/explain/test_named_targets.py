@@ -260,6 +260,7 @@ def test_embeddings_in_place_of_ids(llama):
         xmodel.explain(**rows, target=Span(1, 3))
 
 
+@pytest.mark.slow
 def test_generated_tokens_by_their_contrast(llama):
     model, inputs, xmodel = llama
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
@@ -333,6 +334,7 @@ def test_saved_graphs_take_named_targets(llama, tmp_path):
         loaded(**inputs, target=LogProb(5))
 
 
+@pytest.mark.slow
 def test_a_compiled_graph_serves_the_same_target_by_its_name(llama):
     model, inputs, _ = llama
     xmodel = lrp_fx.convert(model)

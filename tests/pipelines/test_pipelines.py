@@ -246,6 +246,7 @@ def test_image_segmentation_explains_each_segment():
         )
 
 
+@pytest.mark.slow
 def test_masks_of_queries_explain_the_query_of_each_segment():
     torch.manual_seed(0)
     backbone = tf.SwinConfig(

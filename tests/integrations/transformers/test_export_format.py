@@ -49,6 +49,7 @@ def loaded(folder):
     return ExportedModel.from_pretrained(folder)  # no trust_remote_code: loading runs no code of the file
 
 
+@pytest.mark.slow
 def test_a_loaded_export_answers_and_explains_as_the_model_does(model, tokenizer, loaded):
     inputs = tokenizer(["w7 w8 w9 w1 w2", "w3 w3 w3 w3 w1", "w5 w6 w1 w9 w9"], return_tensors="pt")  # another size
     outputs = loaded(**inputs)
