@@ -269,6 +269,8 @@ class ExplainableModule(Exporting):
         ids, encoder = result.inputs[name], self.encoder
         if encoder is None or encoder.texts is None or ids.dim() != 2:
             return result.tokens(name)
+        if name not in encoder.texts.of_vocabulary(result.token_inputs):
+            return result.tokens(name)
         masks = padding_masks(result.inputs)
         mask = next(
             (shown(m) for n, m in masks.items() if m.shape == ids.shape and ("decoder" in n) == ("decoder" in name)),

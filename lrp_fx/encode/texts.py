@@ -121,6 +121,14 @@ class TextEncoder:
             described.append(Tokens(texts, tuple(i in special for i in row), tuple(not s for s in seen)))
         return tuple(described)
 
+    def of_vocabulary(self, names: Sequence[str]) -> list[str]:
+        """The inputs among ``names`` that hold ids of the vocabulary: ``decoder_input_ids``, no numbers of segments.
+
+        Those that end as the tokenizer's first output is called; all, if none does.
+        """
+        first = next(iter(getattr(self.tokenizer, "model_input_names", ())), "input_ids")
+        return [name for name in names if name.endswith(first)] or list(names)
+
     @property
     def size(self) -> int:
         """Size of the vocabulary."""

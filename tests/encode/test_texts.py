@@ -60,6 +60,13 @@ def test_a_text_is_explained_as_its_tensors_are(xmodel):
     assert found.ledger.balance < 1e-10 and not found.context.notes
 
 
+def test_numbers_of_segments_are_no_words(xmodel):
+    ids = tokenizer()("a good film", return_tensors="pt")["input_ids"]
+    found = xmodel.explain(input_ids=ids, token_type_ids=torch.ones_like(ids))
+    assert found.tokens("input_ids")[0].texts == ("[CLS]", "a", "good", "film", "[SEP]")
+    assert found.tokens("token_type_ids")[0].texts == ("1",) * 5
+
+
 def test_texts_of_other_lengths_are_padded_and_do_not_change(xmodel):
     texts = [TEXT, "bad", "a good film"]
     found = xmodel.explain(texts, target=1)
