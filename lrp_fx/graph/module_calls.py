@@ -129,5 +129,5 @@ def unnoted(meta: dict[str, Any]) -> dict[str, Any]:
 def settle(graph: fx.Graph) -> None:
     """After a capture: move the places out of ``meta["custom"]``, which passes of torch copy to new nodes."""
     for node in graph.nodes:
-        if noted := node.meta.get(_CARRIED, {}).get(CALLS):
-            node.meta = unnoted(node.meta) | {CALLS: noted}
+        if calls := noted(node, CALLS):
+            node.meta = unnoted(node.meta) | {CALLS: calls}

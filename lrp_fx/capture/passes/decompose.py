@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -33,7 +33,8 @@ from lrp_fx.operators.schema import has_tag
 from lrp_fx.operators.table import OpTable
 
 _DEPTH = 8  #: of composites within composites
-_KEPT = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn", STEP)
+ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")  #: metadata on where a node is from
+_KEPT = (*ORIGIN, STEP)
 
 
 def decompose(graph_module: fx.GraphModule, ops: OpTable) -> None:
@@ -121,10 +122,7 @@ def traced_call(
         Exception: if it reads values, or sizes that are symbolic.
     """
     operands = node.all_input_nodes
-    values = [value_of(graph_module, n) for n in operands]
-    mode = detect_fake_mode(values)
-    if mode is not None:
-        values = [mode.from_tensor(v, static_shapes=True) if _is_real(v) else v for v in values]
+    mode, values = example_values(graph_module, operands)
 
     def run(*tensors: Any) -> Any:
         at = dict(zip(operands, tensors, strict=True))
@@ -132,8 +130,7 @@ def traced_call(
         result = function(*args, **kwargs)
         return tuple(result) if isinstance(result, tuple) else result  # a named tuple would be a call in the graph
 
-    with torch.no_grad(), mode or nullcontext(), context or nullcontext():
-        values = [v.detach() if isinstance(v, Tensor) else v for v in values]  # nodes that were read may share a value
+    with torch.no_grad(), mode, context or nullcontext():
         traced = make_fx(run, pre_dispatch=True)(*values)
     drop_assertions(traced.graph)
     drop_inert(traced.graph)
@@ -159,6 +156,18 @@ def value_of(graph_module: fx.GraphModule, node: Node) -> Any:
     if node.op != "get_attr":
         raise NotImplementedError  # a node without a captured value
     return attribute(graph_module, node)
+
+
+def example_values(
+    graph_module: fx.GraphModule, nodes: Sequence[Node]
+) -> tuple[AbstractContextManager[Any], list[Any]]:
+    """A mode to trace in, and captured values as its inputs: all without data if one is, and detached."""
+    values = [value_of(graph_module, n) for n in nodes]
+    mode = detect_fake_mode(values)
+    if mode is not None:
+        values = [mode.from_tensor(v, static_shapes=True) if _is_real(v) else v for v in values]
+    with torch.no_grad(), mode or nullcontext():  # nodes of a graph that was read may share a value
+        return mode or nullcontext(), [v.detach() if isinstance(v, Tensor) else v for v in values]
 
 
 def _is_real(value: Any) -> bool:

@@ -37,7 +37,8 @@ def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:
         if name not in _REGIONS:
             continue
         position = _REGIONS[name]
-        body = graph_module.get_submodule(str(node.args[position].target))
+        region = node.args[position]
+        body = graph_module.get_submodule(str(region.target))
         assert isinstance(body, fx.GraphModule)
         inner = _inline(body, not node.args[0] if name == _GRADIENTS else off)
         if name == _AUTOCAST:
@@ -45,6 +46,8 @@ def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:
             mark_region(body.graph.nodes, device, dtype if enabled else None)
         without -= {node, *node.users}
         copies = _splice(graph_module, node, body, list(node.args[position + 1 :]))
+        if not region.users:  # in the body of another region it would be read as a constant
+            graph_module.graph.erase_node(region)
         without |= {copies[n] for n in inner if n in copies}
     return without
 
@@ -54,8 +57,5 @@ def _splice(owner: fx.GraphModule, call: Node, body: fx.GraphModule, arguments: 
     for user in list(call.users):
         user.replace_all_uses_with(result[user.args[1]])
         owner.graph.erase_node(user)
-    region = call.args[_REGIONS[call.target.name()]]  # type: ignore[union-attr]
     owner.graph.erase_node(call)
-    if isinstance(region, Node) and not region.users:
-        owner.graph.erase_node(region)
     return copies

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import functools
 import operator
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._guards import detect_fake_mode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from lrp_fx.capture.passes.decompose import ORIGIN, example_values
 from lrp_fx.capture.recurrence import RECURRENCE, advance
-from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import splice
 from lrp_fx.graph.loop import CapturedLoop
 from lrp_fx.graph.module_calls import hand_on
 from lrp_fx.graph.steps import SHOWN, STEP, Step, shown, step_of
 from lrp_fx.operators.table import bind
-
-_ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")
 
 
 def show_steps(graph_module: fx.GraphModule) -> None:
@@ -63,7 +59,7 @@ def _of(owner: fx.GraphModule, node: Node) -> _Written:
 
 
 def _show(owner: fx.GraphModule, node: Node) -> None:
-    written, origin = _of(owner, node), {k: v for k, v in node.meta.items() if k in _ORIGIN}
+    written, origin = _of(owner, node), {k: v for k, v in node.meta.items() if k in ORIGIN}
     reads = written.body.graph.find_nodes(op="placeholder")
     states: list[list[Node]] = [written.state]
     for number in range(SHOWN):
@@ -76,7 +72,7 @@ def _show(owner: fx.GraphModule, node: Node) -> None:
         states.append(list(state))
         for inner, copy in copies.items():
             carried = tuple(i for i, new in enumerate(state) if new is copy)
-            traced = {k: v for k, v in inner.meta.items() if k in _ORIGIN}
+            traced = {k: v for k, v in inner.meta.items() if k in ORIGIN}
             copy.meta = {**origin, **traced, "val": inner.meta["val"], STEP: Step(node.name, number, carried)}
     for item in list(node.users):
         assert item.target is operator.getitem
@@ -95,17 +91,12 @@ def _traced(
     constants: list[Node],
 ) -> fx.GraphModule:  # fmt: skip
     """One step as a graph: (its rows, *state, *constants) -> next state."""
-    operands = [bound["x"], *state, *constants]
-    values = [n.meta["val"] if "val" in n.meta else attribute(owner, n) for n in operands]
-    mode = detect_fake_mode(values)
-    if mode is not None:
-        values = [mode.from_tensor(v, static_shapes=True) if detect_fake_mode([v]) is None else v for v in values]
+    mode, values = example_values(owner, [bound["x"], *state, *constants])
 
     def step(row: Tensor, *tensors: Tensor) -> list[Tensor]:
         weights: dict[str, Any] = dict(zip(names, tensors[len(state) :], strict=True))
         return list(advance(bound["kind"], row, tensors[: len(state)], **weights))
 
-    with torch.no_grad(), mode or nullcontext():
-        values = [v.detach() for v in values]  # nodes of a graph that was read may share a value
+    with torch.no_grad(), mode:
         row = step_of(values[0], 0)
         return make_fx(step, pre_dispatch=True)(row, *values[1:])
