@@ -255,7 +255,8 @@ class ExplainableModule(Exporting):
             return replace(result.context, question=question, fingerprint=fingerprint)
         encoder = self.encoder
         texts = {} if encoded is None else encoded.tokens
-        tokens = {n: texts[n] if n in texts else self._described(result, n) for n in result.token_inputs}
+        names = result.token_inputs
+        tokens = {n: texts.get(n) or self.described(n, names, result.inputs) or result.tokens(n) for n in names}
         notes = result.context.notes if encoded is None else (*encoded.notes, *result.context.notes)
         context = replace(result.context, question=question, fingerprint=fingerprint)
         colours = {n: v for n, v in encoder.normalization(result.inputs).items() if n in result.relevance}
@@ -264,19 +265,28 @@ class ExplainableModule(Exporting):
             context, tokens=tokens, notes=notes, labels=encoder.labels, sampling_rate=rate, normalization=colours
         )
 
-    def _described(self, result: Result, name: str) -> tuple[Tokens, ...]:
-        """The tokens of an input of ids, for a call without a text."""
-        ids, encoder = result.inputs[name], self.encoder
-        if encoder is None or encoder.texts is None or ids.dim() != 2:
-            return result.tokens(name)
-        if name not in encoder.texts.of_vocabulary(result.token_inputs):
-            return result.tokens(name)
-        masks = padding_masks(result.inputs)
+    def described(
+        self, name: str, names: Sequence[str], inputs: Mapping[str, torch.Tensor]
+    ) -> tuple[Tokens, ...] | None:
+        """The tokens of an input of ids in a call without a text.
+
+        Args:
+            name: the input.
+            names: all inputs of ids.
+            inputs: the inputs of the call by name.
+
+        Returns:
+            Tokens of every sample; None where no tokenizer knows them.
+        """
+        ids, texts = inputs.get(name), None if self.encoder is None else self.encoder.texts
+        if ids is None or texts is None or ids.dim() != 2 or name not in texts.of_vocabulary(names):
+            return None
+        masks = padding_masks(inputs)
         mask = next(
             (shown(m) for n, m in masks.items() if m.shape == ids.shape and ("decoder" in n) == ("decoder" in name)),
             None,
         )
-        return encoder.texts.describe(ids, mask)
+        return texts.describe(ids, mask)
 
     def _answered(self, result: Attribution, target: Target, reading: Reading) -> tuple[str, ...] | None:
         """Names of the explained values; None where they would need another forward pass."""

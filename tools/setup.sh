@@ -43,6 +43,16 @@ setup_debian() {
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "${missing[@]}" > /dev/null
 }
 
+# setup_axe: axe-core, and jsdom to run it without a browser, from npm into .models/node_modules.
+setup_axe() {
+    local mark=.models/node_modules/.axe-4.14.1-jsdom-26.1.0
+    [ -e "$mark" ] && return
+    command -v npm > /dev/null || { echo "axe-core looks at the pages of the viewer and comes from npm, which is missing: install Node.js (apt-get install npm)" >&2; return 1; }
+    step "installing axe-core and jsdom into .models"
+    npm install --prefix .models --no-save --no-package-lock --no-audit --no-fund --loglevel=error axe-core@4.14.1 jsdom@26.1.0
+    touch "$mark"
+}
+
 # setup_words: fonts and the speech synthesiser of rendered and spoken words.
 setup_words() {
     setup_debian fonts-dejavu-core fonts-liberation fonts-freefont-ttf fonts-lato espeak-ng

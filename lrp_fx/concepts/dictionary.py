@@ -20,15 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lrp_fx.concepts.cut import cut_forward
+from lrp_fx.concepts.cut import CutRun, cut_forward
 from lrp_fx.concepts.features import DictionaryError, FeatureAttribution
 from lrp_fx.convert import convert
 from lrp_fx.converted import RuleSource
+from lrp_fx.encode import Encoded
 from lrp_fx.errors import LatentError
 from lrp_fx.explain import Target
 from lrp_fx.explain.target_types import spoken
 from lrp_fx.module import ExplainableModule
-from lrp_fx.results import Context
+from lrp_fx.results import Context, Tokens
 from lrp_fx.results.fingerprint import model_fingerprint
 from lrp_fx.rules.functions import relevance_of
 
@@ -80,7 +81,7 @@ class FeatureExplainer:
         self, *args: Any, target: Target = None, rules: RuleSource | None = None, **kwargs: Any
     ) -> FeatureAttribution:
         """Relevance of every feature; see :func:`explain_features`."""
-        args, kwargs, _ = self.xmodel.encoded(args, kwargs)
+        args, kwargs, encoded = self.xmodel.encoded(args, kwargs)
         run = cut_forward(self.xmodel, args, kwargs, (self.at,), target, rules)
         places = [cut for cut in run.cuts if cut.kind == "latent"]
         if len(places) != 1:
@@ -105,7 +106,11 @@ class FeatureExplainer:
             target=run.chosen.detach(),
             ruleset=run.sweeper.rewritten.plan.ruleset.name,
             inputs={"features": f, "reconstruction": decoded},
-            context=Context(question=spoken(target), fingerprint=partial(model_fingerprint, self.xmodel.model)),
+            context=Context(
+                question=spoken(target),
+                fingerprint=partial(model_fingerprint, self.xmodel.model),
+                tokens=_tokens_of_positions(self.xmodel, run, encoded, x),
+            ),
             output=output,
             _pull=pull,
         )
@@ -139,6 +144,21 @@ def explain_features(
         DictionaryError: if the dictionary does not fit the latent, or its decoder is not affine.
     """
     return FeatureExplainer.place(xmodel, dictionary, at).explain(*args, target=target, rules=rules, **kwargs)
+
+
+def _tokens_of_positions(
+    xmodel: ExplainableModule, run: CutRun, encoded: Encoded | None, x: Tensor
+) -> dict[str, tuple[Tokens, ...]]:
+    """Tokens of the positions of the latent, under "features": of the first input of ids with as many positions."""
+    arrived = run.sweeper.inputs
+    inputs = dict(zip(arrived.captured.names, run.leaves, strict=True))
+    listed = dict.fromkeys(arrived.name(source.input) for source in arrived.facts.sources)
+    names = [name for name in listed if not inputs[name].is_floating_point() and inputs[name].shape == x.shape[:-1]]
+    if not names or x.dim() != 3:
+        return {}
+    texts = {} if encoded is None else encoded.tokens
+    ids = tuple(Tokens.plain([str(i) for i in row]) for row in inputs[names[0]].tolist())
+    return {"features": texts.get(names[0]) or xmodel.described(names[0], names, inputs) or ids}
 
 
 def _decoded(dictionary: Dictionary, x: Tensor, g: Tensor, at: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -56,7 +56,8 @@ class FeatureAttribution(Result):
         latents: name of the latent -> its relevance, (..., D).
         inputs: "features", (..., N) activations; "reconstruction", (..., D) the decoded features.
         target: (B,) the explained values.
-        context: ``features["features"]``: names of the features (``knowing(features={"features": [...]})``).
+        context: ``features["features"]``: names of the features (``knowing(features={"features": [...]})``);
+            ``tokens["features"]``: tokens of the positions, for a latent (B, S, D) of a model of token ids.
         output: the model's output, detached; not saved.
     """
 
@@ -224,7 +225,10 @@ class FeatureAttribution(Result):
         if "features" in self.inputs:
             values["activation"] = activations[tuple(places.T)].tolist()
         names = ["sample", *(f"position {i}" for i in range(places.shape[1] - 2)), "feature"]
-        return pandas.DataFrame({name: places[:, i].tolist() for i, name in enumerate(names)} | values)
+        columns = {name: places[:, i].tolist() for i, name in enumerate(names)}
+        if tokens := self.context.tokens.get("features"):
+            columns["token"] = [tokens[sample].texts[position] for sample, position in places[:, :2].tolist()]
+        return pandas.DataFrame(columns | values)
 
     def viewer_parts(self) -> tuple[list[Input], list[Matrix]]:
         """The largest features, all others, error and bias as numbers; the largest ones by position as a matrix."""
@@ -235,11 +239,20 @@ class FeatureAttribution(Result):
         }  # fmt: skip
         ids = [int(share.position) for share in self._ranked(0)[:_LISTED]]  # type: ignore[arg-type]
         rows = self.features[0].detach().double().cpu().reshape(-1, self.features.shape[-1])[:, ids].T
+        columns = self._columns(rows.shape[1])
+        rows = rows[:, list(columns)]
         matrix: Matrix = {
             "name": "features by position", "rows": [self.name_of(i) for i in ids], "summed": False,
-            "columns": [str(i) for i in range(rows.shape[1])], "relevance": encode.pack(rows[None].numpy()),
+            "columns": list(columns.values()), "relevance": encode.pack(rows[None].numpy()),
         }  # fmt: skip
         return [listed], [matrix] if rows.shape[1] > 1 else []
+
+    def _columns(self, count: int) -> dict[int, str]:
+        """Position -> token (or number) of the first sample, without padding."""
+        if "features" not in self.context.tokens:
+            return {i: str(i) for i in range(count)}
+        tokens = self.context.tokens["features"][0]
+        return {i: text for i, text in enumerate(tokens.texts) if not tokens.padding[i]}
 
     def aggregate(self, over: str) -> Self:
         """Sum over "samples"; as :meth:`lrp_fx.results.Result.aggregate`.
@@ -316,6 +329,9 @@ class FeatureAttribution(Result):
         if "features" in tensors:  # a file of the first version
             tensors = {_FIRST_VERSION.get(name, name): tensor for name, tensor in tensors.items()}
         return super()._read(about, tensors, _pull=partial(_refuse, _UNSAVED), **more)
+
+    def _positions(self, name: str) -> int:
+        return self.relevance[name].shape[1]
 
     def _check(self) -> None:
         super()._check()

@@ -44,7 +44,6 @@ class Report:
         ruleset: name of the rule set.
         sources: names of the sources, where relevance of the inputs is collected.
         nodes: number of nodes in the graph.
-        unknown: nodes that relevance reaches without a declaration (always 0: they are an error at conversion).
         dimensions: sizes of every tensor input, symbols for dynamic ones.
         specialised: one line per specialized dimension, with the reason. Another size there is captured anew.
         route: how the model was captured: "export", or "trace" with export's error.
@@ -55,7 +54,6 @@ class Report:
     ruleset: str
     sources: tuple[str, ...]
     nodes: int
-    unknown: int
     dimensions: tuple[tuple[int | str, ...], ...]
     specialised: tuple[str, ...]
     route: str
@@ -75,7 +73,7 @@ class Report:
             title=title,
             caption="\n".join(
                 [
-                    f"{self.unknown} unknown; input sizes {self.dimensions}; {self.route} in {self.seconds:.1f} s",
+                    f"input sizes {self.dimensions}; {self.route} in {self.seconds:.1f} s",
                     *self.specialised,
                 ]
             ),
@@ -173,7 +171,7 @@ def make_report(captured: Captured, plan: Plan, relevance: Mapping[str, float] |
     specialised = tuple(captured.shapes.explained(tensors))
     route = f"{captured.route} ({captured.refusal})" if captured.refusal else captured.route
     return Report(
-        rows, plan.ruleset.name, sources, len(graph.nodes), 0, captured.shapes.dims, specialised, route,
+        rows, plan.ruleset.name, sources, len(graph.nodes), captured.shapes.dims, specialised, route,
         captured.seconds, graph, plan, relevance,
     )  # fmt: skip
 

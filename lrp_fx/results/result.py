@@ -283,8 +283,12 @@ class Result(Batch, Stored):
             raise ValueError(f"{len(answers)} answers for {len(self)} samples")
         for name, tokens in self.context.tokens.items():
             sizes = {len(one) for one in tokens}
-            if name not in self.relevance or len(tokens) != len(self) or sizes - {self.relevance[name].shape[-1]}:
+            if name not in self.relevance or len(tokens) != len(self) or sizes - {self._positions(name)}:
                 raise ValueError(f"the tokens of '{name}' do not fit its relevance")
+
+    def _positions(self, name: str) -> int:
+        """Number of positions of an input with tokens."""
+        return self.relevance[name].shape[-1]
 
     def _by(self, by: str) -> Self:
         if by not in ("word", "token"):

@@ -57,7 +57,8 @@ def view(
     if len(names) != len(results):
         raise InputError(f"{len(names)} names for {len(results)} results")
     views = [
-        viewer_data(result, name, ledger=ledger, neurons=neurons) for result, name in zip(results, names, strict=True)
+        viewer_data(result, name, ledger=ledger, neurons=neurons)
+        for result, name in zip(results, _distinct(names), strict=True)
     ]
     return write_page(path, viewer_page(views, title or _title(results)))
 
@@ -77,6 +78,15 @@ def viewer_data(result: Batch, name: str, *, ledger: bool = True, neurons: Neuro
     facts = {"rules": result.ruleset, "target": result.context.question}
     samples = [_sample(one, number, ledger, neurons) for number, one in enumerate(result)]
     return {"name": name, "facts": [(n, v) for n, v in facts.items() if v], "samples": samples}
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names with a number behind those that came before: a screen reader tells panels by their names."""
+    distinct: list[str] = []
+    for name in names:
+        numbered = (f"{name} ({number})" for number in range(2, len(names) + 2))
+        distinct.append(name if name not in distinct else next(n for n in numbered if n not in distinct))
+    return distinct
 
 
 def _title(results: Sequence[Batch]) -> str:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/results"))  # results with known numbers
 
 BROWSER = os.environ.get("LRP_FX_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-AXE = Path(os.environ.get("LRP_FX_AXE", ROOT / ".models/axe-core/axe.min.js"))
+AXE = Path(os.environ.get("LRP_FX_AXE", ROOT / ".models/node_modules/axe-core/axe.min.js"))
 MISSING = [
     name
     for name, there in (("chromium", BROWSER), ("playwright", importlib.util.find_spec("playwright")), (f"axe ({AXE})", AXE.is_file()))

@@ -1,6 +1,8 @@
 """The command line, on a tiny saved model."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,13 +162,14 @@ def test_version_and_completion():
     import lrp_fx
 
     assert runner.invoke(app, ["--version"]).output.strip() == f"lrp_fx {lrp_fx.__version__}"
+    root = Path(__file__).parents[2]
+    headings = re.findall(r"^## (.*)$", (root / "CHANGELOG.md").read_text(), re.M)
+    assert [h for h in headings if h != "Unreleased"][0] == lrp_fx.__version__
+    assert not re.search(r"^version:", (root / "CITATION.cff").read_text(), re.M)  # else it has to be this one, too
     assert "--install-completion" in runner.invoke(app, ["--help"]).output
 
 
 def test_exit_codes_are_those_of_the_page(saved, monkeypatch):
-    import re
-    from pathlib import Path
-
     from lrp_fx.cli.exits import EXITS
 
     page = (Path(__file__).parents[2] / "docs/cli.md").read_text()
@@ -198,7 +201,7 @@ def test_explain_a_target_by_its_name(saved):
 
 def test_report_and_verify(saved):
     result = runner.invoke(app, ["report", saved])
-    assert result.exit_code == 0 and "normalization" in result.output and "0 unknown" in result.output
+    assert result.exit_code == 0 and "normalization" in result.output and "input sizes" in result.output
     result = runner.invoke(app, ["verify", saved, "a good film"])
     assert result.exit_code == 0 and "passed" in result.output and "bit-equal" in result.output
 

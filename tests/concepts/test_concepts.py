@@ -338,6 +338,26 @@ def test_relevance_of_features_is_kept_shown_and_drawn(embedded, tmp_path, capsy
         embedded.plot("image")
 
 
+def test_positions_of_features_have_their_tokens(tmp_path):
+    import words
+    from lrp_fx.results import viewer_data
+
+    xmodel = lrp_fx.convert(words.model().double(), tokenizer=words.tokenizer())
+    torch.manual_seed(0)
+    explainer = FeatureExplainer.place(xmodel, Autoencoder(16, 20), "bert.encoder.layer.0")
+    texts = ["w3 w1 w4", "w5"]
+    found = explainer.explain(texts, target=1)
+    columns = [sample["matrices"][0]["columns"] for sample in viewer_data(found, "a name")["samples"]]
+    assert columns == [["[CLS]", "w3", "w1", "w4", "[SEP]"], ["[CLS]", "w5", "[SEP]"]]
+    assert set(found[1].to_dataframe()["token"]) <= {"[CLS]", "w5", "[SEP]", "[PAD]"}
+    again = lrp_fx.load_result(found.save(tmp_path / "features.json.gz"))
+    assert again[1].context.tokens == found[1].context.tokens
+    encoded = words.tokenizer()(texts, padding=True, return_tensors="pt")
+    assert explainer.explain(**encoded, target=1).context.tokens["features"][0].texts == tuple(columns[0])
+    numbered = FeatureExplainer.place(lrp_fx.convert(xmodel.model), explainer.dictionary, explainer.at)
+    assert numbered.explain(**encoded, target=1).context.tokens["features"][1].texts[:3] == ("2", "9", "3")
+
+
 def test_files_of_the_first_version_have_flat_names(embedded, tmp_path):
     from lrp_fx.results import document, storage
 

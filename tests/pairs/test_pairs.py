@@ -10,7 +10,7 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.errors import InputError, TargetError
-from lrp_fx.pairs import explain_pairs, first_token, mean_pooling
+from lrp_fx.pairs import explain_pairs, first_token, last_token, mean_pooling
 from lrp_fx.pairs.explain_pairs import _by_coordinates, _by_features
 from lrp_fx.pairs.side import Side
 
@@ -109,6 +109,18 @@ def test_the_double_loop_over_coordinates(encoder, similarity):
     if similarity == "cosine":
         pooled = [encoder(x).mean(1).detach() for x in (a, b)]
         torch.testing.assert_close(found.similarity, nn.functional.cosine_similarity(*pooled))
+
+
+def test_the_last_token_is_the_last_one_that_is_no_padding(encoder):
+    hidden = torch.randn(3, 5, 4, dtype=torch.float64)
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    assert torch.equal(last_token({"h": hidden}, {"attention_mask": mask}), hidden[range(3), [2, 4, 4]])
+    assert torch.equal(last_token(hidden, {}), hidden[:, -1])
+    xmodel, a, b = lrp_fx.convert(encoder), tokens(), tokens(2, 6)
+    table, first, second = by_hand(xmodel, a, b, lambda out: out[:, -1])
+    found = explain_pairs(xmodel, a, b, output=last_token)
+    torch.testing.assert_close(found.pairs, table)
+    torch.testing.assert_close(found.similarity, (first * second).sum(-1))
 
 
 def test_the_rest_is_what_the_ledgers_of_both_sides_say(encoder):

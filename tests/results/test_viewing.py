@@ -143,6 +143,8 @@ def test_views_have_names(tmp_path):
     page = lrp_fx.view(text(), text(), path=tmp_path / "a.html", names=["before", "after"], title="An edit").read_text()
     assert '"name":"before"' in page and '"name":"after"' in page and "<title>An edit</title>" in page
     assert "Why positive?" in text().view(tmp_path / "b.html").read_text()
+    alike = lrp_fx.view(text(), text(), text(), path=tmp_path / "d.html").read_text()
+    assert all(alike.count(f'"name":"{name}"') == 1 for name in ("attnlrp", "attnlrp (2)", "attnlrp (3)"))
     with pytest.raises(InputError, match="1 names for 2 results"):
         lrp_fx.view(text(), text(), path=tmp_path / "c.html", names=["before"])
     with pytest.raises(InputError, match="nothing to view"):
