@@ -164,7 +164,7 @@ def test_version_and_completion():
     assert runner.invoke(app, ["--version"]).output.strip() == f"lrp_fx {lrp_fx.__version__}"
     root = Path(__file__).parents[2]
     headings = re.findall(r"^## (.*)$", (root / "CHANGELOG.md").read_text(), re.M)
-    assert [h for h in headings if h != "Unreleased"][0] == lrp_fx.__version__
+    assert next(h for h in headings if h != "Unreleased") == lrp_fx.__version__
     assert not re.search(r"^version:", (root / "CITATION.cff").read_text(), re.M)  # else it has to be this one, too
     assert "--install-completion" in runner.invoke(app, ["--help"]).output
 

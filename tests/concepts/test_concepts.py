@@ -340,6 +340,7 @@ def test_relevance_of_features_is_kept_shown_and_drawn(embedded, tmp_path, capsy
 
 def test_positions_of_features_have_their_tokens(tmp_path):
     import words
+
     from lrp_fx.results import viewer_data
 
     xmodel = lrp_fx.convert(words.model().double(), tokenizer=words.tokenizer())

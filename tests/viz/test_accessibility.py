@@ -28,7 +28,9 @@ pytestmark = pytest.mark.slow
 def examine(*pages):
     """Page -> names of rules that passed, and faults."""
     missing = [name for name in ("axe-core", "jsdom") if not (MODULES / name).is_dir()]
-    assert shutil.which("node") and not missing, f"no node, or none of {missing} in {MODULES}: tools/test --all installs them"
+    assert shutil.which("node") and not missing, (
+        f"no node, or none of {missing} in {MODULES}: tools/test --all installs them"
+    )
     ran = subprocess.run(
         ["node", ROOT / "tests/viz/axe.mjs", MODULES, *pages], capture_output=True, text=True, check=False, timeout=300
     )
