@@ -199,6 +199,7 @@ class ExplainableModule(Exporting):
         *beside: Raw,
         max_new_tokens: int,
         target: Target = None,
+        at: str | Iterable[str] = (),
         rules: RuleSource | None = None,
         chunk: int | None = None,
         options: Mapping[str, Any] | None = None,
@@ -215,6 +216,7 @@ class ExplainableModule(Exporting):
             max_new_tokens: largest number of new tokens.
             target: target for every new token: None or "logit", "contrast", "log_prob", "probability", or a
                 :class:`lrp_fx.Contrast` with a foil.
+            at: as in :meth:`explain`; latents have a row for each new token and a position for each token.
             rules: as in :meth:`explain`.
             chunk: as in :meth:`explain_targets`.
             options: further arguments of ``generate`` (the default is no sampling).
@@ -224,7 +226,7 @@ class ExplainableModule(Exporting):
             InputError: if the model has no ``generate``, or generates nothing.
             TargetError: for a target that names a class or a position.
         """
-        explain = functools.partial(self.explain_targets, rules=rules, chunk=chunk)
+        explain = functools.partial(self.explain_targets, at=at, rules=rules, chunk=chunk)
         how = {"max_new_tokens": max_new_tokens, **(options or {})}
 
         def capture(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Captured, Call]:
@@ -236,7 +238,7 @@ class ExplainableModule(Exporting):
             inputs = {"input_ids": input_ids, **kwargs}
         else:  # generate makes the decoder's start itself
             inputs.pop("decoder_input_ids", None)
-        generation = generate(self.model, explain, capture, inputs, how, target)
+        generation = generate(self.model, explain, capture, inputs, how, target, latents=bool(places_of(at)))
         if encoded is None:
             return generation.with_context(self._context(generation, None))
         # the prompt's tokens end before the generated ones: the whole sequence is described instead

@@ -19,8 +19,8 @@ def package(name: str) -> Path:
 
 @pytest.fixture(scope="module")
 def sentiment():
-    model, tokenizer, labels = load_demo("sentiment")
-    return lrp_fx.convert(model, rules="attnlrp"), tokenizer, labels
+    model, tools, labels = load_demo("sentiment")
+    return lrp_fx.convert(model, rules="attnlrp"), tools["tokenizer"], labels
 
 
 @pytest.mark.parametrize(

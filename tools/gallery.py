@@ -50,8 +50,8 @@ def _sentence() -> lrp_fx.Attribution:
 
 
 def _classifier() -> lrp_fx.ExplainableModule:
-    model, tokenizer, labels = load_demo("sentiment")
-    return lrp_fx.convert(model, tokenizer=tokenizer, labels=labels)
+    model, tools, labels = load_demo("sentiment")
+    return lrp_fx.convert(model, **tools, labels=labels)
 
 
 def prompt() -> Any:

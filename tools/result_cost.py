@@ -27,9 +27,9 @@ def seconds(call: Callable[[], object]) -> float:
 def main() -> None:
     """Print medians of interleaved calls, and ratios to the engine alone."""
     torch.set_num_threads(1)
-    model, tokenizer, labels = load_demo("sentiment")
-    xmodel = lrp_fx.convert(model, tokenizer=tokenizer, labels=labels)
-    inputs = dict(tokenizer(TEXT, return_tensors="pt"))
+    model, tools, labels = load_demo("sentiment")
+    xmodel = lrp_fx.convert(model, **tools, labels=labels)
+    inputs = dict(tools["tokenizer"](TEXT, return_tensors="pt"))
     inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
     specialization, call = xmodel.specialization((), inputs)
     ruleset = xmodel.rule_set(None)

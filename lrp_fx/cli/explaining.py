@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrp_fx.cli.models import Loaded, RawInputs
-from lrp_fx.errors import InputError, LatentError
+from lrp_fx.errors import LatentError
 from lrp_fx.results import Result, tables
 
 
@@ -34,13 +34,11 @@ def explained(loaded: Loaded, inputs: RawInputs, options: ExplainOptions) -> Res
     """The explanation, with its ledger computed if there is one.
 
     Raises:
-        InputError: without an input, and for options that exclude each other.
+        InputError: without an input.
     """
     xmodel, raw = loaded.converted(options.rules), inputs.raw(loaded)
     if options.generate is not None:
-        if options.at:
-            raise InputError("--at cannot be combined with --generate")
-        return xmodel.explain_generation(*raw, max_new_tokens=options.generate, target=options.target)
+        return xmodel.explain_generation(*raw, max_new_tokens=options.generate, target=options.target, at=options.at)
     attribution = xmodel.explain(*raw, target=options.target, at=options.at)
     with contextlib.suppress(LatentError):
         attribution.ledger  # noqa: B018  (computed now, so that its notes are shown)

@@ -38,7 +38,9 @@ Model = Annotated[
     str,
     typer.Argument(help="folder of a saved Hugging Face model, GGUF file, id of a model on the Hub, or name of a demo"),
 ]
-Text = Annotated[str | None, typer.Argument(help="the text to explain (a demo has one of its own)")]
+Text = Annotated[
+    str | None, typer.Argument(help="the text to explain; the path of an image or a wav file for a model of these")
+]
 Image = Annotated[Path | None, typer.Option(help="an image file, for a model that sees")]
 Sound = Annotated[Path | None, typer.Option(help="a wav file, for a model that hears")]
 Rules = Annotated[str, typer.Option(help="rule set: a name (see `lrp-fx rules`) or a TOML file")]

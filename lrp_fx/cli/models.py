@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from lrp_fx.hub.folder import load_folder
 from lrp_fx.module import ExplainableModule
 
 _EXAMPLE = "a b c"  #: default text for a capture
+#: kind of file -> argument of ``convert`` with its encoder
+_FILES = {"image": "image_processor", "sound": "feature_extractor"}
+_READERS: dict[str, Callable[[str], Any]] = {"text": str, "image": open_image, "sound": open_sound}
+#: name of a model's main input -> its kind
+_MAIN_INPUTS = {"pixel_values": "image", "input_features": "sound", "input_values": "sound"}
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")  #: organisation/name, or organisation/name@revision
 
 
@@ -57,6 +63,15 @@ class Loaded:
             raise LrpError(f"{self.name} has no tokenizer: save it there with tokenizer.save_pretrained(folder)")
         return self.tools["tokenizer"]
 
+    @property
+    def reads(self) -> str:
+        """Kind of a plain argument: "text", or "image" or "sound" (the path of a file) for a model of these."""
+        kinds = [kind for kind, tool in _FILES.items() if tool in self.tools]
+        main = _MAIN_INPUTS.get(getattr(self.model, "main_input_name", ""))
+        if main in kinds:
+            return main
+        return kinds[0] if kinds and not {"tokenizer", "processor"} & self.tools.keys() else "text"
+
     def converted(self, rules: RuleSource) -> ExplainableModule:
         """The model, converted with its tokenizer and processors."""
         return convert(self.model, rules=rules, labels=self.labels, **self.tools)
@@ -67,10 +82,10 @@ class RawInputs:
     """Inputs from the command line.
 
     Attributes:
-        text: a text.
+        text: a text, or the path of a file for a model that reads no text.
         image: an image file.
         sound: a wav file.
-        lines: several texts.
+        lines: several of them.
     """
 
     text: str | None = None
@@ -108,13 +123,17 @@ class RawInputs:
             raw.append(open_image(self.image))
         if self.sound is not None:
             raw.append(open_sound(self.sound))
+        example = example and loaded.reads == "text"
         text = self.text or ("" if raw else loaded.text or (_EXAMPLE if example else ""))
+        read = _READERS[loaded.reads]
         if self.lines:
-            raw.append(list(self.lines) if len(self.lines) > 1 else self.lines[0])
+            lines = [read(line) for line in self.lines]
+            raw.append(lines if len(lines) > 1 else lines[0])
         elif text.strip():
-            raw.append(text)
+            raw.append(read(text))
         if not raw:
-            raise InputError("there is nothing to explain: give a text, --file, --image or --sound")
+            wanted = {"text": "a text", "image": "the path of an image", "sound": "the path of a wav file"}
+            raise InputError(f"there is nothing to explain: give {wanted[loaded.reads]}, --file, --image or --sound")
         return tuple(raw)
 
 
@@ -141,8 +160,8 @@ def load(name: str, text: str | None, precision: str) -> Loaded:
     if name in demos():
         _local()
         demo = demos()[name]
-        model, tokenizer, labels = load_demo(name)
-        return Loaded(name, model.to(dtype), {"tokenizer": tokenizer}, labels, demo.title, text or demo.text)
+        model, tools, labels = load_demo(name)
+        return Loaded(name, model.to(dtype), tools, labels, demo.title, text or demo.text)
     if path.suffix == ".gguf" and path.is_file():
         _local()
         model, tokenizer = load_gguf(path.parent.resolve(), path.name)

@@ -174,6 +174,7 @@ class Generation(Several):
         sequences: (B, T) all token ids, prompt and generated; of an encoder-decoder model, the decoder's.
         start: index of the first new token in ``sequences``.
         relevance: input name -> (B, T_new, ...); for ``sequences`` (B, T_new, T), zero from the explained token on.
+        latents: name in ``at=`` -> (B, T_new, ...), with T positions, zero from the explained token on.
         target: (B, T_new) explained value of each new token: its logit, or another target.
         generated: name of the input of ``sequences``.
     """
@@ -219,9 +220,10 @@ class Generation(Several):
         others = {n: Grouping(self.tokens(n), by) for n in self.token_inputs if n != name}
         groupings: dict[str, Any] = {**others, name: both}
         summed = {n: new.sums(r, 0, 1) for n, r in self.relevance.items()}
+        latents = {n: new.sums(v, 0, 1) for n, v in self.latents.items()}
         accounts, groups = self._accounts, new.index
         merged = None if accounts is None else lambda number: functools.partial(in_groups, accounts, groups, number)
-        whole = replace(self, relevance=summed, target=new.sums(self.target, 0, 1), latents={}, _accounts=merged)
+        whole = replace(self, relevance=summed, target=new.sums(self.target, 0, 1), latents=latents, _accounts=merged)
         return replace(
             whole._merged(groupings), sequences=self.sequences.new_full((len(self), both.width), -1), start=prompt.width
         )

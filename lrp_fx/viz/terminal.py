@@ -49,7 +49,7 @@ def top_table(words: Sequence[Word], count: int = 5) -> Table:
 def ledger_table(amounts: Mapping[str, float]) -> Table:
     """The ledger by category, with its sum, the explained value."""
     table = amounts_table("ledger", list(amounts.items()))
-    table.add_row("explained value", f"{sum(amounts.values()):+.4f}", style="bold")
+    table.add_row("explained value", f"{sum(amounts.values()):+.4g}", style="bold")
     return table
 
 
@@ -59,7 +59,7 @@ def amounts_table(title: str, amounts: Sequence[tuple[str, float]]) -> Table:
     table.add_column("", style="dim")
     table.add_column("relevance", justify="right")
     for name, amount in amounts:
-        table.add_row(escape(name), f"{amount:+.4f}")
+        table.add_row(escape(name), f"{amount:+.4g}")
     return table
 
 

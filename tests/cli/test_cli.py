@@ -91,8 +91,15 @@ def test_explain_a_text_that_is_generated(tmp_path, saved):
     folder = tmp_path / "writer"
     tf.LlamaForCausalLM(config).save_pretrained(folder)
     tf.AutoTokenizer.from_pretrained(saved).save_pretrained(folder)
-    result = runner.invoke(app, ["explain", str(folder), "a good", "--generate", "2", "--json"])
+    file = tmp_path / "written.safetensors"
+    result = runner.invoke(
+        app,
+        ["explain", str(folder), "a good", "--generate", "2", "--json", "--at", "model.layers.0", "--save", str(file)],
+    )
     assert result.exit_code == 0, result.output
+    import lrp_fx
+
+    assert lrp_fx.load_result(file).latents["model.layers.0"].shape[:3] == (1, 2, 4)
     told = json.loads(result.stdout)
     assert len(told["target"][0]) == 2 and told["ledger"] is None
 
@@ -119,10 +126,14 @@ def test_explain_an_image_in_a_file(seeing, tmp_path):
     result = runner.invoke(app, ["explain", str(seeing), "--image", str(tmp_path / "red.png"), "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["answers"][0] in ("cat", "dog")
-    result = runner.invoke(app, ["explain", str(seeing), "--image", str(tmp_path / "none.png")])
-    assert result.exit_code == 1 and "cannot be read as an image" in " ".join(result.output.split())
+    missing = runner.invoke(app, ["explain", str(seeing), "--image", str(tmp_path / "none.png")])
+    assert missing.exit_code == 1 and "cannot be read as an image" in " ".join(missing.output.split())
+    named = runner.invoke(app, ["explain", str(seeing), str(tmp_path / "red.png"), "--json"])
+    assert named.output == result.output
     result = runner.invoke(app, ["explain", str(seeing), "a text"])
-    assert result.exit_code == 1 and "nothing encodes this text" in " ".join(result.output.split())
+    assert result.exit_code == 1 and "'a text' cannot be read as an image" in " ".join(result.output.split())
+    result = runner.invoke(app, ["explain", str(seeing)])
+    assert result.exit_code == 1 and "give the path of an image" in " ".join(result.output.split())
 
 
 def test_report_draws_every_node(saved, tmp_path):

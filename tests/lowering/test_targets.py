@@ -105,6 +105,28 @@ def test_generated_tokens_are_explained_as_each_prefix_is(llama):
         assert not matrix[:, i, 7 + i :].any()
 
 
+def test_relevance_inside_the_model_for_generated_tokens(llama):
+    """Over two forward passes of different length; a latent has a position for every token."""
+    model, inputs, xmodel = llama
+    prompt, new, at = inputs["input_ids"], 17, ["model.layers.0", "model.layers.1.self_attn@mixed"]
+    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None
+    found = xmodel.explain_generation(prompt, max_new_tokens=new, at=at)
+    plain = xmodel.explain_generation(prompt, max_new_tokens=new)
+    same(found.relevance["input_ids"], plain.relevance["input_ids"])
+    assert not plain.latents and list(found.latents) == at
+    for i in (0, 15, 16):
+        one = xmodel.explain(input_ids=found.sequences[:, : 7 + i], target=found.sequences[:, 7 + i], at=at)
+        stream, heads = (found.latents[name][:, i] for name in at)
+        assert stream.shape[1] == heads.shape[2] == 7 + new
+        same(stream[:, : 7 + i], one.latents[at[0]])
+        same(heads[:, :, : 7 + i], one.latents[at[1]])
+        assert not stream[:, 7 + i :].any() and not heads[:, :, 7 + i :].any()
+    merged = found.merge(lambda tokens: [i // 2 for i in range(len(tokens))])
+    stream = found.latents[at[0]]
+    same(merged.latents[at[0]][:, 0, 0], stream[:, :2, :2].sum((1, 2)))
+    same(merged.latents[at[0]].sum((1, 2)), stream.sum((1, 2)))
+
+
 def test_left_padding_of_a_prompt(llama):
     model, inputs, xmodel = llama
     model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, None

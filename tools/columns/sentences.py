@@ -20,7 +20,8 @@ def sentiment() -> Task:
     """
     texts, _ = read(SNIPPETS)
     order = np.random.default_rng(0).permutation(len(texts))  # the order in which the head was trained
-    model, tokenizer, _ = load_demo("sentiment")
+    model, tools, _ = load_demo("sentiment")
+    tokenizer = tools["tokenizer"]
     held_out = [texts[i] for i in order[5000:6000]]
     sizes = [len(ids) for ids in tokenizer(held_out)["input_ids"]]
     fitting = [t for t, n in zip(held_out, sizes, strict=True) if LENGTHS[0] <= n <= LENGTHS[1]][: weights.SAMPLES]

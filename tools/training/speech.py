@@ -16,13 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-RATE, WINDOW, HOP = 8000, 200, 100  #: samples a second, of a window, between windows
-MELS, FRAMES = 40, 192
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+from lrp_fx.cli.spoken_digits import DIGITS, FRAMES, HOP, RATE, log_mel
+
 START, END, FIRST = 0, 1, 2  #: tokens; digit d is token FIRST + d
 VOCABULARY = FIRST + len(DIGITS)
 MOST = 3  #: digits of a recording
-RANGE = 4.0  #: powers of ten between the loudest value (1) and silence (-1)
 #: voices of espeak-ng for training, and held-out voices
 LEARNT = (
     "en-us", "en-us+m2", "en-us+m3", "en-us+f2", "en-us+f4", "en-gb", "en-gb+m4", "en-gb+f1", "en-gb+f3",
@@ -99,25 +97,6 @@ def bank(folder: Path, voices: Sequence[str]) -> dict[int, list[Tensor]]:
     for key, sound in sorted(load_file(file).items()):
         spoken[int(key.split("|")[0])].append(sound.float() / 32767)
     return spoken
-
-
-def filters() -> Tensor:
-    """(MELS, WINDOW / 2 + 1) triangles, evenly spread over the mel scale."""
-    highest = 2595 * np.log10(1 + RATE / 2 / 700)
-    edges = 700 * (10 ** (torch.linspace(50, float(highest), MELS + 2) / 2595) - 1)
-    bins = torch.linspace(0, RATE / 2, WINDOW // 2 + 1)
-    rising = (bins - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    falling = (edges[2:, None] - bins) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.minimum(rising, falling).clamp(min=0)
-
-
-def log_mel(sounds: Tensor) -> Tensor:
-    """(N, HOP FRAMES) samples -> (N, MELS, FRAMES), frame f around sample HOP f; RANGE below the loudest is -1."""
-    window = torch.hann_window(WINDOW)
-    spectrum = torch.stft(sounds, WINDOW, HOP, window=window, center=True, return_complex=True)[..., :FRAMES]
-    power = (filters() @ spectrum.abs().square()).clamp(min=1e-10).log10()
-    loudest = power.amax((1, 2), keepdim=True)
-    return 1 + 2 * ((power - loudest) / RANGE).clamp(min=-1)
 
 
 def record(count: int, spoken: dict[int, list[Tensor]], generator: np.random.Generator) -> Recordings:

@@ -27,6 +27,7 @@ def generate(
     inputs: Mapping[str, Any],
     options: Mapping[str, Any],
     target: Target = None,
+    latents: bool = False,
 ) -> Generation:
     """Generate from ``inputs`` and explain every new token.
 
@@ -41,6 +42,8 @@ def generate(
         inputs: the prompt, by name.
         options: arguments of ``generate``.
         target: the target of every token.
+        latents: whether ``explain`` collects relevance inside the model. Then each prefix is one token longer than it
+            need be, so that the last one is the whole sequence, and latents have a position for each token.
 
     Raises:
         InputError: when the model has no ``generate``, or generates nothing.
@@ -70,7 +73,7 @@ def generate(
     for first in range(start, total, group):
         end = min(first + group, total)
         targets = [replace(form, chosen=sequences[:, i], position=i - 1) for i in range(first, end)]
-        prefix = {k: whole[k][:, : end - 1] for k in along} if group < total else {}
+        prefix = {k: whole[k][:, : end if latents else end - 1] for k in along} if group < total else {}
         explained.append(explain(**{**whole, **prefix}, targets=targets))
     return Generation(
         sequences=sequences,
@@ -80,7 +83,7 @@ def generate(
             n: torch.cat([_padded(f.relevance[n], total if n == name else None) for f in explained], 1)
             for n in explained[0].relevance
         },
-        latents={},
+        latents={n: torch.cat(_same_sizes([f.latents[n] for f in explained]), 1) for n in explained[0].latents},
         target=torch.cat([f.target.T for f in explained], 1),
         ruleset=explained[0].ruleset,
         context=explained[0].context,
@@ -145,6 +148,13 @@ def _resizes(capture: Callable[..., tuple[Captured, Call]], inputs: dict[str, An
     captured, call = capture((), inputs)
     dims = dict(zip(call.tensors, captured.shapes.dims, strict=True))
     return isinstance(dims[name][1], str)
+
+
+def _same_sizes(latents: Sequence[Tensor]) -> list[Tensor]:
+    """(T, B, ...) of each prefix -> (B, T, ...) in the largest sizes, with zeros behind a shorter prefix."""
+    sizes = [max(of_prefixes) for of_prefixes in zip(*(latent.shape[2:] for latent in latents), strict=True)]
+    missing = ([n for size, one in zip(sizes, t.shape[2:], strict=True) for n in (size - one, 0)] for t in latents)
+    return [torch.nn.functional.pad(t.transpose(0, 1), m[::-1]) for t, m in zip(latents, missing, strict=True)]
 
 
 def _padded(relevance: Tensor, length: int | None) -> Tensor:
