@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Captured
@@ -20,8 +21,11 @@ from lrp_fx.capture.formulas import Unstorable, evaluate, formula
 from lrp_fx.explain.reading import Reading
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.lazy_module import lazy_module
+from lrp_fx.graph.operands import all_slots
 from lrp_fx.operators.table import OpTable
-from lrp_fx.passes.hoist_slices import behind_selection, sizes_from_inputs
+from lrp_fx.passes.hoist_slices import behind_selection, positional, sizes_from_inputs
+
+_POSITION = 2  #: leading dimensions that a position of a sequence of logits indexes: samples and positions
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def _at_positions(tapped: fx.GraphModule, ops: OpTable, leaf: int) -> fx.GraphMo
     end.args = (([chosen], sources, latents),)
     graph.eliminate_dead_code()
     with mode, torch.no_grad():
-        _complete(graph)
+        _complete(logits, ops)
     sizes_from_inputs(graph)
     behind_selection(graph, ops)
     if any(node is logits for node in graph.nodes):
@@ -104,10 +108,32 @@ def _at_positions(tapped: fx.GraphModule, ops: OpTable, leaf: int) -> fx.GraphMo
     return lazy_module(tapped, graph, "RowsGraph")
 
 
-def _complete(graph: fx.Graph) -> None:
-    """Compute example values for nodes that rules added."""
-    for node in graph.nodes:
-        if node.op != "call_function" or "val" in node.meta or any("val" not in n.meta for n in node.all_input_nodes):
+def _complete(top: Node, ops: OpTable) -> None:
+    """Compute example values for nodes that rules added, as far up as a selection of positions may move."""
+    pending = {top}
+    while pending:
+        node = max(pending)  # the last one: each is visited once
+        pending.remove(node)
+        for each in (node, *node.all_input_nodes):
+            _compute(each)
+        operands = positional(node, _POSITION, ops)
+        if operands is not None:
+            pending |= {all_slots(node)[slot] for slot in operands}
+        elif ops.form(node) is not None:  # between a layer and its attention, whose queries may be selected
+            pending |= set(node.all_input_nodes)
+
+
+def _compute(last: Node) -> None:
+    """Compute the example value of a node, and of those in front of it that have none."""
+    without: set[Node] = set()
+    pending = [last]
+    while pending:
+        node = pending.pop()
+        if node.op == "call_function" and "val" not in node.meta and node not in without:
+            without.add(node)
+            pending += node.all_input_nodes
+    for node in sorted(without):
+        if any("val" not in n.meta for n in node.all_input_nodes):
             continue
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), lambda n: n.meta["val"])
         with contextlib.suppress(Exception):  # operators that read values stay in place

@@ -213,7 +213,7 @@ def _move_up(graph: fx.Graph, ops: OpTable, choice: Node, depth: int, reported: 
     chosen: dict[Node, Node] = {}
     with graph.inserting_before(next(n for n in graph.nodes if n in same)):
         for node in reversed(list(region)):
-            chosen[node] = _at_positions(graph, ops, node, region[node], choice, chosen)
+            chosen[node] = _at_positions(graph, ops, node, region[node], choice, depth, chosen)
     for twin in same:
         twin.replace_all_uses_with(chosen[top])
     if depth == 2 and choice.meta["val"].dim() == top.meta["val"].dim():
@@ -303,11 +303,12 @@ def _at_positions(
     node: Node,
     positional: list[Slot],
     choice: Node,
+    depth: int,
     chosen: dict[Node, Node],
 ) -> Node:
     """``node``, computed at the selected positions of its operands."""
     new = graph.node_copy(node)
-    new.meta = dict(node.meta) | {"val": _chosen_value(node, choice)}
+    new.meta = dict(node.meta) | {"val": _chosen_value(node, choice, depth)}
     if (dims := _reduced_dims(node, ops)) is not None:
         rank = node.meta["val"].dim()
         behind = [d - rank for d in dims]
@@ -318,13 +319,14 @@ def _at_positions(
         if operand not in chosen:
             with graph.inserting_before(new):
                 chosen[operand] = graph.call_function(choice.target, (operand, *choice.args[1:]))  # type: ignore[arg-type]
-            chosen[operand].meta["val"] = _chosen_value(operand, choice)
+            chosen[operand].meta["val"] = _chosen_value(operand, choice, depth)
         replace(new, slot, chosen[operand])
     return new
 
 
-def _chosen_value(node: Node, choice: Node) -> Tensor:
-    value = node.meta["val"]
-    arguments = fx.map_arg(choice.args[1:], lambda n: n.meta["val"])
+def _chosen_value(node: Node, choice: Node, depth: int) -> Tensor:
+    """An example of the value of ``node`` at the selected positions."""
+    value, before, after = (n.meta["val"] for n in (node, choice.args[0], choice))  # type: ignore[union-attr]
+    positions = after.shape[: after.dim() - (before.dim() - depth)]
     with value.fake_mode:
-        return choice.target(value, *arguments)  # type: ignore[operator]
+        return value.new_empty((*positions, *value.shape[depth:]))
