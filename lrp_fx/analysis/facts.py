@@ -200,6 +200,7 @@ class Facts:
         shifted: products with factors of the form constant + signal -> their expansion.
         systems: linear systems whose matrix is a constant diagonal plus a signal in one triangle.
         nonnegative: tensors without a negative entry.
+        rectifiers: functions that are 0 wherever their operand is negative.
         decays: positive tensors with an exponential in them.
         states: sums with a product with a positive tensor, and the nodes that carry them on.
         recurrent: products of a positive tensor with a state that is carried from step to step.
@@ -244,6 +245,7 @@ class Facts:
     shifted: dict[Node, Expansion] = field(default_factory=dict)
     systems: dict[Node, System] = field(default_factory=dict)
     nonnegative: set[Node] = field(default_factory=set)
+    rectifiers: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
     states: set[Node] = field(default_factory=set)
     recurrent: set[Node] = field(default_factory=set)

@@ -1,7 +1,8 @@
 """Tensors without a negative entry: outputs of a ReLU, a sigmoid, an exponential, also moved, added or averaged.
 
 Rules on parts of a layer run it on the positive and on the negative part of its input. If there is no negative part,
-half of these runs are zero and are left out.
+half of these runs are zero and are left out. A ReLU behind a layer gives its negative outputs no relevance, so nothing
+is computed for them.
 """
 
 from __future__ import annotations
@@ -18,11 +19,17 @@ _KEEPING = ("movement", "selection")
 
 
 def find_signs(graph: Graph, facts: Facts) -> None:
-    """Fill ``facts.nonnegative`` in one walk."""
+    """Fill ``facts.nonnegative`` and ``facts.rectifiers`` in one walk."""
     for node in graph.nodes:
         spec = facts.specs.get(node)
         if spec is not None and _is_nonnegative(facts, node, spec):
             facts.nonnegative.add(node)
+            if _rectifies(node, spec):
+                facts.rectifiers.add(node)
+
+
+def _rectifies(node: Node, spec: OpSpec) -> bool:
+    return spec.extra.get("rectifies") is True or bind(node).get(str(spec.extra.get("sign"))) == 0
 
 
 def _is_nonnegative(facts: Facts, node: Node, spec: OpSpec) -> bool:

@@ -16,6 +16,7 @@ from lrp_fx.operators.table import OpTable
 from lrp_fx.passes.hoist_slices import behind_selection, drop_whole_slices, may_move
 from lrp_fx.passes.unrepeat_kv import share_heads
 from lrp_fx.rewrite import Rewritten
+from lrp_fx.rewrite.layer_runs import ENTERS
 from lrp_fx.rules.functions import source
 
 
@@ -37,12 +38,30 @@ def tap(rewritten: Rewritten, latents: Iterable[Node]) -> fx.GraphModule:
         node.replace_all_uses_with(point, delete_user_cb=functools.partial(operator.is_not, point))
         points.append(point)
     at = {item.node: point for item, point in zip(rewritten.plan.sources, points, strict=True)}
-    inside = [at.get(n) or copies[rewritten.results[n]] for n in latents]
+    where = rewritten.results | _of_folded_layers(rewritten)
+    inside = [at.get(n) or copies[where[n]] for n in latents]
     end = graph.output_node()
     end.args = ((end.args[0], points, inside),)
     share_heads(graph, rewritten.plan.facts.ops)
     drop_whole_slices(graph)
     return lazy_module(rewritten.graph_module, graph, "TappedGraph")
+
+
+def _of_folded_layers(rewritten: Rewritten) -> dict[Node, Node]:
+    """Captured node -> rewritten node that has its relevance, where a rule on parts folds a batch norm into a layer.
+
+    The runs of the layer pass by what is inside. The output of the layer has the relevance of the batch norm behind it;
+    a batch norm and a ReLU in front of the layer have that of the tensor that enters the runs in their place.
+    """
+    decisions, facts, results = rewritten.plan.decisions, rewritten.plan.facts, rewritten.results
+    folded = facts.folded.items()
+    places = {layer: results[n] for n, layer in folded if n in decisions and decisions[n].entry.on_parts}
+    entering = {n.meta[ENTERS]: n for n in rewritten.graph_module.graph.nodes if ENTERS in n.meta}
+    for layer, norm in facts.thresholds.items():
+        enters = entering.get(rewritten.copies[norm].name)
+        relu = facts.operands[layer][facts.layers[layer].input]
+        places |= {} if enters is None else {norm: enters, relu: enters}
+    return places
 
 
 def at_chosen_positions(tapped: fx.GraphModule, ops: OpTable) -> fx.GraphModule:

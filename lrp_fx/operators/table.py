@@ -38,7 +38,19 @@ KINDS = (
 
 
 #: fields of entries of every kind
-COMMON = ("args", "terms", "by", "reduces", "elementwise", "positive", "decay", "sign", "picks", "entrywise")
+COMMON = (
+    "args",
+    "terms",
+    "by",
+    "reduces",
+    "elementwise",
+    "positive",
+    "decay",
+    "sign",
+    "rectifies",
+    "picks",
+    "entrywise",
+)
 
 #: kind -> further fields of its entries
 FIELDS: dict[str, tuple[str, ...]] = {

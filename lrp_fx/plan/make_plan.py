@@ -16,7 +16,7 @@ from lrp_fx.analysis.facts import Leaf, System
 from lrp_fx.analysis.matching import Candidate, Pattern
 from lrp_fx.analysis.products import Products, degree, is_denominator
 from lrp_fx.graph.location import module_path
-from lrp_fx.graph.operands import Slot
+from lrp_fx.graph.operands import Slot, all_slots
 from lrp_fx.operators.table import OpSpec, bind, op_name
 from lrp_fx.plan.products import Shares
 from lrp_fx.rules.ruleset import Rule, RuleSet
@@ -53,6 +53,7 @@ class Decision:
         softmax_share: share of relevance that a fused attention passes to its scores.
         terms: the factors of a product that is expanded into a sum, as one of them is a constant plus a signal.
         system: the triangular system whose matrix and right-hand side share the relevance.
+        one_sign: whether the inputs of a layer are nonnegative, and only its positive outputs have relevance.
     """
 
     role: str
@@ -62,6 +63,7 @@ class Decision:
     softmax_share: float = 0.0
     terms: tuple[Term, ...] = ()
     system: System | None = None
+    one_sign: bool = False
 
     @property
     def entry(self) -> Entry:
@@ -74,7 +76,10 @@ class Decision:
             return DISTRIBUTED
         several = isinstance(node.meta.get("val"), (tuple, list)) and spec.kind == "homogeneous"
         sums = self.role == spec.kind == "linear" and len(self.live) > 1  # a batch norm behind a layer is no sum
-        kinds = {"system": self.system is not None, "counted": "count" in spec.extra, "several": several, "sum": sums}
+        kinds = {
+            "system": self.system is not None, "counted": "count" in spec.extra, "several": several, "sum": sums,
+            "one sign": self.one_sign,
+        }  # fmt: skip
         return self.entry.form(next((kind for kind, holds in kinds.items() if holds), spec.kind))
 
 
@@ -139,6 +144,7 @@ def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:
     _distribute(plan)
     _solve(plan)
     _prune(plan, graph)
+    _find_one_sign(plan)
     return plan
 
 
@@ -323,6 +329,24 @@ def _solve(plan: Plan) -> None:
         divided = decision.entry.split.divided
         if system.matrix in reader.live and (divided or system.unit):
             plan.decisions[node] = replace(decision, system=system, factors={} if divided else decision.factors)
+
+
+def _find_one_sign(plan: Plan) -> None:
+    """Mark layers between ReLUs, where rules on signs of contributions need fewer runs (``analysis.signs``)."""
+    facts = plan.facts
+    for node, decision in plan.decisions.items():
+        layer = facts.folded.get(node, node)
+        if not decision.entry.on_parts or layer not in facts.layers or layer in facts.thresholds:
+            continue
+        nonnegative = all_slots(layer)[facts.layers[layer].input] in facts.nonnegative
+        if nonnegative and not decision.rule.own and all(_rectifies(plan, user) for user in node.users):
+            plan.decisions[node] = replace(decision, one_sign=True)
+
+
+def _rectifies(plan: Plan, node: Node) -> bool:
+    """Whether ``node`` and the cotangent of its operand are 0 wherever its operand is negative."""
+    decision = plan.decisions.get(node)
+    return node in plan.facts.rectifiers and decision is not None and RECTIFIED not in decision.entry.forms.values()
 
 
 def _reached(plan: Plan, leaf: Leaf) -> bool:

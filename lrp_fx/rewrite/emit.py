@@ -124,9 +124,9 @@ def _runs(site: Site) -> Node:
 def _favoured(site: Site) -> Node:
     """The layer, with relevance through itself and through the layer on magnitudes."""
     base, layer, threshold = _layer(site)
-    anchor = site.node.next
+    anchor, nonnegative = site.node.next, threshold is None and _is_nonnegative(site, layer)
     with site.graph.inserting_before(anchor):
-        new = run_favoured(site.graph, site.node, base, layer, site.decision.rule, threshold)
+        new = run_favoured(site.graph, site.node, base, layer, site.decision.rule, threshold, nonnegative)
     return site.take_over(anchor, new)
 
 

@@ -20,6 +20,7 @@ from lrp_fx.rules.layer_rules import Run, Share
 from lrp_fx.rules.ruleset import Rule
 
 RUN = "lrp_run"  #: meta key of a run of a layer: (share, sign, slot of its input)
+ENTERS = "lrp_enters"  #: meta key of what enters a layer in place of the batch norm and ReLU in front: the norm's name
 
 aten = torch.ops.aten
 
@@ -64,12 +65,19 @@ def run_parts(
 
 
 def run_favoured(
-    graph: fx.Graph, node: Node, base: Node, layer: Layer, rule: Rule, threshold: Node | None = None
+    graph: fx.Graph,
+    node: Node,
+    base: Node,
+    layer: Layer,
+    rule: Rule,
+    threshold: Node | None = None,
+    nonnegative: bool = False,
 ) -> Node:
     """Emit the generalised gamma rule in two runs: the layer itself, and the layer on magnitudes.
 
     Args:
         graph, node, base, layer, rule, threshold: as for :func:`run_parts`.
+        nonnegative: whether the input has no negative entry, and so is its own magnitude.
     """
     emit = _Emit(graph, base, layer, rule)
     if threshold is not None:
@@ -77,7 +85,8 @@ def run_favoured(
     if node is not base:
         emit.fold(node)
     total = node if threshold is None else emit.copied(emit.run(Run("all", "all")), (0, 1, emit.slot))
-    magnitudes = emit.copied(emit.run(Run("magnitude", "magnitude")), (1, 1, emit.slot))
+    inputs = "all" if nonnegative else "magnitude"
+    magnitudes = emit.copied(emit.run(Run(inputs, "magnitude")), (1, 1, emit.slot))
     value = emit.call(aten.detach.default, node)
     return emit.call(favour_sign, value, total, magnitudes, rule.get("gamma"), rule.get("epsilon"))
 
@@ -199,7 +208,9 @@ class _Emit:
         """Scale and shift the layer's input z: w relu(a z + b) = (w a) z' + w b, with z' cut off at -b / a."""
         assert self.layer.channels is not None
         gain, shift = self._scale_and_shift(norm)
-        self.x = all_slots(norm)[Slot("input")]
+        with self.graph.inserting_before(self.base):
+            self.x = self.call(aten.alias.default, all_slots(norm)[Slot("input")])
+        self.x.meta = {"val": norm.meta["val"], ENTERS: norm.name}
         z = self.constant_x = self.call(aten.detach.default, self.x)
         a, b = (self._along(v, 1, norm.meta["val"].dim()) for v in (self.call(nonzero, gain), shift))
         least = self.call(aten.neg.default, self.call(aten.div.Tensor, b, a))

@@ -110,7 +110,8 @@ class Entry:
         roles: the roles that can have it.
         split: how relevance is divided among the operands.
         forms: kind of operator -> form. Kinds are those of the op table, "counted" for products along a dimension,
-            "sum" for sums of several tensors, "system" for triangular systems, and "" for all others.
+            "sum" for sums of several tensors, "system" for triangular systems, "one sign" for layers with nonnegative
+            inputs of which only positive outputs have relevance, and "" for all others.
         equation: relevance of input i.
         source: the paper that proposed it.
         books: ledger categories of relevance that it does not pass on, besides that of added constants.
@@ -169,9 +170,10 @@ RULES: tuple[Entry, ...] = (
     ),
     _layer("gamma", layer_rules.gamma, "R_i = sum_j x_i (w_ij + gamma w_ij+) / sum(...) R_j", _MONTAVON, gamma=0.25),
     Entry(
-        "generalised-gamma", (*LAYERS, *SUMS), BY_DEGREE, {"sum": SUMMED, "": FAVOURED},
+        "generalised-gamma", (*LAYERS, *SUMS), BY_DEGREE, {"sum": SUMMED, "one sign": RUNS, "": FAVOURED},
         "R_i = sum_j (c_ij + gamma c_ij+) / sum(...) R_j with c_ij = x_i w_ij for z_j > 0; c_ij- for z_j < 0",
         "Andeol et al. 2021", books=("bias", "stabiliser"), parameters={"gamma": 0.25, "epsilon": 1e-6},
+        shares=layer_rules.gamma,  # what is left of it for nonnegative inputs and positive outputs
     ),
     _layer(
         "alpha-beta", layer_rules.alpha_beta,

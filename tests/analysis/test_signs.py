@@ -1,5 +1,7 @@
 """Signs: what is not negative is known, what may be is not claimed; rules on parts leave out runs on what is not there."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ import lrp_fx
 from lrp_fx.analysis import analyse
 from lrp_fx.capture import capture
 from lrp_fx.operators.table import OpTable
+from lrp_fx.rules.functions import favour_sign, share_relevance
 
 #: function of (x, y) -> whether its result has no negative entry
 FUNCTIONS = {
@@ -77,4 +80,87 @@ def test_runs_on_a_part_that_is_not_there_are_left_out(rule, monkeypatch):
     expected, all_runs = explained()
     assert runs < all_runs
     torch.testing.assert_close(found.relevance["input"], expected.relevance["input"], rtol=1e-12, atol=1e-14)
+    assert found.ledger.balance < 1e-12
+
+
+#: function of x -> whether it is 0 wherever x is negative
+RECTIFIERS = {
+    "relu": (F.relu, True),
+    "relu6": (F.relu6, True),
+    "hardtanh from zero": (lambda x: F.hardtanh(x, 0.0, 1.0), True),
+    "clamped at zero": (lambda x: x.clamp(min=0), True),
+    "clamped below zero": (lambda x: x.clamp(min=-0.5), False),
+    "clamped above zero": (lambda x: x.clamp(min=0.5), False),
+    "absolute value": (torch.abs, False),
+    "sigmoid": (torch.sigmoid, False),
+    "hard swish": (F.hardswish, False),
+}
+
+
+@pytest.mark.parametrize("name", RECTIFIERS)
+def test_what_is_zero_for_negative_numbers_is_known(name):
+    function, expected = RECTIFIERS[name]
+    x = torch.randn(2, 3)
+    graph = capture(Of(lambda x, y: function(x)), (x, x), {}).graph_module.graph
+    (result,) = graph.output_node().all_input_nodes
+    assert (result in analyse(graph, OpTable.load()).rectifiers) == expected
+    assert not expected or not function(-x.abs()).any()
+
+
+class Between(nn.Module):
+    """A convolution with a batch norm behind a ReLU; ``end`` reads its output."""
+
+    def __init__(self, end, norm=True):
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 4, 3), nn.Conv1d(4, 4, 3, groups=2)
+        self.norm, self.end, self.head = nn.BatchNorm1d(4) if norm else nn.Identity(), end, nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.end(self.norm(self.second(F.relu6(self.first(x))))).flatten(1))
+
+
+GAMMA = {"convolution": {"rule": "generalised-gamma", "gamma": 1.0}}
+
+
+def between(end, further=None, norm=True):
+    torch.manual_seed(0)
+    model = Between(end, norm).double().eval()
+    for tensor in (*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())):
+        tensor.data += 0.2 * torch.rand_like(tensor)
+    rules = {"base": "attnlrp", "rules": GAMMA | (further or {})}
+    x = 3 * torch.randn(3, 2, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, rules=rules)
+    targets = [n.target for n in xmodel.graph_module.graph.nodes]
+    return xmodel.explain(x, target=1, at=["second"]), targets.count(share_relevance), targets.count(favour_sign)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("end", [F.relu, F.relu6], ids=["relu", "relu6"])
+def test_a_layer_between_relus_hands_back_relevance_in_one_run(end, norm, monkeypatch):
+    found, one_run, two_runs = between(end, norm=norm)
+    assert (one_run, two_runs) == (1, 1)  # the first convolution has inputs of both signs
+    planning = importlib.import_module("lrp_fx.plan.make_plan")  # as an attribute, the function of this name
+    monkeypatch.setattr(planning, "_rectifies", lambda plan, node: False)
+    expected, *runs = between(end, norm=norm)
+    assert runs == [0, 2]
+    torch.testing.assert_close(found.relevance["x"], expected.relevance["x"], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found.latents["second"], expected.latents["second"], rtol=1e-12, atol=1e-14)
+    assert found.ledger.balance < 1e-12 and bool(found.relevance["x"].any())
+    for category in ("bias", "stabiliser"):
+        assert found.ledger[category] == pytest.approx(expected.ledger[category], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("end", "further"),
+    [
+        (torch.tanh, None),
+        (lambda y: y.relu() + 0.1 * y, None),  # another reader
+        (lambda y: y.clamp(min=-0.1), None),
+        (F.relu, {"nonlinearity": "deconvnet"}),  # relevance of negative outputs passes
+    ],
+    ids=["tanh", "another reader", "a bound below zero", "deconvnet"],
+)
+def test_a_layer_whose_negative_outputs_may_have_relevance_keeps_both_runs(end, further):
+    found, one_run, two_runs = between(end, further)
+    assert (one_run, two_runs) == (0, 2)
     assert found.ledger.balance < 1e-12

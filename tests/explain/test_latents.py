@@ -1,8 +1,11 @@
 """Names inside a model: heads, scores, neurons, routers; what enters a block plus what it absorbs is what leaves it."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from models import build, few
+from torch import nn
 
 import lrp_fx
 from lrp_fx.errors import LatentError
@@ -104,3 +107,24 @@ def test_names_that_match_nothing_say_what_there_is(at):
     model, inputs = build("gpt2")
     with pytest.raises(LatentError, match="@mixed"):
         lrp_fx.convert(model, **inputs, rules="attnlrp").explain(**inputs, at=at)
+
+
+@pytest.mark.parametrize("rule", ["generalised-gamma", "z-plus"])
+def test_layers_with_folded_batch_norms_have_their_relevance_inside(rule):
+    """The rule runs both as one layer, and passes by the tensors between them."""
+    torch.manual_seed(0)
+    names = ("enter", "tanh", "before", "relu", "layer", "behind", "second", "flat", "head")
+    parts = (nn.Conv1d(2, 4, 3), nn.Tanh(), nn.BatchNorm1d(4), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.BatchNorm1d(4))
+    parts += (nn.ReLU(), nn.Flatten(), nn.Linear(16, 3))
+    model = nn.Sequential(OrderedDict(zip(names, parts, strict=True))).double().eval()
+    for tensor in model.state_dict().values():
+        tensor += 0.2 * torch.rand_like(tensor) if tensor.is_floating_point() else 0
+    x = torch.randn(2, 2, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, rules={"base": "attnlrp", "rules": {"convolution": rule}})
+    attribution = xmodel.explain(x, target=1, at=names[1:7])
+    found = attribution.latents
+    for inside, outside in (("before", "tanh"), ("relu", "tanh"), ("layer", "behind"), ("second", "behind")):
+        torch.testing.assert_close(found[inside], found[outside], rtol=1e-12, atol=1e-14, msg=inside)
+        assert bool(found[inside].any())
+    each = [xmodel.explain(x, target=1, condition={"relu": [k]}).relevance["input"] for k in range(6)]
+    torch.testing.assert_close(sum(each), attribution.relevance["input"], rtol=1e-10, atol=1e-13)
