@@ -22,7 +22,8 @@ def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, e
 
     For ``sign`` 1 or -1 it is 0 where y has another sign.
     """
-    relevance = y * g if sign == 0 else torch.where(y * sign > 0, y * g, torch.zeros_like(y))
+    relevance = wide(y) * g  # half precision rounds small products to 0
+    relevance = relevance if sign == 0 else torch.where(y * sign > 0, relevance, torch.zeros_like(relevance))
     relevance = relevance if coefficient == 1 else coefficient * relevance
     return (relevance / stabilised(total, epsilon)).to(y.dtype)
 

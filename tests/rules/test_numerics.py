@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import lrp_fx
 from lrp_fx.errors import InputError, NumericalError
 from lrp_fx.operators.table import OpTable
+from lrp_fx.rules.formulas import shared
 
 FUNCTIONS = [
     F.silu, F.gelu, F.relu, torch.tanh, torch.sigmoid, F.softplus, torch.exp, F.mish, F.elu, F.hardswish, torch.erf, torch.cos,
@@ -281,3 +282,11 @@ def test_overflow_is_a_named_error():
 def test_nan_input_is_a_named_error():
     with pytest.raises(InputError, match="'input' contains NaN"):
         lrp_fx.convert(nn.Linear(3, 2)).explain(torch.tensor([[1.0, float("nan"), 0.0]]))
+
+
+@pytest.mark.parametrize("sign", [0, 1])
+def test_a_share_of_a_small_output_is_not_rounded_to_zero(sign):
+    """The product of output and cotangent is smaller than float16 can be; divided by the output, it is not."""
+    y, g, total = (torch.tensor([value], dtype=torch.float16) for value in (1e-3, 1e-5, 2e-3))
+    expected = y.double() * g.double() / total.double()
+    torch.testing.assert_close(shared(y, g, total, 1.0, sign, 1e-9).double(), expected, rtol=0.02, atol=0)
