@@ -29,28 +29,28 @@ from lrp_fx.operators.table import OpTable
 aten = torch.ops.aten
 
 _OFF = "lrp_without_gradients"  #: note on a node
-GRAD_MODE = "_set_grad_enabled"  #: name of the recorded call that switches gradients on or off
+_SWITCH: Any = torch._C._set_grad_enabled
 
 
 class GradientModes(TorchFunctionMode):
-    """Notes what a traced model computes without gradients, where PyTorch's tracers lose it.
+    """Notes what a traced model computes without gradients.
 
-    Results under ``torch.inference_mode``, which no tracer records, are detached. Nodes under ``no_grad`` are noted in
-    their metadata: export drops such a region inside of one under autocast.
+    Nodes between a switch of the model (``no_grad``, ``set_grad_enabled``) and the switch back are noted in their
+    metadata. The forward of an ``autograd.Function`` runs without gradients, too, but PyTorch has switched them off for
+    it, not the model: its operators are differentiated. Switches are not recorded: a tracer takes one inside of such a
+    forward for the start of a region that never ends, and export drops a region inside of one under autocast. Results
+    under ``torch.inference_mode``, which no tracer records, are detached.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._enabled = torch.is_grad_enabled()
+        self._region: tuple[fx.Graph, Node | None, bool] | None = None  # graph, node before, whether without gradients
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
-        mode = get_proxy_mode() if self._enabled and not torch.is_grad_enabled() else None
-        nodes: Any = mode.tracer.graph.nodes if mode is not None else ()
-        last = next(reversed(nodes), None)
+        if func is _SWITCH:
+            return self._switch(bool(args[0]))
         result = func(*args, **(kwargs or {}))
-        for node in itertools.takewhile(lambda n: n is not last, reversed(nodes)):
-            note(node, _OFF, True)
         if not torch.is_inference_mode_enabled():
             return result
         operands = {id(t) for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
@@ -61,22 +61,38 @@ class GradientModes(TorchFunctionMode):
 
         return pytree.tree_map(detached, result)
 
+    def _switch(self, on: bool) -> None:
+        """Switch gradients on or off. Every second switch ends what the one before it began."""
+        changes = on != torch.is_grad_enabled()
+        with torch._C.DisableTorchFunction():
+            _SWITCH(on)
+        mode = get_proxy_mode()
+        if mode is None:
+            return
+        graph = mode.tracer.graph
+        last = _last(graph)
+        if last is not None and last.target is _SWITCH:  # export has recorded it
+            graph.erase_node(last)
+            last = _last(graph)
+        if not changes:
+            return
+        if self._region is None:
+            self._region = graph, last, not on
+            return
+        (begun, before, off), self._region = self._region, None
+        if off and begun is graph:
+            for node in itertools.takewhile(lambda n: before is None or n > before, reversed(graph.nodes)):
+                note(node, _OFF, True)
+
+
+def _last(graph: fx.Graph) -> Node | None:
+    """The last node of a graph."""
+    return next(iter(reversed(graph.nodes)), None)
+
 
 def noted_off(graph: fx.Graph) -> set[Node]:
     """Nodes that were noted as computed without gradients (:class:`GradientModes`)."""
     return {node for node in graph.nodes if noted(node, _OFF)}
-
-
-def switched_off(graph: fx.Graph) -> set[Node]:
-    """Nodes of a recorded run that were computed while gradients were switched off; the switches are removed."""
-    enabled, off = True, set()
-    for node in list(graph.nodes):
-        if getattr(node.target, "__name__", "") == GRAD_MODE:
-            enabled = bool(node.args[0])
-            graph.erase_node(node)
-        elif not enabled and node.op == "call_function":
-            off.add(node)
-    return off
 
 
 def detach_results(graph: fx.Graph, off: Set[Node]) -> None:
