@@ -182,6 +182,8 @@ def _at(row: FurtherRow, column: str, xmodel: Any, candidates: Iterable[Sized | 
 
 
 def _tensors(value: Any) -> list[Tensor]:
+    leaves, spec = pytree.tree_flatten(value)
+    value = pytree.tree_unflatten(leaves, spec)  # an output may be built again with its fields in another order
     return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
