@@ -29,7 +29,7 @@ from lrp_fx.capture.passes import normalize as normalise
 from lrp_fx.capture.passes.autocast import mark_recorded, write_casts
 from lrp_fx.capture.passes.causal_masks import shorten_masks
 from lrp_fx.capture.passes.conditional_norms import free_of_inputs
-from lrp_fx.capture.passes.control_flow import Unrolled, drop_block_masks, holds_control, holds_vmap
+from lrp_fx.capture.passes.control_flow import Unrolled, drop_block_masks, holds_control, holds_transform
 from lrp_fx.capture.passes.detached import settle_detached
 from lrp_fx.capture.passes.functionalize import drop_unread_writes
 from lrp_fx.capture.passes.unpack_quantized import unpack
@@ -108,8 +108,10 @@ def capture(
             return _by_trace(model, call, args, kwargs, start, dynamic, refusal)
         if program is None:
             break
-        if holds_vmap(program.graph_module):
-            return _by_trace(model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap")
+        if holds_transform(program.graph_module):
+            return _by_trace(
+                model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap or of derivatives"
+            )
         stage("passes")
         try:
             graph_module, spec = plain(program), program.call_spec
@@ -159,7 +161,7 @@ def _over_time(
     def captured_at(short: Any) -> Iterator[tuple[fx.GraphModule, Shapes, Any]]:
         args, kwargs = short
         for program, oblivious in exports(standing_in(model, short), args, kwargs, True, kinds=seen.kinds):
-            if holds_vmap(program.graph_module) or holds_control(program.graph_module):
+            if holds_transform(program.graph_module) or holds_control(program.graph_module):
                 return
             graph_module = _finished(plain(program))
             if drawing(graph_module.graph):

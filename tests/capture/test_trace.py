@@ -4,6 +4,7 @@ import pytest
 import torch
 from models import few
 from torch import nn
+from torch.autograd import forward_ad
 from torch._higher_order_ops.while_loop import while_loop
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils import _pytree as pytree
@@ -432,11 +433,18 @@ def _by_autograd(m, h):
         return torch.autograd.grad((h @ m.w).tanh().pow(2).sum(), h, create_graph=True)[0]
 
 
+def _by_dual_numbers(m, h):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual((forward_ad.make_dual(h, torch.ones_like(h)) @ m.w).tanh()).tangent
+
+
 TRANSFORMS = {
     "vmap": lambda m, h: torch.vmap(lambda r: r @ m.w)(h),
     "nested vmap": lambda m, h: torch.vmap(torch.vmap(lambda a: a * a.sin()))(h),
     "vmap of jacrev": lambda m, h: torch.vmap(torch.func.jacrev(lambda r: (r @ m.w).tanh()))(h).flatten(1),
     "vmap of jacfwd": lambda m, h: torch.vmap(torch.func.jacfwd(lambda r: (r @ m.w).tanh()))(h).flatten(1),
+    "jvp": lambda m, h: torch.func.jvp(lambda y: (y @ m.w).tanh().sin(), (h,), (torch.ones_like(h),))[1],
+    "dual numbers": _by_dual_numbers,
     "grad": lambda m, h: torch.func.grad(lambda y: (y @ m.w).tanh().sum())(h),
     "autograd.grad": _by_autograd,
 }

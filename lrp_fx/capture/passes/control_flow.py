@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
+_TRANSFORMS = "torch._functorch.predispatch"  #: where the calls stand that open and close levels
+
 
 def holds_control(graph_module: fx.GraphModule) -> bool:
     """Whether a graph calls a higher-order operator other than a region to inline."""
@@ -21,13 +23,15 @@ def holds_control(graph_module: fx.GraphModule) -> bool:
     return any(not target.name().startswith("wrap_with") for target in called)
 
 
-def holds_vmap(graph_module: fx.GraphModule) -> bool:
-    """Whether a graph opens and closes levels of vmap, by calls that no graph pass may drop or move.
+def holds_transform(graph_module: fx.GraphModule) -> bool:
+    """Whether a graph opens and closes levels of ``vmap`` or of forward-mode derivatives.
 
-    Those of the block mask of flexible attention do not count: :func:`drop_block_masks` removes them.
+    No graph pass may drop or move these calls. Those of the block mask of flexible attention do not count:
+    :func:`drop_block_masks` removes them.
     """
-    flexible = any("flex_attention" in str(n.target) for n in graph_module.graph.nodes)
-    return not flexible and any("_vmap_increment_nesting" in str(n.target) for n in graph_module.graph.nodes)
+    called = [n.target for n in graph_module.graph.nodes if n.op == "call_function"]
+    flexible = any("flex_attention" in str(target) for target in called)
+    return not flexible and any(getattr(target, "__module__", "") == _TRANSFORMS for target in called)
 
 
 def drop_block_masks(graph_module: fx.GraphModule) -> None:
