@@ -109,9 +109,7 @@ def capture(
         if program is None:
             break
         if holds_transform(program.graph_module):
-            return _by_trace(
-                model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap or of derivatives"
-            )
+            return _by_trace(model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap or derivatives")
         stage("passes")
         try:
             graph_module, spec = plain(program), program.call_spec

@@ -4,8 +4,8 @@ import pytest
 import torch
 from models import few
 from torch import nn
-from torch.autograd import forward_ad
 from torch._higher_order_ops.while_loop import while_loop
+from torch.autograd import forward_ad
 from torch.nn.attention.flex_attention import flex_attention
 from torch.utils import _pytree as pytree
 
