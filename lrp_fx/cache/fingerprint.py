@@ -126,8 +126,14 @@ def _installed(module: str) -> bool:
     if package in sys.builtin_module_names or package in sys.stdlib_module_names:
         return package != "__main__"
     file = getattr(sys.modules.get(package), "__file__", None) or ""
-    folders = {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
-    return any(Path(file).is_relative_to(f) for f in folders) and _version(package) is not None
+    return any(Path(file).is_relative_to(f) for f in _site_folders()) and _version(package) is not None
+
+
+@functools.cache
+def _site_folders() -> set[str]:
+    """Folders of installed packages: those of this Python, and further ones on its path."""
+    named = {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
+    return named | {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
 
 
 def _is_torch(module: str) -> bool:

@@ -406,3 +406,18 @@ def test_a_recurrent_model_starts_without_capture_in_a_second_process(folder, in
         print(lrp_fx.convert(Recurrent(), x=x).explain(x=x).relevance["x"].tolist())
     """)
     assert outputs[0] == outputs[1]
+
+
+def test_a_package_in_a_site_folder_further_down_the_path_is_installed(tmp_path, monkeypatch):
+    """An environment may lend the packages of another one: their code is told by their version, too."""
+    from lrp_fx.cache import fingerprint
+
+    for place, package in (("site-packages", "lent_package"), ("elsewhere", "own_package")):
+        (tmp_path / place / package).mkdir(parents=True)
+        (tmp_path / place / package / "__init__.py").write_text('__version__ = "1.0"')
+        monkeypatch.syspath_prepend(tmp_path / place)
+        importlib.import_module(package)
+    for cached in (fingerprint._site_folders, fingerprint._installed):
+        cached.cache_clear()
+    assert fingerprint._installed("lent_package") and not fingerprint._installed("own_package")
+    fingerprint._site_folders.cache_clear()  # (the folder of this test is no site folder of others)
