@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from lrp_fx.converted import ConvertedModule, RuleSource
 from lrp_fx.errors import InputError
 from lrp_fx.explain import Condition, Target
 from lrp_fx.explain.conditions import places_of
+from lrp_fx.extras import require
 from lrp_fx.files import write_text
 from lrp_fx.lowering import Lowered, lower
 from lrp_fx.lowering.distributed.pipeline import Pipeline
 from lrp_fx.version import VERSION
 
 EXPLAIN_JSON = "explain.json"  #: file with rule set and options of a saved model, next to its config.json
+EXPLAIN_GRAPH = "explain.pt2"  #: file with a graph whose weights are those beside it
 EXPLAIN_SCHEMA = 1
 
 
@@ -84,16 +87,20 @@ class Exporting(ConvertedModule):
         """:meth:`lower`, saved for :func:`lrp_fx.load`; with ``weights="reference"`` without the model's weights."""
         self.lower(*args, **kwargs).save(path, weights, self.model)
 
-    def save_pretrained(self, folder: str | Path, *, check: Any = None, **options: Any) -> Path:
+    def save_pretrained(
+        self, folder: str | Path, *, check: Any = None, graph: bool | Mapping[str, Any] = False, **options: Any
+    ) -> Path:
         """Save the model, its tokenizer or processors, and its rule set for :func:`lrp_fx.from_pretrained`.
 
         ``explain.json`` next to the files of transformers has the whole rule set, the options ``detach`` and
         ``capture`` of ``convert``, versions, and the check. It does not have declarations of operators
-        (``convert(ops=...)``).
+        (``convert(ops=...)``). A graph, ``explain.pt2``, has no weights: ``lrp_fx.load(folder / "explain.pt2",
+        weights=folder)`` reads those of the model.
 
         Args:
             folder: folder to write to.
             check: result of :func:`lrp_fx.testing.check` to save with the model; None for none.
+            graph: arguments of :meth:`lower`, to save its graph, too; True for those of the latest capture.
             **options: arguments of the model's ``save_pretrained``.
 
         Returns:
@@ -115,7 +122,37 @@ class Exporting(ConvertedModule):
             "check": None if check is None else check.to_dict(),
         }  # fmt: skip
         write_text(Path(folder) / EXPLAIN_JSON, json.dumps(document, indent=1) + "\n")
+        if graph is not False:
+            self.save(Path(folder) / EXPLAIN_GRAPH, weights="reference", **({} if graph is True else graph))
         return Path(folder)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, token: str | None = None,
+        commit_message: str = "Model with its rule set", **options: Any,
+    ) -> str:  # fmt: skip
+        """Upload what :meth:`save_pretrained` writes to the Hugging Face Hub; the repository is created if it is new.
+
+        Args:
+            repo_id: ``organisation/name``.
+            private: whether a new repository is private; None for the organisation's default.
+            token: token of the account; None for the one that ``hf auth login`` stored.
+            commit_message: message of the commit.
+            **options: arguments of :meth:`save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: as :meth:`save_pretrained`.
+            MissingExtraError: if huggingface_hub is not installed.
+        """
+        library: Any = require("huggingface_hub", "transformers")
+        api = library.HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **options)
+            created = api.create_repo(repo_id, private=private, exist_ok=True)
+            commit = api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=commit_message)
+        return str(commit)
 
     def package(self, path: str | Path, *args: Any, **kwargs: Any) -> Path:
         """:meth:`lower`, compiled ahead of time (AOTInductor) to a package that runs from C++, or with torch alone."""

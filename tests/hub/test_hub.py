@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import shutil
+import zipfile
 
 import huggingface_hub as hf
 import pytest
@@ -31,6 +33,43 @@ def test_a_model_is_loaded_with_the_rules_and_the_tokenizer_that_it_was_saved_wi
     changed = lrp_fx.from_pretrained(tmp_path, rules="cp_lrp", dtype=torch.float64, detach="honour")
     assert changed.ruleset.name == "cp_lrp" and changed.explain("w1").target.dtype is torch.float64
     assert changed.captures.options.detach == "honour"
+
+
+def test_a_folder_with_a_graph_is_pushed_and_its_weights_are_in_it_once(tmp_path, monkeypatch):
+    xmodel = lrp_fx.convert(model(), tokenizer=tokenizer(), rules="attnlrp")
+    expected = xmodel.explain("w1 w2 w3", target=1)
+    asked = []
+
+    class Api:
+        """What huggingface_hub would do with the files."""
+
+        def __init__(self, token=None):
+            asked.append(("login", token))
+
+        def create_repo(self, repo_id, private, exist_ok):
+            asked.append(("create", repo_id, private, exist_ok))
+            return hf.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            asked.append(("upload", repo_id, commit_message))
+            shutil.copytree(folder_path, tmp_path / repo_id)
+            return f"https://huggingface.co/{repo_id}/commit/1"
+
+    monkeypatch.setattr(hf, "HfApi", Api)
+    address = xmodel.push_to_hub("me/words", private=True, token="secret", graph={"target": 1})
+    assert address == "https://huggingface.co/me/words/commit/1"
+    upload = ("upload", "me/words", "Model with its rule set")
+    assert asked == [("login", "secret"), ("create", "me/words", True, True), upload]
+    folder = tmp_path / "me/words"
+    names = {"config.json", "model.safetensors", "tokenizer.json", "explain.json", "explain.pt2"}
+    assert names <= {path.name for path in folder.iterdir()}
+    assert torch.equal(lrp_fx.from_pretrained(folder).explain("w1 w2 w3", target=1).target, expected.target)
+    graph = lrp_fx.load(folder / "explain.pt2", weights=folder)
+    inputs = tokenizer()("w1 w2 w3", return_tensors="pt")
+    torch.testing.assert_close(graph(**inputs, target=1).relevance["input_ids"], expected.relevance["input_ids"])
+    with zipfile.ZipFile(folder / "explain.pt2") as archive:
+        stored = [entry.file_size for entry in archive.infolist() if "/weights/weight_" in entry.filename]
+    assert sum(stored) < 0.1 * (folder / "model.safetensors").stat().st_size
 
 
 def test_any_saved_model_is_loaded_and_what_is_wrong_is_said(tmp_path):
