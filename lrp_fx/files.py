@@ -1,4 +1,4 @@
-"""Atomic writes: a file is written under a temporary name in the same folder, then renamed.
+"""Texts that are read, and atomic writes: a file is written under a temporary name in the same folder, then renamed.
 
 A full disk or a read-only folder raises ``OSError``, and an earlier file of that name stays as it was.
 """
@@ -9,9 +9,38 @@ import contextlib
 import io
 import os
 import secrets
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from lrp_fx.errors import InputError, RuleSetError
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8, without a byte order mark.
+
+    Raises:
+        InputError: for a file in another encoding.
+        OSError: if it cannot be read.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as reason:
+        raise InputError(f"{str(path)!r} is no text in UTF-8 ({reason.reason}, byte {reason.start})") from reason
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The document of a TOML file.
+
+    Raises:
+        RuleSetError: for a file that is none.
+        OSError: if it cannot be read.
+    """
+    try:
+        return tomllib.loads(read_text(path))
+    except ValueError as reason:
+        raise RuleSetError(f"{str(path)!r} is no TOML file: {reason}") from reason
 
 
 @contextlib.contextmanager

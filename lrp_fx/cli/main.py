@@ -21,7 +21,7 @@ from lrp_fx.cli.models import RawInputs, load
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.evaluate import METHODS, evaluate, find_methods
 from lrp_fx.explain.target_types import NAMED
-from lrp_fx.files import replacing
+from lrp_fx.files import read_text, replacing
 from lrp_fx.rules.ruleset import available
 from lrp_fx.runs import Explainer
 from lrp_fx.runs.reading import kind_of_data
@@ -244,7 +244,7 @@ def eval_command(
     """Measure how faithful rule sets and baselines are on a model and some texts."""
     with clear_errors():
         loaded = load(model, None, precision)
-        lines = (file.read_text().splitlines() if file is not None else []) + (text or [])
+        lines = (read_text(file).splitlines() if file is not None else []) + (text or [])
         texts = [line for line in lines if line.strip()] or ([loaded.text] if loaded.text else [])
         if not texts:
             raise LrpError("there is nothing to evaluate on: give a file with a text per line, or --text")
@@ -284,7 +284,7 @@ def run_command(
     ledger: Annotated[bool, typer.Option("--ledger", help="a ledger for each row: a sweep more for every row")] = False,
     precision: Precision = "float32",
     half: Annotated[bool, typer.Option("--half", help="keep relevance in float16")] = False,
-    rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of a shard")] = 1024,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of a shard")] = 2048,
     ray: Annotated[str | None, typer.Option(help="address of a Ray cluster; local starts one on this machine")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="workers on the cluster (default: half its CPUs)")] = None,
 ) -> None:

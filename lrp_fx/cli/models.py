@@ -19,6 +19,7 @@ from lrp_fx.converted import RuleSource
 from lrp_fx.encode import open_image, open_sound
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.extras import require
+from lrp_fx.files import read_text
 from lrp_fx.hub.download import download
 from lrp_fx.hub.folder import load_folder
 from lrp_fx.module import ExplainableModule
@@ -106,7 +107,7 @@ class RawInputs:
             raise InputError("give a text, or --file, not both")
         if str(file) != "-" and not file.is_file():
             raise InputError(f"there is no file {str(file)!r}: give one with a text per line, or - for standard input")
-        read = sys.stdin.read() if str(file) == "-" else file.read_text()
+        read = sys.stdin.read() if str(file) == "-" else read_text(file)
         lines = tuple(line for line in read.splitlines() if line.strip())
         if not lines:
             raise InputError(f"there is no text in {str(file)!r}")

@@ -36,18 +36,23 @@ def encoded_call(
         Arguments, arguments by name, and what was encoded; None for a call without raw inputs.
 
     Raises:
-        InputError: for a raw input without an encoder, and for two of one kind.
+        InputError: for a raw input without an encoder, for two of one kind, and for a call with neither raw inputs nor
+            tensors.
     """
     kinds = list(itertools.takewhile(lambda kind: kind is not None, map(kind_of, args)))
     raw = {kind: value for kind, value in zip(kinds, args, strict=False) if kind is not None}
     if not raw:
+        if encoder is not None and args and not _has((args, kwargs), torch.Tensor):
+            wanted = "a text, a pair, a chat, an image (of bytes), a sound, or a list of them"
+            raise InputError(f"{_unlike_raw(args[0])}: give {wanted}")
         return args, kwargs, None
     missing = [k for k, v in raw.items() if encoder is None or not encoder.takes(v, k)]
     if encoder is None or missing:
-        if any(isinstance(v, (torch.Tensor, np.ndarray)) for v in pytree.tree_leaves((args, kwargs))):
+        if _has((args, kwargs), torch.Tensor, np.ndarray):
             return args, kwargs, None  # the raw argument is a constant of a call with tensors
         kind = missing[0]
-        raise InputError(f"nothing encodes this {kind}: lrp_fx.convert(model, {KINDS[kind].tool}=...)")
+        path = "; open a file before: PIL.Image.open(path)" if kind == "text" and encoder is not None else ""
+        raise InputError(f"nothing encodes this {kind}: lrp_fx.convert(model, {KINDS[kind].tool}=...){path}")
     if len(raw) < len(kinds):
         raise InputError(f"{len(kinds)} raw inputs of the kinds {', '.join(raw)}: give several as a list")
     rate = None if encoder.facts.names("sampling_rate") else kwargs.pop("sampling_rate", None)
@@ -55,6 +60,22 @@ def encoded_call(
     example = like()
     tensors = {n: _placed_like(v, example) if n not in kwargs else v for n, v in encoded.inputs.items()}
     return args[len(kinds) :], tensors, encoded
+
+
+def _has(inputs: Any, *types: type) -> bool:
+    """Whether there is a value of these types among nested inputs."""
+    return any(isinstance(value, types) for value in pytree.tree_leaves(inputs))
+
+
+def _unlike_raw(value: Any) -> str:
+    """Why a value is no raw input."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} and shape {value.shape} is no input that can be encoded"
+    if not isinstance(value, list) or not value:
+        return f"{value!r:.60} is no input that can be encoded" if value != [] else "the list of inputs is empty"
+    kinds = list(map(kind_of, value))
+    odd = kinds.index(None) if None in kinds else next((i for i, kind in enumerate(kinds) if kind != kinds[0]), 0)
+    return f"entry {odd} of the list, {value[odd]!r:.60}, is no input of the kind of the others"
 
 
 def _placed_like(value: Any, like: Tensor) -> Any:

@@ -33,9 +33,10 @@ def open_image(source: str | Path | bytes) -> Any:
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is an image: a PIL image, or an (H, W, C) array of bytes with 1, 3 or 4 channels."""
+    """Whether a value is an image: a PIL image, or an array of bytes, (H, W) or (H, W, C) with 1, 3 or 4 channels."""
     if isinstance(value, np.ndarray):
-        return value.dtype == np.uint8 and value.ndim == 3 and value.shape[-1] in (1, 3, 4)
+        channels = value.shape[2] if value.ndim == 3 else 1
+        return value.dtype == np.uint8 and value.ndim in (2, 3) and channels in (1, 3, 4)
     return hasattr(value, "getbands") and hasattr(value, "convert")
 
 
@@ -63,7 +64,9 @@ class ImageEncoder:
         Raises:
             InputError: for images that the processor refuses.
         """
-        images = [_coloured(image) for image in (value if isinstance(value, list) else [value])]
+        normalization = self._normalization()
+        three = normalization is not None and len(normalization.mean) == 3
+        images = [_coloured(image, three) for image in (value if isinstance(value, list) else [value])]
         if not hasattr(self.processor, "model_input_names"):
             return {self.first: torch.stack([self.processor(image) for image in images])}
         try:
@@ -106,6 +109,9 @@ def _listed(value: Any) -> tuple[float, ...]:
     return tuple(map(float, values)) if isinstance(values, (list, tuple)) else (float(values),)
 
 
-def _coloured(image: Any) -> Any:
-    """A PIL image with another number of channels (a palette, an alpha channel) as RGB."""
-    return image.convert("RGB") if hasattr(image, "convert") and image.mode not in ("RGB", "L") else image
+def _coloured(image: Any, three: bool) -> Any:
+    """An image with another number of channels (a palette, an alpha channel) as RGB; a grey one if ``three``."""
+    if hasattr(image, "convert"):
+        return image if image.mode == "RGB" or (image.mode == "L" and not three) else image.convert("RGB")
+    image = image.reshape(*image.shape[:2], -1)
+    return np.repeat(image, 3, axis=-1) if three and image.shape[-1] == 1 else image[..., :3]

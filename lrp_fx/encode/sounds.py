@@ -35,7 +35,7 @@ class Sound:
 
 
 #: bytes of a sample in a wav file -> (type, value of silence)
-_SAMPLES = {1: ("u1", 128), 2: ("<i2", 0), 4: ("<i4", 0)}
+_SAMPLES = {1: ("u1", 128), 2: ("<i2", 0), 3: ("<i4", 0), 4: ("<i4", 0)}
 
 
 def open_sound(source: str | Path | bytes) -> dict[str, Any]:
@@ -49,10 +49,13 @@ def open_sound(source: str | Path | bytes) -> dict[str, Any]:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             data = file.readframes(file.getnframes())
         kind, silence = _SAMPLES[width]
-    except (OSError, wave.Error, EOFError, KeyError) as reason:
+        if width == 3:  # widened by a lowest byte of 0
+            samples = np.frombuffer(data, "u1").reshape(-1, 3)
+            data, width = np.pad(samples, ((0, 0), (1, 0))).tobytes(), 4
+    except (OSError, wave.Error, EOFError, KeyError, ValueError) as reason:
         name = "the content" if isinstance(source, bytes) else repr(str(source))
         raise InputError(
-            f"{name} cannot be read as a wav file of 8, 16 or 32 bits ({type_and_line(reason)})"
+            f"{name} cannot be read as a wav file of 8, 16, 24 or 32 bits ({type_and_line(reason)})"
         ) from reason
     values = (np.frombuffer(data, kind).astype(np.float64) - silence) / 2 ** (8 * width - 1)
     return {"array": values.reshape(-1, channels).mean(1).astype(np.float32), "sampling_rate": rate}

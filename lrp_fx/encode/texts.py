@@ -13,7 +13,7 @@ from torch import Tensor
 from lrp_fx.encode.chats import Spelled
 from lrp_fx.encode.encoded import Encoded
 from lrp_fx.encode.model_facts import ENDLESS, ModelFacts
-from lrp_fx.errors import InputError
+from lrp_fx.errors import InputError, type_and_line
 from lrp_fx.results import Note, Tokens
 
 _FILLED = {"attention_mask": 0, "token_type_ids": 0}  #: values at padding
@@ -146,14 +146,21 @@ class TextEncoder:
         return self._called(_parts(text), **options)
 
     def _called(self, parts: Sequence[Any], **options: Any) -> Any:
-        """The tokenizer's result for the parts of one text, or of many."""
+        """The tokenizer's result for the parts of one text, or of many.
+
+        Raises:
+            InputError: for a text that it refuses.
+        """
         fast = bool(getattr(self.tokenizer, "is_fast", False))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # (the length is checked in encode)
-            return self.tokenizer(
-                *parts, return_offsets_mapping=fast, return_special_tokens_mask=True, return_attention_mask=True,
-                **({"verbose": False} | options),
-            )  # fmt: skip
+            try:
+                return self.tokenizer(
+                    *parts, return_offsets_mapping=fast, return_special_tokens_mask=True, return_attention_mask=True,
+                    **({"verbose": False} | options),
+                )  # fmt: skip
+            except (TypeError, ValueError) as error:
+                raise InputError(f"the tokenizer refuses the text: {_reason(parts, error)}") from error
 
     def _padding(self) -> int:
         named = (getattr(self.tokenizer, n, None) for n in ("pad_token_id", "eos_token_id", "unk_token_id"))
@@ -205,3 +212,14 @@ def _parts(text: Text) -> tuple[str, ...]:
 def _padded(values: list[Any], width: int, fill: Any, left: bool) -> list[Any]:
     missing = [fill] * (width - len(values))
     return [*missing, *values] if left else [*values, *missing]
+
+
+def _reason(parts: Any, error: Exception) -> str:
+    """Why a tokenizer refuses texts: half a character among them, or what it says itself."""
+    for part in parts if isinstance(parts, (list, tuple)) else [parts]:
+        if isinstance(part, (list, tuple)):
+            return _reason(part, error)
+        half = next((c for c in part if "\ud800" <= c <= "\udfff"), None) if isinstance(part, str) else None
+        if half is not None:
+            return f"{half!r} in it is half a character. Remedy: decode its bytes with errors='replace'"
+    return type_and_line(error)

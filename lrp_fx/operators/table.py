@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import functools
 import sys
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch.fx import Node
 
 from lrp_fx.errors import RuleSetError
+from lrp_fx.files import read_toml
 
 KINDS = (
     "movement",  # data is moved, never mixed: the gradient is the rule
@@ -234,7 +234,7 @@ class OpTable:
         """
         specs = {**cls.shipped().specs, **_REGISTERED}
         if isinstance(extra, (str, Path)):
-            specs.update(_checked(parse_table(tomllib.loads(Path(extra).read_text()), str(extra)), str(extra)))
+            specs.update(_checked(parse_table(read_toml(extra), str(extra)), str(extra)))
         elif extra is not None:
             specs.update(_checked(parse_table(extra, "ops="), "ops="))
         return cls(specs)
@@ -244,7 +244,7 @@ class OpTable:
     def shipped() -> OpTable:
         """``rules/ops.toml`` alone, without the user's declarations."""
         path = rules_dir() / "ops.toml"
-        return OpTable(parse_table(tomllib.loads(path.read_text()), str(path)))
+        return OpTable(parse_table(read_toml(path), str(path)))
 
     def form(self, node: Node) -> str | None:
         """How a movement moves the entries, one of :data:`FORMS`; None where not declared."""

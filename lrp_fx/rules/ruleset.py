@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lrp_fx.errors import RuleSetError
-from lrp_fx.files import write_text
+from lrp_fx.files import read_toml, write_text
 from lrp_fx.operators.table import rules_dir
 from lrp_fx.rules.from_zennit import read_composite
 from lrp_fx.rules.registry import REGISTERED, Backward, OwnRule
@@ -133,7 +132,7 @@ class RuleSet:
             raise RuleSetError(
                 f"no rule set {str(source)!r}: give the path of a TOML file, a dict, or one of {available()}"
             )
-        return cls._parse(tomllib.loads(path.read_text()), str(path))
+        return cls._parse(read_toml(path), str(path))
 
     @classmethod
     def from_zennit(cls, composite: Any, base: str | None = None) -> RuleSet:

@@ -58,7 +58,7 @@ def _file(value: Any, kind: str) -> Any:
 
 #: name of a kind -> the kind; sounds in a batch have one length, as models may hear padding
 KINDS: Mapping[str, Kind] = {
-    "text": Kind(_text, Limits(rows=64, size=4096, padding=0.1)),
+    "text": Kind(_text, Limits(rows=64, size=4096, padding=0.05)),
     "image": Kind(_image, Limits(rows=16, size=16), (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")),
     "sound": Kind(_sound, Limits(rows=16, size=480_000_000), (".wav",)),
 }

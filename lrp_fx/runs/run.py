@@ -78,7 +78,7 @@ def run(
     *,
     out: str | Path,
     precision: str = "float32",
-    rows_per_shard: int = 1024,
+    rows_per_shard: int = 2048,
     ray: str | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -96,7 +96,8 @@ def run(
             data frame, or an iterable of values or rows, which must come in the same order when the call is repeated.
         out: the folder. ``manifest.json`` has the settings of the run and the meaning of the columns.
         precision: precision of relevance in the shards: "float32" or "float16".
-        rows_per_shard: number of rows in a shard. A run that is killed loses the work on one shard at most.
+        rows_per_shard: number of rows in a shard. A run that is killed loses the work on one shard at most; a larger
+            one has less padding.
         ray: address of a Ray cluster whose workers explain the shards, which this process writes; "local" starts one on
             this machine.
         workers: number of workers on the cluster; None for one for every two processors.

@@ -253,6 +253,22 @@ def test_errors_are_one_message(saved, arguments, message):
     assert "Traceback" not in result.output
 
 
+def test_files_that_cannot_be_read_are_named(saved, tmp_path):
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe a good film")
+    (tmp_path / "broken.toml").write_text("dense = = 3")
+    (tmp_path / "marked.txt").write_bytes("a film".encode("utf-8-sig"))
+    binary = str(tmp_path / "bytes.txt")
+    for arguments, said in (
+        (["explain", saved, "--file", binary], "is no text in UTF-8"),
+        (["eval", saved, binary], "is no text in UTF-8"),
+        (["explain", saved, "a film", "--rules", str(tmp_path / "broken.toml")], "is no TOML file: Invalid value"),
+    ):
+        result = runner.invoke(app, arguments)
+        assert result.exit_code == 1 and said in " ".join(result.output.split())
+    marked = runner.invoke(app, ["explain", saved, "--file", str(tmp_path / "marked.txt"), "--json"])
+    assert [share["text"] for share in json.loads(marked.stdout)["shares"]] == ["a", "film"]
+
+
 def test_demo_head_is_data():
     from importlib.resources import files
 

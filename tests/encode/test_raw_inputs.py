@@ -109,6 +109,21 @@ def test_an_image_is_explained_and_drawn_as_the_model_saw_it(tmp_path):
     assert np.abs(again.plot().axes[0].images[0].get_array() - seen).max() < 1e-6
 
 
+@pytest.mark.parametrize("mode", ["L", "1", "RGBA", "LA", "P", "CMYK", "I;16"])
+def test_an_image_of_any_mode_has_the_channels_of_the_processor(mode):
+    from lrp_fx.encode.images import ImageEncoder
+
+    image = Image.new(mode, (5, 3))
+    three = ImageEncoder(ViTImageProcessorPil(size={"height": 4, "width": 4}), "pixel_values")
+    assert three.encode(image)["pixel_values"].shape == (1, 3, 4, 4)
+    grey = ViTImageProcessorPil(size={"height": 4, "width": 4}, image_mean=[0.5], image_std=[0.5])
+    if mode == "L":
+        assert ImageEncoder(grey, "pixel_values").encode(image)["pixel_values"].shape == (1, 1, 4, 4)
+    for shape in ((3, 5), (3, 5, 1), (3, 5, 3), (3, 5, 4)):
+        array = np.zeros(shape, dtype=np.uint8)
+        assert three.encode([array, Image.new("RGB", (1, 1))])["pixel_values"].shape == (2, 3, 4, 4)
+
+
 def test_any_function_of_an_image_serves():
     class Steps:
         def __init__(self):
@@ -156,6 +171,20 @@ def test_sound_has_its_rate_and_is_drawn_as_a_wave(tmp_path):
     both = xmodel.explain([tone(), tone(0.05)], sampling_rate=16000, target=0)
     assert both.relevance["input_values"].shape == (2, 1600)
     assert float(both.relevance["input_values"][1, 800:].abs().max()) == 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_wav_files_of_any_width(tmp_path, width):
+    import wave
+
+    from lrp_fx.encode import open_sound
+
+    values = np.array([0, 0.5, -0.5, 0.25])
+    scaled = (values * 2 ** (8 * width - 1)).astype("<i4") + (128 if width == 1 else 0)
+    with wave.open(str(tmp_path / "x.wav"), "wb") as file:
+        file.setparams((1, width, 8000, 0, "NONE", ""))
+        file.writeframes(b"".join(row.tobytes()[:width] for row in scaled))
+    assert np.array_equal(open_sound(tmp_path / "x.wav")["array"], values.astype(np.float32))
 
 
 def test_sound_of_another_rate_is_resampled():

@@ -178,6 +178,20 @@ def test_errors_say_what_to_do(xmodel):
         lrp_fx.convert(SimpleNamespace(model=3))
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ([], "the list of inputs is empty"), (None, "None is no input that can be encoded"), (b"good", "b'good' is no"),
+        (np.zeros((5, 5, 3)), "an array of float64 and shape (5, 5, 3) is no"), (["good", None], "entry 1 of the list, None, is no input of the kind of the others"),
+        ("good \ud800 film", "is half a character. Remedy"), (["good", "\udfff"], "is half a character"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_encoded_is_named(xmodel, value, said):
+    with pytest.raises(InputError) as raised:
+        xmodel.explain(value)
+    assert said in str(raised.value)
+
+
 def test_a_converted_model_is_copied_with_its_tokenizer(xmodel):
     import copy
 
