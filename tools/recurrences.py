@@ -57,11 +57,12 @@ def language_model(name: str, **sizes: object) -> nn.Module:
 
 
 NOTES = """
-On GRU and LSTM the difference is made by the role `recurrent-sum`, on RWKV by `positive-gate` (both below). Mamba and Mamba-2 name the
-letter from more than its own token. Where `mamba_lrp` finds another, it is the marker before the letter in 9 of 14 sequences on Mamba, and one
-of the three tokens behind it, which the convolution mixes with it, in 11 of 14 on Mamba-2; leave-one-out (mean over four letters of noise)
-finds 81% and 72%, on Mamba-2 the marker in all others. What is left is the rule for B and C: as constants (`mamba_lrp`) they help Mamba, and cost
-the delta rule, whose keys and queries they are, a quarter; so `recurrent_gamma` lets them share, as `attnlrp` does.
+On GRU and LSTM the difference is made by the role `recurrent-sum`, on RWKV by `positive-gate` (both below). The default finds as many letters as
+`attnlrp` or more on all but Mamba-2, where it finds two of 32 fewer. Mamba and Mamba-2 name the letter from more than its own token. Where
+`mamba_lrp` finds another, it is the marker before the letter in 9 of 14 sequences on Mamba, and one of the three tokens behind it, which the
+convolution mixes with it, in 11 of 14 on Mamba-2; leave-one-out (mean over four letters of noise) finds 81% and 72%, on Mamba-2 the marker in all
+others. What is left is the rule for B and C: as constants (`mamba_lrp`) they help Mamba, and cost the delta rule, whose keys and queries they are,
+half of what is found; so the default lets them share, as `attnlrp` does.
 """.strip("\n")
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
