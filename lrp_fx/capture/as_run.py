@@ -17,7 +17,10 @@ from typing import Any
 
 import torch
 from torch._guards import detect_fake_mode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from lrp_fx.capture.repeated.answering import class_of
 
 TURNS = 12  #: number of times that one call of a module runs an instruction before it counts as a loop
 _TORCH = f"{torch.__path__[0]}/"
@@ -63,15 +66,19 @@ class Watch:
         flags: list[tuple[bool, bool]] = []
 
         def enter(module: torch.nn.Module, args: Any) -> None:
+            if get_proxy_mode() is None:  # another thread, or a run aside
+                return
             around = self._open[-1:]
             self._open.append((module, Counter()))  # before an error, as ``leave`` follows in any case
             flags.append(_flags())
-            if type(module) in self.kinds:
+            if class_of(module) in self.kinds:
                 _set_flags(False, False)
             for _, counts in around:
                 self._count(counts, module)
 
         def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
+            if get_proxy_mode() is None:
+                return
             self._open.pop()
             _set_flags(*flags.pop())
 
@@ -90,7 +97,7 @@ class Watch:
         if not self._open or own is None:
             return
         module, counts = self._open[-1]
-        kind = type(module)
+        kind = class_of(module)
         if self._count(counts, (own.f_code, own.f_lasti)) and kind not in self.kinds and _asks(own):
             self.seen = kind
             raise LoopSeen(f"{kind.__name__} runs a loop because it is exported")

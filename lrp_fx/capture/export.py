@@ -33,11 +33,11 @@ from lrp_fx.capture.passes.detached import GradientModes, see_through_written
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.regions import inline_regions
 from lrp_fx.capture.passes.unroll_rnn import written_out
+from lrp_fx.capture.repeated.trace_once import with_blocks_once
 from lrp_fx.capture.source_lines import SourceLines, without_stacks
 from lrp_fx.errors import CaptureError
 from lrp_fx.graph.attribute_paths import module_of
 from lrp_fx.graph.lazy_module import lazy_module
-from lrp_fx.graph.module_calls import noting_calls
 from lrp_fx.operators import fake_kernels  # noqa: F401  # registers its shape functions
 from lrp_fx.status import stage
 
@@ -116,11 +116,10 @@ def _export_as_run(
                 GradientModes(),
                 SourceLines(watch),
                 without_stacks(),
-                noting_calls(model),
                 nullcontext() if watch is None else watch.modules(),
             ):
                 stage("export")
-                return _export(model, *example, dynamic, oblivious=oblivious)
+                return with_blocks_once(model, lambda: _export(model, *example, dynamic, oblivious=oblivious))
         except OverTime:
             raise
         except Exception:

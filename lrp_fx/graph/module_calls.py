@@ -7,7 +7,7 @@ every module call write the place to the metadata of the traced nodes; they do n
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -60,31 +60,64 @@ def paths_of_attribute(model: torch.nn.Module, name: str) -> list[str]:
     return [path + at + part for path, other in model.named_modules(remove_duplicate=False) if other is module]
 
 
+class ModuleCall(NamedTuple):
+    """One call of a module.
+
+    Attributes:
+        module: the module.
+        arguments: the nodes of its tensor inputs; None for a tensor that is not traced.
+        results: the nodes of its tensor outputs.
+    """
+
+    module: torch.nn.Module
+    arguments: Sequence[Node | None]
+    results: Sequence[Node | None]
+
+
+class Notes:
+    """The module calls of one traced run of a model.
+
+    Attributes:
+        calls: the calls, in the order of their ends.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.calls: list[ModuleCall] = []
+        self._paths: dict[int, list[str]] = {}
+        self._counts: dict[str, int] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            # export calls a stand-in that shares the attributes
+            self._paths.setdefault(id(vars(module)), []).append(name)
+
+    def add(self, call: ModuleCall) -> None:
+        """Write the places of a call to the nodes of its inputs and outputs."""
+        self.calls.append(call)
+        for path in self._paths.get(id(vars(call.module)), ()):
+            number = self._counts[path] = self._counts.get(path, -1) + 1
+            for returned, nodes in ((False, call.arguments), (True, call.results)):
+                for leaf, node in enumerate(nodes):
+                    if node is not None:
+                        _note(node, [Place(path, number, returned, leaf)])
+
+
 @contextmanager
-def noting_calls(model: torch.nn.Module) -> Iterator[None]:
+def noting_calls(model: torch.nn.Module) -> Iterator[Notes]:
     """In this context, nodes traced from a run of ``model`` get the places of its module calls."""
-    paths: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        paths.setdefault(id(vars(module)), []).append(name)  # export calls a stand-in that shares the attributes
-    counts: dict[str, int] = {}
+    notes = Notes(model)
     open_calls: list[list[Node | None]] = []  # positional arguments of the calls under way
 
     def enter(module: torch.nn.Module, args: Any) -> None:
-        open_calls.append(_nodes(args))
+        if get_proxy_mode() is not None:  # not another thread, nor a run aside
+            open_calls.append(_nodes(args))
 
     def leave(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        arguments = [*open_calls.pop(), *_nodes(kwargs)]
-        for path in paths.get(id(vars(module)), ()):
-            call = counts[path] = counts.get(path, -1) + 1
-            for returned, nodes in ((False, arguments), (True, _nodes(output))):
-                for leaf, node in enumerate(nodes):
-                    if node is not None:
-                        _note(node, [Place(path, call, returned, leaf)])
+        if get_proxy_mode() is not None:
+            notes.add(ModuleCall(module, [*open_calls.pop(), *_nodes(kwargs)], _nodes(output)))
 
     with ExitStack() as hooks:
         hooks.callback(register_module_forward_pre_hook(enter).remove)
         hooks.callback(register_module_forward_hook(leave, with_kwargs=True, always_call=True).remove)
-        yield
+        yield notes
 
 
 def _nodes(value: Any) -> list[Node | None]:

@@ -1,0 +1,310 @@
+"""A log of what a run computes, without its values: calls of PyTorch, operators, and decisions on sizes.
+
+Two blocks with equal logs are traced alike: they do the same with the same of their inputs. Tensors are numbered by
+their memory, so that views and writes in place need no further care. Sizes of tensors are ``torch.SymInt``, as in a
+trace, and note what is computed from them and what is decided by them, so that blocks are told apart by a limit that
+has no effect at the sizes of the example.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+_SMALL = 64  #: largest number of entries of a constant that is described by its values
+_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_SYMBOL_OF: dict[type, Any] = {int: torch.SymInt, float: torch.SymFloat, bool: torch.SymBool}
+_NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(Ellipsis))
+
+#: what asks a tensor for sizes
+_SIZES: frozenset[Any] = frozenset(
+    {Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.storage_offset, torch.numel}
+    | {Tensor.shape.__get__, Tensor.nbytes.__get__}  # type: ignore[attr-defined]
+)  # fmt: skip
+
+#: method of a symbolic number -> the function of plain numbers
+_METHODS: dict[str, Any] = METHOD_TO_OPERATOR | {
+    "sym_float": float, "sym_and": operator.and_, "and_": operator.and_, "sym_or": operator.or_, "or_": operator.or_,
+    "sym_not": operator.not_, "sym_max": max, "sym_min": min, "sym_ite": lambda b, x, y: x if b else y,
+}  # fmt: skip
+#: methods of a symbolic number that tell its value
+_DECISIONS = {
+    "int_", "bool_", "guard_int", "guard_float", "guard_bool", "expect_true", "guard_size_oblivious", "guard_or_false",
+    "guard_or_true", "statically_known_true",
+}  # fmt: skip
+
+
+class NotLogged(BaseException):
+    """A run cannot be logged, or does more than is worth it. Code that catches exceptions does not catch this one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that a run does.
+
+    Attributes:
+        what: the function, literals, and forms of tensors.
+        operands: numbers of the tensors, sizes and other objects that it takes.
+        results: numbers of those that it returns.
+    """
+
+    what: Any
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+
+
+@dataclass
+class RunLog:
+    """The log of a run.
+
+    Attributes:
+        entries: what the run does, in order.
+        most: largest number of entries; who logs a run raises it.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    most: int = 0
+    _numbers: dict[int, int] = field(default_factory=dict)  # memory, or id of a size -> number
+    _meanings: dict[int, Any] = field(default_factory=dict)  # number -> what it means in any run
+    _alive: list[Any] = field(default_factory=list)  # so that no memory is used twice
+    _paused: bool = False
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """In this context the run of this thread is logged."""
+        with _Calls(self), _Operators(self):
+            yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """In this context nothing is logged."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def add(self, what: Any, operands: Sequence[int], results: Sequence[int]) -> None:
+        """Add an entry.
+
+        Raises:
+            NotLogged: if there are too many.
+        """
+        if len(self.entries) >= self.most:
+            raise NotLogged
+        self.entries.append(Entry(what, tuple(operands), tuple(results)))
+
+    def described(self, value: Any, numbers: list[int]) -> Any:
+        """The form of a value, to be compared with that of another one; its numbers are appended to ``numbers``."""
+        if isinstance(value, Tensor):
+            numbers.append(self._number_of(value))
+            return (value.storage_offset(), value.shape, value.stride(), value.dtype, value.device.type)
+        if isinstance(value, _SYMBOLS):
+            numbers.append(self._number_of_size(value))
+            return ("size", _plain(value))
+        if isinstance(value, (list, tuple)):
+            return (type(value), *[self.described(item, numbers) for item in value])
+        if isinstance(value, dict):
+            return ("dict", *[(key, self.described(item, numbers)) for key, item in value.items()])
+        if isinstance(value, slice):
+            return ("slice", *[self.described(item, numbers) for item in (value.start, value.stop, value.step)])
+        if isinstance(value, (bool, int, float, complex, str, bytes)):
+            return (type(value), repr(value))
+        if isinstance(value, _NAMED):
+            return value
+        numbers.append(self._number(id(value), value, ("object", id(value))))
+        return type(value)
+
+    def new_size(self, value: Any) -> Any:
+        """A plain number as a symbolic one that logs what is done with it."""
+        return _SYMBOL_OF[type(value)](_Number(self, value))
+
+    @property
+    def known(self) -> int:
+        """Number of tensors, sizes and other objects so far."""
+        return len(self._alive)
+
+    def meaning(self, number: int) -> Any:
+        """What a number means outside of the run: ("constant", values) of a small tensor, ("memory", place) of another
+        tensor, ("size", identity), or ("object", identity)."""
+        return self._meanings[number]
+
+    def _number_of(self, tensor: Tensor) -> int:
+        memory = memory_of(tensor)
+        return self._numbers.get(memory) or self._number(memory, tensor, _constant(tensor) or ("memory", memory))
+
+    def _number_of_size(self, size: Any) -> int:
+        return self._number(id(size.node), size.node, ("size", id(size.node)))
+
+    def _number(self, identity: int, value: Any, meaning: Any) -> int:
+        if identity not in self._numbers:
+            self._alive.append(value)
+            self._numbers[identity] = len(self._alive)
+            self._meanings[len(self._alive)] = meaning
+        return self._numbers[identity]
+
+
+def memory_of(tensor: Tensor) -> int:
+    """The identity of a tensor's memory; tensors of fake and meta devices have one, too."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _constant(tensor: Tensor) -> Any:
+    """The values of a small tensor that is none of the run's own."""
+    if type(tensor) is not Tensor or tensor.is_meta or tensor.numel() > _SMALL:
+        return None
+    with _disable_current_modes():
+        return ("constant", str(tensor.tolist()))
+
+
+class _Number:
+    """The node of a symbolic number with a value (in the place of PyTorch's ``SymNode``): computes, and logs it."""
+
+    constant = None
+
+    def __init__(self, log: RunLog, value: Any) -> None:
+        self.log, self.value = log, value
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        if name in _METHODS:
+            return lambda *others: self._computed(name, others)
+        if name in _DECISIONS:
+            return lambda *_: self._decided(name)
+        raise NotLogged(f"{name} of a size")
+
+    def _computed(self, name: str, others: Sequence[_Number]) -> _Number:
+        result = _Number(self.log, _METHODS[name](self.value, *[other.value for other in others]))
+        numbers: list[int] = []
+        what = self.log.described([self._symbol(), *[other._symbol() for other in others]], numbers)
+        self.log.add((name, what), numbers, [self.log._number_of_size(result._symbol())])
+        return result
+
+    def _decided(self, name: str) -> Any:
+        self.log.add((name, type(self.value), self.value), [self.log._number_of_size(self._symbol())], ())
+        return self.value
+
+    def _symbol(self) -> Any:
+        return _SYMBOL_OF[type(self.value)](self)
+
+    def _wrapped(self, value: Any) -> _Number:
+        """A literal: the log has its value, not a number."""
+        return _Literal(self.log, value)
+
+    wrap_int = wrap_float = wrap_bool = _wrapped
+
+    def is_int(self) -> bool:
+        return type(self.value) is int
+
+    def is_float(self) -> bool:
+        return type(self.value) is float
+
+    def is_bool(self) -> bool:
+        return type(self.value) is bool
+
+    def is_symbolic(self) -> bool:
+        return True
+
+    def is_constant(self) -> bool:
+        return False
+
+    def is_nested_int(self) -> bool:
+        return False
+
+    def has_hint(self) -> bool:
+        return True
+
+    def _graph_repr(self) -> str:
+        return str(self._decided("int_"))
+
+
+class _Literal(_Number):
+    def _symbol(self) -> Any:
+        return self.value
+
+
+def _plain(value: Any) -> Any:
+    """The value of a symbolic number; the formula of one that is not of a log."""
+    return value.node.value if isinstance(value.node, _Number) else ("formula", str(value.node.expr))
+
+
+def _without_symbols(value: Any) -> Any:
+    """Arguments with plain numbers in the place of logged ones; the same object if there are none."""
+    if isinstance(value, _SYMBOLS):
+        return value.node.value if isinstance(value.node, _Number) else value
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        new = [_without_symbols(part) for part in parts]
+        return value if all(a is b for a, b in zip(parts, new, strict=True)) else slice(*new)
+    if type(value) in (tuple, list, torch.Size):
+        new = [_without_symbols(item) for item in value]
+        return value if all(a is b for a, b in zip(value, new, strict=True)) else type(value)(new)
+    if type(value) is dict:
+        new = [_without_symbols(item) for item in value.values()]
+        same = all(a is b for a, b in zip(value.values(), new, strict=True))
+        return value if same else dict(zip(value, new, strict=True))
+    return value
+
+
+class _Calls(TorchFunctionMode):
+    """Logs the calls of PyTorch in Python."""
+
+    def __init__(self, log: RunLog) -> None:
+        super().__init__()
+        self.log = log
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Log one call."""
+        log, kwargs = self.log, kwargs or {}
+        if log._paused or getattr(func, "__name__", "").startswith("sym_"):  # a method of a size, which is logged
+            return func(*args, **kwargs)
+        operands: list[int] = []
+        with torch._C.DisableTorchFunction():
+            what = log.described((args, sorted(kwargs.items())), operands)
+            args, kwargs = _without_symbols(args), _without_symbols(kwargs)
+        result = _returned(log, func, what, operands, args, kwargs)
+        if func in _SIZES:
+            result = log.new_size(result) if type(result) is int else torch.Size(map(log.new_size, result))
+        results: list[int] = []
+        with torch._C.DisableTorchFunction():
+            log.add((func, what, torch.is_grad_enabled(), log.described(result, results)), operands, results)
+        return result
+
+
+class _Operators(TorchDispatchMode):
+    """Logs the operators."""
+
+    def __init__(self, log: RunLog) -> None:
+        super().__init__()
+        self.log = log
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Log one operator."""
+        log, kwargs = self.log, kwargs or {}
+        if log._paused or func.namespace == "prim":  # a question about a tensor, such as its device
+            return func(*args, **kwargs)
+        operands: list[int] = []
+        results: list[int] = []
+        with torch._C.DisableTorchFunction():
+            what = log.described((args, sorted(kwargs.items())), operands)
+        result = _returned(log, func, what, operands, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            log.add((func, what, log.described(result, results)), operands, results)
+        return result
+
+
+def _returned(log: RunLog, func: Any, what: Any, operands: list[int], args: Any, kwargs: Any) -> Any:
+    """The result of a function; an error is logged, as the caller may catch it."""
+    try:
+        return func(*args, **kwargs)
+    except Exception as error:
+        log.add((func, what, type(error)), operands, ())
+        raise
