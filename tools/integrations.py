@@ -44,6 +44,9 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
 #: environments whose packages bring their dependencies
 WITH_DEPENDENCIES = ("data", "model_explorer", "nnsight", "ray", "sae_lens", "transformer_lens", "transformer_lens_4")
 
+#: plugins that are not needed: what they import takes as long as some of the tests
+WITHOUT = ("-p", "no:cacheprovider", "-p", "no:anyio")
+
 
 def python_of(name: str) -> Path:
     """The interpreter of an environment; the environment is created if it is missing or has other packages."""
@@ -71,7 +74,7 @@ def main() -> int:
     failed = []
     for name in names:
         start, python = time.perf_counter(), python_of(name)
-        command = [python, "-W", "ignore", "-m", "pytest", "-p", "no:cacheprovider", f"tests/integrations/{name}"]
+        command = [python, "-W", "ignore", "-m", "pytest", *WITHOUT, f"tests/integrations/{name}"]
         run = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
         print(f"{name}: {'passed' if not run.returncode else 'FAILED'} in {time.perf_counter() - start:.0f} s")
         failed += [name] if run.returncode else []

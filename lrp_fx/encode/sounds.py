@@ -163,8 +163,10 @@ def _sound(value: Any, rate: float | None) -> Sound:
     if isinstance(value, Mapping):
         rate, value = float(value["sampling_rate"]), value["array"] if "array" in value else value["raw"]
     values = np.asarray(value)
-    if values.ndim != 1 or not len(values):
+    if values.ndim != 1:
         raise InputError(f"a sound of shape {values.shape}: give one channel, (T,)")
+    if not len(values):
+        raise InputError("a sound has no samples")
     if rate is None:
         raise InputError("an array of sound needs its rate: explain(array, sampling_rate=16000)")
     largest = np.iinfo(values.dtype).max if values.dtype.kind == "i" else 1

@@ -248,6 +248,8 @@ def test_raw_inputs_without_what_encodes_them():
     xmodel = lrp_fx.convert(listener(), feature_extractor=tf.Wav2Vec2FeatureExtractor())
     with pytest.raises(InputError, match=r"needs its rate: explain\(array, sampling_rate=16000\)"):
         xmodel.explain(tone())
+    with pytest.raises(InputError, match="no samples"):
+        xmodel.explain({"array": [], "sampling_rate": 16000})
     with pytest.raises(InputError, match="give one channel"):
         xmodel.explain({"array": np.zeros((2, 100)), "sampling_rate": 16000})
 
