@@ -282,6 +282,25 @@ def test_what_a_block_reads_elsewhere_is_noticed() -> None:
     assert copied(model) == ""
 
 
+def test_constants_of_two_blocks_stay_two() -> None:
+    """They are equal now, and one of them may be written in place later."""
+    model = Stack(*(Drawing(1) for _ in range(4)))
+    assert copied(model) == ""
+
+
+class Literal(Block):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = super().forward(x) + torch.tensor([1.0, 2.0, 3.0, 4.0])
+        y[..., 0] = 0.5
+        return y
+
+
+def test_literals_are_copied() -> None:
+    """A copy takes the literals of the first block, which nothing can change."""
+    _, paths = exported(Stack(Literal(0), Literal(1)))
+    assert paths == ["1"]
+
+
 class CountingQuietly(Block):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         COUNT[0] += 1

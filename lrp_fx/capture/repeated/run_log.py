@@ -20,7 +20,9 @@ from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-_SMALL = 64  #: largest number of entries of a constant that is described by its values
+_SMALL = 64  #: largest number of entries of a literal that is described by its values
+#: what makes a tensor of literals: no one else has it, so its values cannot change between runs
+_FROM_LITERALS: frozenset[Any] = frozenset({torch.tensor, Tensor.new_tensor, Tensor.__setitem__})
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SYMBOL_OF: dict[type, Any] = {int: torch.SymInt, float: torch.SymFloat, bool: torch.SymBool}
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(Ellipsis))
@@ -77,6 +79,7 @@ class RunLog:
     _meanings: dict[int, Any] = field(default_factory=dict)  # number -> what it means in any run
     _alive: list[Any] = field(default_factory=list)  # so that no memory is used twice
     _paused: bool = False
+    _from_literals: bool = False  # whether the function that runs makes a tensor of literals
 
     @contextmanager
     def written(self) -> Iterator[None]:
@@ -134,13 +137,20 @@ class RunLog:
         return len(self._alive)
 
     def meaning(self, number: int) -> Any:
-        """What a number means outside of the run: ("constant", values) of a small tensor, ("memory", place) of another
+        """What a number means outside of the run: ("literal", values) of a small tensor, ("memory", place) of another
         tensor, ("size", identity), or ("object", identity)."""
         return self._meanings[number]
 
     def _number_of(self, tensor: Tensor) -> int:
         memory = memory_of(tensor)
-        return self._numbers.get(memory) or self._number(memory, tensor, _constant(tensor) or ("memory", memory))
+        return self._numbers.get(memory) or self._number(memory, tensor, ("memory", memory))
+
+    def add_literals(self, tensor: Any) -> None:
+        """Describe a small tensor by its values, if it was just made of literals."""
+        if self._from_literals and type(tensor) is Tensor and not tensor.is_meta and tensor.numel() <= _SMALL:
+            memory = memory_of(tensor)
+            with _disable_current_modes():
+                self._number(memory, tensor, ("literal", str(tensor.tolist())))
 
     def _number_of_size(self, size: Any) -> int:
         return self._number(id(size.node), size.node, ("size", id(size.node)))
@@ -156,14 +166,6 @@ class RunLog:
 def memory_of(tensor: Tensor) -> int:
     """The identity of a tensor's memory; tensors of fake and meta devices have one, too."""
     return int(tensor.untyped_storage()._cdata)
-
-
-def _constant(tensor: Tensor) -> Any:
-    """The values of a small tensor that is none of the run's own."""
-    if type(tensor) is not Tensor or tensor.is_meta or tensor.numel() > _SMALL:
-        return None
-    with _disable_current_modes():
-        return ("constant", str(tensor.tolist()))
 
 
 class _Number:
@@ -270,7 +272,11 @@ class _Calls(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             what = log.described((args, sorted(kwargs.items())), operands)
             args, kwargs = _without_symbols(args), _without_symbols(kwargs)
-        result = _returned(log, func, what, operands, args, kwargs)
+        around, log._from_literals = log._from_literals, func in _FROM_LITERALS
+        try:
+            result = _returned(log, func, what, operands, args, kwargs)
+        finally:
+            log._from_literals = around
         if func in _SIZES:
             result = log.new_size(result) if type(result) is int else torch.Size(map(log.new_size, result))
         results: list[int] = []
@@ -294,6 +300,8 @@ class _Operators(TorchDispatchMode):
         operands: list[int] = []
         results: list[int] = []
         with torch._C.DisableTorchFunction():
+            if func is torch.ops.aten.lift_fresh.default:
+                log.add_literals(args[0])
             what = log.described((args, sorted(kwargs.items())), operands)
         result = _returned(log, func, what, operands, args, kwargs)
         with torch._C.DisableTorchFunction():
