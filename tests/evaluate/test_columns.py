@@ -17,6 +17,7 @@ from training import images, networks, planted, prose, questions, speech, words
 from training.loop import train
 
 import lrp_fx
+from lrp_fx.cli.spoken_digits import MELS
 from lrp_fx.evaluate import Patches, Task, evaluate, find_methods
 
 
@@ -208,9 +209,9 @@ def recordings():
 
 
 def test_digits_are_spoken_when_it_is_said(recordings):
-    assert recordings.mels.shape == (30, speech.MELS, speech.FRAMES)
+    assert recordings.mels.shape == (30, MELS, speech.FRAMES)
     assert recordings.mels.amax() == 1 and recordings.mels.amin() >= -1
-    edges = 700 * (10 ** (torch.linspace(50, 2595 * np.log10(1 + speech.RATE / 1400), speech.MELS + 2) / 2595) - 1)
+    edges = 700 * (10 ** (torch.linspace(50, 2595 * np.log10(1 + speech.RATE / 1400), MELS + 2) / 2595) - 1)
     for mels, digits, begin, end in zip(
         recordings.mels, recordings.digits, recordings.begin, recordings.end, strict=True
     ):

@@ -10,6 +10,7 @@ from training import networks, speech
 from training import words as rendered
 
 from columns import weights
+from lrp_fx.cli import spoken_digits
 from lrp_fx.evaluate.task import Patches, Task
 
 PIXELS = (4, 2)  #: height and width of a patch of a rendered word
@@ -75,9 +76,9 @@ def spoken(samples: int = weights.SAMPLES) -> Task:
         found += len(right)
     said, place = speech.join(parts).part(torch.arange(samples)), torch.cat(places)[:samples, None]
     begin, end, digit = (label.gather(1, place)[:, 0] for label in (said.begin, said.end, said.digits))
-    rows, across = speech.MELS // MELS_FRAMES[0], speech.FRAMES // MELS_FRAMES[1]
+    rows, across = spoken_digits.MELS // MELS_FRAMES[0], spoken_digits.FRAMES // MELS_FRAMES[1]
     annotated = _between(begin, end, MELS_FRAMES[1], across)
-    before = ~_between(said.begin[:, 0], torch.full((samples,), speech.FRAMES), MELS_FRAMES[1], across)
+    before = ~_between(said.begin[:, 0], torch.full((samples,), spoken_digits.FRAMES), MELS_FRAMES[1], across)
     labels = (label[:, None].expand(-1, rows, -1).flatten(1) for label in (annotated, before))
     inputs = {"input_features": said.mels, "decoder_input_ids": said.given}
     patches = Patches(MELS_FRAMES, (-1.0,), "input_features")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lrp_fx.cli import spoken_digits
 from training import images, networks, phonemes, planted, prose, questions, speech, words
 from training.loop import train
 
@@ -181,7 +182,7 @@ def learn_speech(steps: int, report: Report, folder: Path, size: int = 32) -> Tr
     generator = networks.seeded()
     draw = np.random.default_rng(0)
     pool = speech.pool(8000, speech.bank(folder, speech.LEARNT), draw)
-    model = networks.speech(speech.MELS, speech.FRAMES, speech.VOCABULARY)
+    model = networks.speech(spoken_digits.MELS, spoken_digits.FRAMES, speech.VOCABULARY)
 
     def error(_: float) -> Tensor:
         part = pool.part(torch.randint(len(pool.mels), (size,), generator=generator))
