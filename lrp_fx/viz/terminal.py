@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from rich.columns import Columns
@@ -48,18 +49,20 @@ def top_table(words: Sequence[Word], count: int = 5) -> Table:
 
 def ledger_table(amounts: Mapping[str, float]) -> Table:
     """The ledger by category, with its sum, the explained value."""
-    table = amounts_table("ledger", list(amounts.items()))
-    table.add_row("explained value", f"{sum(amounts.values()):+.4g}", style="bold")
-    return table
+    return amounts_table("ledger", list(amounts.items()), ("explained value", sum(amounts.values())))
 
 
-def amounts_table(title: str, amounts: Sequence[tuple[str, float]]) -> Table:
-    """Names and amounts."""
+def amounts_table(title: str, amounts: Sequence[tuple[str, float]], total: tuple[str, float] | None = None) -> Table:
+    """Names and amounts, with as many decimals as the largest amount needs for four digits, at least four."""
+    size = max((abs(amount) for _, amount in amounts if math.isfinite(amount)), default=0.0)
+    decimals = 4 if size == 0 else min(max(4, 3 - math.floor(math.log10(size))), 16)
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     table.add_column("", style="dim")
     table.add_column("relevance", justify="right")
     for name, amount in amounts:
-        table.add_row(escape(name), f"{amount:+.4g}")
+        table.add_row(escape(name), f"{amount:+.{decimals}f}")
+    if total is not None:
+        table.add_row(escape(total[0]), f"{total[1]:+.{decimals}f}", style="bold")
     return table
 
 
