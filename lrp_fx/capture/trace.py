@@ -30,7 +30,13 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import returned
 from lrp_fx.capture.passes.control_flow import CarriedOut
-from lrp_fx.capture.passes.detached import GradientModes, detach_results, is_written, noted_off, see_through_written
+from lrp_fx.capture.passes.detached import (
+    GradientModes,
+    detach_results,
+    is_written,
+    see_through_written,
+    take_noted_off,
+)
 from lrp_fx.capture.passes.normalize import see_through
 from lrp_fx.capture.read_values import Reads, Transforms
 from lrp_fx.capture.source_lines import SourceLines
@@ -234,7 +240,7 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
             node.target = readable(names.get(id(tensor), str(node.target)))
             attributes[str(node.target)] = tensor
             node.meta.setdefault("val", tensor)
-    detach_results(graph, noted_off(graph))
+    detach_results(graph, take_noted_off(graph))
     see_through_written(graph)
     _complete_placeholders(graph, leaves, places)
     return lazy_module(attributes, graph, "RecordedModule")

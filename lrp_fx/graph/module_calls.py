@@ -143,6 +143,11 @@ def noted(node: Node, key: str) -> Any:
     return node.meta.get(_CARRIED, {}).get(key)
 
 
+def forget(node: Node, key: str) -> None:
+    """Remove a note."""
+    node.meta[_CARRIED] = {k: v for k, v in node.meta.get(_CARRIED, {}).items() if k != key}
+
+
 def _note(node: Node, further: list[Any]) -> None:
     note(node, CALLS, [*(noted(node, CALLS) or ()), *map(list, further)])
 

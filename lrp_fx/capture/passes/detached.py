@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from lrp_fx.graph.dimensions import example_size
-from lrp_fx.graph.module_calls import note, noted, unnoted
+from lrp_fx.graph.module_calls import forget, note, noted, unnoted
 from lrp_fx.graph.operands import is_float
 from lrp_fx.operators.schema import is_composite, is_mutating, shares
 from lrp_fx.operators.table import OpTable
@@ -90,9 +90,15 @@ def _last(graph: fx.Graph) -> Node | None:
     return next(iter(reversed(graph.nodes)), None)
 
 
-def noted_off(graph: fx.Graph) -> set[Node]:
-    """Nodes that were noted as computed without gradients (:class:`GradientModes`)."""
-    return {node for node in graph.nodes if noted(node, _OFF)}
+def take_noted_off(graph: fx.Graph) -> set[Node]:
+    """Nodes that were noted as computed without gradients (:class:`GradientModes`); the notes are removed.
+
+    They hold for the graph as it was traced: later passes take over a write in place as a new tensor.
+    """
+    off = {node for node in graph.nodes if noted(node, _OFF)}
+    for node in off:
+        forget(node, _OFF)
+    return off
 
 
 def detach_results(graph: fx.Graph, off: Set[Node]) -> None:

@@ -9,7 +9,7 @@ from torch import fx
 from torch.fx import Node
 
 from lrp_fx.capture.passes.autocast import mark_region, write_casts
-from lrp_fx.capture.passes.detached import detach_results, noted_off
+from lrp_fx.capture.passes.detached import detach_results, take_noted_off
 from lrp_fx.graph.copies import splice
 
 _GRADIENTS = "wrap_with_set_grad_enabled"
@@ -24,7 +24,7 @@ def inline_regions(graph_module: fx.GraphModule) -> None:
     written out (``passes.autocast``).
     """
     off = _inline(graph_module, False)
-    detach_results(graph_module.graph, off | noted_off(graph_module.graph))
+    detach_results(graph_module.graph, off | take_noted_off(graph_module.graph))
     write_casts(graph_module)
     graph_module.graph.eliminate_dead_code()
 
