@@ -36,6 +36,7 @@ from lrp_fx.capture.passes.detached import (
     is_written,
     see_through_written,
     take_noted_off,
+    take_switched_off,
 )
 from lrp_fx.capture.passes.normalize import see_through
 from lrp_fx.capture.read_values import Reads, Transforms
@@ -240,7 +241,7 @@ def _with_names(traced: fx.GraphModule, owned: dict[str, Any], leaves: Any, plac
             node.target = readable(names.get(id(tensor), str(node.target)))
             attributes[str(node.target)] = tensor
             node.meta.setdefault("val", tensor)
-    detach_results(graph, take_noted_off(graph))
+    detach_results(graph, take_noted_off(graph) | take_switched_off(graph))
     see_through_written(graph)
     _complete_placeholders(graph, leaves, places)
     return lazy_module(attributes, graph, "RecordedModule")

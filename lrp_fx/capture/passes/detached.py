@@ -101,6 +101,19 @@ def take_noted_off(graph: fx.Graph) -> set[Node]:
     return off
 
 
+def take_switched_off(graph: fx.Graph) -> set[Node]:
+    """Nodes behind a recorded switch, which are removed: PyTorch's own functions switch out of :class:`GradientModes`'
+    sight."""
+    enabled, off = True, set()
+    for node in list(graph.nodes):
+        if getattr(node.target, "__name__", "") == _SWITCH.__name__:
+            enabled = bool(node.args[0])
+            graph.erase_node(node)
+        elif not enabled and node.op == "call_function":
+            off.add(node)
+    return off
+
+
 def detach_results(graph: fx.Graph, off: Set[Node]) -> None:
     """Put a ``detach`` behind every value that was computed without gradients and is read where gradients are enabled.
 
