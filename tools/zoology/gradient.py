@@ -82,7 +82,7 @@ def against_autograd(
     except Exception as error:
         raise Undifferentiable(f"autograd on the model itself: {short(error, 80)}") from error
     if args:  # positional inputs, in order
-        names = iter(relevance)
+        names = iter([name for name in relevance if name not in wanted])
         wanted = {(next(names, n) if n.startswith("#") else n): t for n, t in wanted.items()}
     shared = {n: t for n, t in wanted.items() if n in relevance}
     if row is not None:
