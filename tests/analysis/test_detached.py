@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.autograd import Function
 from torch.nn import functional as F
 
 import lrp_fx
@@ -124,6 +125,70 @@ def test_gradient_is_autograd_and_sums_close(name, route):
         assert xmodel.explain(X, target=1, rules=rules).ledger.balance < 1e-9
     verified = xmodel.verify(X, target=1)
     assert verified.passed and not verified.notes
+
+
+class Cubed(Function):
+    """Its forward runs without gradients, but not because the author held it constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * 3 * x * x
+
+
+class CubedInPlace(Cubed):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clone().mul_(x).mul_(x)
+
+
+class CubedWithoutGradients(Cubed):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        with torch.no_grad():
+            square = x * x
+        return square * x
+
+
+class CubedWithGradients(Cubed):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        with torch.enable_grad():  # as a function that recomputes does
+            square = x * x
+        return square * x
+
+
+def behind(function):
+    """What is held constant in front of a function, inside of a region, and behind it."""
+
+    def apply(x):
+        with torch.no_grad():
+            constant = function.apply(x).exp()
+        return x.sin() + function.apply(x) * constant + x.detach() * x
+
+    return apply
+
+
+FUNCTIONS = [Cubed, CubedInPlace, CubedWithoutGradients, CubedWithGradients]
+
+
+@pytest.mark.parametrize("route", ["export", "trace"])
+@pytest.mark.parametrize("region", [False, True])
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_the_operators_of_a_function_are_differentiated(function, region, route):
+    inner = behind(function) if region else function.apply
+    model = Net(lambda x: x.tanh() + inner(x))  # there is another path: what is held constant is not seen through
+    found = lrp_fx.convert(model, X, capture=route, rules="gradient").explain(X, target=1)
+    torch.testing.assert_close(found.relevance["x"], input_times_gradient(model), rtol=1e-10, atol=1e-12)
+    assert torch.is_grad_enabled()
 
 
 @pytest.mark.parametrize("name", ["no_grad", "straight through", "inference_mode"])

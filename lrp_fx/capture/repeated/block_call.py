@@ -51,7 +51,8 @@ class BlockCall:
         if None in nodes:
             return None
         call = cls(module, forward, tracer, tuple(leaves), spec, own, tuple(nodes))  # type: ignore[arg-type]
-        return call if call.form else None
+        call.form  # noqa: B018  (read now: the run may change it)
+        return call
 
     @property
     def tensors(self) -> list[Tensor]:
