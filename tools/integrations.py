@@ -39,6 +39,9 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     "timm": ("timm==1.0.31", "torchvision==0.28.0"),
     "transformer_lens": ("transformer-lens==3.9.0",),
     "transformer_lens_4": ("transformer-lens==4.3.0",),
+    "umap": (
+        "umap-learn==0.5.12", "pynndescent==0.7.0", "numba==0.68.1", "llvmlite==0.50.0", "tqdm==4.70.1", "pyarrow==26.0.1",
+    ),
     "zennit_crp": ("zennit-crp==0.6.0", "zennit==0.4.6"),
 }  # fmt: skip
 #: environments whose packages bring their dependencies

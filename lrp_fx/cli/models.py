@@ -105,7 +105,7 @@ class RawInputs:
             return cls(text, image, sound)
         if text is not None:
             raise InputError("give a text, or --file, not both")
-        if str(file) != "-" and not file.is_file():
+        if str(file) != "-" and (not file.exists() or file.is_dir()):  # a pipe will do
             raise InputError(f"there is no file {str(file)!r}: give one with a text per line, or - for standard input")
         read = sys.stdin.read() if str(file) == "-" else read_text(file)
         lines = tuple(line for line in read.splitlines() if line.strip())
@@ -125,7 +125,9 @@ class RawInputs:
         if self.sound is not None:
             raw.append(open_sound(self.sound))
         example = example and loaded.reads == "text"
-        text = self.text or ("" if raw else loaded.text or (_EXAMPLE if example else ""))
+        text = self.text
+        if text is None:
+            text = "" if raw else loaded.text or (_EXAMPLE if example else "")
         read = _READERS[loaded.reads]
         if self.lines:
             lines = [read(line) for line in self.lines]

@@ -13,6 +13,7 @@ import numpy as np
 
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.extras import require
+from lrp_fx.results.words import word_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ExplainedRun:
         """
         if isinstance(run, ExplainedRun):
             return run
-        manifest = Path(run) / "manifest.json"
+        manifest = Path(run) / "_manifest.json"
         if not manifest.is_file():
             raise InputError(f"no run in {run}: write one with lrp_fx.run(model, data, out=...)")
         settings = json.loads(manifest.read_text())["settings"]
@@ -98,12 +99,12 @@ class ExplainedRun:
             raise InputError(f"a run of {self.kind}s has no words")
         columns = (self.column(name) for name in ("tokens", "special", "words", "relevance"))
         for tokens, special, words, relevance in zip(*columns, strict=True):
-            merged: dict[int, tuple[str, float]] = {}
+            merged: dict[int, list[tuple[str, float]]] = {}
             for token, is_special, word, amount in zip(tokens, special, words, relevance, strict=True):
-                text, total = merged.get(word, ("", 0.0))
                 if not is_special:
-                    merged[word] = (text + token.removeprefix("##" if text else ""), total + float(amount))
-            yield [(text.strip(), amount) for text, amount in merged.values() if text.strip()]
+                    merged.setdefault(word, []).append((token, float(amount)))
+            summed = [(word_of([t for t, _ in pieces]), sum(a for _, a in pieces)) for pieces in merged.values()]
+            yield [(text, amount) for text, amount in summed if text.strip()]
 
     def column(self, name: str) -> Iterator[Any]:
         """The values of a column; lists of numbers as arrays.

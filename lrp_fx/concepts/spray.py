@@ -199,6 +199,6 @@ def _places(flat: np.ndarray, vectors: np.ndarray, embedding: str, seed: int) ->
         return vectors[:, 1:3]
     if embedding == "umap":
         umap: Any = require("umap", "umap")
-        return umap.UMAP(random_state=seed).fit_transform(flat)
+        return umap.UMAP(n_neighbors=min(15, len(flat) - 1), random_state=seed, n_jobs=1).fit_transform(flat)
     manifold: Any = require("sklearn.manifold", "spray")
     return manifold.TSNE(random_state=seed, perplexity=min(30, (len(flat) - 1) / 3)).fit_transform(flat)

@@ -71,8 +71,10 @@ def _unlike_raw(value: Any) -> str:
     """Why a value is no raw input."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} and shape {value.shape} is no input that can be encoded"
-    if not isinstance(value, list) or not value:
-        return f"{value!r:.60} is no input that can be encoded" if value != [] else "the list of inputs is empty"
+    if not isinstance(value, list):
+        return f"{' '.join(repr(value).split()):.60} is no input that can be encoded"
+    if not value:
+        return "the list of inputs is empty"
     kinds = list(map(kind_of, value))
     odd = kinds.index(None) if None in kinds else next((i for i, kind in enumerate(kinds) if kind != kinds[0]), 0)
     return f"entry {odd} of the list, {value[odd]!r:.60}, is no input of the kind of the others"

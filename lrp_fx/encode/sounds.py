@@ -61,8 +61,22 @@ def open_sound(source: str | Path | bytes) -> dict[str, Any]:
     return {"array": values.reshape(-1, channels).mean(1).astype(np.float32), "sampling_rate": rate}
 
 
+def decoded_sound(value: Any) -> Any:
+    """A decoder, as torchcodec's and as in Hugging Face's data sets, as a sound; other values as they are."""
+    if not _decodes(value):
+        return value
+    samples = value.get_all_samples()
+    return {"array": samples.data.float().mean(0).numpy(), "sampling_rate": samples.sample_rate}
+
+
+def _decodes(value: Any) -> bool:
+    return hasattr(value, "get_all_samples")
+
+
 def is_sound(value: Any) -> bool:
-    """Whether a value is a sound: a dict as in Hugging Face's data sets, or a (T,) array of numbers."""
+    """Whether a value is a sound: a dict or a decoder as in Hugging Face's data sets, or a (T,) array of numbers."""
+    if _decodes(value):
+        return True
     if isinstance(value, Mapping):
         return "sampling_rate" in value and bool({"array", "raw"} & value.keys())
     return isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype.kind in "fi"
@@ -155,11 +169,12 @@ class SoundEncoder:
 
 
 def _sound(value: Any, rate: float | None) -> Sound:
-    """A sound from a dict or an array.
+    """A sound from a dict, a decoder or an array.
 
     Raises:
         InputError: without a rate, and for a sound with several channels.
     """
+    value = decoded_sound(value)
     if isinstance(value, Mapping):
         rate, value = float(value["sampling_rate"]), value["array"] if "array" in value else value["raw"]
     values = np.asarray(value)

@@ -30,6 +30,8 @@ def download(name: str) -> Path:
         offline = hub.constants.HF_HUB_OFFLINE
         reason = "HF_HUB_OFFLINE is set" if offline else str(error).splitlines()[0]
         first = "unset HF_HUB_OFFLINE" if offline else "check the name and the network"
+        if isinstance(error, hub.errors.RepositoryNotFoundError):  # what the Hub says of private and gated ones, too
+            first = "check the name; a private or a gated model needs `hf auth login`, or HF_TOKEN"
         raise InputError(
             f"no model '{name}': it is neither a folder on this machine nor in the cache of the Hub, and the Hub could "
             f"not give it ({reason}). Remedy: {first}, or give the folder of a saved model"

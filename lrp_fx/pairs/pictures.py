@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrp_fx.errors import InputError
 from lrp_fx.pairs.table import SIDES, PairTable
-from lrp_fx.viz.colours import background, css, foreground
+from lrp_fx.viz.colours import background, css, foreground, ink
 from lrp_fx.viz.figures import new_figure
 from lrp_fx.viz.pages import template
 
@@ -83,8 +83,8 @@ def draw_pairs(attribution: PairTable, sample: int = 0, *, ax: Axes | None = Non
     if small:
         ax.set_xticks(range(columns), [*shown.labels[1], REST], rotation=90, fontsize=8)
         ax.set_yticks(range(rows), [*shown.labels[0], REST], fontsize=8)
-    ax.axhline(rows - 1.5, color="#6a6d76", linewidth=0.8)
-    ax.axvline(columns - 1.5, color="#6a6d76", linewidth=0.8)
+    ax.axhline(rows - 1.5, color=ink("quiet"), linewidth=0.8)
+    ax.axvline(columns - 1.5, color=ink("quiet"), linewidth=0.8)
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     similarity, rest = float(attribution.similarity[sample]), float(attribution.remainder[sample])

@@ -13,15 +13,10 @@ from lrp_fx.files import write_text
 from lrp_fx.graph.location import module_path, source_line
 from lrp_fx.operators.table import op_name
 from lrp_fx.report.rows import NodeRow
+from lrp_fx.viz.colours import CATEGORIES, RGB, background, foreground, hexadecimal
 
 GRAPH = "graph"  #: id of the graph; Model Explorer gives exported programs the same one
 _COLUMNS = ("role", "rule", "relevance")
-_AGAINST, _NONE, _FOR = "#2b6cb0", "#ffffff", "#c53030"
-_LIGHT, _DARK = "#ffffff", "#000000"
-#: background of a value without a number: by its place in the list of values
-_COLOURS = (
-    "#fde68a", "#a7f3d0", "#bfdbfe", "#fbcfe8", "#ddd6fe", "#fed7aa", "#d9f99d", "#a5f3fc", "#fecaca", "#e5e7eb",
-)  # fmt: skip
 
 
 def write_node_data(graph: Graph, rows: Sequence[NodeRow], ruleset: str, folder: Path) -> list[Path]:
@@ -73,19 +68,17 @@ def _node(node: Node, row: NodeRow | None) -> dict[str, Any]:
 def _words(values: Mapping[str, str]) -> dict[str, Any]:
     """Node data of words: one background for each."""
     listed = sorted(set(values.values()))
-    colours = {word: _COLOURS[index % len(_COLOURS)] for index, word in enumerate(listed)}
-    results = {name: {"value": word, "bgColor": colours[word], "textColor": _DARK} for name, word in values.items()}
-    return {"results": results}
+    colours = {word: CATEGORIES[index % len(CATEGORIES)] for index, word in enumerate(listed)}
+    return {"results": {name: {"value": word, **_style(colours[word])} for name, word in values.items()}}
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, Any]:
     """Node data of relevance: red speaks for the target, blue against it, as strong as its share of the largest."""
     largest = max(map(abs, values.values())) or 1.0
-    results = {name: {"value": value, **_style(value / largest)} for name, value in values.items()}
-    return {"results": results}
+    return {
+        "results": {name: {"value": value, **_style(background(value / largest))} for name, value in values.items()}
+    }
 
 
-def _style(share: float) -> dict[str, str]:
-    end, strength = (_FOR if share > 0 else _AGAINST), abs(share)
-    mixed = (round(int(_NONE[i : i + 2], 16) * (1 - strength) + int(end[i : i + 2], 16) * strength) for i in (1, 3, 5))
-    return {"bgColor": "#" + "".join(f"{part:02x}" for part in mixed), "textColor": _LIGHT if strength > 0.6 else _DARK}
+def _style(colour: RGB) -> dict[str, str]:
+    return {"bgColor": hexadecimal(colour), "textColor": hexadecimal(foreground(colour))}

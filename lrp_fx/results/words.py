@@ -41,16 +41,15 @@ def find_groups(tokens: Tokens, by: By) -> list[Group]:
 
 def merged(tokens: Tokens, groups: Sequence[Group]) -> Tokens:
     """Every group as one token."""
-    pieces = [[tokens.texts[i] for i in group] for group in groups]
     if tokens.offsets is None or tokens.text is None:
-        texts, spans = [_spelled(piece) for piece in pieces], None
+        texts, spans = [_spelled(tokens, group) for group in groups], None
     else:
         starts_ends = [[tokens.offsets[i] for i in group] for group in groups]
         spans = tuple((min(s for s, _ in pairs), max(e for _, e in pairs)) for pairs in starts_ends)
         inside = [tokens.text[slice(*span)].strip() for span in spans]
         texts = [
-            _spelled(piece) if tokens.special[group[0]] or not whole or not _adjacent(group) else whole
-            for group, piece, whole in zip(groups, pieces, inside, strict=True)
+            _spelled(tokens, group) if tokens.special[group[0]] or not whole or not _adjacent(group) else whole
+            for group, whole in zip(groups, inside, strict=True)
         ]
     special = tuple(all(tokens.special[i] for i in group) for group in groups)
     words = None if tokens.words is None else tuple(range(len(groups)))  # merged again, they stay what they are
@@ -61,27 +60,44 @@ def _adjacent(group: Group) -> bool:
     return group == list(range(group[0], group[-1] + 1))
 
 
-def _spelled(texts: Sequence[str]) -> str:
-    return "".join(t.removeprefix(_CONTINUES) if i else t for i, t in enumerate(texts)).strip() or "".join(texts)
+def word_of(pieces: Sequence[str]) -> str:
+    """The pieces of one word, joined."""
+    joined = "".join(t.removeprefix(_CONTINUES) if i else t for i, t in enumerate(pieces))
+    return joined.strip() or "".join(pieces)
+
+
+def _spelled(tokens: Tokens, group: Group) -> str:
+    """The tokens of a group as text: pieces of one word joined, words with a space between them."""
+    words: list[list[str]] = []
+    previous: int | None = None
+    for position in group:
+        if previous is not None and position == previous + 1 and _belong_together(tokens, previous, position):
+            words[-1].append(tokens.texts[position])
+        else:
+            words.append([tokens.texts[position]])
+        previous = position
+    return " ".join(map(word_of, words))
 
 
 def _words(tokens: Tokens) -> list[Group]:
     """Words: a piece that begins with a space, or follows one, starts a word; tokenizers may number whole sentences."""
     groups: list[Group] = []
-    previous: int | None = None  # the preceding position, if its word may continue
+    previous: int | None = None
     for position in range(len(tokens)):
         if tokens.padding[position]:
             continue
-        if previous is not None and not tokens.special[position] and _continues(tokens, previous, position):
+        if previous is not None and _belong_together(tokens, previous, position):
             groups[-1].append(position)
         else:
             groups.append([position])
-        previous = None if tokens.special[position] else position
+        previous = position
     return groups
 
 
-def _continues(tokens: Tokens, previous: int, position: int) -> bool:
-    """Whether a piece continues the word of the preceding piece."""
+def _belong_together(tokens: Tokens, previous: int, position: int) -> bool:
+    """Whether a piece continues the word of the preceding piece; special tokens are words of their own."""
+    if tokens.special[previous] or tokens.special[position]:
+        return False
     if tokens.text is None or tokens.offsets is None:
         text = tokens.texts[position]
         marked = any(t.startswith(_CONTINUES) for t in tokens.texts)

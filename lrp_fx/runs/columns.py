@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrp_fx.encode import KINDS as INPUTS
-from lrp_fx.encode import open_image, open_sound
+from lrp_fx.encode import decoded_sound, open_image, open_sound
 from lrp_fx.errors import InputError
 from lrp_fx.runs.batching import Limits
 
@@ -42,10 +42,7 @@ def _image(value: Any) -> Any:
 
 def _sound(value: Any) -> Any:
     """A sound, a decoder of torchcodec, or a file as for an image."""
-    if hasattr(value, "get_all_samples"):
-        samples = value.get_all_samples()
-        return {"array": samples.data.mean(0).numpy(), "sampling_rate": samples.sample_rate}
-    return value if INPUTS["sound"].fits(value) else open_sound(_file(value, "sound"))
+    return decoded_sound(value) if INPUTS["sound"].fits(value) else open_sound(_file(value, "sound"))
 
 
 def _file(value: Any, kind: str) -> Any:

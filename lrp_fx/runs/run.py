@@ -94,7 +94,7 @@ def run(
         data: a file (``.txt`` with a text per line, ``.csv``, ``.tsv``, ``.jsonl``, ``.parquet``, ``.arrow``), a folder
             of such files (a data set of Hugging Face that was saved to disk), a folder of images or of wav files, a
             data frame, or an iterable of values or rows, which must come in the same order when the call is repeated.
-        out: the folder. ``manifest.json`` has the settings of the run and the meaning of the columns.
+        out: the folder. ``_manifest.json`` has the settings of the run and the meaning of the columns.
         precision: precision of relevance in the shards: "float32" or "float16".
         rows_per_shard: number of rows in a shard. A run that is killed loses the work on one shard at most; a larger
             one has less padding.

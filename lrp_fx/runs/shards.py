@@ -23,7 +23,7 @@ from lrp_fx.extras import require
 from lrp_fx.files import replacing, write_text
 from lrp_fx.runs.rows import COLUMNS
 
-MANIFEST = "manifest.json"
+MANIFEST = "_manifest.json"  #: readers of Parquet folders leave out names that begin with an underscore
 _INPUT = "the text; the path of an image or a sound"
 _LOCKS: Any = importlib.import_module("fcntl") if os.name == "posix" else None  #: elsewhere folders are not locked
 PRECISIONS = {"float16": np.float16, "float32": np.float32}
@@ -92,9 +92,14 @@ class Folder:
         """Write the settings to the manifest.
 
         Raises:
-            InputError: if the folder has a run with other settings.
+            InputError: if the folder has a run with other settings, or shards and no manifest.
         """
         earlier = self.manifest().get("settings")
+        if earlier is None and any(self.path.glob("part-*.parquet")):
+            raise InputError(
+                f"{self.path} has shards, and no {MANIFEST} that says what of. Remedy: give another folder, or remove "
+                "this one."
+            )
         plain = json.loads(json.dumps(settings))
         if earlier is not None and earlier != plain:
             names = [n for n in plain if earlier.get(n) != plain[n]]

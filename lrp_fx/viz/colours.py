@@ -34,6 +34,11 @@ THEMES: dict[str, dict[str, RGB]] = {
     },
 }  # fmt: skip
 POSITIVE, NEGATIVE = SCALES["light"][-2], SCALES["light"][1]  #: of bars
+#: of things without a number (roles, rules): Tol's light scheme, safe for colour-blind readers, under black text
+CATEGORIES: tuple[RGB, ...] = (
+    (119, 170, 221), (153, 221, 255), (68, 187, 153), (187, 204, 51), (170, 170, 0), (238, 221, 136),
+    (238, 136, 102), (255, 170, 187), (221, 221, 221),
+)  # fmt: skip
 
 
 def largest(words: Sequence[Word]) -> float:
@@ -75,7 +80,12 @@ def contrast(first: RGB, second: RGB) -> float:
 
 def ink(name: str, theme: str = "light") -> str:
     """A colour of a theme as ``#rrggbb``, for matplotlib."""
-    return "#{:02x}{:02x}{:02x}".format(*THEMES[theme][name])
+    return hexadecimal(THEMES[theme][name])
+
+
+def hexadecimal(colour: RGB) -> str:
+    """``#rrggbb``."""
+    return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def css(colour: RGB) -> str:

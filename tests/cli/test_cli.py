@@ -1,7 +1,9 @@
 """The command line, on a tiny saved model."""
 
 import json
+import os
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -239,6 +241,9 @@ def test_rules_lists_every_rule_set():
         (["explain", "{saved}", "a film", "--target", "9"], "target 9 is out of range"),
         (["explain", "{saved}", "a film", "--target", "contarst"], "did you mean 'contrast'"),
         (["explain", "{saved}"], "there is nothing to explain"),
+        (["explain", "{saved}", " "], "there is nothing to explain"),
+        (["report", "{saved}", ""], "there is nothing to explain"),
+        (["explain", "{saved}", "--file", "."], "there is no file '.'"),
         (
             ["explain", "{saved}", "--file", "{saved}/none.txt"],
             "give one with a text per line, or - for standard input",
@@ -265,6 +270,10 @@ def test_files_that_cannot_be_read_are_named(saved, tmp_path):
     ):
         result = runner.invoke(app, arguments)
         assert result.exit_code == 1 and said in " ".join(result.output.split())
+    os.mkfifo(tmp_path / "pipe")
+    threading.Thread(target=(tmp_path / "pipe").write_text, args=("a film\r\n\r\na good film\r\n",)).start()
+    piped = runner.invoke(app, ["explain", saved, "--file", str(tmp_path / "pipe"), "--json"])
+    assert [share["text"] for share in json.loads(piped.stdout)["shares"]] == ["a", "film", "a", "good", "film"]
     marked = runner.invoke(app, ["explain", saved, "--file", str(tmp_path / "marked.txt"), "--json"])
     assert [share["text"] for share in json.loads(marked.stdout)["shares"]] == ["a", "film"]
 

@@ -1,5 +1,7 @@
 """Chats, images and sound in: what they become, what results know of them, what is cut off, what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 import lrp_fx
 from lrp_fx.encode import kind_of
+from lrp_fx.encode.sounds import SoundEncoder
 from lrp_fx.errors import InputError
 
 WORDS = ["<pad>", "<unk>", "<turn>", "<end>", "<image>", "user", "assistant", "is", "it", "good", "bad", "yes", "no"]
@@ -185,6 +188,17 @@ def test_wav_files_of_any_width(tmp_path, width):
         file.setparams((1, width, 8000, 0, "NONE", ""))
         file.writeframes(b"".join(row.tobytes()[:width] for row in scaled))
     assert np.array_equal(open_sound(tmp_path / "x.wav")["array"], values.astype(np.float32))
+
+
+def test_a_decoder_is_a_sound():
+    """What data sets of Hugging Face hold: several channels, and a rate of its own."""
+    waves = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, (2, 1600))).float()
+    decoder = SimpleNamespace(get_all_samples=lambda: SimpleNamespace(data=waves, sample_rate=8000))
+    listens = SoundEncoder(tf.Wav2Vec2FeatureExtractor(1, 16000, 0.0, do_normalize=False))
+    assert kind_of(decoder) == kind_of([decoder]) == "sound"
+    plain = {"array": waves.mean(0).numpy(), "sampling_rate": 8000}
+    for one, other in zip(listens.waves([decoder], None), listens.waves([plain], None), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_sound_of_another_rate_is_resampled():

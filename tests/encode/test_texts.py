@@ -4,6 +4,7 @@ import warnings
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import transformers as tf
@@ -183,7 +184,7 @@ def test_errors_say_what_to_do(xmodel):
     [
         ([], "the list of inputs is empty"), (None, "None is no input that can be encoded"), (b"good", "b'good' is no"),
         (np.zeros((5, 5, 3)), "an array of float64 and shape (5, 5, 3) is no"), (["good", None], "entry 1 of the list, None, is no input of the kind of the others"),
-        ("good \ud800 film", "is half a character. Remedy"), (["good", "\udfff"], "is half a character"),
+        (pd.Series(["good", "a"]), "0 good 1 a dtype: str is no input"), ("good \ud800 film", "is half a character. Remedy"), (["good", "\udfff"], "is half a character"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_encoded_is_named(xmodel, value, said):

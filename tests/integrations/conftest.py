@@ -20,6 +20,7 @@ PACKAGES = {
     "transformer_lens": "transformer_lens",
     "transformer_lens_4": "transformer_lens",
     "transformers": "transformers",
+    "umap": "umap",
     "zennit": "zennit",
     "zennit_crp": "crp",
 }

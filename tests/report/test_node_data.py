@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import lrp_fx
+from lrp_fx.viz import colours
 
 
 class Gated(nn.Module):
@@ -60,7 +61,10 @@ def test_the_files(xmodel, ids, tmp_path):
         roles.keys() <= nodes.keys() and roles["mul"]["value"] == "gate" and roles["embedding"]["value"] == "embedding"
     )
     strongest = max(relevance.values(), key=lambda result: abs(result["value"]))
-    assert strongest["bgColor"] == ("#c53030" if strongest["value"] > 0 else "#2b6cb0")
+    ends = {1: colours.SCALES["light"][-1], -1: colours.SCALES["light"][0]}
+    assert strongest["bgColor"] == colours.hexadecimal(ends[1 if strongest["value"] > 0 else -1])
+    categories = set(map(colours.hexadecimal, colours.CATEGORIES))
+    assert {result["bgColor"] for result in roles.values()} <= categories
     assert {path.name for path in xmodel.report().to_node_data(tmp_path / "plain")} == {
         "graph.json",
         "role.json",

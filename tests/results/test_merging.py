@@ -120,6 +120,17 @@ def test_a_word_has_what_its_pieces_have():
     assert joined.tokens("ids")[1].padding == (False,) * 4 + (True,) * 2
 
 
+def test_words_of_a_group_keep_their_spaces():
+    """Also where they are not beside each other, and special tokens among them."""
+    words = {0: "first", 1: "first", 2: "first", 3: "first", 6: "second", 4: "second"}
+    names = lambda tokens: [words.get(i, "rest") for i in range(len(tokens))]
+    texts = merged(FIRST, find_groups(FIRST, names)).texts
+    assert texts == ("[CLS] Unbelievable", "film It", ". won!")
+    pieces = Tokens.plain(["a", "un", "##be", "##lievable", "film"])
+    assert merged(pieces, [[0, 4], [1, 2, 3]]).texts == ("a film", "unbelievable")
+    assert merged(Tokens.plain([" a", " fi", "lm", " was"]), [[0, 1, 2], [3]]).texts == ("a film", "was")
+
+
 @pytest.mark.parametrize(
     ("by", "message"),
     [("letters", "choose one of words, sentences"), ([(0, 2), (1, 3)], "overlaps"), ([(2, 2)], "0 <= start < end"),

@@ -50,7 +50,9 @@ def test_rows_are_what_explain_says_of_each_text(explainer, tmp_path):
         )
         assert sum(row["relevance"]) + row["absorbed"] == pytest.approx(row["target"], abs=1e-5)
         assert row["ledger"] is None and row["error"] is None
-    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    frame = pd.read_parquet(tmp_path / "run")
+    assert list(frame["text"]) == data and frame["relevance"][17].tolist() == rows[17]["relevance"]
+    manifest = json.loads((tmp_path / "run" / "_manifest.json").read_text())
     assert manifest["finished"] and manifest["rows"] == 40 and set(manifest["columns"]) == set(rows[0])
     assert len(list((tmp_path / "run").glob("part-*.parquet"))) == 3
 
@@ -120,6 +122,9 @@ def test_a_folder_of_another_run_is_refused(explainer, tmp_path):
     torch.nn.init.zeros_(changed.classifier.weight)
     with pytest.raises(InputError, match="another weights"):
         lrp_fx.run(changed, ["w1 w2"], out=tmp_path, tokenizer=tokenizer(), **QUIET)
+    (tmp_path / "_manifest.json").unlink()
+    with pytest.raises(InputError, match=r"has shards, and no _manifest\.json"):
+        lrp_fx.run(explainer, ["w1 w2"], out=tmp_path, **QUIET)
 
 
 def test_two_runs_do_not_write_to_one_folder(explainer, tmp_path):
