@@ -1,5 +1,8 @@
 """A model that was changed after its capture is explained as it is now; one that was not is not captured again."""
 
+import sys
+import types
+
 import peft
 import pytest
 import torch
@@ -159,6 +162,130 @@ def test_a_hook_that_closes_over_its_strength_is_followed():
     xmodel.explain(X)
     box["strength"] = 4.0
     agrees_with_a_fresh_conversion(model, xmodel)
+
+
+class Steering:
+    """What a hook does, as a method of an object."""
+
+    def __init__(self):
+        self.strength = 2.0
+
+    def hook(self, module, inputs, output):
+        return output * self.strength
+
+
+def test_a_hook_that_is_a_method_of_an_object_is_followed():
+    model, steering = net(), Steering()
+    model.act.register_forward_hook(steering.hook)
+    xmodel = lrp_fx.convert(model, X)
+    xmodel.explain(X)
+    steering.strength = 4.0
+    agrees_with_a_fresh_conversion(model, xmodel)
+
+
+STRENGTH, SHIFT = 2.0, {"by": 1.0}
+
+
+def shifted(h, *, times=1.0):
+    return h + times * SHIFT["by"]
+
+
+class ReadsGlobals(nn.Module):
+    """As in a notebook: what the forward reads stands beside the class."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return STRENGTH * self.linear(x) + shifted(x[:, :3]) * x[:, 3:]
+
+
+#: name -> change of what the forward of ``ReadsGlobals`` reads, of its own or of a function that it calls
+GLOBALS = {
+    "a number": lambda patch, here: patch.setattr(here, "STRENGTH", 5.0),
+    "a dict that a function reads": lambda patch, here: patch.setitem(here.SHIFT, "by", 3.0),
+    "a function": lambda patch, here: patch.setattr(here, "shifted", lambda h: h * h),
+    "a default of a function": lambda patch, here: patch.setitem(here.shifted.__kwdefaults__, "times", 3.0),
+}
+
+
+@pytest.mark.parametrize("change", GLOBALS)
+def test_globals_that_a_forward_reads_are_followed(change, monkeypatch):
+    model = ReadsGlobals().double().eval()
+    xmodel, call = lrp_fx.convert(model, X), read_call(model, (X,), {})
+    xmodel.explain(X)
+    before = fingerprint(model, call)
+    GLOBALS[change](monkeypatch, sys.modules[__name__])
+    agrees_with_a_fresh_conversion(model, xmodel)
+    assert len(xmodel.captures) == 2 and f"'{__name__}." in xmodel.captures.reasons[-1]
+    if change != "a function":  # (a lambda has no name in other processes)
+        assert fingerprint(model, call) != before
+
+
+class Watched(nn.Module):
+    """The forward reads what a hook wrote at another layer."""
+
+    def __init__(self, attach):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 5), nn.Linear(5, 5), nn.Linear(10, 3)
+        self.seen, self.box = None, {}
+        attach(self)
+
+    def forward(self, x):
+        h = self.second(self.first(x).relu())
+        return self.last(torch.cat([h, self.box["seen"] if self.box else self.seen], -1))
+
+    def write(self, module, inputs, output):
+        self.seen = output
+
+    def noted(self, output):
+        self.seen = output
+        return output
+
+
+def _patched(model):
+    forward = model.first.forward
+    model.first.forward = lambda x: model.noted(forward(x))
+
+
+def _patched_method(model):
+    forward = model.first.forward
+    model.first.forward = types.MethodType(lambda self, x: model.noted(forward(x)), model.first)
+
+
+def _boxed(model):
+    box = model.box
+    model.first.register_forward_hook(lambda module, inputs, output: box.update(seen=output))
+
+
+#: ways to write what a layer returns to where the forward reads it
+WATCHING = {
+    "a method of the model": lambda m: m.first.register_forward_hook(m.write),
+    "a function around the model": lambda m: m.first.register_forward_hook(lambda *args: setattr(m, "seen", args[-1])),
+    "a dict of the model": _boxed,
+    "another forward": _patched,
+    "another forward, as a method": _patched_method,
+}
+
+
+@pytest.mark.parametrize("attach", WATCHING)
+@pytest.mark.parametrize("dynamic", [True, False])
+def test_a_hook_writes_to_the_copy_that_is_captured(attach, dynamic):
+    """What it wrote in an earlier run of the model is no constant of the capture."""
+    torch.manual_seed(0)
+    model = Watched(WATCHING[attach]).double().eval()
+    model(X)
+    seen = model.box["seen"] if model.box else model.seen
+    xmodel = lrp_fx.convert(model, X, rules="gradient", dynamic=dynamic)
+    assert (model.box["seen"] if model.box else model.seen) is seen
+    for x in (X.clone(), X.flip(0), X.flip(0)[:2]):
+        relevance = xmodel.explain(x, target=0).relevance["x"]
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
+        assert torch.allclose(xmodel(x), model(x), 1e-12, 1e-12)
+        assert torch.allclose(relevance, gradient * x, 1e-9, 1e-12)
+    assert len(xmodel.captures) == (1 if dynamic else 2)
 
 
 def test_a_buffer_that_left_and_came_back_is_the_model_s():

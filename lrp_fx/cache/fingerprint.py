@@ -10,12 +10,10 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
-import importlib.metadata
 import pathlib
 import platform
 import re
 import sys
-import sysconfig
 import types
 import weakref
 from collections.abc import Iterable, Iterator
@@ -28,6 +26,8 @@ from torch import Tensor, nn
 
 from lrp_fx.cache.folder import digest
 from lrp_fx.capture.model_state import NAMED, NOT_COUNTED, switches
+from lrp_fx.capture.object_contents import functions_of, global_names
+from lrp_fx.capture.packages import is_installed, is_local, is_torch, version
 from lrp_fx.capture.signature import Call
 
 _BY_VALUE = (type(None), bool, int, float, complex, str, bytes, type(...), range, pathlib.PurePath, np.generic)
@@ -76,7 +76,7 @@ def environment() -> list[str]:
     cuda = torch.backends.cuda
     kernels = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
     further = (torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(), kernels)
-    versions = (platform.python_version(), torch.__version__, torch.version.git_version, _version("transformers"))
+    versions = (platform.python_version(), torch.__version__, torch.version.git_version, version("transformers"))
     return [repr((switches(), further)), repr(versions), _own_sources()]
 
 
@@ -86,14 +86,6 @@ def _own_sources() -> str:
     for path in sorted(_OURS.rglob("*.py")):
         digest.update(str(path.relative_to(_OURS)).encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-@functools.cache
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return getattr(sys.modules.get(package), "__version__", None)
 
 
 def _source(file: str) -> str:
@@ -119,27 +111,6 @@ def _sorted(constant: Any) -> str:
     return repr(sorted(map(repr, constant))) if isinstance(constant, frozenset) else repr(constant)
 
 
-@functools.cache
-def _installed(module: str) -> bool:
-    """Whether a module belongs to an installed package, whose version stands for its code."""
-    package = module.partition(".")[0]
-    if package in sys.builtin_module_names or package in sys.stdlib_module_names:
-        return package != "__main__"
-    file = getattr(sys.modules.get(package), "__file__", None) or ""
-    return any(Path(file).is_relative_to(f) for f in _site_folders()) and _version(package) is not None
-
-
-@functools.cache
-def _site_folders() -> set[str]:
-    """Folders of installed packages: those of this Python, and further ones on its path."""
-    named = {path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")}
-    return named | {sysconfig.get_path(kind) for kind in ("purelib", "platlib")}
-
-
-def _is_torch(module: str) -> bool:
-    return module.partition(".")[0] in ("torch", "builtins")
-
-
 class _Describer:
     """Describes values, and collects their classes and functions for :meth:`code`."""
 
@@ -152,6 +123,7 @@ class _Describer:
         self.met: dict[int, tuple[str, Any]] = {}  # keeps the objects alive, so that ids stay unique
         self.owners: set[str] = set()  # modules whose code is part of the fingerprint
         self.definitions: set[tuple[Any, ...]] = set()
+        self.read: dict[types.CodeType, str] = {}  # of local functions: what is described of the globals they read
 
     def model(self) -> list[Any]:
         """Every module with its class and attributes, and every parameter and buffer."""
@@ -245,7 +217,22 @@ class _Describer:
         if function not in (_named(module, name), _named(module, function.__name__)):  # the latter: torch.tanh
             raise Unkeyable(f"'{where}' is the function {module}.{name}, which cannot be imported by that name")
         self.owners.add(module)
+        if isinstance(function, types.FunctionType):
+            self._globals(function)
         return ("function", module, name)
+
+    def _globals(self, function: types.FunctionType) -> None:
+        """Describe globals and defaults of a local function; code of modules and functions counts elsewhere."""
+        code, namespace = function.__code__, function.__globals__
+        if code in self.read or not is_local(function):
+            return
+        self.read[code] = ""
+        names = sorted(name for name in global_names(code) if name in namespace)
+        values = [
+            (name, namespace[name]) for name in names if not isinstance(namespace[name], (types.ModuleType, type))
+        ]
+        values += [(name, getattr(function, name)) for name in ("__defaults__", "__kwdefaults__")]
+        self.read[code] = repr([(n, self.value(value, f"{function.__module__}.{n}")) for n, value in values])
 
     def type(self, kind: type) -> Any:
         """A class, described by module and name; its code and that of its bases becomes part of the fingerprint."""
@@ -253,7 +240,9 @@ class _Describer:
             raise Unkeyable(f"the class {kind.__module__}.{kind.__qualname__} cannot be imported by that name")
         for base in kind.__mro__:
             self.owners.add(base.__module__)
-            if not _is_torch(base.__module__) or base is kind:
+            for function in functions_of(base):
+                self._globals(function)
+            if not is_torch(base.__module__) or base is kind:
                 self.definitions.update(_definitions(vars(base), f"{base.__module__}.{base.__qualname__}"))
         return ("class", kind.__module__, kind.__qualname__)
 
@@ -263,8 +252,8 @@ class _Describer:
         A module outside of installed packages counts together with its imports from such modules. Functions that were
         patched into a class or module are covered by the files that define them.
         """
-        owners = {m for m in self.owners if not _is_torch(m) and m not in sys.stdlib_module_names}
-        local = set(_reachable(m for m in owners if not _installed(m)))
+        owners = {m for m in self.owners if not is_torch(m) and m not in sys.stdlib_module_names}
+        local = set(_reachable(m for m in owners if not is_installed(m)))
         definitions = set(self.definitions)
         for owner in owners | local:  # the imported code may be older than its file: both count
             definitions |= set(_definitions(vars(sys.modules[owner]), owner))
@@ -278,9 +267,10 @@ class _Describer:
         files |= {d[2] for d in definitions} - {""}
         packages = {m.partition(".")[0] for m in owners}
         return [
-            sorted((name, _version(name)) for name in packages),
+            sorted((name, version(name)) for name in packages),
             sorted((file, _source(file)) for file in files),
             sorted(repr(d) for d in definitions),
+            sorted(self.read.values()),
         ]
 
 
@@ -326,7 +316,7 @@ def _reachable(modules: Iterable[str]) -> Iterator[str]:
     while pending:
         name = pending.pop()
         module = sys.modules.get(name)
-        if name in seen or module is None or _is_torch(name) or _installed(name):
+        if name in seen or module is None or is_torch(name) or is_installed(name):
             continue
         seen.add(name)
         yield name

@@ -1,10 +1,12 @@
 """Whether a model has changed since its capture: all objects that its code can read, compared by identity.
 
 A capture depends on more than the call: on modules, hooks, parameters and buffers, on plain attributes (a scale, an
-epsilon, a list of layers), on configuration objects, and on the code of the classes. :class:`ModelState` walks all of
-these once and stores the objects. A later check compares identities, at about a microsecond per module. A value that
-was replaced by an equal one is no change, nor is training mode, as captures are taken in evaluation mode. Writes *into*
-a tensor do not change a graph that shares it; a tensor of another size or dtype in its place does.
+epsilon, a list of layers), on configuration objects, on the code of the classes, and on what that code and hooks read:
+objects whose methods they are, variables around them, globals (those of installed packages by identity only).
+:class:`ModelState` walks all of these once and stores the objects. A later check compares identities, at about a
+microsecond per module. A value that was replaced by an equal one is no change, nor is training mode, as captures are
+taken in evaluation mode. Writes *into* a tensor do not change a graph that shares it; a tensor of another size or dtype
+in its place does.
 
 The fingerprint of the disk cache (``lrp_fx.cache.fingerprint``) describes the same objects by value, for other
 processes. The attributes that count are defined here for both.
@@ -18,15 +20,26 @@ import functools
 import operator
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrp_fx.capture.object_contents import (
+    READERS,
+    Contents,
+    class_contents,
+    dict_contents,
+    entries,
+    functions_of,
+    global_names,
+    slot_contents,
+)
 from lrp_fx.capture.offload import is_hooked
+from lrp_fx.capture.packages import is_local, is_torch
+from lrp_fx.capture.stand_in_model import StandInModel, copied
 
 #: attributes of a module on which no capture depends
 NOT_COUNTED = frozenset({"training"})
@@ -34,12 +47,10 @@ NOT_COUNTED = frozenset({"training"})
 NAMED = ("_parameters", "_buffers", "_modules")
 
 _BY_VALUE = (bool, int, float, complex, str, bytes, type(None), torch.Size, torch.dtype, torch.device, np.generic)
-_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, types.MethodType, torch.jit.ScriptModule, weakref.ref)
+_OPAQUE = (type, types.ModuleType, types.BuiltinFunctionType, torch.jit.ScriptModule, weakref.ref)
 _MOST = (
     2000  #: limit on entries of a container and on objects behind one attribute; beyond it only identity is compared
 )
-
-Contents = tuple[list[Any], list[Any]]  #: (keys, values)
 
 
 class _Holder(NamedTuple):
@@ -59,28 +70,6 @@ class _Holder(NamedTuple):
         return _place(name, key) if self.attributes else name
 
 
-@dataclass(frozen=True)
-class StandInModel:
-    """A copy of a model to capture.
-
-    Attributes:
-        module: the copy.
-        originals: id of a parameter of the copy -> the model's parameter.
-        copies: the parameters of the copy, kept alive so that their ids stay unique.
-    """
-
-    module: nn.Module
-    originals: Mapping[int, nn.Parameter]
-    copies: Sequence[nn.Parameter] = ()
-
-    def give_back(self, graph_module: nn.Module) -> None:
-        """Replace the parameters of the copy by those of the model, in a graph that was captured from the copy."""
-        for module in graph_module.modules():
-            for name, parameter in module._parameters.items():
-                if id(parameter) in self.originals:
-                    module._parameters[name] = self.originals[id(parameter)]
-
-
 class ModelState:
     """The objects of a model at the time of construction.
 
@@ -98,6 +87,7 @@ class ModelState:
         self._copies: list[tuple[Any, Any]] = []  #: sets and arrays, whose contents are compared by value
         self._opaque: list[Any] = []
         self._ignored: set[str] = set()
+        self._functions: list[types.FunctionType] = []
         _Walk(self)
 
     def unchanged(self) -> bool:
@@ -130,13 +120,10 @@ class ModelState:
         """
         if is_hooked(self.model):
             return StandInModel(self.model, {})
-        shared = {id(value): value for value in (*(t for t, *_ in self._tensors), *self._opaque)}
-        plain = [t for t, *_ in self._tensors if type(t) is nn.Parameter and t.layout is torch.strided]
-        copies = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in plain}
+        tensors = [t for t, *_ in self._tensors]
+        plain = [t for t in tensors if type(t) is nn.Parameter and t.layout is torch.strided]
         try:
-            return StandInModel(
-                copy.deepcopy(self.model, shared | copies), {id(copies[id(p)]): p for p in plain}, list(copies.values())
-            )
+            return copied(self.model, plain, [*tensors, *self._opaque], self._functions)
         except Exception:  # objects that cannot be copied may raise anything
             return StandInModel(self.model, {})
 
@@ -149,7 +136,7 @@ class ModelState:
             keys_now, values_now = read(value)
             if keys_now != keys or any(map(differs, values_now, values)):
                 return False
-        if any(self._empty) or not all(_alike(value, copied) for value, copied in self._copies):
+        if any(self._empty) or not all(_alike(value, stored) for value, stored in self._copies):
             return False
         return all(
             t.shape == shape and t.dtype is kind and t.device == place for t, shape, kind, place in self._tensors
@@ -163,8 +150,8 @@ class ModelState:
         for value in self._empty:
             if value:
                 yield self._names[id(value)], f"'{self._names[id(value)]}' has entries now"
-        for value, copied in self._copies:
-            if not _alike(value, copied):
+        for value, stored in self._copies:
+            if not _alike(value, stored):
                 yield self._names[id(value)], f"the contents of '{self._names[id(value)]}' changed"
         for tensor, shape, dtype, device in self._tensors:
             if (tensor.shape, tensor.dtype, tensor.device) != (shape, dtype, device):
@@ -200,19 +187,56 @@ class _Walk:
         self.modules = {id(module) for module in state.model.modules()}
         self.stack: list[tuple[Any, str]] = []
         self.behind: collections.Counter[str] = collections.Counter()
+        self.globals: dict[int, tuple[dict[str, Any], set[str]]] = {}
+        self.later: list[tuple[Any, str]] | None = []
         for path, module in state.model.named_modules():
-            self.hold(state._dicts, vars(module), path, _dict_contents, True, NOT_COUNTED)
+            self.hold(state._dicts, vars(module), path, dict_contents, True, NOT_COUNTED)
             self.follow(path)
+        self.owned = self.modules.union(state._names)
+        functions, self.later = self.later, None
+        for value, name in functions:
+            self.stack.append((value, name))
+            self.follow(name)
         for kind in {base for module in state.model.modules() for base in type(module).__mro__}:
-            if kind.__module__.partition(".")[0] not in ("torch", "builtins"):
-                self.hold(state._others, kind, f"class {kind.__qualname__}", _class_contents, True, inside=False)
+            if not is_torch(kind.__module__):
+                self.enter_class(kind)
+        for namespace, names in self.globals.values():
+            read = functools.partial(entries, tuple(sorted(names)))
+            self.hold(state._others, namespace, namespace.get("__name__", ""), read, True, inside=False)
+
+    def enter_class(self, kind: type) -> None:
+        """Store the members of a class, and enter what its functions read."""
+        name = f"class {kind.__qualname__}"
+        self.hold(self.state._others, kind, name, class_contents, True, inside=False)
+        for function in functions_of(kind):
+            if is_local(function):
+                self.stack.append((function, f"{name}.{function.__name__}"))
+                self.follow(f"{name}.{function.__name__}")
+            else:
+                self.enter_globals(function)
+
+    def enter_globals(self, function: types.FunctionType) -> None:
+        """Note the globals that a function reads; those of a local function are entered, too."""
+        namespace = function.__globals__
+        names = [name for name in global_names(function.__code__) if name in namespace]
+        self.globals.setdefault(id(namespace), (namespace, set()))[1].update(names)
+        if is_local(function):
+            named = [(namespace[name], f"{namespace.get('__name__', '')}.{name}") for name in names]
+            self.stack += [(value, name) for value, name in named if not isinstance(value, _BY_VALUE)]
 
     def follow(self, path: str) -> None:
-        """Enter all objects behind one module, without submodules."""
+        """Enter all objects behind one module or function, without submodules.
+
+        What only functions and methods lead to is no part of the model, so these are entered after all modules.
+        """
         self.behind.clear()
         while self.stack:
             value, name = self.stack.pop()
-            if id(value) not in self.state._names and id(value) not in self.modules:
+            if id(value) in self.state._names or id(value) in self.modules:
+                continue
+            if self.later is not None and isinstance(value, (types.FunctionType, types.MethodType)):
+                self.later.append((value, name))
+            else:
                 self.note(value, name, name[len(path) :].lstrip(".").partition(".")[0])
 
     def note(self, value: Any, name: str, attribute: str) -> None:
@@ -228,18 +252,23 @@ class _Walk:
             state._empty.append(value)
         elif isinstance(value, _OPAQUE) or self.behind[attribute] > _MOST or not self.look_inside(value, name):
             state._opaque.append(value)
+        if isinstance(value, types.FunctionType):
+            state._functions.append(value)
+            self.enter_globals(value)
+        elif isinstance(value, types.MethodType) and id(value.__self__) not in self.owned:
+            state._opaque.append(value)
 
     def look_inside(self, value: Any, name: str) -> bool:
         """Enter the contents of a container or a plain object; False if it has none that can be read."""
-        read = next((reader for kind, reader in _READERS if isinstance(value, kind)), None)
+        read = next((reader for kind, reader in READERS if isinstance(value, kind)), None)
         if read is not None:
             if hasattr(value, "__len__") and len(value) > _MOST:
                 return False
-            self.hold(self.state._dicts if read is _dict_contents else self.state._others, value, name, read, False)
+            self.hold(self.state._dicts if read is dict_contents else self.state._others, value, name, read, False)
         if isinstance(attributes := getattr(value, "__dict__", None), dict) and attributes:
-            self.hold(self.state._dicts, attributes, name, _dict_contents, True)
+            self.hold(self.state._dicts, attributes, name, dict_contents, True)
         elif read is None and any(getattr(kind, "__slots__", None) for kind in type(value).__mro__):
-            self.hold(self.state._others, value, name, _slot_contents, True)
+            self.hold(self.state._others, value, name, slot_contents, True)
         elif read is None:
             return attributes is not None
         return True
@@ -263,60 +292,10 @@ class _Walk:
                 self.stack.append((item, name if key in NAMED else _place(name, key)))
 
 
-def _dict_contents(value: dict[Any, Any]) -> Contents:
-    return list(value), list(value.values())
-
-
-def _items(value: Any) -> Contents:
-    items = list(value)
-    return list(range(len(items))), items
-
-
-def _partial_contents(value: functools.partial[Any]) -> Contents:
-    return ["func", "args", "keywords"], [value.func, value.args, value.keywords]
-
-
-def _function_contents(value: types.FunctionType) -> Contents:
-    """The closure, code and defaults of a function, such as the strength of a hook."""
-    cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-    full = {name: cell.cell_contents for name, cell in cells.items() if _is_set(cell)}
-    return [*full, "__code__", "__defaults__"], [*full.values(), value.__code__, value.__defaults__]
-
-
-def _is_set(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
-
-
-def _slot_contents(value: Any) -> Contents:
-    names = [n for kind in type(value).__mro__ for n in _slots(kind) if hasattr(value, n)]
-    return names, [getattr(value, n) for n in names]
-
-
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = getattr(kind, "__slots__", ())
-    return (slots,) if isinstance(slots, str) else tuple(slots)
-
-
-def _class_contents(kind: type) -> Contents:
-    return list(vars(kind)), list(vars(kind).values())
-
-
-_READERS: tuple[tuple[Any, Callable[[Any], Contents]], ...] = (
-    (dict, _dict_contents),
-    ((list, tuple, collections.deque), _items),
-    (functools.partial, _partial_contents),
-    (types.FunctionType, _function_contents),
-)
-
-
-def _alike(value: Any, copied: Any) -> bool:
+def _alike(value: Any, stored: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.shape == copied.shape and value.dtype == copied.dtype and np.array_equal(value, copied)
-    return bool(value == copied)
+        return value.shape == stored.shape and value.dtype == stored.dtype and np.array_equal(value, stored)
+    return bool(value == stored)
 
 
 def _same(before: Any, now: Any) -> bool:

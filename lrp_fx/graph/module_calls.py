@@ -110,9 +110,10 @@ def noting_calls(model: torch.nn.Module) -> Iterator[Notes]:
         if get_proxy_mode() is not None:  # not another thread, nor a run aside
             open_calls.append(_nodes(args))
 
-    def leave(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def leave(module: torch.nn.Module, args: Any, *keywords_and_output: Any) -> None:  # no keywords after an error
         if get_proxy_mode() is not None:
-            notes.add(ModuleCall(module, [*open_calls.pop(), *_nodes(kwargs)], _nodes(output)))
+            *keywords, output = keywords_and_output
+            notes.add(ModuleCall(module, [*open_calls.pop(), *_nodes(keywords)], _nodes(output)))
 
     with ExitStack() as hooks:
         hooks.callback(register_module_forward_pre_hook(enter).remove)

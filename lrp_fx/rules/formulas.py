@@ -36,11 +36,13 @@ def favoured(z: Tensor, a: Tensor, g: Tensor, gamma: float, epsilon: float) -> t
     c+ = (c + |c|) / 2 and c- = (c - |c|) / 2, that is a cotangent of (1 + gamma / 2) s for z, and of gamma / 2 s sign z
     for a, with s = z g / (z + gamma P or N) = |z| g / ((1 + gamma / 2) |z| + gamma / 2 a). Nothing cancels: both terms
     of the divisor are positive, and the signs of z are in the factors alone. All is divided by 1 + gamma / 2 here, for
-    fewer passes over the tensors.
+    fewer passes over the tensors. An infinite z (masked scores that a layer mixes) gets s = 0: g is 0 there, or
+    relevance is infinite.
     """
     z, a, part = wide(z), wide(a), gamma / (2 + gamma)
+    z = z.clamp(torch.finfo(z.dtype).min, torch.finfo(z.dtype).max)
     size = z.abs()
-    share = g / (torch.add(size, a, alpha=part) + epsilon / (1 + gamma / 2))
+    share = g / torch.add(size, a, alpha=part).add_(epsilon / (1 + gamma / 2))
     return (size * share).to(g.dtype), torch.addcmul(z.new_zeros(()), z, share, value=part).to(g.dtype)
 
 

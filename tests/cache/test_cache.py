@@ -15,6 +15,7 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.cache import store
+from lrp_fx.capture import packages
 
 SCALES = {"after": 1.0}  #: state of a module that no fingerprint sees
 
@@ -410,14 +411,13 @@ def test_a_recurrent_model_starts_without_capture_in_a_second_process(folder, in
 
 def test_a_package_in_a_site_folder_further_down_the_path_is_installed(tmp_path, monkeypatch):
     """An environment may lend the packages of another one: their code is told by their version, too."""
-    from lrp_fx.cache import fingerprint
 
     for place, package in (("site-packages", "lent_package"), ("elsewhere", "own_package")):
         (tmp_path / place / package).mkdir(parents=True)
         (tmp_path / place / package / "__init__.py").write_text('__version__ = "1.0"')
         monkeypatch.syspath_prepend(tmp_path / place)
         importlib.import_module(package)
-    for cached in (fingerprint._site_folders, fingerprint._installed):
+    for cached in (packages.site_folders, packages.is_installed):
         cached.cache_clear()
-    assert fingerprint._installed("lent_package") and not fingerprint._installed("own_package")
-    fingerprint._site_folders.cache_clear()  # (the folder of this test is no site folder of others)
+    assert packages.is_installed("lent_package") and not packages.is_installed("own_package")
+    packages.site_folders.cache_clear()  # (the folder of this test is no site folder of others)

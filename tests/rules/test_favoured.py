@@ -133,3 +133,31 @@ def test_a_batch_norm_of_what_a_relu_yields_is_no_threshold(rule):
         x, target=1
     )
     assert attribution.ledger.balance < 1e-12 and bool(attribution.relevance["input"].any())
+
+
+class MixedHeads(nn.Module):
+    """Scores of heads, masked and then mixed by a convolution, in which the smallest number overflows."""
+
+    def __init__(self, smallest):
+        super().__init__()
+        self.smallest = smallest
+        self.mix, self.value = nn.Conv2d(2, 2, 1), nn.Linear(4, 2)
+        self.mix.weight.data = torch.tensor([[1.5, 1.2], [1.1, 1.4]]).view(2, 2, 1, 1)
+
+    def forward(self, x):
+        heads = x.unflatten(-1, (2, 2)).transpose(1, 2)
+        later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        scores = self.mix((heads @ heads.mT).masked_fill(later, self.smallest))
+        return (scores.softmax(-1) @ self.value(x)[:, None]).mean((1, 2))
+
+
+@pytest.mark.parametrize("rules", ["default", "attnlrp", "epsilon_plus", "epsilon_gamma_box"])
+def test_outputs_that_are_infinite_and_masked_have_no_relevance(rules):
+    torch.manual_seed(0)
+    finite = MixedHeads(-1e12).double()
+    infinite = MixedHeads(torch.finfo(torch.float64).min).double()
+    infinite.load_state_dict(finite.state_dict())
+    x = torch.randn(2, 5, 4, dtype=torch.float64)
+    relevance = [lrp_fx.convert(model, rules=rules).explain(x).relevance["x"] for model in (finite, infinite)]
+    assert relevance[0].abs().sum() > 0
+    torch.testing.assert_close(*relevance, rtol=1e-12, atol=1e-14)
