@@ -218,13 +218,27 @@ def _by_trace(
     except CaptureError:
         raise
     except Exception as error:
-        reason = type_and_line(error)
+        reason = type_and_line(error) + (f" (and torch.export failed: {refusal})" if refusal else "")
+        if _runs(model, args, kwargs):
+            raise CaptureError(
+                f"{type(model).__name__} runs on these inputs, but a run cannot be recorded: {reason}\n"
+                "Remedy: pad rather than nest, as nested tensors and other subclasses of tensors inside of a model are "
+                "not read; if it has none, report this error."
+            ) from error
         raise CaptureError(
-            f"{type(model).__name__} does not run on these inputs: {reason}"
-            + (f" (and torch.export failed: {refusal})" if refusal else "")
-            + "\nRemedy: call the model itself once with the same arguments, in evaluation mode."
+            f"{type(model).__name__} does not run on these inputs: {reason}\n"
+            "Remedy: call the model itself once with the same arguments, in evaluation mode."
         ) from error
     return _captured(recording, call, in_spec, recording.out_spec, start, refusal)
+
+
+def _runs(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception:  # of any kind
+        return False
+    return True
 
 
 def _recorded(model: torch.nn.Module, run: Any, call: Call, dynamic: bool) -> Recording:

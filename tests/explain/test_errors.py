@@ -79,6 +79,21 @@ def test_capture_error_carries_the_reason():
         lrp_fx.convert(Branches(), torch.randn(2, 3), capture="dynamo")
 
 
+class Nested(nn.Module):
+    """Rows as one nested tensor."""
+
+    def forward(self, x):
+        rows = torch.nested.nested_tensor(list(x.unbind()), layout=torch.jagged)
+        return torch.stack(rows.sin().unbind()).sum(1, keepdim=True)
+
+
+def test_a_run_that_cannot_be_recorded_is_not_the_model_s_fault():
+    x = torch.randn(2, 3)
+    Nested()(x)
+    with pytest.raises(errors.CaptureError, match=r"Nested runs on these inputs, but .*\n.*pad rather than nest"):
+        lrp_fx.convert(Nested(), x)
+
+
 def test_nothing_captured_yet():
     with pytest.raises(errors.CaptureError, match=r"give convert\(\) example inputs"):
         lrp_fx.convert(nn.Linear(2, 2)).report()
