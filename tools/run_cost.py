@@ -1,6 +1,7 @@
 """What a run over a data set costs: beside the model's own gradient in the same batches, and beside a loop of `explain`.
 
-PYTHONPATH=tools python tools/run_cost.py FILE            # a text per line; processor seconds, one thread
+PYTHONPATH=tools python tools/run_cost.py FILE                      # a text per line; time on the clock, torch's own threads
+PYTHONPATH=tools python tools/run_cost.py FILE --cpu --threads 1    # processor time, for a busy machine
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ RULES = "attnlrp"
 EVERY = 16  #: the loop explains one text of so many
 
 
-def seconds_of(call: Callable[[], Any]) -> float:
-    start = time.process_time()
+def seconds_of(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
     call()
-    return time.process_time() - start
+    return clock() - start
 
 
 def gradients(model: nn.Module, encoded: Sequence[dict[str, torch.Tensor]]) -> None:
@@ -37,8 +38,10 @@ def gradients(model: nn.Module, encoded: Sequence[dict[str, torch.Tensor]]) -> N
         torch.autograd.grad(model(**inputs).amax(-1).sum(), table)
 
 
-def main(file: Path, rounds: int) -> None:
-    torch.set_num_threads(1)
+def main(file: Path, rounds: int, threads: int | None, cpu: bool) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+    clock = time.process_time if cpu else time.perf_counter
     model, tools, labels = load_demo("sentiment")
     texts, tokenizer = file.read_text().splitlines(), tools["tokenizer"]
     lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
@@ -50,17 +53,18 @@ def main(file: Path, rounds: int) -> None:
         explainer.xmodel.explain(text)
     looped = texts[::EVERY]
     print(
-        f"{len(texts)} texts, {sum(lengths) / len(lengths):.0f} tokens in the mean, {len(grouped)} batches; ms a text"
+        f"{len(texts)} texts, {sum(lengths) / len(lengths):.0f} tokens in the mean, {len(grouped)} batches; ms a text, "
+        f"{'of a processor' if cpu else 'on the clock'}, {torch.get_num_threads()} threads"
     )
     for number in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             run = seconds_of(
                 lambda folder=folder: lrp_fx.run(
                     explainer, texts, out=folder, rows_per_shard=len(texts), progress=False
-                )
+                ), clock
             )  # fmt: skip
-        own = seconds_of(lambda: gradients(model, encoded))
-        loop = seconds_of(lambda: [explainer.xmodel.explain(text) for text in looped])
+        own = seconds_of(lambda: gradients(model, encoded), clock)
+        loop = seconds_of(lambda: [explainer.xmodel.explain(text) for text in looped], clock)
         run, own, loop = 1000 * run / len(texts), 1000 * own / len(texts), 1000 * loop / len(looped)
         print(
             f"round {number + 1}: gradient {own:.2f}, run {run:.2f} ({run / own:.3f} of the gradient), "
@@ -72,5 +76,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--threads", type=int, help="threads of torch (default: torch's own number)")
+    parser.add_argument("--cpu", action="store_true", help="processor time in place of time on the clock")
     options = parser.parse_args()
-    main(options.file, options.rounds)
+    main(options.file, options.rounds, options.threads, options.cpu)
