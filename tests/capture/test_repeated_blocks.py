@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -122,6 +123,23 @@ def test_conversions_agree_with_those_of_all_blocks(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(a.relevance["x"], b.relevance["x"], rtol=1e-12, atol=0)
     for name in at:
         torch.testing.assert_close(a.latents[name], b.latents[name], rtol=1e-12, atol=0)
+
+
+class Hooking(Block):
+    """Hooks its layer at its first call, and knows itself by a weak reference, as a stand-in of a tracer is no owner."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not vars(self).get("hooked"):
+            self.hooked, itself = True, weakref.proxy(self)
+            self.up.register_forward_pre_hook(lambda module, args: (args[0] * itself.scale,))
+        return super().forward(x, mask)
+
+
+def test_hooks_of_a_run_aside_are_taken_off() -> None:
+    model, x = blocks(4, Hooking).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x)
+    assert xmodel.report().route == "export" and not any(block.up._forward_pre_hooks for block in model.blocks)
+    torch.testing.assert_close(xmodel(x), model(x))
 
 
 def tied(block: Block) -> None:

@@ -27,7 +27,15 @@ from lrp_fx.capture.repeated.run_log import Entry, NotLogged, RunLog, memory_of
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _LEAST = 8  #: smallest number of entries that is worth a copy
 _MOST = 2000  #: largest number of entries for each call of a block: a longer one is a loop
-_CONTAINERS = (list, dict, set, collections.deque)
+_CONTAINERS = (
+    list,
+    dict,
+    set,
+    collections.deque,
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.Counter,
+)
 
 Forward = Callable[..., Any]
 
