@@ -28,6 +28,7 @@ from lrp_fx.analysis.detached import HONOUR, analyse_detached
 from lrp_fx.cache.store import capture_or_load
 from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, preserved, read_call
 from lrp_fx.capture.equivalence import covers
+from lrp_fx.capture.garbage import uncollected
 from lrp_fx.capture.model_state import switches
 from lrp_fx.capture.passes.decompose import decompose
 from lrp_fx.capture.passes.show_steps import show_steps
@@ -222,7 +223,7 @@ class CaptureCache:
 
     def _capture(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], route: str) -> Entry:
         start, reason = time.perf_counter(), self._why(call)
-        with converting(type(self.model).__name__):
+        with converting(type(self.model).__name__), uncollected():
             entry = self._make(call, args, kwargs, route, reason)
         record = CaptureRecord(reason, time.perf_counter() - start, entry.specialization.captured)
         self._records.append(record)

@@ -13,6 +13,7 @@ import torch
 
 from lrp_fx.analysis import Facts, analyse
 from lrp_fx.capture import TRACING, Call, Captured, failing_node
+from lrp_fx.capture.garbage import uncollected
 from lrp_fx.capture.lock import traced_property
 from lrp_fx.contracts import Stage, check_stage
 from lrp_fx.errors import InputError, NumericalError
@@ -186,7 +187,7 @@ class Specialization:
 
         if ruleset.key in self.rewritten:  # no status line, which torch.compile could not trace
             return self.rewritten.recall(ruleset.key, make)
-        with converting("the model"):
+        with converting("the model"), uncollected():
             return self.rewritten.recall(ruleset.key, make)
 
     def sweeper(self, ruleset: RuleSet, at: tuple[str, ...]) -> Sweeper:

@@ -35,9 +35,8 @@ from lrp_fx.capture.passes.regions import inline_regions
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.repeated.trace_once import with_blocks_once
 from lrp_fx.capture.source_lines import SourceLines, without_stacks
+from lrp_fx.capture.unlift import unlifted
 from lrp_fx.errors import CaptureError
-from lrp_fx.graph.attribute_paths import module_of
-from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.operators import fake_kernels  # noqa: F401  # registers its shape functions
 from lrp_fx.status import stage
 
@@ -360,25 +359,16 @@ def _reasons(environment: Any) -> dict[tuple[str, int], str]:
 
 def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """The exported program as a functional GraphModule that shares the model's parameters."""
-    graph_module = _unlifted(program)
+    graph_module = unlifted(program)
     inline_regions(graph_module)
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
     see_through_written(graph_module.graph)
     if not functionalise(graph_module):
-        graph_module = _unlifted(program.run_decompositions({}))
+        graph_module = unlifted(program.run_decompositions({}))
         inline_regions(graph_module)
         normalise.drop_assertions(graph_module.graph)
         see_through_written(graph_module.graph)
         functionalise(graph_module)
         normalise.mend(graph_module.graph)
     return graph_module
-
-
-def _unlifted(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    module = module_of(program)
-    plain = lazy_module(module, module.graph, "CapturedModule")
-    for name, buffer in module.named_buffers():  # the copy misses non-persistent buffers
-        if not hasattr(plain, name.split(".")[0]):
-            plain.register_buffer(name, buffer, persistent=False)
-    return plain

@@ -137,6 +137,8 @@ def _treats_rows_alike(node: Node, rows: set[Node]) -> bool:
 
 def decided_by_lengths(graph_module: fx.GraphModule) -> Decisions | None:
     """The conditions on lengths under which the model runs this graph; None if it packs nothing."""
+    if not any(node.target in (SIZES, WHOLE) for node in graph_module.graph.nodes):
+        return None
     graph, _ = copy_graph(graph_module.graph)
     decisive: list[Node] = []
     for node in list(graph.nodes):
@@ -150,8 +152,6 @@ def decided_by_lengths(graph_module: fx.GraphModule) -> Decisions | None:
         if node.target is WHOLE:
             with graph.inserting_after(last):
                 decisive.append(graph.call_function(aten.gt.Scalar, (last, 0)))
-    if not decisive:
-        return None
     graph.output_node().args = (decisive,)
     graph._codegen = CodeGen()
     graph.eliminate_dead_code()

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 import lrp_fx
 from lrp_fx.capture.repeated.answering import answered, class_of
+from lrp_fx.capture.repeated.run_log import RunLog
 from lrp_fx.capture.repeated.trace_once import RepeatedBlocks
 from lrp_fx.graph.module_calls import noting_calls
 
@@ -517,3 +519,41 @@ def test_calls_of_other_threads_are_not_answered() -> None:
         thread.start()
         thread.join()
     assert torch.equal(answers[0], expected)
+
+
+class _Attention(nn.Module):
+    """Attention, which PyTorch computes by many operators, and a write into its result."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.project, self.index = nn.Linear(4, 12), index
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.scaled_dot_product_attention(*self.project(x).chunk(3, -1))
+        y.add_(x)
+        return y * (y.requires_grad + 1)
+
+
+def test_functions_of_many_operators_are_logged_as_one() -> None:
+    log = RunLog(most=100)
+    with FakeTensorMode():
+        x = torch.randn(2, 5, 4)
+        layers = [nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)]
+        with log.written():
+            first, second, frozen = (layer(x) for layer in layers)
+        with torch.no_grad(), log.written():
+            without = layers[0](x)
+    assert [entry.what[0] for entry in log.entries] == [F.linear] * 4
+    assert len({number for entry in log.entries for number in entry.results}) == 4
+    assert [t.requires_grad for t in (first, second, frozen, without)] == [True, True, False, False]
+    assert not second.is_leaf and second.stride() == first.stride() and second.device == first.device
+
+
+def test_a_write_into_the_result_of_such_a_function() -> None:
+    stack = blocks(4, _Attention)
+    program, copied = exported(stack)
+    assert copied == ["1", "2", "3"]
+    assert listing(program) == listing(exported(stack, once=False)[0])
+    frozen = blocks(4, _Attention)
+    frozen.blocks[2].requires_grad_(False)
+    assert exported(frozen)[1] == ["1", "3"]

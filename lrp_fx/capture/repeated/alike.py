@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.repeated.run_log import Entry, NotLogged, RunLog, memory_of
+from lrp_fx.capture.repeated.run_log import Entry, NotLogged, RunLog, memory_of, settings
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _LEAST = 8  #: smallest number of entries that is worth a copy
@@ -139,11 +139,10 @@ class Run:
             leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
             own = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
             tensors = [leaf for leaf in [*leaves, *(tensor for _, tensor in own)] if isinstance(leaf, Tensor)]
-            modes = (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast())
-            forms = [(t.requires_grad, type(t), t.is_conj(), t.is_neg()) for t in tensors]
+            forms = [(type(t), t.is_conj(), t.is_neg()) for t in tensors]
             described = self.log.described((leaves, own), numbers)
             kind = self._kinds[id(vars(module))]
-            form = (described, spec, modes, forms)
+            form = (described, spec, settings(), forms)
             return LoggedCall(module, kind, len(self.log.entries), form, leaves, numbers, self.log.known)
 
     def _closed(self, call: LoggedCall, output: Any) -> None:
@@ -177,11 +176,6 @@ class Run:
                     outputs[id(leaf)] = new(leaf)
         assert earlier.spec is not None
         return pytree.tree_unflatten([outputs[id(leaf)] for leaf in earlier.outputs], earlier.spec)
-
-
-def autocast() -> tuple[Any, ...]:
-    """The precisions of autocast; they matter only where it is on."""
-    return tuple(torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d) for d in ("cpu", "cuda"))
 
 
 def as_entry(call: LoggedCall) -> Entry:

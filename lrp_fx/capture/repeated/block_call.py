@@ -13,7 +13,8 @@ from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_slot
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.repeated.alike import PLAIN, autocast
+from lrp_fx.capture.repeated.alike import PLAIN
+from lrp_fx.capture.repeated.run_log import settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +74,7 @@ class BlockCall:
         with disable_proxy_modes_tracing():  # a stride may be computed when it is read
             leaves = tuple(_form(leaf) for leaf in self.leaves)
             own = tuple((path, _form(tensor)) for path, tensor in self.own.items())
-        return (leaves, own, pattern, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast())
+        return (leaves, own, pattern, settings())
 
     def is_intact(self, args: Any, kwargs: dict[str, Any]) -> bool:
         """Whether the arguments are the same objects as before the run, and no tensor has another form."""

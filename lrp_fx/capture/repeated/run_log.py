@@ -4,11 +4,15 @@ Two blocks with equal logs are traced alike: they do the same with the same of t
 their memory, so that views and writes in place need no further care. Sizes of tensors are ``torch.SymInt``, as in a
 trace, and note what is computed from them and what is decided by them, so that blocks are told apart by a limit that
 has no effect at the sizes of the example.
+
+A function that is written in C does by its arguments and PyTorch's settings alone what it does. If it only computes a
+new tensor, the log has its call and not its operators, and the next call that is alike gets a copy of that tensor.
 """
 
 from __future__ import annotations
 
 import operator
+import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 _SMALL = 64  #: largest number of entries of a literal that is described by its values
 #: what makes a tensor of literals: no one else has it, so its values cannot change between runs
 _FROM_LITERALS: frozenset[Any] = frozenset({torch.tensor, Tensor.new_tensor, Tensor.__setitem__})
+_IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+_PARTS = 3  #: smallest number of operators of a function for which a copy of its result is the faster one
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SYMBOL_OF: dict[type, Any] = {int: torch.SymInt, float: torch.SymFloat, bool: torch.SymBool}
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(Ellipsis))
@@ -80,6 +86,7 @@ class RunLog:
     _alive: list[Any] = field(default_factory=list)  # so that no memory is used twice
     _paused: bool = False
     _from_literals: bool = False  # whether the function that runs makes a tensor of literals
+    _made: dict[Any, tuple[Tensor, Any]] = field(default_factory=dict)  # call of a function -> its result, and its form
 
     @contextmanager
     def written(self) -> Iterator[None]:
@@ -110,7 +117,8 @@ class RunLog:
         """The form of a value, to be compared with that of another one; its numbers are appended to ``numbers``."""
         if isinstance(value, Tensor):
             numbers.append(self._number_of(value))
-            return (value.storage_offset(), value.shape, value.stride(), value.dtype, value.device.type)
+            place = (value.storage_offset(), value.shape, value.stride())
+            return (*place, value.dtype, value.device.type, value.requires_grad)
         if isinstance(value, _SYMBOLS):
             numbers.append(self._number_of_size(value))
             return ("size", _plain(value))
@@ -141,6 +149,33 @@ class RunLog:
         tensor, ("size", identity), or ("object", identity)."""
         return self._meanings[number]
 
+    def made(self, call: Any) -> Tensor | None:
+        """A new tensor like the result of an earlier call that was alike; None if there was none."""
+        if call not in self._made:
+            return None
+        result, form = self._made[call]
+        with self.paused():
+            copy = result.clone()
+        return copy if self.described(copy, []) == form else None
+
+    def remember(self, call: Any, result: Any, first: int, known: int) -> None:
+        """Take the operators of a call out of the log, if its result is all that they do.
+
+        Args:
+            call: the function, the form of its arguments, and the settings of PyTorch.
+            result: its result.
+            first: place of the first operator.
+            known: number of tensors before the call.
+        """
+        parts = self.entries[first:]
+        if len(parts) < _PARTS or call[0] in _FROM_LITERALS or not isinstance(result, Tensor) or result.is_complex():
+            return
+        operators = [entry.what[0] for entry in parts]
+        functional = all(isinstance(op, torch._ops.OpOverload) and not op._schema.is_mutable for op in operators)
+        if functional and self._number_of(result) > known:
+            del self.entries[first:]
+            self._made[call] = result, self.described(result, [])
+
     def _number_of(self, tensor: Tensor) -> int:
         memory = memory_of(tensor)
         return self._numbers.get(memory) or self._number(memory, tensor, ("memory", memory))
@@ -161,6 +196,16 @@ class RunLog:
             self._numbers[identity] = len(self._alive)
             self._meanings[len(self._alive)] = meaning
         return self._numbers[identity]
+
+
+def settings() -> tuple[Any, ...]:
+    """The settings of PyTorch that the result of a function depends on."""
+    cast = tuple(torch.is_autocast_enabled(d) and torch.get_autocast_dtype(d) for d in ("cpu", "cuda"))
+    attention = (
+        torch._C._get_math_sdp_enabled(), torch._C._get_flash_sdp_enabled(), torch._C._get_mem_efficient_sdp_enabled(),
+        torch._C._get_cudnn_sdp_enabled(),
+    )  # fmt: skip
+    return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), cast, attention)
 
 
 def memory_of(tensor: Tensor) -> int:
@@ -272,16 +317,29 @@ class _Calls(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             what = log.described((args, sorted(kwargs.items())), operands)
             args, kwargs = _without_symbols(args), _without_symbols(kwargs)
+            call = (func, what, settings())
+            result = log.made(call) if _in_c(func) else None
+        if result is None:
+            result = self._run(call, operands, args, kwargs)
+        results: list[int] = []
+        with torch._C.DisableTorchFunction():
+            log.add((*call, log.described(result, results)), operands, results)
+        return result
+
+    def _run(self, call: Any, operands: list[int], args: Any, kwargs: Any) -> Any:
+        """The result of a call; sizes are symbolic."""
+        log, (func, what, _) = self.log, call
+        first, known = len(log.entries), log.known
         around, log._from_literals = log._from_literals, func in _FROM_LITERALS
         try:
             result = _returned(log, func, what, operands, args, kwargs)
         finally:
             log._from_literals = around
         if func in _SIZES:
-            result = log.new_size(result) if type(result) is int else torch.Size(map(log.new_size, result))
-        results: list[int] = []
-        with torch._C.DisableTorchFunction():
-            log.add((func, what, torch.is_grad_enabled(), log.described(result, results)), operands, results)
+            return log.new_size(result) if type(result) is int else torch.Size(map(log.new_size, result))
+        if _in_c(func):
+            with torch._C.DisableTorchFunction():
+                log.remember(call, result, first, known)
         return result
 
 
@@ -307,6 +365,11 @@ class _Operators(TorchDispatchMode):
         with torch._C.DisableTorchFunction():
             log.add((func, what, log.described(result, results)), operands, results)
         return result
+
+
+def _in_c(func: Any) -> bool:
+    """Whether a function is written in C: it reads nothing but its arguments and the settings of PyTorch."""
+    return isinstance(func, _IN_C) and torch._C._functorch.peek_interpreter_stack() is None  # (under vmap: its levels)
 
 
 def _returned(log: RunLog, func: Any, what: Any, operands: list[int], args: Any, kwargs: Any) -> Any:

@@ -21,9 +21,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
+from torch._dispatch.python import no_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor_tree
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor
+from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.as_run import LoopSeen, OverTime
@@ -144,11 +146,12 @@ class RepeatedBlocks:
     _run: Run | None = None
     _number: int = 0
     _traced: dict[int, _Traced] = field(default_factory=dict)
+    _modes: int = 0
 
     @contextmanager
     def copying(self) -> Iterator[None]:
         """In this context the repeated blocks of the model are traced once."""
-        self._kinds = _kinds(self.model)
+        self._kinds, self._modes = _kinds(self.model), _len_torch_function_stack()
         modules = [m for m in self.model.modules() if id(vars(m)) in self._kinds]
         counts = collections.Counter(self._kinds[id(vars(m))] for m in modules if any(m.children()))
         with answered(modules if max(counts.values(), default=0) >= self.least else (), self._answer):
@@ -180,7 +183,12 @@ class RepeatedBlocks:
 
         before, stack, counts = len(tracer.graph.nodes), dict(module_stack(tracer)), dict(call_counts(tracer))
         try:
-            with disable_proxy_modes_tracing(), _without_sizes(pytree.tree_leaves((args, kwargs))):
+            with (
+                disable_proxy_modes_tracing(),
+                no_python_dispatcher(),
+                _function_modes(self._modes),
+                _without_sizes(pytree.tree_leaves((args, kwargs))),
+            ):
                 example, keywords = _examples((args, kwargs))
                 return plan(module, forward, example, keywords, self._kinds, running)
         finally:
@@ -245,9 +253,7 @@ class RepeatedBlocks:
         renamed = zip(earlier.tensors, block.after, strict=True)
         for leaf, written in (*renamed, *block.output):
             if written is not None and node_of(tensors[id(leaf)], call.tracer) is not copies[written]:
-                track_tensor_tree(
-                    tensors[id(leaf)], call.tracer.proxy(copies[written]), constant=None, tracer=call.tracer
-                )
+                track_tensor(tensors[id(leaf)], call.tracer.proxy(copies[written]), constant=None, tracer=call.tracer)
         for path, number in block.calls.items():
             counts[stacks.path(path)] = counts.get(stacks.path(path), 0) + number
         self.copied.append(call.module)
@@ -276,7 +282,7 @@ def _fresh(block: _Traced) -> dict[int, Tensor]:
     """
     fresh: dict[int, Tensor] = {}
     own = {id(tensor) for tensor in block.call.tensors}
-    with disable_proxy_modes_tracing():
+    with disable_proxy_modes_tracing(), no_python_dispatcher(), torch._C.DisableTorchFunction():
         for leaf, _ in block.output:
             if isinstance(leaf, Tensor) and id(leaf) not in own and id(leaf) not in fresh:
                 copy = leaf.clone()
@@ -317,6 +323,17 @@ def _is_changed(module: nn.Module) -> bool:
     """Whether a module has hooks or a ``forward`` of its own, which are not those of its class."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(hooks) or "forward" in vars(module)
+
+
+@contextmanager
+def _function_modes(count: int) -> Iterator[None]:
+    """In this context only the first ``count`` function modes of this thread answer calls."""
+    others = [_pop_mode() for _ in range(_len_torch_function_stack() - count)]
+    try:
+        yield
+    finally:
+        for mode in reversed(others):
+            _push_mode(mode)
 
 
 @contextmanager
