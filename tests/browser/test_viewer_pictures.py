@@ -90,6 +90,7 @@ def test_layers_by_tokens(show):
     assert page.locator("#readout").inner_text().startswith("layers.11, word0: ")
     page.get_by_label("Rows with").fill("layers.1")
     assert page.locator(".rows li").all_inner_texts() == ["layers.1", "layers.10", "layers.11"]
+    assert page.locator(".columns li").all_inner_texts() == [f"word{i}" for i in range(40)]
     page.get_by_label("Rows with").fill("nothing")
     assert not page.locator(".matrix .grid").is_visible()
 
@@ -110,6 +111,25 @@ def test_the_picture_as_files(show):
         data = Path(png.value.path()).read_bytes()
         width = section.bounding_box()["width"]
         assert data[:8] == b"\x89PNG\r\n\x1a\n" and abs(int.from_bytes(data[16:20], "big") - 2 * width) <= 2
+
+
+def test_the_picture_of_what_scrolls_is_what_is_seen(show):
+    """Rows of a long matrix are not drawn over what is below it; names of columns read upwards."""
+    page = show(long(40, 80))
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as svg").click()
+    name = "{http://www.w3.org/2000/svg}"
+    root = ElementTree.fromstring(Path(saved.value.path()).read_text())
+    (window,) = (part for part in root.iter(f"{name}svg") if part.find(f"{name}image") is not None)
+    box = page.locator(".matrix .scroll").bounding_box()
+    assert (
+        abs(float(window.get("height")) - box["height"])
+        < 1
+        < page.locator(".matrix .rows").bounding_box()["height"] - box["height"]
+    )
+    texts = {text.text: text for text in window.iter(f"{name}text")}
+    assert {"layers.0", "layers.79", "word0"} <= texts.keys() and not root.findall(f"{name}image")
+    assert texts["word0"].get("transform").startswith("rotate(-90") and texts["layers.0"].get("transform") is None
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

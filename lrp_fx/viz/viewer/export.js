@@ -23,20 +23,33 @@ function download(blob, name) {
 export function pictureOf(panel) {
   const frame = panel.getBoundingClientRect();
   const svg = document.createElementNS(NAMESPACE, "svg");
-  const add = (tag, attributes, text = "") => {
-    const shape = document.createElementNS(NAMESPACE, tag);
-    for (const [name, value] of Object.entries(attributes)) shape.setAttribute(name, value);
-    shape.textContent = text;
-    svg.append(shape);
+  const shape = (tag, attributes, text = "") => {
+    const made = document.createElementNS(NAMESPACE, tag);
+    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    made.textContent = text;
+    return made;
   };
   const where = (box) => ({ x: round(box.left - frame.left), y: round(box.top - frame.top), width: round(box.width), height: round(box.height) });
+  const windows = new Map(); // a part that scrolls -> a picture that shows no more of it than the page does
+  const windowAround = (node) => {
+    const part = node.closest(".scroll, .text");
+    if (!part) return svg;
+    if (!windows.has(part)) {
+      const { x, y, width, height } = where(part.getBoundingClientRect());
+      const clipped = shape("svg", { x, y, width, height, viewBox: `${x} ${y} ${width} ${height}` });
+      svg.append(clipped);
+      windows.set(part, clipped);
+    }
+    return windows.get(part);
+  };
   const size = { width: round(frame.width), height: round(frame.height) };
   for (const [name, value] of Object.entries({ ...size, viewBox: `0 0 ${size.width} ${size.height}` })) svg.setAttribute(name, value);
-  add("rect", { ...size, fill: getComputedStyle(panel).backgroundColor });
+  svg.append(shape("rect", { ...size, fill: getComputedStyle(panel).backgroundColor }));
   for (const node of panel.querySelectorAll("*")) {
     if (node.closest(".tools, .unseen, [hidden], audio") || node.parentElement.closest("svg")) continue;
     const style = getComputedStyle(node);
     const box = where(node.getBoundingClientRect());
+    const add = (...parts) => windowAround(node.parentElement).append(shape(...parts));
     if (node.tagName === "svg") {
       const copy = node.cloneNode(true);
       for (const [name, value] of Object.entries(where(node.getBoundingClientRect()))) copy.setAttribute(name, value);
@@ -47,7 +60,7 @@ export function pictureOf(panel) {
       add("rect", { ...box, rx: parseFloat(style.borderTopLeftRadius) || 0, fill: style.backgroundColor });
     }
     for (const child of node.childNodes) {
-      if (child.nodeType === Node.TEXT_NODE) wordsOf(child, style, where, add);
+      if (child.nodeType === Node.TEXT_NODE) wordsOf(child, style, where, (...parts) => windowAround(node).append(shape(...parts)));
     }
   }
   return new XMLSerializer().serializeToString(svg);
@@ -60,9 +73,11 @@ function wordsOf(node, style, where, add) {
     range.setEnd(node, match.index + match[0].length);
     const box = where(range.getBoundingClientRect());
     if (!box.width) continue;
+    const upright = !style.writingMode.startsWith("vertical"); // otherwise it reads upwards
+    const [x, y] = upright ? [box.x, round(box.y + 0.78 * box.height)] : [round(box.x + 0.78 * box.width), round(box.y + box.height)];
     add("text", {
-      x: box.x, y: round(box.y + 0.78 * box.height), fill: style.color, "font-family": style.fontFamily,
-      "font-size": style.fontSize, "font-weight": style.fontWeight, textLength: box.width, lengthAdjust: "spacingAndGlyphs",
+      x, y, fill: style.color, "font-family": style.fontFamily, "font-size": style.fontSize, "font-weight": style.fontWeight,
+      textLength: upright ? box.width : box.height, lengthAdjust: "spacingAndGlyphs", ...(upright ? {} : { transform: `rotate(-90 ${x} ${y})` }),
     }, match[0]);
   }
 }

@@ -7,11 +7,16 @@ import { signed, sumOfRows } from "./numbers.js";
 import { largestOf } from "./scale.js";
 
 const ROW = 15; // pixels
+const NAMED = 12; // width of a column from which on it has its token above it
 
 export function createMatrix(panel, matrix) {
   const columns = matrix.columns.length;
   const legend = createLegend(panel);
+  const width = Math.max(4, Math.min(24, 640 / columns));
   const names = element("ol", { class: "rows" });
+  const above = element("ol", { class: "columns", "aria-hidden": "true" }, ...(width < NAMED ? [] : matrix.columns).map(
+    (token) => element("li", {}, token.trim() || "\u00b7")));
+  for (const item of above.children) item.style.width = `${width}px`;
   const search = element("input", { type: "search", size: 16, input: colour });
   let rows = []; // indices of the visible rows
   let values = [];
@@ -39,7 +44,7 @@ export function createMatrix(panel, matrix) {
     for (const item of names.children) Object.assign(item.style, { height: `${ROW}px`, lineHeight: `${ROW}px` });
     grid.node.hidden = !rows.length;
     if (rows.length) grid.draw(values, values, columns, rows.length, { largest, table: panel.table(), settings: panel.settings });
-    Object.assign(grid.canvas.style, { height: `${ROW * rows.length}px`, width: `${Math.max(4, Math.min(24, 640 / columns)) * columns}px` });
+    Object.assign(grid.canvas.style, { height: `${ROW * rows.length}px`, width: `${width * columns}px` });
     legend.draw(largest, true);
   }
 
@@ -47,7 +52,7 @@ export function createMatrix(panel, matrix) {
   return {
     node: element("div", { class: "matrix" }, element("h3", {}, heading),
       element("div", { class: "tools" }, labelled("Rows with", search)),
-      element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": matrix.name }, names, grid.node), legend.node),
+      element("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": matrix.name }, above, names, grid.node), legend.node),
     colour,
   };
 }
