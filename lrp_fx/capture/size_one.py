@@ -17,6 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import first_line
+from lrp_fx.graph.loop import CapturedLoop, like_all_steps
 
 
 class _Differs(Exception):
@@ -32,18 +33,29 @@ class _Shaped(fx.Interpreter):
         self.sizes = sizes
 
     def run_node(self, n: Node) -> Any:
-        value = super().run_node(n)
+        value = self._loop(n, n.target) if isinstance(n.target, CapturedLoop) else super().run_node(n)
         if n.op == "call_function" and "val" in n.meta:
             for noted, real in zip(_sizes(n.meta["val"]), _sizes(value), strict=True):
                 if self._at(noted) != real:
                     raise _Differs(f"{n.name} has a size of {real} on these inputs, and of {noted} in the graph")
         return value
 
+    def _loop(self, node: Node, loop: CapturedLoop) -> Any:
+        """The result of a loop, from one step if the state keeps its form."""
+        operands: Any = fx.map_arg(dict(node.kwargs), self.env.__getitem__)  # type: ignore[arg-type]
+        result = like_all_steps(loop.body.forward, loop.outputs, **operands)
+        same = all(_form(a) == _form(b) for a, b in zip(operands["state"], result[loop.outputs :], strict=True))
+        return result if same else super().run_node(node)
+
     def _at(self, size: Any) -> int:
         if not isinstance(size, torch.SymInt):
             return int(size)
         expression = size.node.expr
         return int(expression.xreplace({s: self.sizes[s.name] for s in expression.free_symbols}))
+
+
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.dtype
 
 
 def _sizes(value: Any) -> list[Any]:

@@ -6,7 +6,7 @@ and no step follows the last one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,24 @@ class CapturedLoop:
 
         ys, last = run_steps(x, sizes, tuple(state), advance, False, self.outputs)
         return [*ys, *last]
+
+
+def like_all_steps(
+    step: Callable[..., Iterable[Tensor]], outputs: int, *, x: Sequence[Tensor], state: Sequence[Tensor],
+    constants: Sequence[Any], sizes: None = None,
+) -> list[Tensor]:  # fmt: skip
+    """The result of a captured loop in its form alone, from one step: the state keeps its form.
+
+    Args:
+        step: (*rows of the step, *state, *constants) -> next state.
+        outputs: number of tensors of the state that are returned for every step.
+        x: as of the loop.
+        state: as of the loop.
+        constants: as of the loop.
+        sizes: as of the loop.
+    """
+    new = [*step(*(rows.select(0, 0) for rows in x), *state, *constants)]
+    return [one.new_empty((x[0].shape[0], *one.shape)) for one in new[:outputs]] + new
 
 
 def with_steps(graph: fx.Graph) -> Iterator[Node]:

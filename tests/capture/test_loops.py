@@ -1,14 +1,17 @@
 """Loops over time that a model runs in Python are captured once, for any number of steps."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import lrp_fx
 from lrp_fx.capture.as_run import TURNS
 from lrp_fx.capture.loops.find import find_loop
 from lrp_fx.capture.loops.tidy import tidy
-from lrp_fx.graph.loop import Loop
+from lrp_fx.capture.size_one import unproven
+from lrp_fx.graph.loop import CapturedLoop, Loop
 from lrp_fx.graph.steps import SHOWN
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
@@ -157,3 +160,23 @@ def test_the_output_of_a_module_in_a_loop_is_a_latent_of_all_steps(rolled):
         return
     latent = rolled.explain(given(9), target=1, at="cell").latents["cell"]
     assert latent.shape == (2, 9, 5) and latent.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("grows", "steps"), [(False, 1), (True, 1 + 50)])
+def test_sizes_of_all_steps_are_told_from_one(grows, steps):
+    states = []
+
+    def step(row, state):
+        states.append(state)
+        return (torch.tanh(state + row) if grows else torch.tanh(state) + row.sum(0, keepdim=True),)
+
+    graph = fx.Graph()
+    x, state = graph.placeholder("x"), graph.placeholder("state")
+    loop = CapturedLoop(SimpleNamespace(forward=step), 1)
+    end = graph.call_function(loop, (), {"x": [x], "state": [state], "constants": [], "sizes": None})
+    end.meta["val"] = [torch.empty(50, 2 if grows else 1, 3), torch.empty(2 if grows else 1, 3)]
+    graph.output(end)
+    leaves = [torch.zeros(50, 2, 3), torch.zeros(1, 3)]
+    assert unproven(fx.GraphModule({}, graph), leaves, {}) is None
+    assert len(states) == steps
+    assert "has a size of 49" in str(unproven(fx.GraphModule({}, graph), [leaves[0][1:], leaves[1]], {}))

@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.fx.experimental import _config as symbolic_config
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from lrp_fx.graph.loop import CapturedLoop
+from lrp_fx.graph.loop import CapturedLoop, like_all_steps
 
 
 def propagate(graph_module: fx.GraphModule, leaves: Sequence[Any], free: Sequence[Sequence[bool]]) -> None:
@@ -51,7 +51,9 @@ class _Values(fx.Interpreter):
 
     def run_node(self, n: Node) -> Any:
         if isinstance(n.target, CapturedLoop):
-            result = self._loop(n.target, **fx.map_arg(dict(n.kwargs), self.env.__getitem__))  # type: ignore[arg-type]
+            step = _Values(n.target.body, self.mode).run
+            operands = fx.map_arg(dict(n.kwargs), self.env.__getitem__)
+            result = like_all_steps(step, n.target.outputs, **operands)  # type: ignore[arg-type]
         else:
             result = super().run_node(n)
         if n.op == "get_attr" and isinstance(result, Tensor):
@@ -59,9 +61,3 @@ class _Values(fx.Interpreter):
         elif n.op != "output":
             n.meta["val"] = result
         return result
-
-    def _loop(self, loop: CapturedLoop, *, x: Any, state: Any, constants: Any, sizes: None) -> list[Any]:
-        """The values of one step, and of all."""
-        rows = [one.select(0, 0) for one in x]
-        state = [*_Values(loop.body, self.mode).run(*rows, *state, *constants)]
-        return [new.new_empty((x[0].shape[0], *new.shape)) for new in state[: loop.outputs]] + state
