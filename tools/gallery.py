@@ -28,10 +28,11 @@ from lrp_fx.results.pictures import words_of
 from lrp_fx.viz import figures
 from lrp_fx.viz.brightness import channels_last, stretched
 from lrp_fx.viz.circuit import draw_circuit
-from lrp_fx.viz.text_plots import draw_tokens
+from lrp_fx.viz.text_plots import draw_matrix, draw_tokens
 
 SENTENCE = "The plot is a tedious mess, and not even the gifted cast can save it."
 PROMPT = "Paris is the capital of France, and Tokyo is the capital of"
+CHAT = [{"role": "user", "content": "What is the capital of Japan?"}]
 RULES = {"default": "default rules", "attnlrp": "AttnLRP", "gradient": "input x gradient"}
 
 
@@ -57,6 +58,17 @@ def _classifier() -> lrp_fx.ExplainableModule:
 def prompt() -> Any:
     """A real instruction-tuned LLaMA: why this word and not another (the contrast with all others)."""
     return _prompted(_llama(), "default").plot("tokens")
+
+
+def answer() -> Any:
+    """An answer of the same LLaMA: for each new word, why it and no other; all marks of the chat's template in one column."""
+    written = _llama().explain_generation(CHAT, max_new_tokens=7, target="contrast").merge("words")
+    tokens, relevance = written.tokens("input_ids")[0], written.relevance["input_ids"][0]
+    marks = torch.tensor(tokens.special)
+    values = torch.cat([relevance[:, marks].sum(1, keepdim=True), relevance[:, ~marks]], 1)
+    words = [text.strip() for text, mark in zip(tokens.texts, tokens.special, strict=True) if not mark]
+    columns = ["(chat template)", *words]
+    return draw_matrix(values.numpy(), written.target_names or (), columns, across="question, then answer", down="new word")
 
 
 def prompt_rules() -> Any:
@@ -99,7 +111,9 @@ def question() -> Any:
     words, *_ = questions.sample(np.random.default_rng(3), real=True, sentences=2)
     xmodel = lrp_fx.convert(model, tokenizer=tokenizer)
     written = xmodel.explain_generation(" ".join([*words, "</s>"]), max_new_tokens=5)
-    return written.plot("matrix", input="input_ids")
+    figure = written.plot("matrix", input="input_ids")
+    figure.axes[0].set_xlabel("question, then text")
+    return figure
 
 
 def circuit() -> Any:
@@ -192,6 +206,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
     "words.svg": words,
     "prompt.svg": prompt,
     "prompt_rules.svg": prompt_rules,
+    "answer.svg": answer,
     "reaction.svg": reaction,
     "question.svg": question,
     "circuit.svg": circuit,
