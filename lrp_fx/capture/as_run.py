@@ -10,6 +10,7 @@ A loop over time has as many steps as an input has entries; such a model is capt
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from types import FrameType, FunctionType
@@ -64,23 +65,27 @@ class Watch:
     def modules(self) -> Iterator[None]:
         """In this context, module calls are noted, and modules of ``kinds`` run as if they were not exported."""
         flags: list[tuple[bool, bool]] = []
+        thread = threading.get_ident()
 
         def enter(module: torch.nn.Module, args: Any) -> None:
-            if get_proxy_mode() is None:  # another thread, or a run aside
+            if threading.get_ident() != thread:
                 return
-            around = self._open[-1:]
-            self._open.append((module, Counter()))  # before an error, as ``leave`` follows in any case
-            flags.append(_flags())
+            flags.append(_flags())  # before an error, as ``leave`` follows in any case
             if class_of(module) in self.kinds:
                 _set_flags(False, False)
+            if get_proxy_mode() is None:  # a run aside
+                return
+            around = self._open[-1:]
+            self._open.append((module, Counter()))
             for _, counts in around:
                 self._count(counts, module)
 
         def leave(module: torch.nn.Module, _: Any, __: Any) -> None:
-            if get_proxy_mode() is None:
+            if threading.get_ident() != thread:
                 return
-            self._open.pop()
             _set_flags(*flags.pop())
+            if get_proxy_mode() is not None:
+                self._open.pop()
 
         with contextlib.ExitStack() as hooks:
             hooks.callback(register_module_forward_pre_hook(enter).remove)

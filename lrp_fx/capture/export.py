@@ -81,7 +81,7 @@ def exports(
             continue
         try:
             watch = Watch(kinds, over_time and dynamic)
-            program = _export_as_run(model, example, dynamic, oblivious, watch)
+            program, kinds = _export_as_run(model, example, dynamic, oblivious, watch)
         except (CaptureError, OverTime):
             raise
         except Exception as error:  # export raises many types; each means "not this example"
@@ -103,8 +103,12 @@ def exports(
 
 def _export_as_run(
     model: torch.nn.Module, example: tuple[Any, Any], dynamic: bool, oblivious: bool, watch: Watch | None
-) -> torch.export.ExportedProgram:
-    """Export; modules that run a loop only because they are exported run as usual (:mod:`lrp_fx.capture.as_run`)."""
+) -> tuple[torch.export.ExportedProgram, frozenset[type]]:
+    """Export; modules that run a loop only because they are exported run as usual (:mod:`lrp_fx.capture.as_run`).
+
+    Returns:
+        The program; the classes of these modules.
+    """
     while True:
         try:
             with (
@@ -118,7 +122,8 @@ def _export_as_run(
                 nullcontext() if watch is None else watch.modules(),
             ):
                 stage("export")
-                return with_blocks_once(model, lambda: _export(model, *example, dynamic, oblivious=oblivious))
+                program = with_blocks_once(model, lambda: _export(model, *example, dynamic, oblivious=oblivious))
+                return program, frozenset() if watch is None else watch.kinds
         except OverTime:
             raise
         except Exception:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import lrp_fx
+from lrp_fx.capture.export import exports
 
 N = 20
 CHUNKS = torch.randn(3, N, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -87,6 +88,14 @@ def test_a_module_that_can_only_be_exported_by_its_loop_is():
     assert xmodel.captures()[0].captured.route == "export"
     assert xmodel.explain(CHUNKS, target=1).ledger.balance < 1e-12
     assert not any("solve_triangular" in name for name in names(xmodel))
+
+
+def test_a_loop_for_exporters_is_seen_once(monkeypatch):
+    calls, export = [], torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: calls.append(1) or export(*args, **kwargs))
+    programs = [program for program, _ in exports(model(Solver), (CHUNKS[:1],), {}, True)]
+    assert len(programs) == 3 and len(calls) == 1 + len(programs)
+    assert all("solve_triangular" in str(program.graph) for program in programs)
 
 
 def test_the_flags_of_export_are_as_before(solved):

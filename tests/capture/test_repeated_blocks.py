@@ -508,6 +508,24 @@ def test_modules_that_run_a_loop_because_they_are_exported(shared: bool) -> None
     torch.testing.assert_close(converted(x), model(x))
 
 
+class Numbered(Rows):
+    """Does the same in all blocks if it is exported, and not otherwise."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self.index = index
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if torch.compiler.is_exporting() else x * (2 + self.index)
+
+
+def test_blocks_are_compared_by_the_code_that_is_traced() -> None:
+    model = Stack(*(nn.Sequential(Block(i), Numbered(i)) for i in range(4)))
+    converted = lrp_fx.convert(model, torch.randn(2, 5, 4), capture="export")  # (refused, if blocks were mixed up)
+    x = torch.randn(3, 6, 4)
+    torch.testing.assert_close(converted(x), model(x))
+
+
 def test_calls_of_other_threads_are_not_answered() -> None:
     block, answers = Block(), []
     x = torch.randn(2, 5, 4)
