@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.analysis.detached import HONOUR, analyse_detached
 from lrp_fx.cache.store import capture_or_load
 from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, preserved, read_call
+from lrp_fx.capture.agreement import carries_state
 from lrp_fx.capture.equivalence import covers
 from lrp_fx.capture.garbage import uncollected
 from lrp_fx.capture.model_state import switches
@@ -243,7 +244,9 @@ class CaptureCache:
             captured = capture_or_load(
                 stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route, refusing=captures
             )
-            state.ignore_writes(before)
+            written = before.written()
+        if written and not self._carries_state(state, args, kwargs):
+            state.ignore(written)
         for graph in (captured, *(other for other, _ in captured.others)):
             stand_in.give_back(graph.graph_module)
             if graph.decisions is not None:
@@ -256,6 +259,11 @@ class CaptureCache:
         while entry in replaced:
             entry = replaced[entry]
         return entry
+
+    def _carries_state(self, state: ModelState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether runs of the model depend on what earlier runs wrote; False if it has no copy that may run."""
+        another = state.stand_in().module
+        return another is not self.model and carries_state(another, args, kwargs)
 
     def _merge(self, new: Sequence[Entry], call: Call) -> dict[Entry, Entry]:
         """Merge entries of equal graphs; returns superfluous entry -> the entry that covers it.

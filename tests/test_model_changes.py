@@ -1,5 +1,6 @@
 """A model that was changed after its capture is explained as it is now; one that was not is not captured again."""
 
+import copy
 import sys
 import types
 
@@ -321,6 +322,67 @@ def test_what_a_run_writes_is_no_change_and_is_not_written_by_a_capture():
         model(X)
         xmodel.explain(X)
     assert len(xmodel.captures) == 1
+
+
+class Stateful(nn.Module):
+    """What it returns depends on its earlier runs."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.linear, self.step = nn.Linear(6, 3), step
+        self.count, self.past, self.last = 0, [], None
+        self.register_buffer("kept", torch.zeros(5, 3, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.step(self, self.linear(x).tanh())
+
+
+def _counts(model, h):
+    model.count += 1
+    return h * model.count
+
+
+def _replaces_a_buffer(model, h):
+    y = h * (1 + model.kept)
+    model.kept = h.detach()
+    return y
+
+
+def _replaces_an_attribute(model, h):
+    y = h if model.last is None else h * model.last
+    model.last = h.detach()
+    return y
+
+
+def _appends(model, h):
+    model.past.append(h.detach())
+    return h * torch.stack(model.past).sum(0)
+
+
+def _writes_in_place(model, h):
+    y = h * (1 + model.kept)
+    model.kept.copy_(h.detach())
+    return y
+
+
+@pytest.mark.parametrize(
+    "step", [_counts, _replaces_a_buffer, _replaces_an_attribute, _appends, _writes_in_place], ids=lambda s: s.__name__
+)
+def test_state_that_runs_carry_on_is_the_model_s(step):
+    """The model is explained as it would run now; explaining it does not make it go on."""
+    torch.manual_seed(0)
+    model = Stateful(step).double().eval()
+    xmodel = lrp_fx.convert(model, X, rules="gradient")
+    for x in (X, X.flip(0), X):
+        explained = [xmodel.explain(x, target=1) for _ in range(2)]
+        outputs, x = xmodel(x), x.clone().requires_grad_()
+        expected = copy.deepcopy(model)(x)
+        (gradient,) = torch.autograd.grad(expected[:, 1].sum(), x)
+        torch.testing.assert_close(outputs, expected.detach(), rtol=1e-12, atol=1e-12)
+        for one in explained:
+            torch.testing.assert_close(one.relevance["x"], (gradient * x).detach(), rtol=1e-9, atol=1e-12)
+        model(X)
+    assert len(xmodel.captures) == (1 if step is _writes_in_place else 3)
 
 
 def test_an_adapter_that_is_merged_counts_once():

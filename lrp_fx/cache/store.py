@@ -9,6 +9,7 @@ no code. Still, a graph of another author may compute anything, so a folder that
 from __future__ import annotations
 
 import dataclasses
+import functools
 import operator
 import time
 import warnings
@@ -57,11 +58,13 @@ def capture_or_load(
     place = entry(model, call, "capture", dynamic, route) if storable else None
     if place is not None and (loaded := load(place, model, call, args, kwargs)) is not None:
         return loaded
+    named = {} if place is None else _every_tensor(model)  # before the model runs: it may replace some
     captured = capture(model, args, kwargs, dynamic=dynamic, route=route, refusing=refusing)
     if place is None:
         return captured
-    others = tuple((save(place, other, model), example) for other, example in captured.others)
-    return dataclasses.replace(save(place, captured, model), others=others)
+    store = functools.partial(save, place, named=named, owner=type(model).__name__)
+    others = tuple((store(other), example) for other, example in captured.others)
+    return dataclasses.replace(store(captured), others=others)
 
 
 def entry(model: nn.Module, call: Call, *options: Any) -> Entry | None:
@@ -129,8 +132,14 @@ def read_graph(
     return lazy_module(attributes, reader.graph(plain["nodes"]), name)
 
 
-def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
+def save(place: Entry, captured: Captured, named: Mapping[str, Tensor], owner: str) -> Captured:
     """Write a capture to the disk cache.
+
+    Args:
+        place: the entry.
+        captured: the capture.
+        named: the model's tensors by name, as they were before the capture.
+        owner: the name of the model's class, for a warning.
 
     Returns:
         The capture with its ``key``; without one if it is a recorded run, or its graph has no plain form.
@@ -140,7 +149,7 @@ def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
     writer = Writer()
     codegen: Any = captured.graph_module.graph._codegen
     try:
-        graph, tensors = write_graph(captured.graph_module, _every_tensor(model), writer)
+        graph, tensors = write_graph(captured.graph_module, named, writer)
         outputs = pytree.treespec_dumps(captured.out_spec)
         if needs_import(outputs):
             raise Unstorable("outputs in a container that names code")
@@ -155,7 +164,7 @@ def save(place: Entry, captured: Captured, model: nn.Module) -> Captured:
             **captured.shapes.plain(),
         }
     except (Unstorable, NotImplementedError) as reason:
-        warnings.warn(f"{VARIABLE}: {type(model).__name__} is captured anew each time: {reason}", stacklevel=2)
+        warnings.warn(f"{VARIABLE}: {owner} is captured anew each time: {reason}", stacklevel=2)
         return captured
     place.write(document, tensors, captured.shapes.dims)
     return dataclasses.replace(captured, key=place.key)

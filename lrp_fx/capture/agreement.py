@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import closed
-from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.graph.values import tensors_in
 
 TOLERANCE = 1e-2  #: relative; far above rounding in a model that is not chaotic, far below the effect of a wrong mask
+_CARRIED = 1e-6  #: relative; two runs on the same numbers are equal, but for sums in another order on an accelerator
 _SEEDS = (0, 1)
 
 
@@ -50,9 +51,30 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
         differ = difference(expected, outputs(graph_module, _SEEDS[0]))
         if differ <= TOLERANCE:
             return differ
-        with traceable(model, experts=None):
-            by_itself = difference(expected, outputs(model, _SEEDS[1]))
+        runs = []
+        for seed in _SEEDS:
+            with preserved(model), traceable(model, experts=None):  # from the same state
+                runs.append(outputs(model, seed))
+    by_itself = difference(*runs)
     return 0.0 if by_itself > TOLERANCE and differ <= 2 * by_itself else differ
+
+
+def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether a run of a model changes what its next run returns, by attributes that it writes and reads again.
+
+    The model is run twice, on the same random numbers; lists and objects that it writes stay changed. False where it
+    does not run.
+    """
+    with torch.no_grad(), preserved(model), traceable(model, experts=None):
+        state = torch.random.get_rng_state()
+        runs = []
+        for _ in range(2):
+            torch.random.set_rng_state(state)
+            try:
+                runs.append(tensors_in(model(*closed(args), **closed(kwargs))))
+            except Exception:  # the capture says so
+                return False
+    return difference(*runs) > _CARRIED
 
 
 def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:

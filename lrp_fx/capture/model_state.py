@@ -98,13 +98,13 @@ class ModelState:
         """The first change, in words; None if there is none."""
         return next((text for name, text in self._changes() if name not in self._ignored), None)
 
-    def ignore_writes(self, of_twin: ModelState) -> None:
-        """Ignore the attributes that a run of the model writes itself, such as counters and position tables.
+    def written(self) -> frozenset[str]:
+        """Names of what a run of the model wrote since, such as counters and position tables."""
+        return frozenset(name for name, _ in self._changes(_equal))
 
-        Args:
-            of_twin: state of a :meth:`stand_in` before its run.
-        """
-        self._ignored |= {name for name, _ in of_twin._changes(_equal)}
+    def ignore(self, names: frozenset[str]) -> None:
+        """Count these as unchanged: a run writes them, and its next run does not depend on that."""
+        self._ignored |= names
 
     @property
     def tensors(self) -> dict[str, Tensor]:
