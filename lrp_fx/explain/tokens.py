@@ -77,7 +77,9 @@ def _moved(node: Node, owner: Node, twins: dict[Node, Any], env: Mapping[Node, A
     if not moving:
         twins[node] = _picked(node, owner, twins, env, facts)
     elif spec.kind == "movement" and spec.extra.get("form") != "cast":
-        zeros = {n: pytree.tree_map(lambda t: torch.zeros_like(t, dtype=torch.float64), env[n]) for n in operands}
+        overwritten = bind(node).get("self")  # gives shape and dtype to what is written, even if its values are lost
+        nodes = operands | ({overwritten} if isinstance(overwritten, Node) else set())
+        zeros = {n: pytree.tree_map(lambda t: torch.zeros_like(t, dtype=torch.float64), env[n]) for n in nodes}
         moved, empty = _call(node, {**zeros, **moving}, env), _call(node, zeros, env)
         twins[node] = pytree.tree_map(torch.sub, moved, empty)  # literal values cancel
     elif isinstance(env[node], (tuple, list)):

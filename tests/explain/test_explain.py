@@ -242,6 +242,27 @@ def test_token_ids_shifted_by_the_model_are_carried_back():
     torch.testing.assert_close(attribution.relevance["tokens"], expected.detach())
 
 
+@pytest.mark.parametrize("samples", [1, 2])
+def test_the_last_token_id_written_in_front_is_carried_back(samples):
+    """One sample's last id is a scalar, which fills its place; two samples' are copied."""
+
+    class Wrap(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.head = nn.Embedding(50, 8), nn.Linear(8, 3, bias=False)
+
+        def forward(self, tokens):
+            shifted = tokens.clone()
+            shifted[:, 1:] = tokens[:, :-1].clone()
+            shifted[:, 0] = tokens[:, -1:].squeeze()
+            return self.head(self.table(shifted)).sum(1)
+
+    model, tokens = Wrap().double(), torch.randint(0, 50, (samples, 5))
+    attribution = lrp_fx.convert(model, tokens, rules="attnlrp").explain(tokens, target=0)
+    expected = (model.table(tokens) * model.head.weight[0]).sum(-1)
+    torch.testing.assert_close(attribution.relevance["tokens"], expected.detach())
+
+
 def test_rules_by_module_path():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     x = torch.randn(2, 4, dtype=torch.float64)

@@ -77,7 +77,7 @@ def against_autograd(
     relevance, rounding = attribution.relevance, ROUNDING * float(attribution.target.abs().max())
     try:
         wanted = input_times_gradient(model, args, kwargs, target)
-    except LrpError:
+    except (LrpError, Undifferentiable):
         raise
     except Exception as error:
         raise Undifferentiable(f"autograd on the model itself: {short(error, 80)}") from error
@@ -122,11 +122,14 @@ class _Lookups(TorchFunctionMode):
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.named, self.rows = named, {}  # type: ignore[var-annotated]
+        self.tables: set[int] = set()  #: data pointers of tables that ids of an input index
+        self.others: set[int] = set()  #: of tables that other integers index
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func is not nn.functional.embedding and func is not torch.embedding:
+        of_parameter = func is Tensor.__getitem__ and isinstance(args[0], nn.Parameter)
+        if not of_parameter and func is not nn.functional.embedding and func is not torch.embedding:
             return result
         indices = next(
             (t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and not t.is_floating_point()), None
@@ -136,10 +139,12 @@ class _Lookups(TorchFunctionMode):
             for n, t in self.named.items()
             if indices is not None and t.shape == indices.shape and torch.equal(t, indices)
         ]
+        table = next(t for t in (*args, *kwargs.values()) if isinstance(t, Tensor) and t.is_floating_point())
+        (self.tables if names else self.others).add(table.data_ptr())
         if not names:
             return result
         rows = result.detach().clone().requires_grad_()
-        self.rows.setdefault("/".join(names), []).append(rows)
+        self.rows.setdefault("/".join(names), []).append((rows, indices.dim()))
         return rows
 
 
@@ -158,12 +163,14 @@ def input_times_gradient(model: nn.Module, args: Any, kwargs: Any, target: Any) 
     with torch.enable_grad(), traceable(model, experts=None), _Lookups(named) as lookups:
         output = model(*positional, **{**kwargs, **leaves})
         chosen = target(output)
+    if lookups.tables & lookups.others:
+        raise Undifferentiable("the model changes ids before it looks them up")
     found = leaves | {f"#{i}": t for i, t in enumerate(positional) if isinstance(t, Tensor) and t.requires_grad}
-    picked = [(name, rows) for name, many in lookups.rows.items() for rows in many]
-    wanted = [*found.values(), *(rows for _, rows in picked)]
+    picked = [(name, *looked_up) for name, many in lookups.rows.items() for looked_up in many]
+    wanted = [*found.values(), *(rows for _, rows, _ in picked)]
     grads = torch.autograd.grad(chosen.sum(), wanted, allow_unused=True) if wanted else ()
     products = [(x * (torch.zeros_like(x) if g is None else g)).detach() for x, g in zip(wanted, grads, strict=True)]
     relevance = dict(zip(found, products, strict=False))
-    for (name, _), product in zip(picked, products[len(found) :], strict=True):
-        relevance[name] = relevance.get(name, 0) + product.sum(-1)
+    for (name, _, depth), product in zip(picked, products[len(found) :], strict=True):
+        relevance[name] = relevance.get(name, 0) + product.flatten(depth).sum(-1)
     return relevance
