@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from torch.utils.hooks import RemovableHandle
 
 from lrp_fx.errors import NumericalError, first_line
 from lrp_fx.explain.account import Account, LayerRun, safe_dot
@@ -33,6 +34,10 @@ class Accountant(fx.Interpreter):
     Args:
         rewritten: the rewritten graph.
         graph_module: the graph of a loop's step; None for the rewritten graph itself.
+
+    Attributes:
+        hooks: hooks on tensors. They hold accounts, which hold these tensors: a circle through autograd's graph that
+            is never collected, so that they have to be removed after the sweep.
     """
 
     def __init__(self, rewritten: Rewritten, graph_module: fx.GraphModule | None = None) -> None:
@@ -44,6 +49,7 @@ class Accountant(fx.Interpreter):
         self.nonfinite: dict[Node, str] = {}
         self.lost: list[Node] = []
         self.last: Node | None = None
+        self.hooks: list[RemovableHandle] = []
         self._captured = {copy: node for node, copy in reversed(rewritten.copies.items())}  # equal steps share copies
         self._source_of = {rewritten.copies[s.node]: s.node for s in rewritten.plan.sources}
         self._feeds_zeros = rewritten.plan.feeds_zeros
@@ -100,10 +106,14 @@ class Accountant(fx.Interpreter):
         live = [(position, leaf) for position, leaf in signals if leaf.requires_grad]
         for position, leaf in live:
             account.watch(leaf.detach(), position)
-            leaf.register_hook(functools.partial(account.arrive, leaf.detach(), position))
-            leaf.register_hook(functools.partial(self._reached, account.node))
+            self.hook(leaf, functools.partial(account.arrive, leaf.detach(), position))
+            self.hook(leaf, functools.partial(self._reached, account.node))
         if signals and not live and self._expects(account.node):
             self.lost.append(account.node)
+
+    def hook(self, tensor: Tensor, call: Callable[[Tensor], None]) -> None:
+        """Call a function with the cotangent of a tensor."""
+        self.hooks.append(tensor.register_hook(call))
 
     def _reached(self, node: Node, _: Tensor) -> None:
         self.last = node
@@ -124,7 +134,7 @@ class Accountant(fx.Interpreter):
                 if not isinstance(tensor, Tensor) or not tensor.requires_grad:
                     return tensor
                 named = tensor.view_as(tensor)
-                named.register_hook(lambda g: account.receive(tensor, g))
+                self.hook(named, lambda g: account.receive(tensor, g))
                 return named
 
             self._aliases[key] = type(val)(map(alias, val)) if isinstance(val, (tuple, list)) else alias(val)
@@ -137,7 +147,7 @@ class _StepAccountant(Accountant):
     def __init__(self, around: Accountant, body: Body) -> None:
         super().__init__(around.rewritten, body.graph_module)
         self.around = around
-        self.steps, self.nonfinite, self.lost = around.steps, around.nonfinite, around.lost
+        self.steps, self.nonfinite, self.lost, self.hooks = around.steps, around.nonfinite, around.lost, around.hooks
 
     def step(self, inputs: tuple[Any, ...]) -> tuple[Tensor, ...]:
         """Run one step."""
@@ -208,17 +218,21 @@ def account(rewritten: Rewritten, leaves: tuple[Any, ...], select: Callable[[Any
         NumericalError: where the backward of an operator fails.
     """
     accountant = Accountant(rewritten)
-    with torch.inference_mode(False), torch.enable_grad():
-        outputs = accountant.run(*leaves, enable_io_processing=False)
-        flat = pytree.tree_leaves(outputs)
-        handles = [o.view_as(o) if isinstance(o, Tensor) and o.requires_grad else o for o in flat]
-        target = select(pytree.tree_unflatten(handles, out_spec))
-        nodes, tensors = list(accountant.sources), list(accountant.sources.values())
-        live = [h for h in handles if isinstance(h, Tensor) and h.requires_grad]
-        seen: list[float] = []
-        for handle in live:
-            handle.register_hook(lambda g, h=handle: seen.append(safe_dot(h.detach(), g)))
-        grads = _cotangents(accountant, target, tensors)
+    seen: list[float] = []
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            outputs = accountant.run(*leaves, enable_io_processing=False)
+            flat = pytree.tree_leaves(outputs)
+            handles = [o.view_as(o) if isinstance(o, Tensor) and o.requires_grad else o for o in flat]
+            target = select(pytree.tree_unflatten(handles, out_spec))
+            nodes, tensors = list(accountant.sources), list(accountant.sources.values())
+            for handle in handles:
+                if isinstance(handle, Tensor) and handle.requires_grad:
+                    accountant.hook(handle, lambda g, h=handle: seen.append(safe_dot(h.detach(), g)))  # type: ignore[misc]
+            grads = _cotangents(accountant, target, tensors)
+    finally:
+        for hook in accountant.hooks:
+            hook.remove()
     sources = {
         n: (t.detach(), torch.zeros_like(t) if g is None else g) for n, t, g in zip(nodes, tensors, grads, strict=True)
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lrp_fx.errors import InputError, type_and_line
@@ -80,7 +80,10 @@ def explain_shard(explainer: Explainer, task: Task) -> Shard:
     lengths = [one.length for one in prepared]
     readable = [i for i, one in enumerate(prepared) if one.error is None]
     counts = Counts()
-    for batch in batches([lengths[i] for i in readable], KINDS[explainer.kind].limits):
+    limits = KINDS[explainer.kind].limits
+    if explainer.ledger:  # that of a row in a batch would be a sweep over the whole batch
+        limits = replace(limits, rows=1)
+    for batch in batches([lengths[i] for i in readable], limits):
         which = [readable[i] for i in batch]
         for i, row in zip(which, explainer.explain([prepared[i] for i in which]), strict=True):
             rows[i] = row

@@ -88,3 +88,29 @@ def test_what_is_computed_on_demand_needs_the_inputs(xmodel):
     ledger, output = whole.ledger, whole.output
     small = whole.without_inputs()
     assert small.ledger is ledger and torch.equal(small.output, output) and not small.inputs
+
+
+def test_ledgers_and_checks_give_back_what_their_sweeps_computed(xmodel, nothing_else):
+    left = []
+    for _ in range(2):
+        xmodel.explain(ids(), check="always")[1].ledger  # noqa: B018
+        left.append(newer())
+    assert left[1] == left[0] < LENGTH * WORDS * 4, left
+
+
+def test_a_sweep_that_fails_gives_back_what_it_computed(xmodel, nothing_else):
+    def once():
+        calls = []
+
+        def target(output):
+            calls.append(1)
+            if len(calls) == 2:
+                raise ArithmeticError
+            return output[:, -1, 3]
+
+        result = xmodel.explain(ids(), target=target, check=False)
+        with pytest.raises(ArithmeticError):
+            result.ledger  # noqa: B018
+        return newer()
+
+    assert once() == once()
