@@ -68,7 +68,9 @@ def answer() -> Any:
     values = torch.cat([relevance[:, marks].sum(1, keepdim=True), relevance[:, ~marks]], 1)
     words = [text.strip() for text, mark in zip(tokens.texts, tokens.special, strict=True) if not mark]
     columns = ["(chat template)", *words]
-    return draw_matrix(values.numpy(), written.target_names or (), columns, across="question, then answer", down="new word")
+    return draw_matrix(
+        values.numpy(), written.target_names or (), columns, across="question, then answer", down="new word"
+    )
 
 
 def prompt_rules() -> Any:

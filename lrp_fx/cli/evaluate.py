@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +61,30 @@ def _answers(output: Any, mask: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(len(logits))
         logits = logits[rows, last_positions(logits.shape[1], len(logits), {"attention_mask": mask})]
     return logits.argmax(-1)
+
+
+def parted(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Texts to tune on, and every third one to measure on; no text is in both.
+
+    Raises:
+        InputError: for fewer than three texts.
+    """
+    texts = list(dict.fromkeys(line for line in lines if line.strip()))
+    if len(texts) < 3:
+        raise InputError(f"{len(texts)} texts cannot be parted: give three at least, better some hundreds")
+    return [text for number, text in enumerate(texts) if number % 3 < 2], texts[2::3]
+
+
+def writable_rules(path: Path) -> None:
+    """Check before a long search that its result can be written.
+
+    Raises:
+        InputError: for a file of another kind, and for a folder that is not there or cannot be written to.
+    """
+    if path.suffix != ".toml":
+        raise InputError(f"{str(path)!r}: the name of a rule set's file ends in .toml")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise InputError(f"{str(path)!r} cannot be written: there is no such folder, or it is not yours")
 
 
 def results_table(results: Results) -> Table:

@@ -13,7 +13,7 @@ from rich.markup import escape
 
 import lrp_fx
 from lrp_fx.cli.bench import bench_table, measured
-from lrp_fx.cli.evaluate import results_table, text_task
+from lrp_fx.cli.evaluate import parted, results_table, text_task, writable_rules
 from lrp_fx.cli.exits import EXITS, clear_errors
 from lrp_fx.cli.explaining import ExplainOptions, as_json, explained, write
 from lrp_fx.cli.listing import ops_table
@@ -259,6 +259,37 @@ def eval_command(
         if plot is not None:
             with replacing(plot) as beside:
                 results.plot().savefig(beside)
+
+
+@app.command()
+def tune(
+    model: Model,
+    file: Annotated[Path, typer.Argument(help="a file with a text per line; every third text is held out")],
+    output: Annotated[Path, typer.Argument(help="the TOML file to write, for --rules")],
+    metric: Annotated[str, typer.Option(help="what to improve: abpc, insertion, deletion, loo, ...")] = "abpc",
+    trials: Annotated[int, typer.Option(min=1, help="rule sets to try, the shipped ones among them")] = 100,
+    depths: Annotated[int, typer.Option(min=1, help="groups of layers with rules of their own")] = 3,
+    base: Annotated[str, typer.Option(help="the rule set to change: a name or a TOML file")] = "attnlrp",
+    target: Class = None,
+    precision: Precision = "float32",
+) -> None:
+    """Search the most faithful rules for a model on some texts; compare them with others on those held out."""
+    with clear_errors():
+        writable_rules(output)
+        parts = parted(read_text(file).splitlines())
+        loaded = load(model, None, precision)
+        tuned_on, held_out = (text_task(loaded.name, loaded.model, loaded.tokenizer, p, target) for p in parts)
+        found = lrp_fx.tune(loaded.model, tuned_on, metric, base, trials, depths)
+        found.ruleset.save(output)
+        methods = find_methods(dict.fromkeys([str(output), base, "default"]))
+        results = evaluate(held_out, methods)
+        console = Console()
+        tried = f"{found.trials} rule sets on {len(tuned_on)} texts: {metric} {found.value:.4g} at best"
+        console.print(
+            f"{tried}; on the other {len(held_out)} (higher is better, for deletion lower)\n", highlight=False
+        )
+        console.print(results_table(results))
+        console.print(f"rules: {output.resolve()}", highlight=False, soft_wrap=True)
 
 
 @app.command("run")

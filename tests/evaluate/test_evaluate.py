@@ -330,6 +330,24 @@ def test_command_line_evaluates_texts(saved, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_command_line_tunes_on_some_texts_and_compares_on_others(saved, tmp_path):
+    file, rules = tmp_path / "texts.txt", tmp_path / "tuned.toml"
+    file.write_text("a good film\n\na bad bad film\ngood\na good film\n")
+    result = CliRunner().invoke(
+        app, ["tune", str(saved), str(file), str(rules), "--trials", "1", "--depths", "1", "--base", "default"]
+    )
+    said = " ".join(result.output.split())
+    assert result.exit_code == 0, said
+    assert "rule sets on 2 texts: abpc" in said and "on the other 1 (" in said and "default-tuned" in said
+    assert lrp_fx.RuleSet.load(rules).name == "default-tuned"
+    for where, message in (("tuned.json", "ends in .toml"), ("none/tuned.toml", "no such folder")):
+        result = CliRunner().invoke(app, ["tune", str(saved), str(file), str(tmp_path / where)])
+        assert result.exit_code == 1 and message in " ".join(result.output.split())
+    file.write_text("a good film\ngood\n")
+    result = CliRunner().invoke(app, ["tune", str(saved), str(file), str(rules)])
+    assert result.exit_code == 1 and "2 texts cannot be parted" in " ".join(result.output.split())
+
+
 def test_command_line_says_what_is_missing(saved):
     assert "nothing to evaluate on" in CliRunner().invoke(app, ["eval", str(saved)]).output
     assert (
