@@ -88,6 +88,7 @@ class ModelState:
         self._opaque: list[Any] = []
         self._ignored: set[str] = set()
         self._functions: list[types.FunctionType] = []
+        self._parts: frozenset[int] = frozenset()  #: ids of what is reached without a function or method
         _Walk(self)
 
     def unchanged(self) -> bool:
@@ -123,7 +124,7 @@ class ModelState:
         tensors = [t for t, *_ in self._tensors]
         plain = [t for t in tensors if type(t) is nn.Parameter and t.layout is torch.strided]
         try:
-            return copied(self.model, plain, [*tensors, *self._opaque], self._functions)
+            return copied(self.model, plain, [*tensors, *self._opaque], self._functions, self._parts)
         except Exception:  # objects that cannot be copied may raise anything
             return StandInModel(self.model, {})
 
@@ -192,7 +193,7 @@ class _Walk:
         for path, module in state.model.named_modules():
             self.hold(state._dicts, vars(module), path, dict_contents, True, NOT_COUNTED)
             self.follow(path)
-        self.owned = self.modules.union(state._names)
+        state._parts = frozenset(self.modules.union(state._names))
         functions, self.later = self.later, None
         for value, name in functions:
             self.stack.append((value, name))
@@ -255,7 +256,7 @@ class _Walk:
         if isinstance(value, types.FunctionType):
             state._functions.append(value)
             self.enter_globals(value)
-        elif isinstance(value, types.MethodType) and id(value.__self__) not in self.owned:
+        elif isinstance(value, types.MethodType) and id(value.__self__) not in state._parts:
             state._opaque.append(value)
 
     def look_inside(self, value: Any, name: str) -> bool:

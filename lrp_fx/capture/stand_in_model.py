@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,8 @@ def copied(
     model: nn.Module,
     parameters: Sequence[nn.Parameter],
     shared: Iterable[Any],
-    functions: Sequence[types.FunctionType],
+    functions: Iterable[types.FunctionType],
+    parts: Collection[int],
 ) -> StandInModel:
     """A copy of a model; raises whatever an object raises that cannot be copied.
 
@@ -51,14 +52,17 @@ def copied(
         model: the model.
         parameters: those that the copy shares the memory of, as new objects.
         shared: further objects that the copy shares with the model.
-        functions: functions that may close over parts of the model; those of the copy close over parts of the copy.
+        functions: functions of the model and of its hooks; where they close over parts of the model, those of the copy
+            close over the same parts of the copy.
+        parts: ids of the modules, containers and objects of the model.
     """
     copies = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in parameters}
-    rebuilt = {id(function): _with_empty_cells(function) for function in functions if function.__closure__}
+    closing = [function for function in functions if _closes_over(function, parts, set())]
+    rebuilt = {id(function): _with_empty_cells(function) for function in closing}
     memo: dict[int, Any] = {id(value): value for value in shared} | copies | rebuilt
     module = copy.deepcopy(model, memo)
-    for function in functions:
-        for cell, empty in zip(function.__closure__ or (), _cells(rebuilt, function), strict=True):
+    for function in closing:
+        for cell, empty in zip(function.__closure__ or (), rebuilt[id(function)].__closure__ or (), strict=True):
             if is_set(cell):
                 empty.cell_contents = _counterpart(cell.cell_contents, memo)
     for part in module.modules():  # a copied method has the function of the model's method
@@ -77,8 +81,15 @@ def _with_empty_cells(function: types.FunctionType) -> types.FunctionType:
     return rebuilt
 
 
-def _cells(rebuilt: Mapping[int, types.FunctionType], function: types.FunctionType) -> Iterable[types.CellType]:
-    return rebuilt[id(function)].__closure__ or () if function.__closure__ else ()
+def _closes_over(function: types.FunctionType, parts: Collection[int], seen: set[int]) -> bool:
+    """Whether a function, or one that it closes over, closes over a part of the model or a method of one."""
+    seen.add(id(function))
+    for value in (cell.cell_contents for cell in function.__closure__ or () if is_set(cell)):
+        owner = value.__self__ if isinstance(value, types.MethodType) else value
+        inner = isinstance(value, types.FunctionType) and id(value) not in seen and _closes_over(value, parts, seen)
+        if id(owner) in parts or inner:
+            return True
+    return False
 
 
 def _counterpart(value: Any, memo: Mapping[int, Any]) -> Any:
