@@ -19,6 +19,7 @@ EXITS: dict[int, str] = {
     2: "the command line was not understood",
     3: "a check ran and found a fault (`verify`)",
     4: "a package is missing: the message has the command that installs it",
+    130: "interrupted (Ctrl-C): no file is half written, and `run` goes on from where it was",
 }
 
 

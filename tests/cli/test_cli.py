@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import threading
 from pathlib import Path
 
@@ -182,11 +183,11 @@ def test_version_and_completion():
     assert "--install-completion" in runner.invoke(app, ["--help"]).output
 
 
-def test_exit_codes_are_those_of_the_page(saved, monkeypatch):
+def test_exit_codes_are_those_of_the_page(saved, monkeypatch, tmp_path):
     from lrp_fx.cli.exits import EXITS
 
     page = (Path(__file__).parents[2] / "docs/cli.md").read_text()
-    rows = {int(code): when.strip() for code, when in re.findall(r"^\| (\d) \| (.*?) \|$", page, re.M)}
+    rows = {int(code): when.strip() for code, when in re.findall(r"^\| (\d+) \| (.*?) \|$", page, re.M)}
     assert rows == EXITS
     assert runner.invoke(app, ["rules"]).exit_code == 0
     assert runner.invoke(app, ["ops", "nonsense.*"]).exit_code == 1
@@ -194,13 +195,17 @@ def test_exit_codes_are_those_of_the_page(saved, monkeypatch):
     assert runner.invoke(
         app, ["verify", saved, "a film", "--rules", "vit_gamma", "--precision", "bfloat16"]
     ).exit_code in (0, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr("lrp_fx.results.result.page", lambda *_: signal.raise_signal(signal.SIGINT))
+        interrupted = runner.invoke(app, ["explain", saved, "a film", "--html", str(tmp_path / "page.html")])
+    assert interrupted.exit_code == 130 and not list(tmp_path.iterdir())
     monkeypatch.setenv("LRP_FX_MODELS", "/nowhere")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     missing = runner.invoke(app, ["explain", "prompt", "a text"])
     assert missing.exit_code == 4 and "pip install" in " ".join(missing.output.split())
     assert all(
         f"lrp-fx {name}" in page
-        for name in ("explain", "view", "report", "verify", "bench", "export", "eval", "rules", "ops")
+        for name in ("explain", "view", "report", "verify", "bench", "export", "eval", "tune", "run", "rules", "ops")
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from benchmark.cases import ABOUT, CASES, ON_GPU
 from benchmark.results import Results
 from lrp_fx.files import replacing, write_text
+from lrp_fx.viz.colours import CATEGORIES, hexadecimal, ink
 
 COLUMNS = ("forward", "gradient", "eager", "lowered", "compiled")
-COLOURS = {"eager": "#7f8fa6", "lowered": "#e0a458", "compiled": "#3b6ea5"}
+COLOURS = dict(zip(("eager", "lowered", "compiled"), map(hexadecimal, CATEGORIES[::3]), strict=True))
 
 
 def write(results: Path, report: Path) -> None:
@@ -114,8 +115,8 @@ def _plot(rows: dict[str, Any], device: str, report: Path) -> list[str]:
         values = [f["seconds"][name] / f["seconds"]["gradient"] for f in rows.values()]
         axes.barh([y + (1 - i) * 0.25 for y in range(len(rows))], values, 0.24, color=colour, label=name)
     bounds = [2 * f["seconds"]["compiled forward"] / f["seconds"]["gradient"] for f in rows.values()]
-    axes.plot(bounds, range(len(rows)), "|", color="black", markersize=22, label="bound")
-    axes.axvline(1, color="black", linewidth=0.8)
+    axes.plot(bounds, range(len(rows)), "|", color=ink("ink"), markersize=22, label="bound")
+    axes.axvline(1, color=ink("ink"), linewidth=0.8)
     axes.set_yticks(range(len(rows)), [_title(r) for r in rows])
     axes.invert_yaxis()
     axes.set_xlabel("time of one explanation, in units of the plain gradient")
