@@ -69,13 +69,13 @@ class Exporting(ConvertedModule):
         return replace(lowered, show=self.captures.show_one_sample) if dynamic else lowered
 
     def compile(  # type: ignore[override]
-        self, *args: Any, mode: str | None = None, per_block: bool = False, **kwargs: Any
+        self, *args: Any, mode: str | None = None, per_block: bool | None = None, **kwargs: Any
     ) -> Lowered:
         """:meth:`lower` under ``torch.compile`` (full graph, compiled at the first call); ``mode`` as there.
 
         :meth:`explain` then uses it for every call that it serves: the same kind of target, rule set and ``at``. It
         replaces an older compiled graph for such calls. With ``per_block`` each kind of repeated block is compiled
-        once: compile time does not grow with depth.
+        once, so that compile time does not grow with depth; None does so where at least four blocks are alike.
         """
         graph = self.lower(*args, **kwargs).compile(mode, per_block=per_block)
         if not graph.condition:

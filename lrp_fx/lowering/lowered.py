@@ -29,7 +29,7 @@ from lrp_fx.graph.copies import copy_graph
 from lrp_fx.lowering import disk_cache
 from lrp_fx.lowering.accepts import Accepts, ran
 from lrp_fx.lowering.artefacts import save as ship
-from lrp_fx.lowering.blocks.compile import once_per_block
+from lrp_fx.lowering.blocks.compile import ALIKE, once_per_block
 from lrp_fx.lowering.dynamic_shapes import ShapeGuards, dynamic_if_possible, fake_inputs
 from lrp_fx.lowering.finalize import assembled, finished
 from lrp_fx.lowering.inductor import inductor_options
@@ -258,20 +258,21 @@ class Lowered:
                 stacklevel=3,
             )
 
-    def compile(self, mode: str | None = None, *, per_block: bool = False, **options: Any) -> Lowered:
+    def compile(self, mode: str | None = None, *, per_block: bool | None = None, **options: Any) -> Lowered:
         """The same graph under ``torch.compile`` (full graph, dynamic shapes); compilation runs at the first call.
 
         Packed weights of a quantization library are unpacked once, for all calls; so they are in files.
 
         Args:
             mode: as in ``torch.compile``.
-            per_block: compile each kind of repeated block once: compile time does not grow with depth.
+            per_block: whether to compile each kind of repeated block once, so that compile time does not grow with
+                depth. None: where at least four blocks are alike, unless another ``backend`` compiles.
             **options: as in ``torch.compile``; ``backend`` or ``options`` replace the options of lrp_fx.
         """
         free = any(isinstance(d, str) for dims in self.guards.shapes.dims for d in dims)
         graph_module = brought_in(self.graph_module)
-        if per_block:
-            graph_module = once_per_block(graph_module)
+        if per_block or (per_block is None and "backend" not in options):
+            graph_module = once_per_block(graph_module, 2 if per_block else ALIKE)
         if options.keys() & {"backend", "options"}:
             options["mode"] = mode
         else:  # torch.compile takes a mode or options, not both

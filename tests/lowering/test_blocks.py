@@ -7,6 +7,7 @@ from models import TEXT, few, ids
 from torch import nn
 
 import lrp_fx
+from lrp_fx.lowering.blocks.compile import once_per_block
 from lrp_fx.lowering.blocks.find import find_blocks
 
 DEEP = {**TEXT, "num_hidden_layers": 4, "hidden_size": 16, "intermediate_size": 32}
@@ -124,6 +125,17 @@ class Stack(nn.Module):
         for norm, up, down in zip(self.norms, self.up, self.down, strict=True):
             x = x + down(torch.tanh(up(norm(x))) * torch.sigmoid(up(x)))
         return self.head(x[:, -1])
+
+
+def test_blocks_are_compiled_once_where_four_are_alike(monkeypatch):
+    """(A layer at an end of the stack may be a block of its own.)"""
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda graph_module, **options: compiled.append(graph_module))
+    lowered = lrp_fx.convert(Stack(6), torch.randn(2, 5, 8), rules="attnlrp").lower(torch.randn(2, 5, 8))
+    for options in ({}, {"per_block": True}, {"per_block": False}, {"backend": "eager"}):
+        lowered.compile(**options)
+    assert [len(g.graph.find_nodes(op="call_module")) for g in compiled] == [9, 9, 0, 0]
+    assert once_per_block(lowered.graph_module, 6) is lowered.graph_module
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def _preparation(rows: dict[str, Any], found: dict[str, Any]) -> list[str]:
         lines += [*_table("convert, s | lower, s", cells), ""]
     if "conversion" in found:
         lines += [f"- A 7B-shaped Llama (32 x 4096, on meta): converted in {found['conversion']['seconds']:.1f} s."]
-    for per_block, title in ((False, "`compile()`"), (True, "`compile(per_block=True)`")):
+    for per_block, title in ((False, "`compile(per_block=False)`"), (True, "`compile()`")):
         few, lots = (found.get(f"compile {n} {per_block}") for n in (8, 32))
         if few and lots:
             ratio = lots["compiling"] / few["compiling"]

@@ -16,6 +16,7 @@ aten = torch.ops.aten
 
 _LEAST = 12  #: smallest number of operators of a block that becomes a region
 _MANY = 2**20  #: reuse entries of a region: practically no limit
+ALIKE = 4  #: number of blocks in a stack from which on they are compiled once without being asked for
 
 
 class Region(torch.nn.Module):
@@ -36,13 +37,20 @@ class Region(torch.nn.Module):
         return self._run(*inputs)
 
 
-def once_per_block(graph_module: fx.GraphModule) -> fx.GraphModule:
-    """The same graph with repeated blocks, forward and backward, as calls of one region per kind of block."""
+def once_per_block(graph_module: fx.GraphModule, alike: int = 2) -> fx.GraphModule:
+    """The same graph with repeated blocks, forward and backward, as calls of one region per kind of block.
+
+    Args:
+        graph_module: the graph; it stays as it is if it has no such stack.
+        alike: smallest number of blocks in a stack that become calls of a region.
+    """
     graph, _ = copy_graph(graph_module.graph)
     sink_views(graph)
+    stacks = [stack for stack in find_blocks(graph, _LEAST, constants=True) if len(stack) >= alike]
+    if not stacks:
+        return graph_module
     sunk = fx.GraphModule(graph_module, graph, class_name="RelevanceGraph")
-    blocks = [block for stack in find_blocks(graph, _LEAST, constants=True) for block in stack]
-    return folded(sunk, blocks, Region)
+    return folded(sunk, [block for stack in stacks for block in stack], Region)
 
 
 def sink_views(graph: fx.Graph) -> None:
