@@ -127,3 +127,30 @@ def test_follows_the_model_to_another_precision():
     assert xmodel.explain(**inputs).target.dtype is torch.float32
     model.double()
     assert xmodel.explain(**inputs).target.dtype is torch.float64
+
+
+class WritesToItsInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x, scale):
+        scale += 1
+        return self.linear(x.mul_(2).tanh()) * scale
+
+
+@pytest.mark.parametrize("capture", ["export", "trace"])
+def test_inputs_are_as_they_were(capture):
+    """A model that writes to its inputs is run on copies, also when a change of the model makes a capture anew."""
+    model = WritesToItsInput().double()
+    x, scale = torch.randn(2, 4, dtype=torch.float64), torch.tensor([2])
+    values = x.clone()
+    xmodel = lrp_fx.convert(model, x, scale, rules="gradient", capture=capture)
+    for _ in range(2):
+        relevance = xmodel.explain(x, scale, target=0).relevance["x"]
+        assert xmodel.verify(x, scale).passed
+        assert torch.equal(x, values) and scale.item() == 2
+        leaf = values.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(model(leaf * 1, scale.clone())[:, 0].sum(), leaf)
+        torch.testing.assert_close(relevance, gradient * values, rtol=1e-9, atol=1e-12)
+        model.linear = nn.Linear(4, 3).double()

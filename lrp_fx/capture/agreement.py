@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import closed
-from lrp_fx.capture.conventions import preserved, traceable
+from lrp_fx.capture.conventions import own_inputs, preserved, traceable
 from lrp_fx.graph.values import tensors_in
 
 TOLERANCE = 1e-2  #: relative; far above rounding in a model that is not chaotic, far below the effect of a wrong mask
@@ -40,7 +40,8 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
         arguments = (args, kwargs) if of is graph_module else (closed(args), closed(kwargs))
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            return tensors_in(of(*arguments[0], **arguments[1]))
+            positional, keyword = own_inputs(arguments)
+            return tensors_in(of(*positional, **keyword))
 
     with torch.no_grad():
         try:
@@ -71,7 +72,8 @@ def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
         for _ in range(2):
             torch.random.set_rng_state(state)
             try:
-                runs.append(tensors_in(model(*closed(args), **closed(kwargs))))
+                positional, keyword = own_inputs((closed(args), closed(kwargs)))
+                runs.append(tensors_in(model(*positional, **keyword)))
             except Exception:  # the capture says so
                 return False
     return difference(*runs) > _CARRIED

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 TRACEABLE_EXPERTS = "grouped_mm"
 _EXPERTS = "_experts_implementation_internal"
@@ -58,6 +59,20 @@ def is_traced() -> bool:
     return torch.compiler.is_dynamo_compiling() or (
         torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
     )
+
+
+def own_inputs(inputs: Any) -> Any:
+    """The inputs of a call with copies of their tensors, to which a model may write; a tensor given twice stays one."""
+    copies: dict[int, torch.Tensor] = {}
+
+    def copied(value: Any) -> Any:
+        if type(value) is not torch.Tensor or value.layout is not torch.strided:
+            return value
+        if id(value) not in copies:
+            copies[id(value)] = value.detach().clone()
+        return copies[id(value)]
+
+    return pytree.tree_map(copied, inputs)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lrp_fx.capture import preserved, unwrapped
-from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.conventions import own_inputs, traceable
 from lrp_fx.converted import RuleSource
 from lrp_fx.errors import LrpError
 from lrp_fx.explain import Target
@@ -63,7 +63,7 @@ def _checked(
     model: nn.Module, args: Any, inputs: Any, ruleset: RuleSet, target: Target, ops: Ops, measured: Measured
 ) -> tuple[list[Failure], list[str]]:
     with preserved(model), traceable(model, experts=None):
-        if reason := fails(model, args, inputs):
+        if reason := fails(model, *own_inputs((args, inputs))):
             return [Failure("model", f"the model itself {reason}")], []
     try:
         xmodel = measure_outputs(measured, model, args, inputs, ruleset, ops)

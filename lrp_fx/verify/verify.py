@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call, opened
 from lrp_fx.capture.containers import closed, returned
-from lrp_fx.capture.conventions import preserved, traceable
+from lrp_fx.capture.conventions import own_inputs, preserved, traceable
 from lrp_fx.errors import first_line
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.accounts import Sweep
@@ -83,7 +83,8 @@ class _Subject:
             args, kwargs = pytree.tree_map(lambda v: new.get(id(v), v), (args, kwargs))
         with torch.no_grad(), preserved(self.model), traceable(self.model, experts=None):
             state = torch.get_rng_state()
-            output = returned(self.model(*closed(args), **closed(kwargs)))
+            positional, keyword = own_inputs((closed(args), closed(kwargs)))
+            output = returned(self.model(*positional, **keyword))
             return output, not torch.equal(state, torch.get_rng_state())
 
     def graph(self, leaves: Sequence[Any]) -> Any:
