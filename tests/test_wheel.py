@@ -39,6 +39,7 @@ def test_the_wheel_carries_rules_templates_and_demos(wheel):
         "viz/viewer/viewer.css.jinja",
         *(f"viz/viewer/{p.name}" for p in (ROOT / "lrp_fx/viz/viewer").glob("*.js")),
         "viz/page.html.jinja",
+        "viz/shell.html.jinja",
         "viz/look.css.jinja",
         "concepts/gallery.html.jinja",
         "cli/demos.toml",

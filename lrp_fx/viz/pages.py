@@ -69,7 +69,7 @@ def template(name: str, room: str = "lrp_fx.viz") -> Any:
     folders = [files(room), files("lrp_fx.viz")]
 
     def read(other: str) -> str:
-        return next(folder for folder in folders if folder.joinpath(other).is_file()).joinpath(other).read_text()
+        return next(folder for folder in folders if folder.joinpath(other).is_file()).joinpath(other).read_text("utf-8")
 
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(read), autoescape=True, trim_blocks=True, lstrip_blocks=True
