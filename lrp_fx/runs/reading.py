@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,42 @@ Values = Mapping[str, Any]
 BROKEN = "\0error"
 
 
+#: UTF-8, with or without a byte order mark; bytes of another encoding become what :data:`_UNDECODED` finds
+_TEXT: Mapping[str, str] = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+_UNDECODED = re.compile("[\udc80-\udcff]")
+
+
+def _decoded(row: Values) -> Values:
+    """The row, broken if there are bytes in it that are no UTF-8."""
+    undecoded = any(isinstance(value, str) and _UNDECODED.search(value) for value in row.values())
+    return {BROKEN: "no text in UTF-8"} if undecoded else row
+
+
 def _lines(path: Path) -> Iterator[Values]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(**_TEXT) as file:  # type: ignore[call-overload]
         for line in file:
-            yield {"text": line.rstrip("\r\n")}
+            yield _decoded({"text": line.rstrip("\r\n")})
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[Values]:
     csv.field_size_limit(2**31 - 1)
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
+    with path.open(newline="", **_TEXT) as file:  # type: ignore[call-overload]
         for row in csv.DictReader(file, delimiter=delimiter):
             extra = row.pop(None, None)  # type: ignore[call-overload]
-            yield row if extra is None else {BROKEN: f"{len(extra)} fields more than columns"}
+            yield _decoded(row) if extra is None else {BROKEN: f"{len(extra)} fields more than columns"}
 
 
 def _json_lines(path: Path) -> Iterator[Values]:
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with path.open(**_TEXT) as file:  # type: ignore[call-overload]
         for line in file:
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 yield {BROKEN: f"no JSON: {error}"}
                 continue
-            yield row if isinstance(row, dict) else {"text": row}
+            yield _decoded(row if isinstance(row, dict) else {"text": row})
 
 
 def _parquet(path: Path) -> Iterator[Values]:
@@ -109,7 +123,7 @@ def read_rows(data: str | Path | Iterable[Any], column: str = "text") -> Iterato
     ``column``.
 
     Raises:
-        InputError: for a path without data.
+        InputError: for a path without data, and for what is neither a path nor iterable.
         MissingExtraError: for Parquet and Arrow without pyarrow.
     """
     if isinstance(data, (str, Path)):
@@ -119,6 +133,8 @@ def read_rows(data: str | Path | Iterable[Any], column: str = "text") -> Iterato
         return
     table: Any = data
     rows = table.to_dict("records") if hasattr(table, "to_dict") and hasattr(table, "columns") else table
+    if not isinstance(rows, Iterable) and not hasattr(rows, "__getitem__"):
+        raise InputError(f"no data: {rows!r:.60}. Remedy: give a path, a data frame, or an iterable of values or rows")
     for row in rows:
         is_row = isinstance(row, Mapping) and not ("sampling_rate" in row and {"array", "raw"} & row.keys())
         yield row if is_row else {column: row}

@@ -200,6 +200,23 @@ def test_formats(kind, explainer, tmp_path):
         lrp_fx.run(explainer, tmp_path / f"data{kind}", out=tmp_path / "other", **QUIET)
 
 
+def test_files_of_other_programs(explainer, tmp_path):
+    """A byte order mark, other ends of lines, empty lines, bytes of another encoding."""
+    contents = {
+        "a.csv": b'\xef\xbb\xbftext,stars\r\n"w1 w2\r\nw3",4\r\nw4 \xe9,1\r\n',
+        "b.txt": b"\xef\xbb\xbfw1 w2\r\nw3 \xe9\r\n",
+        "c.jsonl": b'\xef\xbb\xbf{"text": "w1 w2"}\r\n\r\n{"text": "w3 \xe9"}\r\n',
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        lrp_fx.run(explainer, tmp_path / name, out=tmp_path / f"out {name}", **QUIET)
+        first, second = rows_of(tmp_path / f"out {name}")
+        assert first["text"].startswith("w1 w2") and first["error"] is None
+        assert second["text"] is None and second["error"] == "InputError: no text in UTF-8"
+    with pytest.raises(InputError, match="no data: 5"):
+        lrp_fx.run(explainer, 5, out=tmp_path / "five", **QUIET)
+
+
 def test_folders_data_frames_and_pairs(explainer, tmp_path):
     (tmp_path / "many").mkdir()
     for name, line in (("b.txt", "w2"), ("a.txt", "w1")):
