@@ -62,7 +62,7 @@ class Exporting(ConvertedModule):
             InputError, TargetError, LatentError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
         specialization, call = self.example(args, kwargs)
-        sweeper = specialization.sweeper(self.rule_set(rules), places_of(at, condition or {}))
+        sweeper = specialization.sweeper(self.rule_set(rules), places_of(at, {} if condition is None else condition))
         read = functools.partial(read_call, self.model, free=call.free)
         with TRACING:
             lowered = lower(sweeper, read, call, target, condition=condition, outputs=outputs, dynamic=dynamic)

@@ -112,7 +112,8 @@ class ExplainableModule(Exporting):
                 parts of attention, ``"...self_attn@mixed"`` (query, key, value, scores, weights, mixed; with a
                 dimension for heads).
             condition: ``{"model.layers.3.mlp": neuron_ids}``: only relevance through these features of these tensors
-                (CRP, arXiv:2206.03208); the features of parts of attention are heads.
+                (CRP, arXiv:2206.03208); the features of parts of attention are heads. A tensor is an input of the model
+                by that name.
             rules: another rule set than the one of the conversion.
             memory: "low" checkpoints the model's repeated blocks: a third more time, and a fraction of the memory.
             targets: several targets in place of one: :meth:`explain_targets`.
@@ -124,17 +125,20 @@ class ExplainableModule(Exporting):
             keep_inputs: whether the result keeps the inputs. Ledger, sources, and the output of an explanation that ran
                 the head at one position only, are computed from them on demand, and are not available without them. To
                 have one of them without the inputs: read it, then ``result.without_inputs()``.
-            **kwargs: the model's inputs.
+            **kwargs: the model's inputs; one that has the name of an argument above is given by position.
 
         Raises:
             InputError, TargetError, LatentError, NumericalError, UnknownOpError, CaptureError: see ``lrp_fx.errors``.
         """
         if memory not in ("normal", "low"):
             raise ValueError(f'memory={memory!r}: choose "normal" or "low"')
+        if isinstance(condition, torch.Tensor):
+            kwargs["condition"], condition = condition, None
         if targets is None:
-            single = self._explain(args, kwargs, target, at, [condition or {}], rules, memory == "low", check)[0]
+            conditions = [{} if condition is None else condition]
+            single = self._explain(args, kwargs, target, at, conditions, rules, memory == "low", check)[0]
             return single if keep_inputs else single.without_inputs()
-        if target is not None or condition or memory == "low":
+        if target is not None or condition is not None or memory == "low":
             raise ValueError('targets= cannot be combined with target=, condition= or memory="low": give one target=')
         several = self.explain_targets(*args, targets=targets, at=at, rules=rules, check=check, **kwargs)
         return several if keep_inputs else several.without_inputs()
@@ -312,9 +316,9 @@ class ExplainableModule(Exporting):
         low_memory: bool = False,
         check: str | bool | None = None,
     ) -> list[Attribution]:
+        ruleset, places, when = self.rule_set(rules), places_of(at, *conditions), self.captures.options.when(check)
         args, kwargs, encoded = self.encoded(args, kwargs)
         specialization, call = self.specialization(args, kwargs)
-        ruleset, places, when = self.rule_set(rules), places_of(at, *conditions), self.captures.options.when(check)
         results = specialization.explain(ruleset, places, call, target, conditions, low_memory, when)
         if not results:
             return []

@@ -12,15 +12,26 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lrp_fx.errors import LatentError
+from lrp_fx.errors import InputError, LatentError
 
 #: module path -> feature ids (last dimension; dimension 1 of images), or a mask that broadcasts to the output
 Condition = Mapping[str, int | Sequence[int] | Tensor]
 
+_BY_POSITION = "Remedy: an input of the model that has this name is given by position."
+
 
 def places_of(at: str | Iterable[str], *conditions: Condition) -> tuple[str, ...]:
-    """Names of latents to tap: those in ``at``, and those of conditions."""
+    """Names of latents to tap: those in ``at``, and those of conditions.
+
+    Raises:
+        InputError: for a tensor, or another value that is an input of the model by that name.
+    """
     names = (at,) if isinstance(at, str) else tuple(at)
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"at= is a {type(at).__name__}: give names of latents. {_BY_POSITION}")
+    for condition in conditions:
+        if not isinstance(condition, Mapping):
+            raise InputError(f"condition= is a {type(condition).__name__}: give {{latent: features}}. {_BY_POSITION}")
     return tuple(dict.fromkeys((*names, *(path for condition in conditions for path in condition))))
 
 

@@ -333,7 +333,7 @@ def lower(
         TargetError: when the target depends on no input, or its choice reads tensor values.
     """
     sweeper.inputs.check()
-    make = functools.partial(_lower, sweeper, read, call, target, condition or {}, outputs)
+    make = functools.partial(_lower, sweeper, read, call, target, {} if condition is None else condition, outputs)
     return dynamic_if_possible(make, list(call.tensors.values())) if dynamic else make(False)
 
 

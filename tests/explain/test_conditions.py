@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import lrp_fx
-from lrp_fx.errors import LatentError, TargetError
+from lrp_fx.errors import InputError, LatentError, TargetError
 
 
 class Mixer(nn.Module):
@@ -27,6 +27,20 @@ def case():
     torch.manual_seed(0)
     model, x = Mixer().double().eval(), torch.randn(2, 6, 5, dtype=torch.float64)
     return model, x, lrp_fx.convert(model, x, rules="attnlrp")
+
+
+def test_an_input_with_the_name_of_an_argument_is_told_apart():
+    class Conditioned(nn.Module):
+        def forward(self, x, **further):
+            return x * further["condition"]
+
+    x, other = torch.randn(2, 3), torch.randn(2, 3)
+    xmodel = lrp_fx.convert(Conditioned(), x, condition=other)
+    attribution = xmodel.explain(x, condition=other, target=0)
+    assert attribution.relevance.keys() == {"x", "condition"} and attribution.relevance["condition"].abs().sum() > 0
+    for wrong in ({"at": other}, {"condition": [1, 2]}):
+        with pytest.raises(InputError, match="by position"):
+            xmodel.explain(x, **wrong)
 
 
 def test_conditions_on_all_neurons_of_a_layer_sum_to_the_unconditional_relevance(case):
