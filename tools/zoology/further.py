@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from case import Built
 from check import CONSERVATION, fails, judged, projection, short
-from gradient import Undifferentiable, against_autograd, apart
+from gradient import GRADIENT, Undifferentiable, against_autograd, apart
 from sizes import TOKENS, Sized, longer, one_sample
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -20,6 +20,7 @@ import lrp_fx
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.errors import LrpError
 from lrp_fx.explain.reading import find_logits
+from lrp_fx.testing.measure import FLOAT32
 
 CORRELATION, SUM = 0.9, 0.1  #: smallest correlation of relevance in bfloat16 with relevance in float64
 PATIENCE = 60  #: seconds of processor time after which a row starts no further column
@@ -73,9 +74,13 @@ def _check(built: Built, row: FurtherRow) -> None:
     begun = time.process_time()
     half, reason = _half(built)
     model, args, kwargs = _double(built, half)
+    tolerances = (CONSERVATION, GRADIENT)
     if failing := fails(model, args, kwargs):
-        row.verdict, row.reason = "not tried", f"in float64 the model itself {failing}"
-        return
+        row.note = f"in float32: in float64 the model itself {failing}"
+        model, args, kwargs, tolerances = built.model, built.args, built.inputs, (FLOAT32, FLOAT32)
+        if fails(model, args, kwargs):
+            row.verdict, row.reason = "not tried", f"in float64 the model itself {failing}"
+            return
     xmodel = lrp_fx.convert(model, *args, **kwargs)
     target = built.target or _classes(xmodel, args, kwargs)
     wrong: list[str] = []
@@ -95,11 +100,11 @@ def _check(built: Built, row: FurtherRow) -> None:
         if found:
             wrong.append(f"{column}: {found}")
 
-    attempt("one_sample", lambda: _at(row, "one_sample", xmodel, [one_sample(args, kwargs)], built))
+    attempt("one_sample", lambda: _at(row, "one_sample", xmodel, [one_sample(args, kwargs)], built, tolerances[0]))
     for column, tokens in zip(("longer", "longest"), TOKENS, strict=True):
         sized = longer(args, kwargs, tokens)
-        attempt(column, lambda column=column, sized=sized: _at(row, column, xmodel, sized, built))
-    attempt("gradient", lambda: _gradient(row, xmodel, model, args, kwargs, target))
+        attempt(column, lambda column=column, sized=sized: _at(row, column, xmodel, sized, built, tolerances[0]))
+    attempt("gradient", lambda: _gradient(row, xmodel, model, args, kwargs, target, tolerances[1]))
     attempt("half", lambda: _in_half(row, xmodel, half, reason, (args, kwargs), target, built))
     row.captures = len(xmodel.captures)
     row.verdict, row.reason = ("fail" if wrong else "pass"), "; ".join(wrong)
@@ -155,7 +160,9 @@ def _classes(xmodel: Any, args: Any, kwargs: Any) -> Any:
     return chosen
 
 
-def _at(row: FurtherRow, column: str, xmodel: Any, candidates: Iterable[Sized | None], built: Built) -> str:
+def _at(
+    row: FurtherRow, column: str, xmodel: Any, candidates: Iterable[Sized | None], built: Built, tolerance: float
+) -> str:
     """Outputs and relevance at another size, against the model and a fresh conversion."""
     model, failing = xmodel.model, "no such size"
     for sized in candidates:
@@ -175,9 +182,7 @@ def _at(row: FurtherRow, column: str, xmodel: Any, candidates: Iterable[Sized | 
     fresh = lrp_fx.convert(model, *sized.args, **sized.kwargs)
     against = apart(relevance, fresh.explain(*sized.args, target=target, **sized.kwargs).relevance)
     setattr(row, column, max(outputs, against))
-    told = [
-        f"{what} {d:.1e} apart" for what, d in (("outputs", outputs), ("relevance", against)) if not d <= CONSERVATION
-    ]
+    told = [f"{what} {d:.1e} apart" for what, d in (("outputs", outputs), ("relevance", against)) if not d <= tolerance]
     return f"at {sized.label} {', '.join(told)}" if told else ""
 
 
@@ -187,9 +192,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for t in pytree.tree_leaves(value) if isinstance(t, Tensor) and t.is_floating_point()]
 
 
-def _gradient(row: FurtherRow, xmodel: Any, model: nn.Module, args: Any, kwargs: Any, target: Any) -> str:
+def _gradient(
+    row: FurtherRow, xmodel: Any, model: nn.Module, args: Any, kwargs: Any, target: Any, tolerance: float
+) -> str:
     try:
-        row.gradient, told = against_autograd(xmodel, model, args, kwargs, target)
+        row.gradient, told = against_autograd(xmodel, model, args, kwargs, target, tolerance=tolerance)
     except Undifferentiable as error:
         raise _Untried(str(error)) from error
     return told

@@ -70,7 +70,13 @@ class Undifferentiable(Exception):
 
 
 def against_autograd(
-    xmodel: Any, model: nn.Module, args: Any, kwargs: Any, target: Any, row: GradientRow | None = None
+    xmodel: Any,
+    model: nn.Module,
+    args: Any,
+    kwargs: Any,
+    target: Any,
+    row: GradientRow | None = None,
+    tolerance: float = GRADIENT,
 ) -> tuple[float, str]:
     """(largest difference, failure)."""
     attribution = xmodel.explain(*args, target=target, rules="gradient", **kwargs)
@@ -91,7 +97,7 @@ def against_autograd(
         raise Undifferentiable("no input of the model is itself looked up in a table, or floating")
     difference = apart({n: relevance[n] for n in shared}, shared)
     largest = max(float((relevance[n] - shared[n]).abs().max()) for n in shared)
-    if difference <= GRADIENT or largest <= rounding:
+    if difference <= tolerance or largest <= rounding:
         return difference, ""
     worst = max(shared, key=lambda n: apart({n: relevance[n]}, {n: shared[n]}))
     return difference, f"'{worst}' is {difference:.1e} from autograd's input x gradient"
