@@ -97,12 +97,20 @@ def write(entry: Entry, graph_module: fx.GraphModule, guards: ShapeGuards, sweep
     """Write a graph before constant folding: buffers may have other values in the next process."""
     writer = Writer()
     try:
-        graph, tensors = write_graph(graph_module, named_tensors(sweeper.captured.graph_module), writer)
+        graph, tensors = write_graph(graph_module, _named(sweeper.captured.graph_module), writer)
         document = {"graph": graph, "symbols": writer.symbols(), "table": writer.table, **guards.plain()}
     except Unstorable as reason:
         warnings.warn(f"{VARIABLE}: this graph is lowered anew each time: {reason}", stacklevel=2)
         return
     entry.write(document, tensors, (guards.shapes.dims, [str(g) for g in guards.relations]))
+
+
+def _named(captured: fx.GraphModule) -> dict[str, Tensor]:
+    """The tensors of a capture by name. Of tied ones, the name that the graph reads is the last: one that is read from
+    the disk has no other."""
+    read = {str(node.target) for node in captured.graph.find_nodes(op="get_attr")}
+    named = named_tensors(captured)
+    return {name: named[name] for name in sorted(named, key=read.__contains__)}
 
 
 def cached(entry: Entry, sweeper: Sweeper) -> Iterator[CachedGraph]:

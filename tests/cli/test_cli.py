@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import threading
 from pathlib import Path
 
@@ -183,6 +182,11 @@ def test_version_and_completion():
     assert "--install-completion" in runner.invoke(app, ["--help"]).output
 
 
+def _interrupt(*_):
+    """As Ctrl-C does, also where the signal itself is ignored (commands in the background)."""
+    raise KeyboardInterrupt
+
+
 def test_exit_codes_are_those_of_the_page(saved, monkeypatch, tmp_path):
     from lrp_fx.cli.exits import EXITS
 
@@ -196,7 +200,7 @@ def test_exit_codes_are_those_of_the_page(saved, monkeypatch, tmp_path):
         app, ["verify", saved, "a film", "--rules", "vit_gamma", "--precision", "bfloat16"]
     ).exit_code in (0, 3)
     with monkeypatch.context() as patch:
-        patch.setattr("lrp_fx.results.result.page", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr("lrp_fx.results.result.page", _interrupt)
         interrupted = runner.invoke(app, ["explain", saved, "a film", "--html", str(tmp_path / "page.html")])
     assert interrupted.exit_code == 130 and not list(tmp_path.iterdir())
     monkeypatch.setenv("LRP_FX_MODELS", "/nowhere")

@@ -161,7 +161,12 @@ def _classes(xmodel: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _at(
-    row: FurtherRow, column: str, xmodel: Any, candidates: Iterable[Sized | None], built: Built, tolerance: float
+    row: FurtherRow,
+    column: str,
+    xmodel: Any,
+    candidates: Iterable[Sized | None],
+    built: Built,
+    tolerance: float = CONSERVATION,
 ) -> str:
     """Outputs and relevance at another size, against the model and a fresh conversion."""
     model, failing = xmodel.model, "no such size"
