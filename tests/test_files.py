@@ -113,6 +113,7 @@ def test_a_full_disk_leaves_the_saved_graph_that_was_there(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_no_reason_to_fail_for_a_cache(tmp_path):
     limited(
         tmp_path,

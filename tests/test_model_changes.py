@@ -385,6 +385,7 @@ def test_state_that_runs_carry_on_is_the_model_s(step):
     assert len(xmodel.captures) == (1 if step is _writes_in_place else 3)
 
 
+@pytest.mark.slow
 def test_an_adapter_that_is_merged_counts_once():
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

@@ -43,6 +43,7 @@ def test_sentiment_rests_on_the_words_that_carry_it(sentiment, text, label, word
     assert attribution.ledger.balance < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "pair"),
     [

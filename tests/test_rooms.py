@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import networkx
+import pytest
 
 import lrp_fx
 
@@ -84,6 +85,7 @@ def test_files_are_short_and_named_for_what_they_hold():
         assert sum(n.end_lineno - n.lineno + 1 for n in logic) <= 40, name
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_no_evaluation_concepts_or_tuning(in_two_processes):
     printed = in_two_processes("import lrp_fx, sys\nprint(sorted(sys.modules))")
     assert not [room for room in ("evaluate", "concepts", "tuning", "cli") if f"'lrp_fx.{room}" in printed[0]]

@@ -83,6 +83,7 @@ def test_a_lowered_graph_has_free_sizes(solved):
     torch.testing.assert_close(lowered(other).relevance["x"], expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_module_that_can_only_be_exported_by_its_loop_is():
     xmodel = lrp_fx.convert(model(Unexportable), CHUNKS, rules="attnlrp")
     assert xmodel.captures()[0].captured.route == "export"

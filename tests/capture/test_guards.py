@@ -222,6 +222,7 @@ def test_a_model_that_does_not_look_at_its_batch_is_captured_once(first, then):
     assert captures(xmodel) == 1
 
 
+@pytest.mark.slow
 def test_a_loop_over_chunks_that_writes_growing_slices():
     model, x = Delta(), torch.randn(2, 20, 4, dtype=D)
     xmodel = lrp_fx.convert(model, x[:, :5], rules="attnlrp")

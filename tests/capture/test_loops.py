@@ -125,6 +125,7 @@ def test_other_lengths_need_no_capture(rolled):
     assert len(rolled.captures) == 1 and len(loops_of(rolled)) == 1
 
 
+@pytest.mark.slow
 def test_a_length_at_which_the_model_takes_another_way_is_captured_anew():
     model = Limited().double().eval()
     xmodel = lrp_fx.convert(model, given(LONG))

@@ -81,6 +81,7 @@ def test_a_padding_that_is_longer_than_every_sample_is_another_graph():
             agree(xmodel, model, given(lengths, longest))
 
 
+@pytest.mark.slow
 def test_rows_that_are_read_by_their_number_are_no_free_lengths():
     model = Packed(read="rows").double().eval()
     xmodel = lrp_fx.convert(model)

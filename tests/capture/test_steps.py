@@ -157,6 +157,7 @@ def test_a_cell_in_a_loop_of_python_is_the_same(kind):
     agree(model, given(6), other=Cells(model).double().eval())
 
 
+@pytest.mark.slow
 def test_what_is_asked_of_a_loop():
     """Latents by step, conditions, many targets, little memory, and a lowered graph."""
     model, x = made(nn.LSTM), given(9)

@@ -298,6 +298,7 @@ class OwnControl(nn.Module):
         return while_loop(lambda i, y: i < 3, lambda i, y: (i + 1, y * 0.5 + torch.tanh(y)), (torch.tensor(0), y))[1]
 
 
+@pytest.mark.slow
 def test_control_flow_inside_of_a_recorded_run():
     torch.manual_seed(0)
     model, x = OwnControl().double().eval(), torch.randn(3, 5, dtype=torch.float64)

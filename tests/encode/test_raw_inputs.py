@@ -160,6 +160,7 @@ def tone(seconds=0.1, rate=16000, pitch=440.0):
     return np.sin(2 * np.pi * pitch * np.arange(int(seconds * rate)) / rate).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_sound_has_its_rate_and_is_drawn_as_a_wave(tmp_path):
     extractor = tf.Wav2Vec2FeatureExtractor(return_attention_mask=True)
     xmodel = lrp_fx.convert(listener(), feature_extractor=extractor)
@@ -208,6 +209,7 @@ def test_sound_of_another_rate_is_resampled():
     assert np.abs(low.inputs["input_values"][0].numpy()[200:-200] - tone()[200:-200]).max() < 0.02
 
 
+@pytest.mark.slow
 def test_sound_beyond_what_the_model_hears_is_told():
     torch.manual_seed(0)
     config = tf.WhisperConfig(
@@ -225,6 +227,7 @@ def test_sound_beyond_what_the_model_hears_is_told():
     assert not xmodel.explain(tone(1.0), sampling_rate=16000).context.notes
 
 
+@pytest.mark.slow
 def test_an_image_beside_a_text():
     torch.manual_seed(0)
     vision = tf.CLIPVisionConfig(

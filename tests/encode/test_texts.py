@@ -199,6 +199,7 @@ def test_a_converted_model_is_copied_with_its_tokenizer(xmodel):
     close(copy.deepcopy(xmodel).explain("bad", target=0).target, xmodel.explain("bad", target=0).target)
 
 
+@pytest.mark.slow
 def test_a_decoder_goes_on_from_texts():
     torch.manual_seed(0)
     config = tf.LlamaConfig(
@@ -218,6 +219,7 @@ def test_a_decoder_goes_on_from_texts():
     assert answer.strip("'") in PIECES
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_begins_with_its_start_token():
     torch.manual_seed(0)
     config = tf.T5Config(

@@ -330,6 +330,7 @@ def test_command_line_evaluates_texts(saved, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_command_line_tunes_on_some_texts_and_compares_on_others(saved, tmp_path):
     file, rules = tmp_path / "texts.txt", tmp_path / "tuned.toml"
     file.write_text("a good film\n\na bad bad film\ngood\na good film\n")

@@ -124,6 +124,7 @@ def test_what_cannot_be_tuned_is_named(tmp_path):
         lrp_fx.RuleSet.load("attnlrp").save(tmp_path / "rules.json")
 
 
+@pytest.mark.slow
 def test_attention_has_its_choices():
     model, inputs = build("gpt2", torch.float32)
     ids = inputs["input_ids"]

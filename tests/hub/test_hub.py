@@ -19,6 +19,7 @@ from lrp_fx.errors import InputError
 RULES = {"name": "mine", "base": "attnlrp", "overrides": {"bert.encoder.*": {"dense": {"rule": "gamma", "gamma": 0.1}}}}
 
 
+@pytest.mark.slow
 def test_a_model_is_loaded_with_the_rules_and_the_tokenizer_that_it_was_saved_with(tmp_path):
     xmodel = lrp_fx.convert(model(), tokenizer=tokenizer(), rules=RULES, detach="see-through")
     check = testing.check(xmodel.model, **xmodel.encoder.texts.encode("w1 w2").inputs, rules=xmodel.ruleset)
@@ -35,6 +36,7 @@ def test_a_model_is_loaded_with_the_rules_and_the_tokenizer_that_it_was_saved_wi
     assert changed.captures.options.detach == "honour"
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_graph_is_pushed_and_its_weights_are_in_it_once(tmp_path, monkeypatch):
     xmodel = lrp_fx.convert(model(), tokenizer=tokenizer(), rules="attnlrp")
     expected = xmodel.explain("w1 w2 w3", target=1)

@@ -127,6 +127,7 @@ class Stack(nn.Module):
         return self.head(x[:, -1])
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_once_where_four_are_alike(monkeypatch):
     """(A layer at an end of the stack may be a block of its own.)"""
     compiled = []

@@ -129,6 +129,7 @@ ASKED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", models.few(ASKED, "another class is the same form", "other rules", "other neurons", "fixed sizes")
 )
@@ -142,6 +143,7 @@ def test_a_graph_serves_what_it_was_asked_for_and_nothing_else(change, folder, t
         same(graph(input_ids=IDS), xmodel.lower(**asked)(input_ids=IDS))
 
 
+@pytest.mark.slow
 def test_switches_of_pytorch_are_part_of_the_key(folder, traced):
     xmodel = lrp_fx.convert(*models.build("mha")[:1], **models.build("mha")[1], rules="attnlrp")
     for backend in (torch.nn.attention.SDPBackend.MATH, torch.nn.attention.SDPBackend.FLASH_ATTENTION):

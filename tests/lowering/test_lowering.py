@@ -131,6 +131,7 @@ def test_a_callable_target_is_traced():
         xmodel.lower(**inputs, target=lambda out: out.logits[:, -1, 7] * float(out.logits.sum()))
 
 
+@pytest.mark.slow
 def test_padding_moves_the_explained_position():
     xmodel, inputs = case("llama")
     mask = torch.ones(2, 7, dtype=torch.long)
@@ -155,6 +156,7 @@ def test_latents_and_conditions_are_part_of_the_graph():
     same(xmodel.lower(**inputs, condition=condition)(**other), xmodel.explain(**other, condition=condition))
 
 
+@pytest.mark.slow
 def test_outputs_come_with_it_where_they_are_asked_for():
     xmodel, inputs = case("llama")
     other = resized(inputs, 3, 6)

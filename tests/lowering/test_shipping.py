@@ -169,6 +169,7 @@ def test_an_onnx_model_explains_in_onnxruntime(case, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_images_ship_as_onnx_too(tmp_path):
     torch.manual_seed(0)
     import onnxruntime

@@ -280,6 +280,7 @@ def test_masks_of_queries_explain_the_query_of_each_segment():
         assert float(attribution.relevance["pixel_values"][number].abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_an_image_and_a_text_that_goes_on():
     torch.manual_seed(0)
     vision = tf.CLIPVisionConfig(**(SMALL | {"num_hidden_layers": 2}), image_size=8, patch_size=4, projection_dim=16)
@@ -342,6 +343,7 @@ def test_speech_is_explained_letter_by_letter():
     )
 
 
+@pytest.mark.slow
 def test_speech_is_explained_token_by_token():
     torch.manual_seed(0)
     config = tf.WhisperConfig(

@@ -64,6 +64,7 @@ def test_the_package_declares_the_plugin_under_its_own_name():
     assert project["project"]["entry-points"]["pytest11"] == {"pytest_lrp_fx": "pytest_lrp_fx"}
 
 
+@pytest.mark.slow
 def test_loading_the_plugin_imports_no_torch(in_two_processes):
     (printed, _) = in_two_processes(
         "import sys\nwithout = set(sys.modules)\nfor name in [n for n in sys.modules if n.startswith('torch')]:\n"

@@ -101,6 +101,7 @@ class T5ModelTester(LlamaModelTester):
         return self.get_config(), {**inputs, "attention_mask": mask, "decoder_attention_mask": decoder_mask}
 
 
+@pytest.mark.slow
 class LlamaModelTest(ModelTesterMixin, ExplainTesterMixin, unittest.TestCase):
     model_tester_class = LlamaModelTester
     all_model_classes = (tf.LlamaModel, tf.LlamaForCausalLM)
