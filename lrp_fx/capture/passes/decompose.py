@@ -27,6 +27,7 @@ from lrp_fx.capture.passes.normalize import drop_assertions, drop_inert, see_thr
 from lrp_fx.capture.passes.spellings import SPELLINGS
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import splice
+from lrp_fx.graph.operands import declared
 from lrp_fx.graph.reach import from_inputs
 from lrp_fx.graph.steps import STEP
 from lrp_fx.operators.schema import has_tag
@@ -40,7 +41,9 @@ _KEPT = (*ORIGIN, STEP)
 def decompose(graph_module: fx.GraphModule, ops: OpTable) -> None:
     """Decompose every undeclared operator with a floating-point operand that depends on an input.
 
-    An operator without a decomposition into declared operators stays.
+    So is a declared operator with a spelling, where such an operand steers it: one that its declaration does not name,
+    as it is mostly a constant (the weight of ``lerp``). An operator without a decomposition into declared operators
+    stays.
     """
     if _written_out(graph_module, ops, _DEPTH):
         graph_module.graph.eliminate_dead_code()
@@ -55,7 +58,7 @@ def _written_out(graph_module: fx.GraphModule, ops: OpTable, depth: int) -> bool
     for node in list(graph_module.graph.nodes):
         if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
             reached.add(node)
-        if _is_undeclared(node, ops, reached) and depth:
+        if depth and (_is_undeclared(node, ops, reached) or _is_steered(node, ops, reached)):
             decomposed = _decomposed(graph_module, node, ops, depth)
             if decomposed is not None:
                 reached |= put_in_place(graph_module, node, decomposed)
@@ -71,6 +74,14 @@ def _is_undeclared(node: Node, ops: OpTable, reached: set[Node]) -> bool:
         and _floats(node)
         and any(n in reached and _floats(n) for n in node.all_input_nodes)
     )
+
+
+def _is_steered(node: Node, ops: OpTable, reached: set[Node]) -> bool:
+    """Whether an operand depends on an input that the declaration of an operator does not name."""
+    if node.target not in SPELLINGS or (spec := ops.get(node)) is None:
+        return False
+    steering = set(node.all_input_nodes) - set(declared(node, spec).values())
+    return any(n in reached and _floats(n) for n in steering)
 
 
 def _floats(node: Node) -> bool:

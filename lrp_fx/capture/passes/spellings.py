@@ -116,13 +116,43 @@ def _segment_reduce(
     return start.scatter_reduce(0, places, data, how, include_self=initial is not None)
 
 
-#: operator -> a function of the same arguments
+def _lerp(start: Tensor, end: Tensor, weight: Any) -> Tensor:
+    return start + weight * (end - start)
+
+
+def _clamp(x: Tensor, min: Tensor | None = None, max: Tensor | None = None) -> Tensor:
+    x = x if min is None else torch.maximum(x, min)
+    return x if max is None else torch.minimum(x, max)
+
+
+def _prelu(x: Tensor, weight: Tensor) -> Tensor:
+    """Slopes belong to dimension 1, or there is one for all."""
+    slopes = weight.reshape([-1 if dim == 1 else 1 for dim in range(x.dim())] if weight.numel() > 1 else [])
+    return torch.where(x > 0, x, slopes * x)
+
+
+def _remainder(x: Tensor, divisor: Tensor) -> Tensor:
+    return x - divisor * torch.floor(x / divisor)
+
+
+def _fmod(x: Tensor, divisor: Tensor) -> Tensor:
+    return x - divisor * torch.trunc(x / divisor)
+
+
+#: operator -> a function of the same arguments. Declared operators are spelled like this where a signal steers them.
 SPELLINGS: dict[Any, Callable[..., Any]] = {
     **{getattr(aten.xlogy, name): _times_log for name in ("Tensor", "Scalar_Self", "Scalar_Other")},
     **{getattr(aten.special_xlogy, name): _times_log for name in ("default", "self_scalar", "other_scalar")},
     **{getattr(aten.special_xlog1py, name): _times_log1p for name in ("default", "self_scalar", "other_scalar")},
     **{getattr(aten.var_mean, name): _var_mean for name in ("default", "dim", "correction")},
     **{getattr(aten.std_mean, name): _std_mean for name in ("default", "dim", "correction")},
+    aten.lerp.Tensor: _lerp,
+    aten.clamp.Tensor: _clamp,
+    aten.clamp_min.Tensor: _clamp,
+    aten.clamp_max.Tensor: lambda x, max: _clamp(x, None, max),
+    aten.prelu.default: _prelu,
+    aten.remainder.Tensor: _remainder,
+    aten.fmod.Tensor: _fmod,
     aten.cov.default: _cov,
     aten.corrcoef.default: _corrcoef,
     aten.polar.default: _polar,
