@@ -258,7 +258,7 @@ def _captured(
     normalise.drop_inert(graph_module.graph)
     drop_unread_writes(graph_module.graph)
     if any(is_mutating(n) for n in graph_module.graph.nodes):
-        graph_module = functional(graph_module, call.leaves)
+        graph_module = _functional(graph_module, call)
         normalise.mend(graph_module.graph)
         normalise.in_one_mode(graph_module.graph)
     end: Any = graph_module.graph.output_node()
@@ -280,6 +280,16 @@ def _captured(
         _finished(graph_module), call.names, out_spec, Shapes(sizes, {}, reasons, inputs=tuple(call.tensors)),
         _since(start), "trace", Decisions.of(decisions, call.leaves, recording.shaped), refusal,
     )  # fmt: skip
+
+
+def _functional(graph_module: fx.GraphModule, call: Call) -> fx.GraphModule:
+    try:
+        return functional(graph_module, call.leaves)
+    except Exception as error:  # assertions of PyTorch, too
+        raise CaptureError(
+            f"the recorded run writes in place, and PyTorch cannot write it otherwise: {type_and_line(error)}\n"
+            "Remedy: in the model, write `x = x + y` for `x += y`, and torch.where or torch.cat for writes into pieces."
+        ) from error
 
 
 def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:

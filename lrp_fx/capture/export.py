@@ -36,7 +36,7 @@ from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.repeated.trace_once import with_blocks_once
 from lrp_fx.capture.source_lines import SourceLines, without_stacks
 from lrp_fx.capture.unlift import unlifted
-from lrp_fx.errors import CaptureError
+from lrp_fx.errors import CaptureError, type_and_line
 from lrp_fx.operators import fake_kernels  # noqa: F401  # registers its shape functions
 from lrp_fx.status import stage
 
@@ -363,14 +363,25 @@ def _reasons(environment: Any) -> dict[tuple[str, int], str]:
 
 
 def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """The exported program as a functional GraphModule that shares the model's parameters."""
+    """The exported program as a functional GraphModule that shares the model's parameters.
+
+    Raises:
+        CaptureError: where PyTorch cannot make the graph functional, either.
+    """
     graph_module = unlifted(program)
     inline_regions(graph_module)
     normalise.drop_assertions(graph_module.graph)
     normalise.drop_inert(graph_module.graph)
     see_through_written(graph_module.graph)
     if not functionalise(graph_module):
-        graph_module = unlifted(program.run_decompositions({}))
+        try:
+            program = program.run_decompositions({})
+        except Exception as error:  # assertions of PyTorch, too
+            raise CaptureError(
+                f"the exported graph writes in place, and cannot be written otherwise: {type_and_line(error)}\n"
+                "Remedy: capture='auto' records a run if that happens."
+            ) from error
+        graph_module = unlifted(program)
         inline_regions(graph_module)
         normalise.drop_assertions(graph_module.graph)
         see_through_written(graph_module.graph)

@@ -315,12 +315,15 @@ def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.Grap
     Writes into buffers, parameters and constants go to copies, which every run creates anew.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    copies = _copy_written(graph_module)
+    _copy_written(graph_module)
+    written = {node for node in graph_module.graph.nodes if node.op == "call_function" and is_written(node)}
 
     class Run(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             result = super().run_node(n)
-            return FunctionalTensor.to_functional(result) if n in copies else result
+            # a tensor computed from parameters and constants alone is an ordinary one, which takes no functional values
+            wrap = n in written and isinstance(result, Tensor) and not isinstance(result, FunctionalTensor)
+            return FunctionalTensor.to_functional(result) if wrap else result
 
     def run(*tensors: Tensor) -> Any:
         filled = list(leaves)
@@ -339,8 +342,8 @@ def functional(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> fx.Grap
     return named
 
 
-def _copy_written(graph_module: fx.GraphModule) -> set[fx.Node]:
-    """Insert a copy in front of the users of every attribute that is written; returns the copies."""
+def _copy_written(graph_module: fx.GraphModule) -> None:
+    """Insert a copy in front of the users of every attribute that is written."""
     graph = graph_module.graph
     first: dict[int, fx.Node] = {}
     for node in list(graph.find_nodes(op="get_attr")):
@@ -348,11 +351,8 @@ def _copy_written(graph_module: fx.GraphModule) -> set[fx.Node]:
         if earlier is not node:  # a read after a write must see the same memory
             node.replace_all_uses_with(earlier)
             graph.erase_node(node)
-    copies = set()
     for node in filter(is_written, first.values()):
         with graph.inserting_after(node):
             copied = graph.call_function(aten.clone.default, (node,))
         node.replace_all_uses_with(copied, delete_user_cb=functools.partial(operator.is_not, copied))
-        copies.add(copied)
     graph_module.recompile()
-    return copies

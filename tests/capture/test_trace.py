@@ -1,5 +1,7 @@
 """What export refuses: data-dependent Python, containers, control-flow operators, recurrent layers, fx graphs."""
 
+import sys
+
 import pytest
 import torch
 from models import few
@@ -392,6 +394,52 @@ class Assign(torch.autograd.Function):
         return g, g[ctx.index], None
 
 
+def _an_index_of_rows(weight, x):
+    rows = weight.repeat(len(x), 1, 1)
+    rows[:, torch.tensor([1, 3])] = x
+    return rows
+
+
+def _a_slice(weight, x):
+    rows = (2 * weight).expand(len(x), 6, 4).clone()
+    rows[:, 1:3] = x
+    return rows
+
+
+def _a_view_of_a_view(weight, x):
+    rows = weight.repeat(len(x), 1, 1)
+    rows.view(len(x), 3, 2, 4)[:, 0] = x
+    return rows
+
+
+def _all_of_it(weight, x):
+    rows = 3 * weight
+    rows += x.mean((0, 1))
+    return rows.expand(len(x), 6, 4)
+
+
+class Inserts(nn.Module):
+    """Writes its input into a tensor that is made of a parameter alone."""
+
+    def __init__(self, insert):
+        super().__init__()
+        self.insert, self.weight, self.last = insert, nn.Parameter(torch.randn(1, 6, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.last(self.insert(self.weight, x).tanh()).sum(1)
+
+
+@pytest.mark.parametrize("capture", ["export", "trace"])
+@pytest.mark.parametrize("insert", [_an_index_of_rows, _a_slice, _a_view_of_a_view, _all_of_it])
+def test_writes_into_what_is_made_of_parameters_alone(insert, capture):
+    torch.manual_seed(0)
+    model = Inserts(insert).double()
+    x = torch.randn(2, 2, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    explained = lrp_fx.convert(model, x.detach(), rules="gradient", capture=capture).explain(x.detach(), target=1)
+    torch.testing.assert_close(explained.relevance["x"], (x * gradient).detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_a_custom_function_that_writes():
     class Model(nn.Module):
         def __init__(self):
@@ -465,3 +513,12 @@ def test_maps_and_derivatives_inside_a_forward(form):
     assert found.ledger.balance < 1e-9 and found.relevance["x"].abs().sum() > 0
     by_gradient = xmodel.explain(x, target=1, rules="gradient").relevance["x"]
     torch.testing.assert_close(by_gradient, x * gradient, rtol=1e-9, atol=1e-11)
+
+
+def test_what_pytorch_cannot_make_functional_is_an_error_of_ours(monkeypatch):
+    def fails(*_):
+        raise AssertionError("false INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(sys.modules["lrp_fx.capture.capture"], "functional", fails)
+    with pytest.raises(CaptureError, match=r"writes in place.*INTERNAL ASSERT FAILED\n.*torch.where"):
+        lrp_fx.convert(Inserts(_a_slice), torch.randn(2, 2, 4), capture="trace")
