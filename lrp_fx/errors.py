@@ -65,6 +65,10 @@ class NumericalError(LrpError, ArithmeticError):
     """A forward value or a relevance is NaN or infinite."""
 
 
+class DerivativeError(LrpError, RuntimeError):
+    """A derivative of relevance: rules hold slopes and statistics constant, so that it has none."""
+
+
 class StaleResultError(LrpError, RuntimeError):
     """A part of a result is computed on demand, but the inputs or weights of its explanation were changed."""
 

@@ -16,6 +16,7 @@ from lrp_fx.errors import CaptureError
 from lrp_fx.explain import Condition, Target
 from lrp_fx.explain.answers import answers, answers_at
 from lrp_fx.explain.conditions import places_of
+from lrp_fx.explain.derivative import differentiable_once, has_derivative
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.target import padding_masks, shown
 from lrp_fx.explain.target_types import normal_targets, spoken
@@ -36,10 +37,11 @@ class ExplainableModule(Exporting):
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The model's own output.
+        """The model's own output; its gradient is that of the rules, which has no derivative itself.
 
         Raises:
             CaptureError: if it is traced (``torch.compile``, ``torch.export``) and has several captures.
+            DerivativeError: in a backward pass that differentiates relevance, unless no rule changes the gradient.
         """
         if is_traced():
             if len(self.captures) > 1:
@@ -53,6 +55,8 @@ class ExplainableModule(Exporting):
         if call.free is not None:
             args, kwargs = free_numbers((args, kwargs), call.free)
         graph_module = specialization.under(self.ruleset).graph_module
+        if not has_derivative(self.ruleset):
+            args, kwargs = differentiable_once((args, kwargs))
         with specialization.named_failures(call):
             return graph_module(*args, **kwargs)
 

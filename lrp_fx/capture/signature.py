@@ -83,7 +83,8 @@ def read_call(
         free: dtype in which Python floats become tensors (:func:`free_numbers`); None leaves them constants.
 
     Raises:
-        InputError: for an empty tensor, a floating-point input with NaN, or an object that cannot be taken apart.
+        InputError: for an empty, sparse, nested or quantized tensor, a floating-point input with NaN, or an object that
+            cannot be taken apart.
     """
     return flatten(positional_names(model), args, kwargs, free)
 
@@ -110,7 +111,13 @@ def flatten(
 
 
 def _check(name: str, value: torch.Tensor, inside: bool) -> None:
-    """Reject NaN and empty tensors; ``inside`` an object a tensor may be empty, such as a new cache."""
+    """Reject NaN, empty and sparse tensors; ``inside`` an object a tensor may be empty, such as a new cache."""
+    if value.is_nested:
+        raise InputError(f"input '{name}' is a nested tensor: pad it (`.to_padded_tensor(0.0)`) and give a mask")
+    if value.layout is not torch.strided:
+        raise InputError(f"input '{name}' is a tensor of layout {value.layout}: give it dense (`.to_dense()`)")
+    if value.is_quantized:
+        raise InputError(f"input '{name}' is a quantized tensor: give its values (`.dequantize()`)")
     if value.numel() == 0 and not inside:
         raise InputError(
             f"input '{name}' is empty (shape {tuple(value.shape)}): give at least one sample and one position"
