@@ -196,13 +196,18 @@ def prune(graph: networkx.DiGraph, fraction: float) -> networkx.DiGraph:
 
 
 def _connected(graph: networkx.DiGraph, edges: Iterable[tuple[str, str]]) -> networkx.DiGraph:
-    """A copy of ``graph`` with the ``edges`` that are on a path of ``edges`` from an input to the target."""
+    """A copy of ``graph`` with the ``edges`` on a path of ``edges`` from an input to the target, in its order."""
     nx: Any = require("networkx", "concepts")
     chosen = graph.edge_subgraph(list(edges))
     inputs = [n for n, kind in chosen.nodes(data="kind") if kind == "input"]
     below = set(inputs).union(*(nx.descendants(chosen, n) for n in inputs))
     above = {TARGET} | nx.ancestors(chosen, TARGET) if TARGET in chosen else set()
-    return graph.edge_subgraph([(a, b) for a, b in chosen.edges if a in below and b in above]).copy()
+    kept = {(a, b) for a, b in chosen.edges if a in below and b in above}
+    nodes = {node for edge in kept for node in edge}
+    copied = nx.DiGraph(**graph.graph)  # networkx's own subgraphs have the order of a set: another one in each process
+    copied.add_nodes_from((node, facts) for node, facts in graph.nodes(data=True) if node in nodes)
+    copied.add_edges_from((a, b, facts) for a, b, facts in graph.edges(data=True) if (a, b) in kept)
+    return copied
 
 
 def _walk(

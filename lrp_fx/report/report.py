@@ -113,7 +113,7 @@ class Report:
         tables of all nodes.
 
         Raises:
-            MissingExtraError: if jinja2 is not installed.
+            MissingExtraError: if jinja2, networkx, fast-sugiyama or scipy is not installed.
         """
         rows = self.nodes_of()
         nodes: list[StructureNode] = [

@@ -41,19 +41,20 @@ def draw_circuit(
         names: name of a node -> label of its box.
 
     Raises:
-        MissingExtraError: if networkx or matplotlib is not installed.
+        MissingExtraError: if networkx, fast-sugiyama, scipy or matplotlib is not installed.
     """
     placed = layout(graph)
     points = [*placed.places.values(), *(point for way in placed.ways.values() for point in way)]
     columns = 1 + max((x for x, _ in points), default=0)
-    reach = max((abs(y) for _, y in points), default=0.0) + 0.5
+    top, bottom = min((y for _, y in points), default=0.0) - 0.5, max((y for _, y in points), default=0.0) + 0.5
     if ax is None:
         longest = max((len(plain(names(node), _LETTERS, ends=True)) for node in graph), default=0)
-        ax = new_figure((0.9 + 0.055 * longest) * columns + 0.2, 1.5 * reach + 0.3, extra="concepts").add_subplot()
+        size = (0.9 + 0.055 * longest) * columns + 0.2, 0.75 * (bottom - top) + 0.3
+        ax = new_figure(*size, extra="concepts").add_subplot()
     _draw_nodes(graph, ax, placed, amounts, names)
     _draw_edges(graph, ax, placed, amounts)
     ax.set_xlim(-0.4, columns - 0.6)
-    ax.set_ylim(reach, -reach)
+    ax.set_ylim(bottom, top)
     ax.set_axis_off()
     return ax.figure  # type: ignore[return-value]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from lrp_fx.extras import require
 
@@ -13,26 +15,10 @@ if TYPE_CHECKING:
     import networkx
 
 Point = tuple[float, float]
-_SWEEPS = 12  #: number of times that layers are sorted by their neighbours
+_Place = tuple[Any, int]  #: (node, its layer), or (edge, a layer that it passes)
 _GAP = 0.4  #: height of an edge in a layer that it passes; a node has height 1
-
-
-def places_of(graph: networkx.DiGraph) -> dict[Any, tuple[int, float]]:
-    """(layer, height) of every node: layers by longest paths, heights near those of its predecessors.
-
-    Raises:
-        MissingExtraError: if networkx is not installed.
-    """
-    nx: Any = require("networkx", "concepts")
-    layers = [list(layer) for layer in nx.topological_generations(graph)]
-    heights: dict[Any, float] = {}
-    places: dict[Any, tuple[int, float]] = {}
-    for number, layer in enumerate(layers):
-        before = {n: [heights[a] for a in graph.predecessors(n)] for n in layer}
-        layer.sort(key=lambda n: sum(before[n]) / len(before[n]) if before[n] else 0.0)
-        heights |= {n: place - (len(layer) - 1) / 2 for place, n in enumerate(layer)}
-        places |= {n: (number, heights[n]) for n in layer}
-    return places
+_STRETCH = 1.2  #: height of a drawing by that of its fullest layer: more is straighter, less is smaller
+_LARGE = 20_000  #: number of steps between layers from which on neighbours are not exchanged one by one
 
 
 @dataclass(frozen=True)
@@ -51,66 +37,86 @@ class Layout:
 def layout(graph: networkx.DiGraph, span: int | None = None) -> Layout:
     """Layout by Sugiyama's method: edges over several layers have a place in each, so that they run around nodes.
 
-    Layers are the nodes' attribute ``depth`` if all have it, otherwise the lengths of longest paths.
+    Layers are the nodes' attribute ``depth`` if all have it, otherwise the lengths of longest paths. The order inside
+    layers and heights are fast-sugiyama's; heights are then brought together, as edges need less room than nodes.
 
     Args:
         graph: the graph.
         span: an edge over more layers than this has no places of its own between its ends; None for all edges.
 
     Raises:
-        MissingExtraError: if networkx is not installed.
+        MissingExtraError: if networkx, fast-sugiyama or scipy is not installed.
     """
     columns = _columns(graph)
-    chains: dict[tuple[Any, Any], list[Hashable]] = {}
-    members: list[list[Hashable]] = [[] for _ in range(1 + max(columns.values(), default=0))]
-    for node, column in columns.items():
-        members[column].append(node)
+    ways: dict[tuple[Any, Any], list[_Place]] = {}
     for a, b in graph.edges:
-        between = range(columns[a] + 1, columns[b]) if span is None or columns[b] - columns[a] <= span else ()
-        passed: list[Hashable] = [("passed", a, b, c) for c in between]
-        for column, point in enumerate(passed, columns[a] + 1):
-            members[column].append(point)
-        chains[a, b] = [a, *passed, b]
-    sizes = {point: 1.0 if point in columns else _GAP for column in members for point in column}
-    heights = _heights(members, [pair for chain in chains.values() for pair in pairwise(chain)], sizes)
-    where = {point: (column, heights[point]) for column, listed in enumerate(members) for point in listed}
-    return Layout({n: where[n] for n in graph}, {edge: [where[p] for p in chain] for edge, chain in chains.items()})
+        near = span is None or columns[b] - columns[a] <= span
+        between = [((a, b), column) for column in range(columns[a] + 1, columns[b])] if near else []
+        ways[a, b] = [(a, columns[a]), *between, (b, columns[b])]
+    nodes = [(node, columns[node]) for node in graph]
+    sizes = dict.fromkeys(nodes, 1.0) | {place: _GAP for way in ways.values() for place in way[1:-1]}
+    heights = _brought_together(_heights(list(sizes), list(ways.values())), sizes)
+    return Layout(
+        {node: (column, heights[node, column]) for node, column in nodes},
+        {edge: [(place[1], heights[place]) for place in way] for edge, way in ways.items()},
+    )
 
 
 def _columns(graph: networkx.DiGraph) -> dict[Any, int]:
+    nx: Any = require("networkx", "layout")
     depths = dict(graph.nodes(data="depth"))
     if any(depth is None for depth in depths.values()) or any(depths[a] >= depths[b] for a, b in graph.edges):
-        return {node: column for node, (column, _) in places_of(graph).items()}
+        return {node: column for column, layer in enumerate(nx.topological_generations(graph)) for node in layer}
     used = {depth: column for column, depth in enumerate(sorted(set(depths.values())))}
     return {node: used[depth] for node, depth in depths.items()}
 
 
-def _heights(
-    members: list[list[Hashable]], links: list[tuple[Hashable, Hashable]], sizes: dict[Hashable, float]
-) -> dict[Hashable, float]:
-    """Heights of points: layers are sorted by the mean height of their neighbours, on either side by turns."""
-    before: dict[Hashable, list[Hashable]] = {}
-    behind: dict[Hashable, list[Hashable]] = {}
-    for a, b in links:
-        behind.setdefault(a, []).append(b)
-        before.setdefault(b, []).append(a)
-    heights: dict[Hashable, float] = {}
-    for listed in members:
-        heights |= _stacked(listed, sizes)
-    for sweep in range(_SWEEPS):
-        forth = sweep % 2 == 0
-        for listed in members if forth else members[::-1]:
-            near = before if forth else behind
-            means = {p: sum(heights[n] for n in near[p]) / len(near[p]) if near.get(p) else heights[p] for p in listed}
-            listed.sort(key=means.__getitem__)
-            heights |= _stacked(listed, sizes)
+def _heights(places: Sequence[_Place], ways: Sequence[Sequence[_Place]]) -> dict[_Place, float]:
+    """Heights by fast-sugiyama, one unconnected part of the graph below another.
+
+    It has layers of its own, the lengths of longest paths. These are the given ones, as all edges are given in steps
+    from layer to layer, and a place to which no step leads gets one.
+    """
+    library: Any = require("fast_sugiyama", "layout")
+    firsts: dict[int, _Place] = {}
+    for place in places:
+        firsts.setdefault(place[1], place)
+    steps = [step for way in ways for step in pairwise(way) if step[1][1] == step[0][1] + 1]
+    reached = {step[1] for step in steps}
+    steps += [(firsts[place[1] - 1], place) for place in places if place[1] and place not in reached]
+    numbers = {place: number for number, place in enumerate(places)}
+    drawn = library.from_edges(
+        [(numbers[a], numbers[b]) for a, b in steps], minimum_length=1, vertex_spacing=1, ranking_type="up",
+        crossing_minimization="barycenter", transpose=len(steps) < _LARGE,
+    ) if steps else []  # fmt: skip
+    parts = [[(number, x) for number, (x, _) in points] for points, *_ in drawn]
+    alone = set(range(len(places))).difference(number for part in parts for number, _ in part)
+    heights: dict[_Place, float] = {}
+    start = 0.0
+    for part in [*parts, *([(number, 0.0)] for number in sorted(alone))]:
+        lowest = min(x for _, x in part)
+        heights |= {places[number]: start + x - lowest for number, x in part}
+        start = max(start + x - lowest for _, x in part) + 1
     return heights
 
 
-def _stacked(listed: list[Hashable], sizes: dict[Hashable, float]) -> dict[Hashable, float]:
-    """Heights of the points of a layer, stacked in order and centred at 0."""
-    height, heights = -sum(sizes[p] for p in listed) / 2, {}
-    for point in listed:
-        heights[point] = height + sizes[point] / 2
-        height += sizes[point]
-    return heights
+def _brought_together(heights: Mapping[_Place, float], sizes: Mapping[_Place, float]) -> dict[_Place, float]:
+    """Heights nearest to scaled ones at which nothing overlaps.
+
+    In a layer, the order stays; distances are at least the sizes. The sum of squares of the moves is least: an isotonic
+    regression.
+    """
+    optimize: Any = require("scipy.optimize", "layout")
+    layers: dict[int, list[_Place]] = {}
+    for place in sorted(heights, key=heights.__getitem__):
+        layers.setdefault(place[1], []).append(place)
+    lowest, highest = min(heights.values(), default=0.0), max(heights.values(), default=0.0)
+    fullest = max((sum(sizes[place] for place in listed) for listed in layers.values()), default=0.0)
+    scale = min(1.0, _STRETCH * fullest / (highest - lowest + 1))
+    moved: dict[_Place, float] = {}
+    for listed in layers.values():
+        taken = np.array([sizes[place] for place in listed])
+        least = np.cumsum(taken) - taken / 2
+        wanted = (np.array([heights[place] for place in listed]) - (lowest + highest) / 2) * scale
+        moved |= zip(listed, (optimize.isotonic_regression(wanted - least).x + least).tolist(), strict=True)
+    return moved

@@ -48,4 +48,14 @@ def test_a_circuit_by_pointer_and_keys(show, axe):
 def test_hundreds_of_nodes(show):
     page = show(circuit(20, 20), scheme="dark")
     assert page.locator("svg [role=option]").count() == 402
+    _, _, width, height = map(float, page.locator("svg").get_attribute("viewBox").split())
+    assert 1.5 * height < width < 4 * height  # columns stand apart, so that the whole of it is as wide as its panel
+    ink = page.locator("svg text").first.evaluate(
+        "(text) => [text.getAttribute('fill'), getComputedStyle(document.body).color]"
+    )
+    assert ink[0] == ink[1]  # from the start: it was black on a dark panel
+    widths = page.locator("svg path").evaluate_all(
+        "(lines) => lines.map((line) => Number(line.getAttribute('stroke-width')))"
+    )
+    assert widths == sorted(widths) and widths[0] < widths[-1]  # strong edges lie above weak ones
     assert page.evaluate("performance.getEntriesByName('ready')[0].startTime") < 6000

@@ -196,6 +196,21 @@ def test_a_name_shared_by_modules_and_an_input_of_the_same_name():
     assert graph.nodes["target (latent)"]["absorbed"] == pytest.approx(0, abs=1e-12)
 
 
+def test_pruned_graphs_keep_the_order_of_the_whole():
+    """Order of insertion, not that of a set: pictures would differ from process to process."""
+    graph = nx.DiGraph([(f"a{n}", f"b{n}") for n in range(50)])
+    graph.add_edges_from(("x", f"a{n}") for n in range(50))
+    graph.add_edges_from((f"b{n}", "target") for n in range(50))
+    nx.set_node_attributes(
+        graph, {n: "input" if n == "x" else "target" if n == "target" else "latent" for n in graph}, "kind"
+    )
+    nx.set_edge_attributes(graph, {edge: 1.0 + (edge[0] < "a2" or edge[1] < "a2") for edge in graph.edges}, "weight")
+    pruned = prune(graph, 0.3)
+    assert 10 < len(pruned) < 60
+    assert list(pruned) == [n for n in graph if n in pruned]
+    assert list(pruned.edges) == [edge for edge in graph.edges if edge in pruned.edges]
+
+
 def test_the_drawing_shows_every_node_and_edge():
     from lrp_fx.viz.circuit import draw_circuit
 

@@ -7,18 +7,20 @@ import { numbers, percent, signed } from "./numbers.js";
 import { isShown, largestOf, step } from "./scale.js";
 
 const [ACROSS, DOWN, RADIUS] = [170, 46, 9];
+const SHAPE = 2; // least width of a graph by its height: columns of a tall one stand further apart
 
 export function createGraph(panel, input) {
   const relevance = numbers(input.relevance);
   const legend = createLegend(panel);
-  const place = ([x, y]) => [x * ACROSS, y * DOWN];
+  const across = distance(input.nodes);
+  const place = ([x, y]) => [x * across, y * DOWN];
   const edges = input.edges.map(([from, to, weight], number) =>
-    ({ from, to, weight, line: shape("path", { d: path(input.ways[number].map(place), false), fill: "none" }) }));
+    ({ from, to, weight, line: shape("path", { d: path(input.ways[number].map(place), false), fill: "none", "vector-effect": "non-scaling-stroke" }) }));
   const describe = (number) => `${input.nodes[number].name}: ${signed(relevance[number])}`;
   const drawing = createDrawing({
     label: `${input.name}: arrow keys follow the strongest edges, plus and minus zoom`,
     places: input.nodes.map(({ x, y }) => place([x, y])),
-    lines: edges.map((edge) => edge.line),
+    lines: [...edges].sort((a, b) => Math.abs(a.weight) - Math.abs(b.weight)).map((edge) => edge.line), // strong ones above weak ones
     draw: (number) => [
       shape("circle", { r: RADIUS, "stroke-width": 1 }),
       shape("text", { y: RADIUS + 12, "text-anchor": "middle", "font-size": 10, "font-family": "sans-serif" }, input.nodes[number].name),
@@ -79,4 +81,10 @@ export function createGraph(panel, input) {
     colour,
     chosen: () => ({ amount: 0, count: 0 }),
   };
+}
+
+// Between two columns.
+function distance(nodes) {
+  const extent = (axis) => nodes.reduce((most, node) => Math.max(most, node[axis]), -Infinity) - nodes.reduce((least, node) => Math.min(least, node[axis]), Infinity);
+  return Math.max(ACROSS, SHAPE * DOWN * extent("y") / Math.max(1, extent("x")));
 }

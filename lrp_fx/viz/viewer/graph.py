@@ -40,7 +40,7 @@ def view_circuit(
 
     Raises:
         InputError: without graphs, and for another number of names than graphs.
-        MissingExtraError: if networkx or jinja2 is not installed.
+        MissingExtraError: if networkx, fast-sugiyama, scipy or jinja2 is not installed.
     """
     names = [str(graph.graph.get("rules", "circuit")) for graph in graphs] if names is None else names
     if not graphs or len(names) != len(graphs):

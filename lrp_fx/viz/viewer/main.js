@@ -20,6 +20,7 @@ function start() {
   });
   panels.push(...page.views.map((view) => createPanel(page, view, settings)));
   main.replaceChildren(...panels.map((panel) => panel.node));
+  panels.forEach((panel) => panel.build());
   onTheme(() => panels.forEach((panel) => panel.colour()));
   performance.mark("ready");
   document.documentElement.dataset.ready = "yes";

@@ -15,6 +15,7 @@ import { createValues } from "./values.js";
 
 const PICTURES = { tokens: createText, map: createMap, sound: createSound, values: createValues, graph: createGraph };
 
+// `build` fills the panel once it is in the page: pictures ask for the colours of the page.
 export function createPanel(page, view, settings) {
   const node = element("section", { "aria-label": `result: ${view.name}` });
   const panel = { node, page, view, settings, sample: null, pinned: [], preview: null, pictures: [], build, colour };
@@ -77,7 +78,6 @@ export function createPanel(page, view, settings) {
     panel.ledger.draw();
   }
 
-  build();
   return panel;
 }
 

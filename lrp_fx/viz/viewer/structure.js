@@ -88,7 +88,7 @@ function showStructure() {
   document.getElementById("graph").replaceChildren(
     element("div", { class: "tools" }, element("label", { for: "search" }, "Find"), search, count, ...drawing.buttons),
     element("div", { class: "graph structure" }, drawing.svg), details);
-  drawing.show(start(drawing.all, drawing.svg.getBoundingClientRect()));
+  drawing.show(start(drawing.all, drawing.svg.getBoundingClientRect(), place([nodes[0]?.x ?? 0, nodes[0]?.y ?? 0])));
   for (const link of document.querySelectorAll("[data-node]")) {
     link.addEventListener("click", () => { drawing.show(around(Number(link.dataset.node))); drawing.go(Number(link.dataset.node)); });
   }
@@ -97,11 +97,9 @@ function showStructure() {
 }
 
 // The whole graph if it is readable so, otherwise its beginning.
-function start(all, { width, height }) {
-  const [left, top, wide, high] = all;
-  if (Math.max(wide / width, high / height) <= 1.5) return all;
-  const middle = left + wide / 2;
-  return [middle - width / 2, top, width, height];
+function start(all, { width, height }, [x]) {
+  const [, top, wide, high] = all;
+  return Math.max(wide / width, high / height) <= 1.5 ? all : [x - width / 2, top, width, height];
 }
 
 // A way that bends between layers only: it leaves a box at its lower side, and passes straight by the boxes of a layer.

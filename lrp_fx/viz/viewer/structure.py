@@ -42,10 +42,10 @@ def structure_page(
         lines: lines below that table.
 
     Raises:
-        MissingExtraError: if jinja2 or networkx is not installed.
+        MissingExtraError: if jinja2, networkx, fast-sugiyama or scipy is not installed.
     """
     numbers = {node["name"]: number for number, node in enumerate(nodes)}
-    networkx: Any = require("networkx", "concepts")
+    networkx: Any = require("networkx", "layout")
     graph = networkx.DiGraph()
     graph.add_nodes_from(range(len(nodes)))
     graph.add_edges_from((numbers[t], n) for n, node in enumerate(nodes) for t in node["takes"] if t in numbers)
