@@ -107,6 +107,6 @@ def safe_dot(value: Tensor, cotangent: Tensor) -> float:
     Its cotangent is 0, or NaN where a whole row is masked and the model replaces the result.
     """
     if value.is_complex():  # autograd's inner product of complex tensors is that of their real views
-        return safe_dot(torch.view_as_real(value), torch.view_as_real(cotangent))
+        return safe_dot(torch.view_as_real(value.resolve_conj()), torch.view_as_real(cotangent.resolve_conj()))
     product = value.double() * cotangent.double()
     return float(torch.where((cotangent == 0) | (value.isinf() & cotangent.isnan()), 0.0, product).sum())

@@ -376,4 +376,4 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 
 def _real(value: Tensor) -> Tensor:
-    return torch.view_as_real(value) if value.is_complex() else value
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value

@@ -1,0 +1,35 @@
+"""Complex numbers inside of a model: conjugates are views that PyTorch resolves late."""
+
+import pytest
+import torch
+from torch import nn
+
+import lrp_fx
+
+
+class Power(nn.Module):
+    """A power spectrum, and back: a product of a complex signal with its conjugate."""
+
+    def __init__(self, conjugate):
+        super().__init__()
+        self.first, self.conjugate = nn.Linear(4, 4, bias=False), conjugate
+
+    def forward(self, x):
+        spectrum = torch.fft.rfft(self.first(x))
+        return torch.fft.irfft(spectrum * self.conjugate(spectrum))
+
+
+@pytest.mark.parametrize("conjugate", [torch.conj, torch.conj_physical, lambda z: torch.complex(z.real, -z.imag)])
+def test_conjugates(conjugate):
+    torch.manual_seed(0)
+    model, x = Power(conjugate).double(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
+    x.detach_()
+    xmodel = lrp_fx.convert(model, x, rules="gradient")
+    explained = xmodel.explain(x, target=0, check="always").relevance["x"]
+    torch.testing.assert_close(explained, x * gradient, rtol=1e-9, atol=1e-12)
+    assert xmodel.verify(x, target=0).passed
+    conserving = xmodel.explain(x, target=0, rules="attnlrp", check="always")
+    assert conserving.ledger.balance < 1e-9
+    # the product is homogeneous of degree 2, so that a conserving rule halves its gradient
+    torch.testing.assert_close(conserving.relevance["x"], x * gradient / 2, rtol=1e-9, atol=1e-12)
