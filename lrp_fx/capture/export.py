@@ -26,6 +26,7 @@ from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
 from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
+from lrp_fx.capture.function_modes import while_traced
 from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.packed import PackedSequences
 from lrp_fx.capture.passes import normalize as normalise
@@ -116,8 +117,7 @@ def _export_as_run(
                 traceable(model),
                 torch.enable_grad(),
                 written_out(model, dynamic, PackedSequences()),
-                GradientModes(),
-                SourceLines(watch),
+                while_traced(model, [GradientModes(), SourceLines(watch)]),
                 without_stacks(),
                 nullcontext() if watch is None else watch.modules(),
             ):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, fx, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 import lrp_fx
 from lrp_fx.capture.repeated.answering import answered, class_of
+from lrp_fx.capture.repeated.results import Results, memory_of
 from lrp_fx.capture.repeated.run_log import RunLog
 from lrp_fx.capture.repeated.trace_once import RepeatedBlocks
 from lrp_fx.graph.module_calls import noting_calls
@@ -552,8 +554,17 @@ class _Attention(nn.Module):
         return y * (y.requires_grad + 1)
 
 
-def test_functions_of_many_operators_are_logged_as_one() -> None:
-    log = RunLog(most=100)
+def logged(run: Callable[[], Any], results: Results | None = None) -> tuple[list[Any], Any]:
+    """The functions in the log of a run, and what it returns."""
+    log = RunLog(most=100, results=results)
+    with log.written():
+        returned = run()
+    assert all(number <= log.known for entry in log.entries for number in entry.results)
+    return [entry.what[0] for entry in log.entries], returned
+
+
+def test_functions_in_c_are_run_once_for_each_form() -> None:
+    log = RunLog(most=100, results=Results())
     with FakeTensorMode():
         x = torch.randn(2, 5, 4)
         layers = [nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False)]
@@ -564,7 +575,85 @@ def test_functions_of_many_operators_are_logged_as_one() -> None:
     assert [entry.what[0] for entry in log.entries] == [F.linear] * 4
     assert len({number for entry in log.entries for number in entry.results}) == 4
     assert [t.requires_grad for t in (first, second, frozen, without)] == [True, True, False, False]
-    assert not second.is_leaf and second.stride() == first.stride() and second.device == first.device
+    assert not first.is_leaf and second.is_leaf  # made without a run
+    assert second.stride() == first.stride() and second.device == first.device
+
+
+#: functions whose result is no new tensor alone
+RETURNING: dict[str, Callable[[Tensor], Any]] = {
+    "view": lambda x: x[:, 1:].transpose(1, 2),
+    "operand": lambda x: x.contiguous(),
+    "views": lambda x: x.chunk(2, -1),
+    "named": lambda x: x.max(-1),
+    "written": lambda x: x.mul(2).mul_(x),
+    "written in part": lambda x: x.mul(2)[:, 1:].mul_(x[:, 1:]),
+    "filled in part": lambda x: (y := torch.zeros(2, 5, 4), y[:, 1:].copy_(x[:, 1:]), y)[0],
+    "literal": lambda x: (y := x * 2, y.__setitem__((slice(None), 0), 0.0), y)[0],
+}
+
+
+@pytest.mark.parametrize("case", RETURNING)
+def test_tensors_that_are_made_without_a_run_are_like_those_of_a_run(case: str) -> None:
+    with FakeTensorMode():
+        operands = [torch.randn(2, 5, 4).requires_grad_() for _ in range(3)]
+        results = Results()
+        runs = [logged(lambda x=x: RETURNING[case](x), results) for x in operands * 2]
+        plain = [RETURNING[case](x) for x in operands]
+    assert all(functions == runs[0][0] for functions, _ in runs)
+
+    def form(returned: Any, operand: Tensor) -> Any:
+        tensors = [returned] if isinstance(returned, Tensor) else returned
+        places = [(t is operand, memory_of(t) == memory_of(operand), t.storage_offset()) for t in tensors]
+        return type(returned), places, [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad) for t in tensors]
+
+    for (_, returned), expected, x in zip(runs, plain * 2, operands * 2, strict=True):
+        assert form(returned, x) == form(expected, x)
+
+
+def test_values_and_objects_keep_a_function_from_being_left_out() -> None:
+    results = Results()
+    with FakeTensorMode():
+        x = torch.randn(2, 6)
+        assert [logged(lambda n=n: (torch.tensor(n) * 1).item(), results)[1] for n in (2, 3)] == [2, 3]
+        rows = [logged(lambda n=n: x.view(np.int64(n), -1), results)[1].shape[0] for n in (3, 4)]  # type: ignore[arg-type]
+    assert rows == [3, 4]
+
+
+#: ways to ask a tensor for its history; the answers are those of a tensor that was made without a run
+HISTORIES: dict[str, Callable[[Tensor, Tensor], bool]] = {
+    "leaf": lambda x, y: y.is_leaf,
+    "function": lambda x, y: y.grad_fn is None,
+    "base": lambda x, y: y[:, 1:]._base is not y,
+    "version": lambda x, y: y._version > 0,
+    "write": lambda x, y: _fails(lambda: y.add_(1)),
+    "write into a view": lambda x, y: _fails(lambda: y[:, 1:].add_(1)),
+}
+
+
+def _fails(function: Callable[[], Any]) -> bool:
+    try:
+        function()
+    except RuntimeError:
+        return True
+    return False
+
+
+class Historic(nn.Module):
+    def __init__(self, asking: str) -> None:
+        super().__init__()
+        self.up, self.asking = nn.Linear(4, 4), asking
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.up(x) * 2
+        return torch.tanh(y) if HISTORIES[self.asking](x, y) else torch.sigmoid(y) * 2
+
+
+@pytest.mark.parametrize("asking", HISTORIES)
+def test_history_is_that_of_a_run(asking: str) -> None:
+    model = blocks(3, lambda _: Historic(asking))
+    program, paths = exported(model)
+    assert paths == ["1", "2"]
+    assert listing(program) == listing(exported(model, once=False)[0])
 
 
 def test_a_write_into_the_result_of_such_a_function() -> None:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.repeated.run_log import Entry, NotLogged, RunLog, memory_of, settings
+from lrp_fx.capture.repeated.results import HistoryRead, Results, memory_of
+from lrp_fx.capture.repeated.run_log import Entry, NotLogged, RunLog, settings
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
-_LEAST = 8  #: smallest number of entries that is worth a copy
+_LEAST = 4  #: smallest number of entries that is worth a copy
 _MOST = 2000  #: largest number of entries for each call of a block: a longer one is a loop
 _CONTAINERS = (
     list,
@@ -102,10 +103,13 @@ class Run:
     Args:
         kinds: id of the namespace of a block -> number of its kind.
         without: number of a call -> the call in an earlier run. These are left out; their outputs are new tensors.
+        results: results of functions, in the place of which further calls get new tensors.
     """
 
-    def __init__(self, kinds: dict[int, int], without: dict[int, LoggedCall] | None = None) -> None:
-        self.log = RunLog()
+    def __init__(
+        self, kinds: dict[int, int], without: dict[int, LoggedCall] | None = None, results: Results | None = None
+    ) -> None:
+        self.log = RunLog(results=results)
         self.calls: list[LoggedCall] = []
         self._kinds, self._without = kinds, without or {}
         self._number = 0
@@ -198,25 +202,31 @@ def plan(
         running: is told which run answers the calls of blocks from now on.
     """
 
-    def ran(without: dict[int, LoggedCall] | None) -> Run:
-        run = Run(kinds, without)
+    def ran(without: dict[int, LoggedCall] | None, results: Results | None) -> Run:
+        run = Run(kinds, without, results)
         running(run)
         with _restored(module):
             run.of(module, forward, args, kwargs)
         return run
 
-    try:
-        whole = ran(None)
+    def planned(results: Results | None) -> Plan | None:
+        whole = ran(None, results)
         copies = alike(whole)
         if not copies:
             return None
-        rest = ran({number: whole.calls[number] for number in copies})
+        rest = ran({number: whole.calls[number] for number in copies}, results)
         same = _rest(whole, copies) == _signature(rest.calls[0], rest.log.entries, rest.log)
+        return Plan(whole.calls, copies) if same else None
+
+    try:
+        try:
+            return planned(Results())
+        except HistoryRead:
+            return planned(None)
     except (Exception, NotLogged):  # code that a run without values cannot take
         return None
     finally:
         running(None)
-    return Plan(whole.calls, copies) if same else None
 
 
 def alike(run: Run) -> dict[int, int]:

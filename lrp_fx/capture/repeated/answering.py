@@ -36,6 +36,12 @@ def is_answerable(module: nn.Module) -> bool:
     return python and not isinstance(module, torch.jit.ScriptModule) and "forward" not in vars(module)
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of a module runs more than its ``forward``."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks)
+
+
 @contextmanager
 def answered(modules: Iterable[nn.Module], answer: Answer) -> Iterator[None]:
     """In this context ``answer`` answers the calls of ``modules`` in this thread."""

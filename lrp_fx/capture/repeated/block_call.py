@@ -71,7 +71,7 @@ class BlockCall:
         tensors = self.tensors
         first: dict[int, int] = {}
         pattern = tuple(first.setdefault(id(tensor), index) for index, tensor in enumerate(tensors))
-        with disable_proxy_modes_tracing():  # a stride may be computed when it is read
+        with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():  # a stride may be computed when it is read
             leaves = tuple(_form(leaf) for leaf in self.leaves)
             own = tuple((path, _form(tensor)) for path, tensor in self.own.items())
         return (leaves, own, pattern, settings())

@@ -5,8 +5,8 @@ their memory, so that views and writes in place need no further care. Sizes of t
 trace, and note what is computed from them and what is decided by them, so that blocks are told apart by a limit that
 has no effect at the sizes of the example.
 
-A function that is written in C does by its arguments and PyTorch's settings alone what it does. If it only computes a
-new tensor, the log has its call and not its operators, and the next call that is alike gets a copy of that tensor.
+A function that is written in C does by its arguments and PyTorch's settings alone what it does. The log has its call
+and not its operators, and the next call that is alike gets new tensors without a run (:mod:`results`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,29 @@ from __future__ import annotations
 import operator
 import types
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from lrp_fx.capture.repeated.results import HISTORY, HistoryRead, Results, memory_of, tensors_of
+
 _SMALL = 64  #: largest number of entries of a literal that is described by its values
+_LITERALS: frozenset[Any] = frozenset({torch.tensor, Tensor.new_tensor})  #: functions of literals alone
 #: what makes a tensor of literals: no one else has it, so its values cannot change between runs
-_FROM_LITERALS: frozenset[Any] = frozenset({torch.tensor, Tensor.new_tensor, Tensor.__setitem__})
+_FROM_LITERALS: frozenset[Any] = _LITERALS | {Tensor.__setitem__}
+_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
-_PARTS = 3  #: smallest number of operators of a function for which a copy of its result is the faster one
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SYMBOL_OF: dict[type, Any] = {int: torch.SymInt, float: torch.SymFloat, bool: torch.SymBool}
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(Ellipsis))
@@ -77,16 +85,17 @@ class RunLog:
     Attributes:
         entries: what the run does, in order.
         most: largest number of entries; who logs a run raises it.
+        results: the results of the functions of the run, if new tensors may take the place of further ones.
     """
 
     entries: list[Entry] = field(default_factory=list)
     most: int = 0
+    results: Results | None = None
     _numbers: dict[int, int] = field(default_factory=dict)  # memory, or id of a size -> number
     _meanings: dict[int, Any] = field(default_factory=dict)  # number -> what it means in any run
     _alive: list[Any] = field(default_factory=list)  # so that no memory is used twice
     _paused: bool = False
     _from_literals: bool = False  # whether the function that runs makes a tensor of literals
-    _made: dict[Any, tuple[Tensor, Any]] = field(default_factory=dict)  # call of a function -> its result, and its form
 
     @contextmanager
     def written(self) -> Iterator[None]:
@@ -149,32 +158,9 @@ class RunLog:
         tensor, ("size", identity), or ("object", identity)."""
         return self._meanings[number]
 
-    def made(self, call: Any) -> Tensor | None:
-        """A new tensor like the result of an earlier call that was alike; None if there was none."""
-        if call not in self._made:
-            return None
-        result, form = self._made[call]
-        with self.paused():
-            copy = result.clone()
-        return copy if self.described(copy, []) == form else None
-
-    def remember(self, call: Any, result: Any, first: int, known: int) -> None:
-        """Take the operators of a call out of the log, if its result is all that they do.
-
-        Args:
-            call: the function, the form of its arguments, and the settings of PyTorch.
-            result: its result.
-            first: place of the first operator.
-            known: number of tensors before the call.
-        """
-        parts = self.entries[first:]
-        if len(parts) < _PARTS or call[0] in _FROM_LITERALS or not isinstance(result, Tensor) or result.is_complex():
-            return
-        operators = [entry.what[0] for entry in parts]
-        functional = all(isinstance(op, torch._ops.OpOverload) and not op._schema.is_mutable for op in operators)
-        if functional and self._number_of(result) > known:
-            del self.entries[first:]
-            self._made[call] = result, self.described(result, [])
+    def is_object(self, number: int) -> bool:
+        """Whether a number is of an object of which nothing else is known."""
+        return bool(self._meanings[number][0] == "object")
 
     def _number_of(self, tensor: Tensor) -> int:
         memory = memory_of(tensor)
@@ -206,11 +192,6 @@ def settings() -> tuple[Any, ...]:
         torch._C._get_cudnn_sdp_enabled(),
     )  # fmt: skip
     return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), cast, attention)
-
-
-def memory_of(tensor: Tensor) -> int:
-    """The identity of a tensor's memory; tensors of fake and meta devices have one, too."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 class _Number:
@@ -313,33 +294,63 @@ class _Calls(TorchFunctionMode):
         log, kwargs = self.log, kwargs or {}
         if log._paused or getattr(func, "__name__", "").startswith("sym_"):  # a method of a size, which is logged
             return func(*args, **kwargs)
+        if log.results is not None and func in HISTORY:
+            raise HistoryRead
         operands: list[int] = []
         with torch._C.DisableTorchFunction():
-            what = log.described((args, sorted(kwargs.items())), operands)
+            given = (args, sorted(kwargs.items()))
+            what = log.described(given, operands)
             args, kwargs = _without_symbols(args), _without_symbols(kwargs)
             call = (func, what, settings())
-            result = log.made(call) if _in_c(func) else None
-        if result is None:
+        if log.results is None or not _in_c(func) or func in _LITERALS:
             result = self._run(call, operands, args, kwargs)
+        else:
+            result = self._run_once(log.results, call, operands, given, args, kwargs)
         results: list[int] = []
         with torch._C.DisableTorchFunction():
             log.add((*call, log.described(result, results)), operands, results)
         return result
 
+    def _run_once(self, made: Results, call: Any, operands: list[int], given: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a function in C; new tensors if a call that was alike has been run.
+
+        Args:
+            made: the results of earlier calls.
+            call: the function, the form of its arguments, and the settings of PyTorch.
+            operands: the numbers in that form.
+            given: the arguments as they are logged, with symbolic sizes.
+            args: positional arguments with plain sizes.
+            kwargs: keyword arguments with plain sizes.
+        """
+        log, first = self.log, len(self.log.entries)
+        with torch._C.DisableTorchFunction():
+            names: dict[int, int] = {}
+            key = (call, *[names.setdefault(number, len(names)) for number in operands])
+            tensors = [*tensors_of((args, kwargs))]
+            again = made.again(key, tensors)
+        if again is not None:
+            return again
+        result = self._run(call, operands, args, kwargs)
+        with torch._C.DisableTorchFunction():
+            after: list[int] = []
+            unchanged = log.described(given, after) == call[1] and after == operands
+            if unchanged and not any(map(log.is_object, operands)) and made.remember(key, tensors, result):
+                del log.entries[first:]
+        return result
+
     def _run(self, call: Any, operands: list[int], args: Any, kwargs: Any) -> Any:
         """The result of a call; sizes are symbolic."""
         log, (func, what, _) = self.log, call
-        first, known = len(log.entries), log.known
         around, log._from_literals = log._from_literals, func in _FROM_LITERALS
+        # tensors that were made without a run are leaves, into which nothing is written while gradients are enabled
+        writes = log.results is not None and _writes(func) and args and args[0].requires_grad
         try:
-            result = _returned(log, func, what, operands, args, kwargs)
+            with torch.no_grad() if writes else nullcontext():
+                result = _returned(log, func, what, operands, args, kwargs)
         finally:
             log._from_literals = around
         if func in _SIZES:
             return log.new_size(result) if type(result) is int else torch.Size(map(log.new_size, result))
-        if _in_c(func):
-            with torch._C.DisableTorchFunction():
-                log.remember(call, result, first, known)
         return result
 
 
@@ -372,10 +383,18 @@ def _in_c(func: Any) -> bool:
     return isinstance(func, _IN_C) and torch._C._functorch.peek_interpreter_stack() is None  # (under vmap: its levels)
 
 
+def _writes(func: Any) -> bool:
+    """Whether a function in C writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    return _in_c(func) and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__")))
+
+
 def _returned(log: RunLog, func: Any, what: Any, operands: list[int], args: Any, kwargs: Any) -> Any:
     """The result of a function; an error is logged, as the caller may catch it."""
     try:
         return func(*args, **kwargs)
     except Exception as error:
+        if log.results is not None and not isinstance(error, _NEEDS_VALUES):
+            raise HistoryRead from error
         log.add((func, what, type(error)), operands, ())
         raise

@@ -25,12 +25,13 @@ from torch._dispatch.python import no_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor
-from torch.overrides import _len_torch_function_stack, _pop_mode, _push_mode
+from torch.overrides import _len_torch_function_stack
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.as_run import LoopSeen, OverTime
+from lrp_fx.capture.function_modes import only
 from lrp_fx.capture.repeated.alike import PLAIN, Plan, Run, Unlike, plan
-from lrp_fx.capture.repeated.answering import answered, is_answerable
+from lrp_fx.capture.repeated.answering import answered, has_hooks, is_answerable
 from lrp_fx.capture.repeated.block_call import BlockCall, last_nodes, node_of
 from lrp_fx.capture.repeated.module_stacks import Place, Stacks, call_counts, module_stack
 from lrp_fx.graph.attribute_paths import attribute
@@ -186,7 +187,7 @@ class RepeatedBlocks:
             with (
                 disable_proxy_modes_tracing(),
                 no_python_dispatcher(),
-                _function_modes(self._modes),
+                only(self._modes),
                 _without_sizes(pytree.tree_leaves((args, kwargs))),
             ):
                 example, keywords = _examples((args, kwargs))
@@ -310,30 +311,13 @@ def _kinds(model: nn.Module) -> dict[int, int]:
 
     def number(module: nn.Module) -> int:
         inner = tuple((name, number(child)) for name, child in module.named_children())
-        kind = id(module) if _is_changed(module) else (type(module), inner)
+        kind = id(module) if has_hooks(module) or "forward" in vars(module) else (type(module), inner)
         kinds[id(vars(module))] = numbers.setdefault(kind, len(numbers))
         return kinds[id(vars(module))]
 
     number(model)
     own = [m for m in model.modules() if m is model or not type(m).__module__.startswith("torch.")]
     return {id(vars(m)): kinds[id(vars(m))] for m in own if is_answerable(m)} if is_answerable(model) else {}
-
-
-def _is_changed(module: nn.Module) -> bool:
-    """Whether a module has hooks or a ``forward`` of its own, which are not those of its class."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
-
-
-@contextmanager
-def _function_modes(count: int) -> Iterator[None]:
-    """In this context only the first ``count`` function modes of this thread answer calls."""
-    others = [_pop_mode() for _ in range(_len_torch_function_stack() - count)]
-    try:
-        yield
-    finally:
-        for mode in reversed(others):
-            _push_mode(mode)
 
 
 @contextmanager
