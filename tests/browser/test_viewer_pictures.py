@@ -132,7 +132,7 @@ def test_the_picture_of_what_scrolls_is_what_is_seen(show):
     assert texts["word0"].get("transform").startswith("rotate(-90") and texts["layers.0"].get("transform") is None
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.viewer_check)])
 @pytest.mark.parametrize(
     "make", [text, batch, several, generation, translation, image, sound, table, lambda: long(60, 4)]
 )
@@ -147,6 +147,7 @@ def test_axe_finds_no_serious_fault(show, axe, make, scheme):
     assert not [t for t in told if t[1] in ("serious", "critical", "moderate")], told
 
 
+@pytest.mark.viewer_check
 def test_long_texts_and_large_matrices_do_not_lag(show):
     """4,096 tokens with 64 layers: bounds are wide, for slow and busy machines; tools/viewer_check prints the numbers."""
     page = show(long())

@@ -6,6 +6,7 @@ from torch import nn
 
 import lrp_fx
 
+pytestmark = pytest.mark.viewer_check
 FOCUSED = "document.activeElement.getAttribute('aria-label')"
 
 
