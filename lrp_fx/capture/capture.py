@@ -41,6 +41,7 @@ from lrp_fx.capture.signature import Call, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError, type_and_line
 from lrp_fx.graph.copies import copy_graph
+from lrp_fx.graph.dead_code import drop_dead
 from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.module_calls import settle
@@ -314,7 +315,7 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     shorten_masks(graph_module.graph)
     widen_islands(graph_module.graph)
     settle(graph_module.graph)
-    graph_module.graph.eliminate_dead_code()
+    drop_dead(graph_module.graph)
     graph_module.recompile()
     return graph_module
 

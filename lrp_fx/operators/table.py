@@ -253,7 +253,8 @@ class OpTable:
 
     def get(self, node: Node) -> OpSpec | None:
         """The declaration of the operator that ``node`` calls, or None if it has none."""
-        spec = self.specs.get(str(node.target)) or self.specs.get(op_name(node))
+        overload, name = _spelled(node.target)
+        spec = self.specs.get(overload) or self.specs.get(name)
         if spec is None or "by" not in spec.extra:
             return spec
         return self.specs.get(f"{spec.name}({bind(node).get(spec.extra['by'])})", spec)
@@ -291,9 +292,22 @@ def register_op(name: str, *, role: str, relevance_args: list[str], **fields: An
 
 def op_name(node: Node) -> str:
     """``"aten.add"`` for any overload of an operator, ``"operator.getitem"`` for a Python function."""
-    target = node.target
+    return _spelled(node.target)[1]
+
+
+def _spelled(target: Any) -> tuple[str, str]:
+    """The names of a target, with its overload and without."""
     if isinstance(target, torch._ops.OpOverload):
-        return str(target.overloadpacket)
+        return _operator_names(target)
+    return str(target), _function_name(target)
+
+
+@functools.cache
+def _operator_names(target: torch._ops.OpOverload) -> tuple[str, str]:
+    return str(target), str(target.overloadpacket)
+
+
+def _function_name(target: Any) -> str:
     if isinstance(target, torch._ops.HigherOrderOperator):
         return f"higher_order.{target.name()}"
     if callable(target):
@@ -305,10 +319,16 @@ def op_name(node: Node) -> str:
 def bind(node: Node) -> dict[str, Any]:
     """The node's arguments by name, as in the operator's schema or the Python function's signature."""
     if isinstance(node.target, torch._ops.OpOverload):
-        schema = node.target._schema.arguments
-        bound = {a.name: v for a, v in zip(schema, node.args, strict=False)}
-        return {a.name: a.default_value for a in schema if a.has_default_value()} | bound | dict(node.kwargs)
+        names, defaults = _arguments(node.target)
+        return {**defaults, **dict(zip(names, node.args, strict=False)), **node.kwargs}
     return dict(zip(_parameters(node), node.args, strict=False)) | dict(node.kwargs)
+
+
+@functools.cache
+def _arguments(target: torch._ops.OpOverload) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of an operator's arguments, and the defaults of those that have one."""
+    schema = target._schema.arguments
+    return tuple(a.name for a in schema), {a.name: a.default_value for a in schema if a.has_default_value()}
 
 
 def coefficients(node: Node, spec: OpSpec) -> dict[str, float]:

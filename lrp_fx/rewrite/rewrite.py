@@ -10,6 +10,7 @@ from torch.fx import Graph, Node
 
 from lrp_fx.capture import Captured
 from lrp_fx.graph.attribute_paths import attribute
+from lrp_fx.graph.dead_code import drop_dead
 from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.operands import all_slots, is_float
 from lrp_fx.operators.table import bind, set_arg
@@ -60,7 +61,7 @@ def rewrite(captured: Captured, plan: Plan) -> Rewritten:
         elif (old in plan.stopped or _touches(plan, old)) and _is_float_tensor(old):
             results[old] = insert_after(node.graph, node, _detach)
     layout.finish(plan, results)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
     own_derivatives(graph)
     graph.lint()
     module = lazy_module(captured.graph_module, graph, "ExplainableGraph")

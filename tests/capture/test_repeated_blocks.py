@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 import lrp_fx
 from lrp_fx.capture.repeated.answering import answered, class_of
-from lrp_fx.capture.repeated.results import Results, memory_of
+from lrp_fx.capture.repeated.results import Results, fresh_like, memory_of
 from lrp_fx.capture.repeated.run_log import RunLog
 from lrp_fx.capture.repeated.trace_once import RepeatedBlocks
 from lrp_fx.graph.module_calls import noting_calls
@@ -608,6 +608,17 @@ def test_tensors_that_are_made_without_a_run_are_like_those_of_a_run(case: str) 
 
     for (_, returned), expected, x in zip(runs, plain * 2, operands * 2, strict=True):
         assert form(returned, x) == form(expected, x)
+
+
+def test_new_outputs_of_a_copy_have_a_history_and_memory_of_their_own() -> None:
+    with FakeTensorMode():
+        like = (torch.randn(2, 5, 4).requires_grad_() * 2).transpose(1, 2)
+        new = fresh_like(like)
+        constant = fresh_like(like.detach())
+        new[:, 0].add_(1)  # into a leaf, nothing is written
+    assert (new.shape, new.stride(), new.dtype, new.device) == (like.shape, like.stride(), like.dtype, like.device)
+    assert new.requires_grad and not new.is_leaf and not constant.requires_grad
+    assert memory_of(new) != memory_of(like)
 
 
 def test_values_and_objects_keep_a_function_from_being_left_out() -> None:

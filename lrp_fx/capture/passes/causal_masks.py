@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from lrp_fx.graph.dead_code import drop_dead
 from lrp_fx.graph.unfuse_attention import FUSED
 from lrp_fx.graph.values import Values
 from lrp_fx.operators.schema import has_tag
@@ -47,7 +48,7 @@ def shorten_masks(graph: fx.Graph) -> None:
             keywords = {k: v for k, v in bound.items() if k in ("scale", "enable_gqa") and v}
             node.kwargs = keywords | ({"is_causal": True} if kinds[mask] == "causal" else {})
     if any(kind is not None for kind in kinds.values()):
-        graph.eliminate_dead_code()
+        drop_dead(graph)
 
 
 def _kind(mask: Node) -> str | None:

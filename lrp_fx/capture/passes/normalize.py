@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils import _pytree as pytree
 
+from lrp_fx.graph.dead_code import drop_dead
 from lrp_fx.graph.module_calls import hand_on
 from lrp_fx.operators.schema import is_assertion
 from lrp_fx.operators.table import OpTable, bind
@@ -23,7 +24,7 @@ def drop_assertions(graph: fx.Graph) -> None:
     for node in reversed(graph.nodes):
         if is_assertion(node):
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    drop_dead(graph)
 
 
 def drop_inert(graph: fx.Graph) -> None:

@@ -11,6 +11,7 @@ from torch.fx import Node
 from lrp_fx.capture.passes.autocast import mark_region, write_casts
 from lrp_fx.capture.passes.detached import detach_results, take_noted_off
 from lrp_fx.graph.copies import splice
+from lrp_fx.graph.dead_code import drop_dead
 
 _GRADIENTS = "wrap_with_set_grad_enabled"
 _AUTOCAST = "wrap_with_autocast"
@@ -26,7 +27,7 @@ def inline_regions(graph_module: fx.GraphModule) -> None:
     off = _inline(graph_module, False)
     detach_results(graph_module.graph, off | take_noted_off(graph_module.graph))
     write_casts(graph_module)
-    graph_module.graph.eliminate_dead_code()
+    drop_dead(graph_module.graph)
 
 
 def _inline(graph_module: fx.GraphModule, off: bool) -> set[Node]:

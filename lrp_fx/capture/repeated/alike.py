@@ -311,7 +311,11 @@ def _restored(model: nn.Module) -> Iterator[None]:
 
 def _restore(container: Any, before: Any) -> None:
     """Give a container its entries again; one that has them is left alone."""
+    if len(container) == len(before) == 0:
+        return
     if isinstance(container, dict):
+        if [*container] == [*before] and all(map(operator.is_, container.values(), before.values())):
+            return
         for name in container.keys() - before.keys():
             del container[name]
         container.update({name: value for name, value in before.items() if container.get(name, container) is not value})

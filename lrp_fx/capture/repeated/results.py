@@ -52,13 +52,13 @@ class _Like:
 
     def new(self, operands: Sequence[Tensor], mode: FakeTensorMode) -> Tensor:
         """The result of a call on ``operands``."""
-        if self.operand is not None and self.itself:
+        if self.operand is None:
+            tensor = _empty(mode, *self.place[:2], self.dtype, self.device)
+            return tensor.requires_grad_(self.differentiable)
+        if self.itself:
             return operands[self.operand]
         with torch._C._DisableTorchDispatch():
-            if self.operand is None:
-                tensor = torch.empty_strided(*self.place[:2], dtype=self.dtype, device="meta")
-            else:
-                tensor = torch.as_strided(operands[self.operand].detach(), *self.place)
+            tensor = torch.as_strided(operands[self.operand].detach(), *self.place)
             return FakeTensor(mode, tensor.requires_grad_(self.differentiable), self.device)
 
 
@@ -98,6 +98,29 @@ class Results:
         key = (call, *[t.device for t in operands])
         self._made[key] = (None if leaves[0] is result else type(result), likes, leaves[0].fake_mode)
         return True
+
+
+class _Fresh(torch.autograd.Function):
+    """A new tensor like another one, as a function of it."""
+
+    @staticmethod
+    def forward(ctx: Any, like: FakeTensor) -> Tensor:
+        return _empty(like.fake_mode, like.shape, like.stride(), like.dtype, like.device)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:  # type: ignore[override]
+        return cotangent
+
+
+def fresh_like(tensor: FakeTensor) -> Tensor:
+    """A new tensor of the form of another one, with a history: one that was computed from it."""
+    return _Fresh.apply(tensor)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _empty(mode: FakeTensorMode, shape: Any, strides: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor without values in new memory."""
+    with torch._C._DisableTorchDispatch():
+        return FakeTensor(mode, torch.empty_strided(shape, strides, dtype=dtype, device="meta"), device)
 
 
 def tensors_of(value: Any) -> Iterator[Tensor]:

@@ -37,6 +37,7 @@ _LITERALS: frozenset[Any] = frozenset({torch.tensor, Tensor.new_tensor})  #: fun
 _FROM_LITERALS: frozenset[Any] = _LITERALS | {Tensor.__setitem__}
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
+_BY_VALUE = (bool, int, float, complex, str, bytes)
 _SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
 _SYMBOL_OF: dict[type, Any] = {int: torch.SymInt, float: torch.SymFloat, bool: torch.SymBool}
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(Ellipsis))
@@ -124,6 +125,8 @@ class RunLog:
 
     def described(self, value: Any, numbers: list[int]) -> Any:
         """The form of a value, to be compared with that of another one; its numbers are appended to ``numbers``."""
+        if (kind := type(value)) in _BY_VALUE:
+            return (kind, repr(value))
         if isinstance(value, Tensor):
             numbers.append(self._number_of(value))
             place = (value.storage_offset(), value.shape, value.stride())
@@ -132,17 +135,17 @@ class RunLog:
             numbers.append(self._number_of_size(value))
             return ("size", _plain(value))
         if isinstance(value, (list, tuple)):
-            return (type(value), *[self.described(item, numbers) for item in value])
+            return (kind, *[self.described(item, numbers) for item in value])
         if isinstance(value, dict):
             return ("dict", *[(key, self.described(item, numbers)) for key, item in value.items()])
         if isinstance(value, slice):
             return ("slice", *[self.described(item, numbers) for item in (value.start, value.stop, value.step)])
-        if isinstance(value, (bool, int, float, complex, str, bytes)):
-            return (type(value), repr(value))
+        if isinstance(value, _BY_VALUE):
+            return (kind, repr(value))
         if isinstance(value, _NAMED):
             return value
         numbers.append(self._number(id(value), value, ("object", id(value))))
-        return type(value)
+        return kind
 
     def new_size(self, value: Any) -> Any:
         """A plain number as a symbolic one that logs what is done with it."""
@@ -157,6 +160,10 @@ class RunLog:
         """What a number means outside of the run: ("literal", values) of a small tensor, ("memory", place) of another
         tensor, ("size", identity), or ("object", identity)."""
         return self._meanings[number]
+
+    def is_size(self, number: int) -> bool:
+        """Whether a number is of a size."""
+        return bool(self._meanings[number][0] == "size")
 
     def is_object(self, number: int) -> bool:
         """Whether a number is of an object of which nothing else is known."""
@@ -300,7 +307,8 @@ class _Calls(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             given = (args, sorted(kwargs.items()))
             what = log.described(given, operands)
-            args, kwargs = _without_symbols(args), _without_symbols(kwargs)
+            if any(map(log.is_size, operands)):
+                args, kwargs = _without_symbols(args), _without_symbols(kwargs)
             call = (func, what, settings())
         if log.results is None or not _in_c(func) or func in _LITERALS:
             result = self._run(call, operands, args, kwargs)

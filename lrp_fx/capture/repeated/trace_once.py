@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dispatch.python import no_python_dispatcher
 from torch._guards import detect_fake_mode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, get_proxy_mode, track_tensor
 from torch.overrides import _len_torch_function_stack
@@ -34,6 +35,7 @@ from lrp_fx.capture.repeated.alike import PLAIN, Plan, Run, Unlike, plan
 from lrp_fx.capture.repeated.answering import answered, has_hooks, is_answerable
 from lrp_fx.capture.repeated.block_call import BlockCall, last_nodes, node_of
 from lrp_fx.capture.repeated.module_stacks import Place, Stacks, call_counts, module_stack
+from lrp_fx.capture.repeated.results import fresh_like
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.dimensions import example_size
 from lrp_fx.graph.module_calls import ModuleCall, Notes, noting_calls, unnoted
@@ -286,7 +288,7 @@ def _fresh(block: _Traced) -> dict[int, Tensor]:
     with disable_proxy_modes_tracing(), no_python_dispatcher(), torch._C.DisableTorchFunction():
         for leaf, _ in block.output:
             if isinstance(leaf, Tensor) and id(leaf) not in own and id(leaf) not in fresh:
-                copy = leaf.clone()
+                copy = fresh_like(leaf) if type(leaf) is FakeTensor else leaf.clone()
                 if copy.requires_grad != leaf.requires_grad or _strides(copy) != _strides(leaf):
                     raise Unlike
                 fresh[id(leaf)] = copy
