@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.repeated.logged_numbers import NotLogged
 from lrp_fx.capture.repeated.results import HistoryRead, Results, memory_of
-from lrp_fx.capture.repeated.run_log import Entry, NotLogged, RunLog, settings
+from lrp_fx.capture.repeated.run_log import Entry, RunLog, settings
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _LEAST = 4  #: smallest number of entries that is worth a copy

@@ -11,9 +11,8 @@ and not its operators, and the next call that is alike gets new tensors without 
 
 from __future__ import annotations
 
-import operator
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,10 +24,10 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     UnsupportedOperatorException,
 )
-from torch.fx.experimental.sym_node import METHOD_TO_OPERATOR
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from lrp_fx.capture.repeated.logged_numbers import SYMBOLS, NotLogged, logged_number, plain, without_symbols
 from lrp_fx.capture.repeated.results import HISTORY, HistoryRead, Results, memory_of, tensors_of
 
 _SMALL = 64  #: largest number of entries of a literal that is described by its values
@@ -38,8 +37,6 @@ _FROM_LITERALS: frozenset[Any] = _LITERALS | {Tensor.__setitem__}
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 _IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _BY_VALUE = (bool, int, float, complex, str, bytes)
-_SYMBOLS = (torch.SymInt, torch.SymFloat, torch.SymBool)
-_SYMBOL_OF: dict[type, Any] = {int: torch.SymInt, float: torch.SymFloat, bool: torch.SymBool}
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(Ellipsis))
 
 #: what asks a tensor for sizes
@@ -47,21 +44,6 @@ _SIZES: frozenset[Any] = frozenset(
     {Tensor.size, Tensor.stride, Tensor.numel, Tensor.nelement, Tensor.storage_offset, torch.numel}
     | {Tensor.shape.__get__, Tensor.nbytes.__get__}  # type: ignore[attr-defined]
 )  # fmt: skip
-
-#: method of a symbolic number -> the function of plain numbers
-_METHODS: dict[str, Any] = METHOD_TO_OPERATOR | {
-    "sym_float": float, "sym_and": operator.and_, "and_": operator.and_, "sym_or": operator.or_, "or_": operator.or_,
-    "sym_not": operator.not_, "sym_max": max, "sym_min": min, "sym_ite": lambda b, x, y: x if b else y,
-}  # fmt: skip
-#: methods of a symbolic number that tell its value
-_DECISIONS = {
-    "int_", "bool_", "guard_int", "guard_float", "guard_bool", "expect_true", "guard_size_oblivious", "guard_or_false",
-    "guard_or_true", "statically_known_true",
-}  # fmt: skip
-
-
-class NotLogged(BaseException):
-    """A run cannot be logged, or does more than is worth it. Code that catches exceptions does not catch this one."""
 
 
 @dataclass(frozen=True)
@@ -131,9 +113,9 @@ class RunLog:
             numbers.append(self._number_of(value))
             place = (value.storage_offset(), value.shape, value.stride())
             return (*place, value.dtype, value.device.type, value.requires_grad)
-        if isinstance(value, _SYMBOLS):
-            numbers.append(self._number_of_size(value))
-            return ("size", _plain(value))
+        if isinstance(value, SYMBOLS):
+            numbers.append(self.number_of_size(value))
+            return ("size", plain(value))
         if isinstance(value, (list, tuple)):
             return (kind, *[self.described(item, numbers) for item in value])
         if isinstance(value, dict):
@@ -149,7 +131,7 @@ class RunLog:
 
     def new_size(self, value: Any) -> Any:
         """A plain number as a symbolic one that logs what is done with it."""
-        return _SYMBOL_OF[type(value)](_Number(self, value))
+        return logged_number(self, value)
 
     @property
     def known(self) -> int:
@@ -180,7 +162,8 @@ class RunLog:
             with _disable_current_modes():
                 self._number(memory, tensor, ("literal", str(tensor.tolist())))
 
-    def _number_of_size(self, size: Any) -> int:
+    def number_of_size(self, size: Any) -> int:
+        """The number of a size."""
         return self._number(id(size.node), size.node, ("size", id(size.node)))
 
     def _number(self, identity: int, value: Any, meaning: Any) -> int:
@@ -199,94 +182,6 @@ def settings() -> tuple[Any, ...]:
         torch._C._get_cudnn_sdp_enabled(),
     )  # fmt: skip
     return (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), cast, attention)
-
-
-class _Number:
-    """The node of a symbolic number with a value (in the place of PyTorch's ``SymNode``): computes, and logs it."""
-
-    constant = None
-
-    def __init__(self, log: RunLog, value: Any) -> None:
-        self.log, self.value = log, value
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        if name in _METHODS:
-            return lambda *others: self._computed(name, others)
-        if name in _DECISIONS:
-            return lambda *_: self._decided(name)
-        raise NotLogged(f"{name} of a size")
-
-    def _computed(self, name: str, others: Sequence[_Number]) -> _Number:
-        result = _Number(self.log, _METHODS[name](self.value, *[other.value for other in others]))
-        numbers: list[int] = []
-        what = self.log.described([self._symbol(), *[other._symbol() for other in others]], numbers)
-        self.log.add((name, what), numbers, [self.log._number_of_size(result._symbol())])
-        return result
-
-    def _decided(self, name: str) -> Any:
-        self.log.add((name, type(self.value), self.value), [self.log._number_of_size(self._symbol())], ())
-        return self.value
-
-    def _symbol(self) -> Any:
-        return _SYMBOL_OF[type(self.value)](self)
-
-    def _wrapped(self, value: Any) -> _Number:
-        """A literal: the log has its value, not a number."""
-        return _Literal(self.log, value)
-
-    wrap_int = wrap_float = wrap_bool = _wrapped
-
-    def is_int(self) -> bool:
-        return type(self.value) is int
-
-    def is_float(self) -> bool:
-        return type(self.value) is float
-
-    def is_bool(self) -> bool:
-        return type(self.value) is bool
-
-    def is_symbolic(self) -> bool:
-        return True
-
-    def is_constant(self) -> bool:
-        return False
-
-    def is_nested_int(self) -> bool:
-        return False
-
-    def has_hint(self) -> bool:
-        return True
-
-    def _graph_repr(self) -> str:
-        return str(self._decided("int_"))
-
-
-class _Literal(_Number):
-    def _symbol(self) -> Any:
-        return self.value
-
-
-def _plain(value: Any) -> Any:
-    """The value of a symbolic number; the formula of one that is not of a log."""
-    return value.node.value if isinstance(value.node, _Number) else ("formula", str(value.node.expr))
-
-
-def _without_symbols(value: Any) -> Any:
-    """Arguments with plain numbers in the place of logged ones; the same object if there are none."""
-    if isinstance(value, _SYMBOLS):
-        return value.node.value if isinstance(value.node, _Number) else value
-    if isinstance(value, slice):
-        parts = (value.start, value.stop, value.step)
-        new = [_without_symbols(part) for part in parts]
-        return value if all(a is b for a, b in zip(parts, new, strict=True)) else slice(*new)
-    if type(value) in (tuple, list, torch.Size):
-        new = [_without_symbols(item) for item in value]
-        return value if all(a is b for a, b in zip(value, new, strict=True)) else type(value)(new)
-    if type(value) is dict:
-        new = [_without_symbols(item) for item in value.values()]
-        same = all(a is b for a, b in zip(value.values(), new, strict=True))
-        return value if same else dict(zip(value, new, strict=True))
-    return value
 
 
 class _Calls(TorchFunctionMode):
@@ -308,7 +203,7 @@ class _Calls(TorchFunctionMode):
             given = (args, sorted(kwargs.items()))
             what = log.described(given, operands)
             if any(map(log.is_size, operands)):
-                args, kwargs = _without_symbols(args), _without_symbols(kwargs)
+                args, kwargs = without_symbols(args), without_symbols(kwargs)
             call = (func, what, settings())
         if log.results is None or not _in_c(func) or func in _LITERALS:
             result = self._run(call, operands, args, kwargs)
