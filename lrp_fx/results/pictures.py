@@ -18,7 +18,7 @@ from lrp_fx.results.latent_rows import in_order, rows_of
 from lrp_fx.results.merging import without_features
 from lrp_fx.viz import amount_plots, array_plots, text_plots
 from lrp_fx.viz.brightness import stretched
-from lrp_fx.viz.words import Word
+from lrp_fx.viz.words import Word, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ def heading_of(result: Batch, sample: int = 0) -> str:
     """Name and value of a sample's target."""
     answers, rank = result.context.answers, result.target.dim()
     value = f"{float(result.target[sample]):.4g}" if rank == 1 else ""
-    target = answers[sample] if answers else result.context.question
+    target = visible(answers[sample]) if answers else result.context.question
     return " ".join(part for part in (target, f"({value})" if target and value else value) if part)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrp_fx.errors import InputError
 from lrp_fx.results.batch import Batch
+from lrp_fx.viz import visible
 
 Row = dict[str, Any]
 #: sign -> whether an amount has it
@@ -59,7 +60,9 @@ def shares(result: Batch, special: bool = True) -> Iterator[Share]:
             for position, amount in enumerate(values.tolist()):
                 if (one.special[position] and not special) or (one.padding[position] and not amount):
                     continue
-                text = one.texts[position].strip() or ("[PAD]" if one.padding[position] else "·")
+                text = one.texts[position].strip() or (
+                    "[PAD]" if one.padding[position] else visible(one.texts[position])
+                )
                 yield Share(text, amount, name, position, sample, target)
 
 

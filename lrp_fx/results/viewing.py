@@ -167,13 +167,16 @@ def _input(one: Batch, name: str, values: Tensor) -> Input:
     picture = None
     if data is not None and rank == 3 and len(data) in (1, 3):
         picture = colours_of(one, name, data.double().numpy())
-    elif data is not None and rank == 2 and rate is not None:  # a spectrogram
-        picture = stretched(data.double().numpy())
+    upwards = rank == 2 and rate is not None  # a spectrogram, whose low frequencies are below
+    if upwards:
+        summed = summed.flip(1)
+        picture = None if data is None else stretched(data.double().numpy()[::-1])
     return {
         "kind": "map",
         "name": name,
         "relevance": encode.pack(summed.numpy()),
         "picture": None if picture is None else encode.image(picture),
+        "upwards": upwards,
         "caption": "" if rank == 2 else f"summed over {'channels' if rank == 3 else 'all other dimensions'}",
     }
 

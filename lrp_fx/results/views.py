@@ -10,7 +10,7 @@ from lrp_fx.errors import LatentError
 from lrp_fx.results import tables
 from lrp_fx.results.batch import Batch
 from lrp_fx.results.pictures import draw, heading_of, words_of
-from lrp_fx.viz import Panel, Text, Word
+from lrp_fx.viz import Panel, Text, Word, visible
 from lrp_fx.viz.terminal import ledger_table, render_sample, top_table
 
 if TYPE_CHECKING:
@@ -78,7 +78,10 @@ def _texts(one: Batch, name: str, heading: str) -> list[Text]:
     whole = Text(words_of(tokens, relevance.sum(0)), f"{heading} all together".strip())
     values = one.target.select(one.SAMPLES, 0).tolist()
     rows = zip(one.target_names, values, relevance, strict=True)
-    each = [Text(words_of(tokens, r), f"{heading} {target} ({value:.4g})".strip(), True) for target, value, r in rows]
+    each = [
+        Text(words_of(tokens, r), f"{heading} {visible(target)} ({value:.4g})".strip(), True)
+        for target, value, r in rows
+    ]
     return [whole, *each]
 
 

@@ -2,7 +2,7 @@
 
 from lrp_fx.viz.pages import Panel, Text, fragment, page, write_page
 from lrp_fx.viz.terminal import render_scale, render_tokens
-from lrp_fx.viz.words import Word, most_relevant
+from lrp_fx.viz.words import Word, most_relevant, visible
 
 __all__ = [
     "Panel",
@@ -13,5 +13,6 @@ __all__ = [
     "page",
     "render_scale",
     "render_tokens",
+    "visible",
     "write_page",
 ]

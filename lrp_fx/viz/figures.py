@@ -9,6 +9,7 @@ import numpy as np
 
 from lrp_fx.extras import require
 from lrp_fx.viz.colours import RGB, SCALES, ink
+from lrp_fx.viz.words import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +50,7 @@ def scale_of(values: Any) -> float:
 
 def plain(text: str, most: int = 40, ends: bool = False) -> str:
     """Text for a label: one line of at most ``most`` characters; with ``ends`` its end is kept, for paths."""
-    line = " ".join(text.split()) or "·"
+    line = " ".join(visible(text).split())
     if len(line) <= most:
         return line
     return "…" + line[1 - most :] if ends else line[: most - 1] + "…"

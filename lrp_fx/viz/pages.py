@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lrp_fx.extras import require
 from lrp_fx.files import write_text
 from lrp_fx.viz.colours import THEMES, background, bar_colour, css, foreground, largest, table
-from lrp_fx.viz.words import Word, most_relevant
+from lrp_fx.viz.words import Word, most_relevant, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,14 +101,14 @@ def cells(words: Sequence[Word]) -> list[dict[str, Any]]:
     for word in words:
         colours = {theme: background(word.relevance / scale, theme) for theme in THEMES}
         pairs = {theme: (css(colour), css(foreground(colour))) for theme, colour in colours.items()}
-        shown.append({"text": word.text or "·", "relevance": word.relevance, "special": word.special, **pairs})
+        shown.append({"text": visible(word.text), "relevance": word.relevance, "special": word.special, **pairs})
     return shown
 
 
 def _shown(panel: Panel) -> dict[str, Any]:
     words = [word for text in panel.texts if not text.folded for word in text.words]
     most = most_relevant(words if panel.ranked is None else panel.ranked)[:_RANKED]
-    ranked = [(word.text, word.relevance) for word in most]
+    ranked = [(visible(word.text), word.relevance) for word in most]
     texts = [
         {"heading": text.heading, "folded": text.folded, "cells": cells(text.words), "scale": largest(text.words)}
         for text in panel.texts

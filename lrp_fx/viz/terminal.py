@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lrp_fx.viz.colours import background, css, foreground, largest
-from lrp_fx.viz.words import Word, most_relevant
+from lrp_fx.viz.words import Word, most_relevant, visible
 
 
 def _style(share: float) -> Style:
@@ -27,9 +27,11 @@ def render_tokens(words: Sequence[Word]) -> Text:
     text = Text()
     for word in words:
         if word.special:
-            text.append(f"{word.text or '·'} ", style="dim")
+            text.append(f"{visible(word.text)} ", style="dim")
             continue
-        text.append(f" {word.text} ", style=_style(word.relevance / scale))
+        text.append(f" {visible(word.text)} ", style=_style(word.relevance / scale))
+        if word.text.endswith("\n"):
+            text.append("\n")
     return text
 
 
@@ -44,7 +46,7 @@ def render_scale(words: Sequence[Word]) -> Text:
 
 def top_table(words: Sequence[Word], count: int = 5) -> Table:
     """The most relevant words."""
-    return amounts_table("most relevant", [(w.text, w.relevance) for w in most_relevant(words)[:count]])
+    return amounts_table("most relevant", [(visible(w.text), w.relevance) for w in most_relevant(words)[:count]])
 
 
 def ledger_table(amounts: Mapping[str, float]) -> Table:
@@ -73,11 +75,12 @@ def render_sample(
     lines: list[RenderableType] = [Text(heading, style="bold"), Text()] if heading else []
     for name, words in texts:
         lines += [Text(name, style="dim")] if name else []
-        lines += [render_tokens(words), render_scale(words), Text()]
+        scale = [] if all(word.special for word in words) else [render_scale(words)]
+        lines += [render_tokens(words), *scale, Text()]
     if tables:
         lines.append(Columns(tables, padding=(0, 6)))
     lines += [Text(f"note: {note}", style="yellow") for note in notes]
-    return Group(*lines)
+    return Group(*lines, Text())
 
 
 def printed(*lines: RenderableType, console: Console | None = None) -> None:

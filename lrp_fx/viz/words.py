@@ -15,6 +15,11 @@ class Word:
     special: bool = False
 
 
+def visible(text: str) -> str:
+    r"""A text as a name that can be seen: white space alone by its escapes (``\n``), spaces or nothing as a dot."""
+    return text if text.strip() else text.strip(" ").encode("unicode_escape").decode() or "·"
+
+
 def most_relevant(words: Sequence[Word]) -> list[Word]:
     """Words by magnitude of relevance, largest first, without special tokens."""
     return sorted((w for w in words if not w.special), key=lambda w: -abs(w.relevance))

@@ -6,7 +6,6 @@ from torch import nn
 
 import lrp_fx
 
-pytestmark = pytest.mark.viewer_check
 FOCUSED = "document.activeElement.getAttribute('aria-label')"
 
 
@@ -20,16 +19,24 @@ class Layer(nn.Module):
         return x + self.down(self.up(y) * torch.sigmoid(self.gate(y)))
 
 
-@pytest.fixture(scope="module")
-def report():
-    xmodel = lrp_fx.convert(nn.Sequential(nn.Embedding(9, 8), *[Layer() for _ in range(40)]))
+def report_of(layers):
+    xmodel = lrp_fx.convert(nn.Sequential(nn.Embedding(9, 8), *[Layer() for _ in range(layers)]))
     xmodel.explain(torch.ones(1, 3, dtype=torch.long), target=(0, 0))
     return xmodel.report()
 
 
+@pytest.fixture(scope="module")
+def report():
+    return report_of(40)
+
+
 @pytest.fixture
 def page(browser, report, tmp_path, request):
-    context = browser.new_context(color_scheme=request.param, viewport={"width": 1200, "height": 900})
+    yield from opened(browser, report, tmp_path, request.param)
+
+
+def opened(browser, report, tmp_path, scheme):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1200, "height": 900})
     page, errors = context.new_page(), []
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
@@ -40,6 +47,14 @@ def page(browser, report, tmp_path, request):
     assert not errors
 
 
+def test_it_begins_with_what_is_explained(browser, tmp_path):
+    for page in opened(browser, report_of(3), tmp_path, "light"):
+        x, y = page.locator("svg g:has(rect.source)").get_attribute("transform")[10:-1].split()
+        left, top, width, height = map(float, page.locator("svg").get_attribute("viewBox").split())
+        assert abs(left + width / 2 - float(x)) < 1 and top < float(y) < top + height
+
+
+@pytest.mark.viewer_check
 @pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
 def test_search_keys_and_zoom(page, axe, report):
     boxes = page.locator("svg [role=option]")

@@ -209,3 +209,11 @@ def test_colours_follow_the_theme(show, scheme):
     page = show(text(), scheme=scheme)
     panel = page.evaluate("getComputedStyle(document.querySelector('main > section')).backgroundColor")
     assert (sum(map(int, panel[4:-1].split(","))) > 600) == (scheme == "light")
+
+
+def test_white_space_is_seen_and_special_tokens_alone_have_no_scale(show):
+    page = show(text(["a", "\n", "b"], [1.0, 0.5, 0.25]))
+    page.get_by_label("Text as").select_option("pieces")
+    assert chips(page).all_inner_texts() == ["a", "\\n", "b"] and page.locator(".legend").is_visible()
+    page = show(text(["[CLS]", "[SEP]"], [1.0, 0.5]))
+    assert chips(page).count() == 2 and not page.locator(".legend").is_visible()

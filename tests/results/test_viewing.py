@@ -7,7 +7,7 @@ import zlib
 
 import pytest
 import torch
-from viewed import HOSTILE, batch, generation, image, several, sound, table, text, translation
+from viewed import HOSTILE, batch, generation, image, several, sound, spectrogram, table, text, translation
 
 import lrp_fx
 from lrp_fx.errors import InputError
@@ -19,7 +19,7 @@ def sample(result, number=0, **options):
     return viewer_data(result, "a name", **options)["samples"][number]
 
 
-@pytest.mark.parametrize("make", [text, batch, several, generation, translation, image, sound, table])
+@pytest.mark.parametrize("make", [text, batch, several, generation, translation, image, sound, spectrogram, table])
 def test_data_is_plain_and_the_inputs_keep_their_sum(make):
     result = make()
     data = viewer_data(result, "a name")
@@ -92,6 +92,13 @@ def test_sound_is_a_wav_and_stretches_of_it():
     assert shown["seconds"] == 0.5 and values[: len(values) // 2].sum() == 0 and abs(values.sum() - 1) < 1e-6
     assert (unpack(shown["low"]) <= unpack(shown["high"])).all()
     assert shown["spectrogram"].startswith("data:image/png")
+
+
+def test_low_frequencies_of_a_spectrogram_are_below():
+    shown = sample(spectrogram())["inputs"][0]
+    values = unpack(shown["relevance"])[0]
+    assert shown["upwards"] and values[-1, 0] == 1.5 and values.sum() == 1.5 and shown["picture"]
+    assert not sample(image())["inputs"][0]["upwards"]
 
 
 def test_layers_and_heads_are_rows_without_padding():

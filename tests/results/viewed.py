@@ -110,6 +110,14 @@ def sound(length=4000, rate=8000.0):
     return _floating("wave", wave, relevance, sampling_rate=rate)
 
 
+def spectrogram():
+    """Twelve frequencies in twenty steps; the lowest one of the first step has all relevance."""
+    energy = torch.arange(240, dtype=torch.float64).reshape(1, 12, 20)
+    relevance = torch.zeros_like(energy)
+    relevance[0, 0, 0] = 1.5
+    return _floating("energy", energy, relevance, sampling_rate=8000.0)
+
+
 def table():
     """A row of a table."""
     values, relevance = ([[3.5, 1e6]], [[1.0, -0.25]])

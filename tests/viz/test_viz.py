@@ -9,12 +9,12 @@ import pytest
 from matplotlib.colors import to_rgb
 from rich.console import Console
 
-from lrp_fx.viz import Panel, Text, Word, fragment, page, render_tokens, write_page
+from lrp_fx.viz import Panel, Text, Word, fragment, page, render_tokens, visible, write_page
 from lrp_fx.viz.amount_plots import draw_bars, draw_waterfall
 from lrp_fx.viz.array_plots import draw_image, draw_series, draw_spectrogram, draw_waveform
 from lrp_fx.viz.colours import background, foreground
-from lrp_fx.viz.figures import colour_map
-from lrp_fx.viz.terminal import printed, render_sample
+from lrp_fx.viz.figures import colour_map, plain
+from lrp_fx.viz.terminal import printed, render_sample, top_table
 from lrp_fx.viz.text_plots import draw_matrix, draw_tokens
 
 HOSTILE = "<script>alert(1)</script> $\\frac{"
@@ -48,6 +48,31 @@ def test_markup_of_a_terminal_is_shown_as_text(capsys):
     printed(render_sample("[red]x[/]", [("[i]", [Word("[bold]w[/bold]", 1.0)])], [], ["[b]n"]), console=console)
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("[red]x[/]", "[bold]w[/bold]", "note: [b]n"))
+
+
+def test_white_space_is_seen(capsys):
+    assert [visible(text) for text in ("\n", " \n\n", "\t", "  ", "", "a\n")] == [
+        "\\n",
+        "\\n\\n",
+        "\\t",
+        "·",
+        "·",
+        "a\n",
+    ]
+    words = [Word("Tokyo", 1.0), Word("\n", 0.5), Word("The", 0.25)]
+    printed(render_tokens(words), top_table(words), console=Console(width=60))
+    out = capsys.readouterr().out
+    assert " Tokyo  \\n \n The " in out and re.search(r"^\\n +\+0.5000", out, re.M)  # the line goes on where it did
+    html = page([Panel(texts=[Text(words)])], "t")
+    assert html.count("\\n") >= 2 and plain("\n") == "\\n"
+
+
+@pytest.mark.parametrize(("special", "scales"), [(True, 0), (False, 1)])
+def test_no_scale_where_nothing_has_a_colour(special, scales, capsys):
+    words = [Word("<s>", 1.0, True), Word("word", 0.5, special)]
+    printed(render_sample("", [("", words)], [], []), console=Console(width=60))
+    assert ("+0.5" in capsys.readouterr().out) == bool(scales)
+    assert page([Panel(texts=[Text(words)])], "t").count('class="legend"') == scales
 
 
 def shown():

@@ -25,6 +25,9 @@ export function choice(options, chosen, change) {
   return select;
 }
 
+// A text as a name that can be seen: white space alone by its escapes, spaces or nothing as a dot.
+export const visible = (text) => text.trim() || JSON.stringify(text.replace(/^ +| +$/g, "")).slice(1, -1) || "\u00b7";
+
 // Text at the foot of the page, and text for screen readers.
 export const readout = (text) => { document.getElementById("readout").textContent = text; };
 export const say = (text) => { document.getElementById("said").textContent = text; };

@@ -14,7 +14,7 @@ export function createMap(panel, input) {
   let side = 1; // pixels of a cell's side
   const sides = [1, 2, 4, 8, 16, 32].filter((size) => size === 1 || 4 * size <= Math.min(width, height));
   const cells = choice(sides.map((size) => [size, size === 1 ? "pixels" : `${size} by ${size}`]), 1, (size) => { side = Number(size); colour(); });
-  const describe = (x, y) => `${input.name} at row ${y + 1}, column ${x + 1}: ${signed(values[y * width + x])}  \u00b7  ${percent(values[y * width + x], panel.value())}`;
+  const describe = (x, y) => `${input.name} at row ${input.upwards ? height - y : y + 1}, column ${x + 1}: ${signed(values[y * width + x])}  \u00b7  ${percent(values[y * width + x], panel.value())}`;
   const name = `relevance of ${input.name}, ${height} rows by ${width} columns: arrow keys move, shift and arrow keys choose`;
   const grid = createGrid({ name, describe, choose: panel.choose });
   let picture = null;

@@ -1,6 +1,6 @@
 // Relevance inside the model: a row for each layer or head, a column for each token.
 
-import { element, labelled } from "./dom.js";
+import { element, labelled, visible } from "./dom.js";
 import { createGrid } from "./grid.js";
 import { createLegend } from "./legend.js";
 import { signed, sumOfRows } from "./numbers.js";
@@ -15,7 +15,7 @@ export function createMatrix(panel, matrix) {
   const width = Math.max(4, Math.min(24, 640 / columns));
   const names = element("ol", { class: "rows" });
   const above = element("ol", { class: "columns", "aria-hidden": "true" }, ...(width < NAMED ? [] : matrix.columns).map(
-    (token) => element("li", {}, token.trim() || "\u00b7")));
+    (token) => element("li", {}, visible(token))));
   for (const item of above.children) item.style.width = `${width}px`;
   const search = element("input", { type: "search", size: 16, input: colour });
   let rows = []; // indices of the visible rows
@@ -23,7 +23,7 @@ export function createMatrix(panel, matrix) {
   let largest = 1;
   let scaledFor = null; // the targets of `largest`
   const describe = (x, y) => rows.length
-    ? `${matrix.rows[rows[y]]}, ${matrix.columns[x].trim() || "\u00b7"}: ${signed(values[y * columns + x])}  \u00b7  the row: ${signed(rowSum(y))}`
+    ? `${matrix.rows[rows[y]]}, ${visible(matrix.columns[x])}: ${signed(values[y * columns + x])}  \u00b7  the row: ${signed(rowSum(y))}`
     : "";
   const grid = createGrid({ name: `${matrix.name}: arrow keys move`, describe });
 

@@ -1,6 +1,6 @@
 // One result: the explained value, its inputs in colour, its ledger, its layers.
 
-import { choice, element, labelled, say } from "./dom.js";
+import { choice, element, labelled, say, visible } from "./dom.js";
 import { exportButtons } from "./export.js";
 import { createGraph } from "./graph.js";
 import { createLedger } from "./ledger.js";
@@ -86,7 +86,7 @@ function targetName({ sample, rows, settings }) {
   const written = sample.inputs.find((input) => input.start !== undefined);
   const units = written && unitsOf(written, settings.unit);
   const unit = units ? units.rows.findIndex((listed) => String(listed) === String(rows())) : -1;
-  return (unit < 0 ? rows().map((row) => sample.targets[row].name).join(" ") : units.texts[unit]).trim() || "\u00b7";
+  return visible(unit < 0 ? rows().map((row) => sample.targets[row].name).join(" ") : units.texts[unit]);
 }
 
 function facts({ view, explained }) {

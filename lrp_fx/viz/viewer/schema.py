@@ -52,12 +52,16 @@ class TokensInput(TypedDict):
 
 
 class MapInput(TypedDict):
-    """Relevance of an image, or of another input with two dimensions; ``picture`` is an image as a data: URI."""
+    """Relevance of an image, or of another input with two dimensions; ``picture`` is an image as a data: URI.
+
+    With ``upwards`` the first row of the input, the lowest frequency of a spectrogram, is the last one here.
+    """
 
     kind: Literal["map"]
     name: str
     relevance: Packed  # (T, H, W)
     picture: str | None
+    upwards: bool
     caption: str
 
 

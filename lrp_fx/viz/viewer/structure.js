@@ -88,7 +88,8 @@ function showStructure() {
   document.getElementById("graph").replaceChildren(
     element("div", { class: "tools" }, element("label", { for: "search" }, "Find"), search, count, ...drawing.buttons),
     element("div", { class: "graph structure" }, drawing.svg), details);
-  drawing.show(start(drawing.all, drawing.svg.getBoundingClientRect(), place([nodes[0]?.x ?? 0, nodes[0]?.y ?? 0])));
+  const middle = nodes.find(({ kind }) => kind === "source") ?? nodes[0];
+  if (middle) drawing.show(start(drawing.all, drawing.svg.getBoundingClientRect(), place([middle.x, middle.y])));
   for (const link of document.querySelectorAll("[data-node]")) {
     link.addEventListener("click", () => { drawing.show(around(Number(link.dataset.node))); drawing.go(Number(link.dataset.node)); });
   }
@@ -96,7 +97,7 @@ function showStructure() {
   document.documentElement.dataset.ready = "yes";
 }
 
-// The whole graph if it is readable so, otherwise its beginning.
+// The whole graph if it is readable so, otherwise its beginning, with what is explained in the middle.
 function start(all, { width, height }, [x]) {
   const [, top, wide, high] = all;
   return Math.max(wide / width, high / height) <= 1.5 ? all : [x - width / 2, top, width, height];

@@ -1,6 +1,6 @@
 // A text with coloured words or pieces, which can be chosen; a new word of a generated text selects its target.
 
-import { element, readout } from "./dom.js";
+import { element, readout, visible } from "./dom.js";
 import { createLegend } from "./legend.js";
 import { percent, signed, sumOfRows } from "./numbers.js";
 import { isShown, pictured, step } from "./scale.js";
@@ -30,7 +30,7 @@ export function createText(panel, input) {
   }
 
   function chip(text, number) {
-    const node = element("span", { role: "option", tabindex: "-1", "aria-selected": String(isChosen(number)) }, text.trim() || "\u00b7");
+    const node = element("span", { role: "option", tabindex: "-1", "aria-selected": String(isChosen(number)) }, visible(text));
     node.number = number;
     return node;
   }
@@ -56,6 +56,7 @@ export function createText(panel, input) {
       const name = classes.join(" ");
       if (node.className !== name) node.className = name;
     });
+    legend.node.hidden = chips.every((_, number) => units.special.has(number));
     legend.draw(largest, false);
   }
 
