@@ -22,6 +22,7 @@ import lrp_fx
 from lrp_fx.files import write_text
 
 MARK, LETTERS, VOCABULARY = 1, range(2, 10), 20  # the rest of the vocabulary is noise
+SAMPLES = 128  # sequences that are explained
 RULES = ("default", "attnlrp", "recurrent_gamma", "lstm_lrp", "mamba_lrp", "gradient")
 
 
@@ -57,15 +58,14 @@ def language_model(name: str, **sizes: object) -> nn.Module:
 
 
 NOTES = """
-On GRU and LSTM the difference is made by the role `recurrent-sum`, on RWKV by `positive-gate` (both below). The default finds as many letters as
-`attnlrp` or more on all but Mamba-2, where it finds two of 32 fewer. Mamba and Mamba-2 name the letter from more than its own token. Where
-`mamba_lrp` finds another, it is the marker before the letter in 9 of 14 sequences on Mamba, and one of the three tokens behind it, which the
-convolution mixes with it, in 11 of 14 on Mamba-2; leave-one-out (mean over four letters of noise) finds 81% and 72%, on Mamba-2 the marker in all
-others. What is left is the rule for B and C: as constants (`mamba_lrp`) they help Mamba, and cost the delta rule, whose keys and queries they are,
-half of what is found; so the default lets them share, as `attnlrp` does. With the default's identity for f(x) - f(0) the pole is gone, and positive
-gates need not be constants: sharing (`positive-gate = "uniform"`), it finds 75% on Mamba-2 (51% as it is, `attnlrp` 57%; 128 other sequences), and on
-64 others 61% on Mamba (53%), 100% on RWKV (100%), 98% on LSTM and GRU (98%). The default stays as it is until that is measured on all columns of
-faithfulness.md.
+On GRU and LSTM the difference is made by the role `recurrent-sum`, on RWKV by `positive-gate` (both below), on Mamba and Mamba-2 by `step-size`.
+A step size is a softplus that weighs what is written to the state, and makes the decay of the state. Constant, like other gates without sign
+(`step-size = "signal-takes-all"`), it leaves 61% on Mamba and 48% on Mamba-2; sharing, 66% and 74% (256 sequences, 26 November). Gates that make no
+decay, such as the receptance of RWKV, stay constant. Mamba and Mamba-2 name the letter from more than its own token. Where `mamba_lrp` finds another
+(of 32 sequences), it is the marker before the letter in 9 of 14 on Mamba, and one of the three tokens behind it, which the convolution mixes with
+it, in 11 of 14 on Mamba-2; leave-one-out (mean over four letters of noise) finds 81% and 72%, on Mamba-2 the marker in all others. What is left is
+the rule for B and C: as constants (`mamba_lrp`) they cost the delta rule, whose keys and queries they are, half of what is found; so the default lets
+them share, as `attnlrp` does.
 """.strip("\n")
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -171,7 +171,7 @@ def main() -> None:
     lines = [
         "# Does relevance find the planted token?\n",
         f"Sequences of {options.length} tokens of noise hold one letter behind a marker; at the end the model names it. Every",
-        "model is trained from scratch, then 32 new sequences are explained in float64: how often the largest relevance",
+        f"model is trained from scratch, then {SAMPLES} new sequences are explained in float64: how often the largest relevance",
         "before the last token is on the letter, the letter's median share of all absolute relevance, and the worst ledger",
         f"balance. By chance: {1 / (options.length - 1):.0%}. The marker before it carries information too.\n",
         f"Made by `python tools/recurrences.py --length {options.length}` (torch {torch.__version__}, transformers {tf.__version__}).\n",
@@ -180,7 +180,7 @@ def main() -> None:
     ]
     for name in track(options.only, description="recurrences"):
         model, accuracy, steps = trained(name, options.length, options.steps, options.seconds, options.folder)
-        results = explain(model, options.length, 32)
+        results = explain(model, options.length, SAMPLES)
         shown = " | ".join(f"{hit:.0%}, {share:.2f}" for hit, share, _ in results.values())
         rows[name] = f"| {name} | {accuracy:.1%} | {steps} | {shown} | {max(b for *_, b in results.values()):.0e} |"
         print(rows[name], flush=True)

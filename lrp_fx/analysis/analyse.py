@@ -27,6 +27,7 @@ from lrp_fx.analysis.shifted import find_shifted
 from lrp_fx.analysis.signs import find_signs
 from lrp_fx.analysis.softmax import find_softmaxes
 from lrp_fx.analysis.sources import Finder
+from lrp_fx.analysis.step_sizes import find_step_sizes
 from lrp_fx.analysis.systems import find_systems
 from lrp_fx.errors import UnknownOpError
 from lrp_fx.graph.location import locate
@@ -77,6 +78,7 @@ def analyse(graph: Graph, ops: OpTable) -> Facts:
     find_contractions(facts)
     find_gates(graph, facts)
     find_selective(graph, facts)
+    find_step_sizes(facts)
     find_signs(graph, facts)
     find_shifted(facts)
     find_systems(facts)

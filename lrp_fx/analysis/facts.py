@@ -202,6 +202,7 @@ class Facts:
         nonnegative: tensors without a negative entry.
         rectifiers: functions that are 0 wherever their operand is negative.
         decays: positive tensors with an exponential in them.
+        step_sizes: positive tensors in the exponents of decays.
         states: sums with a product with a positive tensor, and the nodes that carry them on.
         recurrent: products of a positive tensor with a state that is carried from step to step.
         carried: sums with a recurrent product in them, and the nodes that carry them on.
@@ -247,6 +248,7 @@ class Facts:
     nonnegative: set[Node] = field(default_factory=set)
     rectifiers: set[Node] = field(default_factory=set)
     decays: set[Node] = field(default_factory=set)
+    step_sizes: set[Node] = field(default_factory=set)
     states: set[Node] = field(default_factory=set)
     recurrent: set[Node] = field(default_factory=set)
     carried: set[Node] = field(default_factory=set)

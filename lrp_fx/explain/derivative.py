@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.errors import DerivativeError
 from lrp_fx.graph.signed_function import SignedFunction
 from lrp_fx.rules.ruleset import RuleSet
+from lrp_fx.rules.table import entry
 
 _MESSAGE = (
     "relevance cannot be differentiated: its rules hold slopes, stabilisers and statistics constant, so that autograd "
@@ -26,7 +27,8 @@ _MESSAGE = (
 def has_derivative(ruleset: RuleSet) -> bool:
     """Whether what a rule set computes can be differentiated: where no rule changes the gradient."""
     tables = (ruleset.rules, *ruleset.overrides.values())
-    return all(rule.name == "gradient" and not rule.own for table in tables for rule in table.values())
+    chosen = [(role, rule) for table in tables for role, rule in table.items()]
+    return not any(rule.own or entry(role, rule.name).changes_gradient for role, rule in chosen)
 
 
 def differentiable_once(arguments: Any) -> Any:

@@ -15,6 +15,7 @@ from lrp_fx.analysis.conditions.products import contracts
 from lrp_fx.analysis.facts import Leaf, System
 from lrp_fx.analysis.matching import Candidate, Pattern
 from lrp_fx.analysis.products import Products, degree, is_denominator
+from lrp_fx.analysis.step_sizes import weighs_by_step_sizes
 from lrp_fx.graph.location import module_path
 from lrp_fx.graph.operands import Slot, all_slots
 from lrp_fx.operators.table import OpSpec, bind, op_name
@@ -188,8 +189,15 @@ def _decide(plan: Plan, candidate: Candidate) -> Decision:
         return _multilinear(plan, node, spec, operands, pattern.role)
     if pattern in _SPECIAL:
         return _SPECIAL[pattern](plan, node, spec, operands)
-    weighed = pattern is patterns.GATE and candidate.product is not None and candidate.product.weighed
-    return Decision(pattern.role, _rule(plan, ("positive-gate", "gate") if weighed else pattern.role, node), operands)
+    roles = _gates(candidate) if pattern is patterns.GATE else pattern.role
+    return Decision(pattern.role, _rule(plan, roles, node), operands)
+
+
+def _gates(candidate: Candidate) -> tuple[str, ...]:
+    """The roles of a gate, narrowest first."""
+    if candidate.product is None or not candidate.product.weighed:
+        return ("gate",)
+    return ("step-size",) * weighs_by_step_sizes(candidate) + ("positive-gate", "gate")
 
 
 def _movement(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:

@@ -36,9 +36,10 @@ SUMS = ("recurrent-sum",)
 #: roles of linear maps
 LINEAR = ("linear", *LAYERS, *SUMS)
 #: roles of products
-PRODUCTS = ("bilinear", "gate", "recurrent-gate", "selective", "positive-gate")
-#: gates that are never negative (sigmoid, softplus, ...); without a rule they have that of "gate"
-GATES = ("positive-gate",)
+PRODUCTS = ("bilinear", "gate", "recurrent-gate", "selective", "positive-gate", "step-size")
+#: gates that are never negative (sigmoid, softplus, ...), and among these the step size of a state space model, which
+#: also makes its decays; without a rule they have that of the broader role
+GATES = ("positive-gate", "step-size")
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,11 @@ class Entry:
     def on_parts(self) -> bool:
         """Whether it runs a layer again on parts of its input and weights."""
         return self.forms.get("") in (RUNS, FAVOURED)
+
+    @property
+    def changes_gradient(self) -> bool:
+        """Whether operands get another cotangent than their gradient gives them."""
+        return self.split.divided or RECTIFIED in self.forms.values()
 
     def form(self, kind: str) -> Form:
         """Its form at an operator of ``kind``."""

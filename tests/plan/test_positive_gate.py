@@ -54,3 +54,42 @@ def test_other_gates_keep_theirs(function):
 def test_a_gate_in_any_spelling_has_one_relevance():
     one, other = (explained(POSITIVE[name], RULES)["b"] for name in ("sigmoid", "written out"))
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+class Scans(nn.Module):
+    """h' = exp(-d) h + d b, beside a gate that makes no decay; the step size d and the gate are functions of a."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.sizes, self.gates, self.step = nn.Linear(3, 4), nn.Linear(3, 4), step
+
+    def forward(self, a, b, c):
+        h, size = 0 * b[:, 0], self.step(self.sizes(a))
+        for t in range(b.shape[1]):
+            h = torch.exp(-size[:, t]) * h + size[:, t] * b[:, t]
+        return h + torch.sigmoid(self.gates(c)) * b[:, 0]
+
+
+STEPS = {
+    "softplus": F.softplus,
+    "clamped": lambda z: F.softplus(z).clamp(1e-3, 10.0),
+    "moved": lambda z: F.softplus(z)[..., None].squeeze(-1),
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
+def test_a_step_size_has_a_rule_of_its_own(step):
+    torch.manual_seed(0)
+    a, b, c = (torch.randn(*shape, dtype=torch.float64) for shape in ((2, 5, 3), (2, 5, 4), (2, 3)))
+    xmodel = lrp_fx.convert(Scans(step).double(), a, b, c)
+    for share in (False, True):
+        rules = {**RULES, "rules": {**RULES["rules"], **({"step-size": "uniform"} if share else {})}}
+        attribution = xmodel.explain(a, b, c, target=1, rules=rules)
+        assert attribution.ledger.balance < 1e-12
+        assert bool(attribution.relevance["a"].abs().sum() > 0.01) == share
+        assert attribution.relevance["c"].abs().sum() == 0
+
+
+def test_the_default_shares_with_step_sizes_alone():
+    default = lrp_fx.RuleSet.load("default")
+    assert default.rules["step-size"].name == "uniform" and default.rules["positive-gate"].name == "signal-takes-all"

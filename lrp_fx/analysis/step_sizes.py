@@ -1,0 +1,45 @@
+"""Step sizes of recurrences: the tensors by which a state space model weighs its inputs and makes its decays.
+
+In h' = exp(d A) h + d B x the step size d, a softplus, says how much of x is written, and how much of h is forgotten.
+It is recognised as a positive tensor that stands in the exponent of a decay and multiplies something else, too.
+"""
+
+from __future__ import annotations
+
+from torch.fx import Node
+
+from lrp_fx.analysis.facts import Facts
+from lrp_fx.analysis.matching import Candidate
+
+
+def find_step_sizes(facts: Facts) -> None:
+    """Fill ``facts.step_sizes``: positive tensors that exponents of decays are products and sums of."""
+    pending = [n for decay in facts.decays for n in facts.operands[decay].values() if n not in facts.decays]
+    visited: set[Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in visited or node not in facts.specs:
+            continue
+        visited.add(node)
+        spec = facts.specs[node]
+        if spec.kind in ("movement", "linear", "selection") or (spec.kind == "product" and spec.elementwise):
+            pending += facts.operands[node].values()
+    facts.step_sizes = visited & facts.positive
+
+
+def weighs_by_step_sizes(candidate: Candidate) -> bool:
+    """Whether the factors of a product that only weigh the others are all step sizes."""
+    product = candidate.product
+    if product is None or not product.weighed:
+        return False
+    weights = [factor for group in product.groups.values() if group.positive for factor in group.factors]
+    return all(_unmoved(candidate.facts, factor) in candidate.facts.step_sizes for factor in weights)
+
+
+def _unmoved(facts: Facts, node: Node) -> Node:
+    """The first step size on the way back through movement; the first tensor if there is none."""
+    while node not in facts.step_sizes and node in facts.specs and facts.specs[node].kind == "movement":
+        if len(facts.operands[node]) != 1:
+            break
+        (node,) = facts.operands[node].values()
+    return node
