@@ -277,7 +277,11 @@ class Batch:
         return f"{type(self).__name__}(relevance={shapes}, {self._told()}, rules={self.ruleset!r}){notes}"
 
     def _told(self) -> str:
-        return f"target={self.target.tolist()}"
+        if self.target.is_meta:
+            return "target=meta"
+        values = self.target.detach().double().cpu().numpy()
+        text = np.array2string(values, precision=4, separator=", ", threshold=20, max_line_width=1000)
+        return f"target={' '.join(text.split())}"
 
 
 def _of_one(result: Batch) -> Mapping[str, Tensor]:

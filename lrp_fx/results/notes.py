@@ -128,7 +128,8 @@ def _little(signs: Signs) -> str | None:
 
 def _contrast(signs: Signs) -> str:
     rules = signs.other_rules("default")
-    return f"Try target=lrp_fx.Contrast(...), which removes the part common to all classes{rules and ', or ' + rules}."
+    several = "if there are several classes: it removes the part common to all"
+    return f"Try target=lrp_fx.Contrast(...) {several}{rules and '; or ' + rules}."
 
 
 def _without_softmax(_: Signs) -> str:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 12  #: most bars of a bar chart
 _SOUND = 256  #: a row of at least this many numbers is drawn as a sound, a shorter one as a table
-_FEW = 8  #: a plane of at most this many rows is drawn as series, a larger one as a spectrogram
+SERIES = 8  #: a plane of at most this many rows is drawn as series, a larger one as a spectrogram
 
 
 def words_of(tokens: Tokens, relevance: Tensor) -> list[Word]:
@@ -85,7 +85,7 @@ def suited(result: Batch, name: str) -> str:
     if result.context.sampling_rate is not None and int(np.prod(shape)) == max(shape, default=0):
         return "waveform"
     if len(shape) == 2 and shape[0] > 1:
-        return "series" if min(shape) <= _FEW else "spectrogram"
+        return "series" if min(shape) <= SERIES else "spectrogram"
     return "waveform" if int(np.prod(shape)) >= _SOUND and len(shape) < 3 else "tabular" if len(shape) < 3 else "image"
 
 

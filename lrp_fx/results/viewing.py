@@ -15,7 +15,7 @@ from lrp_fx.results.batch import Batch
 from lrp_fx.results.context import Tokens
 from lrp_fx.results.latent_rows import Neurons, in_order, neuron_rows, rows_of
 from lrp_fx.results.merging import without_features
-from lrp_fx.results.pictures import colours_of
+from lrp_fx.results.pictures import SERIES, colours_of
 from lrp_fx.results.words import Group, find_groups, merged
 from lrp_fx.viz.brightness import stretched
 from lrp_fx.viz.pages import write_page
@@ -171,13 +171,16 @@ def _input(one: Batch, name: str, values: Tensor) -> Input:
     if upwards:
         summed = summed.flip(1)
         picture = None if data is None else stretched(data.double().numpy()[::-1])
+    caption = "" if rank == 2 else f"summed over {'channels' if rank == 3 else 'all other dimensions'}"
+    if rank == 2 and rate is None and summed.shape[2] <= SERIES < summed.shape[1]:
+        summed, caption = summed.mT, "a row for each feature, steps from left to right"
     return {
         "kind": "map",
         "name": name,
         "relevance": encode.pack(summed.numpy()),
         "picture": None if picture is None else encode.image(picture),
         "upwards": upwards,
-        "caption": "" if rank == 2 else f"summed over {'channels' if rank == 3 else 'all other dimensions'}",
+        "caption": caption,
     }
 
 

@@ -1,5 +1,7 @@
 """Notes on weak maps: each sign is seen where it is there, and a good map has none."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -74,6 +76,7 @@ def test_explanations_carry_their_notes():
     attribution = lrp_fx.convert(layer).explain(torch.randn(4, 3), target=1)
     assert [note.name for note in attribution.notes] == ["small share"]
     assert "note: the inputs" in repr(attribution) and "Contrast" in repr(attribution)
+    assert re.search(r"target=\[-?\d+\.?\d{0,4}(e[-+]\d+)?[,\]]", repr(attribution))  # not all digits of a float
     contrast = lrp_fx.convert(layer).explain(torch.randn(4, 3), target=lrp_fx.Contrast(1, 0))
     assert "small share" not in [note.name for note in contrast.notes]  # the advice helps
 

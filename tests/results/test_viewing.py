@@ -101,6 +101,15 @@ def test_low_frequencies_of_a_spectrogram_are_below():
     assert not sample(image())["inputs"][0]["upwards"]
 
 
+def test_series_run_across():
+    steps = lrp_fx.convert(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 1))).explain(
+        torch.ones(1, 20, 3)
+    )
+    shown = sample(steps)["inputs"][0]
+    assert unpack(shown["relevance"]).shape == (1, 3, 20) and "from left to right" in shown["caption"]
+    assert (unpack(shown["relevance"])[0] == steps.relevance["input"][0].T.numpy()).all()
+
+
 def test_layers_and_heads_are_rows_without_padding():
     latents = {
         "layers.10": torch.ones(1, 8, 3), "layers.2": torch.full((1, 8, 3), 2.0),  # of every token
