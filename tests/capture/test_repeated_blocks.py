@@ -563,7 +563,7 @@ def logged(run: Callable[[], Any], results: Results | None = None) -> tuple[list
     return [entry.what[0] for entry in log.entries], returned
 
 
-def test_functions_in_c_are_run_once_for_each_form() -> None:
+def test_functions_of_pytorch_are_run_once_for_each_form() -> None:
     log = RunLog(most=100, results=Results())
     with FakeTensorMode():
         x = torch.randn(2, 5, 4)
@@ -588,6 +588,10 @@ RETURNING: dict[str, Callable[[Tensor], Any]] = {
     "written": lambda x: x.mul(2).mul_(x),
     "written in part": lambda x: x.mul(2)[:, 1:].mul_(x[:, 1:]),
     "filled in part": lambda x: (y := torch.zeros(2, 5, 4), y[:, 1:].copy_(x[:, 1:]), y)[0],
+    "written by a function in Python": lambda x: F.relu(x.mul(2), inplace=True),
+    "function in Python": lambda x: F.softmax(x, -1).split(2, 1),
+    "difference": lambda x: 1 - x,
+    "entries": lambda x: (y := x * 2, y.__setitem__(slice(1), x[1:]), y)[0],
     "literal": lambda x: (y := x * 2, y.__setitem__((slice(None), 0), 0.0), y)[0],
 }
 

@@ -41,6 +41,7 @@ class _Like:
         dtype: precision.
         device: device.
         differentiable: whether it requires gradients.
+        mode: the mode that it is made in.
     """
 
     operand: int | None
@@ -49,43 +50,48 @@ class _Like:
     dtype: torch.dtype
     device: torch.device
     differentiable: bool
+    mode: FakeTensorMode
 
-    def new(self, operands: Sequence[Tensor], mode: FakeTensorMode) -> Tensor:
+    def new(self, operands: Sequence[Tensor]) -> Tensor:
         """The result of a call on ``operands``."""
         if self.operand is None:
-            tensor = _empty(mode, *self.place[:2], self.dtype, self.device)
+            tensor = _empty(self.mode, *self.place[:2], self.dtype, self.device)
             return tensor.requires_grad_(self.differentiable)
         if self.itself:
             return operands[self.operand]
         with torch._C._DisableTorchDispatch():
             tensor = torch.as_strided(operands[self.operand].detach(), *self.place)
-            return FakeTensor(mode, tensor.requires_grad_(self.differentiable), self.device)
+            return FakeTensor(self.mode, tensor.requires_grad_(self.differentiable), self.device)
 
 
 @dataclass
 class Results:
     """The results of a run so far."""
 
-    _made: dict[Any, tuple[type | None, list[_Like], FakeTensorMode]] = field(default_factory=dict)
+    _made: dict[Any, tuple[type, list[_Like]]] = field(default_factory=dict)
 
-    def again(self, call: Any, operands: Sequence[Tensor]) -> Any:
-        """New tensors like the results of an earlier call that was alike; None if there was none.
+    def again(self, call: Any, operands: Sequence[Tensor]) -> tuple[Any] | None:
+        """A new result like that of an earlier call that was alike; None if there was none.
 
         Args:
-            call: what the results depend on, besides the devices of ``operands``.
+            call: the function, and what its result depends on besides the devices of ``operands``.
             operands: the tensors among the arguments, in order.
         """
         made = self._made.get((call, *[t.device for t in operands]))
         if made is None or not _without_constants(operands):
             return None
-        kind, likes, mode = made
-        tensors = [like.new(operands, mode) for like in likes]
-        return tensors[0] if kind is None else kind(tensors)
+        kind, likes = made
+        if kind is type(None):
+            return (None,)
+        tensors = [like.new(operands) for like in likes]
+        return (tensors[0] if kind is FakeTensor else kind(tensors),)
 
     def remember(self, call: Any, operands: Sequence[Tensor], result: Any) -> bool:
         """Keep how the result of a call is made; whether that is known."""
         leaves = [result] if isinstance(result, Tensor) else result
-        if not isinstance(leaves, (list, tuple)) or not leaves or not all(type(t) is FakeTensor for t in leaves):
+        if call[0] is Tensor.__setitem__:  # of the functions without a result, this one does nothing else
+            leaves = []
+        elif not isinstance(leaves, (list, tuple)) or not leaves or not all(type(t) is FakeTensor for t in leaves):
             return False
         if not _without_constants([*operands, *leaves]):
             return False
@@ -96,7 +102,7 @@ class Results:
         if any(_passes_on_gradients(like, operands) for like in likes):
             return False
         key = (call, *[t.device for t in operands])
-        self._made[key] = (None if leaves[0] is result else type(result), likes, leaves[0].fake_mode)
+        self._made[key] = type(result), likes
         return True
 
 
@@ -139,12 +145,12 @@ def memory_of(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _like(result: Tensor, operands: Sequence[Tensor]) -> _Like:
+def _like(result: FakeTensor, operands: Sequence[Tensor]) -> _Like:
     same = next((place for place, t in enumerate(operands) if t is result), None)
     memory = memory_of(result)
     shared = next((place for place, t in enumerate(operands) if memory_of(t) == memory), None) if same is None else same
     place = (result.shape, result.stride(), int(result.storage_offset()))
-    return _Like(shared, same is not None, place, result.dtype, result.device, result.requires_grad)
+    return _Like(shared, same is not None, place, result.dtype, result.device, result.requires_grad, result.fake_mode)
 
 
 def _passes_on_gradients(like: _Like, operands: Sequence[Tensor]) -> bool:

@@ -5,8 +5,8 @@ their memory, so that views and writes in place need no further care. Sizes of t
 trace, and note what is computed from them and what is decided by them, so that blocks are told apart by a limit that
 has no effect at the sizes of the example.
 
-A function that is written in C does by its arguments and PyTorch's settings alone what it does. The log has its call
-and not its operators, and the next call that is alike gets new tensors without a run (:mod:`results`).
+A function of PyTorch does by its arguments and PyTorch's settings alone what it does. The log has its call and not its
+operators, and the next call that is alike gets new tensors without a run (:mod:`results`).
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ _LITERALS: frozenset[Any] = frozenset({torch.tensor, Tensor.new_tensor})  #: fun
 #: what makes a tensor of literals: no one else has it, so its values cannot change between runs
 _FROM_LITERALS: frozenset[Any] = _LITERALS | {Tensor.__setitem__}
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
+_IN_PYTHON = frozenset({"torch.nn.functional", "torch._tensor", "torch.functional"})  #: modules of PyTorch's functions
 _IN_C = (types.BuiltinFunctionType, types.MethodDescriptorType, types.WrapperDescriptorType)
 _BY_VALUE = (bool, int, float, complex, str, bytes)
 _NAMED = (torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(Ellipsis))
@@ -205,7 +206,7 @@ class _Calls(TorchFunctionMode):
             if any(map(log.is_size, operands)):
                 args, kwargs = without_symbols(args), without_symbols(kwargs)
             call = (func, what, settings())
-        if log.results is None or not _in_c(func) or func in _LITERALS:
+        if log.results is None or not _is_pure(func) or func in _LITERALS:
             result = self._run(call, operands, args, kwargs)
         else:
             result = self._run_once(log.results, call, operands, given, args, kwargs)
@@ -215,7 +216,7 @@ class _Calls(TorchFunctionMode):
         return result
 
     def _run_once(self, made: Results, call: Any, operands: list[int], given: Any, args: Any, kwargs: Any) -> Any:
-        """The result of a function in C; new tensors if a call that was alike has been run.
+        """The result of a function of PyTorch; new tensors if a call that was alike has been run.
 
         Args:
             made: the results of earlier calls.
@@ -228,11 +229,11 @@ class _Calls(TorchFunctionMode):
         log, first = self.log, len(self.log.entries)
         with torch._C.DisableTorchFunction():
             names: dict[int, int] = {}
-            key = (call, *[names.setdefault(number, len(names)) for number in operands])
+            key = (*call, *[names.setdefault(number, len(names)) for number in operands])
             tensors = [*tensors_of((args, kwargs))]
             again = made.again(key, tensors)
         if again is not None:
-            return again
+            return again[0]
         result = self._run(call, operands, args, kwargs)
         with torch._C.DisableTorchFunction():
             after: list[int] = []
@@ -246,7 +247,7 @@ class _Calls(TorchFunctionMode):
         log, (func, what, _) = self.log, call
         around, log._from_literals = log._from_literals, func in _FROM_LITERALS
         # tensors that were made without a run are leaves, into which nothing is written while gradients are enabled
-        writes = log.results is not None and _writes(func) and args and args[0].requires_grad
+        writes = log.results is not None and _writes(func, args, kwargs) and args[0].requires_grad
         try:
             with torch.no_grad() if writes else nullcontext():
                 result = _returned(log, func, what, operands, args, kwargs)
@@ -281,15 +282,22 @@ class _Operators(TorchDispatchMode):
         return result
 
 
-def _in_c(func: Any) -> bool:
-    """Whether a function is written in C: it reads nothing but its arguments and the settings of PyTorch."""
-    return isinstance(func, _IN_C) and torch._C._functorch.peek_interpreter_stack() is None  # (under vmap: its levels)
+def _is_pure(func: Any) -> bool:
+    """Whether a function is PyTorch's own: it reads nothing but its arguments and the settings of PyTorch."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # under vmap, it reads the levels, too
+        return False
+    return isinstance(func, _IN_C) or (isinstance(func, types.FunctionType) and func.__module__ in _IN_PYTHON)
 
 
-def _writes(func: Any) -> bool:
-    """Whether a function in C writes into its first argument."""
-    name = getattr(func, "__name__", "")
-    return _in_c(func) and (name == "__setitem__" or (name.endswith("_") and not name.endswith("__")))
+def _writes(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether a function of PyTorch writes into its first argument, a tensor."""
+    if not args or not isinstance(args[0], Tensor) or not _is_pure(func):
+        return False
+    if isinstance(func, types.FunctionType):
+        code = func.__code__
+        return bool({**dict(zip(code.co_varnames, args, strict=False)), **kwargs}.get("inplace"))
+    name = func.__name__
+    return bool(name == "__setitem__" or (name.endswith("_") and not name.endswith("__")))
 
 
 def _returned(log: RunLog, func: Any, what: Any, operands: list[int], args: Any, kwargs: Any) -> Any:
