@@ -88,7 +88,7 @@ class Results:
 
     def remember(self, call: Any, operands: Sequence[Tensor], result: Any) -> bool:
         """Keep how the result of a call is made; whether that is known."""
-        leaves = [result] if isinstance(result, Tensor) else result
+        leaves: Any = [result] if isinstance(result, Tensor) else result
         if call[0] is Tensor.__setitem__:  # of the functions without a result, this one does nothing else
             leaves = []
         elif not isinstance(leaves, (list, tuple)) or not leaves or not all(type(t) is FakeTensor for t in leaves):
