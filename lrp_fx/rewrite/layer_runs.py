@@ -15,7 +15,14 @@ from torch.fx import Node
 from lrp_fx.analysis.facts import Layer
 from lrp_fx.graph.operands import Slot, all_slots, replace
 from lrp_fx.operators.table import bind
-from lrp_fx.rules.functions import favour_sign, identity_rule, nonzero, share_relevance
+from lrp_fx.rules.functions import (
+    SIGNED_PARTS,
+    favour_sign,
+    identity_rule,
+    nonzero,
+    part_of_product,
+    share_relevance,
+)
 from lrp_fx.rules.layer_rules import Run, Share
 from lrp_fx.rules.ruleset import Rule
 
@@ -98,6 +105,7 @@ class _Emit:
         x: the tensor that receives the relevance of the layer's input.
         constant_x: the same tensor, detached.
         value: the input of the runs.
+        gain: of a batch norm that is folded into the weights, which are multiplied by it; None without one.
         offset: added to the layer's output besides its biases, a tensor of the same shape.
         slot: slot of the input in the last node of a run.
     """
@@ -108,6 +116,7 @@ class _Emit:
         self.x, self.weight = operands[layer.input], operands[layer.weight]
         self.biases = {slot: operands[slot] for slot in layer.biases}
         self.dims = self.weight.meta["val"].dim()
+        self.gain: Node | None = None
         self.constant_x = self.value = self.call(aten.detach.default, self.x)
         self.offset: Node | None = None
         self.slot = layer.input
@@ -126,7 +135,7 @@ class _Emit:
         """The layer on one part of its input and weights."""
         operands = {
             self.layer.input: self._inputs(run.inputs),
-            self.layer.weight: self._weights(self.weight, run.weights),
+            self.layer.weight: self._scaled_weights(run.weights),
         }
         for slot, bias in self.biases.items():
             operands[slot] = self._weights(bias, run.weights) if run.bias else self.call(aten.zeros_like.default, bias)
@@ -160,6 +169,14 @@ class _Emit:
         slope = self.call(aten.div.Tensor, part_of_input, self.call(nonzero, self.constant_x))
         return self.call(identity_rule, part_of_input, self.x, slope)
 
+    def _scaled_weights(self, part: str) -> Node:
+        """A part of the weights, times the gain."""
+        if self.gain is None:
+            return self._weights(self.weight, part)
+        if part in SIGNED_PARTS:
+            return self.call(part_of_product, self.weight, self.gain, part)
+        return self._weights(self.call(aten.mul.Tensor, self.weight, self.gain), part)
+
     def _weights(self, weight: Node, part: str) -> Node:
         if part == "all":
             return weight
@@ -192,7 +209,7 @@ class _Emit:
         """Scale and shift the layer's output: a (w x + bias) + b."""
         assert self.layer.channels is not None
         gain, shift = self._scale_and_shift(norm)
-        self.weight = self.call(aten.mul.Tensor, self.weight, self._along(gain, self.layer.channels, self.dims))
+        self.gain = self._along(gain, self.layer.channels, self.dims)
         for bias in self.biases.values():
             shift = self.call(aten.add.Tensor, shift, self.call(aten.mul.Tensor, bias, gain))
         if self.offset is not None:  # one constant: its positive part is that of the sum

@@ -14,7 +14,8 @@ def wide(x: Tensor) -> Tensor:
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
     """``z + epsilon * sign(z)`` with sign(0) = 1, in float32 at least: the stabiliser of the epsilon rule (eq. 8)."""
     z = wide(z)
-    return torch.where(z >= 0, z + epsilon, z - epsilon)
+    sign_of = z + 0.0  # -0.0 + 0.0 is 0.0
+    return torch.copysign(sign_of.new_full((), epsilon), sign_of).add_(z)
 
 
 def shared(y: Tensor, g: Tensor, total: Tensor, coefficient: float, sign: int, epsilon: float) -> Tensor:

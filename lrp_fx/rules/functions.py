@@ -8,6 +8,7 @@ registered operator of the same name in ``torch.ops.lrp_fx``, with the same back
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,19 @@ def nonzero(x: Tensor) -> Tensor:
         return x
     smallest = torch.finfo(x.dtype).tiny
     return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: a subnormal
+
+
+#: part -> a function that overwrites a tensor with that part of it
+SIGNED_PARTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "positive": lambda x: x.clamp_(min=0),
+    "negative": lambda x: x.clamp_(max=0),
+    "magnitude": lambda x: x.abs_(),
+}
+
+
+def part_of_product(weight: Tensor, gain: Tensor, part: str) -> Tensor:
+    """A part of ``weight * gain`` (:data:`SIGNED_PARTS`), in the memory of the product: weights are large."""
+    return SIGNED_PARTS[part](weight * gain)
 
 
 def relevance_of(value: Tensor, cotangent: Tensor | None, feeds_zeros: bool = False) -> Tensor:
