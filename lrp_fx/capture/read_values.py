@@ -35,7 +35,15 @@ _COMPARED: dict[str, Callable[..., bool]] = {"equal": _equal, "allclose": _allcl
 
 
 class Transforms(Exception):
-    """The model calls autograd or ``vmap``: the operators to record are below these transforms."""
+    """The model calls autograd or ``vmap``: the operators to record are below these transforms.
+
+    Attributes:
+        differentiate: whether one of them is a derivative.
+    """
+
+    def __init__(self, differentiate: bool) -> None:
+        super().__init__()
+        self.differentiate = differentiate
 
 
 #: functions that differentiate; ``vmap`` and the transforms of ``torch.func`` are recognised by their level
@@ -81,24 +89,27 @@ class Seeing(TorchFunctionMode):
         return self._copies[func]
 
 
-def _in_transform() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None
+def _in_transform(derivatives: bool = False) -> bool:
+    """Whether the call is inside of a transform; with ``derivatives``, inside of another one than ``vmap``."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(not derivatives or level.key() != torch._C._functorch.TransformType.Vmap for level in stack)
 
 
 class Reads(Seeing):
     """Collects the nodes whose values Python reads without an operator.
 
     Args:
-        within: whether to record operators inside of ``vmap`` and autograd; if not, these raise :class:`Transforms`.
+        within: whether to record operators inside of ``vmap``; if not, they raise :class:`Transforms`.
+        differentiates: the same for derivatives.
 
     Attributes:
         nodes: the nodes, in the graph that is recorded.
         drawn: names of functions whose random draws became constants of the graph.
     """
 
-    def __init__(self, within: bool = False) -> None:
+    def __init__(self, within: bool = False, differentiates: bool = False) -> None:
         super().__init__()
-        self._within = within
+        self._within, self._differentiates = within, differentiates
         self.nodes: list[fx.Node] = []
         self.drawn: list[str] = []
 
@@ -107,8 +118,10 @@ class Reads(Seeing):
         name = getattr(func, "__name__", "")
         if get_proxy_mode() is None:  # not recorded
             return NotImplemented
-        if not self._within and (func in _DIFFERENTIATE or _in_transform()):
-            raise Transforms
+        if not self._differentiates and (func in _DIFFERENTIATE or _in_transform(derivatives=True)):
+            raise Transforms(differentiate=True)
+        if not self._within and _in_transform():
+            raise Transforms(differentiate=False)
         if draws(func, args, kwargs):
             self.drawn.append(name)
             with self:

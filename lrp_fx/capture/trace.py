@@ -81,12 +81,12 @@ def _uncompiled() -> Iterator[None]:
 
 
 @contextmanager
-def _without_history(model: torch.nn.Module, within: bool) -> Iterator[None]:
+def _without_history(model: torch.nn.Module, differentiates: bool) -> Iterator[None]:
     """In this context gradients are on, so that the model's own switches are recorded, but no parameter requires one.
 
-    A run that differentiates (``within``) needs the gradients of its parameters.
+    A run that differentiates needs the gradients of its parameters.
     """
-    parameters = [] if within else [p for p in model.parameters() if p.requires_grad and p.is_leaf]
+    parameters = [] if differentiates else [p for p in model.parameters() if p.requires_grad and p.is_leaf]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:
@@ -128,11 +128,18 @@ def record(
     leaves: tuple[Any, ...],
     answers: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Recording:
-    """As :func:`_record`; a run with autograd or ``vmap`` is recorded below these transforms."""
-    try:
-        return _record(model, call, leaves, answers(), within=False)
-    except Transforms:
-        return _record(model, call, leaves, answers(), within=True)
+    """As :func:`_record`; a run with autograd or ``vmap`` is recorded below these transforms.
+
+    Parameters require gradients only in a run that differentiates: some operators (flexible attention) refuse them.
+    """
+    within, differentiates = False, False
+    while True:
+        try:
+            return _record(model, call, leaves, answers(), within, differentiates)
+        except Transforms as met:
+            if differentiates:
+                raise
+            within, differentiates = True, met.differentiate
 
 
 def _record(
@@ -141,6 +148,7 @@ def _record(
     leaves: tuple[Any, ...],
     answers: AbstractContextManager[Any],
     within: bool,
+    differentiates: bool,
 ) -> Recording:
     """Run ``call(*leaves)`` once and record it.
 
@@ -150,13 +158,14 @@ def _record(
         leaves: flat inputs, tensors and constants.
         answers: a function mode that replaces some calls of the model (``lrp_fx.capture.passes.unroll_rnn``).
         within: whether to record below autograd and ``vmap``.
+        differentiates: whether the run may differentiate.
 
     Raises:
         Exception: any error of the model itself.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     outputs: dict[str, Any] = {}
-    reads = Reads(within)
+    reads = Reads(within, differentiates)
     spans: list[tuple[int, int, dict[str, Any]]] = []
 
     def run(*tensors: Tensor) -> list[Tensor]:
@@ -172,7 +181,12 @@ def _record(
     options: dict[str, Any] = {}
     if within:
         options = {"pre_dispatch": False, "decomposition_table": _BACKWARD}
-    with _without_history(model, within), _module_stacks(model, spans), noting_calls(model), preserve_node_meta():
+    with (
+        _without_history(model, differentiates),
+        _module_stacks(model, spans),
+        noting_calls(model),
+        preserve_node_meta(),
+    ):
         inputs = [leaves[place].detach().clone() for place in places]
         traced = _trace(run, inputs, model, **options)
     if within:  # detaches of the author and of a derivative cannot be distinguished

@@ -522,3 +522,26 @@ def test_what_pytorch_cannot_make_functional_is_an_error_of_ours(monkeypatch):
     monkeypatch.setattr(sys.modules["lrp_fx.capture.capture"], "functional", fails)
     with pytest.raises(CaptureError, match=r"writes in place.*INTERNAL ASSERT FAILED\n.*torch.where"):
         lrp_fx.convert(Inserts(_a_slice), torch.randn(2, 2, 4), capture="trace")
+
+
+class Flexible(nn.Module):
+    """Flexible attention, which refuses operands that require a gradient on a CPU, under a mask made by ``vmap``."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, 16) for _ in range(3))
+
+    def forward(self, x):
+        q, k, v = (layer(x)[:, None] for layer in (self.q, self.k, self.v))
+        mask = torch.vmap(lambda row: row >= torch.arange(x.shape[1]))(torch.arange(x.shape[1]))
+        return flex_attention(q, k, v, score_mod=lambda s, b, h, i, j: torch.where(mask[i, j], s, -torch.inf))[:, 0]
+
+
+def test_parameters_require_no_gradient_in_a_run_below_vmap():
+    torch.manual_seed(0)
+    model, x = Flexible().double(), torch.randn(2, 5, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, rules="gradient", capture="trace")
+    with torch.no_grad():
+        torch.testing.assert_close(xmodel(x), model(x), rtol=1e-12, atol=1e-12)
+    assert xmodel.verify(x, target=(4, 1)).passed
+    assert all(p.requires_grad for p in model.parameters())
