@@ -135,6 +135,35 @@ def test_a_batch_norm_of_what_a_relu_yields_is_no_threshold(rule):
     assert attribution.ledger.balance < 1e-12 and bool(attribution.relevance["input"].any())
 
 
+class Dense(nn.Module):
+    """As in a DenseNet: a batch norm of channels that a ReLU yields beside channels of any sign."""
+
+    def __init__(self, pooled):
+        super().__init__()
+        self.first, self.second = nn.Conv1d(2, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)
+        self.norm, self.last, self.pooled = nn.BatchNorm1d(8), nn.Conv1d(8, 3, 3), pooled
+
+    def forward(self, x):
+        rectified = self.first(x).relu()
+        if self.pooled:
+            rectified = nn.functional.max_pool1d(rectified, 3, 1, 1)
+        both = torch.cat([rectified, self.second(rectified)], 1)
+        return self.last(self.norm(both).relu()).flatten(1)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("rule", ["generalised-gamma", "z-plus", "alpha-beta"])
+def test_a_batch_norm_that_reads_a_relu_among_others_is_no_threshold(rule, pooled):
+    torch.manual_seed(0)
+    model = Dense(pooled).double().eval()
+    for tensor in (*model.parameters(), model.norm.running_mean, model.norm.running_var):
+        tensor.data += 0.2 * torch.rand_like(tensor)
+    x = torch.randn(2, 2, 8, dtype=torch.float64)
+    xmodel = lrp_fx.convert(model, x, rules={"base": "attnlrp", "rules": {"convolution": rule}})
+    attribution = xmodel.explain(x, target=1, check="always")
+    assert attribution.ledger.balance < 1e-12 and bool(attribution.relevance["x"].any())
+
+
 class MixedHeads(nn.Module):
     """Scores of heads, masked and then mixed by a convolution, in which the smallest number overflows."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch.fx import Node
@@ -84,9 +85,22 @@ def behind_a_normalization(candidate: Candidate) -> bool:
 
 @condition
 def normalizes_any_sign(candidate: Candidate) -> bool:
-    """The normalized tensor may be negative: entries that a ReLU cut to 0 could not pass on their relevance."""
+    """All channels of the normalized tensor may be negative: what a ReLU cut to 0 could not pass on its relevance."""
     norm = normalization_before(candidate)
-    return norm is None or not any(n in candidate.facts.nonnegative for n in candidate.facts.operands[norm].values())
+    return norm is None or not _holds_nonnegative(candidate.facts, candidate.facts.operands[norm].values())
+
+
+def _holds_nonnegative(facts: Facts, nodes: Iterable[Node]) -> bool:
+    """Whether a tensor, or a part that was moved into it (a concatenation), has no negative entry."""
+    pending, visited = list(nodes), set()
+    while pending:
+        node = pending.pop()
+        if node in facts.nonnegative:
+            return True
+        if node not in visited and node in facts.specs and facts.specs[node].kind in ("movement", "selection"):
+            visited.add(node)
+            pending += facts.operands[node].values()
+    return False
 
 
 @condition
