@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+from lrp_fx.analysis.conditions.selective import behind
 from lrp_fx.analysis.facts import Facts
-from lrp_fx.analysis.matching import Candidate
+from lrp_fx.analysis.products import Product
 
 
 def find_step_sizes(facts: Facts) -> None:
@@ -27,19 +28,7 @@ def find_step_sizes(facts: Facts) -> None:
     facts.step_sizes = visited & facts.positive
 
 
-def weighs_by_step_sizes(candidate: Candidate) -> bool:
+def weighs_by_step_sizes(facts: Facts, product: Product) -> bool:
     """Whether the factors of a product that only weigh the others are all step sizes."""
-    product = candidate.product
-    if product is None or not product.weighed:
-        return False
     weights = [factor for group in product.groups.values() if group.positive for factor in group.factors]
-    return all(_unmoved(candidate.facts, factor) in candidate.facts.step_sizes for factor in weights)
-
-
-def _unmoved(facts: Facts, node: Node) -> Node:
-    """The first step size on the way back through movement; the first tensor if there is none."""
-    while node not in facts.step_sizes and node in facts.specs and facts.specs[node].kind == "movement":
-        if len(facts.operands[node]) != 1:
-            break
-        (node,) = facts.operands[node].values()
-    return node
+    return all(behind(facts, factor) in facts.step_sizes for factor in weights)

@@ -197,7 +197,8 @@ def _gates(candidate: Candidate) -> tuple[str, ...]:
     """The roles of a gate, narrowest first."""
     if candidate.product is None or not candidate.product.weighed:
         return ("gate",)
-    return ("step-size",) * weighs_by_step_sizes(candidate) + ("positive-gate", "gate")
+    narrowest = ("step-size",) if weighs_by_step_sizes(candidate.facts, candidate.product) else ()
+    return (*narrowest, "positive-gate", "gate")
 
 
 def _movement(plan: Plan, node: Node, spec: OpSpec, operands: dict[Slot, Node]) -> Decision:
