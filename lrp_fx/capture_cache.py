@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis.detached import HONOUR, analyse_detached
 from lrp_fx.cache.store import capture_or_load
-from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, own_inputs, preserved, read_call
+from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, own_inputs, read_call
 from lrp_fx.capture.agreement import carries_state
 from lrp_fx.capture.equivalence import covers
 from lrp_fx.capture.garbage import uncollected
@@ -236,18 +236,15 @@ class CaptureCache:
     def _make(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], route: str, reason: str) -> Entry:
         state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
         stand_in = state.stand_in()
-        before = ModelState(stand_in.module)
         key = (*call.key, *switches())
         captures = [e.specialization.captured for e in self._entries if e.key == key and e.state is state]
         captures = [c for c in captures if not c.over_time]  # those may serve sizes at which they differ from the model
         args, kwargs = own_inputs((args, kwargs))
-        with preserved(stand_in.module):
-            captured = capture_or_load(
-                stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route, refusing=captures
-            )
-            written = before.written()
-        if written and not self._carries_state(state, args, kwargs):
-            state.ignore(written)
+        captured = capture_or_load(
+            stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route, refusing=captures
+        )
+        if captured.written and not self._carries_state(state, args, kwargs):
+            state.ignore(captured.written)
         for graph in (captured, *(other for other, _ in captured.others)):
             stand_in.give_back(graph.graph_module)
             if graph.decisions is not None:

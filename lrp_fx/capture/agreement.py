@@ -45,7 +45,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
 
     with torch.no_grad():
         try:
-            with traceable(model, experts=None):
+            with preserved(model), traceable(model, experts=None):
                 expected = outputs(model, _SEEDS[0])
         except Exception:
             return 0.0
@@ -63,10 +63,10 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
 def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a run of a model changes what its next run returns, by attributes that it writes and reads again.
 
-    The model is run twice, on the same random numbers; lists and objects that it writes stay changed. False where it
-    does not run.
+    The model is run twice, on the same random numbers; lists and objects that it writes stay changed. A model that
+    writes into its parameters carries state: an attribute may say that it has. False where it does not run.
     """
-    with torch.no_grad(), preserved(model), traceable(model, experts=None):
+    with torch.no_grad(), preserved(model) as writes, traceable(model, experts=None):
         state = torch.random.get_rng_state()
         runs = []
         for _ in range(2):
@@ -76,6 +76,8 @@ def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
                 runs.append(tensors_in(model(*positional, **keyword)))
             except Exception:  # the capture says so
                 return False
+        if writes.saved:
+            return True
     return difference(*runs) > _CARRIED
 
 

@@ -19,7 +19,7 @@ from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.as_run import OverTime
 from lrp_fx.capture.captured import Captured, Decisions
 from lrp_fx.capture.containers import closed, closing, opened, standing_in
-from lrp_fx.capture.conventions import traceable
+from lrp_fx.capture.conventions import preserved, traceable
 from lrp_fx.capture.export import exports, plain, shapes_of
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.loops.capture import grown_as, restricted, rolled, time_axes
@@ -37,6 +37,7 @@ from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.passes.widen_float32 import widen_islands
 from lrp_fx.capture.random_draws import drawing
 from lrp_fx.capture.repeated_inputs import distinct
+from lrp_fx.capture.run_effects import RunEffects
 from lrp_fx.capture.signature import Call, read_call
 from lrp_fx.capture.trace import Recording, functional, record
 from lrp_fx.errors import CaptureError, type_and_line
@@ -69,7 +70,7 @@ def capture(
 
     Either by non-strict pre-dispatch export, with dynamic shapes as far as the model allows, or by recording a run
     (``lrp_fx.capture.trace``). Meanwhile the model is in evaluation mode with caches off. Parameters and buffers are
-    shared, never copied. The caller undoes writes of the run (:func:`preserved`).
+    shared, never copied. What the model writes while it runs is undone.
 
     Args:
         model: the model.
@@ -84,12 +85,27 @@ def capture(
         CaptureError: if neither route succeeds; the message has the reasons of both.
     """
     args, kwargs = prepare(model, args, kwargs)
+    effects = RunEffects(model)
+    captured = _captured_by(model, args, kwargs, effects, dynamic, route, refusing)
+    return replace(captured, written=effects.written)
+
+
+def _captured_by(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    effects: RunEffects,
+    dynamic: bool,
+    route: str,
+    refusing: Sequence[Captured],
+) -> Captured:
+    """Capture by ``route``; for "auto", record a run if export fails."""
     call = read_call(model, args, kwargs)
     start = time.perf_counter()
     model = without_hooks(model)
     if route == "trace":
-        return _by_trace(model, call, args, kwargs, start, dynamic)
-    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing, over_time=True)
+        return _by_trace(model, call, args, kwargs, effects, start, dynamic)
+    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, effects, dynamic, refusing, over_time=True)
     refusal = ""
     others: tuple[tuple[Captured, Call], ...] = ()
     while True:
@@ -98,28 +114,30 @@ def capture(
         except CaptureError:
             raise
         except OverTime as seen:
-            if (captured := _over_time(model, call, (args, kwargs), seen, start)) is not None:
+            if (captured := _over_time(model, call, (args, kwargs), effects, seen, start)) is not None:
                 return captured
-            programs = exports(standing_in(model, (args, kwargs)), args, kwargs, dynamic, refusing, kinds=seen.kinds)
+            stand_in = standing_in(model, (args, kwargs))
+            programs = exports(stand_in, args, kwargs, effects, dynamic, refusing, kinds=seen.kinds)
             continue
         except Exception as error:
             refusal = type_and_line(error)
             if route == "export":
                 raise _refused(model, refusal) from error
-            return _by_trace(model, call, args, kwargs, start, dynamic, refusal)
+            return _by_trace(model, call, args, kwargs, effects, start, dynamic, refusal)
         if program is None:
             break
         if holds_transform(program.graph_module):
-            return _by_trace(model, call, args, kwargs, start, dynamic, "the graph opens levels of vmap or derivatives")
+            refusal = "the graph opens levels of vmap or derivatives"
+            return _by_trace(model, call, args, kwargs, effects, start, dynamic, refusal)
         stage("passes")
         try:
             graph_module, spec = plain(program), program.call_spec
         except CaptureError as error:
             if route == "export":
                 raise
-            return _by_trace(model, call, args, kwargs, start, dynamic, str(error).splitlines()[0])
+            return _by_trace(model, call, args, kwargs, effects, start, dynamic, str(error).splitlines()[0])
         if holds_control(graph_module):
-            recording = _recorded(model, _unrolled(graph_module), call, dynamic)
+            recording = _recorded(model, _unrolled(graph_module), call, effects, dynamic)
             return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
         graph_module = _finished(graph_module)
         if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other random numbers
@@ -149,17 +167,17 @@ def capture(
             refusal = f"the exported graph does not run: {type(error).__name__}"
     if route == "export":
         raise _refused(model, refusal)
-    return _by_trace(model, call, args, kwargs, start, dynamic, refusal)
+    return _by_trace(model, call, args, kwargs, effects, start, dynamic, refusal)
 
 
 def _over_time(
-    model: torch.nn.Module, call: Call, inputs: tuple[Any, Any], seen: OverTime, start: float
+    model: torch.nn.Module, call: Call, inputs: tuple[Any, Any], effects: RunEffects, seen: OverTime, start: float
 ) -> Captured | None:
     """A capture with loops for any number of steps; None if the model does not allow it."""
 
     def captured_at(short: Any) -> Iterator[tuple[fx.GraphModule, Shapes, Any]]:
         args, kwargs = short
-        for program, oblivious in exports(standing_in(model, short), args, kwargs, True, kinds=seen.kinds):
+        for program, oblivious in exports(standing_in(model, short), args, kwargs, effects, True, kinds=seen.kinds):
             if holds_transform(program.graph_module) or holds_control(program.graph_module):
                 return
             graph_module = _finished(plain(program))
@@ -205,7 +223,14 @@ def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:
 
 
 def _by_trace(
-    model: torch.nn.Module, call: Call, args: Any, kwargs: Any, start: float, dynamic: bool, refusal: str = ""
+    model: torch.nn.Module,
+    call: Call,
+    args: Any,
+    kwargs: Any,
+    effects: RunEffects,
+    start: float,
+    dynamic: bool,
+    refusal: str = "",
 ) -> Captured:
     in_spec = pytree.tree_structure((args, kwargs))
 
@@ -215,7 +240,7 @@ def _by_trace(
 
     try:
         stage("recording of a run")
-        recording = _recorded(model, run, call, dynamic)
+        recording = _recorded(model, run, call, effects, dynamic)
     except CaptureError:
         raise
     except Exception as error:
@@ -235,15 +260,15 @@ def _by_trace(
 
 def _runs(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), preserved(model):
             model(*args, **kwargs)
     except Exception:  # of any kind
         return False
     return True
 
 
-def _recorded(model: torch.nn.Module, run: Any, call: Call, dynamic: bool) -> Recording:
-    with traceable(model, experts=None):
+def _recorded(model: torch.nn.Module, run: Any, call: Call, effects: RunEffects, dynamic: bool) -> Recording:
+    with effects.undone(), traceable(model, experts=None):
         return record(model, run, call.leaves, lambda: written_out(model, dynamic))
 
 

@@ -69,6 +69,7 @@ class Captured:
         key: key of its cache entry on disk, if it has one (``lrp_fx.cache.store``).
         over_time: whether it has loops over time, which are compared with the model at every length.
         others: captures for calls of other sizes that export produced as well, each with such a call.
+        written: names of what the model wrote in the runs of its capture (``lrp_fx.capture.run_effects``).
     """
 
     graph_module: fx.GraphModule
@@ -82,6 +83,7 @@ class Captured:
     key: str | None = field(default=None, repr=False)
     over_time: bool = False
     others: tuple[tuple[Captured, Call], ...] = field(default=(), repr=False, compare=False)
+    written: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
     _shown: dict[tuple[Any, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
     _agreed: dict[tuple[Any, ...], bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 

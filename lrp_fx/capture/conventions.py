@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from lrp_fx.capture.parameter_writes import ParameterWrites, parameters_restored
+
 TRACEABLE_EXPERTS = "grouped_mm"
 _EXPERTS = "_experts_implementation_internal"
 
@@ -76,12 +78,25 @@ def own_inputs(inputs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def preserved(model: torch.nn.Module) -> Iterator[None]:
-    """Restore buffers, tensors, attributes and the random state after the block, in which the model may run.
+def preserved(model: torch.nn.Module) -> Iterator[ParameterWrites]:
+    """Restore parameters, buffers, tensors, attributes and the random state after a block, in which the model may run.
 
     Changes inside of lists, dicts and other objects of the model are not undone. A model with lazy parameters keeps
     the parameters that its first run creates.
+
+    Returns:
+        What the block has written into parameters so far.
     """
+    if any(torch.nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+        yield ParameterWrites(())
+        return
+    with attributes_restored(model), parameters_restored(model) as writes:
+        yield writes
+
+
+@contextlib.contextmanager
+def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
+    """As :func:`preserved`, without parameters: for runs on fake tensors."""
     parameters = (*model.parameters(), *model.buffers())
     if any(torch.nn.parameter.is_lazy(t) for t in parameters):
         yield

@@ -35,6 +35,7 @@ from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.regions import inline_regions
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.repeated.trace_once import with_blocks_once
+from lrp_fx.capture.run_effects import RunEffects
 from lrp_fx.capture.source_lines import SourceLines, without_stacks
 from lrp_fx.capture.unlift import unlifted
 from lrp_fx.errors import CaptureError, type_and_line
@@ -52,6 +53,7 @@ def exports(
     model: torch.nn.Module,
     args: Any,
     kwargs: Any,
+    effects: RunEffects,
     dynamic: bool,
     refusing: Sequence[Captured] = (),
     over_time: bool = False,
@@ -66,6 +68,7 @@ def exports(
         model: the model.
         args: its positional arguments.
         kwargs: its keyword arguments.
+        effects: undoes what the model writes during each export.
         dynamic: whether dimensions may be dynamic.
         refusing: captures whose programs would refuse the call.
         over_time: whether to stop at loops over time.
@@ -82,7 +85,7 @@ def exports(
             continue
         try:
             watch = Watch(kinds, over_time and dynamic)
-            program, kinds = _export_as_run(model, example, dynamic, oblivious, watch)
+            program, kinds = _export_as_run(model, example, effects, dynamic, oblivious, watch)
         except (CaptureError, OverTime):
             raise
         except Exception as error:  # export raises many types; each means "not this example"
@@ -96,14 +99,20 @@ def exports(
     if _in_control_flow(
         failure
     ):  # the strict mode knows more of it; flexible attention has no gradient on every device
-        with traceable(model), torch.no_grad():
-            yield _export(model, args, kwargs, dynamic, strict=True), False
+        with effects.undone(fake=True), traceable(model), torch.no_grad():
+            program = _export(model, args, kwargs, dynamic, strict=True)
+        yield program, False
         return
     raise failure
 
 
 def _export_as_run(
-    model: torch.nn.Module, example: tuple[Any, Any], dynamic: bool, oblivious: bool, watch: Watch | None
+    model: torch.nn.Module,
+    example: tuple[Any, Any],
+    effects: RunEffects,
+    dynamic: bool,
+    oblivious: bool,
+    watch: Watch | None,
 ) -> tuple[torch.export.ExportedProgram, frozenset[type]]:
     """Export; modules that run a loop only because they are exported run as usual (:mod:`lrp_fx.capture.as_run`).
 
@@ -113,6 +122,7 @@ def _export_as_run(
     while True:
         try:
             with (
+                effects.undone(fake=True),
                 torch.inference_mode(False),  # the caller's; inference mode inside of the model is noted
                 traceable(model),
                 torch.enable_grad(),

@@ -44,7 +44,8 @@ class _Shaped(fx.Interpreter):
         """The result of a loop, from one step if the state keeps its form."""
         operands: Any = fx.map_arg(dict(node.kwargs), self.env.__getitem__)  # type: ignore[arg-type]
         result = like_all_steps(loop.body.forward, loop.outputs, **operands)
-        same = all(_form(a) == _form(b) for a, b in zip(operands["state"], result[loop.outputs :], strict=True))
+        states = zip(loop.reads_state(len(operands["x"])), operands["state"], result[loop.outputs :], strict=True)
+        same = all(_form(before) == _form(after) for is_read, before, after in states if is_read)
         return result if same else super().run_node(node)
 
     def _at(self, size: Any) -> int:

@@ -124,6 +124,12 @@ class CapturedLoop:
         ys, last = run_steps(x, sizes, tuple(state), advance, False, self.outputs)
         return [*ys, *last]
 
+    def reads_state(self, inputs: int) -> list[bool]:
+        """For each tensor of the state, whether a step reads it; ``inputs``: number of the tensors with rows."""
+        states = len(self.body.graph.output_node().args[0])  # type: ignore[arg-type]
+        reads = self.body.graph.find_nodes(op="placeholder")[inputs : inputs + states]
+        return [bool(node.users) for node in reads]
+
 
 def like_all_steps(
     step: Callable[..., Iterable[Tensor]], outputs: int, *, x: Sequence[Tensor], state: Sequence[Tensor],

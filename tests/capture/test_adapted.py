@@ -44,7 +44,10 @@ def test_relevance_of_the_dense_model(name, rules):
     tolerance = TOLERANCE.get(name, 1e-5)
     assert difference(found.output.logits, wanted.output.logits) < tolerance
     assert difference(found.output.logits, outputs) < (1e-2 if name in ROUNDED else tolerance)
-    assert difference(found.relevance["input_ids"], wanted.relevance["input_ids"]) < tolerance
+    exact = lrp_fx.convert(pair.dense.double(), rules=rules).explain(**inputs, target=5).relevance["input_ids"]
+    rounding = difference(wanted.relevance["input_ids"].double(), exact)  # of the dense model, in float32 up to 3e-4
+    assert rounding < 1e-3
+    assert difference(found.relevance["input_ids"].double(), exact) < max(tolerance, 3 * rounding)
     assert abs(float(found.ledger.balance)) < 1e-5
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.capture.export import exports
+from lrp_fx.capture.run_effects import RunEffects
 
 N = 20
 CHUNKS = torch.randn(3, N, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -94,7 +95,8 @@ def test_a_module_that_can_only_be_exported_by_its_loop_is():
 def test_a_loop_for_exporters_is_seen_once(monkeypatch):
     calls, export = [], torch.export.export
     monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: calls.append(1) or export(*args, **kwargs))
-    programs = [program for program, _ in exports(model(Solver), (CHUNKS[:1],), {}, True)]
+    solver = model(Solver)
+    programs = [program for program, _ in exports(solver, (CHUNKS[:1],), {}, RunEffects(solver), True)]
     assert len(programs) == 3 and len(calls) == 1 + len(programs)
     assert all("solve_triangular" in str(program.graph) for program in programs)
 

@@ -1,7 +1,5 @@
 """Loops over time that a model runs in Python are captured once, for any number of steps."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import fx, nn
@@ -114,6 +112,43 @@ def agree(xmodel, x, rules="default", **options):
     assert found.ledger.balance < 1e-12
 
 
+class Layers(nn.Module):
+    """Layers with a loop each, which fixes the length while the first one runs."""
+
+    def __init__(self, layers=4):
+        super().__init__()
+        self.layers = nn.ModuleList(Layer(number) for number in range(layers))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+class Layer(nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        torch.manual_seed(number)
+        self.cell = nn.GRUCell(4, 4)
+
+    def forward(self, x):
+        state, outputs = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            state = self.cell(x[:, t], state)
+            outputs.append(state)
+        return torch.stack(outputs, 1)
+
+
+def test_layers_with_loops_are_traced_once(monkeypatch):
+    exports, export = [], torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: exports.append(1) or export(*args, **kwargs))
+    xmodel = lrp_fx.convert(Layers().double().eval(), given(LONG))
+    assert len(exports) == 3  # the one that sees the loop, and one for each of two short lengths
+    assert len(loops_of(xmodel)) == 4
+    agree(xmodel, given(5))
+
+
 def loops_of(xmodel):
     return [n.target for n in xmodel.graph_module.graph.nodes if isinstance(n.target, Loop)]
 
@@ -163,21 +198,34 @@ def test_the_output_of_a_module_in_a_loop_is_a_latent_of_all_steps(rolled):
     assert latent.shape == (2, 9, 5) and latent.abs().sum() > 0
 
 
-@pytest.mark.parametrize(("grows", "steps"), [(False, 1), (True, 1 + 50)])
-def test_sizes_of_all_steps_are_told_from_one(grows, steps):
-    states = []
+@pytest.mark.parametrize(("kind", "steps"), [("keeps", 1), ("grows", 1 + 50), ("unread", 1)])
+def test_sizes_of_all_steps_are_told_from_one(kind, steps):
+    rows = []
 
-    def step(row, state):
-        states.append(state)
-        return (torch.tanh(state + row) if grows else torch.tanh(state) + row.sum(0, keepdim=True),)
+    def keeps(row, state):
+        rows.append(row)
+        return torch.tanh(state) + row.sum(0, keepdim=True)
 
+    def grows(row, state):
+        rows.append(row)
+        return torch.tanh(state + row)
+
+    def unread(row):  # the first state has a form of its own, which no step reads
+        rows.append(row)
+        return torch.tanh(row)
+
+    body = fx.Graph()
+    operands = [body.placeholder(name) for name in ("row", "state")]
+    step = {"keeps": keeps, "grows": grows, "unread": unread}[kind]
+    body.output((body.call_function(step, tuple(operands[: 1 if kind == "unread" else 2])),))
     graph = fx.Graph()
     x, state = graph.placeholder("x"), graph.placeholder("state")
-    loop = CapturedLoop(SimpleNamespace(forward=step), 1)
+    loop = CapturedLoop(fx.GraphModule({}, body), 1)
     end = graph.call_function(loop, (), {"x": [x], "state": [state], "constants": [], "sizes": None})
-    end.meta["val"] = [torch.empty(50, 2 if grows else 1, 3), torch.empty(2 if grows else 1, 3)]
+    samples = 1 if kind == "keeps" else 2
+    end.meta["val"] = [torch.empty(50, samples, 3), torch.empty(samples, 3)]
     graph.output(end)
     leaves = [torch.zeros(50, 2, 3), torch.zeros(1, 3)]
     assert unproven(fx.GraphModule({}, graph), leaves, {}) is None
-    assert len(states) == steps
+    assert len(rows) == steps
     assert "has a size of 49" in str(unproven(fx.GraphModule({}, graph), [leaves[0][1:], leaves[1]], {}))

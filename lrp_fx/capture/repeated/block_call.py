@@ -107,7 +107,7 @@ def last_nodes(graph: Any, count: int) -> list[Node]:
 
 
 def _form(leaf: Any) -> Any:
-    """The form of an input: shapes as expressions, without a guard on them."""
+    """The form of an input, without a guard on its sizes."""
     if isinstance(leaf, Tensor):
         place = (*map(_size, leaf.shape), *map(_size, leaf.stride()), _size(leaf.storage_offset()))
         kind = (type(leaf), leaf.layout, leaf.dtype, leaf.device, leaf.requires_grad, leaf.is_conj(), leaf.is_neg())
@@ -116,4 +116,18 @@ def _form(leaf: Any) -> Any:
 
 
 def _size(size: Any) -> Any:
-    return size.node.expr if isinstance(size, torch.SymInt) else size
+    return _SymbolicSize(size) if isinstance(size, torch.SymInt) else size
+
+
+@dataclass(frozen=True, eq=False)
+class _SymbolicSize:
+    """A symbolic size, compared by what is known of it then: a loop over a size fixes it."""
+
+    size: torch.SymInt
+
+    @property
+    def expression(self) -> Any:
+        return self.size.node.expr
+
+    def __eq__(self, other: object) -> bool:
+        return bool(self.expression == (other.expression if isinstance(other, _SymbolicSize) else other))
