@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools" / "zoology"))
 
 from case import Built
 from further import FurtherRow, _at, check_further
+from gradient import against_autograd
 from page import search_page
 from sizes import longer, one_sample
 
@@ -82,6 +83,50 @@ def test_a_column_that_fails(fault):
     row = FurtherRow("fail")
     told = _at(row, "one_sample", other, [one_sample((torch.randn(2, 4, dtype=torch.float64),), {})], Built(model))
     assert fault in told and row.one_sample > 1e-3
+
+
+class Shifted(nn.Module):
+    """A decoder that is given the same ids, shifted to the right behind a start token; another table looks them up."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.decoder = nn.Embedding(100, 8), nn.Embedding(100, 8)
+        self.layer, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, input_ids):
+        ids = torch.full_like(input_ids, 2)
+        ids[:, 1:] = input_ids[:, :-1].clone()
+        weights = torch.arange(1.0, 11.0).to(self.head.weight)[:, None]
+        hidden = torch.tanh(self.layer(self.table(input_ids) * weights)) * torch.tanh(self.decoder(ids) * weights)
+        return self.head(hidden.mean(1))
+
+
+class Columns(nn.Module):
+    """Rows of a picture's patches: the first column of each is a category."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer, self.head = nn.Embedding(10, 8), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, patches):
+        return self.head(torch.tanh(self.table(patches[..., 0].long()) + self.layer(patches[..., 1:])).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["shifted", "columns"])
+def test_ids_that_the_model_moves_are_compared_with_the_gradient_of_their_rows(kind):
+    torch.manual_seed(0)
+    inputs = {"input_ids": torch.arange(3, 23).view(2, 10)}
+    if kind == "columns":
+        inputs = {"patches": torch.cat([torch.arange(10.0).view(2, 5, 1), torch.randn(2, 5, 4)], -1)}
+    model = (Shifted() if kind == "shifted" else Columns()).double().eval()
+    inputs = {n: t.double() if t.is_floating_point() else t for n, t in inputs.items()}
+    xmodel, target = lrp_fx.convert(model, **inputs), lambda y: y[:, 1]
+    difference, told = against_autograd(xmodel, model, (), inputs, target)
+    assert told == "" and difference < 1e-12
+    wrong = lrp_fx.convert(model, **inputs, rules="cp_lrp")
+    explain = wrong.explain
+    wrong.explain = lambda *args, rules, **kwargs: explain(*args, **kwargs)  # the reference has to tell
+    assert "autograd" in against_autograd(wrong, model, (), inputs, target)[1]
 
 
 def test_the_page_to_search_has_every_class_and_needs_no_network(tmp_path):
