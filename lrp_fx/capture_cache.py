@@ -28,6 +28,8 @@ from lrp_fx.analysis.detached import HONOUR, analyse_detached
 from lrp_fx.cache.store import capture_or_load
 from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, own_inputs, read_call
 from lrp_fx.capture.agreement import carries_state
+from lrp_fx.capture.containers import closed
+from lrp_fx.capture.conventions import initialise_lazy
 from lrp_fx.capture.equivalence import covers
 from lrp_fx.capture.garbage import uncollected
 from lrp_fx.capture.model_state import switches
@@ -234,6 +236,7 @@ class CaptureCache:
         return entry
 
     def _make(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any], route: str, reason: str) -> Entry:
+        initialise_lazy(self.model, closed(args), closed(kwargs))
         state = next((e.state for e in self._entries if e.state.unchanged()), None) or ModelState(self.model)
         stand_in = state.stand_in()
         key = (*call.key, *switches())

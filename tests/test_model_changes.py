@@ -260,6 +260,16 @@ def _boxed(model):
     model.first.register_forward_hook(lambda module, inputs, output: box.update(seen=output))
 
 
+def _closed_method(model):
+    write = types.MethodType(lambda self, module, inputs, output: setattr(model, "seen", output), model.first)
+    model.first.register_forward_hook(write)
+
+
+def _listed(model):
+    model.first.watchers = {"after": [types.MethodType(lambda self, *args: setattr(model, "seen", args[-1]), model)]}
+    model.first.register_forward_hook(lambda module, *args: module.watchers["after"][0](*args))
+
+
 #: ways to write what a layer returns to where the forward reads it
 WATCHING = {
     "a method of the model": lambda m: m.first.register_forward_hook(m.write),
@@ -267,6 +277,8 @@ WATCHING = {
     "a dict of the model": _boxed,
     "another forward": _patched,
     "another forward, as a method": _patched_method,
+    "a function around the model, as a method": _closed_method,
+    "a list in a dict of such methods": _listed,
 }
 
 

@@ -2,7 +2,9 @@
 
 A batch norm behind a layer scales and shifts its output. In front of the layer, with a ReLU in between, it scales and
 shifts a threshold: relu(a z + b) = a max(z, -b/a) + b for a > 0, and a min(z, -b/a) + b for a < 0 (Pahde et al. 2022,
-arXiv:2211.17174). Rules that depend on the signs of weights and inputs treat both as one layer.
+arXiv:2211.17174). Rules that depend on the signs of weights and inputs treat both as one layer. What the threshold
+yields at z = 0 is a constant here, like b: it would give z near 0 a relevance that z, a sum of terms that cancel, hands
+on many times over.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ THRESHOLD = Pattern(
         layers.is_a_layer, layers.reads_a_relu, layers.behind_a_normalization, layers.normalizes_any_sign,
         layers.has_one_group,
     )},
-    "relu(a z + b) is a threshold at -b/a, scaled by a and shifted by b: rules on parts of the layer start from z.",
+    "relu(a z + b) is a threshold at -b/a, scaled by a, and a constant: rules on parts of the layer start from z.",
     "Pahde et al. 2022 (arXiv:2211.17174)",
     ("F.conv2d(F.relu(F.batch_norm(image, m3, v3)), kernel)", "F.linear(F.relu(F.batch_norm(x[:, 0], m6, v6)), W)"),
     "F.conv2d(F.gelu(F.batch_norm(image, m3, v3)), kernel)", layers.reads_a_relu,
@@ -294,7 +294,7 @@ FOLDED = Pattern(
 
 LAYER = Pattern(
     "layer with weights", "linear",
-    {"contraction": (layers.sums_products, layers.has_one_signal, layers.has_one_weight)},
+    {"contraction": (layers.sums_products, layers.has_one_signal, layers.has_one_weight, operators.is_real)},
     "Linear in its input: the gradient, stabilised; or rules on parts of input and weights.",
     f"{_ATTNLRP}, eq. 8; Bach et al. 2015",
     ("F.linear(x, W, w)", "x @ W", "torch.einsum('bij,kj->bik', x, W)", "F.conv2d(image, kernel)"),

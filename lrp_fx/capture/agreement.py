@@ -34,7 +34,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
     tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if isinstance(t, Tensor)]
     if any(t.device.type == "meta" for t in tensors):
         return 0.0
-    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+    devices = _with_random_state(tensors)
 
     def outputs(of: torch.nn.Module, seed: int) -> list[Tensor]:
         arguments = (args, kwargs) if of is graph_module else (closed(args), closed(kwargs))
@@ -66,11 +66,12 @@ def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
     The model is run twice, on the same random numbers; lists and objects that it writes stay changed. A model that
     writes into its parameters carries state: an attribute may say that it has. False where it does not run.
     """
-    with torch.no_grad(), preserved(model) as writes, traceable(model, experts=None):
-        state = torch.random.get_rng_state()
+    tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if isinstance(t, Tensor)]
+    forked = torch.random.fork_rng(_with_random_state(tensors))
+    with torch.no_grad(), forked, preserved(model) as writes, traceable(model, experts=None):
         runs = []
         for _ in range(2):
-            torch.random.set_rng_state(state)
+            torch.manual_seed(_SEEDS[0])  # of every device
             try:
                 positional, keyword = own_inputs((closed(args), closed(kwargs)))
                 runs.append(tensors_in(model(*positional, **keyword)))
@@ -79,6 +80,11 @@ def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
         if writes.saved:
             return True
     return difference(*runs) > _CARRIED
+
+
+def _with_random_state(tensors: Sequence[Tensor]) -> list[int]:
+    """The GPUs of tensors: they have random states besides that of the CPU."""
+    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
 
 
 def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:

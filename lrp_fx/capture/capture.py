@@ -325,7 +325,9 @@ def _leaf(owner: fx.GraphModule, index: int, leaf: Any, tensors: Any) -> Any:
     if isinstance(leaf, Tensor):
         return next(tensors)
     setattr(owner, f"_output_{index}", leaf)
-    return owner.graph.get_attr(f"_output_{index}")
+    node = owner.graph.get_attr(f"_output_{index}")
+    node.meta["val"] = leaf
+    return node
 
 
 def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:

@@ -14,6 +14,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.parameter_writes import ParameterWrites, parameters_restored
+from lrp_fx.errors import CaptureError
 
 TRACEABLE_EXPERTS = "grouped_mm"
 _EXPERTS = "_experts_implementation_internal"
@@ -75,6 +76,25 @@ def own_inputs(inputs: Any) -> Any:
         return copies[id(value)]
 
     return pytree.tree_map(copied, inputs)
+
+
+def initialise_lazy(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
+    """Run a model that has parameters without a shape once: its first run creates them.
+
+    Raises:
+        CaptureError: if it does not run.
+    """
+    if not any(torch.nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+        return
+    positional, keyword = own_inputs((args, kwargs))
+    try:
+        with torch.no_grad(), traceable(model, experts=None):
+            model(*positional, **keyword)
+    except Exception as error:  # of any kind
+        raise CaptureError(
+            f"{type(model).__name__} has lazy parameters, which its first run creates, and fails on these inputs:"
+            f" {type(error).__name__}: {error}\nRemedy: call the model once before it is converted."
+        ) from error
 
 
 @contextlib.contextmanager

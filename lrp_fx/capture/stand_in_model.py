@@ -66,9 +66,20 @@ def copied(
             if is_set(cell):
                 empty.cell_contents = _counterpart(cell.cell_contents, memo)
     for part in module.modules():  # a copied method has the function of the model's method
-        patched = {k: v for k, v in vars(part).items() if isinstance(v, types.MethodType) and id(v.__func__) in rebuilt}
-        vars(part).update({k: types.MethodType(rebuilt[id(v.__func__)], v.__self__) for k, v in patched.items()})
+        _rebind(vars(part), rebuilt, set())
     return StandInModel(module, {id(copies[id(p)]): p for p in parameters}, list(copies.values()))
+
+
+def _rebind(values: Any, rebuilt: Mapping[int, types.FunctionType], seen: set[int]) -> None:
+    """Give copied methods in attributes, dicts and lists (of hooks) the functions that close over the copy."""
+    if id(values) in seen or not isinstance(values, (dict, list)):
+        return
+    seen.add(id(values))
+    for key, value in list(values.items() if isinstance(values, dict) else enumerate(values)):
+        if isinstance(value, types.MethodType) and id(value.__func__) in rebuilt:
+            values[key] = types.MethodType(rebuilt[id(value.__func__)], value.__self__)
+        else:
+            _rebind(value, rebuilt, seen)
 
 
 def _with_empty_cells(function: types.FunctionType) -> types.FunctionType:

@@ -29,6 +29,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import returned
+from lrp_fx.capture.kept_values import check_output
 from lrp_fx.capture.passes.control_flow import CarriedOut
 from lrp_fx.capture.passes.detached import (
     GradientModes,
@@ -164,6 +165,7 @@ def _record(
         Exception: any error of the model itself.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    owned = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     outputs: dict[str, Any] = {}
     reads = Reads(within, differentiates)
     spans: list[tuple[int, int, dict[str, Any]]] = []
@@ -175,6 +177,7 @@ def _record(
         # the last mode is called first; Reads sees all calls
         with reads, answers, GradientModes(), SourceLines(), _uncompiled():
             output = call(*filled)
+            check_output(output, owned)
         outputs["leaves"], outputs["spec"] = pytree.tree_flatten(returned(output))
         return [leaf for leaf in outputs["leaves"] if isinstance(leaf, Tensor)]
 

@@ -118,10 +118,7 @@ class Plan:
     @functools.cached_property
     def feeds_zeros(self) -> bool:
         """Whether an input of 0 can have relevance."""
-        return any(
-            decision.entry.feeds_zeros or (decision.entry.on_parts and node in self.facts.thresholds)
-            for node, decision in self.decisions.items()
-        )
+        return any(decision.entry.feeds_zeros for decision in self.decisions.values())
 
 
 def make_plan(graph: Graph, facts: Facts, ruleset: RuleSet) -> Plan:

@@ -222,7 +222,11 @@ class _Emit:
         self.biases = {Slot("bias"): shift}
 
     def fold_threshold(self, norm: Node) -> None:
-        """Scale and shift the layer's input z: w relu(a z + b) = (w a) z' + w b, with z' cut off at -b / a."""
+        """Scale and shift the layer's input z: w relu(a z + b) = (w a) (cut(z) - cut(0)) + w relu(b).
+
+        ``cut`` cuts off at -b / a. Its value at 0 is a constant and belongs to the offset, so that a z near 0 has
+        relevance near 0: the slope (cut(z) - cut(0)) / z is between 0 and 1.
+        """
         assert self.layer.channels is not None
         gain, shift = self._scale_and_shift(norm)
         with self.graph.inserting_before(self.base):
@@ -230,10 +234,14 @@ class _Emit:
         self.x.meta = {"val": norm.meta["val"], ENTERS: norm.name}
         z = self.constant_x = self.call(aten.detach.default, self.x)
         a, b = (self._along(v, 1, norm.meta["val"].dim()) for v in (self.call(nonzero, gain), shift))
+        most = torch.finfo(norm.meta["val"].dtype).max  # a gain near 0 has its threshold beyond that
         least = self.call(aten.neg.default, self.call(aten.div.Tensor, b, a))
+        least, rises = self.call(aten.clamp.default, least, -most, most), self.call(aten.gt.Scalar, a, 0)
         above, below = self.call(aten.maximum.default, z, least), self.call(aten.minimum.default, z, least)
-        self.value = self.call(aten.where.self, self.call(aten.gt.Scalar, a, 0), above, below)
-        shifts = self.call(aten.expand_as.default, b, z)
+        at_zero = (self.call(aten.clamp.default, least, 0), self.call(aten.clamp.default, least, None, 0))
+        cut, origin = (self.call(aten.where.self, rises, *pair) for pair in ((above, below), at_zero))
+        self.value = self.call(aten.sub.Tensor, cut, origin)
+        shifts = self.call(aten.expand_as.default, self.call(aten.relu.default, b), z)
         zeros = {slot: self.call(aten.zeros_like.default, bias) for slot, bias in self.biases.items()}
         self.offset = self._layer({self.layer.input: shifts, self.layer.weight: self.weight, **zeros})
         for bias in self.biases.values():  # one constant: its positive part is that of the sum

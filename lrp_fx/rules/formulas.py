@@ -14,6 +14,8 @@ def wide(x: Tensor) -> Tensor:
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
     """``z + epsilon * sign(z)`` with sign(0) = 1, in float32 at least: the stabiliser of the epsilon rule (eq. 8)."""
     z = wide(z)
+    if z.is_complex():  # its sign is its direction: |z| grows by epsilon
+        return z + epsilon * torch.where(z == 0, 1, z.sgn())
     sign_of = z + 0.0  # -0.0 + 0.0 is 0.0
     return torch.copysign(sign_of.new_full((), epsilon), sign_of).add_(z)
 

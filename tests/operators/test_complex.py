@@ -19,6 +19,29 @@ class Power(nn.Module):
         return torch.fft.irfft(spectrum * self.conjugate(spectrum))
 
 
+class ComplexWeights(nn.Module):
+    """A layer of complex weights: contributions have no signs that a rule could favour."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 4, dtype=torch.complex128))
+        self.kernel = nn.Parameter(torch.randn(2, 1, 2, dtype=torch.complex128))
+        self.head = nn.Linear(12, 3).double()
+
+    def forward(self, x):
+        z = (x.to(self.weight.dtype) @ self.weight)[:, None]
+        z = torch.nn.functional.conv1d(z, self.kernel)
+        return self.head(torch.view_as_real(z).flatten(1).tanh())
+
+
+@pytest.mark.parametrize("rules", ["default", "epsilon_plus", "epsilon_gamma_box", "attnlrp"])
+def test_layers_of_complex_weights(rules):
+    torch.manual_seed(0)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    attribution = lrp_fx.convert(ComplexWeights(), x).explain(x, target=1, rules=rules, check="always")
+    assert attribution.ledger.balance < 1e-9 and bool(attribution.relevance["x"].all())
+
+
 @pytest.mark.parametrize("conjugate", [torch.conj, torch.conj_physical, lambda z: torch.complex(z.real, -z.imag)])
 def test_conjugates(conjugate):
     torch.manual_seed(0)

@@ -340,7 +340,7 @@ def test_a_normalization_in_front_of_a_relu_is_a_threshold(rule, kind, norm, siz
 
 
 def test_a_threshold_by_its_formula():
-    """z+ on relu(a z + b) seen as a max(z, -b/a) + b (a > 0) or a min(z, -b/a) + b (a < 0), by hand."""
+    """z+ on relu(a z + b) seen as a (cut(z) - cut(0)) + relu(b), cut(z) = max(z, -b/a), or min(z, -b/a) for a < 0."""
     torch.manual_seed(0)
     norm, layer = nn.BatchNorm1d(5).double().eval(), nn.Linear(5, 3).double()
     norm.running_mean.normal_(0, 0.5)
@@ -351,10 +351,15 @@ def test_a_threshold_by_its_formula():
     found = lrp_fx.convert(model, z, rules=rules).explain(z, target=lambda y: y.sum(-1)).relevance["input"]
     a = norm.weight / (norm.running_var + norm.eps).sqrt()
     b = norm.bias - a * norm.running_mean
-    cut = torch.where(a > 0, torch.maximum(z, -b / a), torch.minimum(z, -b / a))
-    torch.testing.assert_close(a * cut + b, torch.relu(norm(z)))
-    parts = (cut[:, None] * (layer.weight * a)).clamp(min=0)
-    total = parts.sum(-1) + (layer.bias + layer.weight @ b).clamp(min=0)
+
+    def cut(value):
+        return torch.where(a > 0, torch.maximum(value, -b / a), torch.minimum(value, -b / a))
+
+    signal = cut(z) - cut(torch.zeros(5, dtype=torch.float64))
+    torch.testing.assert_close(a * signal + b.relu(), torch.relu(norm(z)))
+    assert bool(((signal / z >= 0) & (signal / z <= 1)).all())
+    parts = (signal[:, None] * (layer.weight * a)).clamp(min=0)
+    total = parts.sum(-1) + (layer.bias + layer.weight @ b.relu()).clamp(min=0)
     expected = (parts * (model(z) / stable(total))[..., None]).sum(1)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 

@@ -164,6 +164,59 @@ def test_a_batch_norm_that_reads_a_relu_among_others_is_no_threshold(rule, poole
     assert attribution.ledger.balance < 1e-12 and bool(attribution.relevance["x"].any())
 
 
+class PreActivated(nn.Module):
+    """Batch norm and ReLU in front of every convolution, which reads a sum: as in a pre-activated ResNet or a DPN."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.Linear(6, 4)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6) for _ in range(4))
+        self.layers = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1, bias=False) for _ in range(4))
+
+    def forward(self, x):
+        h = self.stem(x)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            h = h + layer(norm(h).relu())
+        return self.head(h.mean((2, 3)))
+
+
+@pytest.fixture
+def pre_activated():
+    torch.manual_seed(0)
+    model = PreActivated().eval()
+    for norm in model.norms:
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            tensor.data += torch.randn_like(tensor).mul(0.3) if tensor is not norm.running_var else torch.rand(6)
+    x = torch.randn(2, 1, 12, 12)
+    x[..., :7] = 0  # a background: what the stem yields there is 0
+    return model, x
+
+
+@pytest.mark.parametrize("rules", ["default", "vit_gamma", "attnlrp"])
+def test_a_tensor_that_is_0_in_front_of_a_threshold_has_no_relevance(pre_activated, rules):
+    """The value of the threshold at 0 is a constant, not relevance of a sum that is 0, where it would end."""
+    model, x = pre_activated
+    attribution = lrp_fx.convert(model, x).explain(x, target=1, rules=rules, check="always", at="stem")
+    zero = model.stem(x) == 0
+    assert bool(zero.any()) and not bool(attribution.latents["stem"][zero].any())
+    assert attribution.ledger.balance < 1e-5
+    assert abs(attribution.ledger["stabiliser"]) < 1e-4 * attribution.relevance["x"].abs().sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rules", ["default", "epsilon_plus", "vit_gamma"])
+def test_thresholds_in_half_precision(pre_activated, dtype, rules):
+    model, x = pre_activated
+    for norm in model.norms:
+        norm.weight.data[0] = 0  # a threshold beyond the largest number
+    half = model.to(dtype)
+    rounded = lrp_fx.convert(half, x.to(dtype)).explain(x.to(dtype), target=1, rules=rules).relevance["x"].double()
+    x = x.to(dtype).double()
+    exact = lrp_fx.convert(model.double(), x).explain(x, target=1, rules=rules).relevance["x"]
+    assert (rounded - exact).sum().abs() < 0.02 * exact.abs().sum()
+    assert torch.corrcoef(torch.stack([rounded.flatten(), exact.flatten()]))[0, 1] > 0.995
+
+
 class MixedHeads(nn.Module):
     """Scores of heads, masked and then mixed by a convolution, in which the smallest number overflows."""
 

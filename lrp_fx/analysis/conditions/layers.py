@@ -85,7 +85,7 @@ def behind_a_normalization(candidate: Candidate) -> bool:
 
 @condition
 def normalizes_any_sign(candidate: Candidate) -> bool:
-    """All channels of the normalized tensor may be negative: what a ReLU cut to 0 could not pass on its relevance."""
+    """All channels of the normalized tensor may be negative: what a ReLU yields has been cut off already."""
     norm = normalization_before(candidate)
     return norm is None or not _holds_nonnegative(candidate.facts, candidate.facts.operands[norm].values())
 
