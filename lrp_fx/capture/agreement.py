@@ -6,7 +6,9 @@ and the captured graph are both run once on the example inputs, and their output
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,15 +24,23 @@ _CARRIED = 1e-6  #: relative; two runs on the same numbers are equal, but for su
 _SEEDS = (0, 1)
 
 
-def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: Any, kwargs: Any) -> float:
+def disagreement(
+    model: torch.nn.Module,
+    graph_module: torch.nn.Module,
+    args: Any,
+    kwargs: Any,
+    undone: Callable[[], AbstractContextManager[Any]] | None = None,
+) -> float:
     """Largest difference of outputs, relative to the largest output (:func:`difference`).
 
     Both draw the same random numbers. If they differ, and the model differs from itself about as much with another
     seed, the model is random and draws in another order than the graph: this is no disagreement.
 
     The result is 0 for meta tensors, and for inputs on which the model itself fails; the graph then fails at the call,
-    with a better message.
+    with a better message. In ``undone`` the model may run; what it writes there is undone, by default as ``preserved``
+    does it.
     """
+    undone = undone or functools.partial(preserved, model)
     tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if isinstance(t, Tensor)]
     if any(t.device.type == "meta" for t in tensors):
         return 0.0
@@ -45,7 +55,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
 
     with torch.no_grad():
         try:
-            with preserved(model), traceable(model, experts=None):
+            with undone(), traceable(model, experts=None):
                 expected = outputs(model, _SEEDS[0])
         except Exception:
             return 0.0
@@ -54,7 +64,7 @@ def disagreement(model: torch.nn.Module, graph_module: torch.nn.Module, args: An
             return differ
         runs = []
         for seed in _SEEDS:
-            with preserved(model), traceable(model, experts=None):  # from the same state
+            with undone(), traceable(model, experts=None):  # from the same state
                 runs.append(outputs(model, seed))
     by_itself = difference(*runs)
     return 0.0 if by_itself > TOLERANCE and differ <= 2 * by_itself else differ

@@ -159,7 +159,7 @@ def _captured_by(
             continue
         try:
             stage("comparison with the model")
-            difference = disagreement(model, graph_module, args, kwargs)
+            difference = disagreement(model, graph_module, args, kwargs, effects.undone)
             if difference <= TOLERANCE:
                 return replace(captured, others=others)
             refusal = f"the exported graph disagrees with the model: outputs differ by {difference:.1%}"

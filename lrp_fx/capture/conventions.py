@@ -101,8 +101,8 @@ def initialise_lazy(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
 def preserved(model: torch.nn.Module) -> Iterator[ParameterWrites]:
     """Restore parameters, buffers, tensors, attributes and the random state after a block, in which the model may run.
 
-    Changes inside of lists, dicts and other objects of the model are not undone. A model with lazy parameters keeps
-    the parameters that its first run creates.
+    Lists and dicts that are attributes of modules get their entries back; changes inside of other objects of the model
+    are not undone. A model with lazy parameters keeps the parameters that its first run creates.
 
     Returns:
         What the block has written into parameters so far.
@@ -123,6 +123,8 @@ def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
         return
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # their state is not in Python
     namespaces = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
+    lists = [(v, list(v)) for _, values in namespaces for v in values.values() if type(v) is list]
+    dicts = [(v, dict(v)) for _, values in namespaces for v in values.values() if isinstance(v, dict)]
     tensors = {id(v): v for _, values in namespaces for v in values.values() if isinstance(v, torch.Tensor)}
     written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
     copies = [t.detach().clone() for t in written]
@@ -131,7 +133,10 @@ def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
         with torch.random.fork_rng(list(devices)):
             yield
     finally:
-        for space, values in namespaces:
+        for entries, before in lists:
+            if list(map(id, entries)) != list(map(id, before)):
+                entries[:] = before
+        for space, values in (*namespaces, *dicts):
             for name in space.keys() - values.keys():
                 del space[name]
             space.update({name: value for name, value in values.items() if space.get(name, space) is not value})
