@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from lrp_fx.capture.repeated.answering import class_of
 
 TURNS = 12  #: number of times that one call of a module runs an instruction before it counts as a loop
-_TORCH = f"{torch.__path__[0]}/"
+TORCH_FOLDER = f"{torch.__path__[0]}/"
 _ASKS = frozenset({"is_exporting", "is_compiling"})
 
 
@@ -98,12 +98,12 @@ class Watch:
         Raises:
             LoopSeen, OverTime: at the :data:`TURNS`-th call from one place within a call of a module.
         """
-        own = _own(frame)
-        if not self._open or own is None:
+        caller = _caller(frame)
+        if not self._open or caller is None:
             return
         module, counts = self._open[-1]
         kind = class_of(module)
-        if self._count(counts, (own.f_code, own.f_lasti)) and kind not in self.kinds and _asks(own):
+        if self._count(counts, (caller.f_code, caller.f_lasti)) and kind not in self.kinds and _asks(caller):
             self.seen = kind
             raise LoopSeen(f"{kind.__name__} runs a loop because it is exported")
 
@@ -135,9 +135,9 @@ def _set_flags(exporting: bool, compiling: bool) -> None:
     torch.compiler._is_exporting_flag, torch.compiler._is_compiling_flag = exporting, compiling
 
 
-def _own(frame: FrameType | None) -> FrameType | None:
+def _caller(frame: FrameType | None) -> FrameType | None:
     """The innermost frame outside of PyTorch."""
-    while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+    while frame is not None and frame.f_code.co_filename.startswith(TORCH_FOLDER):
         frame = frame.f_back
     return frame
 

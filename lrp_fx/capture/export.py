@@ -365,11 +365,7 @@ def _places_of(environment: Any) -> list[tuple[Any, tuple[str, int]]]:
 def _reasons(environment: Any) -> dict[tuple[str, int], str]:
     """(input, axis) -> the line of the model that fixed the size, as recorded by export."""
     lines, places = environment.replacements_slocs, _places_of(environment)
-    return {
-        at: f"the model computes with it at {str(lines[symbol]).strip('()')}"
-        for symbol, at in places
-        if symbol in lines
-    }
+    return {at: f"the model computes with it at {_line(lines[symbol])}" for symbol, at in places if symbol in lines}
 
 
 def plain(program: torch.export.ExportedProgram) -> fx.GraphModule:

@@ -6,6 +6,7 @@ PyTorch formats the whole Python stack of every node, which takes a quarter of t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import linecache
 import sys
@@ -15,11 +16,12 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.fx.experimental.symbolic_shapes import uninteresting_files
 from torch.overrides import TorchFunctionMode
 
-from lrp_fx.capture.as_run import Watch
+from lrp_fx.capture.as_run import TORCH_FOLDER, Watch
 from lrp_fx.status import traced
 
 
@@ -33,6 +35,7 @@ class SourceLines(TorchFunctionMode):
     def __init__(self, watch: Watch | None = None) -> None:
         super().__init__()
         self.watch = watch
+        self._placed = 0  #: number of fixed sizes whose line was looked at
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answer one call."""
@@ -45,6 +48,7 @@ class SourceLines(TorchFunctionMode):
         traced(len(nodes))
         if self.watch is not None and next(reversed(nodes), None) is not last:
             self.watch.step(sys._getframe(1))
+        self._place_fixed_sizes(result, sys._getframe(1))
         line = None
         for node in reversed(nodes):
             if node is last:
@@ -53,6 +57,17 @@ class SourceLines(TorchFunctionMode):
             if line:
                 node.meta.setdefault("stack_trace", line)
         return result
+
+    def _place_fixed_sizes(self, result: Any, frame: FrameType) -> None:
+        """Say of the sizes that a call has fixed in which line of the model it stands: PyTorch names one of its own."""
+        environment = result.fake_mode.shape_env if isinstance(result, FakeTensor) else None
+        places = {} if environment is None else environment.replacements_slocs
+        if len(places) != self._placed:
+            self._placed = len(places)
+            where = _innermost(frame)
+            for symbol, place in places.items() if where else ():
+                if place.maybe_user_loc is None and _is_of_torch(place.framework_loc):
+                    places[symbol] = dataclasses.replace(place, maybe_user_loc=f"{where[0]}:{where[1]} in forward")
 
 
 @contextmanager
@@ -67,14 +82,24 @@ def without_stacks() -> Iterator[None]:
 
 
 def _line(frame: FrameType | None) -> str:
-    """The innermost frame of a ``forward``, formatted as in a traceback; "" without one."""
+    """The line of the innermost ``forward``, formatted as in a traceback; "" without one."""
+    where = _innermost(frame)
+    return _text(*where) if where else ""
+
+
+def _innermost(frame: FrameType | None) -> tuple[str, int] | None:
+    """File and line of the innermost ``forward`` outside of PyTorch's tracers."""
     plumbing = _plumbing()
     while frame is not None:
         code = frame.f_code
         if code.co_name == "forward" and code.co_filename not in plumbing:
-            return _text(code.co_filename, frame.f_lineno)
+            return code.co_filename, frame.f_lineno
         frame = frame.f_back
-    return ""
+    return None
+
+
+def _is_of_torch(frame: Any) -> bool:
+    return str(getattr(frame, "filename", "")).startswith(TORCH_FOLDER)
 
 
 @functools.lru_cache(4096)

@@ -1,5 +1,7 @@
 """Capture: functional graphs, precision islands, conventions, specialised sizes."""
 
+import inspect
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,6 +109,21 @@ def test_sizes_of_images_are_captured_and_a_new_size_recaptures():
     assert len(xmodel.captures) == 1
     assert xmodel.explain(torch.randn(2, 3, 10, 9)).relevance["input"].shape == (2, 3, 10, 9)
     assert len(xmodel.captures) == 2
+
+
+def test_a_fixed_size_names_the_line_of_the_model_that_fixed_it():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4))
+
+        def forward(self, x):
+            x = x + 1
+            return x * self.scale
+
+    line = inspect.getsourcelines(Scaled.forward)[1] + 2
+    (reason,) = lrp_fx.convert(Scaled(), torch.ones(2, 4)).report().specialised
+    assert reason == f"x axis 1 is 4: the model computes with it at {__file__}:{line} in forward"
 
 
 def test_no_weights_are_touched_on_the_meta_device():
