@@ -19,12 +19,13 @@ from lrp_fx.analysis.products import degree, is_denominator
 from lrp_fx.explain.account import Account, LayerRun, safe_dot
 from lrp_fx.explain.rerun import call, gradients, natural, plain, positional, value_of
 from lrp_fx.graph.operands import Slot, addends, adds_a_number, all_slots, declared, is_float
+from lrp_fx.graph.reach import upstream
 from lrp_fx.operators.table import OpSpec, bind
 from lrp_fx.plan import Decision, Plan
 from lrp_fx.rules import table
 from lrp_fx.rules.formulas import favoured, shared, stabilised, without_triangle
 from lrp_fx.rules.functions import relevance_of
-from lrp_fx.rules.registry import own_backward
+from lrp_fx.rules.registry import custom_backward
 from lrp_fx.rules.slopes import at_zero, has_offset, singular_radius
 
 
@@ -79,10 +80,10 @@ def book(plan: Plan, account: Account) -> Amounts:
     """Amounts absorbed at one node, by the form of its rule; a registered rule's gain or loss comes first."""
     case = Case(plan, account)
     decision = case.decision
-    if decision.rule.own and len(account.outputs) == 1:
+    if decision.rule.custom and len(account.outputs) == 1:
         (y, g) = account.outputs[0]
-        changed = own_backward(decision.rule.own)(g, y, **decision.rule.parameters)
-        yield Amount("rule", decision.rule.own, safe_dot(y, g) - safe_dot(y, changed))
+        changed = custom_backward(decision.rule.custom)(g, y, **decision.rule.parameters)
+        yield Amount("rule", decision.rule.custom, safe_dot(y, g) - safe_dot(y, changed))
         case = Case(plan, replace(account, outputs=[(y, changed)]))
     yield from BOOK[decision.form(account.node, case.spec)](case)
 
@@ -352,20 +353,18 @@ def constant_name(plan: Plan, node: Node) -> tuple[str, str]:
     """(name, category) of a tensor that carries no relevance, named by the parameters it depends on."""
     if node in plan.stopped or node in plan.facts.operands:
         return node.name, "stopped"
-    names, stack, seen, detached = [], [node], set(), set(plan.facts.detached)
-    sizes: list[int] = []
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
+    names, sizes, detached = [], [], set(plan.facts.detached)
+
+    def constants(node: Node) -> list[Node]:
+        return [n for n in node.all_input_nodes if n.op == "get_attr" or is_float(n)]
+
+    for current in upstream([node], constants):
         if current in detached:
             return node.name, "detached"
         val = current.meta.get("val")
         if current.op == "get_attr" and not (isinstance(val, Tensor) and not val.is_floating_point()):
             names.append(str(current.target))
             sizes.append(sum(int(d) > 1 for d in val.shape) if isinstance(val, Tensor) else 0)
-        stack += [n for n in current.all_input_nodes if n.op == "get_attr" or is_float(n)]
     if not names:
         return node.name, "constant"
     return "+".join(dict.fromkeys(names)), "bias" if max(sizes) <= 1 and node.op == "get_attr" else "source"

@@ -28,7 +28,7 @@ def has_derivative(ruleset: RuleSet) -> bool:
     """Whether what a rule set computes can be differentiated: where no rule changes the gradient."""
     tables = (ruleset.rules, *ruleset.overrides.values())
     chosen = [(role, rule) for table in tables for role, rule in table.items()]
-    return not any(rule.own or entry(role, rule.name).changes_gradient for role, rule in chosen)
+    return not any(rule.custom or entry(role, rule.name).changes_gradient for role, rule in chosen)
 
 
 def differentiable_once(arguments: Any) -> Any:

@@ -49,7 +49,7 @@ def entry_of(
 ) -> Entry | None:
     """The cache entry of a tapped graph; None without a cache folder, and for a graph that has no key."""
     captured, plan, where = sweeper.captured, sweeper.rewritten.plan, folder()
-    registered = any(decision.rule.own for decision in plan.decisions.values())
+    registered = any(decision.rule.custom for decision in plan.decisions.values())
     if where is None or captured.key is None or registered or spec.kind == "callable":
         return None
     try:

@@ -28,13 +28,7 @@ from lrp_fx.rules import functions as rules
 aten = torch.ops.aten
 
 #: functions of this package that are elementwise
-_ELEMENTWISE: set[Any] = {
-    *rules.commuting_with(rules.POSITIONS), rules.nonzero,
-    # the functions in slopes (lrp_fx.rules.slopes)
-    torch.abs, torch.erf, torch.exp, torch.sigmoid, torch.tanh, torch.where, torch.nn.functional.softplus,
-    torch.nn.functional.hardsigmoid, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg,
-    operator.pow, operator.eq, operator.ge, operator.gt, operator.le, operator.lt, "clamp",
-}  # fmt: skip
+_ELEMENTWISE = rules.commuting_with(rules.POSITIONS)
 _WHOLE = 2**63 - 1
 
 
@@ -236,7 +230,7 @@ def positional(node: Node, depth: int, ops: OpTable) -> list[Slot] | None:
         ops: the op table.
     """
     val = node.meta.get("val")
-    if node.op not in ("call_function", "call_method") or not isinstance(val, Tensor) or val.dim() <= depth:
+    if node.op != "call_function" or not isinstance(val, Tensor) or val.dim() <= depth:
         return None
     slots = all_slots(node)
     if any(operand.meta.get("val") is None for operand in slots.values()):

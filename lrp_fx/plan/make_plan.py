@@ -113,7 +113,7 @@ class Plan:
     def is_linear(self) -> bool:
         """Whether relevance is linear in the target: no rule cuts cotangents, none is a custom one."""
         decisions = self.decisions.values()
-        return not any(d.rule.own or RECTIFIED in d.entry.forms.values() for d in decisions)
+        return not any(d.rule.custom or RECTIFIED in d.entry.forms.values() for d in decisions)
 
     @functools.cached_property
     def feeds_zeros(self) -> bool:
@@ -345,7 +345,7 @@ def _find_one_sign(plan: Plan) -> None:
         if not decision.entry.on_parts or layer not in facts.layers or layer in facts.thresholds:
             continue
         nonnegative = all_slots(layer)[facts.layers[layer].input] in facts.nonnegative
-        if nonnegative and not decision.rule.own and all(_rectifies(plan, user) for user in node.users):
+        if nonnegative and not decision.rule.custom and all(_rectifies(plan, user) for user in node.users):
             plan.decisions[node] = replace(decision, one_sign=True)
 
 

@@ -138,11 +138,11 @@ class _Emit:
             self.layer.weight: self._scaled_weights(run.weights),
         }
         for slot, bias in self.biases.items():
-            operands[slot] = self._weights(bias, run.weights) if run.bias else self.call(aten.zeros_like.default, bias)
+            operands[slot] = self._part(bias, run.weights) if run.bias else self.call(aten.zeros_like.default, bias)
         new = self._layer(operands)
         if self.offset is None:
             return new
-        offset = self._weights(self.offset, run.weights) if run.bias else self.call(aten.zeros_like.default, new)
+        offset = self._part(self.offset, run.weights) if run.bias else self.call(aten.zeros_like.default, new)
         return self.call(aten.add.Tensor, new, offset)
 
     def _layer(self, operands: dict[Slot, Node]) -> Node:
@@ -157,41 +157,35 @@ class _Emit:
             return self.x
         if part == "magnitude" and self.offset is None:
             return self.call(aten.abs.default, self.x)  # its gradient is its slope
-        part_of_input = {
-            "all": lambda: self.value,
-            "positive": lambda: self.call(aten.clamp.default, self.value, 0),
-            "negative": lambda: self.call(aten.clamp.default, self.value, None, 0),
-            "magnitude": lambda: self.call(aten.abs.default, self.value),
-            "ones": lambda: self.call(aten.ones_like.default, self.value),
-            "low": lambda: self.call(aten.full_like.default, self.value, self.rule.get("low")),
-            "high": lambda: self.call(aten.full_like.default, self.value, self.rule.get("high")),
-        }[part]()
+        part_of_input = self._part(self.value, part)
         slope = self.call(aten.div.Tensor, part_of_input, self.call(nonzero, self.constant_x))
         return self.call(identity_rule, part_of_input, self.x, slope)
 
     def _scaled_weights(self, part: str) -> Node:
         """A part of the weights, times the gain."""
         if self.gain is None:
-            return self._weights(self.weight, part)
+            return self._part(self.weight, part)
         if part in SIGNED_PARTS:
             return self.call(part_of_product, self.weight, self.gain, part)
-        return self._weights(self.call(aten.mul.Tensor, self.weight, self.gain), part)
+        return self._part(self.call(aten.mul.Tensor, self.weight, self.gain), part)
 
-    def _weights(self, weight: Node, part: str) -> Node:
-        if part == "all":
-            return weight
-        if part == "ones":
-            return self.call(aten.ones_like.default, weight)
-        if part == "square":  # of degree 1 in a bias that carries relevance
-            return self.call(aten.mul.Tensor, weight, self.call(aten.detach.default, weight))
-        if part == "magnitude":
-            return self.call(aten.abs.default, weight)
-        if part == "negative":
-            return self.call(aten.clamp.default, weight, None, 0)
-        positive = self.call(aten.clamp.default, weight, 0)
-        if part == "positive":
-            return positive
-        return self.call(aten.add.Tensor, weight, positive, alpha=self.rule.get("gamma"))  # favour-positive
+    def _part(self, tensor: Node, part: str) -> Node:
+        """A part of an input, of weights or of a bias (:class:`lrp_fx.rules.layer_rules.Run`)."""
+        if part in SIGNED_PARTS:
+            name, arguments = SIGNED_PARTS[part]
+            return self.call(getattr(aten, name).default, tensor, **arguments)
+        parameter = self.rule.get
+        return {
+            "all": lambda: tensor,
+            "ones": lambda: self.call(aten.ones_like.default, tensor),
+            "low": lambda: self.call(aten.full_like.default, tensor, parameter("low")),
+            "high": lambda: self.call(aten.full_like.default, tensor, parameter("high")),
+            # of degree 1 in a bias that carries relevance
+            "square": lambda: self.call(aten.mul.Tensor, tensor, self.call(aten.detach.default, tensor)),
+            "favour-positive": lambda: self.call(
+                aten.add.Tensor, tensor, self._part(tensor, "positive"), alpha=parameter("gamma")
+            ),
+        }[part]()
 
     def _scale_and_shift(self, norm: Node) -> tuple[Node, Node]:
         """a and b of y = (z - mean) / sqrt(var + eps) * weight + bias = a z + b."""

@@ -19,7 +19,7 @@ from lrp_fx.rewrite.emit import emit
 from lrp_fx.rewrite.roll import Layout
 from lrp_fx.rewrite.site import OWNER, Site, insert_after
 from lrp_fx.rules.derivatives import own_derivatives
-from lrp_fx.rules.functions import own_rule
+from lrp_fx.rules.functions import custom_rule
 from lrp_fx.rules.ruleset import Rule
 
 __all__ = ["OWNER", "Rewritten", "rewrite"]
@@ -86,7 +86,7 @@ def _carry_out(site: Site) -> Node:
         if constant and operand in site.plan.differentiable:
             site.before(slot, _detach)
     _read_all_rows(site.node)
-    return _own(site.graph, emit(site), decision.rule)
+    return _custom(site.graph, emit(site), decision.rule)
 
 
 #: arguments of a lookup that only change its derivative
@@ -101,10 +101,10 @@ def _read_all_rows(node: Node) -> None:
             set_arg(node, name, plain)
 
 
-def _own(graph: Graph, result: Node, rule: Rule) -> Node:
+def _custom(graph: Graph, result: Node, rule: Rule) -> Node:
     """Emit a registered rule behind the node: it changes the cotangent before its base rule does."""
-    if not rule.own or isinstance(result.meta.get("val"), (tuple, list)):
+    if not rule.custom or isinstance(result.meta.get("val"), (tuple, list)):
         return result
     return insert_after(
-        graph, result, own_rule, rule.own, list(rule.parameters), [float(v) for v in rule.parameters.values()]
+        graph, result, custom_rule, rule.custom, list(rule.parameters), [float(v) for v in rule.parameters.values()]
     )

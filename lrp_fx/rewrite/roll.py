@@ -35,7 +35,7 @@ class StepGraph:
     Attributes:
         nodes: captured node of the step, or operand of one -> its copy in the graph of the step.
         graph: the graph of the step.
-        own: captured nodes of the step, in order.
+        computed: captured nodes of the step, in order.
         state: index in the next state -> captured node.
         outside: captured operands besides the rows and the state, in order.
         before: inputs for the state.
@@ -43,7 +43,7 @@ class StepGraph:
 
     nodes: dict[Node, Node]
     graph: Graph
-    own: list[Node] = field(default_factory=list)
+    computed: list[Node] = field(default_factory=list)
     state: dict[int, Node] = field(default_factory=dict)
     outside: list[Node] = field(default_factory=list)
     before: list[Node] = field(default_factory=list)
@@ -78,7 +78,7 @@ class StepGraph:
     def add(self, node: Node, carried: Sequence[int]) -> Node:
         """Copy a captured node into the step; ``carried`` are its indices in the next state."""
         self.nodes[node] = self.graph.node_copy(node, self.operand)
-        self.own.append(node)
+        self.computed.append(node)
         self.state |= dict.fromkeys(carried, node)
         return self.nodes[node]
 
@@ -200,7 +200,7 @@ class Layout:
                 f"{locate(recurrence.node)}.\nRemedy: convert(..., dynamic=False) writes out every step."
             )
         for step in steps[start + 1 : end]:
-            for node, twin in zip(step.own, steps[start].own, strict=True):
+            for node, twin in zip(step.computed, steps[start].computed, strict=True):
                 self.copies[node], results[node] = self.copies[twin], results[twin]
         states, inputs = len(recurrence.first_state), len(recurrence.inputs)
         arguments: list[Any] = list(loop.args)
@@ -281,7 +281,7 @@ def _same(one: StepGraph, other: StepGraph, plan: Plan) -> bool:
         return False
     places = {node: i for graph in (nodes, twins) for i, node in enumerate(graph)}
     written = [[_written(node, places) for node in graph] for graph in (nodes, twins)]
-    decided = [[_decided(plan, node) for node in step.own] for step in (one, other)]
+    decided = [[_decided(plan, node) for node in step.computed] for step in (one, other)]
     return written[0] == written[1] and decided[0] == decided[1]
 
 

@@ -8,7 +8,7 @@ registered operator of the same name in ``torch.ops.lrp_fx``, with the same back
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from torch import Tensor
 from lrp_fx.graph.exportable import exportable
 from lrp_fx.graph.signed_function import SignedFunction
 from lrp_fx.rules.formulas import favoured, inverse_deviation, normalization_cotangent, shared, stabilised
-from lrp_fx.rules.registry import own_backward
-from lrp_fx.rules.slopes import closed_slope
+from lrp_fx.rules.registry import custom_backward
+from lrp_fx.rules.slopes import bounded_quotient, centred_quotient, closed_slope, either_quotient, quotient
 
 
 def nonzero(x: Tensor) -> Tensor:
@@ -32,17 +32,18 @@ def nonzero(x: Tensor) -> Tensor:
     return torch.where(x == 0, math.sqrt(smallest) if smallest < 1e-30 else 2.0**-24, x)  # float16: a subnormal
 
 
-#: part -> a function that overwrites a tensor with that part of it
-SIGNED_PARTS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "positive": lambda x: x.clamp_(min=0),
-    "negative": lambda x: x.clamp_(max=0),
-    "magnitude": lambda x: x.abs_(),
+#: part of a tensor -> (operator, its arguments); the operator has a form that writes to its operand, too
+SIGNED_PARTS: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "positive": ("clamp", {"min": 0}),
+    "negative": ("clamp", {"max": 0}),
+    "magnitude": ("abs", {}),
 }
 
 
 def part_of_product(weight: Tensor, gain: Tensor, part: str) -> Tensor:
     """A part of ``weight * gain`` (:data:`SIGNED_PARTS`), in the memory of the product: weights are large."""
-    return SIGNED_PARTS[part](weight * gain)
+    name, arguments = SIGNED_PARTS[part]
+    return getattr(weight * gain, f"{name}_")(**arguments)
 
 
 def relevance_of(value: Tensor, cotangent: Tensor | None, feeds_zeros: bool = False) -> Tensor:
@@ -196,7 +197,7 @@ class _Rectified(SignedFunction):
         return g.clamp(min=0)
 
 
-class _Own(SignedFunction):
+class _Custom(SignedFunction):
     """A registered rule at an output y: cotangent backward(g, y, **parameters)."""
 
     @staticmethod
@@ -211,7 +212,7 @@ class _Own(SignedFunction):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (y,) = ctx.saved_tensors
-        return own_backward(ctx.name)(g, y, **dict(zip(ctx.keys, ctx.values, strict=True))), None, None, None
+        return custom_backward(ctx.name)(g, y, **dict(zip(ctx.keys, ctx.values, strict=True))), None, None, None
 
 
 class _Normalization(SignedFunction):
@@ -266,7 +267,7 @@ _share = exportable(
 )
 _favoured = exportable(_Favoured, "favour_sign(Tensor z, Tensor total, Tensor a, float gamma, float epsilon) -> Tensor")
 _rectified = exportable(_Rectified, "rectified_rule(Tensor y) -> Tensor")
-_own = exportable(_Own, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
+_custom = exportable(_Custom, "own_rule(Tensor y, str name, str[] keys, float[] values) -> Tensor")
 _normalization = exportable(
     _Normalization,
     "normalization_rule(Tensor y, Tensor x, Tensor? weight, int width, float eps, bool centred) -> Tensor",
@@ -317,9 +318,9 @@ def rectified_rule(y: Tensor) -> Tensor:
     return _rectified(y) if torch.compiler.is_exporting() else _Rectified.apply(y)
 
 
-def own_rule(y: Tensor, name: str, keys: list[str], values: list[float]) -> Tensor:
+def custom_rule(y: Tensor, name: str, keys: list[str], values: list[float]) -> Tensor:
     """y, with the cotangent of a rule that :func:`lrp_fx.register_rule` declared."""
-    return _own(y, name, keys, values) if torch.compiler.is_exporting() else _Own.apply(y, name, keys, values)
+    return _custom(y, name, keys, values) if torch.compiler.is_exporting() else _Custom.apply(y, name, keys, values)
 
 
 def normalization_rule(y: Tensor, x: Tensor, weight: Tensor | None, width: int, eps: float, centred: bool) -> Tensor:
@@ -352,6 +353,8 @@ TRAITS: dict[Any, frozenset[str]] = {
     share_relevance: EVERYTHING,
     favour_sign: EVERYTHING,
     normalization_rule: frozenset(),
+    nonzero: frozenset({POSITIONS}),
+    **dict.fromkeys((quotient, bounded_quotient, either_quotient, centred_quotient), frozenset({POSITIONS})),
 }
 
 

@@ -11,7 +11,7 @@ Backward = Callable[..., Tensor]  #: (g, y, **parameters) -> g'
 
 
 @dataclass(frozen=True)
-class OwnRule:
+class CustomRule:
     """A rule declared by :func:`lrp_fx.register_rule`.
 
     Attributes:
@@ -23,9 +23,9 @@ class OwnRule:
     backward: Backward
 
 
-REGISTERED: dict[str, OwnRule] = {}
+REGISTERED: dict[str, CustomRule] = {}
 
 
-def own_backward(name: str) -> Backward:
+def custom_backward(name: str) -> Backward:
     """The backward function of a registered rule."""
     return REGISTERED[name].backward

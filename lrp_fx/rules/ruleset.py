@@ -15,7 +15,7 @@ from lrp_fx.errors import RuleSetError
 from lrp_fx.files import read_toml, write_text
 from lrp_fx.operators.table import rules_dir
 from lrp_fx.rules.from_zennit import read_composite
-from lrp_fx.rules.registry import REGISTERED, Backward, OwnRule
+from lrp_fx.rules.registry import REGISTERED, Backward, CustomRule
 from lrp_fx.rules.table import GATES, LAYERS, ROLES, SUMS, entry, parameters
 
 #: roles that need no rule: layers and sums then have that of "linear", gates that of "gate"; positions are constants
@@ -41,7 +41,7 @@ def register_rule(name: str, *, base: str, backward: Backward) -> None:
         raise RuleSetError(
             f"register_rule({name!r}): choose a new name, and a base among {', '.join(sorted(names - {'stop'}))}"
         )
-    REGISTERED[name] = OwnRule(base, backward)
+    REGISTERED[name] = CustomRule(base, backward)
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Rule:
     """A rule's name with its parameters, ``Rule("epsilon", {"epsilon": 1e-6})``.
 
     Attributes:
-        own: name of the registered rule that extends this one, if any; the parameters are then those of that rule.
+        custom: name of the registered rule that extends this one, if any; the parameters are then those of that rule.
     """
 
     name: str
     parameters: Mapping[str, float] = field(default_factory=dict)
-    own: str = ""
+    custom: str = ""
 
     def get(self, key: str) -> float:
         """Parameter ``key``; 0 without it. Rules of a rule set have all (:func:`lrp_fx.rules.table.parameters`)."""
@@ -62,7 +62,7 @@ class Rule:
 
     def __str__(self) -> str:
         shown = ", ".join(f"{k}={v:g}" for k, v in self.parameters.items() if v)
-        name = self.own or self.name
+        name = self.custom or self.name
         return f"{name}({shown})" if shown else name
 
 
@@ -73,7 +73,7 @@ def _rule(role: str, value: Any, where: str) -> Rule:
     name = fields.pop("rule", None)
     registered = REGISTERED.get(str(name))
     if registered is not None and registered.base in ROLES[role]:
-        _check_own(str(name), registered, fields, f"{where}: role {role!r}")
+        _check_custom(str(name), registered, fields, f"{where}: role {role!r}")
         return Rule(registered.base, fields, str(name))
     if name not in ROLES[role]:
         raise RuleSetError(
@@ -86,7 +86,7 @@ def _rule(role: str, value: Any, where: str) -> Rule:
         raise RuleSetError(f"{where}: role {role!r}: {error}") from error
 
 
-def _check_own(name: str, registered: OwnRule, fields: Mapping[str, Any], where: str) -> None:
+def _check_custom(name: str, registered: CustomRule, fields: Mapping[str, Any], where: str) -> None:
     """Reject parameters that the function of a registered rule does not take, or that are no numbers."""
     try:
         inspect.signature(registered.backward).bind(None, None, **fields)
@@ -189,7 +189,7 @@ class RuleSet:
         """The rule set as a dict for :meth:`load`."""
 
         def table(rules: Mapping[str, Rule]) -> dict[str, Any]:
-            return {role: {"rule": rule.own or rule.name, **rule.parameters} for role, rule in rules.items()}
+            return {role: {"rule": rule.custom or rule.name, **rule.parameters} for role, rule in rules.items()}
 
         overrides = {pattern: table(rules) for pattern, rules in self.overrides.items()}
         return {"name": self.name, "conserves": self.conserves, "rules": table(self.rules), "overrides": overrides}

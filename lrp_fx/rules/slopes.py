@@ -143,44 +143,47 @@ def has_offset(origin: AtZero) -> bool:
     return origin.value != 0 and math.isfinite(origin.value)
 
 
+def quotient(y: Tensor, x: Tensor, limit: float) -> Tensor:
+    """f(x)/x for y = f(x) with f(0) = 0, and its limit at 0."""
+    return torch.where(x == 0, limit, y / x)
+
+
+def bounded_quotient(y: Tensor, x: Tensor, radius: float) -> Tensor:
+    """f(x)/x for y = f(x), with a divisor of at least ``radius`` in magnitude, as f(x)/x has a pole at 0."""
+    return y / torch.where(x >= 0, x.clamp(min=radius), x.clamp(max=-radius))
+
+
+def either_quotient(y: Tensor, x: Tensor, image: Tensor, limit: float, radius: float) -> Tensor:
+    """:func:`quotient` where the image of 0 is 0, :func:`bounded_quotient` elsewhere."""
+    return torch.where(image == 0, quotient(y, x, limit), bounded_quotient(y, x, radius))
+
+
+def centred_quotient(y: Tensor, x: Tensor, origin: float, slope: float, radius: float) -> Tensor:
+    """(f(x) - f(0))/x for y = f(x), and f'(0) where x is so small that the difference would be rounding."""
+    return torch.where(abs(x) < radius, slope, (y - origin) / x)
+
+
 def emit_slope(graph: fx.Graph, node: Node, x: Node, spec: OpSpec, centred: bool = False) -> Node:
-    """Emit the nodes of f(x)/x for ``node`` = f(x) at the graph's insertion point.
+    """Emit f(x)/x for ``node`` = f(x) at the graph's insertion point.
 
     If f(0) = 0 the quotient is exact, with its limit at 0; otherwise the divisor is kept away from 0. If f has further
     tensor arguments, f(0) is computed in the graph. ``centred`` asks for (f(x) - f(0))/x, where f(0) is a number.
     """
-    tracer = fx.proxy.GraphAppendingTracer(graph)
-    px: Any = fx.Proxy(x, tracer)
-    py: Any = fx.Proxy(node, tracer)
     at_origin = at_zero(node, spec)
     if at_origin is not None and at_origin.value == 0:
-        return torch.where(px == 0, at_origin.slope, py / px).node  # type: ignore[attr-defined]
+        return graph.call_function(quotient, (node, x, at_origin.slope))
+    dtype = value(x).dtype if value(x) is not None else torch.float32
     if centred and at_origin is not None and has_offset(at_origin):
-        return _emit_centred(graph, node, x, at_origin)
-    radius = singular_radius(value(x).dtype if value(x) is not None else torch.float32)
-    divisor = torch.where(px >= 0, px.clamp(min=radius), px.clamp(max=-radius))
+        if dtype in (torch.float16, torch.bfloat16):  # f(x) - f(0) would keep two digits
+            dtype = torch.float32
+            x = graph.call_function(torch.ops.aten._to_copy.default, (x,), {"dtype": dtype})
+            node = graph.node_copy(node, lambda _: x)
+        slope = (at_origin.value, at_origin.slope, singular_radius(dtype))
+        return graph.call_function(centred_quotient, (node, x, *slope))
+    radius = singular_radius(dtype)
     if at_origin is not None or len(node.all_input_nodes) == 1:
-        return (py / divisor).node
+        return graph.call_function(bounded_quotient, (node, x, radius))
     limit = 1.0 if spec.at_zero is None else float(spec.at_zero)
     zero = graph.call_function(torch.ops.aten.zeros_like.default, (x,))
     image = graph.node_copy(node, lambda n: zero if n is x else n)
-    is_zero: Any = fx.Proxy(image, tracer) == 0
-    exact: Any = torch.where(px == 0, limit, py / px)
-    return torch.where(is_zero, exact, py / divisor).node  # type: ignore[attr-defined]
-
-
-def _emit_centred(graph: fx.Graph, node: Node, x: Node, origin: AtZero) -> Node:
-    """Emit (f(x) - f(0))/x, and f'(0) where x is so small that the difference would be rounding.
-
-    In half precision f is computed again in single precision: f(x) - f(0) would keep two digits.
-    """
-    tracer = fx.proxy.GraphAppendingTracer(graph)
-    dtype, image = value(x).dtype if value(x) is not None else torch.float32, node
-    if dtype in (torch.float16, torch.bfloat16):
-        dtype = torch.float32
-        x = graph.call_function(torch.ops.aten._to_copy.default, (x,), {"dtype": dtype})
-        image = graph.node_copy(node, lambda _: x)
-    px: Any = fx.Proxy(x, tracer)
-    py: Any = fx.Proxy(image, tracer)
-    quotient: Any = (py - origin.value) / px
-    return torch.where(abs(px) < singular_radius(dtype), origin.slope, quotient).node  # type: ignore[attr-defined]
+    return graph.call_function(either_quotient, (node, x, image, limit, radius))

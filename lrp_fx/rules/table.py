@@ -299,8 +299,8 @@ def parameters(entry: Entry, values: Parameters) -> dict[str, float]:
     """
     rule, defaults = entry.rule, entry.parameters
     if unknown := set(values) - set(defaults):
-        known = f"the parameters {', '.join(defaults)}" if defaults else "no parameters"
-        raise ValueError(f"{rule} has {known}, not {', '.join(sorted(unknown))}")
+        allowed = f"the parameters {', '.join(defaults)}" if defaults else "no parameters"
+        raise ValueError(f"{rule} has {allowed}, not {', '.join(sorted(unknown))}")
     chosen = {**defaults, **values}
     if negative := [k for k, v in chosen.items() if v < 0 and k not in ("low", "high")]:
         raise ValueError(f"{rule}: {', '.join(negative)} must not be negative")

@@ -109,6 +109,9 @@ def call(function, x):
         functions.scale_relevance: (0.5,), functions.epsilon_rule: (0.1,), functions.rectified_rule: (),
         functions.identity_rule: (x, 2 * x.detach()), functions.closed_identity_rule: (x, "x * x"),
         functions.share_relevance: (x, 0.5, 1, 0.1), functions.favour_sign: (x, x.abs(), 0.5, 0.1),
+        functions.nonzero: (), functions.quotient: (2 * x.detach(), 0.5), functions.bounded_quotient: (x.detach(), 0.1),
+        functions.centred_quotient: (x.detach(), 0.5, 0.25, 0.1),
+        functions.either_quotient: (x.detach(), x.detach().clamp(min=0), 0.5, 0.1),
     }[function]  # fmt: skip
     return function(x, *arguments)
 
@@ -126,3 +129,19 @@ def test_what_commutes_commutes(trait):
             sides.append((y, *torch.autograd.grad(y, leaf, g[chosen])))
         for one, other in zip(*sides, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "function", [torch.sigmoid, torch.tanh, torch.sin, torch.sinh, lambda x: torch.atan2(x, x[0].detach())]
+)
+@pytest.mark.parametrize("rules", ["default", "attnlrp"])
+def test_every_function_of_a_slope_says_what_it_commutes_with(function, rules):
+    class Model(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    graph = lrp_fx.convert(Model(), torch.randn(3, 4), rules=rules).graph_module.graph
+    calls = {
+        n.target for n in graph.nodes if n.op == "call_function" and not isinstance(n.target, torch._ops.OpOverload)
+    }
+    assert calls and calls <= functions.TRAITS.keys()
