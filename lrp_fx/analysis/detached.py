@@ -8,8 +8,6 @@ nevertheless. A detach that is seen through is an alias.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import fx
 from torch.fx import Graph, Node
@@ -17,6 +15,7 @@ from torch.fx import Graph, Node
 from lrp_fx.analysis.analyse import analyse
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.graph.operands import is_float
+from lrp_fx.graph.reach import upstream
 from lrp_fx.operators.table import OpTable
 
 HONOUR, SEE_THROUGH = READINGS = ("honour", "see-through")
@@ -46,17 +45,6 @@ def analyse_detached(graph_module: fx.GraphModule, ops: OpTable, reading: str) -
 def _in_the_way(graph: Graph, facts: Facts) -> list[Node]:
     """The detaches in front of outputs without relevance, unless an output with relevance depends on them, too."""
     outputs = [n for n in graph.output_node().all_input_nodes if is_float(n)]
-    without = _behind(n for n in outputs if not facts.carries(n))
-    others = _behind(n for n in outputs if facts.carries(n))
+    without = set(upstream(n for n in outputs if not facts.carries(n)))
+    others = set(upstream(n for n in outputs if facts.carries(n)))
     return [n for n in graph.nodes if n in without and n not in others and facts.ops.form(n) == "detach"]
-
-
-def _behind(nodes: Iterable[Node]) -> set[Node]:
-    """The nodes and everything that they depend on."""
-    stack, seen = list(nodes), set()
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack += node.all_input_nodes
-    return seen

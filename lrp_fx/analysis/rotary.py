@@ -26,7 +26,7 @@ def find_positions(graph: Graph, facts: Facts) -> None:
     for node in graph.nodes:
         if node.op != "call_function" or facts.carries(node) or not is_float(node):
             continue
-        if op_name(node) in _ANGLES or _made_of(facts, node, tables):
+        if op_name(node) in _ANGLES or _is_derived(facts, node, tables):
             tables.add(node)
     roots: dict[Node, Source] = {}
     for node in facts.specs:
@@ -44,7 +44,7 @@ def find_positions(graph: Graph, facts: Facts) -> None:
         facts.root(node)
 
 
-def _made_of(facts: Facts, node: Node, tables: set[Node]) -> bool:
+def _is_derived(facts: Facts, node: Node, tables: set[Node]) -> bool:
     """Whether ``node`` is a table, moved, cast or scaled, or several tables joined."""
     spec = facts.ops.get(node)
     if spec is None or not (spec.elementwise or spec.kind == "movement"):

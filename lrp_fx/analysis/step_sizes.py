@@ -6,26 +6,28 @@ It is recognised as a positive tensor that stands in the exponent of a decay and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch.fx import Node
 
 from lrp_fx.analysis.conditions.selective import behind
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.analysis.products import Product
+from lrp_fx.graph.reach import upstream
 
 
 def find_step_sizes(facts: Facts) -> None:
     """Fill ``facts.step_sizes``: positive tensors that exponents of decays are products and sums of."""
-    pending = [n for decay in facts.decays for n in facts.operands[decay].values() if n not in facts.decays]
-    visited: set[Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in visited or node not in facts.specs:
-            continue
-        visited.add(node)
-        spec = facts.specs[node]
-        if spec.kind in ("movement", "linear", "selection") or (spec.kind == "product" and spec.elementwise):
-            pending += facts.operands[node].values()
-    facts.step_sizes = visited & facts.positive
+    exponents = [n for decay in facts.decays for n in facts.operands[decay].values() if n not in facts.decays]
+
+    def combined(node: Node) -> Iterable[Node]:
+        spec = facts.specs.get(node)
+        if spec is None:
+            return ()
+        combines = spec.kind in ("movement", "linear", "selection") or (spec.kind == "product" and spec.elementwise)
+        return facts.operands[node].values() if combines else ()
+
+    facts.step_sizes = facts.positive.intersection(upstream(exponents, combined))
 
 
 def weighs_by_step_sizes(facts: Facts, product: Product) -> bool:

@@ -166,9 +166,9 @@ class _StepAccountant(Accountant):
 
     def _expects(self, owner: Node) -> bool:
         decision = self.rewritten.plan.decisions[owner]
-        given = [value for (node, _), value in self._aliases.items() if node is owner]
+        aliases = [value for (node, _), value in self._aliases.items() if node is owner]
         receives = any(decision.factors.get(slot, 1.0) != 0 for slot in decision.live)
-        return receives and any(_is_signal(leaf) and leaf.requires_grad for leaf in pytree.tree_leaves(given))
+        return receives and any(_is_signal(leaf) and leaf.requires_grad for leaf in pytree.tree_leaves(aliases))
 
 
 def _is_signal(leaf: Any) -> bool:

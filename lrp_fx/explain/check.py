@@ -24,6 +24,7 @@ from lrp_fx.explain.sweep import UNREACHED
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.location import locate
 from lrp_fx.graph.operands import is_float
+from lrp_fx.graph.reach import upstream
 from lrp_fx.plan import Plan
 from lrp_fx.results import Entry, Ledger
 from lrp_fx.rewrite import Rewritten
@@ -281,13 +282,10 @@ def first_nonfinite(captured: Captured, rewritten: Rewritten, sweep: Sweep) -> N
             return sweep.nonfinite.get(node, "finite")
         return kind_of(attribute(owner, node))
 
-    end = owner.graph.output_node()
-    reached, stack = set(), list(end.all_input_nodes)
-    while stack:
-        node = stack.pop()
-        if node not in reached and state(node) != "finite":
-            reached.add(node)
-            stack += node.all_input_nodes
+    def nonfinite(node: Node) -> list[Node]:
+        return [n for n in node.all_input_nodes if state(n) != "finite"]
+
+    reached = set(upstream(nonfinite(owner.graph.output_node()), nonfinite))
     ordered = [n for n in owner.graph.nodes if n in reached]
 
     def arises(node: Node) -> bool:

@@ -7,7 +7,7 @@ positions are further inputs of the graph, so that one graph serves all position
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from lrp_fx.explain.reading import Reading
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.lazy_module import lazy_module
 from lrp_fx.graph.operands import all_slots
+from lrp_fx.graph.reach import upstream
 from lrp_fx.operators.table import OpTable
 from lrp_fx.passes.hoist_slices import behind_selection, positional, sizes_from_inputs
 
@@ -123,15 +124,13 @@ def _complete(top: Node, ops: OpTable) -> None:
             pending |= set(node.all_input_nodes)
 
 
+def _without_value(nodes: Iterable[Node]) -> list[Node]:
+    return [node for node in nodes if node.op == "call_function" and "val" not in node.meta]
+
+
 def _compute(last: Node) -> None:
     """Compute the example value of a node, and of those in front of it that have none."""
-    without: set[Node] = set()
-    pending = [last]
-    while pending:
-        node = pending.pop()
-        if node.op == "call_function" and "val" not in node.meta and node not in without:
-            without.add(node)
-            pending += node.all_input_nodes
+    without = upstream(_without_value([last]), lambda n: _without_value(n.all_input_nodes))
     for node in sorted(without):
         if any("val" not in n.meta for n in node.all_input_nodes):
             continue

@@ -122,7 +122,7 @@ def sweep_each(points: TapPoints, explained: Tensor, seeds: Tensor, chunk: int |
     with warnings.catch_warnings():  # kernels without a batching rule run target by target
         warnings.filterwarnings("ignore", message="There is a performance drop")
         batched = iter(torch.func.vmap(back, chunk_size=chunk)(seeds))
-    count = len(seeds)
+    count = seeds.shape[0]
     return points.relevance([next(batched) if t.requires_grad else t.new_zeros((count, *t.shape)) for t in points.all])
 
 

@@ -19,10 +19,10 @@ from lrp_fx.errors import LrpError, NumericalError, TargetError
 from lrp_fx.explain import check
 from lrp_fx.explain.accounts import Sweep, account
 from lrp_fx.explain.conditions import Condition, condition_masks
-from lrp_fx.explain.held import context_of
 from lrp_fx.explain.inputs import Inputs, shares
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import make_ledger
+from lrp_fx.explain.model_notes import context_of
 from lrp_fx.explain.reading import Reading, read_output
 from lrp_fx.explain.rows import Rows
 from lrp_fx.explain.sweep import Relevance, TapPoints, sweep

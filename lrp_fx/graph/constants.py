@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.dimensions import example_size
+from lrp_fx.graph.reach import upstream
 from lrp_fx.operators.schema import has_tag, is_mutating
 
 _LARGEST = 1 << 22  #: largest number of entries of a tensor to compute
@@ -40,16 +41,15 @@ def constant_value(node: Node) -> Tensor | None:
 
 def _ancestors(node: Node) -> list[Node] | None:
     """The node and everything that it depends on, in order; None if one of these is no small constant."""
-    stack, needed = [node], set()
-    while stack:
-        current = stack.pop()
-        if current in needed:
-            continue
+
+    def operands(n: Node) -> list[Node]:
+        return n.all_input_nodes if isinstance(n.meta.get("val"), Tensor) else []  # a size needs no operands
+
+    needed = []
+    for current in upstream([node], operands):
         if not _is_small_constant(current):
             return None
-        needed.add(current)
-        if isinstance(current.meta.get("val"), Tensor):  # a size needs no operands
-            stack += current.all_input_nodes
+        needed.append(current)
     return sorted(needed)
 
 

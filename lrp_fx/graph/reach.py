@@ -1,6 +1,8 @@
-"""Dependence on the inputs of a graph."""
+"""Dependence: which nodes depend on inputs, and on which nodes a node depends."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import fx
 from torch.fx import Node
@@ -13,3 +15,23 @@ def from_inputs(graph: fx.Graph) -> set[Node]:
         if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
             reached.add(node)
     return reached
+
+
+def _operands(node: Node) -> Iterable[Node]:
+    return node.all_input_nodes
+
+
+def upstream(nodes: Iterable[Node], operands: Callable[[Node], Iterable[Node]] = _operands) -> Iterator[Node]:
+    """Nodes and everything that they depend on, each once, depth first.
+
+    Args:
+        nodes: where the walk starts.
+        operands: the operands of a node to which the walk goes on; all by default.
+    """
+    stack, seen = list(nodes), set()
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            stack += operands(node)

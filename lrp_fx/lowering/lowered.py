@@ -22,7 +22,7 @@ from lrp_fx.capture.offload import brought_in
 from lrp_fx.errors import InputError, LoweringError, TargetError
 from lrp_fx.explain import Sweeper, Target
 from lrp_fx.explain.conditions import Condition
-from lrp_fx.explain.held import context_of
+from lrp_fx.explain.model_notes import context_of
 from lrp_fx.explain.target import check_won
 from lrp_fx.explain.target_types import normal
 from lrp_fx.graph.copies import copy_graph

@@ -5,6 +5,7 @@ import ast
 import pytest
 import torch
 from test_rooms import FILES, tree
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from lrp_fx.errors import TargetError
 from lrp_fx.explain.sweep import TapPoints, cotangents, sweep, sweep_each
@@ -66,6 +67,18 @@ def test_many_seeds_are_as_one_after_the_other(chunk):
         assert torch.equal(found.sources[0][i], one.sources[0]) and torch.equal(found.latents["h"][i], one.latents["h"])
     assert found.sources[1].shape == found.latents["constant"].shape == (3, 3)
     assert not found.sources[1].any() and not found.latents["constant"].any()
+
+
+def test_the_number_of_seeds_stays_free_in_a_trace():
+    def explained(x, seeds):
+        swept = sweep_each(TapPoints([x.requires_grad_()], {"constant": torch.ones(3)}), x.sin(), seeds)
+        return swept.sources[0], swept.latents["constant"]
+
+    traced = make_fx(explained, tracing_mode="symbolic")(torch.ones(5), torch.ones(7, 5))
+    x, seeds = torch.arange(4.0), torch.eye(4)[:3]
+    of_x, of_constant = traced(x, seeds)
+    torch.testing.assert_close(of_x, x * x.cos() * seeds)
+    assert of_constant.shape == (3, 3)
 
 
 def test_a_target_that_depends_on_no_tap_point_is_named():

@@ -10,6 +10,7 @@ from torch.fx import Node
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.analysis.matching import Candidate, condition
 from lrp_fx.graph.operands import Slot, is_float, slots
+from lrp_fx.graph.reach import upstream
 from lrp_fx.operators.table import bind, op_name
 
 
@@ -92,15 +93,12 @@ def normalizes_any_sign(candidate: Candidate) -> bool:
 
 def _holds_nonnegative(facts: Facts, nodes: Iterable[Node]) -> bool:
     """Whether a tensor, or a part that was moved into it (a concatenation), has no negative entry."""
-    pending, visited = list(nodes), set()
-    while pending:
-        node = pending.pop()
-        if node in facts.nonnegative:
-            return True
-        if node not in visited and node in facts.specs and facts.specs[node].kind in ("movement", "selection"):
-            visited.add(node)
-            pending += facts.operands[node].values()
-    return False
+
+    def moved(node: Node) -> Iterable[Node]:
+        moves = node in facts.specs and facts.specs[node].kind in ("movement", "selection")
+        return facts.operands[node].values() if moves else ()
+
+    return any(node in facts.nonnegative for node in upstream(nodes, moved))
 
 
 @condition

@@ -130,8 +130,6 @@ def _removed(shape: tuple[int, ...], dims: object) -> list[int]:
 def _spans_alone(facts: Facts, node: Node, slot: Slot, sizes: set[int]) -> bool:
     """Whether one operand of an outer product is the only one along a dimension of one of these sizes."""
     out, operands = _shape(node), facts.operands[node]
-    own_shape = (1,) * (len(out) - len(_shape(operands[slot]))) + _shape(operands[slot])
+    shape = (1,) * (len(out) - len(_shape(operands[slot]))) + _shape(operands[slot])
     others = [(1,) * (len(out) - len(_shape(n))) + _shape(n) for other, n in operands.items() if other != slot]
-    return any(
-        out[d] in sizes - {0} and own_shape[d] == out[d] and all(o[d] == 1 for o in others) for d in range(len(out))
-    )
+    return any(out[d] in sizes - {0} and shape[d] == out[d] and all(o[d] == 1 for o in others) for d in range(len(out)))

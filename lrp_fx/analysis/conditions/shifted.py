@@ -14,6 +14,7 @@ from torch.fx import Node
 from lrp_fx.analysis.facts import Expansion, Facts, Leaf, Shift
 from lrp_fx.analysis.matching import Candidate, condition
 from lrp_fx.graph.operands import Slot
+from lrp_fx.graph.reach import upstream
 from lrp_fx.operators.table import bind, coefficients
 
 _MOST = 4  #: largest number of factors of an expanded product: n shifted factors give 2^n terms
@@ -60,7 +61,7 @@ def leaves(candidate: Candidate) -> list[Leaf]:
     factor counts as a plain signal.
     """
     facts, node = candidate.facts, candidate.node
-    factors = _leaves(facts, node, ()) if candidate.spec.elementwise else _own(facts, node, ())
+    factors = _leaves(facts, node, ()) if candidate.spec.elementwise else _direct_leaves(facts, node, ())
     shifts = [leaf.shift for leaf in factors if leaf.shift is not None]
     numbers = candidate.spec.elementwise and all(shift.number is not None for shift in shifts)
     if len(shifts) == len(factors) and not numbers:
@@ -70,14 +71,14 @@ def leaves(candidate: Candidate) -> list[Leaf]:
 
 def _leaves(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
     factors: list[Leaf] = []
-    for leaf in _own(facts, node, way):
+    for leaf in _direct_leaves(facts, node, way):
         factor = facts.operands[leaf.owner][leaf.slot]
         inner = _leaves(facts, factor, leaf.way) if _is_inside(facts, factor) else []
         factors += inner or [leaf]
     return factors
 
 
-def _own(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
+def _direct_leaves(facts: Facts, node: Node, way: tuple[tuple[Node, Slot], ...]) -> list[Leaf]:
     operands = facts.operands[node].items()
     return [Leaf((*way, (node, slot)), _shift(facts, factor)) for slot, factor in operands]
 
@@ -173,16 +174,12 @@ def _is_plain_constant(constant: object) -> bool:
     """Whether a constant is a number other than 0, or a tensor without parameters: a bias belongs to its layer."""
     if isinstance(constant, (int, float)):
         return constant != 0
-    stack, seen = [constant], set()
-    while stack:
-        node = stack.pop()
-        if not isinstance(node, Node) or node in seen:
-            continue
-        seen.add(node)
+    if not isinstance(constant, Node):
+        return False
+    for node in upstream([constant]):
         if node.op == "get_attr":
             module = node.graph.owning_module
             value = operator.attrgetter(str(node.target))(module) if module is not None else None
             if isinstance(value, torch.nn.Parameter) or value is None:
                 return False
-        stack += node.all_input_nodes
-    return isinstance(constant, Node)
+    return True

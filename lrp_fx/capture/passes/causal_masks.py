@@ -14,6 +14,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.graph.dead_code import drop_dead
+from lrp_fx.graph.reach import upstream
 from lrp_fx.graph.unfuse_attention import FUSED
 from lrp_fx.graph.values import Values
 from lrp_fx.operators.schema import has_tag
@@ -74,14 +75,7 @@ def _kind(mask: Node) -> str | None:
 
 def _upstream(mask: Node) -> list[Node]:
     """Every node that ``mask`` depends on, without tensors of which only a size is read."""
-    upstream: dict[Node, None] = {}
-    pending = [mask]
-    while pending:
-        node = pending.pop()
-        if node not in upstream:
-            upstream[node] = None
-            pending += [] if node.target is aten.sym_size.int else node.all_input_nodes
-    return list(upstream)
+    return list(upstream([mask], lambda n: () if n.target is aten.sym_size.int else n.all_input_nodes))
 
 
 def _pure(node: Node, free: bool) -> bool:

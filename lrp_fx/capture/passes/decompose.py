@@ -35,7 +35,7 @@ from lrp_fx.operators.table import OpTable
 
 _DEPTH = 8  #: of composites within composites
 ORIGIN = ("nn_module_stack", "stack_trace", "source_fn_stack", "torch_fn")  #: metadata on where a node is from
-_KEPT = (*ORIGIN, STEP)
+_COPIED = (*ORIGIN, STEP)
 
 
 def decompose(graph_module: fx.GraphModule, ops: OpTable) -> None:
@@ -193,7 +193,7 @@ def _has_undeclared(traced: fx.GraphModule, ops: OpTable) -> bool:
 def put_in_place(owner: fx.GraphModule, node: Node, body: fx.GraphModule) -> set[Node]:
     """Inline a traced graph in place of ``node``; returns the new nodes."""
     result, copies = splice(owner, body, node.all_input_nodes, node)
-    meta = {k: v for k, v in node.meta.items() if k in _KEPT}
+    meta = {k: v for k, v in node.meta.items() if k in _COPIED}
     for inner, copy in copies.items():
         copy.meta = meta | ({"val": inner.meta["val"]} if "val" in inner.meta else {})
     new = set(copies.values())

@@ -78,13 +78,13 @@ class Packed:
         """Its linearity; NONE if it consists of PyTorch operators with a derivative, which need no replacement."""
         tensors = [t for step in self.steps for t in tensors_in(step.node.meta.get("val")) if t.is_floating_point()]
         try:
-            if self._is_known():
+            if self._is_differentiable():
                 return Linearity.NONE
             return self.affine.linearity(max(torch.finfo(t.dtype).eps for t in tensors))
         except _REFUSALS:
             return Linearity.NONE
 
-    def _is_known(self) -> bool:
+    def _is_differentiable(self) -> bool:
         targets = [step.target for step in self.steps if isinstance(step.target, torch._ops.OpOverload)]
         return all(t.namespace in ("aten", "prims") for t in targets) and self._has_derivative()
 

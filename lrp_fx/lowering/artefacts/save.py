@@ -98,7 +98,7 @@ def save(
     graph_module = portable(graph_module)
     program = exported(viewable(graph_module))
     graph = _plain_graph(graph_module)
-    names = {at: _held_as(at, program, graph_module) for at in graph.pop("paths")}
+    names = {at: _name_in(at, program, graph_module) for at in graph.pop("paths")}
     referred = {} if without is None else references(graph_module, without)
     elsewhere = {at: keys for at, keys in referred.items() if names.get(at) in program.state_dict}
     for name in {names[at] for at in elsewhere}:
@@ -124,7 +124,7 @@ def _plain_graph(graph_module: fx.GraphModule) -> dict[str, Any]:
         ) from reason
 
 
-def _held_as(path: str, program: torch.export.ExportedProgram, graph_module: fx.GraphModule) -> str:
+def _name_in(path: str, program: torch.export.ExportedProgram, graph_module: fx.GraphModule) -> str:
     """Name of a graph's tensor (at ``path``) in the exported program."""
     tensors = {**program.state_dict, **program.constants}
     if path in tensors:

@@ -22,7 +22,7 @@ from lrp_fx.capture import Call
 from lrp_fx.capture.offload import Offloaded, put
 from lrp_fx.errors import InputError, LrpError
 from lrp_fx.explain import Pixels, Sweeper, Target
-from lrp_fx.explain.held import context_of
+from lrp_fx.explain.model_notes import context_of
 from lrp_fx.explain.reading import Reading
 from lrp_fx.explain.sweep import TapPoints, check_reached
 from lrp_fx.explain.target import at_pixels, beside, check_won, select

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.errors import InputError
 from lrp_fx.explain import Sweeper
+from lrp_fx.graph.reach import upstream
 from lrp_fx.lowering.blocks.find import find_blocks
 from lrp_fx.rules.functions import source
 
@@ -113,15 +114,8 @@ class _Splitter:
         return {node: amount / max(total, 1) for node, amount in before.items()}
 
     def _constants(self, node: Node) -> set[str]:
-        paths: set[str] = set()
-        pending = list(node.all_input_nodes)
-        while pending:
-            operand = pending.pop()
-            if operand.op == "get_attr":
-                paths.add(str(operand.target))
-            elif operand in self.local:
-                pending += operand.all_input_nodes
-        return paths
+        operands = upstream(node.all_input_nodes, lambda n: n.all_input_nodes if n in self.local else ())
+        return {str(operand.target) for operand in operands if operand.op == "get_attr"}
 
     def stages(self) -> list[Stage]:
         """Every stage."""
@@ -149,16 +143,8 @@ class _Splitter:
     def _needed(self, index: int) -> set[Node]:
         """Nodes that a stage computes, and the values of earlier stages that they read."""
         computed = [node for node, home in self.stage.items() if home == index]
-        needed: set[Node] = set()
-        pending = computed + self._roots(index)
-        while pending:
-            node = pending.pop()
-            if node in needed:
-                continue
-            needed.add(node)
-            if self._computed(node, index):
-                pending += node.all_input_nodes
-        return needed
+        starts = computed + self._roots(index)
+        return set(upstream(starts, lambda n: n.all_input_nodes if self._computed(n, index) else ()))
 
     def _computed(self, node: Node, index: int) -> bool:
         """Whether a stage computes a node itself: one of its own, or one whose value is not sent (no tensor)."""
