@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.analysis.detached import HONOUR, analyse_detached
 from lrp_fx.cache.store import capture_or_load
-from lrp_fx.capture import TRACING, Call, Captured, ModelState, free_numbers, own_inputs, read_call
+from lrp_fx.capture import TRACING, Call, Captured, ModelState, copied_inputs, free_numbers, read_call
 from lrp_fx.capture.agreement import carries_state
 from lrp_fx.capture.containers import closed
 from lrp_fx.capture.conventions import initialise_lazy
@@ -242,7 +242,7 @@ class CaptureCache:
         key = (*call.key, *switches())
         captures = [e.specialization.captured for e in self._entries if e.key == key and e.state is state]
         captures = [c for c in captures if not c.over_time]  # those may serve sizes at which they differ from the model
-        args, kwargs = own_inputs((args, kwargs))
+        args, kwargs = copied_inputs((args, kwargs))
         captured = capture_or_load(
             stand_in.module, args, kwargs, dynamic=self.options.dynamic, route=route, refusing=captures
         )

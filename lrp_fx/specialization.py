@@ -33,7 +33,7 @@ from lrp_fx.results.notes import Note
 from lrp_fx.rewrite import Rewritten, rewrite
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.status import converting, stage
-from lrp_fx.verify.own_backward import own_backward_note
+from lrp_fx.verify.custom_backward import custom_backward_note
 
 _GRAPHS = 16  #: cache size of each kind of graph
 
@@ -139,7 +139,7 @@ class Specialization:
         target: Target,
         when: str | bool,
     ) -> tuple[Note, ...]:
-        """Notes on explanations under the gradient rules (:mod:`lrp_fx.verify.own_backward`).
+        """Notes on explanations under the gradient rules (:mod:`lrp_fx.verify.custom_backward`).
 
         They are computed at the first explanation, or at each if ``when`` is "always". Empty under other rule sets, and
         if ``when`` is False.
@@ -147,7 +147,7 @@ class Specialization:
         if not when or ruleset.key != RuleSet.load("gradient").key:
             return ()
         if self.gradient_notes is None or when == "always":
-            note = own_backward_note(model(), self.sweeper(ruleset, ()), call, args, kwargs, target)
+            note = custom_backward_note(model(), self.sweeper(ruleset, ()), call, args, kwargs, target)
             self.gradient_notes = () if note is None else (note,)
         return self.gradient_notes
 

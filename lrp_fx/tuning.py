@@ -43,7 +43,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 #: parameters, searched on a logarithmic scale: smallest, largest and default value
 PARAMETERS = {"gamma": (0.01, 30.0, 0.25), "beta": (0.003, 2.0, 1.0), "epsilon": (1e-6, 1.0, 1e-6)}
 #: parameters of a rule besides epsilon
-OWN: dict[str, tuple[str, ...]] = {"generalised-gamma": ("gamma",), "alpha-beta": ("beta",)}
+FURTHER: dict[str, tuple[str, ...]] = {"generalised-gamma": ("gamma",), "alpha-beta": ("beta",)}
 #: values of the coordinate-wise first part of the search
 GRID = {"epsilon": (1e-6, 1e-2), "gamma": (0.1, 1.0, 10.0), "beta": (0.03, 0.3, 1.0)}
 #: rule outside of the space -> the nearest rule in it
@@ -90,7 +90,7 @@ class Space:
         for group in self.groups:
             kind = values[group.key]
             rule: dict[str, Any] = {"rule": kind}
-            for key in ("epsilon", *OWN.get(kind, ())):
+            for key in ("epsilon", *FURTHER.get(kind, ())):
                 rule[key] = _rounded(values[f"{group.key} {key}"])
             if kind == "alpha-beta":
                 rule["alpha"] = 1 + rule["beta"]
@@ -104,7 +104,7 @@ class Space:
         for group in self.groups:
             changes: list[dict[str, Any]] = []
             for kind in group.kinds:
-                names = OWN.get(kind, ("epsilon",) if kind == "epsilon" else ())
+                names = FURTHER.get(kind, ("epsilon",) if kind == "epsilon" else ())
                 values = [
                     {f"{group.key} {name}": v for name, v in zip(names, grid_point, strict=True)}
                     for grid_point in itertools.product(*(GRID[name] for name in names))

@@ -105,12 +105,12 @@ def in_four_bits(kind: str, nested: bool) -> Pair:
     return Pair(model.eval(), dense(model))
 
 
-def with_layers(made: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+def with_layers(make_layer: Callable[[nn.Linear], nn.Module]) -> nn.Module:
     """A model with other layers of the same weights, except for the last layer."""
     model = tiny()
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name != "lm_head":
-            new = made(module)
+            new = make_layer(module)
             new.load_state_dict(module.state_dict())
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, new.to("cpu"))
@@ -142,9 +142,9 @@ PAIRS: dict[str, Callable[[], Pair]] = {
 }
 
 
-def difference(found: Tensor, wanted: Tensor) -> float:
+def difference(actual: Tensor, wanted: Tensor) -> float:
     """Largest difference relative to the largest value."""
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float((actual - wanted).abs().max() / wanted.abs().max())
 
 
 def ids() -> Tensor:
@@ -160,10 +160,10 @@ def main() -> None:
             output = pair.model(input_ids=ids()).logits
         xmodel = lrp_fx.convert(pair.model, input_ids=ids())
         explained = xmodel.explain(input_ids=ids())
-        found = explained.relevance["input_ids"]
+        actual = explained.relevance["input_ids"]
         wanted = lrp_fx.convert(pair.dense).explain(input_ids=ids()).relevance["input_ids"]
         lowered = xmodel.lower()(input_ids=ids()).relevance["input_ids"]
-        figures = f"{difference(found, wanted):<16.1e}{difference(lowered, found):<24.1e}"
+        figures = f"{difference(actual, wanted):<16.1e}{difference(lowered, actual):<24.1e}"
         route = xmodel.current.captured.route
         print(f"{name:18}{figures}{difference(explained.output.logits, output):<29.1e}{route}", flush=True)
 

@@ -140,30 +140,30 @@ def sweep(example: Example) -> str:
     rows = []
     for node, account in reversed(example.sweep.accounts.items()):
         if account.outputs:
-            kept = account.arrived - account.passed
-            rows.append((code(node.name), shown(account.arrived), shown(account.passed), shown(kept)))
+            stays = account.arrived - account.passed
+            rows.append((code(node.name), shown(account.arrived), shown(account.passed), shown(stays)))
     return markdown(("node", "arrives", "is handed on", "stays"), rows)
 
 
 def ledger(example: Example) -> str:
-    found = example.attribution.ledger
-    rows = [(e.category, code(e.name), code(e.node), shown(e.amount)) for e in found.entries]
+    booked = example.attribution.ledger
+    rows = [(e.category, code(e.name), code(e.node), shown(e.amount)) for e in booked.entries]
     return markdown(
         ("category", "name", "node", "amount"),
-        [*rows, ("sum", "", "", shown(found.total)), ("target", "", "", shown(found.target))],
+        [*rows, ("sum", "", "", shown(booked.total)), ("target", "", "", shown(booked.target))],
     )
 
 
 def rules(_: Example) -> str:
     rows = []
     for entry in RULES:
-        forms = {form.name for form in entry.forms.values()}
+        form_names = {form.name for form in entry.forms.values()}
         rows.append(
             (
                 code(entry.rule),
                 ", ".join(entry.roles),
                 entry.equation,
-                ", ".join(sorted(forms)),
+                ", ".join(sorted(form_names)),
                 ", ".join(entry.books),
                 entry.source,
             )

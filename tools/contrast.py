@@ -279,28 +279,28 @@ def interval(values: list[float]) -> tuple[float, float]:
     return low, high
 
 
-def report(kept: dict[str, Any]) -> str:
+def report(stored: dict[str, Any]) -> str:
     """docs/contrast.md."""
-    versions = ", ".join(f"{name} {version}" for name, version in kept["versions"].items())
-    parts = [_HEAD.format(versions=versions, decision=_DECISION)]
-    for name, measured in kept["values"].items():
+    versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
+    page = [_HEAD.format(versions=versions, decision=_DECISION)]
+    for name, measured in stored["values"].items():
         by_rules = {rules: measured[rules] for rules in RULES if rules in measured}
         if not by_rules:
             continue
         first = next(iter(by_rules.values()))
         columns = [c for c in SHOWN if any(c in t for table in by_rules.values() for t in table.values())]
-        parts.append(f"\n## {SAID[name].format(n=len(first['logit']['first']))}\n")
-        parts.append(f"Weights {kept['weights'][name]}.\n")
-        parts += [
+        page.append(f"\n## {SAID[name].format(n=len(first['logit']['first']))}\n")
+        page.append(f"Weights {stored['weights'][name]}.\n")
+        page += [
             "| rules | target | " + " | ".join(SHOWN[c] for c in columns) + " |",
             "|---|---|" + "--:|" * len(columns),
         ]
         for rules, table in by_rules.items():
             for target, values in table.items():
                 cells = [f"{sum(values[c]) / len(values[c]):.2f}" if c in values else "" for c in columns]
-                parts.append(f"| {rules} | {target} | " + " | ".join(cells) + " |")
-        parts.append("\nDifference to the logit, sample by sample, with 95% bootstrap intervals:\n")
-        parts += [
+                page.append(f"| {rules} | {target} | " + " | ".join(cells) + " |")
+        page.append("\nDifference to the logit, sample by sample, with 95% bootstrap intervals:\n")
+        page += [
             "| rules | target | " + " | ".join(SHOWN[c] for c in columns) + " |",
             "|---|---|" + "--:|" * len(columns),
         ]
@@ -309,14 +309,14 @@ def report(kept: dict[str, Any]) -> str:
                 if target == "logit" or target in MULTIPLES:
                     continue
                 cells = [_difference(values[c], table["logit"][c]) if c in values else "" for c in columns]
-                parts.append(f"| {rules} | {target} | " + " | ".join(cells) + " |")
+                page.append(f"| {rules} | {target} | " + " | ".join(cells) + " |")
         off = [max(values["off"]) for table in by_rules.values() for values in table.values() if "off" in values]
         if off:
-            parts.append(
+            page.append(
                 "\nMaps of log-probability and probability are those of the contrast with all others times a number: they "
                 f"differ from it by {max(off):.0e} at most (float32), relative to their norm."
             )
-    return "\n".join(parts) + "\n"
+    return "\n".join(page) + "\n"
 
 
 def _difference(values: list[float], others: list[float]) -> str:
@@ -364,15 +364,15 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, default=Path("docs/contrast.json"))
     parser.add_argument("--report", type=Path, default=Path("docs/contrast.md"))
     args = parser.parse_args()
-    kept = json.loads(args.kept.read_text()) if args.kept.exists() else {"weights": {}, "values": {}}
+    stored = json.loads(args.kept.read_text()) if args.kept.exists() else {"weights": {}, "values": {}}
     for name in args.models.split(","):
         samples = MODELS[name]()
         weights = digest(samples.model)
-        if kept["weights"].get(name) != weights:
-            kept["values"][name], kept["weights"][name] = {}, weights
+        if stored["weights"].get(name) != weights:
+            stored["values"][name], stored["weights"][name] = {}, weights
         xmodel = lrp_fx.convert(samples.model)
         for rules in args.rules.split(","):
-            if rules in kept["values"][name]:
+            if rules in stored["values"][name]:
                 continue
             targets = [t for t in TARGETS if t not in MULTIPLES or (rules == "attnlrp" and name == "lm")]
             table = measure(samples, xmodel, RULES[rules], targets, False)
@@ -383,10 +383,10 @@ def main() -> None:
                     table[target] |= {
                         column: values for column, values in columns_.items() if column not in table[target]
                     }
-            kept["values"][name][rules] = table
-            kept["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
-            write_text(args.kept, json.dumps(_rounded(kept)))
-    write_text(args.report, report(kept))
+            stored["values"][name][rules] = table
+            stored["versions"] = {"torch": torch.__version__, "transformers": transformers.__version__}
+            write_text(args.kept, json.dumps(_rounded(stored)))
+    write_text(args.report, report(stored))
 
 
 if __name__ == "__main__":

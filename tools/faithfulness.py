@@ -38,8 +38,8 @@ CHEAP = ("kernel_shap", "leave_one_out", "atman", "random", "smoothgrad", "integ
 
 def default_methods(column: str) -> list[str]:
     """Names of the methods of a column."""
-    own = COMPOSITES if column in CONVOLUTIONAL else ()
-    return list(dict.fromkeys([*RULE_SETS, *own, *METHODS]))
+    composites = COMPOSITES if column in CONVOLUTIONAL else ()
+    return list(dict.fromkeys([*RULE_SETS, *composites, *METHODS]))
 
 
 def by_length(task: Task) -> Task:
@@ -76,26 +76,26 @@ def column(
         f"{name}: {len(task)} samples, {task.batch(slice(None)).eligible.shape[1]} features, {len(left)} methods"
     )
     on_all = [m for m in metrics if m != "randomisation"]
-    known: list[Results] = [] if done is None else [done]
+    measured: list[Results] = [] if done is None else [done]
     try:
-        known.append(evaluate(task, left, on_all, batch=batch, steps=steps))
+        measured.append(evaluate(task, left, on_all, batch=batch, steps=steps))
     except LrpError as error:
         console.print(f"[red]{name}: one by one, after {type(error).__name__}[/]: {error}")
         for method in left:
             try:
-                known.append(evaluate(task, [method], on_all, batch=batch, steps=steps))
+                measured.append(evaluate(task, [method], on_all, batch=batch, steps=steps))
             except LrpError as failure:
                 console.print(f"[red]{name}: {method.name}[/]: {failure}")
     for method in left if "randomisation" in metrics else ():
-        if method.name not in CHEAP and any((k.cost["method"] == method.name).any() for k in known):
-            known.append(_randomised(task.part(slice(0, RANDOMISED)), method, batch))
-    identity.save(Results.concat(known), key, folder)
+        if method.name not in CHEAP and any((k.cost["method"] == method.name).any() for k in measured):
+            measured.append(_randomised(task.part(slice(0, RANDOMISED)), method, batch))
+    identity.save(Results.concat(measured), key, folder)
     console.print(f"{name}: {time.perf_counter() - start:.0f} s")
 
 
 def _randomised(task: Task, method: Method, batch: int) -> Results:
-    found = evaluate(task, [method], ["randomisation"], batch=batch, progress=False)
-    return dataclasses.replace(found, cost=found.cost[:0])  # the cost was measured on more samples
+    result = evaluate(task, [method], ["randomisation"], batch=batch, progress=False)
+    return dataclasses.replace(result, cost=result.cost[:0])  # the cost was measured on more samples
 
 
 def main() -> None:

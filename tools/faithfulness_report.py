@@ -104,9 +104,11 @@ def _head(columns: Mapping[str, Column]) -> list[str]:
 
 def _measured_on(column: Column) -> str:
     record, dates = column["record"], sorted({row["measured"] for row in column["methods"].values()})
-    known = record["weights hash"] is not None
+    hashed = record["weights hash"] is not None
     hashes = (
-        f"`{record['samples hash']}`, weights `{record['weights hash']}`" if known else "whose hashes were not recorded"
+        f"`{record['samples hash']}`, weights `{record['weights hash']}`"
+        if hashed
+        else "whose hashes were not recorded"
     )
     return f"{record['samples']} samples {hashes}, {' and '.join(dates)}"
 

@@ -28,14 +28,14 @@ def read(path: Path) -> dict[str, Column]:
 
 def write(columns: Mapping[str, Column], path: Path) -> None:
     """A line per method."""
-    parts = []
+    sentences = []
     for name, column in columns.items():
         methods = ",\n".join(f"  {json.dumps(m)}: {json.dumps(row)}" for m, row in column["methods"].items())
-        parts.append(
+        sentences.append(
             f"{json.dumps(name)}: {{\n {json.dumps('record')}: {json.dumps(column['record'])},\n"
             f" {json.dumps('methods')}: {{\n{methods}\n }}\n}}"
         )
-    write_text(path, "{\n" + ",\n".join(parts) + "\n}\n")
+    write_text(path, "{\n" + ",\n".join(sentences) + "\n}\n")
 
 
 def merged(old: Column | None, results: Results, record: Mapping[str, Any]) -> Column:

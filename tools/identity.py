@@ -22,10 +22,10 @@ from lrp_fx.rules.ruleset import RuleSet
 RECORD = "record.json"
 
 
-def _digest(parts: Iterable[tuple[str, Any]]) -> str:
+def _digest(values: Iterable[tuple[str, Any]]) -> str:
     """Twelve hexadecimal digits of names and values; of tensors type, shape and bytes."""
     total = hashlib.sha256()
-    for name, value in parts:
+    for name, value in values:
         total.update(name.encode())
         if isinstance(value, Tensor):
             total.update(f"{value.dtype} {tuple(value.shape)}".encode())

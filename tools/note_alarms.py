@@ -43,12 +43,12 @@ MEASURES = ("abpc", "top1", "inside", "blank")
 
 def signs(attribution: lrp_fx.Attribution) -> dict[str, Any]:
     """Names of the notes on one sample, and the numbers behind them."""
-    found = Signs(attribution.relevance, attribution.target.double().reshape(-1), attribution.amounts())
+    shown = Signs(attribution.relevance, attribution.target.double().reshape(-1), attribution.amounts())
     value = attribution.target.double().abs().sum()
     return {
         "notes": [note.name for note in attribution.notes],
-        "inputs": float((found.inputs * found.target.sign()).sum() / value),
-        "magnitude": float(found.magnitude.sum() / value),
+        "inputs": float((shown.inputs * shown.target.sign()).sum() / value),
+        "magnitude": float(shown.magnitude.sum() / value),
         "amounts": {category: float(f"{amount:.4g}") for category, amount in attribution.amounts().items()},
     }
 
@@ -74,14 +74,14 @@ def column(task: Task, results: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def zoo(count: int, known: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+def zoo(count: int, done: Mapping[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
     """Tiny models, evenly chosen among the classes of transformers, and their notes under the default rules."""
     import suite_transformers
     from case import NotBuildable
 
     cases = suite_transformers.cases()
     for case in cases[:: max(1, len(cases) // count)][:count]:
-        if case.key in known:
+        if case.key in done:
             continue
         try:
             built = case.build()
@@ -98,10 +98,10 @@ def good(row: Mapping[str, Any], median: float) -> bool:
     return row["top1"] == 1.0 if "top1" in row else row["abpc"] > median
 
 
-def report(kept: Mapping[str, Any]) -> str:
+def report(stored: Mapping[str, Any]) -> str:
     """docs/notes.md."""
-    columns = {name: [Judged.of(rows, rules) for rules in RULES] for name, rows in kept["columns"].items()}
-    lines = [*_HEAD.format(**kept["made"]).splitlines(), ""]
+    columns = {name: [Judged.of(rows, rules) for rules in RULES] for name, rows in stored["columns"].items()}
+    lines = [*_HEAD.format(**stored["made"]).splitlines(), ""]
     lines += [
         "| column | rules | samples | good maps | notes on good maps | notes on others | ABPC without, with a note |",
         "|---|---|--:|--:|---|---|--:|",
@@ -114,7 +114,7 @@ def report(kept: Mapping[str, Any]) -> str:
     softmax = [both[0].softmax(name) for name, both in columns.items()]
     if any(softmax):
         lines += [*_SOFTMAX.splitlines(), *filter(None, softmax)]
-    models = {key: row for key, row in kept["zoo"].items() if "failed" not in row}
+    models = {key: row for key, row in stored["zoo"].items() if "failed" not in row}
     if models:
         lines += ["", "## Tiny models with random weights", ""]
         counts = ", ".join(f"*{n}* on {c}" for n in SIGNS if (c := sum(n in row["notes"] for row in models.values())))
@@ -201,26 +201,26 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    kept = json.loads(options.kept.read_text()) if options.kept.exists() else {"columns": {}, "zoo": {}}
+    stored = json.loads(options.kept.read_text()) if options.kept.exists() else {"columns": {}, "zoo": {}}
 
     def save() -> None:
-        kept["made"] = {
+        stored["made"] = {
             "date": time.strftime("%Y-%m-%d"),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        write_text(options.kept, json.dumps(kept, indent=0) + "\n")
+        write_text(options.kept, json.dumps(stored, indent=0) + "\n")
 
     for name in filter(None, options.columns.split(",")):
-        if name not in kept["columns"]:
-            kept["columns"][name] = column(by_length(COLUMNS[name]().part(slice(0, 200), name)), options.results)
+        if name not in stored["columns"]:
+            stored["columns"][name] = column(by_length(COLUMNS[name]().part(slice(0, 200), name)), options.results)
             save()
             print(name, flush=True)
-    for key, row in zoo(options.zoo, kept["zoo"]) if options.zoo else ():
-        kept["zoo"][key] = row
+    for key, row in zoo(options.zoo, stored["zoo"]) if options.zoo else ():
+        stored["zoo"][key] = row
         save()
         print(key, row.get("failed", row.get("notes")), flush=True)
-    write_text(options.report, report(kept))
+    write_text(options.report, report(stored))
 
 
 if __name__ == "__main__":

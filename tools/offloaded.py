@@ -54,9 +54,9 @@ def row(folder: Path, place: str, memory: str, length: int) -> dict[str, float]:
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        found = xmodel.explain(input_ids=ids, target=7, memory=memory)
+        attribution = xmodel.explain(input_ids=ids, target=7, memory=memory)
         times.append(time.perf_counter() - start)
-    relevance = found.relevance["input_ids"].double()
+    relevance = attribution.relevance["input_ids"].double()
     return {"peak": peak() - before, "seconds": statistics.median(times), "sum": float(relevance.abs().sum())}
 
 
@@ -84,8 +84,8 @@ def main() -> None:
         print(f"{options.layers} x {options.width}, {options.length} tokens; weights {size:.0f} MB, one thread")
         print(f"{'weights':24}{'peak MB':>9}{'seconds':>9}   sum of absolute relevance")
         for name in ROWS:
-            found = json.loads(run(name).splitlines()[-1])
-            print(f"{name:24}{found['peak']:9.0f}{found['seconds']:9.2f}   {found['sum']:.9f}")
+            measured = json.loads(run(name).splitlines()[-1])
+            print(f"{name:24}{measured['peak']:9.0f}{measured['seconds']:9.2f}   {measured['sum']:.9f}")
 
 
 if __name__ == "__main__":

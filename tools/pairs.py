@@ -41,25 +41,25 @@ def main() -> None:
     for number, (a, b) in enumerate(SENTENCES):
         inputs = [tokenizer(text, return_tensors="pt") for text in (a, b)]
         options = {"output": mean_pooling, "decode": tokenizer.convert_ids_to_tokens, "similarity": "cosine"}
-        found, seconds = timed(xmodel, *inputs, **options)
-        best = ", ".join(f"{' – '.join(p.tokens or ())} {p.relevance:.3f}" for p in found.top(3))
-        pairs = float(found.pairs.sum())
-        print(f"| {a} | {b} | {float(found.similarity):.3f} | {pairs:.3f} | {best} | {seconds:.2f} |", flush=True)
+        result, seconds = timed(xmodel, *inputs, **options)
+        best = ", ".join(f"{' – '.join(p.tokens or ())} {p.relevance:.3f}" for p in result.top(3))
+        pairs = float(result.pairs.sum())
+        print(f"| {a} | {b} | {float(result.similarity):.3f} | {pairs:.3f} | {best} | {seconds:.2f} |", flush=True)
         if number == 0:
-            draw_connections(found, ax=top)
-            draw_pairs(found, ax=matrix)
+            draw_connections(result, ax=top)
+            draw_pairs(result, ax=matrix)
     cnn = pretrained.digit_classifier(pretrained.find("digit_recognizer"))
     embedding = nn.Sequential(cnn.conv_layers, nn.Flatten(), *list(cnn.fc_layers)[:2])
     images, labels = pretrained.digit_images(200)
     xmodel = lrp_fx.convert(embedding)
     for axes, (i, j) in ((left, (0, 10)), (right, (4, 9))):
         for rules in ("attnlrp", "epsilon_plus"):
-            found, seconds = timed(
+            result, seconds = timed(
                 xmodel, images[i : i + 1], images[j : j + 1], features=4, similarity="cosine", rules=rules
             )
-            print(rules, labels[[i, j]].tolist(), found, f"{seconds:.2f} s")
-        draw_connections(found, images=[images[i], images[j]], lines=20, ax=axes)
-        axes.set_title(f"cosine {float(found.similarity):.2f}", fontsize=9)
+            print(rules, labels[[i, j]].tolist(), result, f"{seconds:.2f} s")
+        draw_connections(result, images=[images[i], images[j]], lines=20, ax=axes)
+        axes.set_title(f"cosine {float(result.similarity):.2f}", fontsize=9)
     figure.savefig(Path(__file__).parent.parent / "docs" / "pairs.svg")
 
 

@@ -57,9 +57,9 @@ def process(rank: int, folder: str, options: argparse.Namespace) -> None:
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
     for turn in range(options.runs + 1):
         for name, function in rows.items():
-            found = timed(function)
+            measured = timed(function)
             if turn:
-                times[name].append(found)
+                times[name].append(measured)
     if rank == 0:
         print(f"batch {options.batch}, {options.length} tokens, median of {options.runs}")
         for name, runs in times.items():

@@ -72,7 +72,7 @@ def reactions(folder: Path) -> Row:
         return smiles.split(reaction), smiles.batch([reaction])[0]
 
     def truth(xmodel: Any) -> str:
-        found, classes = 0, set()
+        hits, classes = 0, set()
         for reaction in SUZUKI:
             tokens, ids = encode(reaction)
             attribution = xmodel.explain(input_ids=ids)
@@ -80,8 +80,8 @@ def reactions(folder: Path) -> Row:
             classes.add(int(attribution.output.logits.argmax()))
             reactant = tokens.index(">>")
             top = {tokens[i] for i in relevance[:reactant].topk(2).indices}
-            found += "B" in top and bool(top & {"Br", "Cl", "I"})
-        return f"boron and halide are the two most relevant reactant tokens in {found} of {len(SUZUKI)} Suzuki couplings (predicted classes: {sorted(classes)})"
+            hits += "B" in top and bool(top & {"Br", "Cl", "I"})
+        return f"boron and halide are the two most relevant reactant tokens in {hits} of {len(SUZUKI)} Suzuki couplings (predicted classes: {sorted(classes)})"
 
     return measure(
         "reaction classifier (rxnfp)", "50 reaction classes", model, {"input_ids": encode(SUZUKI[0])[1]}, truth

@@ -106,13 +106,13 @@ def train(model: nn.Module, length: int, steps: int, seconds: float) -> tuple[fl
     while taken < steps:
         taken += 1
         ids, letter, _ = batch(48, length, generator)
-        found = logits(model(input_ids=ids))[:, -1]
-        loss = nn.functional.cross_entropy(found, letter)
+        predicted = logits(model(input_ids=ids))[:, -1]
+        loss = nn.functional.cross_entropy(predicted, letter)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        right = 0.95 * right + 0.05 * float((found.argmax(-1) == letter).float().mean())
+        right = 0.95 * right + 0.05 * float((predicted.argmax(-1) == letter).float().mean())
         if right > 0.99 or time.monotonic() - begun > seconds:
             break
     model.eval()
@@ -124,14 +124,14 @@ def train(model: nn.Module, length: int, steps: int, seconds: float) -> tuple[fl
 def trained(name: str, length: int, steps: int, seconds: float, folder: Path) -> tuple[nn.Module, float, int]:
     """(model, accuracy, steps taken), from an earlier run if ``folder`` has it."""
     torch.manual_seed(0)
-    model, kept = MODELS[name](), folder / f"{name.replace(' ', '-')}-{length}.pt"
-    if kept.is_file():
-        state, accuracy, taken = torch.load(kept)
+    model, file = MODELS[name](), folder / f"{name.replace(' ', '-')}-{length}.pt"
+    if file.is_file():
+        state, accuracy, taken = torch.load(file)
         model.load_state_dict(state)
         return model.eval(), accuracy, taken
     accuracy, taken = train(model, length, steps, seconds)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save((model.state_dict(), accuracy, taken), kept)
+    torch.save((model.state_dict(), accuracy, taken), file)
     return model, accuracy, taken
 
 

@@ -42,11 +42,11 @@ WITHOUT = ("cnn", "photos", "digits")  # nets without softmax, gates and product
 def variants() -> dict[str, RuleSet]:
     """Every combination, named by its rules."""
     base = RuleSet.load("attnlrp")
-    found = {}
+    sets = {}
     for chosen in itertools.product(*RULES.values()):
         name = ", ".join(chosen) + (f" ({KNOWN[chosen]})" if chosen in KNOWN else "")
-        found[name] = base.altered(dict(zip(RULES, chosen, strict=True)), name=name)
-    return found
+        sets[name] = base.altered(dict(zip(RULES, chosen, strict=True)), name=name)
+    return sets
 
 
 def dependence_on_spelling(rulesets: dict[str, RuleSet], console: Console) -> dict[str, float]:
@@ -55,11 +55,11 @@ def dependence_on_spelling(rulesets: dict[str, RuleSet], console: Console) -> di
     x = torch.randn(2, 5, D, dtype=torch.float64)
     worst = dict.fromkeys(rulesets, 0.0)
     for spellings in track(SPELLINGS.values(), description="spellings", console=console):
-        found = []
+        maps = []
         for function in spellings:
             xmodel = lrp_fx.convert(Net(function), x)
-            found.append([xmodel.explain(x, target=1, rules=r).relevance["x"] for r in rulesets.values()])
-        for name, first_one, *others in zip(rulesets, *found, strict=True):
+            maps.append([xmodel.explain(x, target=1, rules=r).relevance["x"] for r in rulesets.values()])
+        for name, first_one, *others in zip(rulesets, *maps, strict=True):
             differences = [float((first_one - o).abs().max() / first_one.abs().max()) for o in others]
             worst[name] = max(worst[name], *differences)
     return worst
@@ -118,16 +118,16 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     console, rulesets = Console(stderr=True), variants()
-    found = []
+    rows = []
     for name in options.columns.split(","):
         folder = options.results / name
         if not (folder / "cost.csv").is_file():
             task = COLUMNS[name]().part(slice(0, options.samples), name)
             methods = [lrp(ruleset) for ruleset in rulesets.values()]
             evaluate(task, methods, ("abpc", "loo"), batch=options.batch).save(folder)
-        found.append(Results.load(folder))
+        rows.append(Results.load(folder))
     spelling = dependence_on_spelling(rulesets, console)
-    write(Results.concat(found), spelling, options.report)
+    write(Results.concat(rows), spelling, options.report)
     console.print(f"{options.report} is written")
 
 

@@ -63,11 +63,11 @@ def main(file: Path, rounds: int, threads: int | None, cpu: bool) -> None:
                     explainer, texts, out=folder, rows_per_shard=len(texts), progress=False
                 ), clock
             )  # fmt: skip
-        own = seconds_of(lambda: gradients(model, encoded), clock)
+        gradient = seconds_of(lambda: gradients(model, encoded), clock)
         loop = seconds_of(lambda: [explainer.xmodel.explain(text) for text in looped], clock)
-        run, own, loop = 1000 * run / len(texts), 1000 * own / len(texts), 1000 * loop / len(looped)
+        run, gradient, loop = 1000 * run / len(texts), 1000 * gradient / len(texts), 1000 * loop / len(looped)
         print(
-            f"round {number + 1}: gradient {own:.2f}, run {run:.2f} ({run / own:.3f} of the gradient), "
+            f"round {number + 1}: gradient {gradient:.2f}, run {run:.2f} ({run / gradient:.3f} of the gradient), "
             f"loop {loop:.2f} ({loop / run:.3f} of the run)", flush=True,
         )  # fmt: skip
 

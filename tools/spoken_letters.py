@@ -97,13 +97,15 @@ def look(relevance: Tensor, aligned: Tensor, logit: Tensor) -> Found:
 
 def measure(method: Method, tasks: Iterable[Task]) -> Found:
     """A method on the words of all lengths."""
-    parts = []
+    batches = []
     for task in tasks:
         batch = task.batch(slice(0, None))
         explain = method.prepare(task)
         assert explain is not None and batch.annotated is not None
-        parts.append(look(explain(batch).detach(), batch.annotated, task.score(batch.inputs, batch.target)))
-    return Found(*(torch.cat([getattr(part, name) for part in parts]).double() for name in Found.__dataclass_fields__))
+        batches.append(look(explain(batch).detach(), batch.annotated, task.score(batch.inputs, batch.target)))
+    return Found(
+        *(torch.cat([getattr(part, name) for part in batches]).double() for name in Found.__dataclass_fields__)
+    )
 
 
 def places(tasks: Iterable[Task]) -> list[Tensor]:
@@ -117,13 +119,17 @@ def places(tasks: Iterable[Task]) -> list[Tensor]:
     return [begins, ~begins & ~ends, ends]
 
 
-def row(name: str, found: Found, where: list[Tensor]) -> str:
+def row(name: str, letters: Found, where: list[Tensor]) -> str:
     """A line of the table."""
-    hit = float(found.hit.mean())
-    error = 1.96 * math.sqrt(hit * (1 - hit) / len(found.hit))
-    cells = [f"{hit:.1%} ± {error:.1%}", *(f"{float(found.hit[mask].mean()):.0%}" for mask in where)]
-    cells += [f"{float(found.first.mean()):.1%}", f"{float(found.last.mean()):.1%}", f"{float(found.share.mean()):.2f}"]
-    return f"| {name} | {' | '.join(cells)} | {float(found.size.median()):.1f} |"
+    hit = float(letters.hit.mean())
+    error = 1.96 * math.sqrt(hit * (1 - hit) / len(letters.hit))
+    cells = [f"{hit:.1%} ± {error:.1%}", *(f"{float(letters.hit[mask].mean()):.0%}" for mask in where)]
+    cells += [
+        f"{float(letters.first.mean()):.1%}",
+        f"{float(letters.last.mean()):.1%}",
+        f"{float(letters.share.mean()):.2f}",
+    ]
+    return f"| {name} | {' | '.join(cells)} | {float(letters.size.median()):.1f} |"
 
 
 def methods() -> dict[str, Method]:

@@ -28,7 +28,7 @@ def measured(layers: int, compiled: bool) -> dict[str, float]:
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config).eval()
     ids = torch.randint(3, 7999, (1, 64))
-    ready = time.perf_counter()
+    loaded = time.perf_counter()
     xmodel = lrp_fx.convert(model, input_ids=ids)
     converted = time.perf_counter()
     if compiled:
@@ -38,11 +38,11 @@ def measured(layers: int, compiled: bool) -> dict[str, float]:
     end = time.perf_counter()
     return {
         "imports": imported - start,
-        "convert": converted - ready,
+        "convert": converted - loaded,
         "lower": lowered - converted,
         "explain": end - lowered,
-        "together": end - ready,
-        "with imports": end - ready + imported - start,
+        "together": end - loaded,
+        "with imports": end - loaded + imported - start,
     }
 
 
@@ -71,8 +71,8 @@ def main() -> None:
         for _ in range(asked.runs):
             rows["captured"].append(in_fresh_process(asked, "", code))
             rows["from the cache"].append(in_fresh_process(asked, folder, code))
-    for name, found in rows.items():
-        print(name, {k: round(median(row[k] for row in found), 2) for k in found[0]})
+    for name, times in rows.items():
+        print(name, {k: round(median(row[k] for row in times), 2) for k in times[0]})
 
 
 if __name__ == "__main__":

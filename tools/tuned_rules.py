@@ -76,8 +76,8 @@ def column(name: str, options: argparse.Namespace, console: Console) -> None:
     folder = options.results / name
     if (folder / "cost.csv").is_file():
         return
-    given = {k: v for k in ("tuned_on", "trials", "depths") if (v := getattr(options, k)) is not None}
-    search = dataclasses.replace(SEARCHES.get(name, Search()), **given)
+    settings = {k: v for k in ("tuned_on", "trials", "depths") if (v := getattr(options, k)) is not None}
+    search = dataclasses.replace(SEARCHES.get(name, Search()), **settings)
     held_in, held_out = parts(name, search)
     start = time.process_time()
     tuned = lrp_fx.tune(held_in.model, held_in, trials=search.trials, depths=search.depths, batch=options.batch)

@@ -34,14 +34,14 @@ def main() -> None:
         for number, image in enumerate(pixels):
             Image.fromarray(image).save(folder / f"{number:03d}.png")
         out = Path(home) / "run"
-        made = lrp_fx.run(
+        run = lrp_fx.run(
             trained(), folder, out=out, image_processor=pixels_of, labels=LABELS, rules="attnlrp", progress=False
         )
-        found = concepts.spray(out)["vertical"]
-    score = adjusted_rand_score(has_mark[found.rows], found.labels)
-    print(f"{made}\n{len(found)} clusters of 'vertical', adjusted Rand index {score:.3f}")
+        clusters = concepts.spray(out)["vertical"]
+    score = adjusted_rand_score(has_mark[clusters.rows], clusters.labels)
+    print(f"{run}\n{len(clusters)} clusters of 'vertical', adjusted Rand index {score:.3f}")
     with replacing(PICTURE) as beside:
-        found.plot().savefig(beside, dpi=80)
+        clusters.plot().savefig(beside, dpi=80)
 
 
 if __name__ == "__main__":

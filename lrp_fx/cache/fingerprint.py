@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from lrp_fx.cache.folder import digest
 from lrp_fx.capture.model_state import NAMED, NOT_COUNTED, switches
-from lrp_fx.capture.object_contents import functions_of, global_names
+from lrp_fx.capture.object_contents import functions_behind, functions_of, global_names
 from lrp_fx.capture.packages import is_installed, is_local, is_torch, version
 from lrp_fx.capture.signature import Call
 
@@ -77,11 +77,11 @@ def environment() -> list[str]:
     kernels = (cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.math_sdp_enabled())
     further = (torch.is_inference_mode_enabled(), torch.are_deterministic_algorithms_enabled(), kernels)
     versions = (platform.python_version(), torch.__version__, torch.version.git_version, version("transformers"))
-    return [repr((switches(), further)), repr(versions), _own_sources()]
+    return [repr((switches(), further)), repr(versions), _package_sources()]
 
 
 @functools.cache
-def _own_sources() -> str:
+def _package_sources() -> str:
     digest = hashlib.sha256()
     for path in sorted(_OURS.rglob("*.py")):
         digest.update(str(path.relative_to(_OURS)).encode() + path.read_bytes())
@@ -295,19 +295,9 @@ def _only_attributes(kind: type) -> bool:
 def _definitions(namespace: Any, owner: str) -> Iterator[tuple[Any, ...]]:
     """(owner, name, file, line, meaning) of every Python function in a namespace, also of wrapped ones."""
     for name, value in list(namespace.items()):
-        for function in _functions(value):
+        for function in functions_behind(value):
             code = function.__code__
             yield (owner, name, _written(code), code.co_firstlineno, _meaning(code))
-
-
-def _functions(value: Any) -> Iterator[types.FunctionType]:
-    if isinstance(value, property):
-        value = value.fget
-    value = getattr(value, "__func__", value)
-    seen = 0
-    while isinstance(value, types.FunctionType) and seen < 16:
-        yield value
-        value, seen = getattr(value, "__wrapped__", None), seen + 1
 
 
 def _reachable(modules: Iterable[str]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from lrp_fx.errors import UnsafeFileError
 from lrp_fx.operators.table import is_declared
 
-_OWN = ("aten", "prims", "lrp_fx")  #: namespaces whose operators compute tensors
+_NAMESPACES = ("aten", "prims", "lrp_fx")  #: namespaces whose operators compute tensors
 _CHECKS = ("aten::_assert", "aten::sym_constrain_range")  #: assertions: no result, no effect
 _OUTSIDE = {"aten::from_file"}  #: access files
 _BY_TORCH = {
@@ -64,7 +64,7 @@ def harmless(operator: OpOverload) -> bool:
     schema = operator._schema
     if is_declared(str(operator.overloadpacket)) or is_declared(str(operator)):
         return True
-    if schema.name.partition("::")[0] not in _OWN or schema.name in _OUTSIDE or schema.is_mutable:
+    if schema.name.partition("::")[0] not in _NAMESPACES or schema.name in _OUTSIDE or schema.is_mutable:
         return False
     if not schema.returns and not schema.name.startswith(_CHECKS):
         return False

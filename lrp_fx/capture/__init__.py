@@ -3,7 +3,7 @@
 from lrp_fx.capture.capture import ROUTES, capture, failing_node, prepare
 from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.containers import opened
-from lrp_fx.capture.conventions import is_traced, own_inputs, preserved, unwrapped
+from lrp_fx.capture.conventions import copied_inputs, is_traced, preserved, unwrapped
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.lock import TRACING
 from lrp_fx.capture.model_state import ModelState, switches
@@ -17,11 +17,11 @@ __all__ = [
     "ModelState",
     "Shapes",
     "capture",
+    "copied_inputs",
     "failing_node",
     "free_numbers",
     "is_traced",
     "opened",
-    "own_inputs",
     "prepare",
     "preserved",
     "read_call",

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import closed
-from lrp_fx.capture.conventions import own_inputs, preserved, traceable
+from lrp_fx.capture.conventions import copied_inputs, preserved, traceable
 from lrp_fx.graph.values import tensors_in
 
 TOLERANCE = 1e-2  #: relative; far above rounding in a model that is not chaotic, far below the effect of a wrong mask
@@ -44,28 +44,19 @@ def disagreement(
     tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if isinstance(t, Tensor)]
     if any(t.device.type == "meta" for t in tensors):
         return 0.0
-    devices = _with_random_state(tensors)
-
-    def outputs(of: torch.nn.Module, seed: int) -> list[Tensor]:
-        arguments = (args, kwargs) if of is graph_module else (closed(args), closed(kwargs))
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            positional, keyword = own_inputs(arguments)
-            return tensors_in(of(*positional, **keyword))
-
     with torch.no_grad():
         try:
             with undone(), traceable(model, experts=None):
-                expected = outputs(model, _SEEDS[0])
+                expected = _run(model, args, kwargs, _SEEDS[0])
         except Exception:
             return 0.0
-        differ = difference(expected, outputs(graph_module, _SEEDS[0]))
+        differ = difference(expected, _outputs(graph_module, (args, kwargs), _SEEDS[0]))
         if differ <= TOLERANCE:
             return differ
         runs = []
         for seed in _SEEDS:
             with undone(), traceable(model, experts=None):  # from the same state
-                runs.append(outputs(model, seed))
+                runs.append(_run(model, args, kwargs, seed))
     by_itself = difference(*runs)
     return 0.0 if by_itself > TOLERANCE and differ <= 2 * by_itself else differ
 
@@ -76,25 +67,28 @@ def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
     The model is run twice, on the same random numbers; lists and objects that it writes stay changed. A model that
     writes into its parameters carries state: an attribute may say that it has. False where it does not run.
     """
-    tensors = [t for t in (*model.parameters(), *pytree.tree_leaves((args, kwargs))) if isinstance(t, Tensor)]
-    forked = torch.random.fork_rng(_with_random_state(tensors))
-    with torch.no_grad(), forked, preserved(model) as writes, traceable(model, experts=None):
-        runs = []
-        for _ in range(2):
-            torch.manual_seed(_SEEDS[0])  # of every device
-            try:
-                positional, keyword = own_inputs((closed(args), closed(kwargs)))
-                runs.append(tensors_in(model(*positional, **keyword)))
-            except Exception:  # the capture says so
-                return False
+    with torch.no_grad(), preserved(model) as writes, traceable(model, experts=None):
+        try:
+            runs = [_run(model, args, kwargs, _SEEDS[0]) for _ in range(2)]
+        except Exception:  # the capture says so
+            return False
         if writes.saved:
             return True
     return difference(*runs) > _CARRIED
 
 
-def _with_random_state(tensors: Sequence[Tensor]) -> list[int]:
-    """The GPUs of tensors: they have random states besides that of the CPU."""
-    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+def _run(model: torch.nn.Module, args: Any, kwargs: Any, seed: int) -> list[Tensor]:
+    return _outputs(model, (closed(args), closed(kwargs)), seed)
+
+
+def _outputs(of: torch.nn.Module, arguments: tuple[Any, Any], seed: int) -> list[Tensor]:
+    """Tensors that a model or a graph returns, with random numbers of a seed; its inputs are copied."""
+    positional, keyword = copied_inputs(arguments)
+    tensors = [t for t in (*of.parameters(), *pytree.tree_leaves(arguments)) if isinstance(t, Tensor)]
+    devices = sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        return tensors_in(of(*positional, **keyword))
 
 
 def difference(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:

@@ -189,10 +189,10 @@ def _over_time(
     for length in seen.lengths:
         time = time_axes(call.leaves, length)
         with contextlib.suppress(Exception):  # each means that the length is no length, or that the steps differ
-            for made in rolled(captured_at, inputs, time) if time else ():
-                shapes = restricted(shapes_of(made.graph_module.graph, tuple(call.tensors), True), made)
-                out_spec = made.graph_module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-                captured = Captured(made.graph_module, call.names, out_spec, shapes, _since(start), over_time=True)
+            for merged in rolled(captured_at, inputs, time) if time else ():
+                shapes = restricted(shapes_of(merged.graph_module.graph, tuple(call.tensors), True), merged)
+                out_spec = merged.graph_module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
+                captured = Captured(merged.graph_module, call.names, out_spec, shapes, _since(start), over_time=True)
                 stage("comparison with the model")
                 if captured.refuses_sizes(call.leaves) is None and captured.agrees(lambda: model, call.leaves):
                     return captured

@@ -167,7 +167,7 @@ def standing_in(model: nn.Module, tree: Any) -> nn.Module:
     the model lists its parameters or buffers under names of its own, it lists them under their paths, as export does.
     """
     kind = type(model)
-    methods = {name: own for name in _LISTS if getattr(kind, name) is not (own := getattr(nn.Module, name))}
+    methods = {name: original for name in _LISTS if getattr(kind, name) is not (original := getattr(nn.Module, name))}
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return kind.__call__(self, *closed(args), **closed(kwargs))

@@ -64,7 +64,7 @@ def is_traced() -> bool:
     )
 
 
-def own_inputs(inputs: Any) -> Any:
+def copied_inputs(inputs: Any) -> Any:
     """The inputs of a call with copies of their tensors, to which a model may write; a tensor given twice stays one."""
     copies: dict[int, torch.Tensor] = {}
 

@@ -11,6 +11,7 @@ from typing import Any
 Contents = tuple[list[Any], list[Any]]  #: (keys, values)
 
 _OF_A_FUNCTION = ("__code__", "__defaults__", "__kwdefaults__")
+_MOST_WRAPPERS = 16  #: a function may wrap itself
 
 
 def dict_contents(value: dict[Any, Any]) -> Contents:
@@ -64,12 +65,20 @@ def _method_contents(value: types.MethodType) -> Contents:
 
 
 def functions_of(kind: type) -> Iterator[types.FunctionType]:
-    """The Python functions that a class itself defines, also behind properties, static and class methods."""
+    """The Python functions that a class itself defines (:func:`functions_behind`)."""
     for value in vars(kind).values():
-        value = value.fget if isinstance(value, property) else value
-        value = getattr(value, "__func__", value)
-        if isinstance(value, types.FunctionType):
-            yield value
+        yield from functions_behind(value)
+
+
+def functions_behind(value: Any) -> Iterator[types.FunctionType]:
+    """The Python function of a property, a static or a class method, and those that it wraps; none for other values."""
+    value = value.fget if isinstance(value, property) else value
+    value = getattr(value, "__func__", value)
+    for _ in range(_MOST_WRAPPERS):
+        if not isinstance(value, types.FunctionType):
+            return
+        yield value
+        value = getattr(value, "__wrapped__", None)
 
 
 @functools.cache

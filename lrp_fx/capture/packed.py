@@ -74,7 +74,7 @@ class PackedSequences:
 
     def of(self, sizes: Any) -> tuple[int, int] | None:
         """(steps, samples) of the packed sequence with this tensor of sizes; None if it was not packed here."""
-        return next(((steps, samples) for own_sizes, steps, samples in self._sequences if own_sizes is sizes), None)
+        return next(((steps, samples) for recorded, steps, samples in self._sequences if recorded is sizes), None)
 
     def pack(self, x: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
         """(rows, sizes) of a padded sequence."""

@@ -46,7 +46,7 @@ def draw(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], note: Callabl
         note: called with the arguments on which a fixed sample depends.
     """
     name = func.__name__
-    if (form := _FORMS.get(name.removesuffix("_"))) is not None:
+    if (form := _SPELLINGS.get(name.removesuffix("_"))) is not None:
         value = form(func, args, kwargs)
         if value is not NotImplemented:
             written = name.endswith("_") and value is not args[0]
@@ -160,7 +160,7 @@ def _bound(args: tuple[Any, ...], kwargs: dict[str, Any], **defaults: Any) -> li
     return list(bound.arguments.values())
 
 
-_FORMS: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
+_SPELLINGS: dict[str, Callable[[Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     "dropout": _dropout,
     "alpha_dropout": _dropout,
     "feature_dropout": _dropout,

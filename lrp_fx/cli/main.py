@@ -276,15 +276,15 @@ def tune(
     """Search the most faithful rules for a model on some texts; compare them with others on those held out."""
     with clear_errors():
         writable_rules(output)
-        parts = parted(read_text(file).splitlines())
+        halves = parted(read_text(file).splitlines())
         loaded = load(model, None, precision)
-        tuned_on, held_out = (text_task(loaded.name, loaded.model, loaded.tokenizer, p, target) for p in parts)
-        found = lrp_fx.tune(loaded.model, tuned_on, metric, base, trials, depths)
-        found.ruleset.save(output)
+        tuned_on, held_out = (text_task(loaded.name, loaded.model, loaded.tokenizer, p, target) for p in halves)
+        tuned = lrp_fx.tune(loaded.model, tuned_on, metric, base, trials, depths)
+        tuned.ruleset.save(output)
         methods = find_methods(dict.fromkeys([str(output), base, "default"]))
         results = evaluate(held_out, methods)
         console = Console()
-        tried = f"{found.trials} rule sets on {len(tuned_on)} texts: {metric} {found.value:.4g} at best"
+        tried = f"{tuned.trials} rule sets on {len(tuned_on)} texts: {metric} {tuned.value:.4g} at best"
         console.print(
             f"{tried}; on the other {len(held_out)} (higher is better, for deletion lower)\n", highlight=False
         )

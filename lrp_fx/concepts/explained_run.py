@@ -80,8 +80,8 @@ class ExplainedRun:
         if name is None and len(self.latents) == 1:
             return next(iter(self.latents.values()))
         if name not in self.latents:
-            found = ", ".join(self.latents) or "none: give Explainer(at=...) for some"
-            raise LatentError(f"{name!r} is no tensor with relevance in {self.path}: there are {found}")
+            names = ", ".join(self.latents) or "none: give Explainer(at=...) for some"
+            raise LatentError(f"{name!r} is no tensor with relevance in {self.path}: there are {names}")
         return self.latents[name]
 
     def maps(self) -> Iterator[np.ndarray]:

@@ -202,11 +202,11 @@ def _connected(graph: networkx.DiGraph, edges: Iterable[tuple[str, str]]) -> net
     inputs = [n for n, kind in chosen.nodes(data="kind") if kind == "input"]
     below = set(inputs).union(*(nx.descendants(chosen, n) for n in inputs))
     above = {TARGET} | nx.ancestors(chosen, TARGET) if TARGET in chosen else set()
-    kept = {(a, b) for a, b in chosen.edges if a in below and b in above}
-    nodes = {node for edge in kept for node in edge}
+    edges = {(a, b) for a, b in chosen.edges if a in below and b in above}
+    nodes = {node for edge in edges for node in edge}
     copied = nx.DiGraph(**graph.graph)  # networkx's own subgraphs have the order of a set: another one in each process
     copied.add_nodes_from((node, facts) for node, facts in graph.nodes(data=True) if node in nodes)
-    copied.add_edges_from((a, b, facts) for a, b, facts in graph.edges(data=True) if (a, b) in kept)
+    copied.add_edges_from((a, b, facts) for a, b, facts in graph.edges(data=True) if (a, b) in edges)
     return copied
 
 

@@ -217,11 +217,11 @@ def _without(cotangent: Tensor, rows: Sequence[int]) -> Tensor:
     return cotangent
 
 
-def _initial(values: Tensor, given: Any) -> Tensor:
-    """Relevance at the start: the values, or what is given."""
-    if callable(given):
-        return given(values)
-    return values if given is None else torch.as_tensor(given, dtype=values.dtype).expand_as(values)
+def _initial(values: Tensor, start: Any) -> Tensor:
+    """Relevance at the start: the values, or what is start."""
+    if callable(start):
+        return start(values)
+    return values if start is None else torch.as_tensor(start, dtype=values.dtype).expand_as(values)
 
 
 def _over(relevance: Tensor, values: Tensor) -> Tensor:

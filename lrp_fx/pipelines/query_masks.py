@@ -51,8 +51,8 @@ class Queries:
         pixels = torch.as_tensor(np.asarray(mask) != 0, dtype=torch.float32, device=self.masks.device)[None, None]
         share = F.interpolate(pixels, size=size, mode="area")[0, 0]
         inside = share > 0.5 if bool((share > 0.5).any()) else share > 0
-        own = self.masks[0] > 0
-        overlap = (own & inside).flatten(1).sum(1) / (own | inside).flatten(1).sum(1).clamp(min=1)
+        mask = self.masks[0] > 0
+        overlap = (mask & inside).flatten(1).sum(1) / (mask | inside).flatten(1).sum(1).clamp(min=1)
         of_class = self.classes[0].argmax(-1) == label
         overlap = overlap.where(of_class, overlap - 1) if bool(of_class.any()) else self.classes[0, :, label]
         return QueryMask(int(overlap.argmax()), label, self.classes.shape[-1], inside)

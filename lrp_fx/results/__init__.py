@@ -1,6 +1,6 @@
 """Results of explanations: relevance with context, ledger and notes; tables, figures and files of them."""
 
-from lrp_fx.results.accounts import Accounting, known_ledger, no_ledger
+from lrp_fx.results.accounts import Accounting, computed_ledger, no_ledger
 from lrp_fx.results.attribution import Attribution, Later
 from lrp_fx.results.context import Context, Normalization, Tokens
 from lrp_fx.results.ledger import Entry, Ledger
@@ -27,7 +27,7 @@ __all__ = [
     "Result",
     "Stored",
     "Tokens",
-    "known_ledger",
+    "computed_ledger",
     "load_result",
     "no_ledger",
     "view",

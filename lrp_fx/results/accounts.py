@@ -23,7 +23,7 @@ def no_ledger(why: str) -> Accounting:
     return partial(refuse, why)
 
 
-def known_ledger(ledger: Ledger) -> Accounting:
+def computed_ledger(ledger: Ledger) -> Accounting:
     """The account of a ledger that is already computed."""
     return partial(as_computed, ledger)
 

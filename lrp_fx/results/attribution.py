@@ -17,8 +17,8 @@ from lrp_fx.errors import LatentError
 from lrp_fx.results.accounts import (
     Accounting,
     as_computed,
+    computed_ledger,
     joined,
-    known_ledger,
     no_ledger,
     of_rows,
     of_the_sum,
@@ -225,7 +225,7 @@ class Attribution(Result):
         if about.get("ledger") is None:
             account = no_ledger(text(about, "no_ledger"))
         else:
-            account = known_ledger(read_ledger(about["ledger"]))
+            account = computed_ledger(read_ledger(about["ledger"]))
         unsaved = Later(functools.partial(refuse, _UNSAVED))
         return super()._read(about, tensors, _output=output, _sources=unsaved, _account=account, **more)
 

@@ -111,11 +111,11 @@ class Context:
 
     def __getstate__(self) -> dict[str, Any]:
         """State for another process, with the computed digest in place of the function."""
-        return vars(self) | {"fingerprint": Known(self.fingerprint())}
+        return vars(self) | {"fingerprint": ComputedDigest(self.fingerprint())}
 
 
 @dataclass(frozen=True)
-class Known:
+class ComputedDigest:
     """A digest that is already computed."""
 
     digest: str | None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrp_fx.results.context import Context, Known, Normalization, Tokens
+from lrp_fx.results.context import ComputedDigest, Context, Normalization, Tokens
 from lrp_fx.results.ledger import Entry, Ledger
 from lrp_fx.results.notes import Note
 from lrp_fx.version import VERSION
@@ -103,7 +103,7 @@ def read_context(about: Mapping[str, Any]) -> Context:
         sampling_rate=_optional(_number, rate),
         normalization={_text(n): _normalization(v) for n, v in _mapping(about.get("normalization", {})).items()},
         notes=tuple(Note(_text(n["name"]), _text(n["text"])) for n in map(_mapping, about.get("notes", []))),
-        fingerprint=Known(_optional(_text, model)),
+        fingerprint=ComputedDigest(_optional(_text, model)),
     )
 
 

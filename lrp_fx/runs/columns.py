@@ -29,8 +29,8 @@ class Kind:
 
 
 def _text(value: Any) -> Any:
-    parts = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(part, str) for part in parts):
+    texts = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(part, str) for part in texts):
         raise InputError(f"no text: {value!r:.60}")
     return value
 

@@ -125,8 +125,8 @@ class Explainer:
             InputError: without one.
         """
         encoder = self.xmodel.encoder
-        parts = {"text": ("texts", "tokenizer"), "image": ("images", "image_processor")}
-        part, tool = parts.get(self.kind, ("sounds", "feature_extractor"))
+        encoders = {"text": ("texts", "tokenizer"), "image": ("images", "image_processor")}
+        part, tool = encoders.get(self.kind, ("sounds", "feature_extractor"))
         if encoder is None or getattr(encoder, part) is None:
             raise InputError(f"{part} need their encoder: Explainer(model, {tool}=...)")
         return encoder

@@ -98,8 +98,8 @@ def files_of(path: str | Path) -> list[Path]:
     listed = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
     files = [p for p in listed if _suffix(p) in _SINGLE] or [p for p in listed if _suffix(p) in READERS]
     if not files:
-        known = ", ".join([*READERS, *_SINGLE])
-        raise InputError(f"no data at {path}: give a file {known}, or a folder of such files")
+        kinds = ", ".join([*READERS, *_SINGLE])
+        raise InputError(f"no data at {path}: give a file {kinds}, or a folder of such files")
     return files
 
 

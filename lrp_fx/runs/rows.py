@@ -52,7 +52,7 @@ def explained_rows(result: Attribution, ledger: bool, cut_off: Sequence[bool]) -
     rows = []
     for i, target in enumerate(targets.tolist()):
         amounts = dict(result[i].amounts()) if ledger else None
-        found = _names(result, i, amounts) if amounts is not None else notes[i]
+        names = _names(result, i, amounts) if amounts is not None else notes[i]
         rows.append(
             {
                 **_map(relevance[i], tokens[i]),
@@ -61,7 +61,7 @@ def explained_rows(result: Attribution, ledger: bool, cut_off: Sequence[bool]) -
                 "absorbed": absorbed[i],
                 "latents": {n: values[i] for n, values in latents.items()} or None,
                 "ledger": amounts,
-                "notes": [*found, *(["cut off"] if cut_off[i] else [])],
+                "notes": [*names, *(["cut off"] if cut_off[i] else [])],
                 "error": None,
             }
         )

@@ -53,9 +53,9 @@ def explain_by_workers(
         ray.init(**(_on_this_machine() if address == "local" else {"address": address}), log_to_driver=False)
     try:
         count = workers or max(1, int(ray.cluster_resources().get("CPU", 2)) // 2)
-        made = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Worker)
+        remote = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=-1)(Worker)
         sent = ray.put(explainer)
-        team = [made.remote(sent) for _ in range(count)]
+        team = [remote.remote(sent) for _ in range(count)]
         busy: dict[Any, int] = {}
         for task in tasks:
             if len(busy) >= _WAITING * count:

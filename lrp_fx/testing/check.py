@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lrp_fx.capture import preserved, unwrapped
-from lrp_fx.capture.conventions import own_inputs, traceable
+from lrp_fx.capture.conventions import copied_inputs, traceable
 from lrp_fx.converted import RuleSource
 from lrp_fx.errors import LrpError
 from lrp_fx.explain import Target
@@ -25,7 +25,7 @@ from lrp_fx.testing.measure import (
 )
 from lrp_fx.testing.result import Check, Failure, Measured
 
-_OWN = ("node",)  #: shortcomings that a verification reports, too, with their place
+_VERIFIED = ("node",)  #: shortcomings that a verification reports, too, with their place
 
 
 def check(
@@ -63,7 +63,7 @@ def _checked(
     model: nn.Module, args: Any, inputs: Any, ruleset: RuleSet, target: Target, ops: Ops, measured: Measured
 ) -> tuple[list[Failure], list[str]]:
     with preserved(model), traceable(model, experts=None):
-        if reason := fails(model, *own_inputs((args, inputs))):
+        if reason := fails(model, *copied_inputs((args, inputs))):
             return [Failure("model", f"the model itself {reason}")], []
     try:
         xmodel = measure_outputs(measured, model, args, inputs, ruleset, ops)
@@ -78,7 +78,7 @@ def _checked(
         return [Failure.told("error", f"{type(error).__name__}: {error}")], []
     except Exception as error:  # of any library: a failure of the check
         return [Failure.told("error", short(error, 500))], []
-    failures = [Failure(kind, text) for kind, text in shortcomings(measured) if kind not in _OWN]
+    failures = [Failure(kind, text) for kind, text in shortcomings(measured) if kind not in _VERIFIED]
     failures += [Failure.told("verify", text) for text in verification.failures]
     return failures, list(verification.notes)
 

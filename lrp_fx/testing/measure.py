@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.conventions import loop_over_experts, own_inputs, preserved, traceable
+from lrp_fx.capture.conventions import copied_inputs, loop_over_experts, preserved, traceable
 from lrp_fx.convert import convert
 from lrp_fx.converted import RuleSource
 from lrp_fx.errors import LrpError
@@ -189,7 +189,7 @@ def _tensors(value: Any) -> list[Tensor]:
 def _forward_difference(model: nn.Module, xmodel: nn.Module, args: Arguments, kwargs: Keywords) -> float:
     with torch.no_grad():
         with preserved(model), traceable(model, experts=None):
-            positional, keyword = own_inputs((args, dict(kwargs)))
+            positional, keyword = copied_inputs((args, dict(kwargs)))
             expected = _tensors(model(*positional, **keyword))
         actual = _tensors(xmodel(*args, **kwargs))
     if [t.shape for t in expected] != [t.shape for t in actual]:

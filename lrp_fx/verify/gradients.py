@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Captured
 from lrp_fx.capture.containers import closed
-from lrp_fx.capture.conventions import own_inputs, preserved, traceable
+from lrp_fx.capture.conventions import copied_inputs, preserved, traceable
 from lrp_fx.explain.accounts import Sweep
 from lrp_fx.explain.sweep import cotangents
 from lrp_fx.rules.derivatives import differentiable
@@ -100,7 +100,7 @@ def of_model(
     leaves = {name: source(value) for name, value in inputs.items()}
     names = {id(value): name for name, value in inputs.items()}
     with torch.inference_mode(False), torch.enable_grad():
-        arguments = [leaves[names[id(v)]].clone() if id(v) in names else own_inputs(v) for v in flat]
+        arguments = [leaves[names[id(v)]].clone() if id(v) in names else copied_inputs(v) for v in flat]
         positional, keyword = pytree.tree_unflatten(arguments, spec)
         with preserved(model), traceable(model, experts=None):
             chosen = choose(model(*closed(positional), **closed(keyword)))

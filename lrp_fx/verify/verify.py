@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Call, opened
 from lrp_fx.capture.containers import closed, returned
-from lrp_fx.capture.conventions import own_inputs, preserved, traceable
+from lrp_fx.capture.conventions import copied_inputs, preserved, traceable
 from lrp_fx.errors import first_line
 from lrp_fx.explain import Sweeper, Target, usable
 from lrp_fx.explain.accounts import Sweep
@@ -83,7 +83,7 @@ class _Subject:
             args, kwargs = pytree.tree_map(lambda v: new.get(id(v), v), (args, kwargs))
         with torch.no_grad(), preserved(self.model), traceable(self.model, experts=None):
             state = torch.get_rng_state()
-            positional, keyword = own_inputs((closed(args), closed(kwargs)))
+            positional, keyword = copied_inputs((closed(args), closed(kwargs)))
             output = returned(self.model(*positional, **keyword))
             return output, not torch.equal(state, torch.get_rng_state())
 
@@ -347,9 +347,9 @@ def _follows(before: Any, after: Any, model: Any, tolerance: float) -> bool:
 def _does_not_follow(subject: _Subject, name: str) -> str:
     """Failure message for a graph with a constant in place of a computation of the model."""
     captured = subject.sweeper.captured
-    own_tensors = {id(v) for v in (*subject.model.parameters(), *subject.model.buffers())}
+    model_tensors = {id(v) for v in (*subject.model.parameters(), *subject.model.buffers())}
     nodes = [n for n in captured.graph_module.graph.nodes if n.op == "get_attr"]
-    strange = [n for n in nodes if id(attribute(captured.graph_module, n)) not in own_tensors]
+    strange = [n for n in nodes if id(attribute(captured.graph_module, n)) not in model_tensors]
     readers = [user for n in strange for user in n.users]
     where = f"; constants of the capture are read at {locate(readers[0])}" if readers else ""
     return (

@@ -1,6 +1,7 @@
 """LRP_FX_CACHE: captures kept on disk give the same relevance, and no other model ever gets one."""
 
 import collections
+import functools
 import importlib
 import re
 import sys
@@ -15,7 +16,9 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.cache import store
+from lrp_fx.cache.fingerprint import fingerprint
 from lrp_fx.capture import packages
+from lrp_fx.capture.signature import Call
 
 SCALES = {"after": 1.0}  #: state of a module that no fingerprint sees
 
@@ -243,6 +246,31 @@ def test_what_no_fingerprint_sees_is_found_by_running_the_model(scale, folder, c
     found = relevance(net(), input_ids=IDS)
     monkeypatch.delenv("LRP_FX_CACHE")
     assert len(captures) == 2 and torch.equal(relevance(net(), input_ids=IDS), found)
+
+
+GAIN = {"by": 1.0}
+
+
+def _timed(function):
+    @functools.wraps(function)
+    def timed(*args, **kwargs):
+        return function(*args, **kwargs)
+
+    return timed
+
+
+class Wrapped(nn.Module):
+    @_timed
+    def forward(self, x):
+        return x * GAIN["by"]
+
+
+def test_what_a_wrapped_method_reads_is_part_of_the_fingerprint(monkeypatch):
+    model, call = Wrapped(), Call(("x",), (torch.ones(2, 3),), ("",))
+    before = fingerprint(model, call)
+    assert fingerprint(model, call) == before
+    monkeypatch.setitem(GAIN, "by", 1 + 1e-7)  # outputs are as before, but for rounding
+    assert fingerprint(model, call) != before
 
 
 def _local(x):

@@ -20,7 +20,7 @@ from lrp_fx.results import (
     Ledger,
     Note,
     Tokens,
-    known_ledger,
+    computed_ledger,
     no_ledger,
 )
 
@@ -163,7 +163,7 @@ def closed(**more):
     values[0, :4] = torch.tensor([1.0, 2.0, 3.0, -1.0])
     whole = result()[0]
     return replace(
-        whole, relevance={"ids": values}, target=torch.tensor([3.0]).double(), _account=known_ledger(LEDGER), **more
+        whole, relevance={"ids": values}, target=torch.tensor([3.0]).double(), _account=computed_ledger(LEDGER), **more
     )
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 import lrp_fx
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.explain.target_types import spoken
-from lrp_fx.results import Context, Tokens, known_ledger
+from lrp_fx.results import Context, Tokens, computed_ledger
 from lrp_fx.results.fingerprint import model_fingerprint
 
 
@@ -226,7 +226,7 @@ def test_a_ledger_that_was_computed_stays(xmodel):
     ledger = found.ledger
     assert found.with_context(Context()).ledger is ledger and found.without_inputs().ledger is ledger
     assert found.to(torch.float32).ledger is ledger
-    assert known_ledger(ledger)(None) is ledger
+    assert computed_ledger(ledger)(None) is ledger
 
 
 def test_ids_are_tokens_where_nothing_more_is_known(xmodel):

@@ -10,7 +10,7 @@ from lrp_fx.results import (
     Generation,
     Ledger,
     Tokens,
-    known_ledger,
+    computed_ledger,
     no_ledger,
 )
 
@@ -37,7 +37,7 @@ def text(pieces=("[CLS]", "un", "##believ", "##able", HOSTILE, "film", "[SEP]", 
         relevance={"ids": relevance}, latents=more.pop("latents", {}), target=torch.tensor([value], dtype=torch.float64),
         ruleset=more.pop("ruleset", "attnlrp"), inputs={},
         context=Context(tokens={"ids": (tokens(pieces),)}, answers=("positive",), **more),
-        _account=known_ledger(ledger(input=float(relevance.sum()), bias=base)),
+        _account=computed_ledger(ledger(input=float(relevance.sum()), bias=base)),
     )  # fmt: skip
 
 
@@ -130,7 +130,7 @@ def _floating(name, given, relevance, **context):
     value = relevance.reshape(1, -1).sum(1)
     return Attribution(
         relevance={name: relevance}, latents={}, target=value + 1, ruleset="attnlrp", inputs={name: given},
-        context=Context(**context), _account=known_ledger(ledger(input=float(value), bias=1.0)),
+        context=Context(**context), _account=computed_ledger(ledger(input=float(value), bias=1.0)),
     )  # fmt: skip
 
 

@@ -51,10 +51,10 @@ def _text(model: nn.Module, inputs: dict[str, Any], logits: Callable[[Any], Tens
 
     def embedded() -> dict[str, Any]:
         table = model.get_input_embeddings()  # type: ignore[operator]
-        found = {k: v for k, v in inputs.items() if k not in names}
+        renamed = {k: v for k, v in inputs.items() if k not in names}
         for name in names:
-            found[name.replace("input_ids", "inputs_embeds")] = table(inputs[name]).detach().requires_grad_()
-        return found
+            renamed[name.replace("input_ids", "inputs_embeds")] = table(inputs[name]).detach().requires_grad_()
+        return renamed
 
     return Case(model, inputs, embedded, logits)
 
@@ -166,7 +166,7 @@ ABOUT = {
 def make(name: str, device: str, dtype: str) -> Case:
     """A case by name; the same weights and inputs each time."""
     torch.manual_seed(0)
-    known = CASES | DEEP | GENERATING | ON_GPU
+    builders = CASES | DEEP | GENERATING | ON_GPU
     with torch.device(device):
-        case = known[name]()
+        case = builders[name]()
     return case.to(device, getattr(torch, dtype))

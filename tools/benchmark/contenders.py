@@ -129,9 +129,9 @@ class Explainers:
 
     def _timed(self, name: str, make: Callable[[], Any]) -> Any:
         start = time.perf_counter()
-        made = make()
+        contender = make()
         self.seconds[name] = time.perf_counter() - start
-        return made
+        return contender
 
     def eager(self) -> Run:
         """``explain``."""
@@ -156,5 +156,5 @@ class Explainers:
         return lambda: _all(graph(**self.case.inputs))
 
 
-def _all(found: lrp_fx.Attribution) -> Tensor:
-    return torch.cat([r.flatten() for r in found.relevance.values()])
+def _all(attribution: lrp_fx.Attribution) -> Tensor:
+    return torch.cat([r.flatten() for r in attribution.relevance.values()])

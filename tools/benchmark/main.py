@@ -86,16 +86,16 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=Path("docs/performance.md"))
     options = parser.parse_args()
     console = Console(stderr=True)
-    kept = Results(options.results, options.device)
+    results = Results(options.results, options.device)
     wanted = tuple(options.only.split(",")) if options.only else ("",)
-    known = set(kept.read()) if options.missing else set()
-    chosen = [(job, run) for job, run in jobs(options) if job.startswith(wanted) and job not in known]
+    measured = set(results.read()) if options.missing else set()
+    chosen = [(job, run) for job, run in jobs(options) if job.startswith(wanted) and job not in measured]
     with Progress(console=console) as progress:
         task = progress.add_task("benchmark", total=len(chosen))
         for job, run in chosen:
             progress.update(task, description=job)
             try:
-                kept.keep(job, run())
+                results.keep(job, run())
             except RuntimeError as error:
                 console.print(f"[red]{job}[/]: {error}")
             progress.advance(task)

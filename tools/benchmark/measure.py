@@ -58,9 +58,9 @@ def times(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
         "compiled": ours.compiled(),
         "compiled forward": contenders.compiled_forward(case),
     }
-    found: dict[str, Any] = {n: runs[n]() for n in ("eager", "lowered", "compiled")}
-    scale = found["eager"].abs().max()
-    apart = {n: float((found[n] - found["eager"]).abs().max() / scale) for n in ("lowered", "compiled")}
+    maps: dict[str, Any] = {n: runs[n]() for n in ("eager", "lowered", "compiled")}
+    scale = maps["eager"].abs().max()
+    apart = {n: float((maps[n] - maps["eager"]).abs().max() / scale) for n in ("lowered", "compiled")}
     seconds = interleaved(runs, repeats, device)
     others, refused = _others(name, case, device)
     return {"seconds": seconds | others, "made": ours.seconds, "refused": refused, "apart": apart, "repeats": repeats}
@@ -69,9 +69,9 @@ def times(name: str, device: str, dtype: str, repeats: int) -> dict[str, Any]:
 def _others(name: str, case: Case, device: str) -> tuple[dict[str, float], dict[str, str]]:
     """Other tools on the same case, three runs each: seconds, or the reason of a failure."""
     seconds, refused = {}, {}
-    known = {"autolrp": contenders.autolrp} if name not in LARGE else {}
-    known |= {"zennit": contenders.zennit} if name == "resnet" else {}
-    for other, build in known.items():
+    others = {"autolrp": contenders.autolrp} if name not in LARGE else {}
+    others |= {"zennit": contenders.zennit} if name == "resnet" else {}
+    for other, build in others.items():
         try:
             seconds |= interleaved({other: build(case)}, 3, device)
         except Exception as error:  # another tool's failure is a result
@@ -98,14 +98,14 @@ def memory(name: str, device: str, dtype: str, contender: str) -> dict[str, Any]
     run()  # warm-up: costs of the first call do not count
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
+        before = torch.cuda.memory_allocated()
         run()
-        return {"peak": (torch.cuda.max_memory_allocated() - held) / 2**20}
+        return {"peak": (torch.cuda.max_memory_allocated() - before) / 2**20}
     gc.collect()  # (isolated() lets freed memory go back to the system at once)
     Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
-    held = _status("VmRSS")
+    before = _status("VmRSS")
     run()
-    return {"peak": (_status("VmHWM") - held) / 1024}
+    return {"peak": (_status("VmHWM") - before) / 1024}
 
 
 def _status(field: str) -> int:
@@ -117,12 +117,12 @@ def many(device: str, dtype: str, repeats: int) -> dict[str, Any]:
     """16 targets against one."""
     case = make("llama-512", device, dtype)
     inputs = {"input_ids": case.inputs["input_ids"]}
-    xmodel, sparing = (lrp_fx.convert(case.model, **i) for i in (inputs, case.inputs))
+    xmodel, checkpointed = (lrp_fx.convert(case.model, **i) for i in (inputs, case.inputs))
     last = inputs["input_ids"].shape[1] - 1
     spread = [((last + 1) * (i + 1) // TARGETS - 1, 100 * i) for i in range(TARGETS)]
     runs: dict[str, Callable[[], Any]] = {
         "one": lambda: xmodel.explain(**inputs, target=(last, 5)),
-        "one, of the logits of one position": lambda: sparing.explain(**case.inputs, target=5),
+        "one, of the logits of one position": lambda: checkpointed.explain(**case.inputs, target=5),
         "16 tokens at one position": lambda: xmodel.explain_targets(
             **inputs, targets=[(last, 100 * i) for i in range(TARGETS)]
         ),

@@ -19,9 +19,9 @@ def write(results: Path, report: Path) -> None:
     """The page, and a plot beside it."""
     lines = ["# Performance", "", *_PREAMBLE]
     for device in ("cpu", "cuda"):
-        kept = Results(results, device)
-        if found := kept.read():
-            lines += _device(device, found, kept.settings(), report)
+        stored = Results(results, device)
+        if measured := stored.read():
+            lines += _device(device, measured, stored.settings(), report)
     write_text(report, "\n".join(lines) + "\n")
 
 
@@ -33,9 +33,9 @@ _PREAMBLE = (
 )
 
 
-def _device(device: str, found: dict[str, Any], settings: list[str], report: Path) -> list[str]:
+def _device(device: str, measured: dict[str, Any], settings: list[str], report: Path) -> list[str]:
     names = list(ON_GPU if device == "cuda" else CASES)
-    rows = {k: found[f"times {k}"] for k in _rows(names) if f"times {k}" in found}
+    rows = {k: measured[f"times {k}"] for k in _rows(names) if f"times {k}" in measured}
     lines = [
         f"## {'GPU' if device == 'cuda' else 'CPU'}",
         "",
@@ -45,8 +45,8 @@ def _device(device: str, found: dict[str, Any], settings: list[str], report: Pat
         "",
     ]
     if rows:
-        lines += _times(rows, found.get("lxt")) + _plot(rows, device, report)
-    lines += _memory(found, names) + _many(found) + _preparation(rows, found)
+        lines += _times(rows, measured.get("lxt")) + _plot(rows, device, report)
+    lines += _memory(measured, names) + _many(measured) + _preparation(rows, measured)
     return lines
 
 
@@ -67,13 +67,13 @@ def _times(rows: dict[str, Any], lxt: dict[str, Any] | None) -> list[str]:
         "",
     ]
     table = {}
-    for row, found in rows.items():
-        s = {name: 1e3 * seconds for name, seconds in found["seconds"].items()}
-        bound, apart = s["compiled"] / (2 * s["compiled forward"]), max(found["apart"].values())
+    for row, measured in rows.items():
+        s = {name: 1e3 * seconds for name, seconds in measured["seconds"].items()}
+        bound, apart = s["compiled"] / (2 * s["compiled forward"]), max(measured["apart"].values())
         table[_title(row)] = [_against(s, c) for c in COLUMNS] + [f"{bound:.2f}", f"{apart:.0e}"]
         table[_title(row)] += [_against(s, other) for other in ("autolrp", "zennit")]
-    own = "forward | gradient | `explain` | `lower` | `compile`"
-    lines += _table(f"{own} | compiled, of the bound | agreement | autoLRP | zennit", table)
+    columns = "forward | gradient | `explain` | `lower` | `compile`"
+    lines += _table(f"{columns} | compiled, of the bound | agreement | autoLRP | zennit", table)
     lines += [
         "",
         "*Agreement* is the largest difference of lowered or compiled to eager relevance, in units of the largest relevance. ReLU networks with "
@@ -84,7 +84,7 @@ def _times(rows: dict[str, Any], lxt: dict[str, Any] | None) -> list[str]:
         lines += [
             f"LXT (`lxt.efficient`) on Llama, 8 x 512, 512 tokens: {lxt['ratio']:.2f} of the gradient, in a process of its own."
         ]
-    refused = {other: why for found in rows.values() for other, why in found["refused"].items()}
+    refused = {other: why for measured in rows.values() for other, why in measured["refused"].items()}
     lines += [f"A dash: {other} does not explain it (`{why}`)." for other, why in refused.items()]
     return [*lines, ""]
 
@@ -128,9 +128,9 @@ def _plot(rows: dict[str, Any], device: str, report: Path) -> list[str]:
     return [f"![time by model]({path.name})", ""]
 
 
-def _memory(found: dict[str, Any], names: list[str]) -> list[str]:
+def _memory(measured: dict[str, Any], names: list[str]) -> list[str]:
     kinds = ("gradient", "eager", "low", "lowered", "compiled")
-    table = {n: {k: found.get(f"memory {n} {k}", {}).get("peak") for k in kinds} for n in [*names, "llama-32x512"]}
+    table = {n: {k: measured.get(f"memory {n} {k}", {}).get("peak") for k in kinds} for n in [*names, "llama-32x512"]}
     table = {n: row for n, row in table.items() if any(v is not None for v in row.values())}
     if not table:
         return []
@@ -149,10 +149,10 @@ def _memory(found: dict[str, Any], names: list[str]) -> list[str]:
     return [*lines, ""]
 
 
-def _many(found: dict[str, Any]) -> list[str]:
-    if "many" not in found:
+def _many(measured: dict[str, Any]) -> list[str]:
+    if "many" not in measured:
         return []
-    s = found["many"]["seconds"]
+    s = measured["many"]["seconds"]
     few = "one, of the logits of one position"
     lines = [
         "### Many targets",
@@ -166,12 +166,14 @@ def _many(found: dict[str, Any]) -> list[str]:
         for name in s
         if name.startswith("16")
     ]
-    lines += _generated(found)
+    lines += _generated(measured)
     return [*lines, ""]
 
 
-def _generated(found: dict[str, Any]) -> list[str]:
-    rows = {tuple(job.split()[1:]): result["seconds"] for job, result in found.items() if job.startswith("generated ")}
+def _generated(measured: dict[str, Any]) -> list[str]:
+    rows = {
+        tuple(job.split()[1:]): result["seconds"] for job, result in measured.items() if job.startswith("generated ")
+    }
     if not rows:
         return []
     lines = [
@@ -193,25 +195,25 @@ def _generated(found: dict[str, Any]) -> list[str]:
     return lines + _table(head, cells)
 
 
-def _preparation(rows: dict[str, Any], found: dict[str, Any]) -> list[str]:
+def _preparation(rows: dict[str, Any], measured: dict[str, Any]) -> list[str]:
     lines = ["### Preparation", ""]
     if rows:
-        made = {_title(row): result["made"] for row, result in rows.items()}
-        cells = {title: [f"{taken[k]:.1f}" for k in ("convert", "lower")] for title, taken in made.items()}
+        preparations = {_title(row): result["made"] for row, result in rows.items()}
+        cells = {title: [f"{taken[k]:.1f}" for k in ("convert", "lower")] for title, taken in preparations.items()}
         lines += [*_table("convert, s | lower, s", cells), ""]
-    if "conversion" in found:
-        lines += [f"- A 7B-shaped Llama (32 x 4096, on meta): converted in {found['conversion']['seconds']:.1f} s."]
+    if "conversion" in measured:
+        lines += [f"- A 7B-shaped Llama (32 x 4096, on meta): converted in {measured['conversion']['seconds']:.1f} s."]
     for per_block, title in ((False, "`compile(per_block=False)`"), (True, "`compile()`")):
-        few, lots = (found.get(f"compile {n} {per_block}") for n in (8, 32))
+        few, lots = (measured.get(f"compile {n} {per_block}") for n in (8, 32))
         if few and lots:
             ratio = lots["compiling"] / few["compiling"]
             lines.append(
                 f"- {title} without any cache, of 8 and 32 layers 256 wide: {few['compiling']:.0f} s and {lots['compiling']:.0f} s "
                 f"({ratio:.2f} x), after lowering in {few['lowering']:.0f} s and {lots['lowering']:.0f} s."
             )
-    if "start" in found:
+    if "start" in measured:
         lines += [
             f"- {name}: convert {s['convert']:.1f} s, first relevance after {s['total']:.1f} s (8 x 512, with LRP_FX_CACHE)."
-            for name, s in found["start"].items()
+            for name, s in measured["start"].items()
         ]
     return [*lines, ""]

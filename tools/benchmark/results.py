@@ -38,9 +38,9 @@ class Results:
 
     def keep(self, job: str, measured: dict[str, Any]) -> None:
         """Write one job down."""
-        found = self._all()
-        found.setdefault(self.device, {})[job] = {"setting": setting(self.device), "measured": measured}
-        ordered = {device: dict(sorted(jobs.items())) for device, jobs in sorted(found.items())}
+        everything = self._all()
+        everything.setdefault(self.device, {})[job] = {"setting": setting(self.device), "measured": measured}
+        ordered = {device: dict(sorted(jobs.items())) for device, jobs in sorted(everything.items())}
         write_text(self.path, json.dumps(ordered, indent=1) + "\n")
 
     def _all(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ TEMPLATES: dict[str, tuple[str, dict[str, list[str]]]] = {
 
 def reactions(count: int, generator: torch.Generator) -> list[tuple[str, str]]:
     """``count`` different reactions as (name of the template, SMILES), equally many of each template as far as they go."""
-    made = []
+    drawn = []
     for name, (template, lists) in TEMPLATES.items():
         first = range(len(SUBSTITUENTS))
         second = first if "{d}" in template else [0]
@@ -46,9 +46,9 @@ def reactions(count: int, generator: torch.Generator) -> list[tuple[str, str]]:
             for i, j, other in product(first, second, others)
         ]
         order = torch.randperm(len(rows), generator=generator).tolist()
-        made.append([rows[i] for i in order])
-    each = -(-count // len(made))
-    chosen = [row for rows in made for row in rows[:each]]
+        drawn.append([rows[i] for i in order])
+    each = -(-count // len(drawn))
+    chosen = [row for rows in drawn for row in rows[:each]]
     order = torch.randperm(len(chosen), generator=generator).tolist()
     return [chosen[i] for i in order][:count]
 
@@ -61,8 +61,8 @@ def _ordinary(ids: Tensor, smiles: pretrained.Smiles) -> Tensor:
 def classes() -> Task:
     """The reaction classifier on 200 reactions of nine kinds, its own guess among 50 classes."""
     model, smiles = pretrained.reaction_classifier(pretrained.find("rxnfp"))
-    made = reactions(weights.SAMPLES, torch.Generator().manual_seed(weights.SEED))
-    ids, mask = smiles.batch([reaction for _, reaction in made])
+    samples = reactions(weights.SAMPLES, torch.Generator().manual_seed(weights.SEED))
+    ids, mask = smiles.batch([reaction for _, reaction in samples])
     inputs = {"input_ids": ids, "attention_mask": mask}
     target = weights.logits(model, inputs).argmax(-1)
     replacement = Tokens(smiles.vocabulary["[MASK]"])
@@ -73,8 +73,8 @@ def mapper() -> Task:
     """The masked language model of rxnmapper: one atom of a product masked, and rightly predicted by it."""
     model, smiles = pretrained.atom_mapper(pretrained.find("rxnmapper"))
     generator = torch.Generator().manual_seed(weights.SEED)
-    made = reactions(3 * weights.SAMPLES // 2, generator)
-    ids, mask = smiles.batch([reaction for _, reaction in made])
+    samples = reactions(3 * weights.SAMPLES // 2, generator)
+    ids, mask = smiles.batch([reaction for _, reaction in samples])
     arrow = (ids == smiles.vocabulary[">>"]).cumsum(-1).bool()
     atoms = torch.tensor(smiles.ids(["C", "c", "N", "n", "O", "S", "F", "B"]))
     position = torch.multinomial((arrow & torch.isin(ids, atoms)).float(), 1, generator=generator)
@@ -82,9 +82,9 @@ def mapper() -> Task:
     masked = ids.scatter(1, position, smiles.vocabulary["[MASK]"])
     inputs = {"input_ids": masked, "attention_mask": mask}
     guess = weights.logits(model, inputs)[torch.arange(len(ids)), position[:, 0]].argmax(-1)
-    kept = (guess == answer).nonzero()[: weights.SAMPLES, 0]
-    inputs = {name: value[kept] for name, value in inputs.items()}
-    eligible = _ordinary(masked, smiles)[kept]
+    right = (guess == answer).nonzero()[: weights.SAMPLES, 0]
+    inputs = {name: value[right] for name, value in inputs.items()}
+    eligible = _ordinary(masked, smiles)[right]
     return Task(
-        "mapper", model, inputs, (position[kept, 0], answer[kept]), Tokens(smiles.vocabulary["[MASK]"]), eligible
+        "mapper", model, inputs, (position[right, 0], answer[right]), Tokens(smiles.vocabulary["[MASK]"]), eligible
     )

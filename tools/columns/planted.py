@@ -18,16 +18,16 @@ def _task(name: str, length: int, samples: int) -> Task:
     model = weights.load(name, transformers.LlamaForCausalLM)
     generator = torch.Generator().manual_seed(weights.SEED)
     draws = -(-samples // weights.SAMPLES)  # blocks of a fixed size: larger sets begin with the smaller ones
-    made = [planted.TASKS[name](2 * weights.SAMPLES, generator).cut(length) for _ in range(draws)]
-    ids, answer, truth = (torch.cat(part) for part in zip(*made, strict=True))
+    batches = [planted.TASKS[name](2 * weights.SAMPLES, generator).cut(length) for _ in range(draws)]
+    ids, answer, truth = (torch.cat(part) for part in zip(*batches, strict=True))
     guess = weights.logits(model, {"input_ids": ids})[:, -1].argmax(-1)
-    kept = (guess == answer).nonzero()[:samples, 0]
-    if len(kept) < samples:
-        raise RuntimeError(f"{name} answers {len(kept)} of {len(ids)} sequences: train it again (tools/train {name})")
+    right = (guess == answer).nonzero()[:samples, 0]
+    if len(right) < samples:
+        raise RuntimeError(f"{name} answers {len(right)} of {len(ids)} sequences: train it again (tools/train {name})")
     eligible = (ids != ids[:1]).any(0).expand_as(truth).clone()
     eligible[:, length - 1] = False
     replacement = Tokens(planted.ASK)
-    return Task(name, model, {"input_ids": ids[kept]}, answer[kept], replacement, eligible[kept], truth[kept])
+    return Task(name, model, {"input_ids": ids[right]}, answer[right], replacement, eligible[right], truth[right])
 
 
 def recall(samples: int = weights.SAMPLES) -> Task:

@@ -48,11 +48,11 @@ def qa(samples: int = weights.SAMPLES) -> Task:
     length = int(data["mask"].sum(1).max())
     ids, mask, answer = data["ids"][:, :length], data["mask"][:, :length], data["answer"][:, -1]
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": questions.begun(data["answer"])}
-    kept = (weights.logits(model, inputs)[:, -1].argmax(-1) == answer).nonzero()[:samples, 0]
+    right = (weights.logits(model, inputs)[:, -1].argmax(-1) == answer).nonzero()[:samples, 0]
     eligible = (ids != questions.PAD) & (ids != questions.END)
     annotated = nn.functional.one_hot(data["position"], length).bool()
-    inputs = {name: value[kept] for name, value in inputs.items()}
-    return Task("qa", model, inputs, answer[kept], Tokens(questions.PAD), eligible[kept], annotated[kept])
+    inputs = {name: value[right] for name, value in inputs.items()}
+    return Task("qa", model, inputs, answer[right], Tokens(questions.PAD), eligible[right], annotated[right])
 
 
 def _digits(name: str, model: nn.Module, features: Features, samples: int) -> Task:

@@ -42,8 +42,8 @@ def state(name: str) -> dict[str, Tensor]:
 def logits(model: nn.Module, inputs: Mapping[str, Tensor], size: int = 50) -> Tensor:
     """(N, ...) logits of all samples, ``size`` at a time."""
     count = next(iter(inputs.values())).shape[0]
-    parts = []
+    batches = []
     for start in range(0, count, size):
         output = model(**{k: v[start : start + size] for k, v in inputs.items()})
-        parts.append(output if isinstance(output, Tensor) else output.logits)
-    return torch.cat(parts)
+        batches.append(output if isinstance(output, Tensor) else output.logits)
+    return torch.cat(batches)

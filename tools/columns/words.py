@@ -34,17 +34,17 @@ def crnn(samples: int = weights.SAMPLES) -> Task:
     model.eval()
     draw = np.random.default_rng(weights.SEED)
     files = rendered.fonts(rendered.HELD_OUT)
-    kept, steps, places = [], [], []
+    chosen, steps, places = [], [], []
     while len(steps) < samples:
         drawn = rendered.render(weights.SAMPLES, files, draw)
         guessed, at = rendered.read(weights.logits(model, {"x": drawn.images}))
-        for row, (letters, found) in enumerate(zip(guessed, at, strict=True)):
+        for row, (letters, position) in enumerate(zip(guessed, at, strict=True)):
             place = int(draw.integers(int(drawn.lengths[row])))
             if letters == drawn.letters[row, : len(letters)].tolist() and len(letters) == int(drawn.lengths[row]):
-                kept.append(drawn.part(torch.tensor([row])))
-                steps.append(found[place])
+                chosen.append(drawn.part(torch.tensor([row])))
+                steps.append(position[place])
                 places.append(place)
-    word = rendered.join(kept[:samples])
+    word = rendered.join(chosen[:samples])
     place = torch.tensor(places[:samples])[:, None]
     begin, end, letter = (label.gather(1, place)[:, 0] for label in (word.begin, word.end, word.letters))
     rows, across = rendered.HEIGHT // PIXELS[0], rendered.WIDTH // PIXELS[1]
@@ -64,17 +64,17 @@ def spoken(samples: int = weights.SAMPLES) -> Task:
     model = weights.load("speech", transformers.WhisperForConditionalGeneration)
     draw = np.random.default_rng(weights.SEED)
     voices = speech.bank(weights.folder("spoken"), speech.HELD_OUT)
-    parts, places, found = [], [], 0
-    while found < samples:
+    batches, places, total = [], [], 0
+    while total < samples:
         drawn = speech.record(weights.SAMPLES, voices, draw)
         place = torch.from_numpy(draw.integers(0, (drawn.digits != speech.END).sum(1).numpy()))
         inputs = {"input_features": drawn.mels, "decoder_input_ids": drawn.given}
         guess = weights.logits(model, inputs).argmax(-1)
         right = ((guess == drawn.wanted) | (drawn.wanted == -100)).all(1).nonzero()[:, 0]
-        parts.append(drawn.part(right))
+        batches.append(drawn.part(right))
         places.append(place[right])
-        found += len(right)
-    said, place = speech.join(parts).part(torch.arange(samples)), torch.cat(places)[:samples, None]
+        total += len(right)
+    said, place = speech.join(batches).part(torch.arange(samples)), torch.cat(places)[:samples, None]
     begin, end, digit = (label.gather(1, place)[:, 0] for label in (said.begin, said.end, said.digits))
     rows, across = spoken_digits.MELS // MELS_FRAMES[0], spoken_digits.FRAMES // MELS_FRAMES[1]
     annotated = _between(begin, end, MELS_FRAMES[1], across)

@@ -62,7 +62,7 @@ def examine(seed: int, connection: Connection) -> None:
     torch.set_num_threads(1)
     program, rules = random_program(seed), RULE_SETS[seed % len(RULE_SETS)]
     connection.send(("begun", "", ""))
-    found, known = [], set()
+    failures, kinds = [], set()
     case = Case(program, rules)
     for name, check in CHECKS.items():
         try:
@@ -70,10 +70,10 @@ def examine(seed: int, connection: Connection) -> None:
                 check(case)
         except Exception as error:
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            if manner(said) not in known:  # the same refusal in every check is one failure
-                known.add(manner(said))
-                found.append((name, program, said))
-    for name, failing, said in found:
+            if manner(said) not in kinds:  # the same refusal in every check is one failure
+                kinds.add(manner(said))
+                failures.append((name, program, said))
+    for name, failing, said in failures:
         small, now = smallest(name, failing, rules, said)
         connection.send((name, f"{small}", f"{now} [{rules}]"))
     connection.send(("done", "", ""))

@@ -27,25 +27,25 @@ def write_page(document: dict[str, Any], path: Path) -> None:
     head = {k: document[k] for k in ("command", "date", "torch")}
     asked = int(re.findall(r"--examples (\d+)", document["command"])[0])
     head["rest"] = f" of {asked} (stopped; the same command goes on)" if len(models) < asked else ""
-    parts = [
+    page = [
         _HEAD.format(
             **head, count=len(models), failed=len(failed), passed=len(models) - len(failed), code=_commits(models)
         )
     ]
     by_check = Counter(f["check"] for _, f in failures)
-    parts.append("| check | what | failures |\n|---|---|--:|")
-    parts += [
+    page.append("| check | what | failures |\n|---|---|--:|")
+    page += [
         f"| {name} | {(check.__doc__ or '').splitlines()[0]} | {by_check[name]} |" for name, check in CHECKS.items()
     ]
-    parts += [f"| {name} | | {count} |" for name, count in by_check.items() if name not in CHECKS]
-    parts.append("\n## What does not hold\n")
-    parts += _kinds(failures) or ["Nothing."]
-    parts.append("\n## Parts\n")
+    page += [f"| {name} | | {count} |" for name, count in by_check.items() if name not in CHECKS]
+    page.append("\n## What does not hold\n")
+    page += _kinds(failures) or ["Nothing."]
+    page.append("\n## Parts\n")
     used: Counter[str] = Counter()
     for seed in models:
         used.update(described(random_program(int(seed))))
-    parts.append(", ".join(f"{part} {count}" for part, count in used.most_common()) + ".")
-    path.write_text("\n".join(parts) + "\n")
+    page.append(", ".join(f"{part} {count}" for part, count in used.most_common()) + ".")
+    path.write_text("\n".join(page) + "\n")
 
 
 def _commits(models: dict[str, Any]) -> str:

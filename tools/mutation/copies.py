@@ -109,8 +109,8 @@ def _tested(root: Path, arguments: list[str], log: Path) -> None:
     os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(root))
-    found = importlib.util.find_spec("lrp_fx")
-    assert found is not None and Path(str(found.origin)).is_relative_to(root), "another copy of the package is loaded"
+    spec = importlib.util.find_spec("lrp_fx")
+    assert spec is not None and Path(str(spec.origin)).is_relative_to(root), "another copy of the package is loaded"
     import pytest
 
     status = int(pytest.main(arguments))

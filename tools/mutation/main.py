@@ -82,8 +82,8 @@ def pass_as_it_is(pending: Sequence[Mutation], copy: Copy) -> None:
 def digest(mutation: Mutation, root: Path = ROOT) -> str:
     """Digest of the inputs of a result: the entry, the changed file, and the files of its tests."""
     files = sorted({mutation.file, *(t.partition("::")[0] for t in mutation.tests)})
-    parts = [repr(mutation), *((ROOT / f).read_text() for f in files)]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    texts = [repr(mutation), *((ROOT / f).read_text() for f in files)]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def save(path: Path, rows: dict[str, Any]) -> None:

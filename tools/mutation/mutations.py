@@ -53,10 +53,10 @@ class Mutation:
         marks = [i for i, line in enumerate(lines) if line.strip() == self.below] if self.below else [0]
         if len(marks) != 1:
             raise StaleError(f"{self.name}: {self.file} has {self.below!r} {len(marks)} times")
-        found = [i for i, line in enumerate(lines) if i >= marks[0] and line.strip() == self.old]
-        if not found or (len(found) > 1 and not self.below):
-            raise StaleError(f"{self.name}: {self.file} has {self.old!r} {len(found)} times")
-        lines[found[0]] = lines[found[0]].replace(self.old, self.new)
+        places = [i for i, line in enumerate(lines) if i >= marks[0] and line.strip() == self.old]
+        if not places or (len(places) > 1 and not self.below):
+            raise StaleError(f"{self.name}: {self.file} has {self.old!r} {len(places)} times")
+        lines[places[0]] = lines[places[0]].replace(self.old, self.new)
         return "".join(lines)
 
 
@@ -66,14 +66,16 @@ def mutations() -> list[Mutation]:
     return [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
 
 
-def check(found: list[Mutation], root: Path = ROOT) -> None:
+def check(mutations: list[Mutation], root: Path = ROOT) -> None:
     """Check that every entry has a unique name, an existing line and existing tests.
 
     Raises:
         StaleError: naming every entry that has not.
     """
-    stale = [f"{name}: several entries have this name" for name, n in Counter(m.name for m in found).items() if n > 1]
-    for mutation in found:
+    stale = [
+        f"{name}: several entries have this name" for name, n in Counter(m.name for m in mutations).items() if n > 1
+    ]
+    for mutation in mutations:
         try:
             compile(mutation.applied(root), mutation.file, "exec")
         except (StaleError, OSError, SyntaxError) as error:

@@ -23,11 +23,11 @@ def write_page(document: dict[str, Any], every: Sequence[Mutation], path: Path) 
     rows = document["mutations"]
     killed = sum(rows[m.name]["outcome"] == "killed" for m in every)
     head = {key: document[key] for key in ("command", "date", "python", "torch")}
-    parts = [_HEAD.format(**head, killed=killed, count=len(every))]
+    page = [_HEAD.format(**head, killed=killed, count=len(every))]
     for stage, members in groupby(every, key=lambda m: m.stage):
-        parts.append(f"\n## {stage}\n\n| | in place of | stands | so that | by |\n|---|---|---|---|---|")
-        parts += [_row(mutation, rows[mutation.name]) for mutation in members]
-    path.write_text("\n".join(parts) + "\n")
+        page.append(f"\n## {stage}\n\n| | in place of | stands | so that | by |\n|---|---|---|---|---|")
+        page += [_row(mutation, rows[mutation.name]) for mutation in members]
+    path.write_text("\n".join(page) + "\n")
 
 
 def _row(mutation: Mutation, row: dict[str, Any]) -> str:

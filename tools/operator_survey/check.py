@@ -25,25 +25,25 @@ def problems(name: str, function, x: Tensor) -> list[str]:
     model = Around(function)
     xmodel = lrp_fx.convert(model, x)
     attribution = xmodel.explain(x, target=weighed)
-    ledger, found = attribution.ledger, []
+    ledger, faults = attribution.ledger, []
     if abs(ledger.residual) > 1e-9 * max(1, abs(ledger.target)):
-        found.append(f"the ledger is off by {ledger.residual:.1e}")
+        faults.append(f"the ledger is off by {ledger.residual:.1e}")
     if not xmodel.verify(x, target=weighed).passed:
-        found.append("verify fails")
+        faults.append("verify fails")
     if name not in RANDOM:
         error = _relative(xmodel(x), model(x))
         if error > 1e-12:
-            found.append(f"outputs differ by {error:.1e}")
+            faults.append(f"outputs differ by {error:.1e}")
     gradient = xmodel.explain(x, target=weighed, rules="gradient").relevance["x"]
     reference, tolerance = _reference(name, model, xmodel, x)
     error = _relative(gradient, x * reference)
     if error > tolerance:
-        found.append(f"input x gradient differs by {error:.1e}")
-    return found
+        faults.append(f"input x gradient differs by {error:.1e}")
+    return faults
 
 
-def _relative(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+def _relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
 
 
 def _reference(name: str, model, xmodel, x: Tensor) -> tuple[Tensor, float]:

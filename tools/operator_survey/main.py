@@ -67,18 +67,18 @@ An operator without a derivative can carry relevance under no kind but "nonlinea
 
 def survey(names: list[str]) -> dict[str, str]:
     """Name -> failure, "" if there is none."""
-    found = {}
+    verdicts = {}
     for name, function in (FUNCTIONALS | FURTHER).items():
         if names and name not in names:
             continue
         start = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                found[name] = "; ".join(problems(name, function, X))
+                verdicts[name] = "; ".join(problems(name, function, X))
             except Exception as error:
-                found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        print(f"{name:24} {time.perf_counter() - start:5.1f} s  {found[name] or 'ok'}", flush=True)
-    return found
+                verdicts[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        print(f"{name:24} {time.perf_counter() - start:5.1f} s  {verdicts[name] or 'ok'}", flush=True)
+    return verdicts
 
 
 def main() -> None:
@@ -87,14 +87,14 @@ def main() -> None:
     names = parser.parse_args().names
     warnings.filterwarnings("ignore")
     logging.disable(logging.ERROR)
-    found = survey(names)
-    failing = {name: (OUT_OF_REACH | NOT_YET).get(name, why) for name, why in found.items() if why}
-    print(f"{len(found) - len(failing)} of {len(found)} work")
+    verdicts = survey(names)
+    failing = {name: (OUT_OF_REACH | NOT_YET).get(name, why) for name, why in verdicts.items() if why}
+    print(f"{len(verdicts) - len(failing)} of {len(verdicts)} work")
     if names:
         return
     rows = "".join(f"- `{name}`: {why}\n" for name, why in failing.items())
     page = PAGE.format(
-        count=len(found), working=len(found) - len(failing), surveyed=len(FUNCTIONALS),
+        count=len(verdicts), working=len(verdicts) - len(failing), surveyed=len(FUNCTIONALS),
         survey=sum(name not in failing for name in FUNCTIONALS),
         failing=f"Those that do not:\n\n{rows}" if rows else "",
     )  # fmt: skip

@@ -118,14 +118,14 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="fraction of the steps, to try things out")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    known = list(jobs(options.folder))
-    if unknown := set(options.names) - set(known):
-        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    names = [n for n in known if not options.names or n in options.names]
+    available = list(jobs(options.folder))
+    if unknown := set(options.names) - set(available):
+        parser.error(f"no model {', '.join(sorted(unknown))}; there are {', '.join(available)}")
+    names = [n for n in available if not options.names or n in options.names]
     missing = [n for n in names if options.again or not (options.folder / n / "record.json").exists()]
     if missing:
         train_all(missing, options.folder, options.share, options.workers)
-    write_text(options.report, report(known, options.folder))
+    write_text(options.report, report(available, options.folder))
     print(options.report.read_text())
 
 

@@ -71,8 +71,8 @@ def encode(chosen: list[Word]) -> Spoken:
     said = torch.full((len(chosen), 1 + max(len(word.phonemes) for word in chosen)), -100)
     for row, word in enumerate(chosen):
         said[row, : 1 + len(word.phonemes)] = torch.tensor([*(ids[p] for p in word.phonemes), 0])
-    given = torch.nn.functional.pad(said[:, :-1].clamp(min=0) + 1, (1, 0), value=START)
-    return Spoken(letters, given, said)
+    inputs = torch.nn.functional.pad(said[:, :-1].clamp(min=0) + 1, (1, 0), value=START)
+    return Spoken(letters, inputs, said)
 
 
 def by_length(held_out: bool) -> dict[int, Spoken]:
@@ -88,11 +88,11 @@ def batches(size: int, generator: torch.Generator) -> Iterator[Spoken]:
     while True:
         spoken = data[LENGTHS[int(torch.multinomial(lengths, 1, generator=generator))]]
         rows = torch.randint(len(spoken.letters), (size,), generator=generator)
-        letters, given, said = spoken.letters[rows], spoken.given[rows], spoken.said[rows]
+        letters, inputs, said = spoken.letters[rows], spoken.given[rows], spoken.said[rows]
         share = torch.rand(size, 1, generator=generator) ** 8
         letters = letters.masked_fill(torch.rand(letters.shape, generator=generator) < share, BLANK)
         longest = int((said != -100).sum(1).max())
-        yield Spoken(letters, given[:, :longest], said[:, :longest])
+        yield Spoken(letters, inputs[:, :longest], said[:, :longest])
 
 
 def network(kind: type[nn.RNNBase]) -> LettersToPhonemes:

@@ -40,9 +40,9 @@ def documents(shortest: int = 200) -> list[str]:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.submodule_search_locations
         roots.append(Path(spec.submodule_search_locations[0]))
-    found = dict.fromkeys(topics.topics[name] for name in sorted(topics.topics))
-    found.update(dict.fromkeys(text for root in roots for text in _docstrings(root)))
-    return [text for text in found if len(text) >= shortest]
+    texts = dict.fromkeys(topics.topics[name] for name in sorted(topics.topics))
+    texts.update(dict.fromkeys(text for root in roots for text in _docstrings(root)))
+    return [text for text in texts if len(text) >= shortest]
 
 
 def held_out(text: str) -> bool:
@@ -87,14 +87,14 @@ def blanked(windows: Tensor, generator: torch.Generator) -> Tensor:
 
 def corpus(folder: Path, length: int, test_length: int) -> tuple[Tensor, Tensor]:
     """(windows to learn from, windows held out); they and the tokenizer are kept in ``folder``."""
-    kept = folder / "windows.safetensors"
-    if not kept.exists():
+    file = folder / "windows.safetensors"
+    if not file.exists():
         texts = documents()
         learnt, tested = [t for t in texts if not held_out(t)], [t for t in texts if held_out(t)]
         tokenizer = learn_tokenizer(learnt)
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(str(folder / "tokenizer.json"))
-        parts = {"train": windows(tokenizer, learnt, length), "test": windows(tokenizer, tested, test_length)}
-        save_file({name: part.to(torch.int16) for name, part in parts.items()}, kept)
-    parts = load_file(kept)
-    return parts["train"].long(), parts["test"].long()
+        splits = {"train": windows(tokenizer, learnt, length), "test": windows(tokenizer, tested, test_length)}
+        save_file({name: part.to(torch.int16) for name, part in splits.items()}, file)
+    splits = load_file(file)
+    return splits["train"].long(), splits["test"].long()

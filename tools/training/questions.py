@@ -155,15 +155,15 @@ def batch(
     count: int, rng: np.random.Generator, real: bool, sentences: int = SENTENCES, same: float = 0.5
 ) -> dict[str, Tensor]:
     """``count`` samples: ids (N, S), mask (N, S), answer (N, T), which ends with the value, position of the value (N,)."""
-    known = vocabulary()
+    index = vocabulary()
     ids, mask = torch.full((count, LENGTH), PAD), torch.zeros(count, LENGTH, dtype=torch.long)
     answers, positions = [], []
     for row in range(count):
         words, answer, position = sample(rng, real, sentences, same)
-        encoded = [*(known[w] for w in words), END]
+        encoded = [*(index[w] for w in words), END]
         ids[row, : len(encoded)] = torch.tensor(encoded)
         mask[row, : len(encoded)] = 1
-        answers.append([known[w] for w in answer])
+        answers.append([index[w] for w in answer])
         positions.append(position)
     return {"ids": ids, "mask": mask, "answer": torch.tensor(answers), "position": torch.tensor(positions)}
 

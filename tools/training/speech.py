@@ -106,14 +106,14 @@ def record(count: int, spoken: dict[int, list[Tensor]], generator: np.random.Gen
     begin, end = torch.zeros(count, MOST, dtype=torch.long), torch.zeros(count, MOST, dtype=torch.long)
     for row in range(count):
         chosen = generator.integers(len(DIGITS), size=int(generator.integers(1, MOST + 1))).tolist()
-        parts = [spoken[d][int(generator.integers(len(spoken[d])))] for d in chosen]
+        takes = [spoken[d][int(generator.integers(len(spoken[d])))] for d in chosen]
         gap = RATE // 20
-        while sum(map(len, parts)) + gap * len(parts) + RATE // 5 > sounds.shape[1] - gap:
-            parts.pop()
-        spare = sounds.shape[1] - sum(map(len, parts)) - gap * len(parts) - RATE // 5 - gap
-        cuts = np.sort(generator.integers(0, spare + 1, len(parts)))
-        for place, (digit, sound) in enumerate(zip(chosen, parts, strict=False)):
-            start = RATE // 5 + int(cuts[place]) + gap * place + sum(map(len, parts[:place]))
+        while sum(map(len, takes)) + gap * len(takes) + RATE // 5 > sounds.shape[1] - gap:
+            takes.pop()
+        spare = sounds.shape[1] - sum(map(len, takes)) - gap * len(takes) - RATE // 5 - gap
+        cuts = np.sort(generator.integers(0, spare + 1, len(takes)))
+        for place, (digit, sound) in enumerate(zip(chosen, takes, strict=False)):
+            start = RATE // 5 + int(cuts[place]) + gap * place + sum(map(len, takes[:place]))
             sounds[row, start : start + len(sound)] = sound * float(generator.uniform(0.5, 1.0))
             digits[row, place] = FIRST + digit
             begin[row, place], end[row, place] = start // HOP, -(-(start + len(sound)) // HOP)
@@ -123,11 +123,11 @@ def record(count: int, spoken: dict[int, list[Tensor]], generator: np.random.Gen
 
 def pool(count: int, spoken: dict[int, list[Tensor]], generator: np.random.Generator) -> Recordings:
     """As :func:`record`, a thousand at a time."""
-    parts = [record(min(1000, count - n), spoken, generator) for n in range(0, count, 1000)]
-    return join(parts)
+    batches = [record(min(1000, count - n), spoken, generator) for n in range(0, count, 1000)]
+    return join(batches)
 
 
-def join(parts: Iterable[Recordings]) -> Recordings:
+def join(recordings: Iterable[Recordings]) -> Recordings:
     """Several as one."""
-    rows = [(p.mels, p.digits, p.begin, p.end) for p in parts]
+    rows = [(p.mels, p.digits, p.begin, p.end) for p in recordings]
     return Recordings(*(torch.cat(part) for part in zip(*rows, strict=True)))

@@ -66,9 +66,9 @@ class Words:
         return (over * self.letters[..., None]).amax(1)
 
 
-def join(parts: Iterable[Words]) -> Words:
+def join(batches: Iterable[Words]) -> Words:
     """Several as one."""
-    rows = [(p.images, p.letters, p.begin, p.end, p.ink) for p in parts]
+    rows = [(p.images, p.letters, p.begin, p.end, p.ink) for p in batches]
     return Words(*(torch.cat(part) for part in zip(*rows, strict=True)))
 
 

@@ -91,14 +91,14 @@ def _check(built: Built, row: FurtherRow) -> None:
             row.untried[column] = f"the row had taken {PATIENCE} s of computing"
             return
         try:
-            found = run()
+            verdict = run()
         except LrpError as error:
-            found = short(error, 200)
+            verdict = short(error, 200)
         except _Untried as error:
             row.untried[column] = str(error)
             return
-        if found:
-            wrong.append(f"{column}: {found}")
+        if verdict:
+            wrong.append(f"{column}: {verdict}")
 
     attempt("one_sample", lambda: _at(row, "one_sample", xmodel, [one_sample(args, kwargs)], built, tolerances[0]))
     for column, tokens in zip(("longer", "longest"), TOKENS, strict=True):
@@ -153,9 +153,9 @@ def _classes(xmodel: Any, args: Any, kwargs: Any) -> Any:
     best = last.argmax(-1)
 
     def chosen(output: Any) -> Tensor:
-        found = find_logits(output)
-        found = found if found.dim() == 2 else found[:, -1]
-        return found[torch.arange(len(found)), best[: len(found)]]
+        logits = find_logits(output)
+        logits = logits if logits.dim() == 2 else logits[:, -1]
+        return logits[torch.arange(len(logits)), best[: len(logits)]]
 
     return chosen
 
@@ -180,10 +180,10 @@ def _at(
     row.sizes.append(sized.label)
     with torch.no_grad(), traceable(model, experts=None):
         wanted = _tensors(model(*sized.args, **sized.kwargs))
-    found = _tensors(xmodel(*sized.args, **sized.kwargs))
+    returned = _tensors(xmodel(*sized.args, **sized.kwargs))
     target = built.target or _classes(xmodel, sized.args, sized.kwargs)
     relevance = xmodel.explain(*sized.args, target=target, **sized.kwargs).relevance
-    outputs = apart(dict(enumerate(found)), dict(enumerate(wanted)))
+    outputs = apart(dict(enumerate(returned)), dict(enumerate(wanted)))
     fresh = lrp_fx.convert(model, *sized.args, **sized.kwargs)
     against = apart(relevance, fresh.explain(*sized.args, target=target, **sized.kwargs).relevance)
     setattr(row, column, max(outputs, against))

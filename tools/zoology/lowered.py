@@ -70,14 +70,14 @@ def _check(built: Built, row: LoweredRow) -> None:
     if lowered.guards.mismatch(list(call.tensors.values())) is None and not fails(model, more_args, more_kwargs):
         wanted = xmodel.explain(*more_args, target=built.target, **more_kwargs).relevance
         row.resized = _apart(lowered(*more_args, target=built.target, **more_kwargs).relevance, wanted)
-    found = {k: d for k in ("difference", "resized", "many", "low") if (d := getattr(row, k)) is not None}
-    row.verdict = "pass" if all(d <= bound for d in found.values()) else "fail"
+    differences = {k: d for k in ("difference", "resized", "many", "low") if (d := getattr(row, k)) is not None}
+    row.verdict = "pass" if all(d <= bound for d in differences.values()) else "fail"
     if row.verdict == "fail":
-        row.reason = ", ".join(f"{k} {d:.1e}" for k, d in found.items())
+        row.reason = ", ".join(f"{k} {d:.1e}" for k, d in differences.items())
 
 
-def _apart(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
-    pairs = [(found[name].double(), r.double()) for name, r in wanted.items() if r.numel()]
+def _apart(actual: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> float:
+    pairs = [(actual[name].double(), r.double()) for name, r in wanted.items() if r.numel()]
     return max([float((a - b).abs().max() / b.abs().max().clamp(min=1e-300)) for a, b in pairs] or [0.0])
 
 

@@ -68,22 +68,22 @@ def _write_tables(document: dict[str, Any], path: Path) -> None:
     """Write ``docs/zoo.md`` from the contents of ``docs/zoo.json``."""
     rows: dict[str, dict[str, Any]] = document["rows"]
     versions = "; ".join(
-        f"{suite}: " + ", ".join(f"{k} {v}" for k, v in found.items())
-        for suite, found in sorted(document["versions"].items())
+        f"{suite}: " + ", ".join(f"{k} {v}" for k, v in packages.items())
+        for suite, packages in sorted(document["versions"].items())
     )
     suites = sorted({key.split("/")[0] for key in rows})
-    parts = [_HEAD.format(versions=versions), _summary(rows, suites)]
+    page = [_HEAD.format(versions=versions), _summary(rows, suites)]
     if "broken" in document:
-        parts.append(_broken(document["broken"]))
+        page.append(_broken(document["broken"]))
     if "lowered" in document:
-        parts.append(_lowered(document["lowered"]))
+        page.append(_lowered(document["lowered"]))
     further: dict[str, dict[str, Any]] = document.get("further", {})
     if further:
-        parts.append(_further(further))
+        page.append(_further(further))
     if "gradient" in document:
-        parts.append(_gradient(document["gradient"]))
-    parts += [_failures(rows), *(_table(rows, further, suite) for suite in suites)]
-    write_text(path, "\n".join(parts))
+        page.append(_gradient(document["gradient"]))
+    page += [_failures(rows), *(_table(rows, further, suite) for suite in suites)]
+    write_text(path, "\n".join(page))
 
 
 def _summary(rows: dict[str, dict[str, Any]], suites: list[str]) -> str:

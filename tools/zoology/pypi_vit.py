@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from case import Built, Case, NotBuildable
-from ready import pooled, ready
+from prepare import pooled, prepare
 from torch import Tensor, nn
 
 HEAD = {"num_classes": 10}
@@ -140,7 +140,7 @@ def _plain(module: str, name: str, keywords: dict[str, Any], shape: tuple[int, .
         keywords = {key: value for key, value in keywords.items() if key != "depth"}
     model = _class(module, name)(**keywords)
     # ViT with decorrelation returns its auxiliary loss beside the logits.
-    return ready(model, torch.randn(shape), target=_first if module == "vit_with_decorr" else None)
+    return prepare(model, torch.randn(shape), target=_first if module == "vit_with_decorr" else None)
 
 
 def _efficient() -> Built:
@@ -149,26 +149,26 @@ def _efficient() -> Built:
     layer = nn.TransformerEncoderLayer(32, 2, 48, batch_first=True, norm_first=True)
     encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
     vit = _class("efficient", "ViT")
-    return ready(vit(image_size=32, patch_size=8, dim=32, transformer=encoder, **HEAD), torch.randn(IMAGE))
+    return prepare(vit(image_size=32, patch_size=8, dim=32, transformer=encoder, **HEAD), torch.randn(IMAGE))
 
 
 def _cct() -> Built:
     torch.manual_seed(0)
     sizes = {"embedding_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_ratio": 2.0, "kernel_size": 3, "padding": 1}
-    return ready(_class("cct", "CCT")(img_size=32, **sizes, **HEAD), torch.randn(IMAGE))
+    return prepare(_class("cct", "CCT")(img_size=32, **sizes, **HEAD), torch.randn(IMAGE))
 
 
 def _cct_3d() -> Built:
     torch.manual_seed(0)
     sizes = {"embedding_dim": 32, "num_layers": 2, "num_heads": 2, "mlp_ratio": 2.0, "kernel_size": 3, "padding": 1}
-    return ready(_class("cct_3d", "CCT")(img_size=16, num_frames=4, **sizes, **HEAD), torch.randn(VIDEO))
+    return prepare(_class("cct_3d", "CCT")(img_size=16, num_frames=4, **sizes, **HEAD), torch.randn(VIDEO))
 
 
 def _adapter() -> Built:
     torch.manual_seed(0)
     vit = _class("learnable_memory_vit", "ViT")(**PICTURE)
     adapter = _class("learnable_memory_vit", "Adapter")(vit=vit, num_memories_per_layer=3, num_classes=10)
-    return ready(adapter, torch.randn(IMAGE))
+    return prepare(adapter, torch.randn(IMAGE))
 
 
 def _distillable(name: str) -> Built:
@@ -178,14 +178,14 @@ def _distillable(name: str) -> Built:
     torch.manual_seed(0)
     token = torch.randn(1, 32)
     model = _class("distill", name)(**PICTURE)
-    return ready(model, torch.randn(IMAGE), inputs={"distill_token": token}, target=_first)
+    return prepare(model, torch.randn(IMAGE), inputs={"distill_token": token}, target=_first)
 
 
 def _accept_video() -> Built:
     torch.manual_seed(0)
     vit = _class("vit", "ViT")(**PICTURE)
     model = _class("accept_video_wrapper", "AcceptVideoWrapper")(vit)
-    return ready(model, torch.randn(2, 3, 2, 32, 32), target=lambda output: output[:, :, 1].mean(1))
+    return prepare(model, torch.randn(2, 3, 2, 32, 32), target=lambda output: output[:, :, 1].mean(1))
 
 
 def _navit(module: str) -> Built:
@@ -194,9 +194,9 @@ def _navit(module: str) -> Built:
     if module.endswith("3d"):
         sizes = {"image_size": 32, "max_frames": 4, "patch_size": 8, "frame_patch_size": 2, **STACK}
         volumes = [torch.randn(3, 4, 16, 16), torch.randn(3, 2, 32, 16)]
-        return ready(_class(module, "NaViT")(**sizes), volumes)
+        return prepare(_class(module, "NaViT")(**sizes), volumes)
     pictures = [torch.randn(3, 32, 16), torch.randn(3, 16, 24)]
-    return ready(_class(module, "NaViT")(**PICTURE), [pictures] if module == "na_vit" else pictures)
+    return prepare(_class(module, "NaViT")(**PICTURE), [pictures] if module == "na_vit" else pictures)
 
 
 def _levjepa_transformer(module: str, name: str) -> Built:
@@ -206,9 +206,9 @@ def _levjepa_transformer(module: str, name: str) -> Built:
         sizes: dict[str, Any] = {"image_size": 16, "patch_size": 8, "frames": 2}
         # Its causal mask calls torch.compile on a mask function, which create_block_mask then does not accept.
         model = _class(module, name)(**sizes, **WIDTH, depth=2, block_causal=False)
-        return ready(model, torch.randn(2, 3, 2, 16, 16), target=pooled)
+        return prepare(model, torch.randn(2, 3, 2, 16, 16), target=pooled)
     sizes = {"ndim": 3, "input_shape": (4, 8, 8), "patch_size": (2, 4, 4)}
-    return ready(_class(module, name)(**sizes, **WIDTH, depth=2), torch.randn(2, 3, 4, 8, 8), target=pooled)
+    return prepare(_class(module, name)(**sizes, **WIDTH, depth=2), torch.randn(2, 3, 4, 8, 8), target=pooled)
 
 
 def _action(module: str, name: str) -> Built:
@@ -220,27 +220,27 @@ def _action(module: str, name: str) -> Built:
     if name == "SigLIPVAT":
         eyes = {"image_size": 28, "dim": 32, "depth": 2, "heads": 2, "mlp_dim": 48}
         model = _class(module, name)(**sizes, **{f"siglip_{key}": value for key, value in eyes.items()})
-        return ready(model, torch.randn(2, 1, 3, 28, 28), target=pooled)
+        return prepare(model, torch.randn(2, 1, 3, 28, 28), target=pooled)
     if name == "VAAT":
         ast = _class(module, "AST")(dim=32, depth=2, mlp_dim=48, heads=2, dim_head=16, patch_size=8, accept_spec=True)
         model = _class(module, name)(_class(module, "ViT")(**PICTURE), ast, **sizes)
-        return ready(model, views, torch.randn(2, 1, 32, 32), target=pooled)
-    return ready(_class(module, name)(_class(module, "ViT")(**PICTURE), **sizes), views, target=pooled)
+        return prepare(model, views, torch.randn(2, 1, 32, 32), target=pooled)
+    return prepare(_class(module, name)(_class(module, "ViT")(**PICTURE), **sizes), views, target=pooled)
 
 
 def _extractor() -> Built:
     """Tokens of a ViT's last layer, taken by a hook."""
     torch.manual_seed(0)
     model = _class("extractor", "Extractor")(_class("vit", "ViT")(**PICTURE), return_embeddings_only=True, detach=False)
-    return ready(model, torch.randn(IMAGE), target=pooled)
+    return prepare(model, torch.randn(IMAGE), target=pooled)
 
 
 def cases() -> list[Case]:
     """All models except MAE, SimMIM, MPP, MP3, Dino, EsViT and the JEPA trainers: their output is a random loss."""
-    found: list[Case] = []
+    listed: list[Case] = []
 
     def add(name: str, build: Callable[..., Built], *args: Any) -> None:
-        found.append(Case("pypi", "vit-pytorch", name, lambda: build(*args)))
+        listed.append(Case("pypi", "vit-pytorch", name, lambda: build(*args)))
 
     for module, name, keywords, shape in PLAIN:
         add(f"{module}.{name}", _plain, module, name, keywords, shape)
@@ -258,4 +258,4 @@ def cases() -> list[Case]:
     for module, name in (("vat", "VAT"), ("vat_siglip", "SigLIPVAT"), ("vaat", "VAAT")):
         add(f"{module}.{name}", _action, module, name)
     add("extractor.Extractor", _extractor)
-    return found
+    return listed

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from case import Built, Case, NotBuildable
-from ready import pooled, ready
+from prepare import pooled, prepare
 from torch import Tensor, nn
 
 WORDS, LENGTH, WIDTH = 97, 64, 32
@@ -186,7 +186,9 @@ def _language_model(kind: str, options: dict[str, Any]) -> Built:
     from x_transformers import TransformerWrapper
 
     torch.manual_seed(0)
-    return ready(TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack(kind, **options)), _ids())
+    return prepare(
+        TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack(kind, **options)), _ids()
+    )
 
 
 def _wrapper(options: dict[str, Any], target: Callable[[Any], Tensor] | None) -> Built:
@@ -196,7 +198,7 @@ def _wrapper(options: dict[str, Any], target: Callable[[Any], Tensor] | None) ->
     kind = "Encoder" if "use_cls_token" in options else "Decoder"  # a class token comes first: causally it sees nothing
     model = TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack(kind), **options)
     # without recycle_steps, the number of steps is random
-    return ready(model, _ids(), inputs={"recycle_steps": 2} if "recycling" in options else {}, target=target)
+    return prepare(model, _ids(), inputs={"recycle_steps": 2} if "recycling" in options else {}, target=target)
 
 
 def _masked() -> Built:
@@ -206,7 +208,7 @@ def _masked() -> Built:
     torch.manual_seed(0)
     model = TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack("Encoder"))
     mask = torch.arange(LENGTH)[None] < torch.tensor([[LENGTH], [40]])
-    return ready(model, _ids(), inputs={"mask": mask}, target=lambda output: output[:, 0].amax(-1))
+    return prepare(model, _ids(), inputs={"mask": mask}, target=lambda output: output[:, 0].amax(-1))
 
 
 def _conditioned(options: dict[str, Any]) -> Built:
@@ -216,7 +218,7 @@ def _conditioned(options: dict[str, Any]) -> Built:
     torch.manual_seed(0)
     stack = _stack("Decoder", dim_condition=16, **options)
     model = TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=stack)
-    return ready(model, _ids(), inputs={"condition": torch.randn(2, 16)})
+    return prepare(model, _ids(), inputs={"condition": torch.randn(2, 16)})
 
 
 def _looped() -> Built:
@@ -225,7 +227,7 @@ def _looped() -> Built:
     torch.manual_seed(0)
     stack = _stack("Decoder", pre_and_post_norm=True)
     model = TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=stack, looped=True)
-    return ready(model, _ids(), inputs={"looped_steps": 2}, target=_last_first)
+    return prepare(model, _ids(), inputs={"looped_steps": 2}, target=_last_first)
 
 
 def _last_first(output: Any) -> Tensor:
@@ -239,7 +241,7 @@ def _prefix() -> Built:
 
     torch.manual_seed(0)
     model = TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack("PrefixDecoder"))
-    return ready(model, _ids(), inputs={"prefix_attn_len": 16})
+    return prepare(model, _ids(), inputs={"prefix_attn_len": 16})
 
 
 def _embedded_types() -> Built:
@@ -249,7 +251,7 @@ def _embedded_types() -> Built:
     model = TransformerWrapper(
         num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack("Encoder"), embed_num_tokens={"type": 3}
     )
-    return ready(model, _ids(), inputs={"embed_ids": {"type": torch.randint(3, (2, LENGTH))}})
+    return prepare(model, _ids(), inputs={"embed_ids": {"type": torch.randint(3, (2, LENGTH))}})
 
 
 def _cross_attention(kind: str, options: dict[str, Any]) -> Built:
@@ -259,7 +261,7 @@ def _cross_attention(kind: str, options: dict[str, Any]) -> Built:
     torch.manual_seed(0)
     options = {"cross_attend": True, **options} if kind == "Decoder" else options
     model = TransformerWrapper(num_tokens=WORDS, max_seq_len=LENGTH, attn_layers=_stack(kind, **options))
-    return ready(model, _ids(), inputs={"context": torch.randn(2, 20, WIDTH)})
+    return prepare(model, _ids(), inputs={"context": torch.randn(2, 20, WIDTH)})
 
 
 def _encoder_decoder(options: dict[str, Any]) -> Built:
@@ -280,7 +282,7 @@ def _encoder_decoder(options: dict[str, Any]) -> Built:
     sizes = {f"{side}_{key}": value for side in ("enc", "dec") for key, value in BASE.items() if key != "dim"}
     sizes |= {f"{side}_num_tokens": WORDS for side in ("enc", "dec")}
     sizes |= {f"{side}_max_seq_len": LENGTH for side in ("enc", "dec")}
-    return ready(Halves(XTransformer(dim=WIDTH, **sizes, **options)), _ids(), _ids(20))
+    return prepare(Halves(XTransformer(dim=WIDTH, **sizes, **options)), _ids(), _ids(20))
 
 
 def _continuous(kind: str, options: dict[str, Any]) -> Built:
@@ -290,7 +292,7 @@ def _continuous(kind: str, options: dict[str, Any]) -> Built:
     model = ContinuousTransformerWrapper(dim_in=6, dim_out=10, max_seq_len=LENGTH, attn_layers=_stack(kind), **options)
     # Probabilistic: mean and log variance, stacked in front of the batch.
     target = (lambda output: output[0][:, -1, 1]) if "probabilistic" in options else None
-    return ready(model, torch.randn(2, LENGTH, 6), target=target)
+    return prepare(model, torch.randn(2, LENGTH, 6), target=target)
 
 
 def _picture(options: dict[str, Any]) -> Built:
@@ -298,7 +300,7 @@ def _picture(options: dict[str, Any]) -> Built:
 
     torch.manual_seed(0)
     model = ViTransformerWrapper(image_size=32, patch_size=4, num_classes=10, attn_layers=_stack("Encoder"), **options)
-    return ready(model, torch.randn(2, 3, 32, 32))
+    return prepare(model, torch.randn(2, 3, 32, 32))
 
 
 def _multi_input() -> Built:
@@ -309,7 +311,7 @@ def _multi_input() -> Built:
         num_tokens={"note": WORDS, "pitch": 12}, max_seq_len=LENGTH, attn_layers=_stack("Decoder")
     )
     notes = {"note": _ids(), "pitch": torch.randint(12, (2, LENGTH))}
-    return ready(model, notes, target=lambda output: output["note"][:, -1, 1])
+    return prepare(model, notes, target=lambda output: output["note"][:, -1, 1])
 
 
 def _xval() -> Built:
@@ -319,7 +321,7 @@ def _xval() -> Built:
     model = XValTransformerWrapper(
         num_tokens=WORDS, numerical_token_id=3, max_seq_len=LENGTH, attn_layers=_stack("Decoder")
     )
-    return ready(model, _ids(), torch.randn(2, LENGTH), target=lambda output: output[0][:, -1, 1])
+    return prepare(model, _ids(), torch.randn(2, LENGTH), target=lambda output: output[0][:, -1, 1])
 
 
 def _attention_pool() -> Built:
@@ -327,7 +329,7 @@ def _attention_pool() -> Built:
 
     torch.manual_seed(0)
     model = AttentionPool(WIDTH, num_pooled_tokens=2, heads=4, dim_head=8)
-    return ready(model, torch.randn(2, 20, WIDTH), target=pooled)
+    return prepare(model, torch.randn(2, 20, WIDTH), target=pooled)
 
 
 def _soft_cope() -> Built:
@@ -336,10 +338,10 @@ def _soft_cope() -> Built:
 
 def cases() -> list[Case]:
     """All of them; the package is imported when one is built."""
-    found: list[Case] = []
+    listed: list[Case] = []
 
     def add(name: str, build: Callable[..., Built], *args: Any) -> None:
-        found.append(Case("pypi", "x-transformers", name, lambda: build(*args)))
+        listed.append(Case("pypi", "x-transformers", name, lambda: build(*args)))
 
     for name, options in DECODER.items():
         add(f"Decoder: {name}", _language_model, "Decoder", options)
@@ -375,4 +377,4 @@ def cases() -> list[Case]:
     add("MultiInputTransformerWrapper", _multi_input)
     add("XValTransformerWrapper", _xval)
     add("AttentionPool", _attention_pool)
-    return found
+    return listed

@@ -59,8 +59,8 @@ class Results:
 
     def put(self, case: Case, row: dict[str, Any]) -> None:
         self.rows[case.key] = row
-        made = case.suite if self.section == "rows" else f"{case.suite}, {self.section}"
-        self.document["versions"][made] = versions(case.suite)
+        label = case.suite if self.section == "rows" else f"{case.suite}, {self.section}"
+        self.document["versions"][label] = versions(case.suite)
         self.save()
 
     def seconds(self, case: Case) -> float:
@@ -86,13 +86,13 @@ def versions(suite: str) -> dict[str, str]:
         "torchvision": ["torchvision"],
         "pypi": ["x-transformers", "vit-pytorch"],
     }
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    packages = {"python": platform.python_version(), "torch": torch.__version__}
     for name in names[suite]:
         try:
-            found[name] = version(name)
+            packages[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            packages[name] = "not installed"
+    return packages
 
 
 def wanted(cases: list[Case], rows: dict[str, Any], options: argparse.Namespace) -> list[Case]:

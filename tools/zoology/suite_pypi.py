@@ -8,7 +8,7 @@ import pypi_vit
 import pypi_xt
 import torch
 from case import Built, Case
-from ready import ready
+from prepare import prepare
 from try_build import try_all
 
 
@@ -16,31 +16,31 @@ def _nano_gpt() -> Built:
     from nano_gpt import Config, NanoGPT
 
     torch.manual_seed(0)
-    return ready(NanoGPT(Config()), torch.randint(97, (2, 24)))
+    return prepare(NanoGPT(Config()), torch.randint(97, (2, 24)))
 
 
 def _nano_gpt_without_bias() -> Built:
     from nano_gpt import Config, NanoGPT
 
     torch.manual_seed(0)
-    return ready(NanoGPT(Config(bias=False)), torch.randint(97, (2, 24)))
+    return prepare(NanoGPT(Config(bias=False)), torch.randint(97, (2, 24)))
 
 
 def _mini_gpt() -> Built:
     from mini_gpt import MiniGPT
 
     torch.manual_seed(0)
-    return ready(MiniGPT(), torch.randint(97, (2, 24)))
+    return prepare(MiniGPT(), torch.randint(97, (2, 24)))
 
 
 def cases() -> list[Case]:
     """The own models first, then the packages'."""
-    own = [
+    small = [
         Case("pypi", "own", "nano_gpt", _nano_gpt),
         Case("pypi", "own", "nano_gpt without bias", _nano_gpt_without_bias),
         Case("pypi", "own", "mini_gpt", _mini_gpt),
     ]
-    return own + pypi_xt.cases() + pypi_vit.cases()
+    return small + pypi_xt.cases() + pypi_vit.cases()
 
 
 if __name__ == "__main__":

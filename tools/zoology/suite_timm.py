@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from case import Built, Case
-from ready import ready
+from prepare import prepare
 from try_build import try_all
 
 # What shrinks a model, as far as its builder takes it. Stages of one block do without a shifted window, so Swins have
@@ -159,7 +159,7 @@ def _build(name: str, keywords: dict[str, Any]) -> Built:
 
     torch.manual_seed(0)
     side = SIDES.get(name, 64)
-    return ready(timm.create_model(name, num_classes=10, **keywords), torch.randn(2, 3, side, side))
+    return prepare(timm.create_model(name, num_classes=10, **keywords), torch.randn(2, 3, side, side))
 
 
 def cases() -> list[Case]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from case import Built, Case
-from ready import pooled, ready
+from prepare import pooled, prepare
 from torch import Tensor, nn
 from try_build import try_all
 
@@ -59,7 +59,7 @@ def _classifier(name: str, side: int, keywords: dict[str, Any]) -> Built:
     from torchvision.models import get_model
 
     torch.manual_seed(0)
-    return ready(get_model(name, weights=None, num_classes=10, **keywords), _image(side))
+    return prepare(get_model(name, weights=None, num_classes=10, **keywords), _image(side))
 
 
 def _small_vit() -> Built:
@@ -68,7 +68,7 @@ def _small_vit() -> Built:
 
     torch.manual_seed(0)
     sizes = {"image_size": 32, "patch_size": 8, "num_layers": 2, "num_heads": 4, "hidden_dim": 32, "mlp_dim": 64}
-    return ready(VisionTransformer(**sizes, num_classes=10), _image(32))
+    return prepare(VisionTransformer(**sizes, num_classes=10), _image(32))
 
 
 def _small_maxvit() -> Built:
@@ -78,7 +78,7 @@ def _small_maxvit() -> Built:
     torch.manual_seed(0)
     sizes = {"stem_channels": 16, "block_channels": [16, 32], "block_layers": [1, 1], "head_dim": 8}
     model = MaxVit((32, 32), partition_size=2, stochastic_depth_prob=0.1, num_classes=10, **sizes)
-    return ready(model, _image(32))
+    return prepare(model, _image(32))
 
 
 def _one_class(output: dict[str, Tensor]) -> Tensor:
@@ -91,7 +91,7 @@ def _segmenter(name: str) -> Built:
 
     torch.manual_seed(0)
     model = get_model(name, weights=None, weights_backbone=None, num_classes=5)
-    return ready(model, _image(64), target=_one_class)
+    return prepare(model, _image(64), target=_one_class)
 
 
 def _all_maps(output: dict[str, Tensor]) -> Tensor:
@@ -105,7 +105,7 @@ def _detection_backbone(name: str) -> Built:
     torch.manual_seed(0)
     backbone: nn.Module = get_model(name, weights=None, weights_backbone=None, num_classes=5).backbone
     # SSD's extra layers end in an unpadded 3x3 convolution: less than 300 pixels leave it nothing.
-    return ready(backbone, _image(300 if name.startswith("ssd300") else 64), target=_all_maps)
+    return prepare(backbone, _image(300 if name.startswith("ssd300") else 64), target=_all_maps)
 
 
 def _video(name: str, frames: int, side: int) -> Built:
@@ -113,7 +113,7 @@ def _video(name: str, frames: int, side: int) -> Built:
 
     torch.manual_seed(0)
     batch = 1 if side > 100 else 2  # S3D pools 2x7x7 cells of 8x32x32 at its end
-    return ready(get_model(name, weights=None, num_classes=10), torch.randn(batch, 3, frames, side, side))
+    return prepare(get_model(name, weights=None, num_classes=10), torch.randn(batch, 3, frames, side, side))
 
 
 def _small_mvit(residual_pool: bool, rel_pos_embed: bool) -> Built:
@@ -130,7 +130,7 @@ def _small_mvit(residual_pool: bool, rel_pos_embed: bool) -> Built:
         residual_with_cls_embed=not residual_pool, rel_pos_embed=rel_pos_embed, proj_after_attn=rel_pos_embed,
         num_classes=10,
     )  # fmt: skip
-    return ready(model, torch.randn(2, 3, 4, 32, 32))
+    return prepare(model, torch.randn(2, 3, 4, 32, 32))
 
 
 def _optical_flow(name: str) -> Built:
@@ -139,17 +139,17 @@ def _optical_flow(name: str) -> Built:
     torch.manual_seed(0)
     first, second = _image(128), _image(128)
     inputs = {"image1": first, "image2": second, "num_flow_updates": 2}
-    return ready(get_model(name, weights=None), inputs=inputs, target=lambda flows: pooled(flows[-1]))
+    return prepare(get_model(name, weights=None), inputs=inputs, target=lambda flows: pooled(flows[-1]))
 
 
 def cases() -> list[Case]:
     """All of them; torchvision is imported when one is built, or to list the detectors."""
     from torchvision.models import detection, list_models
 
-    found: list[Case] = []
+    listed: list[Case] = []
 
     def add(group: str, name: str, build: Callable[..., Built], *args: Any) -> None:
-        found.append(Case("torchvision", group, name, lambda: build(*args)))
+        listed.append(Case("torchvision", group, name, lambda: build(*args)))
 
     for name, (side, keywords) in CLASSIFIERS.items():
         add("classification", name, _classifier, name, side, keywords)
@@ -165,7 +165,7 @@ def cases() -> list[Case]:
     add("video", "MViT v2 (tiny)", _small_mvit, True, True)
     for name in ("raft_small", "raft_large"):
         add("optical-flow", name, _optical_flow, name)
-    return found
+    return listed
 
 
 if __name__ == "__main__":

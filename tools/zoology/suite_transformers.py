@@ -64,8 +64,8 @@ def _listed() -> Iterator[tuple[str, str, str]]:
                 continue
             seen.add(name)
             # GPT2LMHeadModel also serves gpt-sw3: the type that the class is named after comes first.
-            own = [t for t in candidates if name.lower().startswith(t.replace("-", "").replace("_", "").lower())]
-            yield task, (own or candidates)[0], name
+            matching = [t for t in candidates if name.lower().startswith(t.replace("-", "").replace("_", "").lower())]
+            yield task, (matching or candidates)[0], name
 
 
 def cases() -> list[Case]:
@@ -162,17 +162,17 @@ def _config(cls: type[nn.Module], task: str, model_type: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     config_class = getattr(cls, "config_class", None) or CONFIG_MAPPING[model_type]
-    given: dict[str, Any] = {}
+    fields_set: dict[str, Any] = {}
     fields = getattr(config_class, "__dataclass_fields__", {})
     if task == "CAUSAL_LM" and "is_decoder" in fields:
-        given["is_decoder"] = True  # BERT and its kin attend to both sides otherwise
+        fields_set["is_decoder"] = True  # BERT and its kin attend to both sides otherwise
     if task == "SEQUENCE_CLASSIFICATION":
-        given["pad_token_id"] = 0  # where the last word of each row of a batch is looked for
+        fields_set["pad_token_id"] = 0  # where the last word of each row of a batch is looked for
         if "text_config" in fields:
-            given["text_config"] = {"pad_token_id": 0}
+            fields_set["text_config"] = {"pad_token_id": 0}
     if task == "QUESTION_ANSWERING":
-        given["num_labels"] = 2
-    return Shrinker(_table()["config"]).shrink(config_class, given)
+        fields_set["num_labels"] = 2
+    return Shrinker(_table()["config"]).shrink(config_class, fields_set)
 
 
 def _inputs(model: nn.Module, config: Any, task: str, model_type: str, name: str) -> dict[str, Any]:
@@ -180,38 +180,38 @@ def _inputs(model: nn.Module, config: Any, task: str, model_type: str, name: str
     table = _table()["inputs"]
     entry = table.get(name, table.get(model_type))
     accepted = inspect.signature(model.forward).parameters
-    made: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}
     if entry is not None:
-        made = {key: _tensor(value, config) for key, value in entry.items()}
-        if "pixel_values" in made and "input_ids" in accepted and "input_ids" not in made:
-            made = _image_and_text(model, config, made)
-        if "input_features" in made and "input_ids" in accepted and "input_ids" not in made:
-            made = _sound_and_text(model, config, made)
+        inputs = {key: _tensor(value, config) for key, value in entry.items()}
+        if "pixel_values" in inputs and "input_ids" in accepted and "input_ids" not in inputs:
+            inputs = _image_and_text(model, config, inputs)
+        if "input_features" in inputs and "input_ids" in accepted and "input_ids" not in inputs:
+            inputs = _sound_and_text(model, config, inputs)
     elif "pixel_values" in accepted and "input_ids" in accepted:
-        made = _image_and_text(model, config, {})
+        inputs = _image_and_text(model, config, {})
     elif "pixel_values" in accepted:
-        made["pixel_values"] = _pixels(config)
+        inputs["pixel_values"] = _pixels(config)
     elif "input_features" in accepted and _method(model, "get_audio_features"):
-        made = _sound_and_text(model, config, {})
+        inputs = _sound_and_text(model, config, {})
     elif "input_features" in accepted and "input_ids" not in accepted:
-        made["input_features"] = torch.randn(BATCH, 16, 32)
+        inputs["input_features"] = torch.randn(BATCH, 16, 32)
         if "decoder_input_ids" in accepted:
-            made["decoder_input_ids"] = _ids(config, DECODER_TEXT)
+            inputs["decoder_input_ids"] = _ids(config, DECODER_TEXT)
     elif "input_values" in accepted and "input_ids" not in accepted:
-        made["input_values"] = torch.randn(BATCH, 1600)
+        inputs["input_values"] = torch.randn(BATCH, 1600)
         if "decoder_input_ids" in accepted:
-            made["decoder_input_ids"] = _ids(config, DECODER_TEXT)
+            inputs["decoder_input_ids"] = _ids(config, DECODER_TEXT)
     else:
-        made["input_ids"] = _ids(config, TEXT)
+        inputs["input_ids"] = _ids(config, TEXT)
         if task in ("SEQUENCE_CLASSIFICATION", "QUESTION_ANSWERING"):
             end = getattr(config, "eos_token_id", None)
             if task == "SEQUENCE_CLASSIFICATION" and "decoder_input_ids" in accepted and end is not None:
-                made["input_ids"][:, -1] = end  # BART and its kin classify at the end of the sentence
+                inputs["input_ids"][:, -1] = end  # BART and its kin classify at the end of the sentence
         elif "decoder_input_ids" in accepted and getattr(config, "is_encoder_decoder", False):
-            made["decoder_input_ids"] = _ids(config, DECODER_TEXT)
+            inputs["decoder_input_ids"] = _ids(config, DECODER_TEXT)
     if "use_cache" in accepted:
-        made["use_cache"] = False
-    return made
+        inputs["use_cache"] = False
+    return inputs
 
 
 def _ids(config: Any, length: int, batch: int = BATCH) -> Tensor:
@@ -223,9 +223,9 @@ def _ids(config: Any, length: int, batch: int = BATCH) -> Tensor:
 
 def _pixels(config: Any, batch: int = BATCH) -> Tensor:
     """A batch of random images of the size that the configuration names."""
-    parts = (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None))
-    size = next((s for p in parts if (s := getattr(p, "image_size", None))), 64)
-    channels = next((c for p in parts if isinstance(c := getattr(p, "num_channels", None), int)), 3)
+    configs = (config, getattr(config, "vision_config", None), getattr(config, "backbone_config", None))
+    size = next((s for p in configs if (s := getattr(p, "image_size", None))), 64)
+    channels = next((c for p in configs if isinstance(c := getattr(p, "num_channels", None), int)), 3)
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
     return torch.randn(batch, channels, height, width)
 
@@ -271,7 +271,7 @@ def _placed(ids: Tensor, token: int, count: int) -> Tensor:
     return torch.cat([ids[:, :2], torch.full((len(ids), count), token), ids[:, 2:]], dim=1)
 
 
-def _image_and_text(model: nn.Module, config: Any, made: dict[str, Any]) -> dict[str, Any]:
+def _image_and_text(model: nn.Module, config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Images, unless they are given, and a text with as many placeholders as the model makes image features."""
     vision = getattr(config, "vision_config", None) or config
     get = _method(model, "get_image_features")
@@ -279,32 +279,32 @@ def _image_and_text(model: nn.Module, config: Any, made: dict[str, Any]) -> dict
     wanted = accepted | (set(inspect.signature(get).parameters) if get else set())
     patch = getattr(vision, "patch_size", 8)
     patch = patch[-1] if isinstance(patch, (list, tuple)) else patch
-    if "pixel_values" in made:
+    if "pixel_values" in inputs:
         pass
     elif "image_grid_thw" in wanted:
         side = 4
         time = getattr(vision, "temporal_patch_size", 1)
-        made["pixel_values"] = torch.randn(BATCH * side * side, 3 * time * patch**2)
-        made["image_grid_thw"] = torch.tensor([[1, side, side]] * BATCH)
+        inputs["pixel_values"] = torch.randn(BATCH * side * side, 3 * time * patch**2)
+        inputs["image_grid_thw"] = torch.tensor([[1, side, side]] * BATCH)
     elif "spatial_shapes" in wanted:
-        made["pixel_values"] = torch.randn(BATCH, 16, 3 * patch**2)
-        made["pixel_attention_mask"] = torch.ones(BATCH, 16, dtype=torch.long)
-        made["spatial_shapes"] = torch.tensor([[4, 4]] * BATCH)
+        inputs["pixel_values"] = torch.randn(BATCH, 16, 3 * patch**2)
+        inputs["pixel_attention_mask"] = torch.ones(BATCH, 16, dtype=torch.long)
+        inputs["spatial_shapes"] = torch.tensor([[4, 4]] * BATCH)
     else:
-        made["pixel_values"] = _pixels(config)
+        inputs["pixel_values"] = _pixels(config)
         if "image_sizes" in wanted:
-            made["image_sizes"] = torch.tensor([list(made["pixel_values"].shape[-2:])] * BATCH)
+            inputs["image_sizes"] = torch.tensor([list(inputs["pixel_values"].shape[-2:])] * BATCH)
     token = next(
         (t for n in ("image_token_id", "image_token_index") if (t := getattr(config, n, None)) is not None), None
     )
     ids = _ids(config, TEXT)
     if get is not None and token is not None:
-        count = _feature_count(get, {k: v for k, v in made.items() if k in inspect.signature(get).parameters})
+        count = _feature_count(get, {k: v for k, v in inputs.items() if k in inspect.signature(get).parameters})
         ids = _placed(ids, token, count // BATCH)
-    made = {"input_ids": ids, **made}
+    inputs = {"input_ids": ids, **inputs}
     if "mm_token_type_ids" in accepted and token is not None:
-        made["mm_token_type_ids"] = (ids == token).long()
-    return made
+        inputs["mm_token_type_ids"] = (ids == token).long()
+    return inputs
 
 
 def _method(model: nn.Module, name: str) -> Any:
@@ -312,27 +312,27 @@ def _method(model: nn.Module, name: str) -> Any:
     return getattr(getattr(model, "model", None), name, None) or getattr(model, name, None)
 
 
-def _sound_and_text(model: nn.Module, config: Any, made: dict[str, Any]) -> dict[str, Any]:
+def _sound_and_text(model: nn.Module, config: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     """Spectrograms, unless they are given, and a text with as many placeholders as the model makes features of them."""
     get = _method(model, "get_audio_features")
     accepted = inspect.signature(get).parameters
-    made.setdefault("input_features", torch.randn(BATCH, 16, 32))
+    inputs.setdefault("input_features", torch.randn(BATCH, 16, 32))
     if "input_features_mask" in accepted:
-        made.setdefault("input_features_mask", torch.ones(BATCH, 32, dtype=torch.long))
+        inputs.setdefault("input_features_mask", torch.ones(BATCH, 32, dtype=torch.long))
     token = next(t for n in ("audio_token_id", "audio_token_index") if (t := getattr(config, n, None)) is not None)
-    count = _feature_count(get, {k: v for k, v in made.items() if k in accepted})
-    return {"input_ids": _placed(_ids(config, TEXT), token, count // BATCH), **made}
+    count = _feature_count(get, {k: v for k, v in inputs.items() if k in accepted})
+    return {"input_ids": _placed(_ids(config, TEXT), token, count // BATCH), **inputs}
 
 
-def _feature_count(get: Any, made: dict[str, Any]) -> int:
+def _feature_count(get: Any, inputs: dict[str, Any]) -> int:
     """Number of positions in the text for the images of a batch."""
     with torch.no_grad():
-        found = get(**made)
-    pooled = getattr(found, "pooler_output", None)
-    found = getattr(found, "last_hidden_state", found) if pooled is None else pooled
-    if isinstance(found, (list, tuple)):
-        return sum(f.reshape(-1, f.shape[-1]).shape[0] for f in found)
-    return found.reshape(-1, found.shape[-1]).shape[0]
+        output = get(**inputs)
+    pooled = getattr(output, "pooler_output", None)
+    output = getattr(output, "last_hidden_state", output) if pooled is None else pooled
+    if isinstance(output, (list, tuple)):
+        return sum(f.reshape(-1, f.shape[-1]).shape[0] for f in output)
+    return output.reshape(-1, output.shape[-1]).shape[0]
 
 
 def _attempt(case: Case, send: Any) -> None:
@@ -360,8 +360,8 @@ def main() -> None:
     options = parser.parse_args()
     import transformers.modeling_utils  # noqa: F401  (once, in the parent, for all children)
 
-    parts = options.only.lower().split(",")
-    chosen = [c for c in cases() if any(part in c.key.lower() for part in parts)]
+    words = options.only.lower().split(",")
+    chosen = [c for c in cases() if any(part in c.key.lower() for part in words)]
     counts: dict[str, int] = {}
     fork = multiprocessing.get_context("fork")
     for case in chosen:

@@ -101,16 +101,16 @@ def _layers(values: dict[str, Any]) -> list[int] | None:
         elif len(value) == count and len({str(v) for v in value}) <= 5:
             features.append([str(v) for v in value])
     seen: set[tuple[int, Any]] = set()
-    kept = []
+    chosen = []
     for i in range(count):
         new = {(k, feature[i]) for k, feature in enumerate(features)} - seen
         if new or i == 0:
-            kept.append(i)
+            chosen.append(i)
             seen |= new
     for i in range(count):
-        if len(kept) < LAYERS and i not in kept:
-            kept = sorted([*kept, i])
-    return kept
+        if len(chosen) < LAYERS and i not in chosen:
+            chosen = sorted([*chosen, i])
+    return chosen
 
 
 def _rope(value: dict[str, Any], head_dim: int) -> dict[str, Any]:
@@ -120,8 +120,8 @@ def _rope(value: dict[str, Any], head_dim: int) -> dict[str, Any]:
         partial = max(value.get("partial_rotary_factor", 1.0), 0.5)
         if "partial_rotary_factor" in value:
             value["partial_rotary_factor"] = partial
-        half, parts = int(head_dim * partial) // 2, len(value["mrope_section"])
-        value["mrope_section"] = [half // parts + (i < half % parts) for i in range(parts)]
+        half, sections = int(head_dim * partial) // 2, len(value["mrope_section"])
+        value["mrope_section"] = [half // sections + (i < half % sections) for i in range(sections)]
     if "original_max_position_embeddings" in value:
         value["original_max_position_embeddings"] = min(value["original_max_position_embeddings"], 64)
     for name in ("short_factor", "long_factor"):
@@ -149,31 +149,31 @@ class Shrinker:
             return self.placeholders.setdefault(stem, VOCAB - 1 - len(self.placeholders))
         return value
 
-    def shrink(self, cls: type[PreTrainedConfig], given: dict[str, Any] | None = None, base: Any = None) -> Any:
+    def shrink(self, cls: type[PreTrainedConfig], overrides: dict[str, Any] | None = None, base: Any = None) -> Any:
         """A tiny configuration of this class.
 
         Args:
             cls: the class of the configuration.
-            given: values from the enclosing configuration.
+            overrides: values from the enclosing configuration.
             base: the configuration to shrink; None for the class's default.
         """
         extra = dict(self.overrides.get(cls.model_type, {}))
-        extra.update(given or {})
+        extra.update(overrides or {})
         start = extra.pop("start", {})
         base = cls(**start) if base is None else base
         values = dict(vars(base))
         declared = {f.name: f.default for f in dataclasses.fields(cls)}
         # A declared name may be another name of the attribute that holds the value.
         values |= {n: values[a] for n in declared if (a := cls.attribute_map.get(n, n)) in values}
-        kept = _layers(values)
+        layers = _layers(values)
         names = set(declared) | {k for k, v in values.items() if is_config(v)}
         result: dict[str, Any] = dict(start)
         for name in names:
             if name.startswith("_") or name in ("id2label", "label2id", "num_labels") or name not in values:
                 continue
-            value, known = values[name], extra.get(name)
+            value, further = values[name], extra.get(name)
             if is_config(value):
-                nested = known if isinstance(known, dict) else {}
+                nested = further if isinstance(further, dict) else {}
                 kind = nested.pop("model_type", None) if (nested := dict(nested)) else None
                 if kind is not None:
                     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -187,13 +187,13 @@ class Shrinker:
             elif isinstance(value, int) and not isinstance(declared.get(name), int) and "_id" not in name:
                 continue  # worked out from other fields: once more from the shrunk ones
             elif value is not None and not isinstance(value, (bool, float, str)):
-                result[name] = self.value(name, value, values, kept)
+                result[name] = self.value(name, value, values, layers)
         if "num_labels" in values or "id2label" in values:
             result["num_labels"] = 3
         result.update(extra)
         return cls(**{k: v for k, v in result.items() if v != "DROP"})
 
-    def value(self, name: str, value: Any, values: dict[str, Any], kept: list[int] | None) -> Any:
+    def value(self, name: str, value: Any, values: dict[str, Any], layers: list[int] | None) -> Any:
         """The shrunk value of one field that is neither a switch, a real number, a word nor a configuration."""
         if _PLACEHOLDER.search(name):
             return self.placeholder(name, value)
@@ -201,8 +201,8 @@ class Shrinker:
             if _KV.search(name):
                 heads = next((values[n] for n in ("num_attention_heads", "num_heads", "n_heads") if values.get(n)), 0)
                 return HEADS if value == heads else min(value, HEADS // 2)
-            if name in ("num_hidden_layers", "num_layers", "n_layers", "depth") and kept is not None:
-                return len(kept)
+            if name in ("num_hidden_layers", "num_layers", "n_layers", "depth") and layers is not None:
+                return len(layers)
             if name == "patch_size":
                 return PATCH if value >= PATCH else value
             return _number(name, value)
@@ -211,12 +211,12 @@ class Shrinker:
         if not isinstance(value, (list, tuple)):
             return value
         count = next((values[n] for n in ("num_hidden_layers", "num_layers", "n_layers", "depth") if values.get(n)), 0)
-        if kept is not None and _INDICES.search(name):
+        if layers is not None and _INDICES.search(name):
             if name in ("out_indices",):
                 return value
-            return type(value)(k for k, i in enumerate(kept) if i in value) or type(value)([len(kept) - 1])
-        if kept is not None and len(value) == count and count > 1:
-            value = type(value)(value[i] for i in kept)
+            return type(value)(k for k, i in enumerate(layers) if i in value) or type(value)([len(layers) - 1])
+        if layers is not None and len(value) == count and count > 1:
+            value = type(value)(value[i] for i in layers)
         if name == "vision_feature_layer":
             return [-1 - i for i in range(len(value))]
         return _sequence(name, value)

@@ -124,19 +124,19 @@ def _steps(graph_module: fx.GraphModule) -> int:
     return min(int(n.meta["steps"]) for n in loops)
 
 
-def restricted(shapes: Shapes, made: Rolled) -> Shapes:
+def restricted(shapes: Shapes, merged: Rolled) -> Shapes:
     """The shapes of the merged graph, with the guards of the graph at the shorter length."""
     names: dict[str, str] = {}
-    for dims, mine in zip(made.shapes.dims, shapes.dims, strict=True):
+    for dims, mine in zip(merged.shapes.dims, shapes.dims, strict=True):
         names |= {a: b for a, b in zip(dims, mine, strict=True) if isinstance(a, str) and isinstance(b, str)}
-    number, axis = made.time[0]
+    number, axis = merged.time[0]
     length = shapes.dims[number][axis]
-    if not isinstance(length, str) or any(shapes.dims[n][a] != length for n, a in made.time):
+    if not isinstance(length, str) or any(shapes.dims[n][a] != length for n, a in merged.time):
         raise NotAlike("the length is fixed")
-    guards = [dataclasses.replace(g, condition=_renamed(g.condition, names)) for g in made.shapes.guards]
-    guards.append(Guard([_AT_LEAST, length, made.least], "a loop over time, of which some steps are written out"))
+    guards = [dataclasses.replace(g, condition=_renamed(g.condition, names)) for g in merged.shapes.guards]
+    guards.append(Guard([_AT_LEAST, length, merged.least], "a loop over time, of which some steps are written out"))
     limits = dict(shapes.limits)
-    for name, (low, high) in made.shapes.limits.items():
+    for name, (low, high) in merged.shapes.limits.items():
         if name in names:
             mine = limits[names[name]]
             limits[names[name]] = (max(low, mine[0]), min(high, mine[1]))

@@ -76,10 +76,10 @@ class Segments:
         """
         at = _INDEX[self.template[place].target]
         nodes = [step[place] for step in self.steps]
-        found: list[Any] = [None if node is None else node.args[at] for node in nodes]
-        start, pace = found[0], found[1] - found[0]
-        indices = [start + pace * number for number in range(len(found))]
-        if abs(pace) > 1 or any(b not in (None, a) for a, b in zip(indices, found, strict=True)):
+        read: list[Any] = [None if node is None else node.args[at] for node in nodes]
+        start, pace = read[0], read[1] - read[0]
+        indices = [start + pace * number for number in range(len(read))]
+        if abs(pace) > 1 or any(b not in (None, a) for a, b in zip(indices, read, strict=True)):
             raise NoLoop
         return indices
 
@@ -106,14 +106,14 @@ def _starts(nodes: list[Node], number: dict[Node, int]) -> list[list[int]]:
     for node in nodes:
         if node.target is SELECT and isinstance(node.args[2], int):
             families.setdefault((node.args[0], node.args[1]), []).append(node)  # type: ignore[arg-type]
-    found: list[list[int]] = []
+    candidates: list[list[int]] = []
     for reads in families.values():
         groups = [(index, [*group]) for index, group in itertools.groupby(reads, lambda n: n.args[2])]
         for run in _runs([index for index, _ in groups]):  # type: ignore[misc]
             first, *others = [group for _, group in groups[run]]
             starts = [first[-min(len(first), len(others[0]))], *(group[0] for group in others)]
-            found.append([number[n] for n in starts])
-    return sorted(found)
+            candidates.append([number[n] for n in starts])
+    return sorted(candidates)
 
 
 def _runs(indices: list[int]) -> Iterator[slice]:
@@ -134,27 +134,27 @@ def _segments(nodes: list[Node], starts: list[int]) -> Segments:
     Raises:
         NoLoop: if they differ.
     """
-    parts = [nodes[a:b] for a, b in zip(starts, [*starts[1:], len(nodes)], strict=True)]
-    found = Segments(parts[2])
-    found.steps = [[None] * len(parts[2]) for _ in parts]
-    for step, part in enumerate(parts[1:-1], 1):
-        if len(part) != len(found.template):
+    pieces = [nodes[a:b] for a, b in zip(starts, [*starts[1:], len(nodes)], strict=True)]
+    segments = Segments(pieces[2])
+    segments.steps = [[None] * len(pieces[2]) for _ in pieces]
+    for step, part in enumerate(pieces[1:-1], 1):
+        if len(part) != len(segments.template):
             raise NoLoop
         for place, node in enumerate(part):
-            found.places[node] = (step, place)
-            found.steps[step][place] = node
-    for step, part in enumerate(parts[1:-1], 1):
-        for node, other in zip(found.template, part, strict=True):
-            if step > 1 and not _alike(found, node, other, step):
+            segments.places[node] = (step, place)
+            segments.steps[step][place] = node
+    for step, part in enumerate(pieces[1:-1], 1):
+        for node, other in zip(segments.template, part, strict=True):
+            if step > 1 and not _alike(segments, node, other, step):
                 raise NoLoop
-    _first(found, parts[0])
-    if not all(_alike(found, a, b, 1) for a, b in zip(found.template, parts[1], strict=True)):
+    _first(segments, pieces[0])
+    if not all(_alike(segments, a, b, 1) for a, b in zip(segments.template, pieces[1], strict=True)):
         raise NoLoop
-    _last(found, parts[-1], len(parts) - 1)
-    for place, node in enumerate(found.template):
-        if found.is_row(node) and not {*found.indices(place)} <= {*range(_size(node))}:
+    _last(segments, pieces[-1], len(pieces) - 1)
+    for place, node in enumerate(segments.template):
+        if segments.is_row(node) and not {*segments.indices(place)} <= {*range(_size(node))}:
             raise NoLoop  # the segments begin in the middle of a step
-    return found
+    return segments
 
 
 def _size(row: Node) -> int:
@@ -163,32 +163,32 @@ def _size(row: Node) -> int:
     return example_size(x.meta["val"].shape[dim])  # type: ignore[union-attr, index]
 
 
-def _first(found: Segments, part: list[Node]) -> None:
+def _first(segments: Segments, part: list[Node]) -> None:
     """Match the first segment, which also prepares the loop."""
     place = 0
     for node in part:
-        if place < len(found.template) and _alike(found, found.template[place], node, 0):
-            found.places[node] = (0, place)
-            found.steps[0][place] = node
+        if place < len(segments.template) and _alike(segments, segments.template[place], node, 0):
+            segments.places[node] = (0, place)
+            segments.steps[0][place] = node
             place += 1
-        elif any(found.within(n) and not found.is_row(n) for n in node.all_input_nodes):
+        elif any(segments.within(n) and not segments.is_row(n) for n in node.all_input_nodes):
             raise NoLoop
-    if place < len(found.template):
+    if place < len(segments.template):
         raise NoLoop
 
 
-def _last(found: Segments, part: list[Node], step: int) -> None:
+def _last(segments: Segments, part: list[Node], step: int) -> None:
     """Match the last segment, which lacks what nobody reads, and goes on behind the loop."""
     rest = iter(part)
     node = next(rest, None)
-    for place, wanted in enumerate(found.template):
-        if node is not None and _alike(found, wanted, node, step):
-            found.places[node] = (step, place)
-            found.steps[step][place] = node
+    for place, wanted in enumerate(segments.template):
+        if node is not None and _alike(segments, wanted, node, step):
+            segments.places[node] = (step, place)
+            segments.steps[step][place] = node
             node = next(rest, None)
 
 
-def _alike(found: Segments, node: Node, other: Node, step: int) -> bool:
+def _alike(segments: Segments, node: Node, other: Node, step: int) -> bool:
     """Whether ``other`` is in ``step`` what ``node`` is in the template."""
     if node.target is not other.target:
         return False
@@ -197,19 +197,19 @@ def _alike(found: Segments, node: Node, other: Node, step: int) -> bool:
         return False
     first: dict[int, Node] = {}
     for mine, its in pairs:
-        at, place = found.places.get(mine, (None, -1))
+        at, place = segments.places.get(mine, (None, -1))
         if at == 2:
-            same = found.places.get(its) == (step, place)
+            same = segments.places.get(its) == (step, place)
         elif at == 1 and step > 0:
-            same = found.places.get(its) == (step - 1, place)
+            same = segments.places.get(its) == (step - 1, place)
         elif at == 1:
-            same = not found.within(its) or found.is_row(its)
-            same &= found.first.get(place, first.setdefault(place, its)) is its
+            same = not segments.within(its) or segments.is_row(its)
+            same &= segments.first.get(place, first.setdefault(place, its)) is its
         else:
             same = at is None and mine is its
         if not same:
             return False
-    found.first |= first
+    segments.first |= first
     return True
 
 

@@ -87,8 +87,8 @@ class Merge:
                 raise NotAlike(f"{one} and {other}")
             return {key: self._pair(value, other[key], size) for key, value in one.items()}
         if isinstance(one, slice):
-            parts = [(one.start, other.start), (one.stop, other.stop), (one.step, other.step)]
-            return slice(*(self._pair(a, b, size) for a, b in parts))
+            bounds = [(one.start, other.start), (one.stop, other.stop), (one.step, other.step)]
+            return slice(*(self._pair(a, b, size) for a, b in bounds))
         if one == other or (one != one and other != other):
             return one
         if type(one) is not int:

@@ -57,7 +57,7 @@ class LoggedCall:
         form: the form of its inputs, parameters and buffers, and the settings of PyTorch.
         inputs: leaves of its arguments.
         numbers: the numbers of the tensors and sizes in ``form``.
-        known: number of tensors and sizes that the run knows at its beginning.
+        count_before: number of tensors and sizes that the run knows at its beginning.
         end: place behind its last entry.
         within: number of calls of blocks inside of it.
         outputs: leaves of its output.
@@ -71,7 +71,7 @@ class LoggedCall:
     form: Any
     inputs: list[Any]
     numbers: list[int]
-    known: int
+    count_before: int
     end: int = 0
     within: int = 0
     outputs: list[Any] = field(default_factory=list)
@@ -142,13 +142,13 @@ class Run:
         with self.log.paused(), torch._C.DisableTorchFunction():
             numbers: list[int] = []
             leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
-            own = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-            tensors = [leaf for leaf in [*leaves, *(tensor for _, tensor in own)] if isinstance(leaf, Tensor)]
-            forms = [(type(t), t.is_conj(), t.is_neg()) for t in tensors]
-            described = self.log.described((leaves, own), numbers)
+            stored = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+            tensors = [leaf for leaf in [*leaves, *(tensor for _, tensor in stored)] if isinstance(leaf, Tensor)]
+            types = [(type(t), t.is_conj(), t.is_neg()) for t in tensors]
+            described = self.log.described((leaves, stored), numbers)
             kind = self._kinds[id(vars(module))]
-            form = (described, spec, settings(), forms)
-            return LoggedCall(module, kind, len(self.log.entries), form, leaves, numbers, self.log.known)
+            form = (described, spec, settings(), types)
+            return LoggedCall(module, kind, len(self.log.entries), form, leaves, numbers, self.log.count)
 
     def _closed(self, call: LoggedCall, output: Any) -> None:
         with self.log.paused(), torch._C.DisableTorchFunction():
@@ -273,7 +273,7 @@ def _signature(call: LoggedCall, entries: Sequence[Entry], log: RunLog) -> Any:
 
     def name(number: int, new: bool = False) -> Any:
         if number not in names:
-            names[number] = len(names) if new and number > call.known else log.meaning(number)
+            names[number] = len(names) if new and number > call.count_before else log.meaning(number)
         return names[number]
 
     for entry in entries:

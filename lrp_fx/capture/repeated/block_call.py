@@ -27,8 +27,8 @@ class BlockCall:
         tracer: the tracer.
         leaves: flat arguments.
         spec: their structure.
-        own: the block's parameters and buffers by their paths in it.
-        nodes: the nodes of the tensors among ``leaves``, then of ``own``.
+        stored: the block's parameters and buffers by their paths in it.
+        nodes: the nodes of the tensors among ``leaves``, then of ``stored``.
     """
 
     module: nn.Module
@@ -36,7 +36,7 @@ class BlockCall:
     tracer: Any
     leaves: tuple[Any, ...]
     spec: pytree.TreeSpec
-    own: dict[str, Tensor]
+    stored: dict[str, Tensor]
     nodes: tuple[Node, ...]
 
     @classmethod
@@ -45,20 +45,22 @@ class BlockCall:
     ) -> BlockCall | None:
         """The call; None for other arguments than traced tensors, sizes and plain values."""
         leaves, spec = pytree.tree_flatten((args, dict(sorted(kwargs.items()))))
-        own = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+        stored = dict(module.named_parameters(remove_duplicate=False)) | dict(
+            module.named_buffers(remove_duplicate=False)
+        )
         if not all(isinstance(leaf, (Tensor, torch.SymInt, *PLAIN)) for leaf in leaves):
             return None
-        nodes = [node_of(t, tracer) for t in _tensors(leaves, own)]
+        nodes = [node_of(t, tracer) for t in _tensors(leaves, stored)]
         if None in nodes:
             return None
-        call = cls(module, forward, tracer, tuple(leaves), spec, own, tuple(nodes))  # type: ignore[arg-type]
+        call = cls(module, forward, tracer, tuple(leaves), spec, stored, tuple(nodes))  # type: ignore[arg-type]
         call.form  # noqa: B018  (read now: the run may change it)
         return call
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors of :attr:`nodes`."""
-        return _tensors(self.leaves, self.own)
+        return _tensors(self.leaves, self.stored)
 
     @cached_property
     def form(self) -> tuple[Any, ...]:
@@ -73,8 +75,8 @@ class BlockCall:
         pattern = tuple(first.setdefault(id(tensor), index) for index, tensor in enumerate(tensors))
         with disable_proxy_modes_tracing(), torch._C.DisableTorchFunction():  # a stride may be computed when it is read
             leaves = tuple(_form(leaf) for leaf in self.leaves)
-            own = tuple((path, _form(tensor)) for path, tensor in self.own.items())
-        return (leaves, own, pattern, settings())
+            stored = tuple((path, _form(tensor)) for path, tensor in self.stored.items())
+        return (leaves, stored, pattern, settings())
 
     def is_intact(self, args: Any, kwargs: dict[str, Any]) -> bool:
         """Whether the arguments are the same objects as before the run, and no tensor has another form."""
@@ -90,8 +92,8 @@ def _is(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, PLAIN) and type(a) is type(b) and bool(a == b))
 
 
-def _tensors(leaves: Sequence[Any], own: dict[str, Tensor]) -> list[Tensor]:
-    return [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *own.values()]
+def _tensors(leaves: Sequence[Any], stored: dict[str, Tensor]) -> list[Tensor]:
+    return [*(leaf for leaf in leaves if isinstance(leaf, Tensor)), *stored.values()]
 
 
 def node_of(value: Any, tracer: Any) -> Node | None:

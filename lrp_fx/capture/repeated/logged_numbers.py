@@ -121,9 +121,9 @@ def without_symbols(value: Any) -> Any:
     if isinstance(value, SYMBOLS):
         return value.node.value if isinstance(value.node, _Number) else value
     if isinstance(value, slice):
-        parts = (value.start, value.stop, value.step)
-        new = [without_symbols(part) for part in parts]
-        return value if all(a is b for a, b in zip(parts, new, strict=True)) else slice(*new)
+        bounds = (value.start, value.stop, value.step)
+        new = [without_symbols(part) for part in bounds]
+        return value if all(a is b for a, b in zip(bounds, new, strict=True)) else slice(*new)
     if type(value) in (tuple, list, torch.Size):
         new = [without_symbols(item) for item in value]
         return value if all(a is b for a, b in zip(value, new, strict=True)) else type(value)(new)

@@ -68,7 +68,7 @@ class _Like:
 class Results:
     """The results of a run so far."""
 
-    _made: dict[Any, tuple[type, list[_Like]]] = field(default_factory=dict)
+    _earlier: dict[Any, tuple[type, list[_Like]]] = field(default_factory=dict)
 
     def again(self, call: Any, operands: Sequence[Tensor]) -> tuple[Any] | None:
         """A new result like that of an earlier call that was alike; None if there was none.
@@ -77,10 +77,10 @@ class Results:
             call: the function, and what its result depends on besides the devices of ``operands``.
             operands: the tensors among the arguments, in order.
         """
-        made = self._made.get((call, *[t.device for t in operands]))
-        if made is None or not _without_constants(operands):
+        earlier = self._earlier.get((call, *[t.device for t in operands]))
+        if earlier is None or not _without_constants(operands):
             return None
-        kind, likes = made
+        kind, likes = earlier
         if kind is type(None):
             return (None,)
         tensors = [like.new(operands) for like in likes]
@@ -102,7 +102,7 @@ class Results:
         if any(_passes_on_gradients(like, operands) for like in likes):
             return False
         key = (call, *[t.device for t in operands])
-        self._made[key] = type(result), likes
+        self._earlier[key] = type(result), likes
         return True
 
 

@@ -135,7 +135,7 @@ class RunLog:
         return logged_number(self, value)
 
     @property
-    def known(self) -> int:
+    def count(self) -> int:
         """Number of tensors, sizes and other objects so far."""
         return len(self._alive)
 
@@ -201,28 +201,30 @@ class _Calls(TorchFunctionMode):
             raise HistoryRead
         operands: list[int] = []
         with torch._C.DisableTorchFunction():
-            given = (args, sorted(kwargs.items()))
-            what = log.described(given, operands)
+            arguments = (args, sorted(kwargs.items()))
+            what = log.described(arguments, operands)
             if any(map(log.is_size, operands)):
                 args, kwargs = without_symbols(args), without_symbols(kwargs)
             call = (func, what, settings())
         if log.results is None or not _is_pure(func) or func in _LITERALS:
             result = self._run(call, operands, args, kwargs)
         else:
-            result = self._run_once(log.results, call, operands, given, args, kwargs)
+            result = self._run_once(log.results, call, operands, arguments, args, kwargs)
         results: list[int] = []
         with torch._C.DisableTorchFunction():
             log.add((*call, log.described(result, results)), operands, results)
         return result
 
-    def _run_once(self, made: Results, call: Any, operands: list[int], given: Any, args: Any, kwargs: Any) -> Any:
+    def _run_once(
+        self, earlier: Results, call: Any, operands: list[int], arguments: Any, args: Any, kwargs: Any
+    ) -> Any:
         """The result of a function of PyTorch; new tensors if a call that was alike has been run.
 
         Args:
-            made: the results of earlier calls.
+            earlier: the results of earlier calls.
             call: the function, the form of its arguments, and the settings of PyTorch.
             operands: the numbers in that form.
-            given: the arguments as they are logged, with symbolic sizes.
+            arguments: the arguments as they are logged, with symbolic sizes.
             args: positional arguments with plain sizes.
             kwargs: keyword arguments with plain sizes.
         """
@@ -231,14 +233,14 @@ class _Calls(TorchFunctionMode):
             names: dict[int, int] = {}
             key = (*call, *[names.setdefault(number, len(names)) for number in operands])
             tensors = [*tensors_of((args, kwargs))]
-            again = made.again(key, tensors)
+            again = earlier.again(key, tensors)
         if again is not None:
             return again[0]
         result = self._run(call, operands, args, kwargs)
         with torch._C.DisableTorchFunction():
             after: list[int] = []
-            unchanged = log.described(given, after) == call[1] and after == operands
-            if unchanged and not any(map(log.is_object, operands)) and made.remember(key, tensors, result):
+            unchanged = log.described(arguments, after) == call[1] and after == operands
+            if unchanged and not any(map(log.is_object, operands)) and earlier.remember(key, tensors, result):
                 del log.entries[first:]
         return result
 

@@ -91,18 +91,18 @@ class _Traced:
     @cached_property
     def is_self_contained(self) -> bool:
         """Whether the nodes are a function of the call's tensors and of sizes, and all outputs come from it."""
-        known = {*self.nodes, *self.call.nodes}
+        inside = {*self.nodes, *self.call.nodes}
         owner = self.call.tracer.root
         return (
             all(_is_copied(node, owner) for node in self.nodes)
             and all(
-                n in known or _is_shared(n, owner)
+                n in inside or _is_shared(n, owner)
                 for node in self.nodes
                 if not _is_size(node)
                 for n in node.all_input_nodes
             )
-            and all(node in known for node in self.after)
-            and all(node in known for leaf, node in self.output if isinstance(leaf, Tensor))
+            and all(node in inside for node in self.after)
+            and all(node in inside for leaf, node in self.output if isinstance(leaf, Tensor))
             and all(isinstance(leaf, (Tensor, torch.SymInt, *PLAIN)) for leaf, _ in self.output)
         )
 
@@ -284,10 +284,10 @@ def _fresh(block: _Traced) -> dict[int, Tensor]:
         Unlike: if one cannot be made.
     """
     fresh: dict[int, Tensor] = {}
-    own = {id(tensor) for tensor in block.call.tensors}
+    operands = {id(tensor) for tensor in block.call.tensors}
     with disable_proxy_modes_tracing(), no_python_dispatcher(), torch._C.DisableTorchFunction():
         for leaf, _ in block.output:
-            if isinstance(leaf, Tensor) and id(leaf) not in own and id(leaf) not in fresh:
+            if isinstance(leaf, Tensor) and id(leaf) not in operands and id(leaf) not in fresh:
                 copy = fresh_like(leaf) if type(leaf) is FakeTensor else leaf.clone()
                 if copy.requires_grad != leaf.requires_grad or _strides(copy) != _strides(leaf):
                     raise Unlike
@@ -318,8 +318,8 @@ def _kinds(model: nn.Module) -> dict[int, int]:
         return kinds[id(vars(module))]
 
     number(model)
-    own = [m for m in model.modules() if m is model or not type(m).__module__.startswith("torch.")]
-    return {id(vars(m)): kinds[id(vars(m))] for m in own if is_answerable(m)} if is_answerable(model) else {}
+    blocks = [m for m in model.modules() if m is model or not type(m).__module__.startswith("torch.")]
+    return {id(vars(m)): kinds[id(vars(m))] for m in blocks if is_answerable(m)} if is_answerable(model) else {}
 
 
 @contextmanager

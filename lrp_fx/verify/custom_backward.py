@@ -20,7 +20,7 @@ from lrp_fx.verify.gradients import of_graph, of_model
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-2}  #: sum of absolute differences relative to that of the map
 
 
-def own_backward_note(
+def custom_backward_note(
     model: torch.nn.Module,
     sweeper: Sweeper,
     call: Call,

@@ -64,7 +64,7 @@ def calibrate(model: nn.Module, run: Callable[[], Any]) -> None:
             hook.remove()
 
 
-def ready(
+def prepare(
     model: nn.Module,
     *args: Any,
     inputs: dict[str, Any] | None = None,
