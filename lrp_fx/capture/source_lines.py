@@ -64,10 +64,14 @@ class SourceLines(TorchFunctionMode):
         places = {} if environment is None else environment.replacements_slocs
         if len(places) != self._placed:
             self._placed = len(places)
-            where = _innermost(frame)
-            for symbol, place in places.items() if where else ():
-                if place.maybe_user_loc is None and _is_of_torch(place.framework_loc):
-                    places[symbol] = dataclasses.replace(place, maybe_user_loc=f"{where[0]}:{where[1]} in forward")
+            forwards = list(_forwards(frame))
+            forward = next(
+                (f for f in forwards if not _is_of_torch(f.f_code.co_filename)), forwards[0] if forwards else None
+            )
+            line = forward and f"{forward.f_code.co_filename}:{forward.f_lineno} in forward"
+            for symbol, place in list(places.items()):
+                if place.maybe_user_loc is None and _is_of_torch(getattr(place.framework_loc, "filename", "")):
+                    places[symbol] = dataclasses.replace(place, maybe_user_loc=line)
 
 
 @contextmanager
@@ -81,25 +85,23 @@ def without_stacks() -> Iterator[None]:
         torch.fx.config.do_not_emit_stack_traces = before
 
 
-def _line(frame: FrameType | None) -> str:
-    """The line of the innermost ``forward``, formatted as in a traceback; "" without one."""
-    where = _innermost(frame)
-    return _text(*where) if where else ""
+def _line(frame: FrameType) -> str:
+    """The innermost frame of a ``forward``, formatted as in a traceback; "" without one."""
+    forward = next(_forwards(frame), None)
+    return "" if forward is None else _text(forward.f_code.co_filename, forward.f_lineno)
 
 
-def _innermost(frame: FrameType | None) -> tuple[str, int] | None:
-    """File and line of the innermost ``forward`` outside of PyTorch's tracers."""
+def _forwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames of a ``forward`` outside of PyTorch's tracers, the innermost first."""
     plumbing = _plumbing()
     while frame is not None:
-        code = frame.f_code
-        if code.co_name == "forward" and code.co_filename not in plumbing:
-            return code.co_filename, frame.f_lineno
+        if frame.f_code.co_name == "forward" and frame.f_code.co_filename not in plumbing:
+            yield frame
         frame = frame.f_back
-    return None
 
 
-def _is_of_torch(frame: Any) -> bool:
-    return str(getattr(frame, "filename", "")).startswith(TORCH_FOLDER)
+def _is_of_torch(file: str) -> bool:
+    return file.startswith(TORCH_FOLDER)
 
 
 @functools.lru_cache(4096)
