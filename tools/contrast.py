@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -282,7 +283,7 @@ def interval(values: list[float]) -> tuple[float, float]:
 def report(stored: dict[str, Any]) -> str:
     """docs/contrast.md."""
     versions = ", ".join(f"{name} {version}" for name, version in stored["versions"].items())
-    page = [_HEAD.format(versions=versions, decision=_DECISION)]
+    page = [_HEAD.format(date=time.strftime("%Y-%m-%d"), versions=versions, decision=_DECISION)]
     for name, measured in stored["values"].items():
         by_rules = {rules: measured[rules] for rules in RULES if rules in measured}
         if not by_rules:
@@ -328,7 +329,7 @@ def _difference(values: list[float], others: list[float]) -> str:
 
 _HEAD = """# What to explain of a language model: logit or contrast?
 
-Made by `tools/contrast` ({versions}; float32); values of every sample are in [contrast.json](contrast.json). How targets are
+Made by `tools/contrast` on {date} ({versions}; float32); values of every sample are in [contrast.json](contrast.json). How targets are
 written is in [targets.md](targets.md).
 
 The explained token is the model's own next one. *Key word first*: of all words of a prompt (pieces joined, the chat template's

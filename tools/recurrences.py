@@ -174,7 +174,7 @@ def main() -> None:
         f"model is trained from scratch, then {SAMPLES} new sequences are explained in float64: how often the largest relevance",
         "before the last token is on the letter, the letter's median share of all absolute relevance, and the worst ledger",
         f"balance. By chance: {1 / (options.length - 1):.0%}. The marker before it carries information too.\n",
-        f"Made by `python tools/recurrences.py --length {options.length}` (torch {torch.__version__}, transformers {tf.__version__}).\n",
+        f"Made by `python tools/recurrences.py --length {options.length}` on {time.strftime('%Y-%m-%d')} (torch {torch.__version__}, transformers {tf.__version__}).\n",
         "| model | accuracy | steps | " + " | ".join(f"{r}: found, share" for r in RULES) + " | worst balance |",
         "|---|--:|--:|" + "--:|" * len(RULES) + "--:|",
     ]

