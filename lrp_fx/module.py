@@ -339,7 +339,7 @@ class ExplainableModule(Exporting):
         return ModelState(self.model).stand_in().module
 
     def report(self, *args: Any, target: Target = None, **kwargs: Any) -> Report:
-        """Role and rule of every node of the latest capture; with inputs, of the one that serves them, with relevance.
+        """Role and rule of every node of the latest capture; with inputs, of the capture for them, with relevance.
 
         Args:
             *args: the model's inputs, as in :meth:`explain`, or none.

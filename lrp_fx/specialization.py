@@ -152,7 +152,7 @@ class Specialization:
         return self.gradient_notes
 
     def account_of(self, ruleset: RuleSet, call: Call, targets: Sequence[Target], number: int) -> Accounting:
-        """What computes the ledger of one of several targets of a call: a sweep for it alone."""
+        """The function that computes the ledger of one of several targets of a call, by a sweep for this target."""
         return self.sweeper(ruleset, ()).explain_under(call, targets[number], [{}], False)[0]._account
 
     def _check_is_due(self, ruleset: RuleSet, at: tuple[str, ...], when: str | bool) -> bool:

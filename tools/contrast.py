@@ -244,7 +244,7 @@ def measure(
 
 
 def digest(model: nn.Module) -> str:
-    """Of the weights."""
+    """A digest of the weights."""
     state = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         state.update(key.encode())

@@ -153,9 +153,7 @@ class Shapes:
         if key not in self._unsure:
             if len(self._unsure) >= _REMEMBERED:
                 self._unsure.clear()
-            if (
-                self._mismatch([tuple(t.shape) for t in tensors]) is not None
-            ):  # served by ``also``, where they were proven
+            if self._mismatch([tuple(t.shape) for t in tensors]) is not None:  # sizes of ``also``, which are proven
                 self._unsure[key] = ()
                 return ()
             bound = self.bound(tensors)

@@ -1,4 +1,4 @@
-"""What is inside of an object: the entries of a container, the attributes of an object, what a function reads."""
+"""Contents of objects: the entries of a container, the attributes of an object, what a function reads."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class SourceLines(TorchFunctionMode):
         return result
 
     def _place_fixed_sizes(self, result: Any, frame: FrameType) -> None:
-        """Say of the sizes that a call has fixed in which line of the model it stands: PyTorch names one of its own."""
+        """Name the line of the model for sizes that a call has fixed; PyTorch names a line of its own code."""
         environment = result.fake_mode.shape_env if isinstance(result, FakeTensor) else None
         places = {} if environment is None else environment.replacements_slocs
         if len(places) != self._placed:

@@ -46,7 +46,7 @@ def copied(
     functions: Iterable[types.FunctionType],
     parts: Collection[int],
 ) -> StandInModel:
-    """A copy of a model; raises whatever an object raises that cannot be copied.
+    """A copy of a model.
 
     Args:
         model: the model.
@@ -55,6 +55,9 @@ def copied(
         functions: functions of the model and of its hooks; where they close over parts of the model, those of the copy
             close over the same parts of the copy.
         parts: ids of the modules, containers and objects of the model.
+
+    Raises:
+        Exception: of any kind, by an object that cannot be copied.
     """
     copies = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in parameters}
     closing = [function for function in functions if _closes_over(function, parts, set())]
@@ -104,7 +107,7 @@ def _closes_over(function: types.FunctionType, parts: Collection[int], seen: set
 
 
 def _counterpart(value: Any, memo: Mapping[int, Any]) -> Any:
-    """What the copy has in the place of a value of the model; the value itself if it is no part of the model."""
+    """The copy's counterpart of a value of the model; the value itself if it is no part of the model."""
     if isinstance(value, types.MethodType) and id(value.__self__) in memo:
         return types.MethodType(_counterpart(value.__func__, memo), memo[id(value.__self__)])
     return memo.get(id(value), value)

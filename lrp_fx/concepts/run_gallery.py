@@ -71,7 +71,7 @@ def write_gallery(
 
 
 def _pictures(run: ExplainedRun, indices: set[int]) -> dict[int, dict[str, Any]]:
-    """What a template needs of each row: coloured words, or pictures."""
+    """The data of each row for the template: coloured words, or pictures."""
     if run.kind == "text":
         return {
             i: {"cells": cells([Word(word, amount) for word, amount in words])}

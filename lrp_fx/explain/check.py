@@ -123,7 +123,7 @@ def check(
 
 
 def _remedy(plan: Plan, account: Account) -> str:
-    """What to do about a node that loses relevance: outputs of 0 have nothing to hand it to."""
+    """The remedy for a node that loses relevance: an output of 0 cannot pass it on."""
     if any(bool(((y == 0) & (g != 0)).any()) for y, g in account.outputs):
         order = {node: index for index, node in enumerate(account.node.graph.nodes)}
         behind = [n for n, d in plan.decisions.items() if d.entry.feeds_zeros and order[n] > order[account.node]]

@@ -60,7 +60,7 @@ class Queries:
 
 @dataclass(frozen=True, eq=False)
 class QueryMask:
-    """What makes a segment: the logit of its class at its query, and the mean of the query's mask logits on its pixels.
+    """The target of a segment: the logit of its class at its query, plus the mean of the query's mask logits on it.
 
     Attributes:
         query: number of the query.

@@ -239,7 +239,7 @@ class Batch:
         return None
 
     def viewer_parts(self) -> tuple[list[Input], list[Matrix]] | None:
-        """What the viewer's page shows of the only sample; None for inputs and latents by their shapes."""
+        """The data of the only sample for the viewer's page; None for inputs and latents by their shapes."""
         return None
 
     @property

@@ -559,7 +559,7 @@ def logged(run: Callable[[], Any], results: Results | None = None) -> tuple[list
     log = RunLog(most=100, results=results)
     with log.written():
         returned = run()
-    assert all(number <= log.known for entry in log.entries for number in entry.results)
+    assert all(number <= log.count for entry in log.entries for number in entry.results)
     return [entry.what[0] for entry in log.entries], returned
 
 

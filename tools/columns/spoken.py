@@ -23,7 +23,7 @@ LOOKED_AT = 60  #: words of each length, the first ones, on which rules were tri
 
 @cache
 def pieces() -> dict[alignment.Piece, float]:
-    """What letters say, and how often: of some of the words that the models learnt."""
+    """How often letters stand for phonemes, counted in some of the words that the models learnt."""
     learnt = [word for word in phonemes.words() if not word.held_out]
     random.Random(0).shuffle(learnt)
     return alignment.learn(learnt[:COUNTED])

@@ -56,7 +56,7 @@ def search_page(document: dict[str, Any]) -> str:
 
 
 def _found(key: str, row: dict[str, Any]) -> dict[str, Any]:
-    """What the page shows of a class."""
+    """The row of a class on the page."""
     suite, group, name = key.split("/", 2)
     numbers = [row[column] for column in ("forward", "conservation", "role_defect")]
     remark = "; ".join(filter(None, [row["reason"], row.get("note", "")]))

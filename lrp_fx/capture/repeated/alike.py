@@ -255,7 +255,7 @@ def alike(run: Run) -> dict[int, int]:
 
 
 def _size(call: LoggedCall) -> tuple[int, int]:
-    """What alike calls have in common at least: their kind, and the number of their entries."""
+    """Kind and number of entries of a call, which alike calls have in common."""
     return (call.kind, call.end - call.first)
 
 

@@ -64,8 +64,8 @@ class BlockCall:
 
     @cached_property
     def form(self) -> tuple[Any, ...]:
-        """All that has to be equal in the call of a block that is traced alike: the form of every input, which of them
-        are one and the same tensor, and the settings of PyTorch that a trace depends on. It is read before the run.
+        """The key of the call: calls with equal keys are traced alike. It has the form of every input, which inputs are
+        one and the same tensor, and the settings of PyTorch that a trace depends on. It is read before the run.
         """
         return self._form_now()
 

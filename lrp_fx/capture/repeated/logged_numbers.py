@@ -29,7 +29,7 @@ class NotLogged(BaseException):
 
 
 class Log(Protocol):
-    """What a number needs of the log."""
+    """The part of a log that numbers read."""
 
     def add(self, what: Any, operands: Sequence[int], results: Sequence[int]) -> None:
         """Add an entry."""

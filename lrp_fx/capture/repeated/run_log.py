@@ -140,8 +140,9 @@ class RunLog:
         return len(self._alive)
 
     def meaning(self, number: int) -> Any:
-        """What a number means outside of the run: ("literal", values) of a small tensor, ("memory", place) of another
-        tensor, ("size", identity), or ("object", identity)."""
+        """The meaning of a number outside of the run: ("literal", values) of a small tensor, ("memory", place) of any
+        other tensor, ("size", identity), or ("object", identity).
+        """
         return self._meanings[number]
 
     def is_size(self, number: int) -> bool:
@@ -149,7 +150,7 @@ class RunLog:
         return bool(self._meanings[number][0] == "size")
 
     def is_object(self, number: int) -> bool:
-        """Whether a number is of an object of which nothing else is known."""
+        """Whether a number stands for an object that is told apart by its identity alone."""
         return bool(self._meanings[number][0] == "object")
 
     def _number_of(self, tensor: Tensor) -> int:
