@@ -24,7 +24,7 @@ from lrp_fx.exporting import Exporting
 from lrp_fx.lowering import generate
 from lrp_fx.report import Report, make_report
 from lrp_fx.results import Attribution, Attributions, Context, Generation, Later, Result, Tokens
-from lrp_fx.results.fingerprint import model_fingerprint
+from lrp_fx.results.weights_digest import model_fingerprint
 from lrp_fx.rules.ruleset import RuleSet
 from lrp_fx.verify.verify import Verification, verify
 

@@ -24,7 +24,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from lrp_fx.cache.safe_names import attribute, by_torch, harmless, identifier
 from lrp_fx.cache.safe_names import operator as operator_named
-from lrp_fx.capture.formulas import Unstorable, formula, formula_from
+from lrp_fx.capture.size_formulas import Unstorable, formula, formula_from
 from lrp_fx.errors import UnsafeFileError
 from lrp_fx.graph.attribute_paths import readable
 from lrp_fx.graph.exact_value import exact_value

@@ -29,11 +29,11 @@ from lrp_fx.cache.serialize import Reader, Writer
 from lrp_fx.capture import Captured, capture, prepare, read_call
 from lrp_fx.capture.agreement import TOLERANCE, disagreement
 from lrp_fx.capture.containers import structures
-from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.guards import Shapes
 from lrp_fx.capture.model_state import ModelState
 from lrp_fx.capture.packed import decided_by_lengths
 from lrp_fx.capture.signature import Call
+from lrp_fx.capture.size_formulas import Unstorable
 from lrp_fx.errors import UnsafeFileError
 from lrp_fx.graph.lazy_module import lazy_module
 

@@ -25,7 +25,6 @@ from lrp_fx.capture.as_run import OverTime, Watch
 from lrp_fx.capture.captured import Captured
 from lrp_fx.capture.containers import listed
 from lrp_fx.capture.conventions import traceable
-from lrp_fx.capture.formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.function_modes import while_traced
 from lrp_fx.capture.guards import Guard, Shapes
 from lrp_fx.capture.packed import PackedSequences
@@ -36,6 +35,7 @@ from lrp_fx.capture.passes.regions import inline_regions
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.repeated.trace_once import with_blocks_once
 from lrp_fx.capture.run_effects import RunEffects
+from lrp_fx.capture.size_formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.source_lines import SourceLines, without_stacks
 from lrp_fx.capture.unlift import unlifted
 from lrp_fx.errors import CaptureError, type_and_line

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from lrp_fx.capture.formulas import evaluate, shown
+from lrp_fx.capture.size_formulas import evaluate, shown
 
 _REMEMBERED = 1024  #: number of cached verdicts on sizes
 
@@ -22,7 +22,7 @@ class Guard:
     """One condition on sizes.
 
     Attributes:
-        condition: a plain formula (:mod:`lrp_fx.capture.formulas`).
+        condition: a plain formula (:mod:`lrp_fx.capture.size_formulas`).
         place: the line of code that depends on it.
         layout: whether it comes from shape propagation of an operator: the operator is the same if it fails.
     """

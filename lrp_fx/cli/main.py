@@ -24,7 +24,7 @@ from lrp_fx.explain.target_types import NAMED
 from lrp_fx.files import read_text, replacing
 from lrp_fx.rules.ruleset import available
 from lrp_fx.runs import Explainer
-from lrp_fx.runs.reading import kind_of_data
+from lrp_fx.runs.data_files import kind_of_data
 
 _CODES = "  \n".join(f"{code}: {when}" for code, when in EXITS.items())
 app = typer.Typer(

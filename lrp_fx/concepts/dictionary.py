@@ -30,7 +30,7 @@ from lrp_fx.explain import Target
 from lrp_fx.explain.target_types import spoken
 from lrp_fx.module import ExplainableModule
 from lrp_fx.results import Context, Tokens
-from lrp_fx.results.fingerprint import model_fingerprint
+from lrp_fx.results.weights_digest import model_fingerprint
 from lrp_fx.rules.functions import relevance_of
 
 

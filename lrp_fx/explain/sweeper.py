@@ -23,8 +23,8 @@ from lrp_fx.explain.inputs import Inputs, shares
 from lrp_fx.explain.latents import find_latents
 from lrp_fx.explain.ledger import make_ledger
 from lrp_fx.explain.model_notes import context_of
+from lrp_fx.explain.one_position import Rows
 from lrp_fx.explain.reading import Reading, read_output
-from lrp_fx.explain.rows import Rows
 from lrp_fx.explain.sweep import Relevance, TapPoints, sweep
 from lrp_fx.explain.tap import at_chosen_positions, tap
 from lrp_fx.explain.target import beside, of_form, one_position, select

@@ -21,7 +21,7 @@ from lrp_fx.cache.fingerprint import Unkeyable, contents, environment
 from lrp_fx.cache.folder import VARIABLE, CacheFile, Entry, digest, folder
 from lrp_fx.cache.serialize import Reader, Writer
 from lrp_fx.cache.store import named_tensors, read_graph, write_graph
-from lrp_fx.capture.formulas import Unstorable
+from lrp_fx.capture.size_formulas import Unstorable
 from lrp_fx.errors import UnsafeFileError
 from lrp_fx.explain import Sweeper
 from lrp_fx.explain.conditions import Condition

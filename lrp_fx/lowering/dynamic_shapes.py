@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from lrp_fx.capture import Shapes
-from lrp_fx.capture.formulas import formula, formula_from
+from lrp_fx.capture.size_formulas import formula, formula_from
 from lrp_fx.errors import LrpError
 
 _log = logging.getLogger(__name__)

@@ -27,7 +27,7 @@ from lrp_fx.pairs.progress import Progress
 from lrp_fx.pairs.side import Side
 from lrp_fx.pairs.table import SIDES
 from lrp_fx.results import Context, Tokens
-from lrp_fx.results.fingerprint import model_fingerprint
+from lrp_fx.results.weights_digest import model_fingerprint
 
 Similarity = Literal["dot", "cosine"]
 Decode = Callable[[list[int]], list[str]]  #: token ids of one sample -> a text for each

@@ -19,7 +19,7 @@ from lrp_fx.analysis.step_sizes import weighs_by_step_sizes
 from lrp_fx.graph.location import module_path
 from lrp_fx.graph.operands import Slot, all_slots
 from lrp_fx.operators.table import OpSpec, bind, op_name
-from lrp_fx.plan.products import Shares
+from lrp_fx.plan.shares import Shares
 from lrp_fx.rules.ruleset import Rule, RuleSet
 from lrp_fx.rules.table import CENTRED, DISTRIBUTED, RECTIFIED, SLOPE, STOPPED, Entry, Form, Split, entry
 

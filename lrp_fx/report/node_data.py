@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from lrp_fx.files import write_text
 from lrp_fx.graph.location import module_path, source_line
 from lrp_fx.operators.table import op_name
-from lrp_fx.report.rows import NodeRow
+from lrp_fx.report.node_rows import NodeRow
 from lrp_fx.viz.colours import CATEGORIES, RGB, background, foreground, hexadecimal
 
 GRAPH = "graph"  #: id of the graph; Model Explorer gives exported programs the same one

@@ -18,7 +18,7 @@ from lrp_fx.graph.location import module_path, source_line
 from lrp_fx.operators.table import op_name
 from lrp_fx.plan import Plan, why
 from lrp_fx.report.node_data import write_node_data
-from lrp_fx.report.rows import NodeRow
+from lrp_fx.report.node_rows import NodeRow
 from lrp_fx.report.why import Reasons, as_text
 from lrp_fx.viz import write_page
 from lrp_fx.viz.viewer.structure import StructureNode, structure_page

@@ -85,7 +85,7 @@ class Context:
         sampling_rate: sampling rate of sound inputs in Hz.
         normalization: name of an image input -> normalization of its colours.
         notes: notes from before the model ran (a truncated text).
-        fingerprint: computes a digest of the explained model (:mod:`lrp_fx.results.fingerprint`).
+        fingerprint: computes a digest of the explained model (:mod:`lrp_fx.results.weights_digest`).
     """
 
     tokens: Mapping[str, tuple[Tokens, ...]] = field(default_factory=dict)

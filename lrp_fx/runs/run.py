@@ -16,10 +16,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from lrp_fx.errors import InputError
 from lrp_fx.explain.target_types import normal, spoken
 from lrp_fx.extras import require
-from lrp_fx.results.fingerprint import model_fingerprint
+from lrp_fx.results.weights_digest import model_fingerprint
 from lrp_fx.rules.ruleset import RuleSet
+from lrp_fx.runs.data_files import Values, described, kind_of_data, read_rows
 from lrp_fx.runs.explainer import Explainer
-from lrp_fx.runs.reading import Values, described, kind_of_data, read_rows
 from lrp_fx.runs.shard import Shard, Task, explain_shard
 from lrp_fx.runs.shards import PRECISIONS, Counts, Folder
 from lrp_fx.runs.workers import explain_by_workers

@@ -10,8 +10,8 @@ from typing import Any
 from lrp_fx.errors import InputError, type_and_line
 from lrp_fx.runs.batching import batches, padding_of
 from lrp_fx.runs.columns import KINDS, shown
+from lrp_fx.runs.data_files import BROKEN, Values
 from lrp_fx.runs.explainer import Explainer, Prepared
-from lrp_fx.runs.reading import BROKEN, Values
 from lrp_fx.runs.rows import Row
 from lrp_fx.runs.shards import Counts
 

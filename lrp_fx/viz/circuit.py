@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lrp_fx.extras import require
 from lrp_fx.viz.colours import background, foreground, ink
 from lrp_fx.viz.figures import fractions, literal, new_figure, plain
-from lrp_fx.viz.layers import Layout, Point, layout
+from lrp_fx.viz.layered_layout import Layout, Point, layout
 
 if TYPE_CHECKING:
     import networkx

@@ -13,7 +13,7 @@ import lrp_fx
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.explain.target_types import spoken
 from lrp_fx.results import Context, Tokens, computed_ledger
-from lrp_fx.results.fingerprint import model_fingerprint
+from lrp_fx.results.weights_digest import model_fingerprint
 
 
 class Pooled(nn.Module):

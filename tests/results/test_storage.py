@@ -14,7 +14,7 @@ from torch import nn
 import lrp_fx
 from lrp_fx.errors import InputError, LatentError
 from lrp_fx.results import Attribution, Attributions, Context, Generation, Note, Tokens, no_ledger
-from lrp_fx.results.fingerprint import model_fingerprint
+from lrp_fx.results.weights_digest import model_fingerprint
 
 HERE = Path(__file__).parent
 SUFFIXES = [".safetensors", ".json.gz"]

@@ -8,7 +8,7 @@ import networkx
 import pytest
 
 from lrp_fx.errors import MissingExtraError
-from lrp_fx.viz.layers import layout
+from lrp_fx.viz.layered_layout import layout
 
 
 def random_graph(seed, nodes=60, layers=8):

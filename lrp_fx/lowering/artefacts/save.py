@@ -17,8 +17,8 @@ from torch.export.pt2_archive._package import package_pt2
 from lrp_fx.cache.safe_names import attribute, by_torch
 from lrp_fx.cache.serialize import Reader, Writer
 from lrp_fx.capture import Shapes
-from lrp_fx.capture.formulas import Unstorable
 from lrp_fx.capture.signature import flatten
+from lrp_fx.capture.size_formulas import Unstorable
 from lrp_fx.errors import InputError, LoweringError, LrpError, TargetError, UnsafeFileError, type_and_line
 from lrp_fx.explain import Target
 from lrp_fx.explain.reading import Reading

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lrp_fx.errors import InputError
-from lrp_fx.viz.layers import layout
+from lrp_fx.viz.layered_layout import layout
 from lrp_fx.viz.pages import write_page
 from lrp_fx.viz.viewer import encode
 from lrp_fx.viz.viewer.page import viewer_page

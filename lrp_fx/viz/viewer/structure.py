@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, TypedDict
 
 from lrp_fx.extras import require
-from lrp_fx.viz.layers import layout
+from lrp_fx.viz.layered_layout import layout
 from lrp_fx.viz.viewer.page import whole_page
 
 _SPAN = 12  #: an edge over more layers is one curve, which does not run around nodes

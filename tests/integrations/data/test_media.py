@@ -14,7 +14,7 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.errors import InputError
-from lrp_fx.runs.reading import kind_of_data
+from lrp_fx.runs.data_files import kind_of_data
 
 RATE = 8000
 

@@ -17,7 +17,7 @@ from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture import Captured
-from lrp_fx.capture.formulas import Unstorable, evaluate, formula
+from lrp_fx.capture.size_formulas import Unstorable, evaluate, formula
 from lrp_fx.explain.reading import Reading
 from lrp_fx.graph.copies import copy_graph
 from lrp_fx.graph.lazy_module import lazy_module
