@@ -86,7 +86,7 @@ def initialise_lazy(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
     """
     if not any(torch.nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
         return
-    positional, keyword = own_inputs((args, kwargs))
+    positional, keyword = copied_inputs((args, kwargs))
     try:
         with torch.no_grad(), traceable(model, experts=None):
             model(*positional, **keyword)
