@@ -29,7 +29,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.containers import returned
-from lrp_fx.capture.kept_values import check_output
+from lrp_fx.capture.output_check import check_output
 from lrp_fx.capture.passes.control_flow import CarriedOut
 from lrp_fx.capture.passes.detached import (
     GradientModes,
