@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -99,7 +100,7 @@ def _at_positions(tapped: fx.GraphModule, ops: OpTable, leaf: int) -> fx.GraphMo
     chosen.meta = {k: v for k, v in logits.meta.items() if k in ("nn_module_stack", "stack_trace")} | {"val": row}
     end.args = (([chosen], sources, latents),)
     graph.eliminate_dead_code()
-    with mode, torch.no_grad():
+    with mode, torch.no_grad(), enable_python_dispatcher():
         _complete(logits, ops)
     sizes_from_inputs(graph)
     behind_selection(graph, ops)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import LocalSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Node
@@ -32,7 +33,7 @@ def propagate(graph_module: fx.GraphModule, leaves: Sequence[Any], free: Sequenc
             _symbolic(mode, leaf, name, next(dims)) if isinstance(leaf, Tensor) else leaf
             for leaf, name in zip(leaves, names, strict=True)
         ]
-        with mode:
+        with mode, enable_python_dispatcher():  # without it some kernels refuse symbolic sizes
             _Values(graph_module, mode).run(*inputs, enable_io_processing=False)
 
 
