@@ -75,7 +75,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "quotient": ("solves",),  # the operand that is the matrix of a linear system
     "homogeneous": ("degree", "count", "solves"),  # count: the function that counts the factors (rules.factors)
-    "nonlinearity": ("slope", "at_zero"),
+    "nonlinearity": ("slope", "at_zero", "jumps"),  # jumps: it only says which side of 0 its operand is on
     "normalization": ("layout", "centred"),
     "softmax": ("distribution",),  # the argument that names the dimension that sums to one
 }

@@ -8,7 +8,7 @@ from fractions import Fraction
 from torch.fx import Node
 
 from lrp_fx.analysis.products import Group, Product, Products, degree, is_cast_or_sign, is_product
-from lrp_fx.graph.operands import Slot
+from lrp_fx.graph.operands import Slot, is_complex
 from lrp_fx.rules.table import BY_DEGREE, Split
 
 Number = int | Fraction  #: exact, as counts may exceed the range of a float
@@ -65,6 +65,11 @@ class Shares:
         homogeneous = all(count is not None for count, _ in counts)
         return total if homogeneous and total >= 1 and Fraction(total).denominator == 1 else 1
 
+    def _masks(self, group: Group) -> bool:
+        """Whether all factors of a group only say which side of 0 a tensor is on; their slope 1/|x| has a pole."""
+        specs = ((node, self.facts.specs.get(node)) for node in group.factors)
+        return all(spec is not None and spec.extra.get("jumps") and not is_complex(node) for node, spec in specs)
+
     def shares(self, product: Product, split: Split, split_of: Callable[[str], Split]) -> dict[Node, Number]:
         """Share of the product's relevance that each factor receives (AttnLRP prop. 3.3, generalised to n factors).
 
@@ -78,9 +83,11 @@ class Shares:
             to 1; otherwise a share is the number of occurrences.
         """
         groups = list(product.groups.values())
-        split = split if len(groups) > 1 else BY_DEGREE
-        weights = [self._weight(group) for group in groups]
-        if split.signals_only:
+        masks = [split.divided and self._masks(group) for group in groups]
+        signals = [g for g, mask in zip(groups, masks, strict=True) if not mask or all(masks)]
+        split = split if len(signals) > 1 else BY_DEGREE
+        weights = [0 if mask and not all(masks) else self._weight(g) for g, mask in zip(groups, masks, strict=True)]
+        if split.signals_only and not all(product.is_gate(group) for group in signals):
             weights = [0 if product.is_gate(g) else w for g, w in zip(groups, weights, strict=True)]
         if split.divided and product.selective and split_of("selective").signals_only:
             weights = [0 if g.selective else w for g, w in zip(groups, weights, strict=True)]
