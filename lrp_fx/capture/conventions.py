@@ -84,7 +84,7 @@ def initialise_lazy(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
     Raises:
         CaptureError: if it does not run.
     """
-    if not any(torch.nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+    if not _is_lazy(model):
         return
     positional, keyword = copied_inputs((args, kwargs))
     try:
@@ -97,6 +97,11 @@ def initialise_lazy(model: torch.nn.Module, args: Any, kwargs: Any) -> None:
         ) from error
 
 
+def _is_lazy(model: torch.nn.Module) -> bool:
+    """Whether a model has parameters or buffers without a shape."""
+    return any(torch.nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers()))
+
+
 @contextlib.contextmanager
 def preserved(model: torch.nn.Module) -> Iterator[ParameterWrites]:
     """Restore parameters, buffers, tensors, attributes and the random state after a block, in which the model may run.
@@ -107,7 +112,7 @@ def preserved(model: torch.nn.Module) -> Iterator[ParameterWrites]:
     Returns:
         What the block has written into parameters so far.
     """
-    if any(torch.nn.parameter.is_lazy(t) for t in (*model.parameters(), *model.buffers())):
+    if _is_lazy(model):
         yield ParameterWrites(())
         return
     with attributes_restored(model), parameters_restored(model) as writes:
@@ -117,8 +122,7 @@ def preserved(model: torch.nn.Module) -> Iterator[ParameterWrites]:
 @contextlib.contextmanager
 def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
     """As :func:`preserved`, without parameters: for runs on fake tensors."""
-    parameters = (*model.parameters(), *model.buffers())
-    if any(torch.nn.parameter.is_lazy(t) for t in parameters):
+    if _is_lazy(model):
         yield
         return
     modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # their state is not in Python
@@ -128,7 +132,7 @@ def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
     tensors = {id(v): v for _, values in namespaces for v in values.values() if isinstance(v, torch.Tensor)}
     written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
     copies = [t.detach().clone() for t in written]
-    devices = {t.device for t in parameters if t.device.type == "cuda"}
+    devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     try:
         with torch.random.fork_rng(list(devices)):
             yield

@@ -60,7 +60,9 @@ class ParameterWrites(TorchFunctionMode):
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_meta and not torch._is_functional_tensor(tensor)
+    """Whether a tensor has a storage: neither functional, nor of a level of ``vmap`` or of a derivative."""
+    wrapped = torch._is_functional_tensor(tensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return tensor.layout is torch.strided and not tensor.is_meta and not wrapped
 
 
 def _writes(func: Any, keywords: Mapping[str, Any]) -> bool:

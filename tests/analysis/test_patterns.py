@@ -98,6 +98,7 @@ NEAR_MISSES = (
     "torch.sigmoid(x) + 1",
     "x * (1 + y) * torch.sigmoid(y)",
     "torch.linalg.solve(W, y.mT)",
+    "(torch.fft.fft(x) @ W.to(torch.complex64)).real",
 )
 
 

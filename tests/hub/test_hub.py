@@ -65,7 +65,8 @@ def test_a_folder_with_a_graph_is_pushed_and_its_weights_are_in_it_once(tmp_path
     folder = tmp_path / "me/words"
     names = {"config.json", "model.safetensors", "tokenizer.json", "explain.json", "explain.pt2"}
     assert names <= {path.name for path in folder.iterdir()}
-    assert torch.equal(lrp_fx.from_pretrained(folder).explain("w1 w2 w3", target=1).target, expected.target)
+    loaded = lrp_fx.from_pretrained(folder).explain("w1 w2 w3", target=1)  # weights in mapped memory: other kernels
+    torch.testing.assert_close(loaded.target, expected.target)
     graph = lrp_fx.load(folder / "explain.pt2", weights=folder)
     inputs = tokenizer()("w1 w2 w3", return_tensors="pt")
     torch.testing.assert_close(graph(**inputs, target=1).relevance["input_ids"], expected.relevance["input_ids"])
