@@ -64,7 +64,7 @@ def disagreement(
 def carries_state(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
     """Whether a run of a model changes what its next run returns, by attributes that it writes and reads again.
 
-    The model is run twice, on the same random numbers; lists and objects that it writes stay changed. A model that
+    The model is run twice, on the same random numbers; objects that it writes into stay changed. A model that
     writes into its parameters carries state: an attribute may say that it has. False where it does not run.
     """
     with torch.no_grad(), preserved(model) as writes, traceable(model, experts=None):
