@@ -31,7 +31,6 @@ from lrp_fx.explain.target import beside, of_form, one_position, select
 from lrp_fx.explain.target_types import OfClass, Target
 from lrp_fx.explain.unchanged import changes_of
 from lrp_fx.explain.unreached import unreached
-from lrp_fx.graph.lazy_module import with_code
 from lrp_fx.results import Attribution, Later, Ledger, no_ledger
 from lrp_fx.rewrite import Rewritten
 from lrp_fx.rules.functions import relevance_of
@@ -102,11 +101,8 @@ class Sweeper:
 
     @traced_property
     def swept(self) -> fx.GraphModule:
-        """The tapped graph, computed only at the positions which the model itself selects (a class token).
-
-        It has its code: two threads that generate it at once would mix their names.
-        """
-        return with_code(at_chosen_positions(self.tapped, self.rewritten.plan.facts.ops))
+        """The tapped graph, computed only at the positions which the model itself selects (a class token)."""
+        return at_chosen_positions(self.tapped, self.rewritten.plan.facts.ops)
 
     @traced_property
     def rows(self) -> Rows | None:
