@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -37,6 +36,7 @@ from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.passes.widen_float32 import widen_islands
 from lrp_fx.capture.random_draws import drawing
 from lrp_fx.capture.repeated_inputs import distinct
+from lrp_fx.capture.request import Request
 from lrp_fx.capture.run_effects import RunEffects
 from lrp_fx.capture.signature import Call, read_call
 from lrp_fx.capture.trace import Recording, functional, record
@@ -86,26 +86,17 @@ def capture(
     """
     args, kwargs = prepare(model, args, kwargs)
     effects = RunEffects(model)
-    captured = _captured_by(model, args, kwargs, effects, dynamic, route, refusing)
-    return replace(captured, written=effects.written)
+    request = Request(without_hooks(model), args, kwargs, read_call(model, args, kwargs), effects, dynamic)
+    return replace(_captured_by(request, route, refusing), written=effects.written)
 
 
-def _captured_by(
-    model: torch.nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    effects: RunEffects,
-    dynamic: bool,
-    route: str,
-    refusing: Sequence[Captured],
-) -> Captured:
+def _captured_by(request: Request, route: str, refusing: Sequence[Captured]) -> Captured:
     """Capture by ``route``; for "auto", record a run if export fails."""
-    call = read_call(model, args, kwargs)
-    start = time.perf_counter()
-    model = without_hooks(model)
+    model, call = request.model, request.call
     if route == "trace":
-        return _by_trace(model, call, args, kwargs, effects, start, dynamic)
-    programs = exports(standing_in(model, (args, kwargs)), args, kwargs, effects, dynamic, refusing, over_time=True)
+        return _by_trace(request)
+    exported = replace(request, model=standing_in(model, request.inputs))
+    programs = exports(exported, refusing, over_time=True)
     refusal = ""
     others: tuple[tuple[Captured, Call], ...] = ()
     while True:
@@ -114,31 +105,30 @@ def _captured_by(
         except CaptureError:
             raise
         except OverTime as seen:
-            if (captured := _over_time(model, call, (args, kwargs), effects, seen, start)) is not None:
+            if (captured := _over_time(request, seen)) is not None:
                 return captured
-            stand_in = standing_in(model, (args, kwargs))
-            programs = exports(stand_in, args, kwargs, effects, dynamic, refusing, kinds=seen.kinds)
+            programs = exports(exported, refusing, kinds=seen.kinds)
             continue
         except Exception as error:
             refusal = type_and_line(error)
             if route == "export":
                 raise _refused(model, refusal) from error
-            return _by_trace(model, call, args, kwargs, effects, start, dynamic, refusal)
+            return _by_trace(request, refusal)
         if program is None:
             break
         if holds_transform(program.graph_module):
             refusal = "the graph opens levels of vmap or derivatives"
-            return _by_trace(model, call, args, kwargs, effects, start, dynamic, refusal)
+            return _by_trace(request, refusal)
         stage("passes")
         try:
             graph_module, spec = plain(program), program.call_spec
         except CaptureError as error:
             if route == "export":
                 raise
-            return _by_trace(model, call, args, kwargs, effects, start, dynamic, str(error).splitlines()[0])
+            return _by_trace(request, str(error).splitlines()[0])
         if holds_control(graph_module):
-            recording = _recorded(model, _unrolled(graph_module), call, effects, dynamic)
-            return _captured(recording, call, spec.in_spec, spec.out_spec, start, "control flow")
+            recording = _recorded(request, _unrolled(graph_module))
+            return _captured(request, recording, spec.in_spec, spec.out_spec, "control flow")
         graph_module = _finished(graph_module)
         if drawing(graph_module.graph):  # relevance, ledger and outputs would each be of other random numbers
             refusal = "it draws random numbers, which an exported graph would draw anew at every run"
@@ -151,7 +141,7 @@ def _captured_by(
             refusal = "a packed sequence is shorter than its padding"
             break
         shapes = shapes_of(graph_module.graph, tuple(call.tensors), oblivious)
-        captured = Captured(graph_module, call.names, spec.out_spec, shapes, _since(start), decisions=decisions)
+        captured = Captured(graph_module, call.names, spec.out_spec, shapes, request.seconds, decisions=decisions)
         reason = captured.refuses_sizes(call.leaves)
         if reason is not None:  # the model takes another branch at the size of the generalised example
             refusal = f"the exported graph does not serve this call: {reason}"
@@ -159,7 +149,7 @@ def _captured_by(
             continue
         try:
             stage("comparison with the model")
-            difference = disagreement(model, graph_module, args, kwargs, effects.undone)
+            difference = disagreement(model, graph_module, *request.inputs, request.effects.undone)
             if difference <= TOLERANCE:
                 return replace(captured, others=others)
             refusal = f"the exported graph disagrees with the model: outputs differ by {difference:.1%}"
@@ -167,17 +157,18 @@ def _captured_by(
             refusal = f"the exported graph does not run: {type(error).__name__}"
     if route == "export":
         raise _refused(model, refusal)
-    return _by_trace(model, call, args, kwargs, effects, start, dynamic, refusal)
+    return _by_trace(request, refusal)
 
 
-def _over_time(
-    model: torch.nn.Module, call: Call, inputs: tuple[Any, Any], effects: RunEffects, seen: OverTime, start: float
-) -> Captured | None:
+def _over_time(request: Request, seen: OverTime) -> Captured | None:
     """A capture with loops for any number of steps; None if the model does not allow it."""
+    call = request.call
 
     def captured_at(short: Any) -> Iterator[tuple[fx.GraphModule, Shapes, Any]]:
         args, kwargs = short
-        for program, oblivious in exports(standing_in(model, short), args, kwargs, effects, True, kinds=seen.kinds):
+        stand_in = standing_in(request.model, short)
+        shorter = replace(request, model=stand_in, args=args, kwargs=kwargs, dynamic=True)
+        for program, oblivious in exports(shorter, kinds=seen.kinds):
             if holds_transform(program.graph_module) or holds_control(program.graph_module):
                 return
             graph_module = _finished(plain(program))
@@ -189,12 +180,12 @@ def _over_time(
     for length in seen.lengths:
         time = time_axes(call.leaves, length)
         with contextlib.suppress(Exception):  # each means that the length is no length, or that the steps differ
-            for merged in rolled(captured_at, inputs, time) if time else ():
+            for merged in rolled(captured_at, request.inputs, time) if time else ():
                 shapes = restricted(shapes_of(merged.graph_module.graph, tuple(call.tensors), True), merged)
                 out_spec = merged.graph_module.graph._codegen.pytree_info.out_spec  # type: ignore[attr-defined]
-                captured = Captured(merged.graph_module, call.names, out_spec, shapes, _since(start), over_time=True)
+                captured = Captured(merged.graph_module, call.names, out_spec, shapes, request.seconds, over_time=True)
                 stage("comparison with the model")
-                if captured.refuses_sizes(call.leaves) is None and captured.agrees(lambda: model, call.leaves):
+                if captured.refuses_sizes(call.leaves) is None and captured.agrees(lambda: request.model, call.leaves):
                     return captured
     return None
 
@@ -222,17 +213,10 @@ def _refused(model: torch.nn.Module, refusal: str) -> CaptureError:
     )
 
 
-def _by_trace(
-    model: torch.nn.Module,
-    call: Call,
-    args: Any,
-    kwargs: Any,
-    effects: RunEffects,
-    start: float,
-    dynamic: bool,
-    refusal: str = "",
-) -> Captured:
-    in_spec = pytree.tree_structure((args, kwargs))
+def _by_trace(request: Request, refusal: str = "") -> Captured:
+    """Capture by recording a run; ``refusal``: why export failed."""
+    model = request.model
+    in_spec = pytree.tree_structure(request.inputs)
 
     def run(*leaves: Any) -> Any:
         positional, keyword = closed(pytree.tree_unflatten(list(leaves), in_spec))
@@ -240,12 +224,12 @@ def _by_trace(
 
     try:
         stage("recording of a run")
-        recording = _recorded(model, run, call, effects, dynamic)
+        recording = _recorded(request, run)
     except CaptureError:
         raise
     except Exception as error:
         reason = type_and_line(error) + (f" (and torch.export failed: {refusal})" if refusal else "")
-        if _runs(model, args, kwargs):
+        if _runs(model, *request.inputs):
             raise CaptureError(
                 f"{type(model).__name__} runs on these inputs, but a run cannot be recorded: {reason}\n"
                 "Remedy: pad rather than nest, as nested tensors and other subclasses of tensors inside of a model are "
@@ -255,7 +239,7 @@ def _by_trace(
             f"{type(model).__name__} does not run on these inputs: {reason}\n"
             "Remedy: call the model itself once with the same arguments, in evaluation mode."
         ) from error
-    return _captured(recording, call, in_spec, recording.out_spec, start, refusal)
+    return _captured(request, recording, in_spec, recording.out_spec, refusal)
 
 
 def _runs(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
@@ -267,16 +251,18 @@ def _runs(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
     return True
 
 
-def _recorded(model: torch.nn.Module, run: Any, call: Call, effects: RunEffects, dynamic: bool) -> Recording:
-    with effects.undone(), traceable(model, experts=None):
-        return record(model, run, call.leaves, lambda: written_out(model, dynamic))
+def _recorded(request: Request, run: Any) -> Recording:
+    """``run``, the model as a function of its flat inputs, recorded."""
+    model = request.model
+    with request.effects.undone(), traceable(model, experts=None):
+        return record(model, run, request.call.leaves, lambda: written_out(model, request.dynamic))
 
 
 def _captured(
-    recording: Recording, call: Call, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, start: float, refusal: str
+    request: Request, recording: Recording, in_spec: pytree.TreeSpec, out_spec: pytree.TreeSpec, refusal: str
 ) -> Captured:
     """A recorded run as a capture: a graph with the model's signature, and a separate graph of its decisions."""
-    graph_module = recording.graph_module
+    call, graph_module = request.call, recording.graph_module
     normalise.in_one_mode(graph_module.graph)
     mark_recorded(graph_module.graph)
     write_casts(graph_module)
@@ -304,7 +290,7 @@ def _captured(
     }
     return Captured(
         _finished(graph_module), call.names, out_spec, Shapes(sizes, {}, reasons, inputs=tuple(call.tensors)),
-        _since(start), "trace", Decisions.of(decisions, call.leaves, recording.shaped), refusal,
+        request.seconds, "trace", Decisions.of(decisions, call.leaves, recording.shaped), refusal,
     )  # fmt: skip
 
 
@@ -345,10 +331,6 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     drop_dead(graph_module.graph)
     graph_module.recompile()
     return graph_module
-
-
-def _since(start: float) -> float:
-    return time.perf_counter() - start
 
 
 def failing_node(graph_module: fx.GraphModule, leaves: tuple[Any, ...]) -> Node | None:

@@ -34,7 +34,7 @@ from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.regions import inline_regions
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.repeated.trace_once import with_blocks_once
-from lrp_fx.capture.run_effects import RunEffects
+from lrp_fx.capture.request import Request
 from lrp_fx.capture.size_formulas import EQUAL, Unstorable, formula
 from lrp_fx.capture.source_lines import SourceLines, without_stacks
 from lrp_fx.capture.unlift import unlifted
@@ -50,11 +50,7 @@ _OPERATORS = tuple(
 
 
 def exports(
-    model: torch.nn.Module,
-    args: Any,
-    kwargs: Any,
-    effects: RunEffects,
-    dynamic: bool,
+    request: Request,
     refusing: Sequence[Captured] = (),
     over_time: bool = False,
     kinds: frozenset[type] = frozenset(),
@@ -65,11 +61,7 @@ def exports(
     Examples that one of the ``refusing`` captures serves are left out, as their program would refuse the call, too.
 
     Args:
-        model: the model.
-        args: its positional arguments.
-        kwargs: its keyword arguments.
-        effects: undoes what the model writes during each export.
-        dynamic: whether dimensions may be dynamic.
+        request: the model and its call.
         refusing: captures whose programs would refuse the call.
         over_time: whether to stop at loops over time.
         kinds: classes of modules that are exported as they run otherwise.
@@ -80,12 +72,12 @@ def exports(
     """
     failure: Exception | None = None
     refused = True
-    for example, oblivious in _examples(args, kwargs, dynamic):
+    for example, oblivious in _examples(*request.inputs, request.dynamic):
         if any(captured.serves(pytree.tree_leaves(example)) for captured in refusing):
             continue
         try:
-            watch = Watch(kinds, over_time and dynamic)
-            program, kinds = _export_as_run(model, example, effects, dynamic, oblivious, watch)
+            watch = Watch(kinds, over_time and request.dynamic)
+            program, kinds = _export_as_run(request, example, oblivious, watch)
         except (CaptureError, OverTime):
             raise
         except Exception as error:  # export raises many types; each means "not this example"
@@ -99,30 +91,26 @@ def exports(
     if _in_control_flow(
         failure
     ):  # the strict mode knows more of it; flexible attention has no gradient on every device
-        with effects.undone(fake=True), traceable(model), torch.no_grad():
-            program = _export(model, args, kwargs, dynamic, strict=True)
+        with request.effects.undone(fake=True), traceable(request.model), torch.no_grad():
+            program = _export(request.model, *request.inputs, request.dynamic, strict=True)
         yield program, False
         return
     raise failure
 
 
 def _export_as_run(
-    model: torch.nn.Module,
-    example: tuple[Any, Any],
-    effects: RunEffects,
-    dynamic: bool,
-    oblivious: bool,
-    watch: Watch | None,
+    request: Request, example: tuple[Any, Any], oblivious: bool, watch: Watch | None
 ) -> tuple[torch.export.ExportedProgram, frozenset[type]]:
     """Export; modules that run a loop only because they are exported run as usual (:mod:`lrp_fx.capture.as_run`).
 
     Returns:
         The program; the classes of these modules.
     """
+    model, dynamic = request.model, request.dynamic
     while True:
         try:
             with (
-                effects.undone(fake=True),
+                request.effects.undone(fake=True),
                 torch.inference_mode(False),  # the caller's; inference mode inside of the model is noted
                 traceable(model),
                 torch.enable_grad(),

@@ -6,7 +6,9 @@ from torch import nn
 
 import lrp_fx
 from lrp_fx.capture.export import exports
+from lrp_fx.capture.request import Request
 from lrp_fx.capture.run_effects import RunEffects
+from lrp_fx.capture.signature import read_call
 
 N = 20
 CHUNKS = torch.randn(3, N, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -96,7 +98,9 @@ def test_a_loop_for_exporters_is_seen_once(monkeypatch):
     calls, export = [], torch.export.export
     monkeypatch.setattr(torch.export, "export", lambda *args, **kwargs: calls.append(1) or export(*args, **kwargs))
     solver = model(Solver)
-    programs = [program for program, _ in exports(solver, (CHUNKS[:1],), {}, RunEffects(solver), True)]
+    args = (CHUNKS[:1],)
+    request = Request(solver, args, {}, read_call(solver, args, {}), RunEffects(solver))
+    programs = [program for program, _ in exports(request)]
     assert len(programs) == 3 and len(calls) == 1 + len(programs)
     assert all("solve_triangular" in str(program.graph) for program in programs)
 

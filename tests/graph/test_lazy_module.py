@@ -28,15 +28,20 @@ def threads_switch_often():
     sys.setswitchinterval(interval)
 
 
+def called_by_threads(module, count):
+    """What ``count`` threads get that call ``module`` at the same time."""
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(float(module(torch.zeros(()))))) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
 def test_threads_that_make_the_first_call_at_once_get_the_same_code(threads_switch_often):
     for _ in range(5):
-        module, results = lazy_module({}, sums(300), "Sums"), []
-        threads = [threading.Thread(target=lambda m=module: results.append(m(torch.zeros(())))) for _ in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [float(result) for result in results] == [300.0] * 8
+        assert called_by_threads(lazy_module({}, sums(300), "Sums"), 8) == [300.0] * 8
 
 
 def test_copies_and_changed_graphs_generate_their_own_code():
