@@ -56,6 +56,7 @@ def fake_inputs(leaves: Sequence[Any], names: Sequence[str], shapes: Shapes, dyn
     is at least 2 (a size of 1 is always specialized).
     """
     mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    mode.cache_enabled = False  # with symbolic sizes a cached result costs more than a computed one
     hints = _hints(leaves, shapes) if dynamic else {}
     dims = iter(shapes.dims)
     fakes: list[Any] = []
