@@ -68,6 +68,10 @@ class Shapes:
     _unsure: dict[tuple[int, ...], tuple[Any, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
     _verdicts: dict[tuple[int, ...], str | None] = field(default_factory=dict, init=False, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        sizes = [f"{name} ({', '.join(map(str, dims))})" for name, dims in zip(self.inputs, self.dims, strict=False)]
+        return ", ".join(sizes) or "no tensors"
+
     def mismatch(self, tensors: Sequence[torch.Tensor]) -> str | None:
         """Why the graph does not serve tensors of these sizes, in a line; None if it does."""
         key = (len(self.also), *(size for tensor in tensors for size in tensor.shape))

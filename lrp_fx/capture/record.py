@@ -38,11 +38,8 @@ class CaptureRecord:
         return len(self.captured.graph_module.graph.nodes)
 
     def __str__(self) -> str:
-        sizes = ", ".join(f"{name} ({', '.join(map(str, dims))})" for name, dims in self.sizes.items())
-        return (
-            f"{sizes or 'no tensors'}: {self.nodes} nodes by {self.captured.route} in {self.seconds:.2f} s, because: "
-            f"{self.reason}"
-        )
+        capture = f"{self.nodes} nodes by {self.captured.route} in {self.seconds:.2f} s"
+        return f"{self.captured.shapes}: {capture}, because: {self.reason}"
 
 
 class Captures(tuple[CaptureRecord, ...]):

@@ -108,6 +108,9 @@ class Lowered:
 
     explain = __call__
 
+    def __repr__(self) -> str:
+        return f"Lowered({self.sweeper.captured.shapes}; target {self.spec.kind}; rules {self.about['rules']!r})"
+
     def __copy__(self) -> Lowered:
         return replace(self)
 

@@ -225,6 +225,9 @@ class OpTable:
 
     specs: Mapping[str, OpSpec]
 
+    def __repr__(self) -> str:
+        return f"OpTable({len(self.specs)} operators)"
+
     @classmethod
     def load(cls, extra: str | Path | Mapping[str, Any] | None = None) -> OpTable:
         """Read ``rules/ops.toml``, the ops declared by :func:`register_op`, then ``extra`` (a path or a dict).

@@ -88,6 +88,8 @@ class Report:
     def __str__(self) -> str:
         return as_text(self.table())
 
+    __repr__ = __str__
+
     def print(self) -> None:
         """Print the table to the terminal."""
         Console().print(self.table())

@@ -30,6 +30,8 @@ class Reasons:
     def __str__(self) -> str:
         return as_text(self.tables())
 
+    __repr__ = __str__
+
     def print(self) -> None:
         """Print the tables to the terminal."""
         Console().print(self.tables())

@@ -127,3 +127,5 @@ class Ledger(Mapping[str, float]):
     def __str__(self) -> str:
         rows = [f"{category:12} {amount: .6g}" for category, amount in self.by("category").items()]
         return "\n".join([*rows, f"{'total':12} {self.total: .6g}", f"{'target':12} {self.target: .6g}"])
+
+    __repr__ = __str__

@@ -99,3 +99,5 @@ class Verification:
         text = io.StringIO()
         self.print(Console(file=text, width=160))
         return text.getvalue().rstrip()
+
+    __repr__ = __str__
