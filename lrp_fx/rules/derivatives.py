@@ -1,10 +1,11 @@
-"""Normalizations with the values of PyTorch's kernels and a backward that is correct for all strides.
+"""Operators with the values of PyTorch's kernels and a backward that is correct: for all strides, and under vmap.
 
 The CPU kernel behind the backward of batch and instance normalization (torch 2.13) compares the memory formats of its
 input and the cotangent. Strides along dimensions of size one can hide a difference, as for one sample with a reshaped
 channels-last cotangent: the kernel then reads one tensor in the order of the other. The backward of group normalization
 crashes the process if only the bias of a channels-last input needs a gradient, and does not support vmap over such an
-input. Here the backward is a formula.
+input. Here the backward is a formula. The backward of distances is wrong under vmap if only the cotangent has a
+dimension of targets: all of them get the result of the first. Here all its operands have that dimension.
 """
 
 from __future__ import annotations
@@ -129,6 +130,38 @@ def normalized(y: Tensor, *operands: Tensor | None, eps: float, from_x: bool, gr
     return call(y, *operands, eps, from_x, groups, samples)
 
 
+class _Distances(SignedFunction):
+    """y, with the gradient of the distances between the rows of two tensors."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor, other: Tensor, p: float) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        y, x, other, ctx.p = inputs
+        ctx.save_for_backward(y, x, other)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        y, x, other = ctx.saved_tensors
+        _, needs_x, needs_other, _ = ctx.needs_input_grad
+        of_x = _of_distances(g, x, other, y, ctx.p) if needs_x else None
+        return None, of_x, _of_distances(g.mT, other, x, y.mT, ctx.p) if needs_other else None, None
+
+
+def _of_distances(g: Tensor, x: Tensor, other: Tensor, y: Tensor, p: float) -> Tensor:
+    """Cotangent of x, from that of its distances y to ``other``; every operand has all dimensions of g."""
+    every = [t + torch.zeros_like(like) for t, like in ((x, g[..., :1]), (other, g.mT[..., :1]), (y, g))]
+    first, second, distances = (t.contiguous() for t in every)
+    return aten._cdist_backward.default(g.contiguous(), first, second, p, distances).sum_to_size(x.shape)
+
+
+_distances = exportable(_Distances, "distances(Tensor y, Tensor x, Tensor other, float p) -> Tensor")
+
+
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
@@ -162,7 +195,14 @@ def _group_norm(
     return normalized(y, input, weight, bias, None, None, eps=eps, from_x=True, groups=num_groups, samples=False)
 
 
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2, compute_mode: int | None = None) -> Tensor:
+    y = aten.cdist.default(_detached(x1), _detached(x2), p, compute_mode)
+    call = _distances if torch.compiler.is_exporting() else _Distances.apply
+    return call(y, x1, x2, float(p))
+
+
 _REPLACEMENTS = {
+    aten.cdist.default: _cdist,
     aten.batch_norm.default: _batch_norm,
     aten.instance_norm.default: _instance_norm,
     aten.group_norm.default: _group_norm,

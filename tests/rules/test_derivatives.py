@@ -1,4 +1,4 @@
-"""Backwards that PyTorch has wrong for some strides: one sample, channels last, reshaped."""
+"""Backwards that PyTorch has wrong: for some strides (one sample, channels last, reshaped), and under vmap."""
 
 from __future__ import annotations
 
@@ -156,3 +156,48 @@ def test_one_sample_is_one_of_three(kind, rules, captured):
         assert (one * gradient - many[:1]).abs().max() < 1e-10 * many.abs().max()
     if rules == "gradient":
         assert torch.autograd.gradcheck(lambda t: xmodel(t)[:, 1], leaf)
+
+
+class Distances(nn.Module):
+    """Distances to prototypes, or between the rows of two signals."""
+
+    def __init__(self, p: float, prototypes: bool) -> None:
+        super().__init__()
+        self.p, self.prototypes = p, prototypes
+        self.layer, self.rows = nn.Linear(4, 5), nn.Parameter(torch.randn(6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.layer(x)
+        return -torch.cdist(z, self.rows if self.prototypes else z.flip(-1) + self.rows[:3], self.p)
+
+
+@pytest.mark.parametrize("prototypes", [True, False])
+@pytest.mark.parametrize("p", [2.0, 1.0, 3.0, float("inf")])
+def test_distances_under_many_targets(p, prototypes):
+    """PyTorch's backward of distances gives every target the result of the first under vmap."""
+    torch.manual_seed(0)
+    model, x = Distances(p, prototypes).double(), torch.randn(3, 4, dtype=D)
+    xmodel = lrp_fx.convert(model, x, rules="gradient")
+    many = xmodel.explain(x, targets=[0, 2, 1]).relevance["x"]
+    leaf = x.clone().requires_grad_()
+    for each, target in zip(many, (0, 2, 1), strict=True):
+        (gradient,) = torch.autograd.grad(model(leaf)[:, target].sum(), leaf)
+        torch.testing.assert_close(each, x * gradient, rtol=1e-9, atol=1e-12)
+        alone = xmodel.lower(x, target=target).explain(x).relevance["x"]
+        torch.testing.assert_close(alone, x * gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_distances_of_batches_of_rows_under_many_targets():
+    class Pairs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.rows = nn.Linear(4, 5), nn.Parameter(torch.randn(3, 5))
+
+        def forward(self, x):
+            return torch.cdist(self.layer(x), self.rows).sum(1)
+
+    model, x = Pairs().double(), torch.randn(2, 7, 4, dtype=D)
+    xmodel = lrp_fx.convert(model, x, rules="attnlrp")
+    many = xmodel.explain(x, targets=[0, 1, 2]).relevance["x"]
+    for target, each in enumerate(many):
+        torch.testing.assert_close(each, xmodel.explain(x, target=target).relevance["x"], rtol=1e-9, atol=1e-12)
