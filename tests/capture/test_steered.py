@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 import lrp_fx
 
+TABLE = torch.randn(4, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
 #: functions of three signals (4, 6)
 STEERED = {
     "lerp": torch.lerp,
@@ -20,6 +22,21 @@ STEERED = {
     "fmod": lambda a, b, c: torch.fmod(a, b.exp()) + c,
     "bias of scores": lambda a, b, c: F.scaled_dot_product_attention(a[None], b[None], c[None], (a @ c.T)[None])[0],
     "scale and shift of a norm": lambda a, b, c: F.layer_norm(a, (6,), b[0], c[0]),
+    "weights of a bag": lambda a, b, c: F.embedding_bag(
+        torch.tensor([[0, 2], [1, 1], [3, 0], [2, 2]]), c, per_sample_weights=a[:, :2], mode="sum"
+    ),
+    "weights of bags of any size": lambda a, b, c: F.embedding_bag(
+        torch.tensor([0, 2, 1, 3]),
+        c,
+        torch.tensor([0, 1, 1, 4]),
+        per_sample_weights=a[:, 0],
+        mode="sum",
+        include_last_offset=True,
+        padding_idx=1,
+    ),
+    "weights of a constant bag": lambda a, b, c: F.embedding_bag(
+        torch.tensor([[0, 2], [1, 1], [3, 0], [2, 2]]), TABLE, per_sample_weights=a[:, :2], mode="sum"
+    ),
     "kernels": lambda a, b, c: F.conv1d(a[:, None], b[:, None, :3], c[0, :4], padding=1).sum(1),
 }
 

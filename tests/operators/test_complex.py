@@ -56,3 +56,30 @@ def test_conjugates(conjugate):
     assert conserving.ledger.balance < 1e-9
     # the product is homogeneous of degree 2, so that a conserving rule halves its gradient
     torch.testing.assert_close(conserving.relevance["x"], x * gradient / 2, rtol=1e-9, atol=1e-12)
+
+
+def low_modes(spectrum):
+    """The slice of a spectral convolution, as in Fourier neural operators."""
+    kept = torch.zeros_like(spectrum)
+    kept[..., :2] = spectrum[..., :2] * (1 + 2j)
+    return kept
+
+
+def one_mode(spectrum):
+    kept = torch.zeros_like(spectrum)
+    kept[..., 1] = spectrum[..., 1] * 1j
+    kept[0] = spectrum[-1].conj()
+    return kept
+
+
+@pytest.mark.parametrize("write", [low_modes, one_mode])
+def test_writes_into_complex_tensors(write):
+    torch.manual_seed(0)
+    model, x = Power(write).double(), torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x)[:, 0].sum(), x)
+    x.detach_()
+    xmodel = lrp_fx.convert(model, x, rules="gradient")
+    torch.testing.assert_close(xmodel(x), model(x))
+    explained = xmodel.explain(x, target=0, check="always").relevance["x"]
+    torch.testing.assert_close(explained, x * gradient, rtol=1e-9, atol=1e-12)
+    assert xmodel.explain(x, target=0, rules="attnlrp", check="always").ledger.balance < 1e-9

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.normalize import drop_assertions, drop_inert, see_through
-from lrp_fx.capture.passes.spellings import SPELLINGS
+from lrp_fx.capture.passes.spellings import COMPLEX_SPELLINGS, SPELLINGS, sums_nothing
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import splice
 from lrp_fx.graph.operands import declared
@@ -42,8 +42,8 @@ def decompose(graph_module: fx.GraphModule, ops: OpTable) -> None:
     """Decompose every undeclared operator with a floating-point operand that depends on an input.
 
     So is a declared operator with a spelling, where such an operand steers it: one that its declaration does not name,
-    as it is mostly a constant (the weight of ``lerp``). An operator without a decomposition into declared operators
-    stays.
+    as it is mostly a constant (the weight of ``lerp``). So is one that has no derivative for complex numbers, and an
+    einsum that sums nothing. An operator without a decomposition into declared operators stays.
     """
     if _written_out(graph_module, ops, _DEPTH):
         graph_module.graph.eliminate_dead_code()
@@ -58,7 +58,7 @@ def _written_out(graph_module: fx.GraphModule, ops: OpTable, depth: int) -> bool
     for node in list(graph_module.graph.nodes):
         if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
             reached.add(node)
-        if depth and (_is_undeclared(node, ops, reached) or _is_steered(node, ops, reached)):
+        if depth and any(asks(node, ops, reached) for asks in _REASONS):
             decomposed = _decomposed(graph_module, node, ops, depth)
             if decomposed is not None:
                 reached |= put_in_place(graph_module, node, decomposed)
@@ -84,6 +84,22 @@ def _is_steered(node: Node, ops: OpTable, reached: set[Node]) -> bool:
     return any(n in reached and _floats(n) for n in steering)
 
 
+def _lacks_a_derivative(node: Node, ops: OpTable, reached: set[Node]) -> bool:
+    """Whether it writes complex numbers that depend on an input into others, which PyTorch does not differentiate."""
+    value = node.meta.get("val")
+    complex_value = isinstance(value, Tensor) and value.is_complex()
+    return node.target in COMPLEX_SPELLINGS and complex_value and any(n in reached for n in node.all_input_nodes)
+
+
+def _only_multiplies(node: Node, ops: OpTable, reached: set[Node]) -> bool:
+    """Whether it is an einsum that is an elementwise product, of factors that depend on an input."""
+    einsum = node.target is torch.ops.aten.einsum.default and any(n in reached for n in node.all_input_nodes)
+    return einsum and isinstance(node.args[0], str) and sums_nothing(node.args[0])
+
+
+_REASONS = (_is_undeclared, _is_steered, _lacks_a_derivative, _only_multiplies)
+
+
 def _floats(node: Node) -> bool:
     leaves = pytree.tree_leaves(node.meta.get("val"))
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in leaves)
@@ -107,8 +123,9 @@ def _decomposed(graph_module: fx.GraphModule, node: Node, ops: OpTable, depth: i
 
 def _decompositions(target: Any) -> Iterator[Callable[..., Any]]:
     """The decompositions of an operator, the most direct one first."""
-    if target in SPELLINGS:
-        yield SPELLINGS[target]
+    for spellings in (SPELLINGS, COMPLEX_SPELLINGS):
+        if target in spellings:
+            yield spellings[target]
     if target._can_decompose():
         yield functools.partial(composite, target)
     if target in decomposition_table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -139,6 +140,64 @@ def _fmod(x: Tensor, divisor: Tensor) -> Tensor:
     return x - divisor * torch.trunc(x / divisor)
 
 
+def _embedding_bag(
+    table: Tensor, indices: Tensor, offsets: Tensor, scale_grad_by_freq: bool = False, mode: int = 0,
+    sparse: bool = False, per_sample_weights: Tensor | None = None, include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Weighted sums of rows of a table: rows times weights, summed by bag."""
+    if per_sample_weights is None:
+        raise NotImplementedError
+    starts = offsets[:-1] if include_last_offset else offsets
+    bags = torch.searchsorted(starts, torch.arange(indices.shape[0], device=indices.device), right=True) - 1
+    weights = per_sample_weights
+    if padding_idx is not None:
+        weights = torch.where(indices == padding_idx, 0.0, weights)
+    rows = torch.nn.functional.embedding(indices, table) * weights.unsqueeze(-1)
+    sums = rows.new_zeros((starts.shape[0], table.shape[1])).index_add(0, bags, rows)
+    counts = torch.zeros_like(starts).index_add(0, bags, torch.ones_like(bags, dtype=starts.dtype))
+    return sums, bags, counts, starts
+
+
+def _slice_scatter(x: Tensor, source: Tensor, dim: int = 0, *bounds: Any, **named: Any) -> Tensor:
+    parts = torch.ops.aten.slice_scatter(_parts(x), _parts(source.to(x.dtype)), dim % x.dim(), *bounds, **named)
+    return torch.view_as_complex(parts)
+
+
+def _select_scatter(x: Tensor, source: Tensor, dim: int, index: Any) -> Tensor:
+    return torch.view_as_complex(_parts(x).select_scatter(_parts(source.to(x.dtype)), dim % x.dim(), index))
+
+
+def _parts(x: Tensor) -> Tensor:
+    return torch.view_as_real(x.resolve_conj())
+
+
+def sums_nothing(equation: str) -> bool:
+    """Whether an einsum multiplies entries and sums none: "bchw,bc->bchw"."""
+    terms, arrow, result = equation.replace(" ", "").partition("->")
+    operands = terms.split(",")
+    distinct = all(len(set(term)) == len(term) for term in (*operands, result))
+    return bool(arrow) and "." not in equation and distinct and len(operands) > 1 and set(result) == set(terms) - {","}
+
+
+def _einsum(equation: str, tensors: list[Tensor], *, path: list[int] | None = None) -> Tensor:
+    """An einsum that sums nothing, as a product that broadcasts."""
+    terms, result = equation.replace(" ", "").split("->")
+    factors = []
+    for term, tensor in zip(terms.split(","), tensors, strict=True):
+        factor = tensor.permute([term.index(letter) for letter in result if letter in term])
+        for place, letter in enumerate(result):
+            factor = factor if letter in term else factor.unsqueeze(place)
+        factors.append(factor)
+    return math.prod(factors[1:], start=factors[0])
+
+
+#: Operators that have no derivative where their result is complex, by their real and imaginary parts.
+COMPLEX_SPELLINGS: dict[Any, Callable[..., Any]] = {
+    aten.slice_scatter.default: _slice_scatter,
+    aten.select_scatter.default: _select_scatter,
+}
+
 #: operator -> a function of the same arguments. Declared operators are spelled like this where a signal steers them.
 SPELLINGS: dict[Any, Callable[..., Any]] = {
     **{getattr(aten.xlogy, name): _times_log for name in ("Tensor", "Scalar_Self", "Scalar_Other")},
@@ -153,6 +212,9 @@ SPELLINGS: dict[Any, Callable[..., Any]] = {
     aten.prelu.default: _prelu,
     aten.remainder.Tensor: _remainder,
     aten.fmod.Tensor: _fmod,
+    aten.embedding_bag.default: _embedding_bag,
+    aten.embedding_bag.padding_idx: _embedding_bag,
+    aten.einsum.default: _einsum,
     aten.cov.default: _cov,
     aten.corrcoef.default: _corrcoef,
     aten.polar.default: _polar,
