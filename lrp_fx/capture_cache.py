@@ -34,6 +34,7 @@ from lrp_fx.capture.equivalence import covers
 from lrp_fx.capture.garbage import uncollected
 from lrp_fx.capture.model_state import switches
 from lrp_fx.capture.passes.decompose import decompose
+from lrp_fx.capture.passes.merge_equal import merge_equal
 from lrp_fx.capture.passes.show_steps import show_steps
 from lrp_fx.capture.record import CaptureRecord, Captures
 from lrp_fx.contracts import Stage, check_stage
@@ -294,6 +295,7 @@ class CaptureCache:
         stage("analysis")
         show_steps(captured.graph_module)
         decompose(captured.graph_module, self.ops)
+        merge_equal(captured.graph_module)
         check_stage("capture", Stage(captured.graph_module, self.ops))
         facts = analyse_detached(captured.graph_module, self.ops, self.options.detach)
         check_stage("analysis", Stage(captured.graph_module, self.ops, facts))

@@ -73,19 +73,25 @@ class Layer:
     channels: int | None
 
 
+Parts = frozenset[Node]  #: parts of a tensor: the nodes that take them
+_MOST_PARTS = 16  #: a node that depends on more of them counts as one that depends on the whole
+
+
 @dataclass(frozen=True)
 class Shift:
-    """A factor that is a constant plus a signal, f = a c + b s, or a sum of several of both.
+    """A factor that is a constant plus a signal, f = a c + b s, or a sum of several of both; also moved.
 
     Attributes:
-        sums: the nested sums, the factor first.
+        sums: the nested sums, the outermost first: the factor, if nothing moves it.
         signals: (node that adds s, slot of s there, b) of each signal s.
         constants: (c, a) of each constant c, a number or a node without relevance.
+        moved: (node that moves entries of the sum, slot of its operand), in graph order.
     """
 
     sums: tuple[Node, ...]
     signals: tuple[tuple[Node, Slot, float], ...]
     constants: tuple[tuple[Node | float, float], ...]
+    moved: tuple[tuple[Node, Slot], ...] = ()
 
     @property
     def number(self) -> float | None:
@@ -189,6 +195,8 @@ class Facts:
         depth: length of the chain of parents.
         leap: an ancestor further up that chain, for climbing it in few steps.
         affine: the furthest ancestor of which a node is an affine image.
+        partial: the nearest node up that chain, or the node itself, that depends on parts of a tensor (slices, pieces).
+        parts: these parts of such a node.
         reduced_from: the tensor of which the node is a *statistic*, as it depends on it only through a reduction.
         manual_softmax: the nodes of written-out softmaxes (exp, and the division by its sum) and their logarithms.
         softmaxes: last node of a written-out softmax -> its exponential.
@@ -236,6 +244,8 @@ class Facts:
     depth: dict[Node, int] = field(default_factory=dict)
     leap: dict[Node, Node] = field(default_factory=dict)
     affine: dict[Node, Node] = field(default_factory=dict)
+    partial: dict[Node, Node] = field(default_factory=dict)
+    parts: dict[Node, Parts] = field(default_factory=dict)
     reduced_from: dict[Node, Node] = field(default_factory=dict)
     manual_softmax: set[Node] = field(default_factory=set)
     softmaxes: dict[Node, Node] = field(default_factory=dict)
@@ -281,6 +291,10 @@ class Facts:
         """Note that ``parent`` determines ``node``."""
         self.parent[node] = parent
         self.depth[node] = self.depth[parent] + 1
+        if parts := self._own_parts(node, parent):
+            self.parts[node] = parts
+        if (partial := node if parts else self.partial.get(parent)) is not None:
+            self.partial[node] = partial
         over = self.leap[parent]
         even = self.depth[parent] - self.depth[over] == self.depth[over] - self.depth[self.leap[over]]
         self.leap[node] = self.leap[over] if even else parent
@@ -321,16 +335,18 @@ class Facts:
         scaling = kind == "product" or (kind == "quotient" and Slot(spec.args[1]) not in operands)
         return kind in ("linear", "movement") or (scaling and len(operands) == 1)
 
-    def is_statistic_of(self, statistic: Node, signal: Node) -> bool:
-        """Whether ``signal`` is an affine image of a tensor on which ``statistic`` depends only through reductions.
+    def _own_parts(self, node: Node, parent: Node) -> Parts:
+        """The parts of ``parent`` that a node takes, or that its operands are; none if it depends on the whole."""
+        if self.specs[node].extra.get("part"):
+            return frozenset({node})
+        operands = self.operands[node].values()
+        each = [self.parts_of(parent, n) for n in operands] if parent not in operands else []
+        joined: Parts = frozenset().union(*each)
+        return joined if all(each) and len(joined) <= _MOST_PARTS else frozenset()
 
-        Their product or quotient is then a normalization: RMSNorm, LayerNorm, cosine attention, in any spelling.
-        """
-        through = self.reduced_from.get(statistic)
-        if through is None or statistic is signal:
-            return False
-        ancestor = self.common_ancestor((signal, through))
-        if ancestor is None or not self.is_affine_image(signal, ancestor):
-            return False
-        reduced = self.reduced_from.get(signal)  # the signal itself must not be a statistic of the same tensor
-        return reduced is None or self.depth[reduced] < self.depth[ancestor]
+    def parts_of(self, ancestor: Node, node: Node) -> Parts:
+        """The parts of an ancestor that a node depends on; none if it depends on the whole."""
+        first, partial = None, self.partial.get(node)
+        while partial is not None and self.depth[partial] > self.depth[ancestor]:
+            first, partial = partial, self.partial.get(self.parent[partial])
+        return frozenset() if first is None else self.parts[first]

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from torch.fx import Graph, Node
 
 from lrp_fx.analysis.facts import Facts
+from lrp_fx.analysis.statistics import is_statistic_of
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import OpSpec, bind
 
@@ -173,6 +174,8 @@ class Products:
         expansion = self.facts.shifted.get(user)
         if spec is None or (expansion is not None and node not in expansion.inside):
             return False
+        if node in self.facts.shifted and expansion is None:
+            return False
         cast_or_sign = len(self.live[node]) == 1 and spec.elementwise and is_cast_or_sign(spec)
         return is_product(self.facts, node) or cast_or_sign
 
@@ -213,9 +216,9 @@ class Products:
     def _merge(self, product: Product, part: Product) -> None:
         """Multiply a product with a part, and find the factors that are statistics of others now."""
         facts = self.facts
-        proven = {n for n in part.reduced if any(facts.is_statistic_of(n, other) for other, _ in product.factors())}
+        proven = {n for n in part.reduced if any(is_statistic_of(facts, n, other) for other, _ in product.factors())}
         if product.reduced:
-            proven |= {n for n in product.reduced if any(facts.is_statistic_of(n, m) for m, _ in part.factors())}
+            proven |= {n for n in product.reduced if any(is_statistic_of(facts, n, m) for m, _ in part.factors())}
         for origin, group in part.groups.items():
             existing = product.groups.get(origin)
             if existing is None:
@@ -260,10 +263,9 @@ def find_continued(graph: Graph, facts: Facts) -> None:
             continue
         operands = facts.operands[user]
         for slot, node in operands.items():
-            if facts.origin.get(user) is facts.origin[node] and (
-                user in facts.continued
-                or spec.kind in ("nonlinearity", "homogeneous")
-                or is_denominator(facts, user, slot)
-                or (spec.kind == "product" and len(operands) > 1)
+            one = facts.origin.get(user) is facts.origin[node]
+            goes_on = user in facts.continued or spec.kind in ("nonlinearity", "homogeneous")
+            if is_denominator(facts, user, slot) or (
+                one and (goes_on or (spec.kind == "product" and len(operands) > 1))
             ):
                 facts.continued.add(node)

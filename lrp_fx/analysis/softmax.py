@@ -16,6 +16,7 @@ from lrp_fx.analysis.conditions.softmax import (
 from lrp_fx.analysis.facts import Facts
 from lrp_fx.analysis.matching import Candidate, before_rules
 from lrp_fx.analysis.patterns import SOFTMAX_WRITTEN_OUT
+from lrp_fx.analysis.statistics import is_statistic_of
 
 
 def find_softmaxes(facts: Facts) -> None:
@@ -74,5 +75,5 @@ def _shift(facts: Facts, exponential: Node, common: bool) -> Node | None:
     detached = len(operands) == 1 and any(
         facts.ops.form(unmoved(facts, n)) == "detach" for n in argument.all_input_nodes
     )
-    statistic = len(operands) == 2 and facts.is_statistic_of(operands[1], operands[0])
+    statistic = len(operands) == 2 and is_statistic_of(facts, operands[1], operands[0])
     return argument if detached or statistic or (common and len(operands) == 2) else None

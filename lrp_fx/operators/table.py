@@ -58,6 +58,8 @@ FIELDS: dict[str, tuple[str, ...]] = {
         "form",  # one of FORMS: how the entries are moved
         "inert",  # the argument that, if False, makes it the identity (dropout: train)
         "literals",  # arguments that are entries of the result (a fill value)
+        "part",  # the result is a part of the operand
+        "fills",  # entries of the result that come from nowhere are 0
     ),
     "linear": (
         "folds",  # a normalization over the batch is folded into the layer before it

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from lrp_fx.analysis.facts import Shift
 from lrp_fx.graph.exact_value import exact_value
 from lrp_fx.graph.operands import Slot, all_slots, replace
 from lrp_fx.plan.make_plan import Term
@@ -63,12 +64,29 @@ def _addends(site: Site, term: Term) -> list[_Factor]:
     ]
     tensors = [(site.copies[c], weight) for c, weight in shift.constants if isinstance(c, Node)]
     numbers = [(c, weight) for c, weight in shift.constants if not isinstance(c, Node)]
-    spread = None if site.spec.elementwise else site.copies[shift.sums[0]]
-    constants: list[tuple[Value, float]] = [(number, 1.0)] if number is not None else [*tensors, *numbers]
+    spread = None if site.spec.elementwise and not shift.moved else site.copies[shift.sums[0]]
+    if number is None:
+        constant = _moved(site, _sum(site, [*tensors, *numbers], spread), shift)
+    elif site.spec.elementwise:
+        constant = (number, 1.0)
+    else:
+        whole = all_slots(site.copies[leaf.owner])[leaf.slot]
+        constant = (site.graph.call_function(aten.full_like.default, (whole, number)), 1.0)
     return [
-        _Factor(leaf.slot, *_sum(site, constants, spread), signal=False),
-        _Factor(leaf.slot, *_sum(site, signals, spread)),
+        _Factor(leaf.slot, *constant, signal=False),
+        _Factor(leaf.slot, *_moved(site, _sum(site, signals, spread), shift)),
     ]
+
+
+def _moved(site: Site, summed: tuple[Value, float], shift: Shift) -> tuple[Value, float]:
+    """A sum, with its entries moved as those of the factor."""
+    value, weight = summed
+    for node, slot in shift.moved:
+        assert isinstance(value, Node)  # it was spread
+        moved = site.graph.node_copy(site.copies[node])
+        replace(moved, slot, value)
+        value = moved
+    return value, weight
 
 
 def _sum(site: Site, addends: Sequence[tuple[Value, float]], spread: Node | None) -> tuple[Value, float]:

@@ -296,7 +296,8 @@ def _shifted(shift: Shift | None) -> tuple[Any, ...]:
     if shift is None:
         return ()
     signals = tuple((slot, weight) for _, slot, weight in shift.signals)
-    return len(shift.sums), signals, tuple((str(type(c)), weight) for c, weight in shift.constants)
+    constants = tuple((str(type(c)), weight) for c, weight in shift.constants)
+    return len(shift.sums), signals, constants, tuple(slot for _, slot in shift.moved)
 
 
 def _decided(plan: Plan, node: Node) -> tuple[Any, ...]:

@@ -193,3 +193,32 @@ def test_writes_through_views_of_every_form_are_functional():
     assert torch.equal(xmodel(X), Writes()(X)) and torch.equal(xmodel(X[:1]), Writes()(X[:1]))
     assert xmodel.captures.latest.captured.route == "export"
     assert abs(xmodel.explain(X, target=lambda out: out).ledger.balance) < 1e-9
+
+
+def moved(name, x):
+    """A movement of x; of the last dimension where it has one."""
+    indices = torch.tensor([2, 0])
+    arguments = {
+        "as_strided": ([2, 3], [24, 1]), "diagonal": (0, 1, 2), "gather": (2, indices.expand(2, 4, 2)),
+        "index": ([None, None, indices],), "index_select": (2, indices), "masked_select": (x > 0,),
+        "narrow": (2, 1, 3), "select": (2, 1), "slice": (2, 1, 3), "take": (indices,),
+        "take_along_dim": (indices.expand(2, 4, 2), 2), "im2col": ([2, 2], [1, 1], [1, 1], [1, 1]),
+        "max_unpool2d": (torch.arange(24).view(1, 4, 6).expand(2, 4, 6), [8, 6]),
+        "max_unpool3d": (torch.arange(48).view(1, 2, 4, 6), [2, 8, 6], [1, 1, 1], [0, 0, 0]),
+    }  # fmt: skip
+    packet = getattr(aten, name.split(".")[1])
+    overload = next(o for o in ("int", "default", "Tensor") if o in packet.overloads())
+    operand = x[None] if name.split(".")[1] in ("im2col", "max_unpool3d") else x
+    return getattr(packet, overload)(operand, *arguments.get(name.split(".")[1], ()))
+
+
+@pytest.mark.parametrize("name", [n for n in declared("part") if n not in ("aten.real", "aten.imag")])
+def test_a_part_has_entries_of_its_operand_alone(name):
+    part = moved(name, X)
+    assert part.numel() < X.numel() and bool(torch.isin(part, X).all())
+
+
+@pytest.mark.parametrize("name", [n for n in declared("fills") if "pad" not in n])
+def test_what_fills_adds_zeros(name):
+    result = moved(name, X)
+    assert int((result == 0).sum()) > 0 and bool(torch.isin(result[result != 0], X).all())

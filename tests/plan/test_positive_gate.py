@@ -12,6 +12,7 @@ RULES = {"base": "attnlrp", "rules": {"positive-gate": "signal-takes-all"}}
 POSITIVE = {
     "sigmoid": lambda a, b: torch.sigmoid(a) * b,
     "written out": lambda a, b: b / (1 + torch.exp(-a)),
+    "by einsum": lambda a, b: torch.einsum("bi,bi->bi", torch.sigmoid(a), b),
     "softplus": lambda a, b: b * F.softplus(a),
     "in a chain": lambda a, b: 2 * (torch.sigmoid(a) * b) * torch.sigmoid(b),
 }
@@ -51,9 +52,12 @@ def test_other_gates_keep_theirs(function):
     assert torch.equal(new["a"], old["a"]) and new["a"].abs().max() > 0.01
 
 
-def test_a_gate_in_any_spelling_has_one_relevance():
-    one, other = (explained(POSITIVE[name], RULES)["b"] for name in ("sigmoid", "written out"))
-    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("rules", [RULES, "attnlrp", "cp_lrp"], ids=str)
+@pytest.mark.parametrize("name", ["written out", "by einsum"])
+def test_a_gate_in_any_spelling_has_one_relevance(name, rules):
+    one, other = (explained(POSITIVE[spelling], rules) for spelling in ("sigmoid", name))
+    for input in "ab":
+        torch.testing.assert_close(one[input], other[input], rtol=1e-10, atol=1e-12)
 
 
 class Scans(nn.Module):

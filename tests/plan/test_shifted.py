@@ -7,6 +7,7 @@ from torch import nn
 import lrp_fx
 
 EYE = torch.eye(4, dtype=torch.float64)
+ROW = torch.tensor([1.0, -2.0, 3.0, 0.5], dtype=torch.float64)
 
 #: functions of two signals a and s -> their spellings
 SPELLINGS = {
@@ -51,6 +52,25 @@ SPELLINGS = {
         lambda a, s: a * (1 + s) * (1 + s.flip(-1)),
         lambda a, s: (1 + s.flip(-1)) * (a * (s + 1)),
         lambda a, s: a * ((1 + s) * (1 + s.flip(-1))),
+    ),
+    "moved": (
+        lambda a, s: a + a * s, lambda a, s: a * (1 + s).unsqueeze(1).squeeze(1), lambda a, s: a * (1 + s)[:, None][:, 0],
+        lambda a, s: (a.T * (s + 1).T).T, lambda a, s: (a.view(-1) * (1 + s).reshape(-1)).view(a.shape),
+        lambda a, s: a * torch.ones_like(s).add(s).flip(1).flip(1), lambda a, s: a * (1 + s).expand(1, 3, 4)[0],
+        lambda a, s: a * (1 + s).split(4, 1)[0],
+    ),
+    "moved and weighed": (
+        lambda a, s: 6 * a - 2 * a * s.flip(1), lambda a, s: a * (2 * (3 - s).flip(1)), lambda a, s: 2 * (3 - s).flip(1) * a,
+        lambda a, s: a * (2 * (torch.arange(3.0, 4.0).to(s) - s)).flip(1),
+    ),
+    "a moved tensor plus a signal": (
+        lambda a, s: a * ROW.flip(0) + a * s.flip(1), lambda a, s: a * (ROW + s).flip(1), lambda a, s: (s + ROW).flip(1) * a,
+    ),
+    "a moved matrix": (
+        lambda a, s: s.sum(-1, keepdim=True) + (outer(a).mT @ s.unsqueeze(-1)).squeeze(-1),
+        lambda a, s: ((1 + outer(a)).mT @ s.unsqueeze(-1)).squeeze(-1),
+        lambda a, s: torch.einsum("bij,bi->bj", 1 + outer(a), s),
+        lambda a, s: ((1 + outer(a).mT) @ s.unsqueeze(-1)).squeeze(-1),
     ),
     "weighed in a chain": (
         lambda a, s: 6 * a - 3 * a * (t := s.flip(-1)) + 2 * a * s - a * t * s,

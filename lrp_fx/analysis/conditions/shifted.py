@@ -13,6 +13,7 @@ from torch.fx import Node
 
 from lrp_fx.analysis.facts import Expansion, Facts, Leaf, Shift
 from lrp_fx.analysis.matching import Candidate, condition
+from lrp_fx.analysis.statistics import is_statistic_of
 from lrp_fx.graph.operands import Slot
 from lrp_fx.graph.reach import upstream
 from lrp_fx.operators.table import bind, coefficients
@@ -28,15 +29,17 @@ def multiplies_two_signals(candidate: Candidate) -> bool:
 
 @condition
 def goes_into_no_product(candidate: Candidate) -> bool:
-    """Products that read it are expanded themselves, with it as one of their factors."""
+    """Products that read it are expanded themselves, with it as one of their factors, or divide it by its norm."""
     facts, node = candidate.facts, candidate.node
-    longer = [u for u in node.users if candidate.spec.elementwise and _is_long(facts, u)]
+    longer = [
+        u for u in node.users if candidate.spec.elementwise and _is_long(facts, u) and not _scales(facts, u, node)
+    ]
     return all(u in facts.shifted and node not in facts.shifted[u].inside for u in longer)
 
 
 @condition
 def has_a_shifted_factor(candidate: Candidate) -> bool:
-    """One of its factors is a constant plus a signal, also scaled; a parameter is no such constant."""
+    """One of its factors is a constant plus a signal, also scaled or moved; a parameter is no such constant."""
     return any(leaf.shift is not None for leaf in leaves(candidate))
 
 
@@ -105,16 +108,24 @@ def _is_long(facts: Facts, node: Node) -> bool:
     )
 
 
+def _scales(facts: Facts, node: Node, numerator: Node) -> bool:
+    """Whether a node divides a product by a statistic of its factors, which is held constant."""
+    spec, operands = facts.specs[node], facts.operands[node]
+    divisor = operands.get(Slot(spec.args[1])) if spec.kind == "quotient" else None
+    return divisor is not None and divisor is not numerator and is_statistic_of(facts, divisor, numerator)
+
+
 def _independent(facts: Facts, factors: list[Node]) -> bool:
     if len({facts.origin.get(n, n) for n in factors}) < len(factors):
         return False
     pairs = list(combinations(factors, 2))
-    return not any(facts.is_statistic_of(a, b) or facts.is_statistic_of(b, a) for a, b in pairs)
+    return not any(is_statistic_of(facts, a, b) or is_statistic_of(facts, b, a) for a, b in pairs)
 
 
 def _shift(facts: Facts, factor: Node) -> Shift | None:
-    """``factor`` as a sum of constants and signals, also times a number; None if it is no such sum."""
-    (first, size), sums = _unscaled(facts, factor), _sums(facts, factor)
+    """``factor`` as a sum of constants and signals, also times a number, and moved; None if it is no such sum."""
+    first, size, moved = _unmoved(facts, factor)
+    sums = _sums(facts, first)
     weights, signals, constants, inside = {first: size}, [], [], set(sums)
     for node in sums:
         for slot, weight in _signals(facts, node).items():
@@ -124,7 +135,7 @@ def _shift(facts: Facts, factor: Node) -> Shift | None:
             else:
                 signals.append((node, slot, weights[node] * weight))
         constants += [(c, weights[node] * weight) for c, weight in _constants(facts, node)]
-    shift = Shift(tuple(sums), tuple(signals), tuple(constants))
+    shift = Shift(tuple(sums), tuple(signals), tuple(constants), moved)
     return shift if constants and shift.number != 0 else None
 
 
@@ -136,7 +147,7 @@ def _sums(facts: Facts, factor: Node) -> list[Node]:
         spec = facts.specs.get(node)
         if node in sums or spec is None or spec.kind != "linear" or not spec.elementwise:
             continue
-        if len(coefficients(node, spec)) == 2 and all(_is_plain_constant(c) for c, _ in _constants(facts, node)):
+        if len(coefficients(node, spec)) == 2 and all(_is_plain(facts, c) for c, _ in _constants(facts, node)):
             sums.add(node)
             stack += facts.operands[node].values()
     return sorted(sums, reverse=True)
@@ -151,6 +162,26 @@ def _constants(facts: Facts, node: Node) -> list[tuple[Node | float, float]]:
     weights, bound = coefficients(node, facts.specs[node]), bind(node)
     constants = [(bound[name], weight) for name, weight in weights.items() if Slot(name) not in facts.operands[node]]
     return [(c if isinstance(c, Node) else float(c), weight) for c, weight in constants]
+
+
+def _unmoved(facts: Facts, factor: Node) -> tuple[Node, float, tuple[tuple[Node, Slot], ...]]:
+    """The sum behind a chain of movements and scalings by numbers: (sum, product of the numbers, movements)."""
+    moved: list[tuple[Node, Slot]] = []
+    node, size = _unscaled(facts, factor)
+    while _only_moves(facts, node):
+        ((slot, operand),) = facts.operands[node].items()
+        moved.append((node, slot))
+        node, further = _unscaled(facts, operand)
+        size *= further
+    return node, size, tuple(reversed(moved))
+
+
+def _only_moves(facts: Facts, node: Node) -> bool:
+    """Whether every entry of ``node`` is one of its only operand."""
+    spec = facts.specs.get(node)
+    if spec is None or spec.kind != "movement" or len(spec.args) != 1 or spec.extra.keys() & {"literals", "fills"}:
+        return False
+    return isinstance(bind(node).get(spec.args[0]), Node)
 
 
 def _unscaled(facts: Facts, node: Node) -> tuple[Node, float]:
@@ -170,16 +201,25 @@ def _times_number(facts: Facts, node: Node) -> tuple[float, Node] | None:
     return (float(numbers[0]), operands[0]) if len(numbers) == 1 else None
 
 
-def _is_plain_constant(constant: object) -> bool:
-    """Whether a constant is a number other than 0, or a tensor without parameters: a bias belongs to its layer."""
+def _is_plain(facts: Facts, constant: object) -> bool:
+    """Whether a constant is a number other than 0, or a tensor without parameters: a bias belongs to its layer.
+
+    Ones with the shape of a signal are no function of the parameters behind it.
+    """
     if isinstance(constant, (int, float)):
         return constant != 0
     if not isinstance(constant, Node):
         return False
-    for node in upstream([constant]):
+    for node in upstream([constant], lambda n: () if _has_a_shape(facts, n) else n.all_input_nodes):
         if node.op == "get_attr":
             module = node.graph.owning_module
             value = operator.attrgetter(str(node.target))(module) if module is not None else None
             if isinstance(value, torch.nn.Parameter) or value is None:
                 return False
     return True
+
+
+def _has_a_shape(facts: Facts, node: Node) -> bool:
+    """Whether a node reads shapes, indices and comparisons alone."""
+    spec = facts.ops.get(node)
+    return spec is not None and spec.kind == "constant"

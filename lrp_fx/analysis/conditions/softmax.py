@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from lrp_fx.analysis.facts import Facts, Mixing
 from lrp_fx.analysis.matching import Candidate, before_rules, condition
+from lrp_fx.analysis.statistics import is_statistic_of
 from lrp_fx.graph.operands import Slot
 from lrp_fx.operators.table import bind, coefficients, op_name
 
@@ -229,7 +230,7 @@ def less_its_log_sum_exp(candidate: Candidate) -> bool:
     facts, (logits, subtrahend) = candidate.facts, _difference(candidate)
     normalised = _normalised(facts, unmoved(facts, subtrahend))
     same = any(_moved_from(facts, n) is _moved_from(facts, logits) for n in normalised)
-    return same or (bool(normalised) and facts.is_statistic_of(subtrahend, logits))
+    return same or (bool(normalised) and is_statistic_of(facts, subtrahend, logits))
 
 
 @condition
