@@ -78,9 +78,9 @@ def _meets_attention(facts: Facts, node: Node) -> bool:
             spec = facts.specs.get(user)
             if spec is None or user in seen:
                 continue
-            seen.add(user)
             rotated = spec.elementwise and spec.kind in ("linear", "product") and _one_origin(facts, user, seen)
-            if spec.kind in ("movement", "normalization") or rotated:
+            if spec.kind in ("movement", "normalization") or rotated:  # a sum is met again from its other term
+                seen.add(user)
                 stack.append(user)
     return False
 

@@ -83,3 +83,27 @@ def test_tables_may_be_split_from_one():
     plain = lrp_fx.convert(model, x, rules="attnlrp").explain(x)
     torch.testing.assert_close(found.relevance["x"], plain.relevance["x"] / 2, rtol=1e-9, atol=1e-12)
     assert found.ledger["position"] == pytest.approx(float(found.target.sum()) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize("first", ["cosines", "sines"])
+def test_a_projection_for_attention_is_one_in_either_order_of_its_rotation(first):
+    """The role was found only if the terms of the rotation were met in one of two orders."""
+
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query = nn.Linear(4, 4)
+            self.register_buffer("angles", torch.arange(20.0).view(5, 4))
+
+        def forward(self, x):
+            q = self.query(x)
+            half = torch.cat([-q[..., 2:], q[..., :2]], -1)
+            if first == "cosines":
+                q = q * self.angles.cos() + half * self.angles.sin()
+            else:
+                q = half * self.angles.sin() + q * self.angles.cos()
+            return torch.nn.functional.scaled_dot_product_attention(q, x, x).mean(1)
+
+    xmodel = lrp_fx.convert(Rotated(), torch.randn(2, 5, 4))
+    layers = xmodel.current.under(xmodel.ruleset).plan.facts.layers.values()
+    assert ["attention-projection" in layer.roles for layer in layers] == [True]
