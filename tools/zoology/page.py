@@ -29,7 +29,10 @@ To find a class: search this page for its name or its model type, or open [zoo.h
 runs the same check on yours ([integrations.md](integrations.md)).
 
 Made by `tools/zoo` ({versions}).
+Rows ran on these days: {days}. A row of zoo.json that says `ran` names its commit.
 """
+#: section of zoo.json -> the name of its check
+SECTIONS = {"rows": "the check", "lowered": "other ways", "further": "other sizes", "gradient": "gradient"}
 _TEMPLATE = Path(__file__).with_name("zoo.html.jinja")
 
 
@@ -72,7 +75,7 @@ def _write_tables(document: dict[str, Any], path: Path) -> None:
         for suite, packages in sorted(document["versions"].items())
     )
     suites = sorted({key.split("/")[0] for key in rows})
-    page = [_HEAD.format(versions=versions), _summary(rows, suites)]
+    page = [_HEAD.format(versions=versions, days=_days(document)), _summary(rows, suites)]
     if "broken" in document:
         page.append(_broken(document["broken"]))
     if "lowered" in document:
@@ -84,6 +87,15 @@ def _write_tables(document: dict[str, Any], path: Path) -> None:
         page.append(_gradient(document["gradient"]))
     page += [_failures(rows), *(_table(rows, further, suite) for suite in suites)]
     write_text(path, "\n".join(page))
+
+
+def _days(document: dict[str, Any]) -> str:
+    """Of each check, how many rows ran on which day."""
+    lines = []
+    for section, name in SECTIONS.items():
+        ran = Counter(row.get("ran", "before").split()[0] for row in document.get(section, {}).values())
+        lines += [f"{name}: " + ", ".join(f"{n} {day}" for day, n in sorted(ran.items()))] if ran else []
+    return "; ".join(lines)
 
 
 def _summary(rows: dict[str, dict[str, Any]], suites: list[str]) -> str:

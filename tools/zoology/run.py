@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import multiprocessing
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import date
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -58,7 +61,7 @@ class Results:
         self.rows: dict[str, Any] = self.document.setdefault(section, {})
 
     def put(self, case: Case, row: dict[str, Any]) -> None:
-        self.rows[case.key] = row
+        self.rows[case.key] = row | {"ran": today_and_commit()}
         label = case.suite if self.section == "rows" else f"{case.suite}, {self.section}"
         self.document["versions"][label] = versions(case.suite)
         self.save()
@@ -75,6 +78,14 @@ class Results:
             rest.append(f"{json.dumps(section)}: {{\n{lines}\n}}")
         text = "{" + ",\n".join(rest) + "}\n"
         write_text(self.path, text)
+
+
+@functools.cache
+def today_and_commit() -> str:
+    """When a row ran, and on which commit."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    return f"{date.today()} {commit}".strip()
 
 
 def versions(suite: str) -> dict[str, str]:
