@@ -7,13 +7,14 @@ dropout, a cache is state that a graph cannot return, and experts that loop over
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from lrp_fx.capture.parameter_writes import ParameterWrites, parameters_restored
+from lrp_fx.capture.snapshot import Snapshot
+from lrp_fx.capture.tensor_writes import TensorWrites, writes_undone
 from lrp_fx.errors import CaptureError
 
 TRACEABLE_EXPERTS = "grouped_mm"
@@ -103,47 +104,46 @@ def _is_lazy(model: torch.nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def preserved(model: torch.nn.Module) -> Iterator[ParameterWrites]:
-    """Restore parameters, buffers, tensors, attributes and the random state after a block, in which the model may run.
+def preserved(model: torch.nn.Module) -> Iterator[TensorWrites]:
+    """Restore a model and the random state after a block, in which it may run.
 
-    Lists and dicts that are attributes of modules get their entries back; changes inside of other objects of the model
-    are not undone. A model with lazy parameters keeps the parameters that its first run creates.
+    Parameters, buffers and attributes; entries of containers, attributes of objects behind them, and tensors in these.
+    A model with lazy parameters keeps the parameters that its first run creates.
 
     Returns:
         What the block has written into parameters so far.
     """
     if _is_lazy(model):
-        yield ParameterWrites(())
+        yield TensorWrites(())
         return
-    with attributes_restored(model), parameters_restored(model) as writes:
+    contents = Snapshot(model)
+    behind = writes_undone(contents.behind)
+    with _restored(model, contents, contents.direct), behind, writes_undone(model.parameters()) as writes:
         yield writes
 
 
 @contextlib.contextmanager
 def attributes_restored(model: torch.nn.Module) -> Iterator[None]:
-    """As :func:`preserved`, without parameters: for runs on fake tensors."""
+    """As :func:`preserved`, without parameters: for runs on fake tensors, in which a tracer may compute constants."""
     if _is_lazy(model):
         yield
         return
-    modules = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]  # their state is not in Python
-    namespaces = [(space, dict(space)) for m in modules for space in (vars(m), m._parameters, m._buffers)]
-    lists = [(v, list(v)) for _, values in namespaces for v in values.values() if type(v) is list]
-    dicts = [(v, dict(v)) for _, values in namespaces for v in values.values() if isinstance(v, dict)]
-    tensors = {id(v): v for _, values in namespaces for v in values.values() if isinstance(v, torch.Tensor)}
-    written = [t for t in tensors.values() if not isinstance(t, torch.nn.Parameter) and not t.is_meta]
+    contents = Snapshot(model)
+    with _restored(model, contents, [*contents.direct, *contents.behind]):
+        yield
+
+
+@contextlib.contextmanager
+def _restored(model: torch.nn.Module, contents: Snapshot, tensors: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Restore the contents of a model, the values of tensors and the random state."""
+    written = [t for t in tensors if not t.is_meta]
     copies = [t.detach().clone() for t in written]
     devices = {t.device for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"}
     try:
         with torch.random.fork_rng(list(devices)):
             yield
     finally:
-        for entries, before in lists:
-            if list(map(id, entries)) != list(map(id, before)):
-                entries[:] = before
-        for space, values in (*namespaces, *dicts):
-            for name in space.keys() - values.keys():
-                del space[name]
-            space.update({name: value for name, value in values.items() if space.get(name, space) is not value})
+        contents.restore()
         with torch.no_grad():
             for tensor, copy in zip(written, copies, strict=True):
                 if tensor.layout is not torch.strided or not torch.equal(tensor, copy):  # sparse: not compared

@@ -84,7 +84,7 @@ class ModelState:
         self._others: list[_Holder] = []
         self._empty: list[Any] = []
         self._tensors: list[tuple[Tensor, torch.Size, torch.dtype, torch.device]] = []
-        self._copies: list[tuple[Any, Any]] = []  #: sets and arrays, whose contents are compared by value
+        self._copies: list[tuple[Any, Any]] = []  #: sets and arrays: their contents are compared by value
         self._opaque: list[Any] = []
         self._ignored: set[str] = set()
         self._functions: list[types.FunctionType] = []
@@ -247,7 +247,7 @@ class _Walk:
         self.behind[attribute] += 1
         if isinstance(value, Tensor):
             state._tensors.append((value, value.shape, value.dtype, value.device))
-        elif isinstance(value, (set, frozenset, np.ndarray)) and len(value) <= _MOST:
+        elif isinstance(value, (set, frozenset, bytearray, np.ndarray)) and _length(value) <= _MOST:
             state._copies.append((value, copy.copy(value)))
         elif isinstance(value, dict) and not value and not getattr(value, "__dict__", None):
             state._empty.append(value)
@@ -291,6 +291,11 @@ class _Walk:
         for key, item in zip(keys, values, strict=True):
             if inside and key not in skipped and not isinstance(item, _BY_VALUE):
                 self.stack.append((item, name if key in NAMED else _place(name, key)))
+
+
+def _length(value: Any) -> int:
+    """The number of entries; an array without axes has one."""
+    return int(value.size) if isinstance(value, np.ndarray) else len(value)
 
 
 def _alike(value: Any, stored: Any) -> bool:

@@ -11,9 +11,7 @@ something that its outputs do not show, such as a count.
 from __future__ import annotations
 
 import collections
-import operator
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,19 +23,11 @@ from torch.utils import _pytree as pytree
 from lrp_fx.capture.repeated.logged_numbers import NotLogged
 from lrp_fx.capture.repeated.results import HistoryRead, Results, memory_of
 from lrp_fx.capture.repeated.run_log import Entry, RunLog, settings
+from lrp_fx.capture.snapshot import Snapshot
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _LEAST = 4  #: smallest number of entries that is worth a copy
 _MOST = 2000  #: largest number of entries for each call of a block: a longer one is a loop
-_CONTAINERS = (
-    list,
-    dict,
-    set,
-    collections.deque,
-    collections.OrderedDict,
-    collections.defaultdict,
-    collections.Counter,
-)
 
 Forward = Callable[..., Any]
 
@@ -206,8 +196,11 @@ def plan(
     def ran(without: dict[int, LoggedCall] | None, results: Results | None) -> Run:
         run = Run(kinds, without, results)
         running(run)
-        with _restored(module):
+        contents = Snapshot(module)
+        try:
             run.of(module, forward, args, kwargs)
+        finally:
+            contents.restore()
         return run
 
     def planned(results: Results | None) -> Plan | None:
@@ -295,31 +288,3 @@ def _rest(run: Run, copies: dict[int, int]) -> Any:
         entries.append(as_entry(call))
         place = call.end
     return _signature(run.calls[0], entries + run.log.entries[place:], run.log)
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Restore the attributes of a model's modules, and what is in their lists and dicts."""
-    spaces = [space for m in model.modules() for space in (vars(m), m._parameters, m._buffers)]
-    contents = [(space, dict(space)) for space in spaces]
-    contents += [(v, v.copy()) for _, before in contents for v in before.values() if type(v) in _CONTAINERS]
-    try:
-        yield
-    finally:
-        for container, before in contents:
-            _restore(container, before)
-
-
-def _restore(container: Any, before: Any) -> None:
-    """Give a container its entries again; one that has them is left alone."""
-    if len(container) == len(before) == 0:
-        return
-    if isinstance(container, dict):
-        if [*container] == [*before] and all(map(operator.is_, container.values(), before.values())):
-            return
-        for name in container.keys() - before.keys():
-            del container[name]
-        container.update({name: value for name, value in before.items() if container.get(name, container) is not value})
-    elif len(container) != len(before) or not all(map(operator.is_, container, before)):
-        container.clear()
-        (container.update if isinstance(container, set) else container.extend)(before)

@@ -1,8 +1,7 @@
-"""Writes of a run into parameters, undone.
+"""Writes of a run into tensors, undone.
 
-The copy of a model that is captured shares the memory of all parameters with the model. A model may scale its weights
-at its first run, and remember that in an attribute. A run of the copy would change the model's weights, not its
-attribute.
+The copy of a model that is captured shares the memory of all tensors with the model. A model may scale its weights at
+its first run, and remember that in an attribute. A run of the copy would change the model's weights, not its attribute.
 """
 
 from __future__ import annotations
@@ -15,14 +14,15 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 _ASSIGNMENTS = frozenset({"__setitem__", *(f"__i{name}__" for name in _OPERATORS)})
 
 
-class ParameterWrites(TorchFunctionMode):
-    """Saves parameters before a run writes into them.
+class TensorWrites(TorchFunctionMode):
+    """Saves tensors before a run writes into them.
 
     Writes that PyTorch's Python functions do not see, such as those through NumPy, are not noticed.
 
@@ -30,9 +30,9 @@ class ParameterWrites(TorchFunctionMode):
         saved: id of a storage -> (the storage, a copy of what it held before the first write).
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__()
-        self._aliases = [(p, p.detach()) for p in parameters if type(p) in _PLAIN and _has_memory(p)]
+        self._aliases = [(t, t.detach()) for t in tensors if type(t) in _PLAIN and _has_memory(t)]
         self._storages = {alias.untyped_storage()._cdata for _, alias in self._aliases}
         self.saved: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
@@ -48,13 +48,14 @@ class ParameterWrites(TorchFunctionMode):
 
     def _save(self, storage: torch.UntypedStorage) -> None:
         if storage._cdata in self._storages and storage._cdata not in self.saved:
-            self.saved[storage._cdata] = storage, storage.clone()
+            with no_dispatch():  # a tracer does not record the copy
+                self.saved[storage._cdata] = storage, storage.clone()
 
     def undo(self) -> None:
-        """Give all parameters the memory and the values that they had."""
-        for parameter, alias in self._aliases:
-            if parameter.data_ptr() != alias.data_ptr():
-                parameter.data = alias
+        """Give all tensors the memory and the values that they had."""
+        for tensor, alias in self._aliases:
+            if tensor.data_ptr() != alias.data_ptr():
+                tensor.data = alias
         for storage, before in self.saved.values():
             storage.copy_(before)
 
@@ -74,9 +75,9 @@ def _writes(func: Any, keywords: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def parameters_restored(model: torch.nn.Module) -> Iterator[ParameterWrites]:
-    """In this context the model may run; what it wrote into its parameters is undone at the end."""
-    writes = ParameterWrites(model.parameters())
+def writes_undone(tensors: Iterable[Tensor]) -> Iterator[TensorWrites]:
+    """In this context a model may run; what it wrote into these tensors is undone at the end."""
+    writes = TensorWrites(tensors)
     try:
         with writes:
             yield writes
