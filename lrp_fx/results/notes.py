@@ -17,6 +17,7 @@ from torch import Tensor
 SMALL = 0.1  #: a note appears if inputs have less than this share of the explained value
 CANCELLING = 30  #: ... if magnitudes of relevance sum to more than this multiple of it
 TAKEN = 0.05  #: ... if stabilisers absorb more than this share of it
+ROUNDED = 0.05  #: ... if the ledger misses it by more than this share of the ledger's largest amounts
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,19 @@ def _stabilised(signs: Signs) -> str | None:
     )
 
 
+def _unbalanced(signs: Signs) -> str | None:
+    if signs.amounts is None:
+        return None
+    total, target = sum(signs.amounts.values()), float(signs.target.sum())
+    if abs(total - target) <= ROUNDED * max(abs(target), sum(map(abs, signs.amounts.values()))):
+        return None
+    return (
+        f"the ledger adds up to {total:.3g} instead of {target:.3g}: the model computes with numbers that cancel and "
+        "are too large for the precision (scores of -1e30 that are added up, say). Its other entries cannot be read. "
+        "Try a mask behind such sums, or -inf."
+    )
+
+
 def _unmoved(signs: Signs) -> str | None:
     zero = [name for name, r in signs.relevance.items() if r.is_floating_point() and not bool(r.any())]
     if not zero or len(zero) == len(signs.relevance):
@@ -195,6 +209,7 @@ SIGNS: dict[str, Callable[[Signs], str | None]] = {
     "small share": _little,
     "cancelling": _cancelling,
     "stabilised": _stabilised,
+    "unbalanced": _unbalanced,
     "no relevance": _unmoved,
 }
 

@@ -18,6 +18,7 @@ WEAK = {
     "small share": ({"x": torch.tensor([[0.05, 0.01]])}, TARGET, None),
     "cancelling": ({"x": torch.tensor([[20.0, -19.1]])}, TARGET, None),
     "stabilised": (GOOD, TARGET, {"input": 0.8, "constant": 0.04, "stabiliser": 0.06}),
+    "unbalanced": (GOOD, TARGET, {"input": 0.8, "constant": 2e12, "softmax": -4e12}),
     "no relevance": ({**GOOD, "y": torch.zeros(1, 3)}, TARGET, None),
 }
 
@@ -51,7 +52,7 @@ def test_a_note_does_not_recommend_the_rule_set_in_use(sign):
 
 
 def test_a_good_map_has_no_note():
-    amounts = {"input": 0.3, "bias": 0.06, "softmax": 0.54, "constant": 0.2}
+    amounts = {"input": 0.3, "bias": 0.06, "softmax": 0.34, "constant": 0.2}
     assert find_notes(GOOD, TARGET, amounts) == find_notes(GOOD, TARGET, None) == ()
 
 
