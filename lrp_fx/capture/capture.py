@@ -31,6 +31,7 @@ from lrp_fx.capture.passes.conditional_norms import free_of_inputs
 from lrp_fx.capture.passes.control_flow import Unrolled, drop_block_masks, holds_control, holds_transform
 from lrp_fx.capture.passes.detached import settle_detached
 from lrp_fx.capture.passes.functionalize import drop_unread_writes
+from lrp_fx.capture.passes.rectifiers import rectifiers_to_relu
 from lrp_fx.capture.passes.unpack_quantized import unpack
 from lrp_fx.capture.passes.unroll_rnn import written_out
 from lrp_fx.capture.passes.widen_float32 import widen_islands
@@ -320,6 +321,7 @@ def _finished(graph_module: fx.GraphModule) -> fx.GraphModule:
     unpack(graph_module)
     settle_detached(graph_module.graph)
     normalise.boolean_conditions(graph_module.graph)
+    rectifiers_to_relu(graph_module)
     normalise.spell_out(graph_module.graph)
     normalise.whole_batch_norms(graph_module.graph)
     normalise.pools_to_means(graph_module.graph)

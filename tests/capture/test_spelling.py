@@ -242,6 +242,17 @@ SPELLINGS = {
     "softplus": [lambda a, b, w: F.softplus(a), lambda a, b, w: torch.log(1 + torch.exp(a))],
     "mish": [lambda a, b, w: F.mish(a), lambda a, b, w: a * torch.tanh(F.softplus(a))],
     "hardswish": [lambda a, b, w: F.hardswish(a), lambda a, b, w: a * F.relu6(a + 3) / 6],
+    "relu as a gate": [
+        lambda a, b, w: F.relu(a) * b,
+        lambda a, b, w: a.clamp(min=0) * b,
+        lambda a, b, w: torch.maximum(a, torch.zeros_like(a)) * b,
+        lambda a, b, w: torch.maximum(torch.tensor(0.0, dtype=a.dtype), a) * b,
+        lambda a, b, w: torch.where(a > 0, a, 0.0) * b,
+        lambda a, b, w: torch.where(a <= 0, torch.zeros_like(a), a) * b,
+        lambda a, b, w: a.masked_fill(a < 0, 0.0) * b,
+        lambda a, b, w: a * (a > 0) * b,
+        lambda a, b, w: (a > 0).to(a) * a * b,
+    ],
     "squared relu": [lambda a, b, w: F.relu(a).square() * b, lambda a, b, w: F.relu(a) * F.relu(a) * b],
     "relu": [
         lambda a, b, w: F.relu(a),
