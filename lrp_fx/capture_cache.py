@@ -295,7 +295,7 @@ class CaptureCache:
         stage("analysis")
         show_steps(captured.graph_module)
         decompose(captured.graph_module, self.ops)
-        merge_equal(captured.graph_module)
+        merge_equal(captured.graph_module, self.ops)
         check_stage("capture", Stage(captured.graph_module, self.ops))
         facts = analyse_detached(captured.graph_module, self.ops, self.options.detach)
         check_stage("analysis", Stage(captured.graph_module, self.ops, facts))

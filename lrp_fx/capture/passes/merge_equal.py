@@ -13,26 +13,27 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 from lrp_fx.graph.module_calls import CALLS
 from lrp_fx.graph.steps import STEP
 from lrp_fx.operators.schema import has_tag, is_mutating
+from lrp_fx.operators.table import OpTable
 
 
-def merge_equal(graph_module: fx.GraphModule) -> None:
-    """Let calls of the same operator with the same arguments be one node, where they depend on an input.
+def merge_equal(graph_module: fx.GraphModule, ops: OpTable) -> None:
+    """Let calls of the same operator with the same arguments be one node, where they compute on a signal.
 
-    Steps of a loop stay apart, as each is rewritten by itself.
+    What is computed from sizes or positions alone stays where it is: layers that read each other's tables are no longer
+    alike. Steps of a loop stay apart, as each is rewritten by itself.
     """
     graph, merged = graph_module.graph, False
-    reached: set[Node] = set()
-    known: dict[Any, Node] = {}
+    signals = _signals(graph, ops)
+    first_calls: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
-            reached.add(node)
-        if node.op != "get_attr" and not (node in reached and _is_repeatable(node)):
+        if node.op != "get_attr" and not (node in signals and _is_repeatable(node)):
             continue
-        first = known.setdefault((node.op, node.target, _key(node.args), _key(node.kwargs)), node)
+        first = first_calls.setdefault((node.op, node.target, _key(node.args), _key(node.kwargs)), node)
         if first is not node:
             if calls := [*first.meta.get(CALLS, ()), *node.meta.get(CALLS, ())]:
                 first.meta[CALLS] = calls
@@ -42,6 +43,18 @@ def merge_equal(graph_module: fx.GraphModule) -> None:
     if merged:
         graph.lint()
         graph_module.recompile()
+
+
+def _signals(graph: fx.Graph, ops: OpTable) -> set[Node]:
+    """Floating-point inputs, looked-up rows, and every floating-point node that depends on one."""
+    signals: set[Node] = set()
+    for node in graph.nodes:
+        looks_up = node.op == "call_function" and (spec := ops.get(node)) is not None and spec.kind == "lookup"
+        if node.op == "placeholder" or looks_up or any(n in signals for n in node.all_input_nodes):
+            tensors = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
+            if any(t.is_floating_point() or t.is_complex() for t in tensors):
+                signals.add(node)
+    return signals
 
 
 def _is_repeatable(node: Node) -> bool:
