@@ -44,6 +44,12 @@ def _recent() -> Recent[Any, Any]:
     return Recent(_GRAPHS)
 
 
+@functools.cache
+def _gradient_key() -> str:
+    """The key of the gradient rules, whose file is read once."""
+    return RuleSet.load("gradient").key
+
+
 @dataclass
 class Specialization:
     """One capture with its facts, and caches of the graphs derived from it.
@@ -144,7 +150,7 @@ class Specialization:
         They are computed at the first explanation, or at each if ``when`` is "always". Empty under other rule sets, and
         if ``when`` is False.
         """
-        if not when or ruleset.key != RuleSet.load("gradient").key:
+        if not when or ruleset.key != _gradient_key():
             return ()
         if self.gradient_notes is None or when == "always":
             note = custom_backward_note(model(), self.sweeper(ruleset, ()), call, args, kwargs, target)
