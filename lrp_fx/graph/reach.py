@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from torch import fx
+from torch import Tensor, fx
 from torch.fx import Node
+from torch.utils import _pytree as pytree
 
 
 def from_inputs(graph: fx.Graph) -> set[Node]:
@@ -15,6 +16,12 @@ def from_inputs(graph: fx.Graph) -> set[Node]:
         if node.op == "placeholder" or any(n in reached for n in node.all_input_nodes):
             reached.add(node)
     return reached
+
+
+def is_floating(node: Node) -> bool:
+    """Whether the value of a node has a floating-point or complex tensor."""
+    leaves = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in leaves)
 
 
 def _operands(node: Node) -> Iterable[Node]:

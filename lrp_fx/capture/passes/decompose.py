@@ -20,7 +20,6 @@ from torch._decomp import decomposition_table
 from torch._guards import detect_fake_mode
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _pytree as pytree
 
 from lrp_fx.capture.passes.functionalize import functionalise
 from lrp_fx.capture.passes.normalize import drop_assertions, drop_inert, see_through
@@ -28,7 +27,7 @@ from lrp_fx.capture.passes.spellings import COMPLEX_SPELLINGS, SPELLINGS, sums_n
 from lrp_fx.graph.attribute_paths import attribute
 from lrp_fx.graph.copies import splice
 from lrp_fx.graph.operands import declared
-from lrp_fx.graph.reach import from_inputs
+from lrp_fx.graph.reach import from_inputs, is_floating
 from lrp_fx.graph.steps import STEP
 from lrp_fx.operators.schema import has_tag
 from lrp_fx.operators.table import OpTable
@@ -71,8 +70,8 @@ def _is_undeclared(node: Node, ops: OpTable, reached: set[Node]) -> bool:
         isinstance(node.target, torch._ops.OpOverload)
         and ops.get(node) is None
         and bool(node.users)
-        and _floats(node)
-        and any(n in reached and _floats(n) for n in node.all_input_nodes)
+        and is_floating(node)
+        and any(n in reached and is_floating(n) for n in node.all_input_nodes)
     )
 
 
@@ -81,7 +80,7 @@ def _is_steered(node: Node, ops: OpTable, reached: set[Node]) -> bool:
     if node.target not in SPELLINGS or (spec := ops.get(node)) is None:
         return False
     steering = set(node.all_input_nodes) - set(declared(node, spec).values())
-    return any(n in reached and _floats(n) for n in steering)
+    return any(n in reached and is_floating(n) for n in steering)
 
 
 def _lacks_a_derivative(node: Node, ops: OpTable, reached: set[Node]) -> bool:
@@ -98,11 +97,6 @@ def _only_multiplies(node: Node, ops: OpTable, reached: set[Node]) -> bool:
 
 
 _REASONS = (_is_undeclared, _is_steered, _lacks_a_derivative, _only_multiplies)
-
-
-def _floats(node: Node) -> bool:
-    leaves = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in leaves)
 
 
 def _decomposed(graph_module: fx.GraphModule, node: Node, ops: OpTable, depth: int) -> fx.GraphModule | None:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import fx
 from torch.fx import Node
-from torch.utils import _pytree as pytree
 
 from lrp_fx.graph.module_calls import CALLS
+from lrp_fx.graph.reach import is_floating
 from lrp_fx.graph.steps import STEP
 from lrp_fx.operators.schema import has_tag, is_mutating
 from lrp_fx.operators.table import OpTable
@@ -50,10 +50,9 @@ def _signals(graph: fx.Graph, ops: OpTable) -> set[Node]:
     signals: set[Node] = set()
     for node in graph.nodes:
         looks_up = node.op == "call_function" and (spec := ops.get(node)) is not None and spec.kind == "lookup"
-        if node.op == "placeholder" or looks_up or any(n in signals for n in node.all_input_nodes):
-            tensors = [v for v in pytree.tree_leaves(node.meta.get("val")) if isinstance(v, torch.Tensor)]
-            if any(t.is_floating_point() or t.is_complex() for t in tensors):
-                signals.add(node)
+        reached = node.op == "placeholder" or looks_up or any(n in signals for n in node.all_input_nodes)
+        if reached and is_floating(node):
+            signals.add(node)
     return signals
 
 

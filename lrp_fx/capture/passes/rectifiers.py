@@ -30,7 +30,6 @@ _FILLED |= {aten.scalar_tensor.default: "s"}
 def rectifiers_to_relu(graph_module: fx.GraphModule) -> None:
     """Replace every spelling of a rectifier by ``relu``."""
     graph = graph_module.graph
-    changed = False
     for node in list(graph.nodes):
         signal = _SPELLINGS[node.target](graph_module, bind(node)) if node.target in _SPELLINGS else None
         if signal is None or not _is_alike(node, signal):
@@ -41,9 +40,6 @@ def rectifiers_to_relu(graph_module: fx.GraphModule) -> None:
         hand_on(node, relu)
         node.replace_all_uses_with(relu)
         graph.erase_node(node)
-        changed = True
-    if changed:
-        graph.eliminate_dead_code()
 
 
 def _is_alike(node: Node, signal: Node) -> bool:
